@@ -1,0 +1,91 @@
+// plan and tell on the CPU: NP numbers, so one thread does it.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "operators.h"
+#include "threads.h"
+
+namespace deevo::cpu {
+namespace {
+
+// Checks that memory safety rests on; null when all is well.
+const char* check_generation(int64_t generation) {
+  const bool usable = generation >= 1 && generation <= 0x7FFFFFFF;
+  return usable ? nullptr : "generation is not in 1..2147483647";
+}
+
+const char* check_strategy(const double* strategy) {
+  const bool trig = strategy[kKind] != 0.0;
+  const double terms = strategy[kNumTerms];
+  bool usable = trig ? terms == 2.0 : terms >= 0.0 && terms <= kMaxTerms;
+  for (int m = -1; m < kMaxTerms; ++m) {
+    const double code = strategy[m < 0 ? kBaseTerm : kTermCodes + m];
+    // Trigonometric mutation looks up the losses of its rows, which the archive does not keep.
+    usable = usable && code >= 0.0 && code < (trig ? kFromArchive : kNumTermCodes);
+  }
+  return usable ? nullptr : "strategies hold a term that does not exist";
+}
+
+const char* check_state(const TellInputs& in, const double* state) {
+  const StateLayout at(in.settings, in.num_strategies);
+  for (int64_t k = 0; k < in.num_strategies; ++k) {
+    const double pointer = state[at.pointer + k];
+    if (!(pointer >= 0.0 && pointer < in.settings[kMemorySize])) {
+      return "state holds a memory pointer that does not exist";
+    }
+  }
+  const double count = state[at.archive_count];
+  const bool possible = count >= 0.0 && count <= in.settings[kArchiveCapacity];
+  return possible ? nullptr : "state holds an archive count beyond the archive";
+}
+
+}  // namespace
+
+const char* plan(const double* settings, const double* strategies, int64_t num_strategies,
+                 const double* state, const double* fitness, int64_t num_members,
+                 int64_t generation, Key key, int32_t* choices, double* parameters,
+                 float* coefficients) {
+  if (const char* error = check_generation(generation)) return error;
+  for (int64_t k = 0; k < num_strategies; ++k) {
+    if (const char* error = check_strategy(strategies + k * kStrategyColumns)) return error;
+  }
+  const FloatEnvironment environment;
+  std::vector<double> clean(num_members);
+  std::transform(fitness, fitness + num_members, clean.begin(), clean_fitness);
+  std::vector<int32_t> by_rank(num_members);
+  std::iota(by_rank.begin(), by_rank.end(), 0);
+  std::stable_sort(by_rank.begin(), by_rank.end(),
+                   [&](int32_t a, int32_t b) { return clean[a] < clean[b]; });
+  const double infinity = clean_fitness(double_of(0x7FF8000000000000ull));
+  const int64_t num_valid = std::count_if(clean.begin(), clean.end(),
+                                          [&](double value) { return value < infinity; });
+  const PlanInputs in = {settings,  strategies,  num_strategies, state,      clean.data(),
+                         by_rank.data(), num_valid, num_members, generation, key};
+  for (int64_t i = 0; i < num_members; ++i) {
+    plan_member(in, i,
+                {choices + i * kChoiceColumns, parameters + i * kParameterColumns,
+                 coefficients + i * kMaxTerms});
+  }
+  return nullptr;
+}
+
+const char* tell(const TellInputs& in, double* state, double* fitness, int64_t* generation,
+                 uint8_t* accepted, int32_t* archive_slot) {
+  if (const char* error = check_generation(*generation)) return error;
+  for (int64_t i = 0; i < in.num_members; ++i) {
+    const int32_t* choice = in.choices + i * kChoiceColumns;
+    if (choice[kGeneration] != *generation) return "choices are of another generation";
+    if (choice[kStrategy] < 0 || choice[kStrategy] >= in.num_strategies) {
+      return "choices name a strategy that does not exist";
+    }
+  }
+  if (const char* error = check_state(in, state)) return error;
+  const FloatEnvironment environment;
+  std::vector<double> improvement(in.num_members), scratch(2 * power_of_two(in.num_members));
+  tell_generation(in, {state, fitness, generation, accepted, archive_slot, improvement.data(),
+                       scratch.data()});
+  return nullptr;
+}
+
+}  // namespace deevo::cpu

@@ -1,0 +1,245 @@
+// plan: what each member does in a generation. Strategy by roulette over SaDE's odds (Qin et al.
+// 2009), F from the ensemble of sinusoids (Awad et al. 2016, 2017) or from SHADE's success-history
+// memories (Tanabe & Fukunaga 2013), CR from its memory, distinct parents, and the coefficients of
+// v = row[base] + sum_m c[m] (row[idx[m]] - row[base]); trigonometric mutation (Fan & Lampinen
+// 2003) has c_k = 4/3 - 3 |f_k| / (|f_1| + |f_2| + |f_3|). A few hundred bytes a member.
+#pragma once
+
+#include "deevo/exact_math.h"
+#include "deevo/philox.h"
+#include "deevo/tables.h"
+
+namespace deevo {
+
+struct PlanInputs {
+  const double* settings;
+  const double* strategies;
+  int64_t num_strategies;
+  const double* state;
+  const double* fitness;    // [NP], NaN already read as +inf by clean_fitness
+  const int32_t* by_rank;   // [NP], members from best to worst, equal fitness by lower index
+  int64_t num_valid;        // members whose fitness is below +inf
+  int64_t num_members;
+  int64_t generation;
+  Key key;
+};
+
+struct PlanRow {
+  int32_t* choices;       // [kChoiceColumns]
+  double* parameters;     // [kParameterColumns]
+  float* coefficients;    // [kMaxTerms]
+};
+
+DEEVO_HD double clean_fitness(double fitness) {
+  return fitness == fitness ? fitness : double_of(0x7FF0000000000000ull);
+}
+
+DEEVO_HD bool is_finite(double x) {
+  return (bits_of(x) & 0x7FF0000000000000ull) != 0x7FF0000000000000ull;
+}
+
+DEEVO_HD double clip(double x, double low, double high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
+// Inserts a drawn value into the ascending list of excluded indices; returns the index it stands
+// for: the drawn rank among the indices that are not excluded.
+DEEVO_HD int32_t exclude(int32_t drawn, int32_t* excluded, int* count) {
+  int position = 0;
+  while (position < *count && excluded[position] <= drawn) {
+    drawn += 1;
+    position += 1;
+  }
+  for (int j = *count; j > position; --j) excluded[j] = excluded[j - 1];
+  excluded[position] = drawn;
+  *count += 1;
+  return drawn;
+}
+
+// The normal value of the first of 32 attempts inside (0, inf); clipped if there is none.
+DEEVO_HD double positive_draw(const PlanInputs& in, int64_t member, Purpose purpose, double mean,
+                              double scale, bool cauchy) {
+  for (uint32_t attempt = 0; attempt < 32; ++attempt) {
+    const double u = uniform(draw(purpose, in.generation, member, attempt, in.key).w[0]);
+    const double x = mean + scale * (cauchy ? cauchy_quantile(u) : normal_quantile(u));
+    if (x > 0.0) return x;
+  }
+  return 0.0;
+}
+
+DEEVO_HD int32_t roulette(double u, const double* odds, int64_t n) {
+  double cumulative = 0.0;
+  int32_t last = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    if (!(odds[k] > 0.0)) continue;
+    cumulative = cumulative + odds[k];
+    last = static_cast<int32_t>(k);
+    if (u < cumulative) return last;
+  }
+  return last;
+}
+
+DEEVO_HD double sinusoid1_probability(const PlanInputs& in, const StateLayout& at) {
+  const int mode = static_cast<int>(in.settings[kSinusoidMode]);
+  if (mode == 1) return 1.0;
+  if (mode == 2) return 0.0;
+  if (in.generation <= static_cast<int64_t>(in.settings[kSinusoidPeriod])) return 0.5;
+  return in.state[at.sinusoid1_odds];
+}
+
+// F, frequency and their source for a linear strategy.
+DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t member,
+                        uint32_t sinusoid_word, int64_t slot, double* f, double* frequency) {
+  const double* s = in.settings;
+  const double g = static_cast<double>(in.generation);
+  int32_t source = kSourceMemory;
+  if (static_cast<int>(s[kSinusoidMode]) != 3 && g < s[kSwitchGeneration]) {
+    const double horizon = s[kGenerations];
+    if (uniform(sinusoid_word) < sinusoid1_probability(in, at)) {
+      source = kSourceSinusoid1;
+      *f = s[kFInit] *
+           (sin2pi(s[kSinusoid1Frequency] * g + 0.5) * ((horizon - g) / horizon) + 1.0);
+    } else {
+      source = kSourceSinusoid2;
+      const double drawn = positive_draw(in, member, kPurposeFrequency,
+                                         in.state[at.memory_frequency + slot],
+                                         s[kFrequencyStd], false);
+      *frequency = drawn > 1.0 ? 1.0 : drawn;
+      *f = s[kFInit] * (sin2pi(*frequency * g) * (g / horizon) + 1.0);
+    }
+  } else if (static_cast<int>(s[kFDistribution]) == 1) {
+    *f = positive_draw(in, member, kPurposeF, in.state[at.memory_f + slot], s[kFStd], true);
+  } else {
+    const Words words = draw(kPurposeF, in.generation, member, 0, in.key);
+    *f = in.state[at.memory_f + slot] + s[kFStd] * normal_quantile(uniform(words.w[0]));
+  }
+  *f = clip(*f, s[kFMin], s[kFMax]);
+  return source;
+}
+
+// Row of each term code for one member.
+DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t member,
+                           int32_t* row_of) {
+  const int32_t n = static_cast<int32_t>(in.num_members);
+  const int32_t target = static_cast<int32_t>(member);
+  const Words first = draw(kPurposeParents, in.generation, member, 0, in.key);
+  const Words second = draw(kPurposeParents, in.generation, member, 1, in.key);
+  const uint32_t word[5] = {first.w[0], first.w[1], first.w[2], first.w[3], second.w[0]};
+
+  row_of[kTarget] = target;
+  int32_t excluded[6] = {target};
+  int count = 1;
+  for (int r = 0; r < 5; ++r) {  // a pool that needs more parents than there are is refused earlier
+    const bool possible = n > count;
+    row_of[kR1 + r] =
+        possible ? exclude(static_cast<int32_t>(mulhi(word[r], n - count)), excluded, &count)
+                 : target;
+  }
+
+  int32_t best = in.by_rank[0];
+  if (in.settings[kBestExcludesTarget] != 0.0 && best == target && in.num_valid != 1) {
+    best = in.by_rank[1];
+  }
+  row_of[kBest] = best;
+
+  const double p = in.settings[kPBestMin] +
+                   (in.settings[kPBestMax] - in.settings[kPBestMin]) * uniform(second.w[3]);
+  int64_t candidates = static_cast<int64_t>(nearbyint(n * p));
+  candidates = candidates < 1 ? 1 : (candidates > n ? n : candidates);
+  if (in.num_valid > 0 && candidates > in.num_valid) candidates = in.num_valid;
+  row_of[kPBest] = in.by_rank[mulhi(second.w[2], static_cast<uint32_t>(candidates))];
+
+  const int32_t with_archive = n + static_cast<int32_t>(in.state[at.archive_count]);
+  int32_t taken[3] = {target};
+  count = 1;
+  if (row_of[kR1] != target) exclude(row_of[kR1] - (row_of[kR1] > target ? 1 : 0), taken, &count);
+  row_of[kFromArchive] =
+      with_archive > count
+          ? exclude(static_cast<int32_t>(mulhi(second.w[1], with_archive - count)), taken, &count)
+          : target;
+}
+
+// c_k = 4/3 - 3 p_k for the three parents. All losses 0: 1/3 each. A sum that is not finite: equal
+// shares for the finite parents, none for the others.
+DEEVO_HD void trigonometric(const PlanInputs& in, const int32_t* rows, double* c) {
+  const double offset = in.settings[kTrigOffset] != 0.0 ? in.fitness[in.by_rank[0]] : 0.0;
+  double cost[3];
+  for (int k = 0; k < 3; ++k) {
+    cost[k] = in.fitness[rows[k]] - offset;
+    if (cost[k] < 0.0) cost[k] = -cost[k];
+  }
+  const double total = (cost[0] + cost[1]) + cost[2];
+  if (is_finite(total) && total > 0.0) {
+    for (int k = 0; k < 3; ++k) c[k] = 4.0 / 3.0 - 3.0 * (cost[k] / total);
+    return;
+  }
+  int finite = 0;
+  for (int k = 0; k < 3; ++k) finite += is_finite(cost[k]) ? 1 : 0;
+  for (int k = 0; k < 3; ++k) {
+    c[k] = finite == 0 ? 1.0 / 3.0 : (is_finite(cost[k]) ? 1.0 / finite : 0.0);
+  }
+}
+
+DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
+  const StateLayout at(in.settings, in.num_strategies);
+  const double* s = in.settings;
+  const Words chance = draw(kPurposeChoice, in.generation, member, 0, in.key);
+  const double u = uniform(draw(kPurposeChoice, in.generation, member, 1, in.key).w[0]);
+
+  const int32_t k = roulette(uniform(chance.w[0]), in.state + at.odds, in.num_strategies);
+  const double* strategy = in.strategies + static_cast<int64_t>(k) * kStrategyColumns;
+  const bool trig = strategy[kKind] != 0.0;
+  const bool binomial = strategy[kCrossover] != 0.0;
+
+  const uint32_t h = static_cast<uint32_t>(s[kMemorySize]);
+  const int64_t slot = static_cast<int64_t>(mulhi(chance.w[2], h)) * in.num_strategies + k;
+  const int64_t cr_slot = static_cast<int64_t>(mulhi(chance.w[3], h)) * in.num_strategies + k;
+
+  double f = 0.0, frequency = 0.0, cr = 1.0;
+  int32_t source = kSourceNone;
+  if (!trig) source = plan_f(in, at, member, chance.w[1], slot, &f, &frequency);
+  if (binomial) {
+    const double mean = in.state[at.memory_cr + cr_slot];
+    const Words words = draw(kPurposeCR, in.generation, member, 0, in.key);
+    // A negative memory is L-SHADE's terminal value: CR = 0 from then on.
+    cr = mean < 0.0 ? 0.0
+                    : clip(mean + s[kCRStd] * normal_quantile(uniform(words.w[0])), s[kCRMin],
+                           s[kCRMax]);
+  }
+
+  int32_t row_of[kNumTermCodes];
+  draw_parents(in, at, member, row_of);
+  const int terms = static_cast<int>(strategy[kNumTerms]);
+  const int32_t base = row_of[static_cast<int>(strategy[kBaseTerm])];
+  double trig_c[3] = {0.0, 0.0, 0.0};
+  if (trig) {
+    const int32_t rows[3] = {base, row_of[static_cast<int>(strategy[kTermCodes])],
+                             row_of[static_cast<int>(strategy[kTermCodes + 1])]};
+    trigonometric(in, rows, trig_c);
+  }
+  for (int m = 0; m < kMaxTerms; ++m) {
+    const double* a = strategy + kTermCoefficients + 4 * m;
+    const double c = trig ? (m < 2 ? trig_c[m + 1] : 0.0)
+                          : ((a[0] + a[1] * f) + a[2] * u) + a[3] * (f * u);
+    out.choices[kRows + m] = m < terms ? row_of[static_cast<int>(strategy[kTermCodes + m])] : base;
+    out.coefficients[m] = m < terms ? static_cast<float>(c) : 0.0f;
+  }
+
+  int32_t threshold = 65536;
+  if (binomial) {
+    threshold = static_cast<int32_t>(nearbyint(cr * 65536.0));
+    if (threshold < 1 && cr > 0.0) threshold = 1;
+  }
+  out.choices[kGeneration] = static_cast<int32_t>(in.generation);
+  out.choices[kStrategy] = k;
+  out.choices[kSource] = source;
+  out.choices[kThreshold] = threshold;
+  out.choices[kTerms] = terms;
+  out.choices[kBaseRow] = base;
+  out.parameters[kF] = f;
+  out.parameters[kCR] = cr;
+  out.parameters[kFrequency] = frequency;
+  out.parameters[kU] = u;
+}
+
+}  // namespace deevo

@@ -1,0 +1,146 @@
+"""The compiled CPU backend: passes addresses to `deevo_ext._C`. Arguments are checked in `ops`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deevo_ext import _extension
+from deevo_ext.errors import DeevoError
+from deevo_ext.tables import NUM_STRATEGY_COLUMNS
+
+
+def _call(operator: str, *arguments: Any) -> None:
+    compiled = getattr(_extension.load(), operator)
+    try:
+        compiled(*arguments)
+    except ValueError as error:
+        raise DeevoError(f"deevo::{operator}: {error}") from None
+
+
+def _matrix(rows: torch.Tensor) -> tuple[int, int, int]:
+    return rows.data_ptr(), rows.shape[0], rows.stride(0)
+
+
+def _dtype(rows: torch.Tensor) -> str:
+    return str(rows.dtype).removeprefix("torch.")
+
+
+def plan(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    generation: torch.Tensor,
+    seed: int,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    coefficients: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.plan`."""
+    _call(
+        "plan",
+        settings.data_ptr(),
+        strategies.data_ptr(),
+        strategies.numel() // NUM_STRATEGY_COLUMNS,
+        state.data_ptr(),
+        fitness.data_ptr(),
+        fitness.numel(),
+        int(generation.item()),
+        seed,
+        choices.data_ptr(),
+        parameters.data_ptr(),
+        coefficients.data_ptr(),
+    )
+
+
+def tell(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    trial_fitness: torch.Tensor,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    seed: int,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    generation: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.tell`."""
+    _call(
+        "tell",
+        settings.data_ptr(),
+        strategies.data_ptr(),
+        strategies.numel() // NUM_STRATEGY_COLUMNS,
+        trial_fitness.data_ptr(),
+        choices.data_ptr(),
+        parameters.data_ptr(),
+        fitness.numel(),
+        seed,
+        state.data_ptr(),
+        fitness.data_ptr(),
+        generation.data_ptr(),
+        accepted.data_ptr(),
+        archive_slot.data_ptr(),
+    )
+
+
+def trials(
+    population: torch.Tensor,
+    archive: torch.Tensor,
+    choices: torch.Tensor,
+    coefficients: torch.Tensor,
+    members: torch.Tensor,
+    seed: int,
+    nonneg_start: int,
+    first_weight: int,
+    out: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.trials`, on torch.get_num_threads() threads."""
+    _call(
+        "trials",
+        _dtype(population),
+        _matrix(population),
+        _matrix(archive),
+        population.shape[1],
+        nonneg_start,
+        first_weight,
+        choices.data_ptr(),
+        coefficients.data_ptr(),
+        seed,
+        torch.get_num_threads(),
+        members.data_ptr(),
+        members.numel(),
+        _matrix(out),
+    )
+
+
+def commit(
+    population: torch.Tensor,
+    archive: torch.Tensor,
+    choices: torch.Tensor,
+    coefficients: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+    seed: int,
+    nonneg_start: int,
+    first_weight: int,
+) -> None:
+    """As `deevo_ext.backends.reference.commit`, on torch.get_num_threads() threads."""
+    _call(
+        "commit",
+        _dtype(population),
+        _matrix(population),
+        _matrix(archive),
+        population.shape[1],
+        nonneg_start,
+        first_weight,
+        choices.data_ptr(),
+        coefficients.data_ptr(),
+        seed,
+        torch.get_num_threads(),
+        accepted.data_ptr(),
+        archive_slot.data_ptr(),
+    )

@@ -1,0 +1,11 @@
+"""The specification: every operator in plain Python, NumPy and torch, written to be read.
+
+The other backends must give the same bits (``shared contract``: see docs/contract.md).
+"""
+
+from deevo_ext.backends.reference.commit import commit
+from deevo_ext.backends.reference.plan import plan
+from deevo_ext.backends.reference.tell import tell
+from deevo_ext.backends.reference.trials import trials
+
+__all__ = ["commit", "plan", "tell", "trials"]

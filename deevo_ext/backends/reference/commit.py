@@ -1,0 +1,51 @@
+"""commit: accepted trials replace their parents in place, replaced parents move to the archive."""
+
+from __future__ import annotations
+
+import torch
+
+from deevo_ext.backends.reference.checks import check_choices, require, require_subnormals
+from deevo_ext.backends.reference.trials import trial
+
+
+def commit(
+    population: torch.Tensor,
+    archive: torch.Tensor,
+    choices: torch.Tensor,
+    coefficients: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+    seed: int,
+    nonneg_start: int,
+    first_weight: int,
+) -> None:
+    """Updates population and archive in place.
+
+    Every trial is made from the population and archive as they were before the first write.
+    """
+    require_subnormals()
+    members = [member for member, taken in enumerate(accepted.tolist()) if taken]
+    slots = archive_slot.tolist()
+    check_choices("commit", choices.tolist(), members, population.shape[0], archive.shape[0])
+    kept = [slots[member] for member in members if slots[member] >= 0]
+    exist = all(slot < archive.shape[0] for slot in kept)
+    require("commit", exist, "archive_slot names a row that does not exist")
+    require("commit", len(set(kept)) == len(kept), "archive_slot names a row twice")
+    survivors = [
+        trial(
+            population,
+            archive,
+            choices,
+            coefficients,
+            member,
+            seed,
+            nonneg_start,
+            first_weight,
+        )
+        for member in members
+    ]
+    parents = [population[member].clone() if slots[member] >= 0 else None for member in members]
+    for member, survivor, parent in zip(members, survivors, parents, strict=True):
+        population[member] = survivor
+        if parent is not None:
+            archive[slots[member]] = parent

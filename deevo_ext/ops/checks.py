@@ -1,0 +1,130 @@
+"""What every operator demands of its tensors, in one place. Errors name operator and argument."""
+
+from __future__ import annotations
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.tables import (
+    MAX_TERMS,
+    NUM_CHOICE_COLUMNS,
+    NUM_PARAMETER_COLUMNS,
+    NUM_STRATEGY_COLUMNS,
+    Setting,
+    state_layout,
+)
+
+STORAGE = (torch.float32, torch.bfloat16)
+_SIZES = (Setting.MEMORY_SIZE, Setting.STRATEGY_PERIOD, Setting.SINUSOID_PERIOD)
+
+
+class Checker:
+    """Checks the arguments of one operator call; every method raises DeevoError."""
+
+    def __init__(self, operator: str, device: torch.device) -> None:
+        self.operator = operator
+        self.device = device
+
+    def fail(self, argument: str, given: object, expected: str) -> None:
+        """Raises the one kind of error that operators have."""
+        raise DeevoError(f"deevo::{self.operator}: {argument} is {given}; expected {expected}")
+
+    def tensor(
+        self, argument: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None
+    ) -> None:
+        """A contiguous tensor of that dtype and shape (None: any size) on the call's device."""
+        if tensor.device != self.device:
+            self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
+        if tensor.dtype != dtype:
+            self.fail(argument, tensor.dtype, str(dtype))
+        sizes_fit = tensor.dim() == len(shape) and all(
+            want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+        )
+        if not sizes_fit:
+            wanted = ", ".join("any" if want is None else str(want) for want in shape)
+            self.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({wanted})")
+        if not tensor.is_contiguous():
+            self.fail(argument, f"of strides {tensor.stride()}", "a contiguous tensor")
+        self.plain(argument, tensor)
+
+    def rows(self, argument: str, tensor: torch.Tensor, like: torch.Tensor | None = None) -> None:
+        """A matrix of weights: unit column stride, rows that do not overlap."""
+        if tensor.device != self.device:
+            self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
+        if tensor.dtype not in STORAGE:
+            self.fail(argument, tensor.dtype, "float32 or bfloat16")
+        if like is not None and tensor.dtype != like.dtype:
+            self.fail(argument, tensor.dtype, f"the population's {like.dtype}")
+        if tensor.dim() != 2:
+            self.fail(argument, f"of shape {tuple(tensor.shape)}", "two dimensions, [rows, D]")
+        if like is not None and tensor.shape[0] > 0 and tensor.shape[1] != like.shape[1]:
+            self.fail(argument, f"of {tensor.shape[1]} columns", f"D = {like.shape[1]}")
+        rows, columns = tensor.shape
+        if columns > 1 and tensor.stride(1) != 1:
+            self.fail(argument, f"of strides {tensor.stride()}", "unit stride along a row")
+        if rows > 1 and tensor.stride(0) < columns:
+            self.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
+        self.plain(argument, tensor)
+
+    def plain(self, argument: str, tensor: torch.Tensor) -> None:
+        """No autograd, no lazily negated or conjugated views."""
+        if tensor.requires_grad:
+            self.fail(argument, "a tensor that requires grad", "a plain one (use .detach())")
+        if tensor.is_neg() or tensor.is_conj():
+            self.fail(argument, "a lazily negated view", "a plain tensor (use .resolve_neg())")
+
+    def disjoint(self, **tensors: torch.Tensor) -> None:
+        """No two of these share memory."""
+        spans = [(name, *_span(tensor)) for name, tensor in tensors.items() if tensor.numel() > 0]
+        spans.sort(key=lambda span: span[1])
+        for (name, _, end), (other, start, _) in zip(spans, spans[1:], strict=False):
+            if start < end:
+                self.fail(other, f"memory that {name} overlaps", "memory of its own")
+
+    def seed(self, seed: int) -> None:
+        """A seed of the contract's range."""
+        if not 0 <= seed < 2**63:
+            self.fail("seed", seed, "an integer in 0..2^63-1")
+
+    def configuration(
+        self, settings: torch.Tensor, strategies: torch.Tensor, state: torch.Tensor
+    ) -> None:
+        """settings, strategies and a state of the size that they imply."""
+        self.tensor("settings", settings, torch.float64, len(Setting))
+        self.tensor("strategies", strategies, torch.float64, None, NUM_STRATEGY_COLUMNS)
+        if strategies.shape[0] == 0:
+            self.fail("strategies", "empty", "at least one strategy")
+        sizes = [settings[i].item() for i in _SIZES]
+        if not all(1.0 <= size <= 2**31 and size == int(size) for size in sizes):
+            names = ", ".join(setting.name.lower() for setting in _SIZES)
+            self.fail("settings", f"{sizes} for {names}", "whole numbers from 1")
+        memory_size, strategy_period, sinusoid_period = (int(size) for size in sizes)
+        layout = state_layout(
+            memory_size, strategies.shape[0], strategy_period, sinusoid_period
+        )
+        self.tensor("state", state, torch.float64, layout.size)
+
+    def plan(
+        self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None
+    ) -> None:
+        """A plan's tensors for NP members."""
+        self.tensor("choices", choices, torch.int32, members, NUM_CHOICE_COLUMNS)
+        if coefficients is not None:
+            self.tensor("coefficients", coefficients, torch.float32, members, MAX_TERMS)
+
+    def parameters(self, members: int, parameters: torch.Tensor) -> None:
+        """A plan's parameters for NP members."""
+        self.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
+
+    def columns(self, nonneg_start: int, first_weight: int) -> None:
+        """The two column positions of trials and commit."""
+        if nonneg_start < 0:
+            self.fail("nonneg_start", nonneg_start, "0 or more (D for no non-negative tail)")
+        if first_weight < 0 or first_weight % 8 != 0:
+            self.fail("first_weight", first_weight, "a multiple of 8, 0 or more")
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()

@@ -1,0 +1,53 @@
+"""`torch.ops.deevo.plan`: what each member does in the next generation."""
+
+from __future__ import annotations
+
+import torch
+
+from deevo_ext.ops.checks import Checker
+from deevo_ext.ops.library import register
+
+
+def check(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    generation: torch.Tensor,
+    seed: int,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    coefficients: torch.Tensor,
+) -> None:
+    """Fills choices, parameters and coefficients for all NP members.
+
+    Shapes and dtypes: `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
+    """
+    c = Checker("plan", fitness.device)
+    c.configuration(settings, strategies, state)
+    c.tensor("fitness", fitness, torch.float64, None)
+    members = fitness.numel()
+    if members < 2:
+        c.fail("fitness", f"of {members} members", "at least 2")
+    c.tensor("generation", generation, torch.int64, 1)
+    c.seed(seed)
+    c.plan(members, choices, coefficients)
+    c.parameters(members, parameters)
+    c.disjoint(
+        settings=settings,
+        strategies=strategies,
+        state=state,
+        fitness=fitness,
+        generation=generation,
+        choices=choices,
+        parameters=parameters,
+        coefficients=coefficients,
+    )
+
+
+register(
+    "plan(Tensor settings, Tensor strategies, Tensor state, Tensor fitness, Tensor generation, "
+    "int seed, Tensor(a!) choices, Tensor(b!) parameters, Tensor(c!) coefficients) -> ()",
+    check,
+    mutated=(6, 7, 8),
+)

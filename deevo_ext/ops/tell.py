@@ -1,0 +1,60 @@
+"""`torch.ops.deevo.tell`: what a generation's fitness values teach."""
+
+from __future__ import annotations
+
+import torch
+
+from deevo_ext.ops.checks import Checker
+from deevo_ext.ops.library import register
+
+
+def check(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    trial_fitness: torch.Tensor,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    seed: int,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    generation: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+) -> None:
+    """Updates state, fitness and generation in place; fills accepted and archive_slot.
+
+    trial_fitness float64 [NP], minimised; accepted uint8 [NP]; archive_slot int32 [NP]; the rest
+    as in `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
+    """
+    c = Checker("tell", fitness.device)
+    c.configuration(settings, strategies, state)
+    c.tensor("fitness", fitness, torch.float64, None)
+    members = fitness.numel()
+    c.tensor("trial_fitness", trial_fitness, torch.float64, members)
+    c.plan(members, choices, None)
+    c.parameters(members, parameters)
+    c.seed(seed)
+    c.tensor("generation", generation, torch.int64, 1)
+    c.tensor("accepted", accepted, torch.uint8, members)
+    c.tensor("archive_slot", archive_slot, torch.int32, members)
+    c.disjoint(
+        settings=settings,
+        strategies=strategies,
+        trial_fitness=trial_fitness,
+        choices=choices,
+        parameters=parameters,
+        state=state,
+        fitness=fitness,
+        generation=generation,
+        accepted=accepted,
+        archive_slot=archive_slot,
+    )
+
+
+register(
+    "tell(Tensor settings, Tensor strategies, Tensor trial_fitness, Tensor choices, "
+    "Tensor parameters, int seed, Tensor(a!) state, Tensor(b!) fitness, Tensor(c!) generation, "
+    "Tensor(d!) accepted, Tensor(e!) archive_slot) -> ()",
+    check,
+    mutated=(6, 7, 8, 9, 10),
+)
