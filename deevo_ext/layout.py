@@ -1,0 +1,317 @@
+"""The flat row: which columns of a population's row belong to which tensor.
+
+A row is one network's evolved weights, end to end, in the order of the model's state dict::
+
+    | conv.weight ... pad | conv.bias ... pad | ... | bn.running_var ... pad |  (to the stride)
+    ^ 0                   ^ multiple of 8           ^ nonneg_start           ^ dim
+
+* Each tensor starts at a multiple of 8 weights, in every dtype, so that each slice is aligned for
+  16-byte loads. The pads between tensors count in ``dim`` and hold +0.
+* Entries that must stay positive (BatchNorm's running_var) lie last, from ``nonneg_start`` on.
+  Without such entries ``nonneg_start == dim``.
+* Rows lie ``stride`` elements apart: ``dim`` rounded up to a multiple of 64.
+
+A layout is plain data: written to JSON and read back, it turns checkpoints into rows and rows into
+tensors with no ``nn.Module`` at hand, which is what lets a journal be replayed years later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+
+_JSON_VERSION = 1
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """``"float32"`` -> ``torch.float32``; raises DeevoError for a name torch does not know."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise DeevoError(f"dtype {name!r} of a layout entry is not a torch dtype")
+    return dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor's place in the row.
+
+    ``name`` is its name in the state dict and ``aliases`` are the further names of the same tensor
+    (tied weights). ``dtype`` is that of the original tensor, such as ``"float32"``; the row has
+    its own. Columns ``offset`` to ``offset + numel`` hold it in C order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    numel: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``name`` and then its aliases."""
+        return (self.name, *self.aliases)
+
+    @property
+    def end(self) -> int:
+        """The column after the last one."""
+        return self.offset + self.numel
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A frozen description of the flat row; see the module's text for the picture.
+
+    ``entries`` are in the order of their offsets. An inconsistent description (overlapping or
+    misaligned entries, a name twice) raises DeevoError.
+    """
+
+    entries: tuple[Entry, ...]
+    dim: int
+    nonneg_start: int
+
+    align: ClassVar[int] = 8
+    stride_align: ClassVar[int] = 64
+
+    def __post_init__(self) -> None:
+        end, seen = 0, set[str]()
+        for entry in self.entries:
+            if entry.offset != end or entry.numel != math.prod(entry.shape):
+                raise DeevoError(
+                    f"layout entry {entry.name!r} starts at {entry.offset} with {entry.numel} "
+                    f"weights of shape {list(entry.shape)}; expected offset {end} and "
+                    f"{math.prod(entry.shape)} weights"
+                )
+            if seen.intersection(entry.names) or len(set(entry.names)) < len(entry.names):
+                raise DeevoError(f"layout entry {entry.name!r} repeats a name: {entry.names}")
+            seen.update(entry.names)
+            dtype_of(entry.dtype)
+            end = _round_up(entry.end, self.align)
+        if self.dim != end:
+            raise DeevoError(f"layout dim is {self.dim}; its entries with their pads end at {end}")
+        if self.nonneg_start not in {entry.offset for entry in self.entries} | {end}:
+            raise DeevoError(
+                f"layout nonneg_start {self.nonneg_start} is not the start of an entry"
+            )
+
+    @classmethod
+    def build(
+        cls,
+        tensors: Mapping[str, Tensor],
+        *,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        nonneg: Collection[str] = (),
+    ) -> Layout:
+        """Lay out ``tensors`` in their order, those named in ``nonneg`` last.
+
+        Only names, shapes and dtypes are read, so tensors on the meta device will do. ``aliases``
+        gives the further names of a tensor.
+        """
+        entries: list[Entry] = []
+        end = 0
+        nonneg_start: int | None = None
+        for name in sorted(tensors, key=lambda name: name in nonneg):  # stable: keeps the order
+            tensor = tensors[name]
+            if name in nonneg and nonneg_start is None:
+                nonneg_start = end
+            others = tuple((aliases or {}).get(name, ()))
+            dtype = dtype_name(tensor.dtype)
+            entries.append(Entry(name, tuple(tensor.shape), dtype, end, tensor.numel(), others))
+            end = _round_up(entries[-1].end, cls.align)
+        return cls(tuple(entries), end, end if nonneg_start is None else nonneg_start)
+
+    @property
+    def stride(self) -> int:
+        """Elements from one row to the next: ``dim`` rounded up to a multiple of 64."""
+        return _round_up(self.dim, self.stride_align)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name, aliases included, in row order."""
+        return tuple(name for entry in self.entries for name in entry.names)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of names, shapes, dtypes, offsets, ``dim`` and ``nonneg_start``.
+
+        Aliases are left out: they are further names for the same columns and change no number.
+        """
+        entries = [[e.name, list(e.shape), e.dtype, e.offset] for e in self.entries]
+        record = {"dim": self.dim, "entries": entries, "nonneg_start": self.nonneg_start}
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def with_dtypes(self, dtypes: Mapping[str, torch.dtype]) -> Layout:
+        """The same layout with other original dtypes for the entries named in ``dtypes``."""
+        entries = tuple(
+            dataclasses.replace(e, dtype=dtype_name(dtypes[e.name])) if e.name in dtypes else e
+            for e in self.entries
+        )
+        return dataclasses.replace(self, entries=entries)
+
+    def views(self, row: Tensor) -> dict[str, Tensor]:
+        """Zero-copy tensors of ``row`` ([dim] or longer, any dtype), by name.
+
+        Aliases are included and map to the very same tensor object, which is what
+        ``torch.func.functional_call`` wants for tied weights.
+        """
+        self._check_row(row)
+        tensors: dict[str, Tensor] = {}
+        for entry in self.entries:
+            view = row[entry.offset : entry.end].view(entry.shape)
+            tensors.update(dict.fromkeys(entry.names, view))
+        return tensors
+
+    @torch.no_grad()
+    def flatten(
+        self, tensors: Mapping[str, Tensor], out_row: Tensor, *, source: str = "the state dict"
+    ) -> Tensor:
+        """Write ``tensors`` into ``out_row`` ([dim] or longer), pads as +0, and return it.
+
+        A tied tensor may be given under one of its names or under several; names that are not in
+        the layout are ignored. Values are converted to the row's dtype. Raises DeevoError, which
+        names ``source`` and the tensor, before anything is written: for a tensor that is missing,
+        has another shape, is not floating point, or differs between its tied names.
+        """
+        self._check_row(out_row)
+        found = [pick(tensors, e.names, e.shape, source) for e in self.entries]
+        end = 0
+        for entry, tensor in zip(self.entries, found, strict=True):
+            out_row[end : entry.offset].zero_()
+            out_row[entry.offset : entry.end].view(entry.shape).copy_(tensor)
+            end = entry.end
+        out_row[end : self.dim].zero_()
+        return out_row
+
+    def check_values(self, row: Tensor, *, source: str) -> None:
+        """Refuse a row with an infinity or NaN, or with a negative value in the tail."""
+        self._check_row(row)
+        finite = bool(torch.isfinite(row[: self.dim]).all())
+        if finite and not bool((row[self.nonneg_start : self.dim] < 0).any()):
+            return
+        for entry in self.entries:  # only a bad row pays for the search
+            check_finite(row[entry.offset : entry.end], entry.name, source)
+            if entry.offset >= self.nonneg_start:
+                check_nonnegative(row[entry.offset : entry.end], entry.name, source)
+
+    def to_json(self) -> str:
+        """The layout as JSON text; ``from_json`` reads it back equal."""
+        record = {
+            "version": _JSON_VERSION,
+            "align": self.align,
+            "dim": self.dim,
+            "nonneg_start": self.nonneg_start,
+            "entries": [dataclasses.asdict(entry) for entry in self.entries],
+        }
+        return json.dumps(record)
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """Read what ``to_json`` wrote; raises DeevoError for anything else."""
+        try:
+            record: dict[str, Any] = json.loads(text)
+            version, align = record["version"], record["align"]
+            entries = tuple(_entry_from(fields) for fields in record["entries"])
+            dim, nonneg_start = int(record["dim"]), int(record["nonneg_start"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DeevoError(f"not the JSON of a layout: {error!r}") from error
+        if (version, align) != (_JSON_VERSION, cls.align):
+            raise DeevoError(
+                f"layout JSON has version {version} and align {align}; this package reads "
+                f"version {_JSON_VERSION} with align {cls.align}"
+            )
+        return cls(entries, dim, nonneg_start)
+
+    def _check_row(self, row: Tensor) -> None:
+        if row.dim() != 1 or row.numel() < self.dim or (row.numel() > 1 and row.stride(0) != 1):
+            raise DeevoError(
+                f"row has shape {list(row.shape)} and strides {list(row.stride())}; "
+                f"expected one contiguous row of at least {self.dim} weights"
+            )
+
+
+def _entry_from(fields: Mapping[str, Any]) -> Entry:
+    shape = tuple(int(size) for size in fields["shape"])
+    aliases = tuple(str(name) for name in fields["aliases"])
+    offset, numel = int(fields["offset"]), int(fields["numel"])
+    return Entry(str(fields["name"]), shape, str(fields["dtype"]), offset, numel, aliases)
+
+
+def pick(
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    shape: Iterable[int],
+    source: str,
+    *,
+    floating: bool = True,
+) -> Tensor:
+    """The tensor of ``tensors`` under the first of its tied ``names`` that is present.
+
+    Raises DeevoError, naming ``source``, when none is present, a shape or kind of dtype is wrong,
+    or the values under the tied names differ.
+    """
+    given = [name for name in names if name in tensors]
+    expected = list(shape)
+    if not given:
+        raise DeevoError(f"{source}: tensor {names[0]!r} of shape {expected} is missing")
+    for name in given:
+        tensor = tensors[name]
+        if list(tensor.shape) != expected:
+            raise DeevoError(
+                f"{source}: tensor {name!r} has shape {list(tensor.shape)}, expected {expected}; "
+                "all members must be of the model's architecture"
+            )
+        if tensor.is_floating_point() != floating:
+            raise DeevoError(
+                f"{source}: tensor {name!r} has dtype {dtype_name(tensor.dtype)}, expected "
+                f"{'a floating-point' if floating else 'an integer or bool'} dtype; save the "
+                "weights in the model's own kinds of dtypes"
+            )
+    first = tensors[given[0]]
+    for name in given[1:]:
+        if not torch.equal(first, tensors[name]):
+            raise DeevoError(
+                f"{source}: tensors {given[0]!r} and {name!r} are tied in the model but hold "
+                "different values; untie them in the model or repair the checkpoint"
+            )
+    return first
+
+
+def check_finite(tensor: Tensor, name: str, source: str) -> None:
+    """Refuse a tensor with an infinity or NaN."""
+    bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+    if bad:
+        raise DeevoError(
+            f"{source}: tensor {name!r} has {bad} of {tensor.numel()} values that are not finite "
+            f"as {dtype_name(tensor.dtype)}; leave this checkpoint out, or if the tensor is a "
+            "constant buffer (an attention mask) keep it out of the rows with frozen="
+        )
+
+
+def check_nonnegative(tensor: Tensor, name: str, source: str) -> None:
+    """Refuse a tensor with a negative value."""
+    bad = int((tensor < 0).sum())
+    if bad:
+        raise DeevoError(
+            f"{source}: tensor {name!r} has {bad} of {tensor.numel()} negative values, expected "
+            "variances >= 0; leave this checkpoint out or recompute its BatchNorm statistics"
+        )
