@@ -75,6 +75,18 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return files
 
 
+def short_names(files: Sequence[Path]) -> list[str]:
+    """File stems, with as many parent folders as it takes to tell them apart."""
+    paths = [file.absolute().with_suffix("") for file in files]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    # The same file twice, or a.pth beside a.pt: number them.
+    stems = [file.stem for file in files]
+    return [f"{stem}#{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
+
+
 def sha256(path: PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with open(path, "rb") as file:

@@ -46,8 +46,18 @@ def dtype_of(name: str) -> torch.dtype:
     """``"float32"`` -> ``torch.float32``; raises DeevoError for a name torch does not know."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise DeevoError(f"dtype {name!r} of a layout entry is not a torch dtype")
+        raise DeevoError(f"{name!r} is not the name of a torch dtype")
     return dtype
+
+
+def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """A dtype that holds the values of both."""
+    if a == b:
+        return a
+    try:
+        return torch.promote_types(a, b)
+    except RuntimeError:  # float8 has no promotion
+        return torch.float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_a_damaged_json_is_refused() -> None:
         {"entries": [{**record["entries"][0], "shape": [5, 4]}, *record["entries"][1:]]},
         {"entries": 3},
     ):
-        with pytest.raises(DeevoError, match="layout"):
+        with pytest.raises(DeevoError, match=r"layout|torch dtype"):
             Layout.from_json(json.dumps({**record, **damage}))
     with pytest.raises(DeevoError, match="not the JSON of a layout"):
         Layout.from_json("{")

@@ -1,0 +1,335 @@
+"""The population: NP networks of one architecture as the rows of one flat buffer.
+
+``Population.from_checkpoints(model, "runs/*.pth")`` reads the members one at a time into rows of
+one allocation; ``state_dict(i)`` gives any of them back; ``views`` gives any row as zero-copy
+tensors for ``torch.func.functional_call``. What lies where in a row: ``deevo_ext.layout``. Which
+tensors there are, as the model has it: ``deevo_ext.architecture``.
+
+Three kinds of tensors:
+
+* **evolved**, in the rows: floating-point parameters and buffers that are not frozen;
+* **statistics**: BatchNorm's running_mean and running_var, by the policy ``batchnorm``:
+  ``"evolve"`` recombines them like weights (they are in the rows, running_var in the non-negative
+  tail); ``"inherit"`` and ``"recalibrate"`` hold them apart in ``statistics``, one float32 row per
+  member, which a child takes from its parent or which are recomputed from its weights;
+* **fixed**, kept once, from the first member: frozen tensors, integer and bool buffers.
+
+``recipe()`` says in some kilobytes of JSON how the members' files were read: with the same files
+``from_recipe`` gives every bit of the population again, without the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deevo_ext import checkpoints
+from deevo_ext.architecture import Architecture
+from deevo_ext.errors import DeevoError
+from deevo_ext.layout import dtype_name, dtype_of
+from deevo_ext.members import Members, Paths, Source, in_files, in_memory, read_members
+
+_RECIPE_VERSION = 1
+# Columns averaged at a time. On the CPU 256 KiB of float64 sums stay in a core's cache, and torch
+# starts no threads for that few elements, which here cost more than they save.
+_MEAN_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
+
+
+class Population:
+    """NP flat rows and all that turns them back into networks; made by the ``from_`` methods.
+
+    Attributes:
+        rows: [NP, D] float32 or bfloat16; row stride ``layout.stride``, pads +0.
+        layout: where each evolved tensor lies in a row.
+        statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
+        statistics_layout: where each of them lies.
+        fixed: tensors kept once, by name (aliases too), in their own dtypes.
+        names: the members' names, unique: file stems, as far up the path as they need to differ.
+        sources: (path, SHA-256 hex) of each member's file; None when made from state dicts.
+        architecture: what the model says about its tensors.
+        checkpoint_key: the key of the weights in each file, where one was given.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        read: Members,
+        names: Sequence[str],
+        *,
+        sources: list[tuple[str, str]] | None = None,
+        checkpoint_key: str | None = None,
+    ) -> None:
+        self.rows, self.layout = read.rows, read.layout
+        self.statistics, self.statistics_layout = read.statistics, read.statistics_layout
+        self.fixed, self.names, self.sources = read.fixed, list(names), sources
+        self.architecture, self.checkpoint_key = architecture, checkpoint_key
+        self._fixed_as: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        model: nn.Module,
+        paths: Paths,
+        *,
+        dtype: torch.dtype = torch.float32,
+        frozen: str | Sequence[str] = (),
+        batchnorm: str = "evolve",
+        checkpoint_key: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Population:
+        """Read files (a list, a folder or a glob), one at a time, into a population.
+
+        Args:
+            model: gives names, shapes, tied weights and norm layers; it is not modified, its
+                values are not used, and it may be on the meta device.
+            paths: see ``checkpoints.expand_paths``; at least two files.
+            dtype: of the rows, float32 or bfloat16. Original dtypes come back in ``state_dict``.
+            frozen: fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied tensor's
+                names is enough.
+            batchnorm: "evolve", "inherit" or "recalibrate".
+            checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+            device: of the rows.
+
+        Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
+        are not finite, or are all equal. Warns of equal members and of frozen tensors that differ.
+        """
+        files = in_files(paths, checkpoint_key)
+        architecture = Architecture.of(model, frozen, batchnorm)
+        return cls._read(architecture, files, dtype, device, checkpoint_key)
+
+    @classmethod
+    def from_architecture(
+        cls,
+        architecture: Architecture,
+        paths: Paths,
+        *,
+        dtype: torch.dtype = torch.float32,
+        checkpoint_key: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Population:
+        """As ``from_checkpoints``, without a model."""
+        files = in_files(paths, checkpoint_key)
+        return cls._read(architecture, files, dtype, device, checkpoint_key)
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        model: nn.Module,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        frozen: str | Sequence[str] = (),
+        batchnorm: str = "evolve",
+        names: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Population:
+        """As ``from_checkpoints``, from state dicts; ``names`` default to member0, member1, ..."""
+        given = in_memory(state_dicts, names)
+        return cls._read(Architecture.of(model, frozen, batchnorm), given, dtype, device)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Mapping[str, Any],
+        paths: Paths,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> Population:
+        """The population of a ``recipe``, from the same files in the same order, bit for bit.
+
+        The files may lie elsewhere by now; that they are the same is for the caller to check, by
+        ``sources``. Raises DeevoError for a recipe of another version, and for a wrong number of
+        files.
+        """
+        try:
+            if recipe["version"] != _RECIPE_VERSION:
+                raise DeevoError(
+                    f"the population's recipe has version {recipe['version']!r}; this package "
+                    f"reads version {_RECIPE_VERSION}: use the deevo_ext that wrote it"
+                )
+            architecture = Architecture.from_json(recipe["architecture"])
+            dtype, key = dtype_of(recipe["dtype"]), recipe["checkpoint_key"]
+            names = [str(name) for name in recipe["members"]]
+        except (TypeError, KeyError) as error:
+            raise DeevoError(f"not the recipe of a population: {error!r}") from error
+        return cls._read(architecture, in_files(paths, key, names), dtype, device, key)
+
+    @classmethod
+    def _read(
+        cls,
+        architecture: Architecture,
+        sources: Sequence[Source],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        checkpoint_key: str | None = None,
+    ) -> Population:
+        read = read_members(architecture, sources, dtype, device)
+        return cls(
+            architecture,
+            read,
+            [source.name for source in sources],
+            sources=[(str(s.file), checkpoints.sha256(s.file)) for s in sources if s.file] or None,
+            checkpoint_key=checkpoint_key,
+        )
+
+    @property
+    def size(self) -> int:
+        """NP, the number of members."""
+        return self.rows.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """D, the columns of a row, pads included."""
+        return self.layout.dim
+
+    @property
+    def batchnorm(self) -> str:
+        """The policy for BatchNorm's statistics."""
+        return self.architecture.batchnorm
+
+    def recipe(self) -> dict[str, Any]:
+        """Plain JSON values from which ``from_recipe`` makes the population as it was when read."""
+        return {
+            "version": _RECIPE_VERSION,
+            "architecture": self.architecture.to_json(),
+            "dtype": dtype_name(self.rows.dtype),
+            "checkpoint_key": self.checkpoint_key,
+            "members": list(self.names),
+        }
+
+    def state_dict(self, i: int) -> dict[str, Tensor]:
+        """Member ``i`` as a full state dict of new tensors; see ``state_dict_of``."""
+        return self.state_dict_of(self.rows[self._member(i)], self.statistics[i])
+
+    def state_dict_of(self, row: Tensor, statistics: Tensor | None = None) -> dict[str, Tensor]:
+        """A row ([D] or longer, any floating dtype) as a state dict for ``strict=True`` loading.
+
+        The tensors are independent copies on the row's device, in the model's order and the
+        checkpoints' dtypes (the wider one where members differ), under every tied name, with the
+        fixed ones. ``statistics`` ([S]) are needed when they are held apart. Tied names get a copy
+        each, since safetensors refuses to save tensors that share memory.
+        """
+        values = dict(self.fixed)
+        dtypes: dict[str, str] = {}
+        for layout, flat in ((self.layout, row), (self.statistics_layout, statistics)):
+            if layout.dim:
+                values.update(layout.views(self._given(flat)))
+            dtypes.update({name: entry.dtype for entry in layout.entries for name in entry.names})
+        result: dict[str, Tensor] = {}
+        for name in self.architecture.order:
+            dtype = dtype_of(dtypes[name]) if name in dtypes else values[name].dtype
+            result[name] = values[name].detach().to(row.device, dtype, copy=True)
+        return result
+
+    def views(
+        self,
+        i_or_row: int | Tensor,
+        member: int | None = None,
+        *,
+        statistics: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors by name for ``torch.func.functional_call(model, views, ...)``, zero-copy.
+
+        ``i_or_row`` is a member or a row ([D] or longer). Where statistics are held apart, they are
+        those of the member, or for a row those of ``member`` (a trial's parent) or ``statistics``
+        ([S]). All floating tensors have the row's dtype, as norm layers ask: for a bfloat16 row the
+        statistics are small copies, and fixed tensors of another dtype are converted once and kept.
+        The rest shares the population's memory: call the model in eval mode, or norm layers write
+        into it.
+        """
+        if isinstance(i_or_row, Tensor):
+            row = i_or_row
+        else:
+            row = self.rows[self._member(i_or_row)]
+            member = i_or_row if member is None else member
+        if statistics is None and member is not None:
+            statistics = self.statistics[self._member(member)]
+        tensors = dict(self._fixed_for(row))
+        tensors.update(self.layout.views(row))
+        if self.statistics_layout.dim:
+            tensors.update(self.statistics_layout.views(self._given(statistics).to(row)))
+        return tensors
+
+    def mean(
+        self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
+    ) -> Tensor:
+        """The average of ``members`` (default all) as a float32 row [D]; ``weights`` are >= 0.
+
+        A float64 sum in the order of ``members``, divided by their number (by the float64 sum of
+        the weights), rounded once to float32: the same bits on every device and thread count.
+        """
+        return self._average(self.rows, members, weights)
+
+    def mean_statistics(
+        self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
+    ) -> Tensor:
+        """The average of the members' statistics as float32 [S], computed like ``mean``."""
+        return self._average(self.statistics, members, weights)
+
+    def set_statistics(self, member: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace one member's statistics, all of them, by name; refusals change nothing."""
+        label = f"statistics of member {self.names[self._member(member)]!r}"
+        if not self.statistics_layout.dim:
+            raise DeevoError(
+                f"{label}: none are held apart (batchnorm={self.batchnorm!r}, or no norm layer)"
+            )
+        if unexpected := sorted(set(tensors) - set(self.statistics_layout.names)):
+            raise DeevoError(f"{label}: {unexpected[0]!r} is not a norm layer's statistic")
+        new = torch.zeros_like(self.statistics[member])
+        self.statistics_layout.flatten(tensors, new, source=label)
+        self.statistics_layout.check_values(new, source=label)
+        self.statistics[member].copy_(new)
+
+    def _average(
+        self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None
+    ) -> Tensor:
+        chosen = range(self.size) if members is None else [self._member(i) for i in members]
+        if not chosen:
+            raise DeevoError("mean of no members; give at least one")
+        if weights is not None:
+            good = len(weights) == len(chosen) and all(0 <= w < math.inf for w in weights)
+            if not good or not 0 < sum(weights) < math.inf:
+                raise DeevoError(
+                    f"weights must be {len(chosen)} finite numbers >= 0, not all 0; given {weights}"
+                )
+        total = float(len(chosen) if weights is None else sum(weights))
+        out = torch.empty(matrix.shape[1], dtype=torch.float32, device=matrix.device)
+        chunk = _MEAN_CHUNK.get(matrix.device.type, 1 << 20)
+        for start in range(0, matrix.shape[1], chunk):
+            columns = slice(start, start + chunk)
+            acc = torch.zeros_like(out[columns], dtype=torch.float64)
+            for k, i in enumerate(chosen):
+                value = matrix[i, columns].to(torch.float64)
+                # Multiplied apart from the sum: add with alpha may contract to an fma.
+                acc.add_(value if weights is None else value.mul_(float(weights[k])))
+            out[columns] = acc.div_(total)
+        return out
+
+    def _member(self, i: int) -> int:
+        if not 0 <= i < self.size:
+            raise DeevoError(
+                f"member {i} of a population of {self.size}; expected 0..{self.size - 1}"
+            )
+        return i
+
+    def _given(self, statistics: Tensor | None) -> Tensor:
+        if statistics is None:
+            raise DeevoError(
+                f"batchnorm={self.batchnorm!r} holds statistics apart from the row: give "
+                "statistics= (such as mean_statistics()), or member= to views"
+            )
+        return statistics
+
+    def _fixed_for(self, row: Tensor) -> dict[str, Tensor]:
+        key = (row.dtype, row.device)
+        if key not in self._fixed_as:
+            once: dict[int, Tensor] = {}  # aliases stay one object, as functional_call asks
+            for tensor in self.fixed.values():
+                dtype = row.dtype if tensor.is_floating_point() else tensor.dtype
+                once.setdefault(id(tensor), tensor.to(row.device, dtype))
+            self._fixed_as[key] = {name: once[id(tensor)] for name, tensor in self.fixed.items()}
+        return self._fixed_as[key]

@@ -1,0 +1,253 @@
+"""A population's recipe: the same bits again from the same files, with no model at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from deevo_ext.architecture import Architecture
+from deevo_ext.errors import DeevoError
+from deevo_ext.population import Population
+from support.models import ConvNet, MaskedNet, TiedNet, members
+from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def save(states: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    files = [folder / f"run{i}.pth" for i in range(len(states))]
+    for file, state in zip(files, states, strict=True):
+        torch.save(state, file)
+    return files
+
+
+def through_json(recipe: dict[str, Any]) -> dict[str, Any]:
+    given = json.loads(json.dumps(recipe, allow_nan=False))
+    assert given == recipe  # lists, not tuples: journals compare recipes that were read with own
+    return given
+
+
+def assert_same(given: Population, expected: Population) -> None:
+    for name in ("rows", "statistics"):
+        a, b = getattr(given, name), getattr(expected, name)
+        assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+        assert a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
+    for layout, other in (
+        (given.layout, expected.layout),
+        (given.statistics_layout, expected.statistics_layout),
+    ):
+        assert layout == other and layout.hash == other.hash
+    assert_equal(given.fixed, expected.fixed)
+    assert given.architecture == expected.architecture
+    assert (given.names, given.batchnorm) == (expected.names, expected.batchnorm)
+    assert given.checkpoint_key == expected.checkpoint_key
+    for i in range(given.size):
+        a, b = given.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
+        assert list(a) == list(b) and all(a[n].dtype == b[n].dtype for n in b)
+        assert all(torch.equal(a[n], b[n]) for n in b)
+    assert given.recipe() == expected.recipe()
+
+
+def assert_replayed(model: nn.Module, files: list[Path], **kwargs: Any) -> Population:
+    population = Population.from_checkpoints(model, files, **kwargs)
+    given = Population.from_recipe(through_json(population.recipe()), files)
+    assert_same(given, population)
+    assert given.sources == population.sources
+    return given
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_the_same_bits(
+    factory: type[nn.Module], policy: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    files = save(members(factory, 3), tmp_path)
+    assert_replayed(factory(), files, dtype=dtype, batchnorm=policy, frozen=frozen_of(factory))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("factory", "frozen"),
+    [
+        (ConvNet, ["bn1.*", "fc.weight"]),
+        (ConvNet, "*.running_var"),
+        (TiedNet, ["decoder.weight"]),
+        (MaskedNet, ["mask", "head.*"]),
+    ],
+)
+def test_frozen_tensors(
+    factory: type[nn.Module], frozen: str | list[str], policy: str, tmp_path: Path
+) -> None:
+    states = members(factory, 3)
+    held = {n for t in Architecture.of(factory(), frozen).tensors if t.role == "fixed"
+            for n in t.names}  # fmt: skip
+    for state in states:
+        state.update({name: states[0][name] for name in held})
+    given = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
+    assert given.fixed.keys() == held
+    assert given.architecture.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
+
+
+def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
+    raw, ema = members(ConvNet, 6)[:3], members(ConvNet, 6)[3:]
+    wrapped = [
+        {"model": a, "model_ema": {f"module.{n}": t for n, t in b.items()}}
+        for a, b in zip(raw, ema, strict=True)
+    ]
+    files = save(wrapped, tmp_path)
+    assert assert_replayed(ConvNet(), files).checkpoint_key is None
+    given = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
+    assert given.checkpoint_key == "model_ema"
+    assert torch.equal(given.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
+
+
+def test_absent_counters_are_the_models(tmp_path: Path) -> None:
+    tracked = {f"bn{i}__num_batches_tracked": None for i in (1, 2)}
+    states = [changed(state, **tracked) for state in members(ConvNet, 3)]
+    model = ConvNet()
+    model.bn1.num_batches_tracked = torch.tensor(2**53 + 1)
+    given = assert_replayed(model, save(states, tmp_path))
+    assert given.fixed["bn1.num_batches_tracked"].tolist() == 2**53 + 1
+    assert given.fixed["bn2.num_batches_tracked"].dtype == torch.int64
+
+
+def test_dtypes_of_the_files_and_of_the_model(tmp_path: Path) -> None:
+    one, two = members(ConvNet, 2)
+    files = save([one, {n: t.half() if t.is_floating_point() else t for n, t in two.items()}],
+                 tmp_path)  # fmt: skip
+    given = assert_replayed(ConvNet().double(), files)
+    assert {entry.dtype for entry in given.layout.entries} == {"float32"}
+    assert {t.dtype for t in given.architecture.tensors} == {torch.float64, torch.int64}
+
+
+def test_a_checkpoint_with_one_of_the_tied_names(tmp_path: Path) -> None:
+    states = members(TiedNet, 3)
+    del states[0]["embed.weight"], states[1]["decoder.weight"]
+    assert_replayed(TiedNet(), save(states, tmp_path))
+
+
+def test_names_are_kept_wherever_the_files_lie(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+    first, second = members(ConvNet, 2)
+    torch.save(first, tmp_path / "a" / "last.pth")
+    torch.save(second, tmp_path / "b" / "last.pth")
+    population = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*/last.pth")
+    assert population.names == ["a/last", "b/last"]
+    moved = save([first, second], tmp_path)
+    given = Population.from_recipe(through_json(population.recipe()), moved)
+    assert_same(given, population)
+    assert given.sources is not None and population.sources is not None
+    assert [path for path, _ in given.sources] == [str(file) for file in moved]
+
+
+def test_of_state_dicts(tmp_path: Path) -> None:
+    population = build(names=["x", "y", "z"])
+    assert population.checkpoint_key is None
+    files = save(members(ConvNet, 3), tmp_path)
+    assert_same(Population.from_recipe(through_json(population.recipe()), files), population)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_from_architecture_is_from_checkpoints(dtype: torch.dtype, tmp_path: Path) -> None:
+    files = save([{"net": state} for state in members(ConvNet, 3)], tmp_path)
+    architecture = Architecture.of(ConvNet(), batchnorm="inherit")
+    options: dict[str, Any] = {"dtype": dtype, "checkpoint_key": "net"}
+    given = Population.from_architecture(architecture, files, **options)
+    expected = Population.from_checkpoints(ConvNet(), files, batchnorm="inherit", **options)
+    assert_same(given, expected)
+    assert given.architecture is architecture and given.sources == expected.sources
+
+
+def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
+    one, two = members(ConvNet, 2)
+    files = save([one, two, one], tmp_path)
+    recipe = build().recipe()
+    calls: list[Callable[[], Population]] = [
+        lambda: Population.from_recipe(recipe, files),
+        lambda: Population.from_architecture(Architecture.of(ConvNet()), files),
+        lambda: Population.from_checkpoints(ConvNet(), files),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match="same weights") as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    recipe = build().recipe()
+    files = save(members(ConvNet, 3), tmp_path)
+    with pytest.raises(DeevoError, match=r"2 files given for 3 members \(member0, member1, member"):
+        Population.from_recipe(recipe, files[:2])
+    torch.save(members(TiedNet, 1)[0], files[1])
+    with pytest.raises(DeevoError, match=r"run1\.pth: tensor 'conv1.weight' .* is missing"):
+        Population.from_recipe(recipe, files)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"version": 2}, "recipe has version 2; this package reads version 1"),
+        ({"version": None}, "recipe has version None"),
+        ({"version": ...}, "not the recipe of a population: KeyError"),
+        ({"architecture": ...}, "not the recipe of a population"),
+        ({"architecture": {"version": 7}}, "architecture's JSON has version 7"),
+        ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
+        ({"dtype": "float16"}, "dtype torch.float16 of a population"),
+        ({"dtype": 3}, "not the recipe of a population"),
+        ({"members": 3}, "not the recipe of a population"),
+        ({"checkpoint_key": ...}, "not the recipe of a population"),
+    ],
+)
+def test_other_recipes_are_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    recipe = {**build().recipe(), **damage}
+    recipe = {key: value for key, value in recipe.items() if value is not ...}
+    with pytest.raises(DeevoError, match=message):
+        Population.from_recipe(recipe, save(members(ConvNet, 3), tmp_path))
+
+
+class ResNet50(nn.Module):
+    """ResNet-50's tensors under torchvision's names; it computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)
+        inner, before = 64, 64
+        for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+            layer = nn.Sequential()
+            for _ in range(blocks):
+                layer.append(self.block(before, inner, before != 4 * inner))
+                before = 4 * inner
+            self.add_module(f"layer{stage}", layer)
+            inner *= 2
+        self.fc = nn.Linear(2048, 1000)
+
+    @staticmethod
+    def block(before: int, inner: int, downsample: bool) -> nn.Module:
+        block = nn.Module()
+        widths = (before, inner, inner, 4 * inner)
+        for i, size in enumerate((1, 3, 1), start=1):
+            block.add_module(f"conv{i}", nn.Conv2d(widths[i - 1], widths[i], size, bias=False))
+            block.add_module(f"bn{i}", nn.BatchNorm2d(widths[i]))
+        if downsample:
+            conv = nn.Conv2d(before, 4 * inner, 1, bias=False)
+            block.add_module("downsample", nn.Sequential(conv, nn.BatchNorm2d(4 * inner)))
+        return block
+
+
+def test_a_large_models_architecture_stays_small() -> None:
+    with torch.device("meta"):
+        model = ResNet50()
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032
+    architecture = Architecture.of(model, batchnorm="recalibrate")
+    assert len(architecture.order) == 320
+    text = json.dumps(architecture.to_json())
+    assert len(text) < 40_000
+    assert Architecture.from_json(json.loads(text)) == architecture
