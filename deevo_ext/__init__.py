@@ -1,0 +1,43 @@
+"""Evolves the weights of trained networks by adaptive differential evolution.
+
+    import deevo_ext as deevo
+
+    population = deevo.Population.from_checkpoints(model, "runs/*.pth")
+    de = deevo.DifferentialEvolution(population, generations=100, seed=0)
+
+Importing registers the operators `torch.ops.deevo.plan`, `trials`, `tell` and `commit`; it needs no
+GPU, driver or compiler.
+"""
+
+from deevo_ext import ops as _ops  # noqa: F401  (registers torch.ops.deevo)
+from deevo_ext._version import __version__
+from deevo_ext.data.images import ImageSet
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.configuration import PRESETS, Configuration
+from deevo_ext.evolution.evolve import Result, evolve
+from deevo_ext.evolution.optimizer import DifferentialEvolution, Trials
+from deevo_ext.evolution.replay import replay
+from deevo_ext.evolution.run import Evolution, Fitness
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.fitness import ClassificationFitness
+from deevo_ext.population import Population
+from deevo_ext.strategies import Strategy
+
+__all__ = [
+    "PRESETS",
+    "ClassificationFitness",
+    "Configuration",
+    "DeevoError",
+    "DifferentialEvolution",
+    "Evaluator",
+    "Evolution",
+    "Fitness",
+    "ImageSet",
+    "Population",
+    "Result",
+    "Strategy",
+    "Trials",
+    "__version__",
+    "evolve",
+    "replay",
+]

@@ -1,0 +1,1 @@
+"""The differential evolution around the operators: adaptation, ask/tell, runs, journals."""

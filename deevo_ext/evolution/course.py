@@ -1,0 +1,155 @@
+"""The course of a run: its records applied to an optimizer, and the candidates found on the way.
+
+A record is what the journal keeps of a generation. The run loop makes records and applies them;
+replay applies them alone. Both give the same bits, because fitness values are inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.generation import Generation
+from deevo_ext.evolution.journal import Record, from_hex, to_hex
+from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.evolution.soup import average, greedy_soup
+
+KINDS = ("member", "mean", "soup")
+Score = Callable[[torch.Tensor, torch.Tensor | None], float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that validation considered.
+
+    kind: "member" (the best by validation), "mean" (of the whole population) or "soup" (greedy);
+    members: what it is the average of; loss: on the validation images, or the fitness where there
+    are none; row [D] float32 and statistics [S] (None unless held apart): its weights.
+    """
+
+    kind: str
+    generation: int
+    members: tuple[int, ...]
+    loss: float
+    row: torch.Tensor
+    statistics: torch.Tensor | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the row."""
+        return hashlib.sha256(self.row.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    def state_dict(self, de: DifferentialEvolution) -> dict[str, torch.Tensor]:
+        """The network's full state dict."""
+        return de.population.state_dict_of(self.row, self.statistics)
+
+    def record(self) -> Record:
+        """What the journal keeps of it."""
+        return {
+            "generation": self.generation,
+            "kind": self.kind,
+            "members": list(self.members),
+            "loss": self.loss.hex(),
+            "weights_sha256": self.digest,
+        }
+
+
+class Course:
+    """An optimizer and the candidates of its run so far.
+
+    initial: the candidates of the initial population by kind (generation 0); evolved: for each kind
+    the best by validation of generation 1 and later. `statistics_of(row, inherited)` gives the
+    statistics a row is to be used with (the evaluator's).
+    """
+
+    def __init__(
+        self,
+        de: DifferentialEvolution,
+        statistics_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None]
+        | None = None,
+    ) -> None:
+        self.de = de
+        self.initial: dict[str, Candidate] = {}
+        self.evolved: dict[str, Candidate] = {}
+        self._statistics_of = statistics_of or (lambda row, inherited: inherited)
+
+    def score_parents(self, fitness: list[float]) -> None:
+        """Applies the parents' (re-)scores."""
+        self.de.ask_parents()
+        self.de.tell(fitness)
+
+    def advance(self, fitness: list[float]) -> Generation:
+        """Applies the trials' fitness of the next generation."""
+        self.de.ask()
+        generation = self.de.tell(fitness)
+        assert generation is not None
+        return generation
+
+    def apply(self, record: Record) -> Generation | None:
+        """Applies one record of a journal; the generation it made, if any."""
+        trials = "trials" in record
+        expected = self.de.generation + 1 if trials else 0
+        scored = self.de.scored or "parents" in record
+        if record["generation"] != expected or (trials and not scored):
+            raise DeevoError(
+                f"the journal goes from generation {self.de.generation} to {record['generation']}: "
+                "lines are missing; restore it from a backup"
+            )
+        if "parents" in record:
+            self.score_parents(from_hex(record["parents"]))
+        generation = self.advance(from_hex(record["trials"])) if trials else None
+        if "validation" in record:
+            self._consider(record["validation"])
+        return generation
+
+    def validate(self, score: Score) -> dict[str, Any]:
+        """Scores the present candidates with `score(row, inherited statistics)`.
+
+        Returns the record's "validation" part after taking it into account.
+        """
+        population = self.de.population
+        everyone = list(range(population.size))
+        losses = [score(population.rows[i], population.statistics[i]) for i in everyone]
+        member = min(everyone, key=losses.__getitem__)
+        soup, soup_loss = greedy_soup(population, losses, score)
+        mean_loss = score(*average(population, everyone))
+        found = {
+            "member": {"members": [member], "loss": losses[member].hex()},
+            "mean": {"members": everyone, "loss": mean_loss.hex()},
+            "soup": {"members": soup, "loss": soup_loss.hex()},
+            "losses": to_hex(losses),
+        }
+        self._consider(found)
+        return found
+
+    def chosen(self) -> Candidate:
+        """The evolved candidate of least validation loss; the best member when none was taken."""
+        if self.evolved:
+            return min(self.evolved.values(), key=lambda candidate: candidate.loss)
+        best = self.de.best
+        return self._candidate("member", [best], float(self.de.fitness[best]))
+
+    def _candidate(self, kind: str, members: list[int], loss: float) -> Candidate:
+        population = self.de.population
+        if kind == "member":
+            row = population.rows[members[0]].float().clone()
+            inherited: torch.Tensor | None = None
+            if population.statistics_layout.dim:
+                inherited = population.statistics[members[0]].clone()
+        else:
+            row, inherited = average(population, members)
+        generation = self.de.generation
+        statistics = self._statistics_of(row, inherited)
+        return Candidate(kind, generation, tuple(members), loss, row, statistics)
+
+    def _consider(self, found: dict[str, Any]) -> None:
+        group = self.initial if self.de.generation == 0 else self.evolved
+        for kind in KINDS:
+            loss = float.fromhex(found[kind]["loss"])
+            if kind not in group or loss < group[kind].loss:
+                group[kind] = self._candidate(kind, list(found[kind]["members"]), loss)

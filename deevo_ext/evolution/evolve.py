@@ -1,0 +1,120 @@
+"""One call for the whole job: checkpoints and images in, a better network out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deevo_ext.checkpoints import PathLike
+from deevo_ext.data.images import ImageSet
+from deevo_ext.evolution.course import Candidate
+from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
+from deevo_ext.evolution.report import Comparison, compare
+from deevo_ext.evolution.run import Evolution
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.fitness import ClassificationFitness, image_set
+from deevo_ext.population import Population
+
+Images = ImageSet | tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `evolve` gives back.
+
+    state_dict: the evolved network, for model.load_state_dict; candidate: which one it is and its
+    validation loss; comparison: the table on the test images (None without them); history: metrics
+    of each generation; run: the Evolution with its optimizer and population.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    candidate: Candidate
+    comparison: Comparison | None
+    history: list[dict[str, float]]
+    run: Evolution
+
+
+def evolve(
+    model: nn.Module,
+    paths: PathLike | Sequence[PathLike],
+    fitness_images: Images,
+    validation_images: Images,
+    test_images: Images | None = None,
+    *,
+    generations: int = 100,
+    preset: str = "sa-shade-tri-ensin",
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    images_per_batch: int | None = 4096,
+    generations_per_batch: int = 3,
+    metric: str = "loss",
+    validate_every: int = 10,
+    micro_batch: int = 250,
+    chunk: int = 8,
+    dtype: torch.dtype = torch.float32,
+    frozen: str | Sequence[str] = (),
+    batchnorm: str = "evolve",
+    calibration_images: Images | None = None,
+    checkpoint_key: str | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **parameters: Any,
+) -> Result:
+    """Evolves checkpoints of one architecture and returns the best network by validation.
+
+    The image sets must be disjoint, from each other and from the training images: fitness drives
+    the evolution, validation chooses what is returned, test is read once, for the comparison.
+
+    model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
+    glob. images_per_batch: fitness images per generation, a new class-balanced batch every
+    generations_per_batch generations with all parents re-scored; None, or as many as there are, for
+    all of them always. micro_batch: images per forward pass. run_dir: makes the run resumable and
+    replayable. dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
+    calibration_images: for batchnorm="recalibrate". parameters: fields of `Configuration`.
+    """
+
+    def load() -> Population:
+        return Population.from_checkpoints(
+            model,
+            paths,
+            dtype=dtype,
+            frozen=frozen,
+            batchnorm=batchnorm,
+            checkpoint_key=checkpoint_key,
+        )
+
+    population = load()
+    calibration = (
+        None if calibration_images is None else image_set(calibration_images, "calibration images")
+    )
+    evaluator = Evaluator(model, population, micro_batch=micro_batch, calibration=calibration)
+    fitness = ClassificationFitness(
+        evaluator,
+        image_set(fitness_images, "fitness images"),
+        images_per_batch=images_per_batch,
+        generations_per_batch=generations_per_batch,
+        metric=metric,
+        seed=seed,
+    )
+    de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
+    run = Evolution(
+        de,
+        fitness,
+        run_dir=run_dir,
+        evaluator=evaluator,
+        validation=image_set(validation_images, "validation images"),
+        validate_every=validate_every,
+        chunk=chunk,
+        progress=progress,
+        callbacks=callbacks,
+    )
+    candidate = run.run()
+    comparison = None
+    if test_images is not None:
+        comparison = compare(run, image_set(test_images, "test images"), load())
+    return Result(candidate.state_dict(de), candidate, comparison, run.history, run)

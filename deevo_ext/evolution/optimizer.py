@@ -1,0 +1,343 @@
+"""Ask/tell differential evolution of a population: a thin driver of the four operators.
+
+Trials are never state: `Trials` regenerates any of them from counters whenever it is asked, and
+`tell` makes the accepted ones again in place. Peak memory is NP rows and the rows in hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from deevo_ext import ops as _registered  # noqa: F401  (importing registers torch.ops.deevo)
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.configuration import Configuration, configure
+from deevo_ext.evolution.generation import Generation
+from deevo_ext.population import Population
+from deevo_ext.strategies import compile_pool
+from deevo_ext.tables import (
+    CONTRACT_VERSION,
+    MAX_TERMS,
+    NUM_CHOICE_COLUMNS,
+    NUM_PARAMETER_COLUMNS,
+)
+
+Callback = Callable[[dict[str, float]], None]
+
+
+class Trials:
+    """What waits for fitness values: a generation's trials, or the parents themselves.
+
+    Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
+    parents), ``size`` (NP: one row per member).
+    """
+
+    def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:
+        self._owner = owner
+        self.generation = generation
+        self.parents = parents
+        self.size = owner.population.size
+
+    def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """The rows of some members, [E, D], in new memory."""
+        chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1)
+        out = self._owner.new_rows(chosen.numel())
+        self._fill(chosen, out)
+        return out
+
+    def chunks(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields (members int64 [e], rows [e, D]) for all members, at most `size` at a time.
+
+        Rows are valid until the next chunk: trials share one buffer, parents are the population.
+        """
+        if size < 1:
+            raise DeevoError(f"size is {size}; expected at least one row per chunk")
+        buffer = None if self.parents else self._owner.chunk_buffer(min(size, self.size))
+        for start in range(0, self.size, size):
+            members = torch.arange(start, min(start + size, self.size))
+            if buffer is None:
+                self._require_current()
+                yield members, self._owner.population.rows[start : start + members.numel()]
+            else:
+                self._fill(members, buffer[: members.numel()])
+                yield members, buffer[: members.numel()]
+
+    def _fill(self, members: torch.Tensor, out: torch.Tensor) -> None:
+        self._require_current()
+        if self.parents:
+            out.copy_(self._owner.population.rows[members])
+        else:
+            self._owner.make_trials(members, out)
+
+    def _require_current(self) -> None:
+        if self._owner.pending is not self:
+            raise DeevoError(
+                f"these trials of generation {self.generation} are over: their fitness was told or "
+                "others were asked for; call ask() again"
+            )
+
+
+class DifferentialEvolution:
+    """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
+
+    population: evolved in place. preset: "sa-shade-tri-ensin" or "paper". seed: 0..2^63-1.
+    callbacks: called with a generation's metrics (dict of floats) after each `tell` of trials.
+    Further keywords: any field of `Configuration`, each documented there with its source.
+
+        de = DifferentialEvolution(population, generations=100)
+        trials = de.ask()                        # first the parents themselves: they need scores
+        de.tell([loss(row) for row in trials.rows(range(population.size))])
+
+    Fitness is minimised. NaN counts as +inf; +inf is never accepted.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        preset: str = "sa-shade-tri-ensin",
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **parameters: Any,
+    ) -> None:
+        self._begin(population, configure(preset, **parameters), seed, callbacks)
+
+    @classmethod
+    def from_configuration(
+        cls, population: Population, configuration: Configuration, seed: int
+    ) -> DifferentialEvolution:
+        """The optimizer of a ready configuration, as a journal's header keeps one."""
+        self = cls.__new__(cls)
+        self._begin(population, configuration, seed, ())
+        return self
+
+    def _begin(
+        self,
+        population: Population,
+        configuration: Configuration,
+        seed: int,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.configuration = configuration
+        needed = max(self.configuration.members_needed, 4)
+        if population.size < needed:
+            raise DeevoError(
+                f"population has {population.size} members; the strategies need at least {needed} "
+                "(the target and distinct random members): give more checkpoints or strategies "
+                "with fewer of r1..r5"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")
+        self.population = population
+        self.seed = seed
+        self.callbacks = list(callbacks)
+        self.pending: Trials | None = None
+        self.scored = False  # whether the parents have a fitness
+
+        size = population.size
+        self._settings = self.configuration.settings()
+        self._strategies = compile_pool(self.configuration.strategies)
+        self._state = self.configuration.initial_state()
+        self._fitness = torch.full((size,), math.inf, dtype=torch.float64)
+        self._generation = torch.ones(1, dtype=torch.int64)
+        self._choices = torch.zeros(size, NUM_CHOICE_COLUMNS, dtype=torch.int32)
+        self._parameters = torch.zeros(size, NUM_PARAMETER_COLUMNS, dtype=torch.float64)
+        self._coefficients = torch.zeros(size, MAX_TERMS, dtype=torch.float32)
+        self._accepted = torch.zeros(size, dtype=torch.uint8)
+        self._archive_slot = torch.full((size,), -1, dtype=torch.int32)
+        self.archive = self.new_rows(self.configuration.archive_size)
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def generation(self) -> int:
+        """Generations completed."""
+        return int(self._generation.item()) - 1
+
+    @property
+    def fitness(self) -> torch.Tensor:
+        """The parents' fitness, float64 [NP], a copy; +inf before they were scored."""
+        return self._fitness.clone()
+
+    @property
+    def best(self) -> int:
+        """The member of least fitness, the lowest index among equals."""
+        if not self.scored:
+            raise DeevoError("no member is best yet: ask() and tell() the parents' fitness first")
+        return int(self._fitness.argmin().item())
+
+    @property
+    def strategy_odds(self) -> dict[str, float]:
+        """The present odds of each strategy."""
+        at = self.configuration.layout()
+        odds = self._state[at.odds : at.sinusoid1_odds].tolist()
+        return dict(zip((s.name for s in self.configuration.strategies), odds, strict=True))
+
+    def new_rows(self, count: int) -> torch.Tensor:
+        """Uninitialised rows like the population's, [count, D] with its stride and dtype."""
+        rows = self.population.rows
+        return rows.new_zeros(count, self.population.layout.stride)[:, : rows.shape[1]]
+
+    def chunk_buffer(self, count: int) -> torch.Tensor:
+        """The one buffer that chunks of trials share."""
+        if self._buffer is None or self._buffer.shape[0] != count:
+            self._buffer = None  # freed before the next is made
+            self._buffer = self.new_rows(count)
+        return self._buffer
+
+    def ask(self) -> Trials:
+        """The next generation's trials; at first the parents themselves, who need a score too.
+
+        Nothing is materialised yet. Asking again before `tell` gives the same trials.
+        """
+        if not self.scored:
+            return self.ask_parents()
+        if self.generation >= self.configuration.generations:
+            raise DeevoError(
+                f"all {self.configuration.generations} generations of the schedule are done; give "
+                "DifferentialEvolution more generations="
+            )
+        torch.ops.deevo.plan(
+            self._settings,
+            self._strategies,
+            self._state,
+            self._fitness,
+            self._generation,
+            self.seed,
+            self._choices,
+            self._parameters,
+            self._coefficients,
+        )
+        self.pending = Trials(self, self.generation + 1, parents=False)
+        return self.pending
+
+    def ask_parents(self) -> Trials:
+        """The parents' own rows, to be scored (again), as when the fitness images change."""
+        self.pending = Trials(self, self.generation, parents=True)
+        return self.pending
+
+    def make_trials(self, members: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes the pending trials of `members` to `out`; `Trials` is the way to call it."""
+        torch.ops.deevo.trials(
+            self.population.rows,
+            self.archive,
+            self._choices,
+            self._coefficients,
+            members,
+            self.seed,
+            self.population.layout.nonneg_start,
+            0,
+            out,
+        )
+
+    def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
+        """Takes the fitness of what was asked for, float64 [NP], minimised.
+
+        After trials: selects, adapts and commits, and returns what the generation did. After
+        parents: keeps their scores and returns None. Raises DeevoError before anything is changed.
+        """
+        pending = self.pending
+        if pending is None:
+            raise DeevoError("tell() without ask(): ask for trials first")
+        values = self._checked(fitness)
+        self.pending = None
+        if pending.parents:
+            self._fitness.copy_(torch.where(values.isnan(), math.inf, values))
+            self.scored = True
+            return None
+        parents = self._fitness.clone()
+        torch.ops.deevo.tell(
+            self._settings,
+            self._strategies,
+            values,
+            self._choices,
+            self._parameters,
+            self.seed,
+            self._state,
+            self._fitness,
+            self._generation,
+            self._accepted,
+            self._archive_slot,
+        )
+        torch.ops.deevo.commit(
+            self.population.rows,
+            self.archive,
+            self._choices,
+            self._coefficients,
+            self._accepted,
+            self._archive_slot,
+            self.seed,
+            self.population.layout.nonneg_start,
+            0,
+        )
+        result = Generation(
+            generation=pending.generation,
+            strategies=tuple(s.name for s in self.configuration.strategies),
+            choices=self._choices.clone(),
+            parameters=self._parameters.clone(),
+            parent_fitness=parents,
+            trial_fitness=values.clone(),
+            accepted=self._accepted.bool(),
+            odds=self.strategy_odds,
+        )
+        if self.callbacks:
+            metrics = result.metrics()
+            for callback in self.callbacks:
+                callback(metrics)
+        return result
+
+    def _checked(self, fitness: torch.Tensor | Sequence[float]) -> torch.Tensor:
+        try:
+            values = torch.as_tensor(fitness, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DeevoError(f"fitness is not a row of numbers ({error})") from None
+        if values.shape != (self.population.size,):
+            raise DeevoError(
+                f"fitness has shape {tuple(values.shape)}; expected ({self.population.size},), one "
+                "number per member"
+            )
+        return values.contiguous()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of a run's state: tensors (copies) and plain values.
+
+        torch.load(weights_only=True) reads it back; resuming from it gives the bits of an
+        uninterrupted run.
+        """
+        return {
+            "contract": CONTRACT_VERSION,
+            "configuration": self.configuration.to_json(),
+            "layout": self.population.layout.hash,
+            "seed": self.seed,
+            "scored": self.scored,
+            "rows": self.population.rows.clone(),
+            "statistics": self.population.statistics.clone(),
+            **{name: getattr(self, f"_{name}").clone() for name in _STATE},
+            "archive": self.archive.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; raises DeevoError before anything is changed."""
+        own = self.state_dict()
+        for name in ("contract", "configuration", "layout", "seed"):
+            if state.get(name) != own[name]:
+                raise DeevoError(
+                    f"the state's {name} differs from this optimizer's: {state.get(name)!r}, "
+                    f"expected {own[name]!r}; make the optimizer with the parameters of the run"
+                )
+        tensors = ("rows", "statistics", "archive", *_STATE)
+        for name in tensors:
+            if name not in state or state[name].shape != own[name].shape:
+                raise DeevoError(f"the state's {name} is missing or of another population's shape")
+        self.population.rows.copy_(state["rows"])
+        self.population.statistics.copy_(state["statistics"])
+        self.archive.copy_(state["archive"])
+        for name in _STATE:
+            getattr(self, f"_{name}").copy_(state[name])
+        self.scored = bool(state["scored"])
+        self.pending = None
+
+
+_STATE = ("state", "fitness", "generation")

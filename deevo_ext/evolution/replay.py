@@ -1,0 +1,122 @@
+"""Rebuilds a run's weights, bit for bit, from its journal and its initial checkpoints."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deevo_ext import checkpoints
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution import journal
+from deevo_ext.evolution.configuration import Configuration
+from deevo_ext.evolution.course import Candidate, Course
+from deevo_ext.evolution.generation import Generation
+from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.evolution.storage import decode_statistics, save_state_dict
+from deevo_ext.population import Population
+
+
+@dataclass
+class Replay:
+    """A replayed run: its optimizer, candidates and generations, and the candidate it returned.
+
+    finished: whether the journal's last line says that the run was complete.
+    """
+
+    course: Course
+    generations: list[Generation]
+    candidate: Candidate
+    finished: bool
+
+
+def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Replay:
+    """Replays a run folder; raises DeevoError naming what is missing or does not match.
+
+    checkpoint_dir: where the initial checkpoints lie now, if not where the journal says.
+    """
+    folder = Path(run_dir)
+    path = folder / journal.FILE_NAME
+    if not path.exists():
+        raise DeevoError(f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run")
+    records, _ = journal.read(path)
+    if not records:
+        raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
+    header = records[0]
+    files = _locate(header["checkpoints"], folder, checkpoint_dir)
+    population = Population.from_recipe(header["population"], files)
+    if population.layout.hash != header["layout"]:
+        raise DeevoError(f"the checkpoints give another layout than the journal {path} records")
+    configuration = Configuration.from_json(header["configuration"])
+    de = DifferentialEvolution.from_configuration(population, configuration, header["seed"])
+    course = Course(de)
+    generations = []
+    returned: dict[str, Any] | None = None
+    for record in records[1:]:
+        if "returned" in record:
+            returned = record["returned"]
+            continue
+        generation = course.apply(record)
+        if generation is not None:
+            generations.append(generation)
+    if not de.scored:
+        raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
+    candidate = course.chosen()
+    if returned is not None:
+        if "statistics" in returned:
+            candidate = replace(candidate, statistics=decode_statistics(returned["statistics"]))
+        if candidate.digest != returned["weights_sha256"]:
+            raise DeevoError(
+                f"the replayed weights have SHA-256 {candidate.digest}, the journal {path} says "
+                f"{returned['weights_sha256']}: journal or package differ from those of the run"
+            )
+    return Replay(course, generations, candidate, finished=returned is not None)
+
+
+def _locate(
+    sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
+) -> list[Path]:
+    """The checkpoint files, each checked against the journal's SHA-256."""
+    files = []
+    for name, expected in sources:
+        if not name:
+            raise DeevoError("the run kept no checkpoint files; it cannot be replayed")
+        path = folder / name  # an absolute name stays what it is
+        if checkpoint_dir is not None:
+            path = Path(checkpoint_dir) / Path(name).name
+        if not path.exists():
+            raise DeevoError(
+                f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
+            )
+        found = checkpoints.sha256(path)
+        if found != expected:
+            raise DeevoError(
+                f"{path} has SHA-256 {found}, the journal expects {expected}: it is not the "
+                "checkpoint that the run began with"
+            )
+        files.append(path)
+    return files
+
+
+def write_candidate(result: Replay, path: Path) -> None:
+    """The returned candidate's weights as .safetensors."""
+    save_state_dict(result.candidate.state_dict(result.course.de), path, result.candidate.record())
+
+
+def write_trials(result: Replay, path: Path) -> int:
+    """Every trial of the run as CSV; returns their number."""
+    count = 0
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer: csv.DictWriter[str] | None = None
+            for generation in result.generations:
+                for trial in generation.trials():
+                    if writer is None:
+                        writer = csv.DictWriter(file, list(trial))
+                        writer.writeheader()
+                    writer.writerow(trial)
+                    count += 1
+    except OSError as error:
+        raise DeevoError(f"cannot write {path}: {error.strerror or error}") from error
+    return count

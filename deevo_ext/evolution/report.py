@@ -1,0 +1,197 @@
+"""The comparison that says whether evolution was worth it, on images nothing else has read.
+
+Rows: best parent, initial weight average, initial greedy soup, logit ensemble (NP times the
+inference cost), and the evolved member, mean and soup, each the best of its kind by validation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deevo_ext.data.images import ImageSet
+from deevo_ext.evolution.course import KINDS, Candidate
+from deevo_ext.evolution.run import Evolution
+from deevo_ext.evolution.storage import write_whole
+from deevo_ext.inference.evaluator import Evaluator, PerImage, mean_loss
+from deevo_ext.population import Population
+
+SOUP = "initial greedy soup"
+INITIAL_NAMES = {"member": "best parent", "mean": "initial weight average", "soup": SOUP}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    loss: mean cross-entropy in nats; top1 in 0..1; images: how many it was measured on; gained,
+    lost: images right here and wrong under the initial greedy soup, and the reverse;
+    forward_passes, seconds: spent to find this network (not to report on it); inference: its cost
+    per image in forward passes; returned: whether it is the candidate that validation chose.
+    """
+
+    name: str
+    loss: float
+    top1: float
+    images: int
+    gained: int
+    lost: int
+    forward_passes: int
+    seconds: float
+    inference: int
+    returned: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and the returned candidate's loss minus the initial greedy soup's.
+
+    interval: 95 % paired bootstrap interval of that difference; negative is better.
+    """
+
+    rows: list[Row]
+    difference: float
+    interval: tuple[float, float]
+    images: str
+
+    @property
+    def verdict(self) -> str:
+        """One sentence; "no measurable difference" when the interval holds 0."""
+        low, high = self.interval
+        if low <= 0.0 <= high:
+            finding = "shows no measurable difference to"
+        else:
+            finding = "is better than" if high < 0.0 else "is worse than"
+        return (
+            f"The evolved network {finding} the {SOUP} on {self.images}: loss difference "
+            f"{self.difference:+.5f}, 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "difference": self.difference,
+            "interval": list(self.interval),
+            "images": self.images,
+            "verdict": self.verdict,
+        }
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Writes the table as JSON, with `more` top-level values."""
+        write_whole(path, (json.dumps({**self.to_json(), **more}, indent=2) + "\n").encode())
+
+    def format(self) -> str:
+        """The table as aligned text."""
+        head = ("network", "loss", "top-1", "gained", "lost", "inference", "passes", "seconds")
+        lines = [head]
+        for row in self.rows:
+            lines.append(
+                (
+                    ("> " if row.returned else "  ") + row.name,
+                    f"{row.loss:.4f}",
+                    f"{row.top1:.4f}",
+                    str(row.gained),
+                    str(row.lost),
+                    f"x{row.inference}",
+                    f"{row.forward_passes:,}",
+                    f"{row.seconds:.1f}",
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+        return f"{text}\n\n{self.verdict}"
+
+
+def bootstrap_interval(
+    differences: torch.Tensor, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean of paired per-image differences, float64 [N]."""
+    values = differences.double().numpy()
+    generator = np.random.Generator(np.random.PCG64(seed))
+    means = np.empty(resamples)
+    for i in range(resamples):
+        means[i] = values[generator.integers(0, values.size, values.size)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ensemble(evaluator: Evaluator, initial: Population, images: ImageSet) -> PerImage:
+    """The logit ensemble of a population's members: the mean of their logits."""
+    total = torch.zeros(())
+    for i in range(initial.size):
+        total = total + evaluator.logits(initial.views(i), images).double()
+    mean = (total / initial.size).float()
+    losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
+    return PerImage(losses, mean.argmax(dim=1) == images.labels)
+
+
+def compare(run: Evolution, images: ImageSet, initial: Population) -> Comparison:
+    """The comparison on `images` of a run that is over; it needs validation images in the run.
+
+    initial: the initial population, loaded again, for the logit ensemble.
+    """
+    evaluator = run.evaluator
+    assert evaluator is not None
+    chosen = run.course.chosen()
+    population = run.de.population
+    members = population.size
+
+    def measure(candidate: Candidate) -> PerImage:
+        views = population.views(candidate.row, statistics=candidate.statistics)
+        return evaluator.per_image_of(views, images)
+
+    entries: list[tuple[str, PerImage, int, float, int, bool]] = []
+    share = run.initial_seconds / max(run.initial_forward_passes, 1)
+    # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.
+    each = run.initial_forward_passes // (2 * members)
+    costs = {"member": members * each, "mean": 0, "soup": (2 * members - 1) * each}
+    for kind in KINDS:
+        passes = costs[kind]
+        found = measure(run.course.initial[kind])
+        entries.append((INITIAL_NAMES[kind], found, passes, passes * share, 1, False))
+    together = ensemble(evaluator, initial, images)
+    entries.append(("logit ensemble", together, 0, 0.0, members, False))
+    for kind in KINDS:
+        candidate = run.course.evolved[kind]
+        entries.append(
+            (
+                f"evolved {kind}",
+                measure(candidate),
+                run.forward_passes,
+                run.seconds,
+                1,
+                candidate is chosen,
+            )
+        )
+    soup = next(found for name, found, *_ in entries if name == SOUP)
+    rows = [
+        Row(
+            name=name,
+            loss=mean_loss(found.losses, evaluator.micro_batch),
+            top1=float(found.correct.double().mean()),
+            images=len(images),
+            gained=int((found.correct & ~soup.correct).sum()),
+            lost=int((~found.correct & soup.correct).sum()),
+            forward_passes=passes,
+            seconds=round(seconds, 3),
+            inference=inference,
+            returned=returned,
+        )
+        for name, found, passes, seconds, inference, returned in entries
+    ]
+    evolved = next(found for _, found, _, _, _, returned in entries if returned)
+    differences = evolved.losses.double() - soup.losses.double()
+    return Comparison(rows, float(differences.mean()), bootstrap_interval(differences), images.name)

@@ -1,0 +1,272 @@
+"""The run loop: fitness, validation, journal, metrics; resumable after a kill at any moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from deevo_ext import _version
+from deevo_ext.data.images import ImageSet
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.course import Candidate, Course
+from deevo_ext.evolution.generation import Generation, diversity
+from deevo_ext.evolution.journal import Journal, Record, to_hex
+from deevo_ext.evolution.metrics import MetricsFile
+from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
+from deevo_ext.evolution.storage import (
+    checkpoint_sources,
+    encode_statistics,
+    save_state_dict,
+)
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.fitness import fingerprint
+from deevo_ext.tables import CONTRACT_VERSION
+
+EVOLVED = "evolved.safetensors"
+
+
+class Fitness(Protocol):
+    """What scores trials; `inference.fitness.ClassificationFitness` is the one for image sets."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that decide the scores; a run is resumed only where they are the same."""
+        ...
+
+    def batch_of(self, generation: int) -> int:
+        """The batch a generation is scored on; scores of two batches are never compared."""
+        ...
+
+    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
+        """Fitness, minimised, of rows [E, D] that stand for members [E]."""
+        ...
+
+
+class FunctionFitness:
+    """A plain function of one row, `evaluate(row) -> float`, as a Fitness on one fixed batch."""
+
+    def __init__(self, evaluate: Callable[[torch.Tensor], float], name: str = "function") -> None:
+        self.evaluate = evaluate
+        self.name = name
+
+    def describe(self) -> dict[str, Any]:
+        """The function's name."""
+        return {"function": self.name}
+
+    def batch_of(self, generation: int) -> int:
+        """Always batch 0."""
+        return 0
+
+    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
+        """The function's values."""
+        return [float(self.evaluate(row)) for row in rows]
+
+
+def _as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:
+    if hasattr(fitness, "batch_of"):
+        return cast(Fitness, fitness)
+    if not callable(fitness):
+        raise DeevoError(f"fitness is {fitness!r}; expected a Fitness or a function of one row")
+    return FunctionFitness(fitness)
+
+
+class Evolution:
+    """Runs a DifferentialEvolution to the end of its schedule.
+
+    de: fresh, its population just loaded. fitness: a Fitness, or a function of one row. run_dir:
+    where journal.jsonl, metrics.csv and evolved.safetensors go; a folder that holds this run's
+    journal is resumed with the result of an uninterrupted run. evaluator and validation: images
+    that choose the returned candidate (best member, mean, greedy soup) every `validate_every`
+    generations; without them it is the best member of the last generation. chunk: rows evaluated at
+    a time, the E of peak memory NP + E rows. callbacks: called with each generation's metrics.
+    """
+
+    def __init__(
+        self,
+        de: DifferentialEvolution,
+        fitness: Fitness | Callable[[torch.Tensor], float],
+        *,
+        run_dir: str | Path | None = None,
+        evaluator: Evaluator | None = None,
+        validation: ImageSet | None = None,
+        validate_every: int = 10,
+        chunk: int = 8,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        if de.generation != 0 or de.scored:
+            raise DeevoError(
+                "de has been used already; give Evolution a fresh DifferentialEvolution on the "
+                "initial population (a run folder's journal brings it back to where it was)"
+            )
+        if (validation is None) != (evaluator is None):
+            raise DeevoError("evaluator and validation belong together: give both or neither")
+        if validate_every < 1 or chunk < 1:
+            raise DeevoError(
+                f"validate_every is {validate_every} and chunk {chunk}; expected at least 1"
+            )
+        self.de = de
+        self.fitness = _as_fitness(fitness)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.evaluator = evaluator
+        self.validation = validation
+        self.validate_every = validate_every
+        self.chunk = chunk
+        self.progress = progress
+        self.callbacks = list(callbacks)
+        self.course = Course(de, evaluator.statistics_of if evaluator else None)
+        self.history: list[dict[str, float]] = []
+        self.forward_passes = 0  # of the whole run, resumed parts included
+        self.initial_forward_passes = 0  # of those, for the initial candidates
+        self.seconds = 0.0
+        self.initial_seconds = 0.0
+        self._batch: int | None = None
+        self._passes_before = 0
+        self._journal: Journal | None = None
+        self._metrics: MetricsFile | None = None
+
+    def header(self) -> Record:
+        """The journal's first line: everything that decides the run."""
+        population = self.de.population
+        return {
+            "contract": CONTRACT_VERSION,
+            "deevo_ext": _version.__version__,
+            "configuration": self.de.configuration.to_json(),
+            "seed": self.de.seed,
+            "layout": population.layout.hash,
+            "population": population.recipe(),
+            "checkpoints": checkpoint_sources(population, self.run_dir),
+            "fitness": self.fitness.describe(),
+            "validation": None
+            if self.validation is None
+            else {
+                "images": len(self.validation),
+                "sha256": fingerprint(self.validation),
+                "every": self.validate_every,
+            },
+        }
+
+    def run(self) -> Candidate:
+        """Runs, or resumes, to the end; returns the chosen candidate.
+
+        With a run folder its weights are in evolved.safetensors too.
+        """
+        records: list[Record] = []
+        if self.run_dir is not None:
+            self._journal, records = Journal.open(self.run_dir, self.header())
+        try:
+            if self.run_dir is not None:
+                self._metrics = MetricsFile(self.run_dir / "metrics.csv")
+            return self._run(records)
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+            if self._journal is not None:
+                self._journal.close()
+
+    def _run(self, records: list[Record]) -> Candidate:
+        from tqdm.auto import tqdm  # not needed by an import of the package
+
+        total = self.de.configuration.generations
+        with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
+            done = [record for record in records if "returned" not in record]
+            for record in done:
+                self._account(record)
+                self._observe(self.course.apply(record), record, bar)
+            if not done:
+                self._first()
+            while self.de.generation < total:
+                record, generation = self._generation(self.de.generation + 1)
+                self._account(record)
+                self._observe(generation, record, bar)
+        chosen = self.course.chosen()
+        if self._journal is not None and len(done) == len(records):
+            last = {"returned": chosen.record()}
+            if self.evaluator is not None and self.evaluator.recalibrates:
+                last["returned"]["statistics"] = encode_statistics(chosen.statistics)
+            self._journal.append(last)
+        if self.run_dir is not None:
+            save_state_dict(chosen.state_dict(self.de), self.run_dir / EVOLVED, chosen.record())
+        return chosen
+
+    def _first(self) -> None:
+        """Generation 0: the initial candidates by validation, before anything is changed."""
+        started = time.perf_counter()
+        record: Record = {"generation": 0}
+        if self.validation is not None:
+            record["validation"] = self._validate()
+        self._finish(record, started)
+        self._account(record)
+
+    def _generation(self, number: int) -> tuple[Record, Generation]:
+        started = time.perf_counter()
+        batch = self.fitness.batch_of(number)
+        record: Record = {"generation": number, "batch": batch}
+        if batch != self._batch:
+            parents = self._scores(batch, parents=True)
+            record["parents"] = to_hex(parents)
+            self.course.score_parents(parents)
+        trials = self._scores(batch, parents=False)
+        record["trials"] = to_hex(trials)
+        generation = self.course.advance(trials)
+        due = number % self.validate_every == 0 or number == self.de.configuration.generations
+        if self.validation is not None and due:
+            record["validation"] = self._validate()
+        self._finish(record, started)
+        return record, generation
+
+    def _scores(self, batch: int, parents: bool) -> list[float]:
+        waiting = self.de.ask_parents() if parents else self.de.ask()
+        values: list[float] = []
+        for members, rows in waiting.chunks(self.chunk):
+            values.extend(float(value) for value in self.fitness(rows, members, batch))
+        return values
+
+    def _validate(self) -> dict[str, Any]:
+        assert self.evaluator is not None and self.validation is not None
+        evaluator, images = self.evaluator, self.validation
+        return self.course.validate(lambda row, s: evaluator.score(row, images, s).loss)
+
+    def _finish(self, record: Record, started: float) -> None:
+        """Costs into the record, the record into the journal."""
+        evaluators = {id(e): e for e in (self.evaluator, self._own_evaluator()) if e is not None}
+        passes = sum(evaluator.forward_passes for evaluator in evaluators.values())
+        record["forward_passes"] = passes - self._passes_before
+        record["seconds"] = round(time.perf_counter() - started, 6)
+        self._passes_before = passes
+        if self._journal is not None:
+            self._journal.append(record)
+
+    def _own_evaluator(self) -> Evaluator | None:
+        return getattr(self.fitness, "evaluator", None)
+
+    def _account(self, record: Record) -> None:
+        self.forward_passes += record["forward_passes"]
+        self.seconds += record["seconds"]
+        if record["generation"] == 0:
+            self.initial_forward_passes = self.forward_passes
+            self.initial_seconds = self.seconds
+        self._batch = record.get("batch", self._batch)
+
+    def _observe(self, generation: Generation | None, record: Record, bar: Any) -> None:
+        if generation is None:
+            return
+        metrics = generation.metrics()
+        metrics["diversity"] = diversity(self.de.population.rows)
+        metrics["forward_passes"] = float(self.forward_passes)
+        metrics["seconds"] = self.seconds
+        for kind in ("member", "mean", "soup"):
+            found = record.get("validation", {}).get(kind)
+            metrics[f"validation/{kind}"] = float.fromhex(found["loss"]) if found else float("nan")
+        self.history.append(metrics)
+        if self._metrics is not None:
+            self._metrics.append(metrics)
+        for callback in self.callbacks:
+            callback(metrics)
+        bar.update(1)
+        bar.set_postfix_str(
+            f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}"
+        )

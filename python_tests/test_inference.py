@@ -1,0 +1,151 @@
+"""Evaluator and ClassificationFitness: PyTorch as oracle, batches, BatchNorm policies."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import deevo_ext as deevo
+from deevo_ext.inference.evaluator import mean_loss
+from deevo_ext.inference.fitness import batch_indices
+from support.evolution import Net, images, members, population
+
+
+def plain_losses(state: dict[str, torch.Tensor], data: deevo.ImageSet) -> torch.Tensor:
+    model = Net().eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(data.images), data.labels, reduction="none")
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 50, 64])
+def test_losses_are_those_of_the_loaded_model(micro_batch: int) -> None:
+    pop, data = population(4), images(50)
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=micro_batch)
+    for i in range(4):
+        found = evaluator.per_image(pop.rows[i], data)
+        expected = plain_losses(pop.state_dict(i), data)
+        # Logits of order 1 from about 50 float32 operations, in an order that depends on the batch.
+        assert torch.allclose(found.losses, expected, rtol=0, atol=50 * 2.0**-22)
+        score = evaluator.score(pop.rows[i], data)
+        assert score.loss == pytest.approx(float(found.losses.double().mean()), rel=1e-12)
+        assert score.top1 * 50 == pytest.approx(int(found.correct.sum())) and score.images == 50
+    assert evaluator.forward_passes == 4 * 2 * 50
+
+
+def test_a_score_depends_on_nothing_but_row_and_images() -> None:
+    pop, data = population(6), images(70)
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=32)
+    alone = [evaluator.score(row, data).loss for row in pop.rows]
+    fitness = deevo.ClassificationFitness(evaluator, data)
+    together = fitness(pop.rows, torch.arange(6), 0)
+    backwards = fitness(pop.rows.flip(0), torch.arange(5, -1, -1), 0)
+    assert alone == list(together) == list(backwards)[::-1]
+
+
+def test_the_users_model_is_not_touched() -> None:
+    pop, data, model = population(4), images(40), Net().train()
+    before = copy.deepcopy(model.state_dict())
+    deevo.Evaluator(model, pop).score(pop.rows[0], data)
+    assert model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_overflow_is_infinite_loss() -> None:
+    pop, data = population(4), images(20)
+    evaluator = deevo.Evaluator(Net(), pop)
+    assert evaluator.score(pop.rows[0] * 1e25, data).loss == math.inf
+
+
+def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
+    calibration, data = images(60, 5), images(40, 6)
+    pop = population(4, batchnorm="recalibrate")
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=30, calibration=calibration)
+    state = pop.state_dict(1)
+    activations = nn.functional.conv2d(calibration.images, state["conv.weight"])
+    halves = activations.split(30)  # torch averages the statistics of the micro-batches
+    state["bn.running_mean"] = torch.stack([h.mean(dim=(0, 2, 3)) for h in halves]).mean(dim=0)
+    state["bn.running_var"] = torch.stack(
+        [h.var(dim=(0, 2, 3), unbiased=True) for h in halves]
+    ).mean(dim=0)
+    found = evaluator.per_image(pop.rows[1], data)
+    assert torch.allclose(found.losses, plain_losses(state, data), rtol=0, atol=1e-4)
+    inherited = evaluator.per_image_of(pop.views(1), data)
+    assert not torch.allclose(found.losses, inherited.losses, rtol=0, atol=1e-3)
+    with pytest.raises(deevo.DeevoError, match="calibration is missing"):
+        deevo.Evaluator(Net(), pop)
+
+
+def test_inherited_statistics_are_those_of_the_member_asked_for() -> None:
+    data = images(40, 6)
+    pop = population(4, batchnorm="inherit")
+    evaluator = deevo.Evaluator(Net(), pop)
+    fitness = deevo.ClassificationFitness(evaluator, data)
+    rows = pop.rows[[0, 0]]
+    own, other = fitness(rows, torch.tensor([0, 3]), 0)
+    mixed = pop.state_dict(0)
+    mixed["bn.running_mean"] = pop.state_dict(3)["bn.running_mean"]
+    mixed["bn.running_var"] = pop.state_dict(3)["bn.running_var"]
+    assert own == pytest.approx(float(plain_losses(pop.state_dict(0), data).mean()), abs=1e-5)
+    assert other == pytest.approx(float(plain_losses(mixed, data).mean()), abs=1e-5)
+    assert own != other
+
+
+def test_batches_are_class_balanced_distinct_and_seeded() -> None:
+    labels = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)[torch.randperm(1000)]
+    batches = [batch_indices(labels, 100, number, seed=7) for number in range(4)]
+    for batch in batches:
+        assert batch.numel() == 100 == len(set(batch.tolist()))
+        counts = torch.bincount(labels[batch], minlength=3).tolist()
+        assert all(abs(have - want) <= 1 for have, want in zip(counts, (60, 30, 10), strict=True))
+    assert len({tuple(batch.tolist()) for batch in batches}) == 4
+    assert torch.equal(batches[2], batch_indices(labels, 100, 2, seed=7))
+    assert not torch.equal(batches[2], batch_indices(labels, 100, 2, seed=8))
+    # Over many batches every image gets its share: 200 draws of 1/10 are 20 +- 6 sd (4.2 each).
+    drawn = torch.zeros(1000)
+    for number in range(200):
+        drawn[batch_indices(labels, 100, number, seed=1)] += 1
+    assert drawn.min() > 20 - 26 and drawn.min() > 0 and drawn.max() < 20 + 26
+
+
+def test_rotation_follows_its_schedule() -> None:
+    evaluator = deevo.Evaluator(Net(), population(4))
+    fixed = deevo.ClassificationFitness(evaluator, images(50), images_per_batch=50)
+    assert {fixed.batch_of(g) for g in range(20)} == {0} and len(fixed.batch(0)) == 50
+    rotating = deevo.ClassificationFitness(
+        evaluator, images(50), images_per_batch=20, generations_per_batch=2
+    )
+    assert [rotating.batch_of(g) for g in range(1, 8)] == [0, 0, 1, 1, 2, 2, 3]
+    assert len(rotating.batch(3)) == 20
+
+
+@pytest.mark.parametrize(
+    "options", [{"metric": "top5"}, {"images_per_batch": 0}, {"generations_per_batch": 0}]
+)
+def test_bad_options_are_named(options: dict) -> None:
+    evaluator = deevo.Evaluator(Net(), population(4))
+    with pytest.raises(deevo.DeevoError, match=next(iter(options))):
+        deevo.ClassificationFitness(evaluator, images(10), **options)
+    with pytest.raises(deevo.DeevoError, match="micro_batch is 0"):
+        deevo.Evaluator(Net(), population(4), micro_batch=0)
+
+
+def test_a_model_that_returns_no_logits_is_refused() -> None:
+    class Features(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(self.conv(x))
+
+    pop = deevo.Population.from_state_dicts(Features(), members(4))
+    with pytest.raises(deevo.DeevoError, match="expected logits"):
+        deevo.Evaluator(Features(), pop).score(pop.rows[0], images(10))
+
+
+def test_mean_loss_adds_subtotals_in_float64() -> None:
+    losses = torch.full((10_000,), 0.1)
+    assert mean_loss(losses, 250) == pytest.approx(float(torch.tensor(0.1).double()), rel=1e-14)
+    assert mean_loss(torch.tensor([1.0, math.nan]), 250) == math.inf

@@ -1,0 +1,254 @@
+"""DifferentialEvolution: the ask/tell protocol, resuming, metrics, refusals."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+
+import deevo_ext as deevo
+from deevo_ext.evolution.generation import diversity
+from support.evolution import Net, members, population, sphere
+
+
+def advance(de: deevo.DifferentialEvolution, generations: int) -> None:
+    """Runs ask/tell with the sphere function; the first round scores the parents."""
+    for _ in range(generations):
+        trials = de.ask()
+        fitness = torch.empty(trials.size, dtype=torch.float64)
+        for chosen, rows in trials.chunks(3):
+            fitness[chosen] = torch.tensor([sphere(row) for row in rows], dtype=torch.float64)
+        de.tell(fitness)
+
+
+def snapshot(de: deevo.DifferentialEvolution) -> list[torch.Tensor]:
+    state = de.state_dict()
+    return [value for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def assert_same(a: deevo.DifferentialEvolution, b: deevo.DifferentialEvolution) -> None:
+    for x, y in zip(snapshot(a), snapshot(b), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("preset", sorted(deevo.PRESETS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_falls_and_never_rises(preset: str, dtype: torch.dtype) -> None:
+    de = deevo.DifferentialEvolution(population(8, dtype=dtype), preset, generations=40, seed=3)
+    advance(de, 1)
+    first = de.fitness
+    previous = first
+    for _ in range(39):
+        advance(de, 1)
+        assert bool((de.fitness <= previous).all())
+        previous = de.fitness
+    assert float(previous.min()) < float(first.min())
+    assert float(previous.max()) < float(first.mean())
+    for member in range(8):  # the fitness kept is that of the row kept
+        assert sphere(de.population.rows[member]) == float(previous[member])
+
+
+def test_readme_example_runs_for_exactly_its_generations() -> None:
+    pop = population()
+    de = deevo.DifferentialEvolution(pop, preset="sa-shade-tri-ensin", generations=100, seed=0)
+    advance(de, 100)
+    assert de.generation == 99  # one round scored the parents
+    model = Net()
+    model.load_state_dict(pop.state_dict(de.best))
+
+
+def test_first_ask_returns_the_parents_without_copying() -> None:
+    pop = population()
+    de = deevo.DifferentialEvolution(pop)
+    trials = de.ask()
+    assert trials.parents and trials.generation == 0
+    for chosen, rows in trials.chunks(3):
+        assert rows.data_ptr() == pop.rows[chosen[0]].data_ptr()
+    assert torch.equal(trials.rows([2, 0]), pop.rows[[2, 0]])
+
+
+def test_chunk_size_and_repetition_do_not_change_trials() -> None:
+    de = deevo.DifferentialEvolution(population(), seed=5)
+    advance(de, 4)
+    whole = de.ask().rows(range(8))
+    trials = de.ask()
+    parts = torch.cat([rows.clone() for _, rows in trials.chunks(3)])
+    again = torch.cat([rows.clone() for _, rows in trials.chunks(1)])
+    assert torch.equal(whole, parts) and torch.equal(whole, again)
+    assert torch.equal(trials.rows([6, 1]), whole[[6, 1]])
+
+
+def test_accepted_trials_become_the_members_and_others_stay() -> None:
+    de = deevo.DifferentialEvolution(population(), seed=1)
+    advance(de, 1)
+    before = de.population.rows.clone()
+    rows = de.ask().rows(range(8))
+    fitness = de.fitness + torch.tensor([-1.0, 1.0] * 4, dtype=torch.float64)
+    result = de.tell(fitness)
+    assert result is not None and result.accepted.tolist() == [True, False] * 4
+    assert torch.equal(de.population.rows[0::2], rows[0::2])
+    assert torch.equal(de.population.rows[1::2], before[1::2])
+    assert de.fitness.tolist() == torch.minimum(fitness, result.parent_fitness).tolist()
+
+
+def test_resumes_bit_for_bit_through_a_file() -> None:
+    options = {"generations": 30, "seed": 11, "archive_size": 4}
+    strategies = [
+        ("target + F*(pbest - target) + F*(r1 - archive)", "bin"),
+        ("trig(r1, r2, r3)", "none"),
+    ]
+    straight = deevo.DifferentialEvolution(population(), strategies=strategies, **options)
+    advance(straight, 21)
+    first = deevo.DifferentialEvolution(population(), strategies=strategies, **options)
+    advance(first, 9)
+    first.ask()  # asked but not told: the same trials come again after loading
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = deevo.DifferentialEvolution(population(seed=9), strategies=strategies, **options)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(first, second)
+    advance(second, 12)
+    assert_same(straight, second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"generations": 7}, {"cr_init": 0.5}, {"preset": "paper"}],
+)
+def test_loading_another_runs_state_is_refused_and_changes_nothing(change: dict) -> None:
+    de = deevo.DifferentialEvolution(population(), generations=30)
+    advance(de, 3)
+    other = deevo.DifferentialEvolution(population(), **{"generations": 30, **change})
+    before = copy.deepcopy(snapshot(other))
+    with pytest.raises(deevo.DeevoError, match="differs"):
+        other.load_state_dict(de.state_dict())
+    for x, y in zip(before, snapshot(other), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_same_seed_same_run_other_seed_other_run_and_torch_generator_untouched() -> None:
+    populations = [population() for _ in range(3)]
+    torch.manual_seed(7)
+    expected = torch.random.get_rng_state()
+    runs = []
+    for pop, seed in zip(populations, (4, 4, 5), strict=True):
+        de = deevo.DifferentialEvolution(pop, seed=seed)
+        advance(de, 6)
+        runs.append(de.population.rows.clone())
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+def test_metrics_reach_callbacks_and_add_up() -> None:
+    seen: list[dict[str, float]] = []
+    de = deevo.DifferentialEvolution(population(), callbacks=[seen.append], generations=40)
+    advance(de, 31)
+    assert [m["generation"] for m in seen] == list(range(1, 31))
+    names = [s.name for s in de.configuration.strategies]
+    for m in seen:
+        assert sum(m[f"strategy/{n}/trials"] for n in names) == 8
+        assert sum(m[f"strategy/{n}/successes"] for n in names) == pytest.approx(
+            m["success_rate"] * 8
+        )
+        assert math.isclose(sum(m[f"strategy/{n}/odds"] for n in names), 1.0, rel_tol=1e-12)
+        for n in names:
+            won = m[f"strategy/{n}/successes"]
+            assert math.isnan(m[f"strategy/{n}/mean_improvement"]) == (won == 0)
+        sources = ("sinusoid_1", "sinusoid_2", "memory")
+        trig = m["strategy/trig/trials"]
+        assert sum(m[f"{s}/trials"] for s in sources) + trig == 8
+    assert any(m["memory/trials"] > 0 for m in seen[20:])
+    assert all(m["memory/trials"] == 0 for m in seen[:19])
+
+
+def test_trial_records_describe_what_was_done() -> None:
+    de = deevo.DifferentialEvolution(population(), seed=2)
+    advance(de, 1)
+    de.ask()
+    result = de.tell(torch.full((8,), -1.0, dtype=torch.float64))
+    assert result is not None
+    records = list(result.trials())
+    assert [r["member"] for r in records] == list(range(8))
+    for r in records:
+        assert r["accepted"] == 1 and r["improvement"] == r["parent_fitness"] + 1.0
+        parents = [int(p) for p in r["parents"].split()]
+        if r["strategy"] == "trig":
+            assert len({r["base"], *parents, r["member"]}) == 4 and r["cr"] == 1.0
+        else:
+            assert r["base"] == r["member"] and 1 <= len(parents) <= 2
+
+
+def test_diversity_is_the_rms_distance_of_pairs() -> None:
+    rows = torch.randn(6, 300_001, generator=torch.Generator().manual_seed(0))
+    wide = rows.double()
+    pairs = [(a, b) for a in range(6) for b in range(a)]
+    mean = sum(float((wide[a] - wide[b]).square().sum()) for a, b in pairs) / len(pairs)
+    # float32 differences carry 2^-24 relative error each, their float64 sum of squares twice that.
+    assert diversity(rows) == pytest.approx(math.sqrt(mean), rel=1e-6)
+
+
+def test_nan_and_infinite_fitness_follow_the_documented_rule() -> None:
+    de = deevo.DifferentialEvolution(population(), seed=2)
+    de.ask()
+    de.tell([math.nan, math.inf, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert de.best == 2 and de.fitness[0] == math.inf
+    de.ask()
+    result = de.tell([0.5, math.inf, math.nan, 2.0, -math.inf, 9.0, 9.0, 9.0])
+    assert result is not None
+    assert result.accepted.tolist() == [True, False, False, False, True, False, False, False]
+    assert bool(torch.isfinite(de.population.rows).all())
+
+
+def test_all_equal_fitness_accepts_nothing_and_changes_nothing() -> None:
+    de = deevo.DifferentialEvolution(population(), seed=2)
+    before = de.population.rows.clone()
+    for _ in range(5):
+        de.ask()
+        de.tell([1.0] * 8)
+    assert torch.equal(de.population.rows, before) and de.best == 0
+
+
+def test_refusals_name_the_argument_and_change_nothing() -> None:
+    with pytest.raises(deevo.DeevoError, match=r"population has 3 members.*at least 4"):
+        deevo.DifferentialEvolution(population(3))
+    with pytest.raises(deevo.DeevoError, match=r"5 members.*at least 6"):
+        deevo.DifferentialEvolution(population(5), strategies=[("r1+F*(r2-r3)+F*(r4-r5)", "bin")])
+    with pytest.raises(deevo.DeevoError, match="preset is 'shade'"):
+        deevo.DifferentialEvolution(population(), "shade")
+    with pytest.raises(deevo.DeevoError, match="unknown parameter 'f_mean'"):
+        deevo.DifferentialEvolution(population(), f_mean=1.0)
+    for seed in (-1, 2**63, 1.5, True):
+        with pytest.raises(deevo.DeevoError, match="seed is"):
+            deevo.DifferentialEvolution(population(), seed=seed)
+    de = deevo.DifferentialEvolution(population(), generations=2)
+    with pytest.raises(deevo.DeevoError, match="ask"):
+        de.tell([1.0] * 8)
+    with pytest.raises(deevo.DeevoError, match="no member is best"):
+        _ = de.best
+    trials = de.ask()
+    before = copy.deepcopy(snapshot(de))
+    for bad in ([1.0] * 7, [[1.0] * 8], ["a"] * 8, 3.0):
+        with pytest.raises(deevo.DeevoError, match="fitness"):
+            de.tell(bad)
+    for x, y in zip(before, snapshot(de), strict=True):
+        assert torch.equal(x, y)
+    with pytest.raises(deevo.DeevoError, match="size is 0"):
+        next(trials.chunks(0))
+    de.tell([1.0] * 8)
+    with pytest.raises(deevo.DeevoError, match="over"):
+        trials.rows([0])
+    for _ in range(2):
+        de.ask()
+        de.tell([0.5] * 8)
+    with pytest.raises(deevo.DeevoError, match="all 2 generations"):
+        de.ask()
+
+
+def test_one_member_repeated_is_refused() -> None:
+    state = members(1)[0]
+    with pytest.raises(deevo.DeevoError, match="no differences to evolve"):
+        deevo.Population.from_state_dicts(Net(), [state] * 8)
