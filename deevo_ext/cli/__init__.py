@@ -1,0 +1,46 @@
+"""The command `deevo`. Each command is a module here, which imports what it needs when it runs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deevo_ext.errors import DeevoError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `deevo` with `argv` (default: sys.argv[1:]) and exits the process with its status.
+
+    An error that a user can act on is one line on stderr; DEEVO_DEBUG=1 shows the traceback.
+    """
+    try:
+        app()(args=list(sys.argv[1:] if argv is None else argv), prog_name="deevo")
+    except (DeevoError, OSError) as error:
+        if os.environ.get("DEEVO_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def app() -> "typer.Typer":
+    """The typer application with every command registered."""
+    import typer
+
+    from deevo_ext.cli.demo import demo
+    from deevo_ext.cli.info import info
+    from deevo_ext.cli.replay import replay
+
+    application = typer.Typer(
+        name="deevo",
+        help="Evolve the weights of trained networks by differential evolution.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    for command in (demo, replay, info):
+        application.command()(command)
+    return application

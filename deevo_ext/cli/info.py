@@ -1,0 +1,19 @@
+"""`deevo info`: what is installed, what the machine has, which backends work."""
+
+from typing import Annotated
+
+import typer
+
+
+def info(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON object.")
+    ] = False,
+) -> None:
+    """Report versions, CPU, GPUs, the compiled extension, and which backends are available."""
+    import json
+
+    from deevo_ext.info import collect, format_report
+
+    report = collect()
+    print(json.dumps(report, indent=2) if as_json else format_report(report))

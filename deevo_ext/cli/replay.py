@@ -1,0 +1,35 @@
+"""`deevo replay`: a run's weights and trials again, from its journal and initial checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def replay(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run: where journal.jsonl lies.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the returned network here (.safetensors).")
+    ] = None,
+    trials: Annotated[Path | None, typer.Option(help="Write every trial here (CSV).")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Where the initial checkpoints lie now, if moved.")
+    ] = None,
+) -> None:
+    """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
+    from deevo_ext.evolution.replay import replay as run_again
+    from deevo_ext.evolution.replay import write_candidate, write_trials
+
+    result = run_again(run_dir, checkpoints)
+    candidate = result.candidate
+    state = "finished" if result.finished else "unfinished; this is its best candidate so far"
+    typer.echo(
+        f"{len(result.generations)} generations replayed ({state}): evolved {candidate.kind} of "
+        f"generation {candidate.generation}, validation loss {candidate.loss:.6g}, weights "
+        f"SHA-256 {candidate.digest}"
+    )
+    if out is not None:
+        write_candidate(result, out)
+        typer.echo(f"wrote {out}")
+    if trials is not None:
+        typer.echo(f"wrote {write_trials(result, trials)} trials to {trials}")

@@ -1,0 +1,268 @@
+"""The demo's population: one base network, fine-tuned with distinct hyper-parameters, on disk."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ..data.images import FourSets, ImageSet
+from ..errors import DeevoError
+from .network import SmallResNet
+from .recipes import Plan, Recipe, demo_plan
+from .sgd import train
+
+RECORD = "population.json"
+"""Name of the file beside the checkpoints that says how they were made."""
+
+_FORMAT = 1
+
+Progress = Callable[[str, int, int], None]
+"""Called after every step with what is being trained, steps done and steps in all."""
+
+
+def train_base(
+    sets: FourSets, recipe: Recipe, width: int = 16, on_step: Callable[[], None] | None = None
+) -> SmallResNet:
+    """A new network trained on `sets.train`, in eval mode.
+
+    Its initial weights come from `recipe.seed` too. No global generator is read or moved.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    network = SmallResNet(sets.train.images.shape[1], sets.num_classes, width, generator)
+    network.to(sets.train.images.device)
+    train(network, sets.train, recipe, on_step)
+    return network
+
+
+def fine_tune(
+    base: nn.Module, sets: FourSets, recipe: Recipe, on_step: Callable[[], None] | None = None
+) -> nn.Module:
+    """A copy of `base`, which is not changed, trained on by `recipe`; in eval mode."""
+    network = copy.deepcopy(base)
+    train(network, sets.train, recipe, on_step)
+    return network
+
+
+def train_population(
+    sets: FourSets,
+    folder: str | Path,
+    members: int = 12,
+    seed: int = 0,
+    progress: Progress | None = None,
+    plan: Plan | None = None,
+) -> list[Path]:
+    """Write `base.safetensors` and `member_00.safetensors`, ... into `folder`.
+
+    Each file appears whole or not at all, and `population.json` records the recipe, the images'
+    digest and each file's. A run that was interrupted goes on where it stopped: a file that is
+    recorded and whole is kept. More members can be asked for later. The same seed and thread
+    count on the same machine and torch give the same bits.
+
+    Args:
+        sets: the images; only `sets.train` is used.
+        folder: made if need be.
+        members: how many fine-tunings, 1 or more.
+        seed: 0 or more; everything random derives from it.
+        progress: see `Progress`; steps of files that were kept are not counted.
+        plan: other recipes than `demo_plan(sets, members, seed)`, as many as `members`; `seed`
+            is then only recorded.
+
+    Returns:
+        The members' paths, in order.
+
+    Raises:
+        DeevoError: `folder` holds a population of another recipe or something else's checkpoints,
+            or cannot be written; the plan has another number of members.
+    """
+    if members < 1:
+        raise DeevoError(f"members must be 1 or more, got {members}")
+    chosen = plan or demo_plan(sets, members, seed)
+    if len(chosen.members) != members:
+        raise DeevoError(f"the plan has {len(chosen.members)} members, {members} are asked for")
+    with _threads(chosen.threads):
+        return _train_missing(sets, Path(folder), seed, progress, chosen)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's number of CPU threads, for a while; 0 leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_missing(
+    sets: FourSets, folder: Path, seed: int, progress: Progress | None, chosen: Plan
+) -> list[Path]:
+    store = _Store(folder, _description(sets, chosen, seed))
+    recipes = {"base": chosen.base}
+    recipes |= {f"member_{index:02d}": recipe for index, recipe in enumerate(chosen.members)}
+    missing = [name for name, recipe in recipes.items() if not store.has(name, recipe)]
+    if "base" in missing:
+        # Members are fine-tunings of one base: without that file, none can be trusted.
+        missing = list(recipes)
+    report = _Report(progress, sum(recipes[name].steps for name in missing))
+    base: nn.Module | None = None
+    for name in missing:
+        report.start(name, len(chosen.members))
+        if name == "base":
+            network: nn.Module = train_base(sets, recipes[name], chosen.width, report.step)
+            base = network
+        else:
+            if base is None:
+                base = SmallResNet(sets.train.images.shape[1], sets.num_classes, chosen.width)
+                base.load_state_dict(load_file(store.path("base")))
+                base.to(sets.train.images.device)
+            network = fine_tune(base, sets, recipes[name], report.step)
+        store.save(name, recipes[name], network)
+    return [store.path(name) for name in recipes if name != "base"]
+
+
+class _Report:
+    """Counts the steps of the whole job."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done, self._what = progress, total, 0, ""
+
+    def start(self, name: str, members: int) -> None:
+        index = name.removeprefix("member_")
+        self._what = "base network" if name == "base" else f"member {int(index) + 1}/{members}"
+
+    def step(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._what, self._done, self._total)
+
+
+class _Store:
+    """The folder: checkpoints and the record of how each was made."""
+
+    def __init__(self, folder: Path, description: dict[str, object]) -> None:
+        self._folder = folder
+        self._record: dict = {**description, "files": {}}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeevoError(f"{folder}: cannot be made ({error})") from error
+        record = folder / RECORD
+        if record.exists():
+            self._record = self._continued(record, description)
+        elif strangers := sorted(path.name for path in folder.glob("*.safetensors")):
+            raise DeevoError(
+                f"{folder}: holds {strangers[0]} but no {RECORD}; choose another folder"
+            )
+
+    def _continued(self, record: Path, description: dict[str, object]) -> dict:
+        try:
+            found = json.loads(record.read_text())
+            files = found["files"]
+            valid = all({"recipe", "sha256"} <= entry.keys() for entry in files.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DeevoError(f"{record}: not a population's record ({error})") from error
+        if not valid:
+            raise DeevoError(f"{record}: not a population's record")
+        for key, value in description.items():
+            if key != "made_with" and found.get(key) != value:
+                raise DeevoError(
+                    f"{self._folder}: holds a population of another recipe ({key} is "
+                    f"{found.get(key)}, not {value}); choose another folder or delete it"
+                )
+        return {**found, "made_with": description["made_with"]}
+
+    def path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+    def has(self, name: str, recipe: Recipe) -> bool:
+        """Whether the file is recorded, whole and made by this recipe."""
+        entry, path = self._record["files"].get(name), self.path(name)
+        if entry is None or not path.is_file():
+            return False
+        if entry["recipe"] != dataclasses.asdict(recipe):
+            raise DeevoError(
+                f"{path}: made by another recipe, {entry['recipe']}; choose another folder"
+            )
+        return hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+
+    def save(self, name: str, recipe: Recipe, network: nn.Module) -> None:
+        """The file first, then its entry: an entry always speaks of a file that exists."""
+        tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+        content = save(tensors, {"format": "pt"})
+        _write(self.path(name), content)
+        self._record["files"][name] = {
+            "recipe": dataclasses.asdict(recipe),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        _write(self._folder / RECORD, json.dumps(self._record, indent=1).encode())
+
+
+def _description(sets: FourSets, plan: Plan, seed: int) -> dict[str, object]:
+    """What must agree before a file is reused; `made_with` is for the reader."""
+    return {
+        "format": _FORMAT,
+        "source": sets.name,
+        "train_images": len(sets.train),
+        "train_sha256": _digest(sets.train),
+        "num_classes": sets.num_classes,
+        "seed": seed,
+        "width": plan.width,
+        "base": dataclasses.asdict(plan.base),
+        "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+    }
+
+
+def _digest(images: ImageSet) -> str:
+    sha256 = hashlib.sha256()
+    for tensor in (images.images, images.labels):
+        sha256.update(tensor.cpu().contiguous().numpy().data)
+    return sha256.hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Atomic: the name shows the old content or the new, whatever interrupts."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes a private file; give it the mode a plain open would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DeevoError(f"{path}: cannot be written ({error})") from error
+
+
+def load_member(path: str | Path) -> SmallResNet:
+    """A network of the demo from one of its files, in eval mode, on the CPU.
+
+    Raises:
+        DeevoError: not readable or not one of the demo's networks.
+    """
+    try:
+        state = load_file(path)
+        classes = len(state["fc.bias"])
+        width, channels = state["conv1.weight"].shape[:2]
+        network = SmallResNet(channels, classes, width)
+        network.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise DeevoError(f"{path}: not a network of the demo ({error})") from error
+    return network.eval()

@@ -1,0 +1,144 @@
+"""Which backend serves a call, and that asking for one that cannot is an error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from deevo_ext import _extension, backends
+from deevo_ext.backends import cpu, reference
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.configuration import configure
+from support.operators import evolution
+
+CPU = torch.device("cpu")
+Environment = Callable[[str, str], None]
+
+
+def test_cpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEVO_BACKEND", raising=False)
+    assert backends.select(CPU) is cpu
+    monkeypatch.setenv("DEEVO_BACKEND", "auto")
+    assert backends.select(CPU) is cpu
+
+
+@pytest.mark.parametrize(("name", "module"), [("reference", reference), ("cpu", cpu)])
+def test_forced_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: object
+) -> None:
+    monkeypatch.setenv("DEEVO_BACKEND", name)
+    assert backends.select(CPU) is module
+
+
+def test_use_wins_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEVO_BACKEND", "cpu")
+    with backends.use("reference"):
+        assert backends.select(CPU) is reference
+        with backends.use("cpu"):
+            assert backends.select(CPU) is cpu
+        assert backends.select(CPU) is reference
+    with pytest.raises(KeyError), backends.use("reference"):
+        raise KeyError
+    assert backends.select(CPU) is cpu
+
+
+def test_operators_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(reference, "plan", lambda *arguments: called.append("reference"))
+    monkeypatch.setattr(cpu, "plan", lambda *arguments: called.append("cpu"))
+    run = evolution(configure("paper"), torch.ones(4))
+    run.plan()
+    with backends.use("reference"):
+        run.plan()
+    assert called == ["cpu", "reference"]
+
+
+def test_unknown_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    match = "is 'cuda'; expected one of reference, cpu"
+    with pytest.raises(DeevoError, match=f"backends.use {match}"), backends.use("cuda"):
+        pass
+    monkeypatch.setenv("DEEVO_BACKEND", "cuda")
+    with pytest.raises(DeevoError, match=f"DEEVO_BACKEND {match}"):
+        backends.select(CPU)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_other_devices_are_refused(device: str) -> None:
+    with pytest.raises(DeevoError, match=f"tensors are on device {device}; .*CPU only"):
+        backends.select(torch.device(device))
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never silently the slow reference."""
+    monkeypatch.delenv("DEEVO_BACKEND", raising=False)
+    monkeypatch.setattr(_extension, "why_missing", lambda: "it was not built.")
+    with pytest.raises(DeevoError, match=r"it was not built\..*DEEVO_BACKEND=reference"):
+        backends.select(CPU)
+    with pytest.raises(DeevoError, match="not available: it was not built"), backends.use("cpu"):
+        pass
+    monkeypatch.setenv("DEEVO_BACKEND", "cpu")
+    with pytest.raises(DeevoError, match="DEEVO_BACKEND asks for backend 'cpu', which is not"):
+        backends.select(CPU)
+    monkeypatch.setenv("DEEVO_BACKEND", "reference")
+    assert backends.select(CPU) is reference
+    assert backends.why_unavailable("reference") is None
+
+
+PROGRAM = """
+import sys
+if sys.argv[1] == "hide":
+    sys.modules["deevo_ext._C"] = None  # what an import of a missing module looks like
+import torch
+import deevo_ext.ops
+from deevo_ext import _extension
+from deevo_ext.evolution.configuration import configure
+from deevo_ext.strategies import compile_pool
+c = configure("paper")
+fitness = torch.arange(4, dtype=torch.float64)
+choices = torch.zeros(4, 11, dtype=torch.int32)
+parameters = torch.zeros(4, 4, dtype=torch.float64)
+torch.ops.deevo.plan(c.settings(), compile_pool(c.strategies), c.initial_state(), fitness,
+                     torch.ones(1, dtype=torch.int64), 1, choices, parameters, torch.zeros(4, 5))
+print(parameters.tolist(), sys.modules.get("deevo_ext._C") is not None)
+"""
+
+
+def run_program(backend: str | None, hide: bool) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "DEEVO_BACKEND"}
+    if backend is not None:
+        environment["DEEVO_BACKEND"] = backend
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, "hide" if hide else "show"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_environment_of_a_process() -> None:
+    by_cpu, by_reference = run_program(None, False), run_program("reference", True)
+    assert by_cpu.returncode == 0, by_cpu.stderr
+    assert by_reference.returncode == 0, by_reference.stderr
+    numbers, compiled = by_cpu.stdout.rsplit(maxsplit=1)
+    assert compiled == "True"
+    assert by_reference.stdout.rsplit(maxsplit=1) == [numbers, "False"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        (None, "the compiled operators are not available"),
+        ("cpu", "DEEVO_BACKEND asks for backend 'cpu', which is not available"),
+        ("fast", "DEEVO_BACKEND is 'fast'; expected one of reference, cpu"),
+    ],
+)
+def test_processes_without_what_they_ask_for(backend: str | None, message: str) -> None:
+    result = run_program(backend, True)
+    assert result.returncode != 0
+    assert message in result.stderr

@@ -1,0 +1,166 @@
+"""The benchmark suite: that its rows are complete and that it times no wrong result."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deevo_ext
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = {
+    "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "ratio",
+    "note", "torch", "cpu", "commit", "date", "load_average",
+}  # fmt: skip
+TIMES = {
+    "median_s", "p20_s", "p80_s", "bytes", "limit_s", "copy_bytes_per_s", "repetitions",
+}  # fmt: skip
+MEMORY = {"peak_bytes", "floor_bytes", "limit_bytes", "chunk"}
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def rows_of(tmp_path: Path, *arguments: object) -> list[dict]:
+    result = bench("--quick", "--threads", 2, *arguments, "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(result.stdout.splitlines()) == 1 + len(rows)
+    return rows
+
+
+def test_rows_of_the_operators(tmp_path):
+    cases = "trials,commit,tell,plan,generation"
+    rows = rows_of(tmp_path, "--case", cases, "--size", "20001,resnet8", "--np", 9)
+    assert len(rows) == 3 * 2 * 2 + 2  # plan and tell have neither size nor dtype
+    for row in rows:
+        assert set(row) == COMMON | TIMES
+        assert row["p20_s"] <= row["median_s"] <= row["p80_s"]
+        assert row["limit_s"] > 0
+        assert row["ratio"] == pytest.approx(row["median_s"] / row["limit_s"])
+        assert row["copy_bytes_per_s"] == pytest.approx(row["bytes"] / row["limit_s"])
+        assert (row["np"], row["backend"], row["device"]) == (9, "cpu", "cpu")
+        assert row["note"] or row["case"] == "trials"
+    assert {row["d"] for row in rows} == {0, 20_001, 78_042}
+
+
+def test_traffic_is_what_the_operators_cannot_do_without(tmp_path):
+    rows = rows_of(tmp_path, "--case", "trials,commit,generation", "--size", 6400, "--np", 12)
+    for row in rows:
+        one = 6400 * {"float32": 4, "bfloat16": 2}[row["dtype"]]
+        expected = {"trials": 12 + 12, "commit": 12 + 4, "generation": 24 + 16}
+        assert row["bytes"] == expected[row["case"]] * one
+
+
+def test_rows_of_the_memory_case(tmp_path):
+    rows = rows_of(
+        tmp_path, "--case", "memory", "--size", 10_000, "--np", 6, "--chunk", 4, "--dtype",
+        "bfloat16",
+    )  # fmt: skip
+    assert len(rows) == 1
+    row = rows[0]
+    assert set(row) == COMMON | MEMORY
+    assert row["floor_bytes"] == (6 + 4) * 10_048 * 2  # rows start at multiples of 64 weights
+    assert row["limit_bytes"] == row["floor_bytes"] + 64 * 2**20
+    assert row["ratio"] == pytest.approx(row["peak_bytes"] / row["limit_bytes"])
+    assert row["peak_bytes"] > row["floor_bytes"]
+
+
+def test_the_reference_backend_and_markdown(tmp_path):
+    out = tmp_path / "table.md"
+    rows = rows_of(
+        tmp_path, "--case", "commit", "--backend", "reference", "--size", 501, "--markdown", out
+    )
+    assert {row["instruction_set"] for row in rows} == {"torch"}
+    lines = out.read_text().splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert all(re.fullmatch(r"\|.*\|", line) for line in lines)
+
+
+def test_errors_name_what_is_wrong():
+    for arguments, named in (
+        (("--case", "trails"), "trails"),
+        (("--size", "resnet19"), "resnet19"),
+    ):
+        result = bench(*arguments)
+        assert result.returncode == 2
+        assert named in result.stderr
+
+
+# Backends whose result is wrong in one bit of the first or the last weight of the last row.
+WRONG = """
+import contextlib, io, json, sys
+import bench
+bench.prefer_installed()
+import torch
+import deevo_ext.backends.cpu as cpu
+from bench.command import main
+
+OUTPUT = {"trials": 8, "commit": 0, "plan": 8, "tell": 6}
+
+def spoilt(operator, position):
+    right = getattr(cpu, operator)
+    def wrong(*arguments):
+        right(*arguments)
+        output = arguments[OUTPUT[operator]]
+        row = output[-1] if output.dim() == 2 else output
+        row.view(torch.int32)[position] ^= 1
+    return right, wrong
+
+results = []
+for operator, position, case in json.loads(sys.argv[1]):
+    right, wrong = spoilt(operator, position)
+    setattr(cpu, operator, wrong)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["--quick", "--case", case, "--size", "9003", "--dtype", "float32"])
+    setattr(cpu, operator, right)
+    results.append([status, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def test_a_wrong_result_is_not_timed():
+    spoilt = [
+        ("trials", 0, "trials"),
+        ("trials", -1, "trials"),
+        ("commit", 0, "commit"),
+        ("commit", -1, "commit"),
+        ("plan", 0, "plan"),
+        ("tell", 0, "tell"),
+        ("commit", -1, "generation"),
+        ("tell", 0, "generation"),
+    ]
+    command = [sys.executable, "-c", WRONG, json.dumps(spoilt)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for (operator, position, case), (status, out, err) in zip(
+        spoilt, json.loads(result.stdout), strict=True
+    ):
+        assert status == 1, (operator, position, case, out)
+        assert f"wrong result: {case}" in err
+        assert not out
+
+
+def test_a_source_tree_without_compiled_code_does_not_hide_the_installed_package(tmp_path):
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    shutil.copytree(ROOT / "bench", tree / "bench")
+    (tree / "deevo_ext").mkdir()
+    (tree / "deevo_ext" / "__init__.py").write_text("raise RuntimeError('the source tree')")
+    shutil.copytree(Path(deevo_ext.__file__).parent, site / "deevo_ext")
+    result = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--case", "plan"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"measures {site / 'deevo_ext'}," in result.stderr

@@ -1,0 +1,88 @@
+"""The command line as a user meets it: demo, replay, errors without tracebacks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deevo_ext", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and output of a short demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = deevo("demo", "--generations", "4", "--json", "table.json", "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str]) -> None:
+    folder, output = demo
+    for name in ("best parent", "initial greedy soup", "logit ensemble", "evolved soup"):
+        assert name in output
+    assert "95 % paired bootstrap interval" in output
+    run = folder / "run"
+    assert (run / "evolution.png").read_bytes().startswith(b"\x89PNG")
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 4
+    assert len(list((run / "checkpoints").glob("member_*.safetensors"))) == 12
+    table = json.loads((folder / "table.json").read_text())
+    assert len(table["rows"]) == 7 and sum(row["returned"] for row in table["rows"]) == 1
+    for row in table["rows"]:
+        assert 0 < row["loss"] < 3 and 0 <= row["top1"] <= 1
+        assert row["images"] > 0 and row["forward_passes"] >= 0
+
+
+def test_demo_is_repeatable(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = demo
+    done = deevo("demo", "--generations", "4", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = load_file(folder / "run" / "evolved.safetensors")
+    second = load_file(tmp_path / "again" / "evolved.safetensors")
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    done = deevo("replay", "run", "--out", "w.safetensors", "--trials", "t.csv", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 generations replayed (finished)" in done.stdout
+    evolved = (folder / "run" / "evolved.safetensors").read_bytes()
+    assert (folder / "w.safetensors").read_bytes() == evolved
+    with (folder / "t.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--data", "cifar"], "cifar"),
+        (["replay", "nowhere"], "holds no journal.jsonl"),
+    ],
+)
+def test_errors_are_one_line_without_traceback(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = deevo(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and said in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    done = deevo("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "replay", "info"))
