@@ -47,9 +47,11 @@ deevo::cpu::Generation generation(const std::string& dtype, const py::tuple& pop
                                   const py::tuple& archive, int64_t columns, int64_t nonneg_start,
                                   int64_t first_weight, Address choices, Address coefficients,
                                   int64_t seed, int64_t threads) {
-  return {storage_of(dtype), matrix(population).rows(), matrix(archive).rows(), columns,
-          nonneg_start, first_weight, at<int32_t>(choices), at<float>(coefficients),
-          deevo::key_of(seed), threads};
+  return {storage_of(dtype),      matrix(population).rows(),
+          matrix(archive).rows(), columns,
+          nonneg_start,           first_weight,
+          at<int32_t>(choices),   at<float>(coefficients),
+          deevo::key_of(seed),    threads};
 }
 
 }  // namespace
@@ -66,16 +68,16 @@ PYBIND11_MODULE(_C, m) {
                            at<float>(coefficients)));
   });
 
-  m.def("tell", [](Address settings, Address strategies, int64_t num_strategies,
-                   Address trial_fitness, Address choices, Address parameters, int64_t num_members,
-                   int64_t seed, Address state, Address fitness, Address generation,
-                   Address accepted, Address archive_slot) {
-    check(deevo::cpu::tell({at<double>(settings), at<double>(strategies), num_strategies,
-                            at<double>(trial_fitness), at<int32_t>(choices),
-                            at<double>(parameters), num_members, deevo::key_of(seed)},
-                           at<double>(state), at<double>(fitness), at<int64_t>(generation),
-                           at<uint8_t>(accepted), at<int32_t>(archive_slot)));
-  });
+  m.def("tell",
+        [](Address settings, Address strategies, int64_t num_strategies, Address trial_fitness,
+           Address choices, Address parameters, int64_t num_members, int64_t seed, Address state,
+           Address fitness, Address generation, Address accepted, Address archive_slot) {
+          check(deevo::cpu::tell({at<double>(settings), at<double>(strategies), num_strategies,
+                                  at<double>(trial_fitness), at<int32_t>(choices),
+                                  at<double>(parameters), num_members, deevo::key_of(seed)},
+                                 at<double>(state), at<double>(fitness), at<int64_t>(generation),
+                                 at<uint8_t>(accepted), at<int32_t>(archive_slot)));
+        });
 
   m.def("trials", [](const std::string& dtype, const py::tuple& population,
                      const py::tuple& archive, int64_t columns, int64_t nonneg_start,
@@ -111,10 +113,9 @@ PYBIND11_MODULE(_C, m) {
     if (rounds != deevo::kMaskRounds && rounds != deevo::kRounds) {
       throw std::invalid_argument("rounds must be 7 or 10");
     }
-    const deevo::Words out =
-        rounds == deevo::kRounds
-            ? deevo::philox4x32<deevo::kRounds>(c0, c1, c2, c3, {k0, k1})
-            : deevo::philox4x32<deevo::kMaskRounds>(c0, c1, c2, c3, {k0, k1});
+    const deevo::Words out = rounds == deevo::kRounds
+                                 ? deevo::philox4x32<deevo::kRounds>(c0, c1, c2, c3, {k0, k1})
+                                 : deevo::philox4x32<deevo::kMaskRounds>(c0, c1, c2, c3, {k0, k1});
     return py::make_tuple(out.w[0], out.w[1], out.w[2], out.w[3]);
   });
   m.def("instruction_set", [] { return deevo::cpu::loops().name; });
@@ -124,11 +125,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("sin2pi", &deevo::sin2pi);
   m.def("normal_quantile", &deevo::normal_quantile);
   m.def("cauchy_quantile", &deevo::cauchy_quantile);
-  m.def("table_sizes", [] {
-    const deevo::StateLayout layout(5, 3, 10, 7);
-    return py::make_tuple(
-        static_cast<int>(deevo::kNumSettings), static_cast<int>(deevo::kStrategyColumns),
-        static_cast<int>(deevo::kChoiceColumns), static_cast<int>(deevo::kParameterColumns),
-        deevo::kMaxTerms, static_cast<int>(deevo::kNumTermCodes), layout.size);
-  }, "Sizes of the shared tables; the last is a state of H=5, K=3 and windows of 10 and 7.");
+  m.def(
+      "table_sizes",
+      [] {
+        const deevo::StateLayout layout(5, 3, 10, 7);
+        return py::make_tuple(
+            static_cast<int>(deevo::kNumSettings), static_cast<int>(deevo::kStrategyColumns),
+            static_cast<int>(deevo::kChoiceColumns), static_cast<int>(deevo::kParameterColumns),
+            deevo::kMaxTerms, static_cast<int>(deevo::kNumTermCodes), layout.size);
+      },
+      "Sizes of the shared tables; the last is a state of H=5, K=3 and windows of 10 and 7.");
 }

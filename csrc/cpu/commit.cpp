@@ -1,73 +1,65 @@
-// commit on the CPU: the accepted trials of a tile are made from a copy of the tile's rows, because
-// a trial's parents may be replaced in the same generation, then written over the population in
-// place; replaced parents move to the archive.
+// commit on the CPU: the accepted trials of a tile are made again and written over the population
+// in place; replaced parents move to the archive. A trial's parents may be replaced in the same
+// tile, so the rows that are overwritten are copied before the first write, and read from there.
+// Bytes per weight column: the rows that are read once, and two written per accepted member.
 #include <vector>
 
 #include "deevo/trials.h"
 #include "operators.h"
-#include "threads.h"
 #include "tile.h"
 
 namespace deevo::cpu {
 namespace {
 
-// The rows that the accepted members read, each with its place in a thread's scratch copy.
-struct Inputs {
-  std::vector<int32_t> rows;
-  std::vector<int32_t> place;  // by row; -1: not read
-
-  void add(int32_t row) {
-    if (place[row] >= 0) return;
-    place[row] = static_cast<int32_t>(rows.size());
-    rows.push_back(row);
-  }
-};
-
-Inputs inputs_of(const Generation& g, const std::vector<int64_t>& members) {
-  Inputs inputs;
-  inputs.place.assign(g.population.count + g.archive.count, -1);
-  for (const int64_t member : members) {
-    const int32_t* choice = g.choices + member * kChoiceColumns;
-    inputs.add(static_cast<int32_t>(member));
-    inputs.add(choice[kBaseRow]);
-    for (int m = 0; m < choice[kTerms]; ++m) inputs.add(choice[kRows + m]);
-  }
-  return inputs;
-}
-
 template <class S>
 void run(const Generation& g, const std::vector<int64_t>& members, const int32_t* archive_slot) {
   using Stored = typename S::Stored;
-  const Inputs inputs = inputs_of(g, members);
-  const int64_t num_rows = static_cast<int64_t>(inputs.rows.size());
-  const int64_t columns = tile_columns(2 * num_rows, sizeof(Stored));
-  const int64_t tiles = (g.columns + columns - 1) / columns;
-  const int64_t threads = g.columns * num_rows < (1 << 16) ? 1 : g.threads;
-  std::vector<uint16_t> draws(threads * columns);
-  std::vector<Stored> scratch(threads * num_rows * columns);
-  Stored* population = static_cast<Stored*>(g.population.data);
-  Stored* archive = static_cast<Stored*>(g.archive.data);
-  parallel_for(tiles, threads, [&](int64_t worker, int64_t tile) {
-    const int64_t begin = tile * columns;
-    const int64_t size = std::min(columns, g.columns - begin);
-    Stored* copy = scratch.data() + worker * num_rows * columns;
-    const auto in_memory = [&](int32_t row) {
-      return row < g.population.count
-                 ? population + row * g.population.stride + begin
-                 : archive + (row - g.population.count) * g.archive.stride + begin;
-    };
-    for (int64_t r = 0; r < num_rows; ++r) {
-      std::memcpy(copy + r * columns, in_memory(inputs.rows[r]), size * sizeof(Stored));
+  const int64_t num_members = static_cast<int64_t>(members.size());
+  const std::vector<int32_t> read = rows_read(g, members.data(), num_members);
+  std::vector<const char*> starts;
+  for (const int32_t row : read) {
+    starts.push_back(reinterpret_cast<const char*>(row_start<const Stored>(g, row)));
+  }
+  // The rows that are overwritten: place[row] is where they are in a tile's copy; -1 for the rest.
+  std::vector<int32_t> copied, place(g.population.count + g.archive.count, -1);
+  const auto add = [&](int64_t row) {
+    place[row] = static_cast<int32_t>(copied.size());
+    copied.push_back(static_cast<int32_t>(row));
+  };
+  for (const int64_t member : members) {
+    add(member);
+    const int32_t slot = archive_slot[member];
+    if (slot >= 0 && std::binary_search(read.begin(), read.end(), g.population.count + slot)) {
+      add(g.population.count + slot);
+    }
+  }
+  const int64_t num_copied = static_cast<int64_t>(copied.size());
+  const int64_t width =
+      tile_columns(static_cast<int64_t>(read.size()) + num_copied, sizeof(Stored));
+  const int64_t threads = g.columns * static_cast<int64_t>(read.size()) < (1 << 16) ? 1 : g.threads;
+  std::vector<Stored> scratch_rows(threads * num_copied * width);
+  parallel_tiles(g.columns, width, threads, [&](int64_t worker, Tile tile, Tile next) {
+    Scratch<S> scratch;
+    Stored* copies = scratch_rows.data() + worker * num_copied * width;
+    for (int64_t i = 0; i < num_copied; ++i) {
+      std::memcpy(copies + i * width, row_start<Stored>(g, copied[i]) + tile.begin,
+                  tile.size * sizeof(Stored));
     }
     const auto row_at = [&](int32_t row) -> const Stored* {
-      return copy + inputs.place[row] * columns;
+      return place[row] >= 0 ? copies + place[row] * width : row_start<Stored>(g, row) + tile.begin;
     };
+    const int64_t pieces = (tile.size + kPiece - 1) / kPiece;
+    Prefetcher prefetcher(starts, next.begin * sizeof(Stored), next.size * sizeof(Stored),
+                          num_members * pieces);
     for (const int64_t member : members) {
-      trial_tile<S>(g, member, begin, size, row_at, draws.data() + worker * columns,
-                    in_memory(static_cast<int32_t>(member)));
+      trial_tile<S, false>(g, member, tile, row_at, scratch,
+                           row_start<Stored>(g, static_cast<int32_t>(member)) + tile.begin,
+                           [&] { prefetcher.advance(); });
       if (archive_slot[member] >= 0) {
-        std::memcpy(archive + archive_slot[member] * g.archive.stride + begin,
-                    row_at(static_cast<int32_t>(member)), size * sizeof(Stored));
+        std::memcpy(
+            row_start<Stored>(g, static_cast<int32_t>(g.population.count) + archive_slot[member]) +
+                tile.begin,
+            row_at(static_cast<int32_t>(member)), tile.size * sizeof(Stored));
       }
     }
   });

@@ -19,6 +19,9 @@ struct Span {
   int32_t threshold;
 };
 
+// mask_draws writes whole batches of this many blocks: its output needs room for them.
+constexpr int kDrawBlocks = 8;
+
 // A set of loops; all sets give the same bits.
 struct Loops {
   const char* name;

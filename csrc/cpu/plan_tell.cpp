@@ -58,10 +58,10 @@ const char* plan(const double* settings, const double* strategies, int64_t num_s
   std::stable_sort(by_rank.begin(), by_rank.end(),
                    [&](int32_t a, int32_t b) { return clean[a] < clean[b]; });
   const double infinity = clean_fitness(double_of(0x7FF8000000000000ull));
-  const int64_t num_valid = std::count_if(clean.begin(), clean.end(),
-                                          [&](double value) { return value < infinity; });
-  const PlanInputs in = {settings,  strategies,  num_strategies, state,      clean.data(),
-                         by_rank.data(), num_valid, num_members, generation, key};
+  const int64_t num_valid =
+      std::count_if(clean.begin(), clean.end(), [&](double value) { return value < infinity; });
+  const PlanInputs in = {settings,       strategies, num_strategies, state,      clean.data(),
+                         by_rank.data(), num_valid,  num_members,    generation, key};
   for (int64_t i = 0; i < num_members; ++i) {
     plan_member(in, i,
                 {choices + i * kChoiceColumns, parameters + i * kParameterColumns,
@@ -83,8 +83,8 @@ const char* tell(const TellInputs& in, double* state, double* fitness, int64_t* 
   if (const char* error = check_state(in, state)) return error;
   const FloatEnvironment environment;
   std::vector<double> improvement(in.num_members), scratch(2 * power_of_two(in.num_members));
-  tell_generation(in, {state, fitness, generation, accepted, archive_slot, improvement.data(),
-                       scratch.data()});
+  tell_generation(
+      in, {state, fitness, generation, accepted, archive_slot, improvement.data(), scratch.data()});
   return nullptr;
 }
 

@@ -1,48 +1,157 @@
-// One member's trial over one column tile, which trials and commit share. The caller keeps the
-// tile's rows in the core's L2 cache.
+// Column tiles, which trials and commit share: how they are dealt out to threads, how the next one
+// is fetched while one computes, and one member's trial over one of them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "deevo/trials.h"
 #include "loops.h"
 #include "operators.h"
+#include "threads.h"
 
 namespace deevo::cpu {
 
-// Columns per tile: a multiple of 8 (a mask block), small enough that the tile's rows stay in L2.
+// Columns of one call of the loops: its draws and its output stay in L1, and prefetches are spread
+// evenly between the calls.
+constexpr int64_t kPiece = 512;
+static_assert(kPiece % (8 * kDrawBlocks) == 0);
+
+// What a thread needs for one piece.
+template <class S>
+struct Scratch {
+  alignas(64) uint16_t draws[kPiece];
+  alignas(64) typename S::Stored trial[kPiece];
+};
+
+// Columns per tile: a multiple of a cache line in every storage type, small enough that the rows of
+// this tile and of the next stay in L2.
 inline int64_t tile_columns(int64_t rows, int64_t bytes_per_weight) {
   constexpr int64_t kBudget = 512 * 1024;
   constexpr int64_t kLargest = 4096, kSmallest = 64;
-  const int64_t fitting = kBudget / (rows * bytes_per_weight) / 64 * 64;
+  const int64_t fitting = kBudget / (2 * rows * bytes_per_weight) / 64 * 64;
   return std::clamp(fitting, kSmallest, kLargest);
 }
 
-// The trial of `member` in columns [begin, begin + size). row_at(i) points to column `begin` of
-// row i; draws is scratch for `size` rounded up to whole blocks.
-template <class S, class RowAt>
-void trial_tile(const Generation& g, int64_t member, int64_t begin, int64_t size,
-                const RowAt& row_at, uint16_t* draws, typename S::Stored* out) {
+// Columns [begin, begin + size).
+struct Tile {
+  int64_t begin, size;
+};
+
+// Calls body(worker, tile, next) for all tiles of `width` columns, over threads. A thread takes
+// runs of neighbouring tiles, so that it knows which is its next; an empty one follows the last of
+// a run.
+template <class Body>
+void parallel_tiles(int64_t columns, int64_t width, int64_t threads, const Body& body) {
+  constexpr int64_t kLongestRun = 16;
+  const int64_t tiles = (columns + width - 1) / width;
+  const int64_t run = std::clamp<int64_t>(tiles / (8 * threads), 1, kLongestRun);
+  parallel_for((tiles + run - 1) / run, threads, [&](int64_t worker, int64_t item) {
+    const int64_t end = std::min(columns, (item + 1) * run * width);
+    for (int64_t begin = item * run * width; begin < end; begin += width) {
+      const int64_t next = begin + width;
+      body(worker, Tile{begin, std::min(width, end - begin)},
+           Tile{next, std::clamp<int64_t>(end - next, 0, width)});
+    }
+  });
+}
+
+// Fetches a tile of some rows into L2, a few cache lines at each call, so that memory is at work
+// while the core computes.
+class Prefetcher {
+ public:
+  // rows: where each row's part of the tile starts; bytes of a row; calls: how many will be made.
+  Prefetcher(const std::vector<const char*>& rows, int64_t offset, int64_t bytes, int64_t calls)
+      : rows_(rows),
+        offset_(offset),
+        lines_((bytes + kLine - 1) / kLine),
+        step_((lines_ * static_cast<int64_t>(rows.size()) + calls - 1) / calls) {}
+
+  void advance() {
+    for (int64_t n = 0; n < step_ && row_ < rows_.size() && lines_ > 0; ++n) {
+      __builtin_prefetch(rows_[row_] + offset_ + line_ * kLine, 0, 2);
+      if (++line_ == lines_) line_ = 0, ++row_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const std::vector<const char*>& rows_;
+  int64_t offset_, lines_, step_, line_ = 0;
+  size_t row_ = 0;
+};
+
+// Copies past the caches: the written lines are not read first, and evict nothing. For output that
+// would not stay in the caches anyway. Weakly ordered: end_streaming() before others may read it.
+inline void copy_streaming(void* to, const void* from, size_t bytes) {
+#if defined(__SSE2__)
+  char* out = static_cast<char*>(to);
+  const char* in = static_cast<const char*>(from);
+  const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(out) % 64);
+  std::memcpy(out, in, head);
+  size_t done = head;
+  for (; done + 64 <= bytes; done += 64) {
+    for (size_t i = done; i < done + 64; i += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+    }
+  }
+  std::memcpy(out + done, in + done, bytes - done);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+inline void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// The trial of `member` in one tile. row_at(i) points to the tile's first column in row i;
+// after_piece() is called about every kPiece columns.
+template <class S, bool kStreaming, class RowAt, class AfterPiece>
+void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row_at,
+                Scratch<S>& scratch, typename S::Stored* out, const AfterPiece& after_piece) {
   using Stored = typename S::Stored;
-  const int32_t* choice = g.choices + member * kChoiceColumns;
-  const Stored* parent = row_at(static_cast<int32_t>(member));
-  const int32_t threshold = choice[kThreshold];
-  if (threshold == 0) {
-    std::memcpy(out, parent, size * sizeof(Stored));
-    return;
-  }
   const Loops& kernel = loops();
-  Span<S> span = {parent,        row_at(choice[kBaseRow]), {},
-                  g.coefficients + member * kMaxTerms, choice[kTerms], nullptr, threshold};
-  for (int m = 0; m < choice[kTerms]; ++m) span.rows[m] = row_at(choice[kRows + m]);
-  if (threshold < 65536) {
-    kernel.mask_draws(draws, (g.first_weight + begin) / 8, (size + 7) / 8, choice[kGeneration],
-                      member, g.key);
-    span.draws = draws;
+  const int32_t* choice = g.choices + member * kChoiceColumns;
+  const int32_t threshold = choice[kThreshold];
+  const int terms = choice[kTerms];
+  const Stored* parent = row_at(static_cast<int32_t>(member));
+  const Stored* base = row_at(choice[kBaseRow]);
+  const Stored* rows[kMaxTerms] = {};
+  for (int m = 0; m < terms; ++m) rows[m] = row_at(choice[kRows + m]);
+  for (int64_t at = 0; at < tile.size; at += kPiece) {
+    const int64_t first = tile.begin + at;
+    const int64_t size = std::min(kPiece, tile.size - at);
+    const Stored* made = parent + at;
+    if (threshold > 0) {
+      Span<S> span = {parent + at, base + at, {},       g.coefficients + member * kMaxTerms,
+                      terms,       nullptr,   threshold};
+      for (int m = 0; m < terms; ++m) span.rows[m] = rows[m] + at;
+      if (threshold < 65536) {
+        kernel.mask_draws(scratch.draws, (g.first_weight + first) / 8, (size + 7) / 8,
+                          choice[kGeneration], member, g.key);
+        span.draws = scratch.draws;
+      }
+      Stored* to = kStreaming ? scratch.trial : out + at;
+      kernel.trial(span, to, size, std::clamp<int64_t>(g.nonneg_start - first, 0, size));
+      made = to;
+    }
+    if (kStreaming) {
+      copy_streaming(out + at, made, size * sizeof(Stored));
+    } else if (made != out + at) {
+      std::memcpy(out + at, made, size * sizeof(Stored));
+    }
+    after_piece();
   }
-  kernel.trial(span, out, size, std::clamp<int64_t>(g.nonneg_start - begin, 0, size));
 }
 
 // Checks that memory safety rests on; null when the member's choices are usable.
@@ -58,6 +167,27 @@ inline const char* check_choice(const Generation& g, int64_t member) {
     }
   }
   return nullptr;
+}
+
+// The rows that the trials of these members read, each once.
+inline std::vector<int32_t> rows_read(const Generation& g, const int64_t* members, int64_t count) {
+  std::vector<int32_t> rows;
+  for (int64_t e = 0; e < count; ++e) {
+    const int32_t* choice = g.choices + members[e] * kChoiceColumns;
+    rows.push_back(static_cast<int32_t>(members[e]));
+    rows.insert(rows.end(), choice + kBaseRow, choice + kRows + choice[kTerms]);
+  }
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  return rows;
+}
+
+// Column 0 of a row of the population, or of the archive behind it.
+template <class Stored>
+Stored* row_start(const Generation& g, int32_t row) {
+  return row < g.population.count
+             ? static_cast<Stored*>(g.population.data) + row * g.population.stride
+             : static_cast<Stored*>(g.archive.data) + (row - g.population.count) * g.archive.stride;
 }
 
 }  // namespace deevo::cpu

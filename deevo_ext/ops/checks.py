@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from deevo_ext.errors import DeevoError
@@ -77,7 +79,7 @@ class Checker:
         """No two of these share memory."""
         spans = [(name, *_span(tensor)) for name, tensor in tensors.items() if tensor.numel() > 0]
         spans.sort(key=lambda span: span[1])
-        for (name, _, end), (other, start, _) in zip(spans, spans[1:], strict=False):
+        for (name, _, end), (other, start, _) in itertools.pairwise(spans):
             if start < end:
                 self.fail(other, f"memory that {name} overlaps", "memory of its own")
 
@@ -99,14 +101,10 @@ class Checker:
             names = ", ".join(setting.name.lower() for setting in _SIZES)
             self.fail("settings", f"{sizes} for {names}", "whole numbers from 1")
         memory_size, strategy_period, sinusoid_period = (int(size) for size in sizes)
-        layout = state_layout(
-            memory_size, strategies.shape[0], strategy_period, sinusoid_period
-        )
+        layout = state_layout(memory_size, strategies.shape[0], strategy_period, sinusoid_period)
         self.tensor("state", state, torch.float64, layout.size)
 
-    def plan(
-        self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None
-    ) -> None:
+    def plan(self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None) -> None:
         """A plan's tensors for NP members."""
         self.tensor("choices", choices, torch.int32, members, NUM_CHOICE_COLUMNS)
         if coefficients is not None:
@@ -125,6 +123,8 @@ class Checker:
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     start = tensor.data_ptr()
     return start, start + (last + 1) * tensor.element_size()

@@ -14,7 +14,8 @@ import torch
 from deevo_ext import backends
 from deevo_ext.ops.checks import Checker
 
-LIBRARY = torch.library.Library("deevo", "DEF")  # noqa: TOR901 (kept for the process's lifetime)
+# Kept for the process's lifetime: the operators vanish with it.
+LIBRARY = torch.library.Library("deevo", "DEF")
 
 
 def register(schema: str, check: Callable[..., None], mutated: tuple[int, ...]) -> None:

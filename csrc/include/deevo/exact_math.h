@@ -44,37 +44,40 @@ DEEVO_HD double sin2pi(double t) {
   return x * p;
 }
 
+// Polynomial of degree 7, highest coefficient first.
+DEEVO_HD double horner(const double (&coefficients)[8], double x) {
+  double value = coefficients[0];
+  for (int i = 1; i < 8; ++i) value = value * x + coefficients[i];
+  return value;
+}
+
 // Quantile of the standard normal distribution for p in [2^-33, 1 - 2^-33], which is all that a
 // 32-bit uniform reaches: Wichura's AS 241, PPND16 (Applied Statistics 37, 1988), whose third
 // branch would begin at p < 1.4e-11.
 DEEVO_HD double normal_quantile(double p) {
+  constexpr double kCentreTop[8] = {2.5090809287301226727e+3, 3.3430575583588128105e+4,
+                                    6.7265770927008700853e+4, 4.5921953931549871457e+4,
+                                    1.3731693765509461125e+4, 1.9715909503065514427e+3,
+                                    1.3314166789178437745e+2, 3.3871328727963666080e+0};
+  constexpr double kCentreBottom[8] = {5.2264952788528545610e+3, 2.8729085735721942674e+4,
+                                       3.9307895800092710610e+4, 2.1213794301586595867e+4,
+                                       5.3941960214247511077e+3, 6.8718700749205790830e+2,
+                                       4.2313330701600911252e+1, 1.0};
+  constexpr double kTailTop[8] = {7.74545014278341407640e-4, 2.27238449892691845833e-2,
+                                  2.41780725177450611770e-1, 1.27045825245236838258e+0,
+                                  3.64784832476320460504e+0, 5.76949722146069140550e+0,
+                                  4.63033784615654529590e+0, 1.42343711074968357734e+0};
+  constexpr double kTailBottom[8] = {1.05075007164441684324e-9, 5.47593808499534494600e-4,
+                                     1.51986665636164571966e-2, 1.48103976427480074590e-1,
+                                     6.89767334985100004550e-1, 1.67638483018380384940e+0,
+                                     2.05319162663775882187e+0, 1.0};
   const double q = p - 0.5;
   if (q >= -0.425 && q <= 0.425) {
     const double r = 0.180625 - q * q;
-    const double numerator =
-        ((((((2.5090809287301226727e+3 * r + 3.3430575583588128105e+4) * r +
-             6.7265770927008700853e+4) * r + 4.5921953931549871457e+4) * r +
-           1.3731693765509461125e+4) * r + 1.9715909503065514427e+3) * r +
-         1.3314166789178437745e+2) * r + 3.3871328727963666080e+0;
-    const double denominator =
-        ((((((5.2264952788528545610e+3 * r + 2.8729085735721942674e+4) * r +
-             3.9307895800092710610e+4) * r + 2.1213794301586595867e+4) * r +
-           5.3941960214247511077e+3) * r + 6.8718700749205790830e+2) * r +
-         4.2313330701600911252e+1) * r + 1.0;
-    return q * numerator / denominator;
+    return q * horner(kCentreTop, r) / horner(kCentreBottom, r);
   }
   const double r = sqrt(-exact_log(q < 0.0 ? p : 1.0 - p)) - 1.6;
-  const double numerator =
-      ((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r +
-           2.41780725177450611770e-1) * r + 1.27045825245236838258e+0) * r +
-         3.64784832476320460504e+0) * r + 5.76949722146069140550e+0) * r +
-       4.63033784615654529590e+0) * r + 1.42343711074968357734e+0;
-  const double denominator =
-      ((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r +
-           1.51986665636164571966e-2) * r + 1.48103976427480074590e-1) * r +
-         6.89767334985100004550e-1) * r + 1.67638483018380384940e+0) * r +
-       2.05319162663775882187e+0) * r + 1.0;
-  const double x = numerator / denominator;
+  const double x = horner(kTailTop, r) / horner(kTailBottom, r);
   return q < 0.0 ? -x : x;
 }
 

@@ -16,18 +16,18 @@ struct PlanInputs {
   const double* strategies;
   int64_t num_strategies;
   const double* state;
-  const double* fitness;    // [NP], NaN already read as +inf by clean_fitness
-  const int32_t* by_rank;   // [NP], members from best to worst, equal fitness by lower index
-  int64_t num_valid;        // members whose fitness is below +inf
+  const double* fitness;   // [NP], NaN already read as +inf by clean_fitness
+  const int32_t* by_rank;  // [NP], members from best to worst, equal fitness by lower index
+  int64_t num_valid;       // members whose fitness is below +inf
   int64_t num_members;
   int64_t generation;
   Key key;
 };
 
 struct PlanRow {
-  int32_t* choices;       // [kChoiceColumns]
-  double* parameters;     // [kParameterColumns]
-  float* coefficients;    // [kMaxTerms]
+  int32_t* choices;     // [kChoiceColumns]
+  double* parameters;   // [kParameterColumns]
+  float* coefficients;  // [kMaxTerms]
 };
 
 DEEVO_HD double clean_fitness(double fitness) {
@@ -97,13 +97,12 @@ DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t mem
     const double horizon = s[kGenerations];
     if (uniform(sinusoid_word) < sinusoid1_probability(in, at)) {
       source = kSourceSinusoid1;
-      *f = s[kFInit] *
-           (sin2pi(s[kSinusoid1Frequency] * g + 0.5) * ((horizon - g) / horizon) + 1.0);
+      *f = s[kFInit] * (sin2pi(s[kSinusoid1Frequency] * g + 0.5) * ((horizon - g) / horizon) + 1.0);
     } else {
       source = kSourceSinusoid2;
-      const double drawn = positive_draw(in, member, kPurposeFrequency,
-                                         in.state[at.memory_frequency + slot],
-                                         s[kFrequencyStd], false);
+      const double drawn =
+          positive_draw(in, member, kPurposeFrequency, in.state[at.memory_frequency + slot],
+                        s[kFrequencyStd], false);
       *frequency = drawn > 1.0 ? 1.0 : drawn;
       *f = s[kFInit] * (sin2pi(*frequency * g) * (g / horizon) + 1.0);
     }
@@ -202,9 +201,9 @@ DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
     const double mean = in.state[at.memory_cr + cr_slot];
     const Words words = draw(kPurposeCR, in.generation, member, 0, in.key);
     // A negative memory is L-SHADE's terminal value: CR = 0 from then on.
-    cr = mean < 0.0 ? 0.0
-                    : clip(mean + s[kCRStd] * normal_quantile(uniform(words.w[0])), s[kCRMin],
-                           s[kCRMax]);
+    cr = mean < 0.0
+             ? 0.0
+             : clip(mean + s[kCRStd] * normal_quantile(uniform(words.w[0])), s[kCRMin], s[kCRMax]);
   }
 
   int32_t row_of[kNumTermCodes];
@@ -219,8 +218,8 @@ DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
   }
   for (int m = 0; m < kMaxTerms; ++m) {
     const double* a = strategy + kTermCoefficients + 4 * m;
-    const double c = trig ? (m < 2 ? trig_c[m + 1] : 0.0)
-                          : ((a[0] + a[1] * f) + a[2] * u) + a[3] * (f * u);
+    const double c =
+        trig ? (m < 2 ? trig_c[m + 1] : 0.0) : ((a[0] + a[1] * f) + a[2] * u) + a[3] * (f * u);
     out.choices[kRows + m] = m < terms ? row_of[static_cast<int>(strategy[kTermCodes + m])] : base;
     out.coefficients[m] = m < terms ? static_cast<float>(c) : 0.0f;
   }

@@ -41,12 +41,12 @@ enum Setting {
 
 // strategies: float64 [K, kStrategyColumns].
 enum StrategyColumn {
-  kKind,  // 0 linear, 1 trigonometric
+  kKind,       // 0 linear, 1 trigonometric
   kCrossover,  // 0 none, 1 binomial
   kBaseTerm,
   kNumTerms,
-  kTermCodes,                           // 5 columns
-  kTermCoefficients = kTermCodes + 5,   // 5 x 4 columns: 1, F, U, F U
+  kTermCodes,                          // 5 columns
+  kTermCoefficients = kTermCodes + 5,  // 5 x 4 columns: 1, F, U, F U
   kOddsInit = kTermCoefficients + 20,
   kOddsCap,
   kOddsFixed,  // negative: adapted

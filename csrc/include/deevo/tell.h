@@ -182,8 +182,7 @@ DEEVO_HD void update_odds(const TellInputs& in, const TellOutputs& out, const St
   const int64_t n = in.num_strategies;
   const int64_t periods[2] = {static_cast<int64_t>(in.settings[kStrategyPeriod]),
                               static_cast<int64_t>(in.settings[kSinusoidPeriod])};
-  double* by_strategy =
-      out.state + at.strategy_window + ((generation - 1) % periods[0]) * n * 2;
+  double* by_strategy = out.state + at.strategy_window + ((generation - 1) % periods[0]) * n * 2;
   double* by_sinusoid = out.state + at.sinusoid_window + ((generation - 1) % periods[1]) * 4;
   for (int64_t j = 0; j < 2 * n; ++j) by_strategy[j] = 0.0;
   for (int64_t j = 0; j < 4; ++j) by_sinusoid[j] = 0.0;

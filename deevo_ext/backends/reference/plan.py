@@ -224,9 +224,7 @@ def plan_member(p: Plan, member: int) -> tuple[list[int], list[float], list[floa
     memories = int(p.settings[Setting.MEMORY_SIZE])
     slot = mulhi(chance[2], memories) * count + k
     cr_slot = mulhi(chance[3], memories) * count + k
-    f, frequency, source = (
-        (0.0, 0.0, Source.NONE) if trig else plan_f(p, member, chance[1], slot)
-    )
+    f, frequency, source = (0.0, 0.0, Source.NONE) if trig else plan_f(p, member, chance[1], slot)
     cr = plan_cr(p, member, cr_slot) if binomial else 1.0
 
     row_of = draw_parents(p, member)
@@ -286,5 +284,3 @@ def plan(
     parameters.copy_(torch.tensor([row[1] for row in rows], dtype=torch.float64))
     rounded = np.array([row[2] for row in rows], dtype=np.float64).astype(np.float32)
     coefficients.copy_(torch.from_numpy(rounded))
-
-

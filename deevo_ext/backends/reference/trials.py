@@ -73,9 +73,7 @@ def trial(
     v = torch.where(tail & ~(v > 0.0), 0.5 * widen(parent), v)
     stored = to_storage(v, population.dtype)
     take = torch.isfinite(stored)
-    draws = mask_draws(
-        first_weight, parent.numel(), choice[ChoiceColumn.GENERATION], member, seed
-    )
+    draws = mask_draws(first_weight, parent.numel(), choice[ChoiceColumn.GENERATION], member, seed)
     take &= torch.from_numpy(draws.astype("int32")) < choice[ChoiceColumn.THRESHOLD]
     return torch.where(take, stored, parent)
 
