@@ -225,6 +225,23 @@ class Population:
             result[name] = values[name].detach().to(row.device, dtype, copy=True)
         return result
 
+    def reread(self, i: int) -> tuple[Tensor, Tensor]:
+        """Member ``i`` as its file has it, whatever became of it since: row [D], statistics [S].
+
+        In the dtypes and on the device of ``rows`` and ``statistics``. Raises DeevoError for a
+        population that was not made from files.
+        """
+        if self.sources is None:
+            raise DeevoError("this population was made from state dicts; there is no file to read")
+        path = self.sources[self._member(i)][0]
+        state = checkpoints.load_checkpoint(
+            path, checkpoint_key=self.checkpoint_key, expected=frozenset(self.architecture.order)
+        )
+        row, statistics = torch.zeros_like(self.rows[i]), torch.zeros_like(self.statistics[i])
+        self.layout.flatten(state, row, source=path)
+        self.statistics_layout.flatten(state, statistics, source=path)
+        return row, statistics
+
     def views(
         self,
         i_or_row: int | Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -75,8 +76,9 @@ def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
     ).mean(dim=0)
     found = evaluator.per_image(pop.rows[1], data)
     assert torch.allclose(found.losses, plain_losses(state, data), rtol=0, atol=1e-4)
-    inherited = evaluator.per_image_of(pop.views(1), data)
-    assert not torch.allclose(found.losses, inherited.losses, rtol=0, atol=1e-3)
+    assert not torch.allclose(
+        found.losses, plain_losses(pop.state_dict(1), data), rtol=0, atol=1e-3
+    )
     with pytest.raises(deevo.DeevoError, match="calibration is missing"):
         deevo.Evaluator(Net(), pop)
 
@@ -149,3 +151,30 @@ def test_mean_loss_adds_subtotals_in_float64() -> None:
     losses = torch.full((10_000,), 0.1)
     assert mean_loss(losses, 250) == pytest.approx(float(torch.tensor(0.1).double()), rel=1e-14)
     assert mean_loss(torch.tensor([1.0, math.nan]), 250) == math.inf
+
+
+def test_scores_do_not_depend_on_the_number_of_threads_and_leave_it_alone() -> None:
+    pop, data = population(4), images(150)
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    try:
+        scores = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            evaluator = deevo.Evaluator(Net(), pop, micro_batch=32)
+            scores.append([evaluator.score(row, data) for row in pop.rows])
+            assert torch.get_num_threads() == threads
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+    finally:
+        torch.set_num_threads(before)
+    assert scores[0] == scores[1] and seen == [3]
+
+
+def test_an_error_inside_the_model_reaches_the_caller() -> None:
+    pop = population(4)
+    with pytest.raises(RuntimeError, match="channels"):
+        deevo.Evaluator(Net(), pop).score(
+            pop.rows[0], deevo.ImageSet(torch.zeros(4, 2, 10, 10), torch.zeros(4).long(), "two")
+        )

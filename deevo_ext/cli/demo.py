@@ -66,6 +66,7 @@ def demo(
         images_per_batch=BATCH,
         generations_per_batch=2,
         validate_every=max(1, generations // 3),
+        micro_batch=250,
     )
     comparison = result.comparison
     assert comparison is not None

@@ -54,7 +54,8 @@ def evolve(
     generations_per_batch: int = 3,
     metric: str = "loss",
     validate_every: int = 10,
-    micro_batch: int = 250,
+    micro_batch: int = 64,
+    device: torch.device | str = "cpu",
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
     frozen: str | Sequence[str] = (),
@@ -73,26 +74,26 @@ def evolve(
     model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
     glob. images_per_batch: fitness images per generation, a new class-balanced batch every
     generations_per_batch generations with all parents re-scored; None, or as many as there are, for
-    all of them always. micro_batch: images per forward pass. run_dir: makes the run resumable and
+    all of them always. micro_batch: images per forward pass. device: where networks are evaluated;
+    the population stays on the CPU. run_dir: makes the run resumable and
     replayable. dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
     calibration_images: for batchnorm="recalibrate". parameters: fields of `Configuration`.
     """
 
-    def load() -> Population:
-        return Population.from_checkpoints(
-            model,
-            paths,
-            dtype=dtype,
-            frozen=frozen,
-            batchnorm=batchnorm,
-            checkpoint_key=checkpoint_key,
-        )
-
-    population = load()
+    population = Population.from_checkpoints(
+        model,
+        paths,
+        dtype=dtype,
+        frozen=frozen,
+        batchnorm=batchnorm,
+        checkpoint_key=checkpoint_key,
+    )
     calibration = (
         None if calibration_images is None else image_set(calibration_images, "calibration images")
     )
-    evaluator = Evaluator(model, population, micro_batch=micro_batch, calibration=calibration)
+    evaluator = Evaluator(
+        model, population, micro_batch=micro_batch, calibration=calibration, device=device
+    )
     fitness = ClassificationFitness(
         evaluator,
         image_set(fitness_images, "fitness images"),
@@ -116,5 +117,5 @@ def evolve(
     candidate = run.run()
     comparison = None
     if test_images is not None:
-        comparison = compare(run, image_set(test_images, "test images"), load())
+        comparison = compare(run, image_set(test_images, "test images"))
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)

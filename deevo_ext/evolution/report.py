@@ -128,21 +128,19 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def ensemble(evaluator: Evaluator, initial: Population, images: ImageSet) -> PerImage:
-    """The logit ensemble of a population's members: the mean of their logits."""
+def ensemble(evaluator: Evaluator, population: Population, images: ImageSet) -> PerImage:
+    """The logit ensemble of the initial members, read again one at a time: their mean logits."""
     total = torch.zeros(())
-    for i in range(initial.size):
-        total = total + evaluator.logits(initial.views(i), images).double()
-    mean = (total / initial.size).float()
+    for i in range(population.size):
+        row, statistics = population.reread(i)
+        total = total + evaluator.logits(row, images, statistics).double()
+    mean = (total / population.size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
     return PerImage(losses, mean.argmax(dim=1) == images.labels)
 
 
-def compare(run: Evolution, images: ImageSet, initial: Population) -> Comparison:
-    """The comparison on `images` of a run that is over; it needs validation images in the run.
-
-    initial: the initial population, loaded again, for the logit ensemble.
-    """
+def compare(run: Evolution, images: ImageSet) -> Comparison:
+    """The comparison on `images` of a run that is over, had validation and began from files."""
     evaluator = run.evaluator
     assert evaluator is not None
     chosen = run.course.chosen()
@@ -150,8 +148,7 @@ def compare(run: Evolution, images: ImageSet, initial: Population) -> Comparison
     members = population.size
 
     def measure(candidate: Candidate) -> PerImage:
-        views = population.views(candidate.row, statistics=candidate.statistics)
-        return evaluator.per_image_of(views, images)
+        return evaluator.per_image(candidate.row, images, candidate.statistics)
 
     entries: list[tuple[str, PerImage, int, float, int, bool]] = []
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
@@ -162,7 +159,7 @@ def compare(run: Evolution, images: ImageSet, initial: Population) -> Comparison
         passes = costs[kind]
         found = measure(run.course.initial[kind])
         entries.append((INITIAL_NAMES[kind], found, passes, passes * share, 1, False))
-    together = ensemble(evaluator, initial, images)
+    together = ensemble(evaluator, population, images)
     entries.append(("logit ensemble", together, 0, 0.0, members, False))
     for kind in KINDS:
         candidate = run.course.evolved[kind]

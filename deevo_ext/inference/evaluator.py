@@ -1,17 +1,22 @@
 """Per-image losses of a network given as a flat row, through zero-copy views and functional_call.
 
 Images are always evaluated in micro-batches of one fixed size, the last one padded, and their
-float64 subtotals are added in order; so a score depends on the row and the images alone, never on
-which other rows are scored beside it.
+float64 subtotals are added in order. On the CPU each micro-batch runs on one thread, several beside
+each other: threads inside an operator wait for each other at every layer, which small networks and
+busy machines pay dearly, and their number would change the last bits. So a score depends on the row
+and the images alone.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
-import time
-from collections.abc import Mapping
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +25,8 @@ from torch.func import functional_call
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import Population
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,11 @@ class Evaluator:
     """Scores rows of a population.
 
     model: gives the forward pass; it is copied, and its own weights are not used. micro_batch:
-    images per forward pass. calibration: images whose activations give BatchNorm's statistics under
-    the population's policy "recalibrate" (needed there, ignored elsewhere).
+    images per forward pass, torch.get_num_threads() of them at a time on the CPU. calibration:
+    images whose activations give BatchNorm's statistics under the population's policy "recalibrate"
+    (needed there, ignored elsewhere). device: where networks run; the population may lie elsewhere.
 
-    Attributes: ``forward_passes`` (images put through a network so far, calibration included) and
-    ``seconds`` (spent doing so).
+    Attribute ``forward_passes``: images put through a network so far, calibration included.
     """
 
     def __init__(
@@ -55,8 +62,9 @@ class Evaluator:
         model: nn.Module,
         population: Population,
         *,
-        micro_batch: int = 250,
+        micro_batch: int = 64,
         calibration: ImageSet | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if micro_batch < 1:
             raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
@@ -71,9 +79,9 @@ class Evaluator:
         self.population = population
         self.micro_batch = micro_batch
         self.calibration = calibration
+        self.device = torch.device(device)
         self.forward_passes = 0
-        self.seconds = 0.0
-        self._model = copy.deepcopy(model).eval()
+        self._workers = _Workers(copy.deepcopy(model).eval().to(self.device), self.device)
 
     def statistics_of(
         self, row: torch.Tensor, inherited: torch.Tensor | None
@@ -90,36 +98,33 @@ class Evaluator:
         self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
     ) -> PerImage:
         """Losses and hits of one row ([D], any floating dtype) on images."""
-        statistics = self.statistics_of(row, inherited)
-        return self.per_image_of(self.population.views(row, statistics=statistics), images)
-
-    def per_image_of(self, tensors: Mapping[str, torch.Tensor], images: ImageSet) -> PerImage:
-        """The same for a network given as named tensors."""
-        logits = self.logits(tensors, images)
+        logits = self.logits(row, images, self.statistics_of(row, inherited))
         losses = nn.functional.cross_entropy(logits, images.labels, reduction="none")
         return PerImage(losses, logits.argmax(dim=1) == images.labels)
 
-    @torch.no_grad()
-    def logits(self, tensors: Mapping[str, torch.Tensor], images: ImageSet) -> torch.Tensor:
-        """Logits float32 [N, classes] of a network given as named tensors."""
-        started = time.perf_counter()
-        weights = next(t for t in tensors.values() if t.is_floating_point())
-        parts = []
-        for start in range(0, len(images), self.micro_batch):
-            batch = images.images[start : start + self.micro_batch].to(weights.dtype)
+    def logits(
+        self, row: torch.Tensor, images: ImageSet, statistics: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits float32 [N, classes] of one row with given statistics, where the images are."""
+        tensors = self.population.views(row.to(self.device), statistics=statistics)
+
+        def forward(model: nn.Module, start: int) -> torch.Tensor:
+            batch = images.images[start : start + self.micro_batch].to(self.device, row.dtype)
             size = batch.shape[0]
             if size < self.micro_batch:
                 padding = batch[:1].expand(self.micro_batch - size, *batch.shape[1:])
                 batch = torch.cat([batch, padding])
-            out = functional_call(self._model, dict(tensors), (batch,))
+            out = functional_call(model, tensors, (batch,))
             if out.dim() != 2:
                 raise DeevoError(
                     f"the model returned shape {tuple(out.shape)}; expected logits [N, classes]"
                 )
-            parts.append(out[:size].float())
+            return out[:size].float()
+
+        starts = range(0, len(images), self.micro_batch)
+        parts = self._workers.run([functools.partial(forward, start=start) for start in starts])
         self.forward_passes += len(images)
-        self.seconds += time.perf_counter() - started
-        return torch.cat(parts)
+        return torch.cat(parts).to(images.labels.device)
 
     def score(
         self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
@@ -129,40 +134,82 @@ class Evaluator:
         loss = mean_loss(result.losses, self.micro_batch)
         return Score(loss, float(result.correct.double().mean()), len(images))
 
-    @torch.no_grad()
     def _recalibrated(self, row: torch.Tensor) -> torch.Tensor:
         """Statistics of the row's own activations on the calibration images (SWA's update_bn)."""
-        assert self.calibration is not None
-        started = time.perf_counter()
+        images = self.calibration
+        assert images is not None
         layout = self.population.statistics_layout
-        statistics = torch.zeros(layout.dim)
+        fresh = torch.zeros(layout.dim, device=self.device)
+        views = self.population.views(row.to(self.device), statistics=fresh)
+        # Norm layers write their counters and statistics; the population keeps its own.
         tensors = {
-            name: tensor.clone() if "num_batches_tracked" in name else tensor
-            for name, tensor in self.population.views(row, statistics=statistics).items()
+            name: torch.zeros_like(tensor) if "num_batches_tracked" in name else tensor
+            for name, tensor in views.items()
         }
-        own = {name: tensor for name, tensor in layout.views(statistics).items()}
-        if row.dtype == torch.float32:
-            tensors.update(own)
-        for name, tensor in tensors.items():
-            if "num_batches_tracked" in name:
-                tensor.zero_()
-        norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
+
+        def forward(model: nn.Module) -> None:
+            norms = [
+                module
+                for name, module in model.named_modules()
+                if f"{name}.running_mean".lstrip(".") in layout.names
+            ]
+            momenta = [norm.momentum for norm in norms]
+            try:
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = None  # a plain average over the micro-batches
+                for start in range(0, len(images), self.micro_batch):
+                    batch = images.images[start : start + self.micro_batch]
+                    functional_call(model, tensors, (batch.to(self.device, row.dtype),))
+            finally:
+                for norm, momentum in zip(norms, momenta, strict=True):
+                    norm.eval()
+                    norm.momentum = momentum
+
+        self._workers.run([forward])
+        self.forward_passes += len(images)
+        return layout.flatten(tensors, torch.zeros(layout.dim))
+
+
+class _Workers:
+    """Runs tasks on copies of a model: one-threaded beside each other on the CPU, else in turn."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._models: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
+        self._pool: ThreadPoolExecutor | None = None
+        if device.type != "cpu":
+            self._models.put(model)
+            return
+        threads = torch.get_num_threads()
+        # functional_call swaps tensors in and out of a module, so each thread has a module; the
+        # tensors themselves are shared.
+        shared = [*model.parameters(), *model.buffers()]
+        for _ in range(threads):
+            self._models.put(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}))
+        self._pool = ThreadPoolExecutor(threads, "deevo", initializer=_one_thread)
+
+    def run(self, tasks: list[Callable[[nn.Module], T]]) -> list[T]:
+        """The tasks' results, in order."""
+        if self._pool is None:
+            return [self._call(task) for task in tasks]
+        futures: list[Future[T]] = [self._pool.submit(self._call, task) for task in tasks]
+        results = [future.result() for future in futures]
+        # The workers' torch.set_num_threads(1) became the default of threads yet to start: undo.
+        torch.set_num_threads(torch.get_num_threads())
+        return results
+
+    @torch.no_grad()
+    def _call(self, task: Callable[[nn.Module], T]) -> T:
+        model = self._models.get()
         try:
-            for norm in norms:
-                norm.train()
-                norm.momentum = None  # a plain average over the micro-batches
-            for start in range(0, len(self.calibration), self.micro_batch):
-                batch = self.calibration.images[start : start + self.micro_batch]
-                functional_call(self._model, tensors, (batch.to(row.dtype),))
+            return task(model)
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.eval()
-                norm.momentum = momentum
-        layout.flatten(tensors, statistics)
-        self.forward_passes += len(self.calibration)
-        self.seconds += time.perf_counter() - started
-        return statistics
+            self._models.put(model)
+
+
+def _one_thread() -> None:
+    """Makes torch's operators use one thread when this thread calls them."""
+    torch.set_num_threads(1)
 
 
 def mean_loss(losses: torch.Tensor, micro_batch: int) -> float:
