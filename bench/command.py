@@ -133,6 +133,8 @@ def _jobs(options: argparse.Namespace) -> list[tuple[operators.Job, str, str]]:
         repetitions = options.repetitions
         if case in ("plan", "tell"):
             size, dtype, threads, isa, repetitions = "-", None, 1, "", 20 * repetitions
+        if case == "memory":
+            repetitions = 1 if options.quick else 7
         weights = 0 if size == "-" else SIZES.get(size) or int(size)
         kind = torch.float64 if dtype is None else DTYPES[dtype]
         instruction_set = isa if backend == "cpu" else ""

@@ -71,13 +71,11 @@ class Plan:
         width: of the network.
         base: recipe of the base network.
         members: recipe of each fine-tuning.
-        threads: CPU threads of torch while it trains, 0 for torch's present setting.
     """
 
     width: int
     base: Recipe
     members: tuple[Recipe, ...]
-    threads: int = 0
 
 
 def derived_seed(seed: int, index: int) -> int:
@@ -159,4 +157,4 @@ def demo_plan(sets: FourSets, members: int = 12, seed: int = 0) -> Plan:
             )
         )
     # 16 images of 8x8 are too little work to share: a second thread costs more than it brings.
-    return Plan(width=16, base=base, members=tuple(tuned), threads=1 if small else 0)
+    return Plan(width=16, base=base, members=tuple(tuned))

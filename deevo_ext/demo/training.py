@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,8 +67,8 @@ def train_population(
 
     Each file appears whole or not at all, and `population.json` records the recipe, the images'
     digest and each file's. A run that was interrupted goes on where it stopped: a file that is
-    recorded and whole is kept. More members can be asked for later. The same seed and thread
-    count on the same machine and torch give the same bits.
+    recorded and whole is kept. More members can be asked for later. The same seed on the same
+    machine and torch gives the same bits.
 
     Args:
         sets: the images; only `sets.train` is used.
@@ -89,23 +91,36 @@ def train_population(
     chosen = plan or demo_plan(sets, members, seed)
     if len(chosen.members) != members:
         raise DeevoError(f"the plan has {len(chosen.members)} members, {members} are asked for")
-    with _threads(chosen.threads):
-        return _train_missing(sets, Path(folder), seed, progress, chosen)
+    with _one_threaded_pool() as pool:
+        return _train_missing(sets, Path(folder), seed, progress, chosen, pool)
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's number of CPU threads, for a while; 0 leaves it."""
+def _one_threaded_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each with one: networks beside each other.
+
+    For networks this small, threads inside an operator cost more than they save, and on a busy
+    machine they wait for each other at every layer. The bits then depend on no thread count.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
     try:
-        yield
+        with ThreadPoolExecutor(before, initializer=lambda: torch.set_num_threads(1)) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # an interrupt ends it soon
+                raise
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before)  # what the workers set is the default of later threads
 
 
 def _train_missing(
-    sets: FourSets, folder: Path, seed: int, progress: Progress | None, chosen: Plan
+    sets: FourSets,
+    folder: Path,
+    seed: int,
+    progress: Progress | None,
+    chosen: Plan,
+    pool: ThreadPoolExecutor,
 ) -> list[Path]:
     store = _Store(folder, _description(sets, chosen, seed))
     recipes = {"base": chosen.base}
@@ -115,19 +130,21 @@ def _train_missing(
         # Members are fine-tunings of one base: without that file, none can be trusted.
         missing = list(recipes)
     report = _Report(progress, sum(recipes[name].steps for name in missing))
-    base: nn.Module | None = None
-    for name in missing:
-        report.start(name, len(chosen.members))
-        if name == "base":
-            network: nn.Module = train_base(sets, recipes[name], chosen.width, report.step)
-            base = network
-        else:
-            if base is None:
-                base = SmallResNet(sets.train.images.shape[1], sets.num_classes, chosen.width)
-                base.load_state_dict(load_file(store.path("base")))
-                base.to(sets.train.images.device)
-            network = fine_tune(base, sets, recipes[name], report.step)
-        store.save(name, recipes[name], network)
+    if "base" in missing:
+        report.start("base network")
+        task = pool.submit(train_base, sets, recipes["base"], chosen.width, report.step)
+        store.save("base", recipes["base"], task.result())
+    members = [name for name in missing if name != "base"]
+    if members:
+        report.start(f"{len(members)} members")
+        base = SmallResNet(sets.train.images.shape[1], sets.num_classes, chosen.width)
+        base.load_state_dict(load_file(store.path("base")))
+        base.to(sets.train.images.device)
+        tasks = {
+            pool.submit(fine_tune, base, sets, recipes[name], report.step): name for name in members
+        }
+        for done in as_completed(tasks):
+            store.save(tasks[done], recipes[tasks[done]], done.result())
     return [store.path(name) for name in recipes if name != "base"]
 
 
@@ -137,14 +154,16 @@ class _Report:
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done, self._what = progress, total, 0, ""
 
-    def start(self, name: str, members: int) -> None:
-        index = name.removeprefix("member_")
-        self._what = "base network" if name == "base" else f"member {int(index) + 1}/{members}"
+        self._lock = threading.Lock()
+
+    def start(self, what: str) -> None:
+        self._what = what
 
     def step(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._what, self._done, self._total)
+        with self._lock:
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._what, self._done, self._total)
 
 
 class _Store:
@@ -219,7 +238,7 @@ def _description(sets: FourSets, plan: Plan, seed: int) -> dict[str, object]:
         "seed": seed,
         "width": plan.width,
         "base": dataclasses.asdict(plan.base),
-        "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        "made_with": {"torch": torch.__version__},
     }
 
 
