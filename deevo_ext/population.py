@@ -51,6 +51,7 @@ class Population:
         names: the members' names, unique: file stems, as far up the path as they need to differ.
         sources: (path, SHA-256 hex) of each member's file; None when made from state dicts.
         architecture: what the model says about its tensors.
+        pristine: whether the members are still those that were read; an optimizer clears it.
         checkpoint_key: the key of the weights in each file, where one was given.
     """
 
@@ -67,6 +68,7 @@ class Population:
         self.statistics, self.statistics_layout = read.statistics, read.statistics_layout
         self.fixed, self.names, self.sources = read.fixed, list(names), sources
         self.architecture, self.checkpoint_key = architecture, checkpoint_key
+        self.pristine = True
         self._fixed_as: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
 
     @classmethod
@@ -91,7 +93,8 @@ class Population:
             frozen: fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied tensor's
                 names is enough.
             batchnorm: "evolve", "inherit" or "recalibrate".
-            checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+            pristine: whether the members are still those that were read; an optimizer clears it.
+        checkpoint_key: the key of the weights in each file, e.g. "model_ema".
             device: of the rows.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -118,6 +119,7 @@ def run_program(backend: str | None, hide: bool) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=tempfile.gettempdir(),  # not a source tree
     )
 
 

@@ -178,3 +178,37 @@ def test_an_error_inside_the_model_reaches_the_caller() -> None:
         deevo.Evaluator(Net(), pop).score(
             pop.rows[0], deevo.ImageSet(torch.zeros(4, 2, 10, 10), torch.zeros(4).long(), "two")
         )
+
+
+def test_networks_without_finite_loss_are_worst_by_every_metric() -> None:
+    pop, data = population(4), images(20)
+    row = pop.rows[0].clone()
+    row[:] = math.nan
+    for metric in ("loss", "top1"):
+        evaluator = deevo.Evaluator(Net(), pop)
+        fitness = deevo.ClassificationFitness(evaluator, data, metric=metric)
+        assert fitness(row[None], torch.tensor([0]), 0) == [math.inf]
+
+
+def test_bfloat16_rows_are_evaluated_in_float32() -> None:
+    pop, data = population(4, dtype=torch.bfloat16), images(50)
+    found = deevo.Evaluator(Net(), pop).per_image(pop.rows[2], data)
+    expected = plain_losses(pop.state_dict(2), data)
+    assert torch.allclose(found.losses, expected, rtol=0, atol=50 * 2.0**-22)
+
+
+def test_recalibration_leaves_frozen_statistics_alone() -> None:
+    calibration, data = images(60, 5), images(40, 6)
+    pop = population(4, batchnorm="recalibrate", frozen="bn.running_mean")
+    kept = pop.fixed["bn.running_mean"].clone()
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=40, calibration=calibration)
+    assert evaluator.score(pop.rows[1], data).loss < 10
+    assert torch.equal(pop.fixed["bn.running_mean"], kept)
+    assert evaluator.forward_passes == 40 + 40  # 20 calibration images fill no micro-batch
+
+
+def test_labels_beyond_the_models_classes_are_named() -> None:
+    pop = population(4)
+    wrong = deevo.ImageSet(torch.zeros(4, 1, 10, 10), torch.tensor([0, 1, 2, 7]), "photos")
+    with pytest.raises(deevo.DeevoError, match="photos have label 7, but the model has 3 classes"):
+        deevo.Evaluator(Net(), pop).score(pop.rows[0], wrong)

@@ -115,6 +115,20 @@ def test_resumes_bit_for_bit_through_a_file() -> None:
     assert_same(straight, second)
 
 
+def test_loading_a_state_of_another_dtype_or_without_all_parts_is_refused() -> None:
+    de = deevo.DifferentialEvolution(population())
+    half = deevo.DifferentialEvolution(population(dtype=torch.bfloat16))
+    before = copy.deepcopy(snapshot(half))
+    with pytest.raises(deevo.DeevoError, match=r"rows is torch\.float32"):
+        half.load_state_dict(de.state_dict())
+    state = half.state_dict()
+    del state["scored"]
+    with pytest.raises(deevo.DeevoError, match="lacks 'scored'"):
+        half.load_state_dict(state)
+    for x, y in zip(before, snapshot(half), strict=True):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"generations": 7}, {"cr_init": 0.5}, {"preset": "paper"}],

@@ -44,6 +44,9 @@ def test_verdicts() -> None:
     assert "no measurable difference" in comparison(0.0, 0.0).verdict
     assert "is better than" in comparison(-0.2, -0.1).verdict
     assert "is worse than" in comparison(0.1, 0.2).verdict
+    broken = comparison(math.nan, math.nan)
+    assert "cannot be compared" in broken.verdict
+    assert broken.to_json()["difference"] is None
 
 
 def test_table_as_text_and_json(tmp_path: Path) -> None:

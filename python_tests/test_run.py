@@ -168,22 +168,29 @@ KILLED = """
 def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     tmp_path: Path,
 ) -> None:
-    straight = deevo.DifferentialEvolution(population(), generations=20, seed=1)
-    expected = deevo.Evolution(
-        straight, sphere, run_dir=tmp_path / "straight", progress=False
-    ).run()
-    folder = tmp_path / "killed"
+    def evolve(name: str, after: int) -> int:
+        program = KILLED.format(support=str(SUPPORT), folder=str(tmp_path / name), after=after)
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        return subprocess.run(command, check=False, cwd=tmp_path).returncode
+
+    never = 10**9
+    assert evolve("straight", never) == 0
+    whole = 0
     for after in (5, 30, 77):
-        program = KILLED.format(support=str(SUPPORT), folder=str(folder), after=after)
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
-        assert done.returncode == -signal.SIGKILL
-    before = len(lines(folder))
-    assert before >= 1 + 1 + (30 - 8) // 8 + (77 - 8) // 8 - 2
-    de = deevo.DifferentialEvolution(population(), generations=20, seed=1)
-    chosen = deevo.Evolution(de, sphere, run_dir=folder, progress=False).run()
-    assert chosen.digest == expected.digest
-    assert torch.equal(de.population.rows, straight.population.rows)
-    assert without_seconds(lines(folder)[1:]) == without_seconds(lines(tmp_path / "straight")[1:])
+        assert evolve("killed", after) == -signal.SIGKILL
+        # 8 evaluations of the parents at first, then 8 a generation, all but the last finished.
+        before, whole = whole, len(journal.read(tmp_path / "killed" / journal.FILE_NAME)[0])
+        first = 8 if before <= 2 else 0
+        assert whole == max(before, 2) + max(0, after - 1 - first) // 8
+    assert evolve("killed", never) == 0
+    straight, killed = deevo.replay(tmp_path / "straight"), deevo.replay(tmp_path / "killed")
+    assert killed.candidate.digest == straight.candidate.digest
+    rows = straight.course.de.population.rows
+    assert torch.equal(killed.course.de.population.rows, rows)
+    evolved = [tmp_path / name / "evolved.safetensors" for name in ("straight", "killed")]
+    assert evolved[0].read_bytes() == evolved[1].read_bytes()
+    first_lines, other_lines = (lines(tmp_path / name)[1:] for name in ("straight", "killed"))
+    assert without_seconds(first_lines) == without_seconds(other_lines)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +250,9 @@ def test_a_damaged_line_in_the_middle_is_named(checkpoints: Path, tmp_path: Path
     path.write_bytes(b"".join([*parts[:2], b"{broken\n", *parts[3:]]))
     with pytest.raises(deevo.DeevoError, match="line 3 is damaged"):
         deevo.replay(folder)
+    path.write_bytes(b"".join([*parts[:2], b'{"generation": 1, "trials": ["x"]}\n', *parts[3:]]))
+    with pytest.raises(deevo.DeevoError, match="line 3"):
+        deevo.replay(folder)
     path.write_bytes(b"".join([*parts[:2], *parts[3:]]))
     with pytest.raises(deevo.DeevoError, match="from generation 0 to 2: lines are missing"):
         deevo.replay(folder)
@@ -299,7 +309,7 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path: Path) -> None:
         deevo.Evolution(de, slow, run_dir={str(tmp_path / "run")!r}, progress=False).run()
     """
     first = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=tmp_path
     )
     try:
         assert first.stdout is not None and first.stdout.readline() == b"in\n"
@@ -317,6 +327,23 @@ def test_evolution_refuses_a_used_optimizer_and_half_a_validation(tmp_path: Path
     de.tell([1.0] * 8)
     with pytest.raises(deevo.DeevoError, match="used already"):
         deevo.Evolution(de, sphere)
+    de.ask()
+    de.tell([0.5] * 8)
+    again = deevo.DifferentialEvolution(de.population)
+    with pytest.raises(deevo.DeevoError, match="used already"):
+        deevo.Evolution(again, sphere)
+    other = deevo.Evaluator(Net(), population())
+    with pytest.raises(deevo.DeevoError, match="another population"):
+        deevo.Evolution(
+            deevo.DifferentialEvolution(population()),
+            deevo.ClassificationFitness(other, images(10)),
+        )
+    once = deevo.Evolution(
+        deevo.DifferentialEvolution(population(), generations=2), sphere, progress=False
+    )
+    once.run()
+    with pytest.raises(deevo.DeevoError, match="used already"):
+        once.run()
     fresh = deevo.DifferentialEvolution(population())
     with pytest.raises(deevo.DeevoError, match="belong together"):
         deevo.Evolution(fresh, sphere, validation=images(10))
@@ -330,13 +357,13 @@ def test_the_candidate_is_the_best_by_validation_and_the_table_is_of_the_test_im
     result = run(checkpoints, tmp_path / "run")
     considered = {
         kind: [
-            float.fromhex(r["validation"][kind]["loss"])
+            float.fromhex(r["validation"][kind]["score"])
             for r in lines(tmp_path / "run")[2:]
             if "validation" in r
         ]
         for kind in ("member", "mean", "soup")
     }
-    assert result.candidate.loss == min(min(losses) for losses in considered.values())
+    assert result.candidate.score == min(min(losses) for losses in considered.values())
     assert result.candidate.generation >= 1
     soups = zip(considered["soup"], considered["member"], strict=True)
     assert all(soup <= member for soup, member in soups)  # it starts from the best member
@@ -383,7 +410,7 @@ def test_top1_metric_and_bfloat16_population_run(checkpoints: Path, tmp_path: Pa
     values = journal.from_hex(lines(tmp_path / "run")[2]["trials"])
     assert all(abs(value * 60 - round(value * 60)) < 1e-9 for value in values)
     assert deevo.replay(tmp_path / "run").candidate.digest == result.candidate.digest
-    assert math.isfinite(result.candidate.loss)
+    assert math.isfinite(result.candidate.score)
 
 
 def test_resuming_a_finished_run_evaluates_nothing_again(tmp_path: Path) -> None:
@@ -399,3 +426,56 @@ def test_resuming_a_finished_run_evaluates_nothing_again(tmp_path: Path) -> None
         deevo.Evolution(de, counted, run_dir=tmp_path / "run", progress=False).run()
         assert len(calls) == expected
     assert os.path.getsize(tmp_path / "run" / "evolved.safetensors") > 0
+
+
+def test_a_run_folder_knows_the_state_dicts_and_the_function_it_began_with(tmp_path: Path) -> None:
+    def start(seed: int, evaluate: object) -> deevo.Evolution:
+        de = deevo.DifferentialEvolution(population(seed=seed), generations=3)
+        return deevo.Evolution(de, evaluate, run_dir=tmp_path / "run", progress=False)  # type: ignore[arg-type]
+
+    def other(row: torch.Tensor) -> float:
+        return -sphere(row)
+
+    chosen = start(0, sphere).run()
+    evolved = (tmp_path / "run" / "evolved.safetensors").read_bytes()
+    with pytest.raises(deevo.DeevoError, match=r"another configuration: checkpoints\[0\]"):
+        start(1, sphere).run()
+    with pytest.raises(deevo.DeevoError, match=r"another configuration: fitness\.function"):
+        start(0, other).run()
+    assert (tmp_path / "run" / "evolved.safetensors").read_bytes() == evolved
+    assert deevo.replay(tmp_path / "run").candidate.digest == chosen.digest
+
+
+def test_other_calibration_images_are_another_configuration(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    options = {"generations": 3, "batchnorm": "recalibrate"}
+    run(checkpoints, tmp_path / "run", calibration_images=images(40, 4), **options)
+    with pytest.raises(deevo.DeevoError, match="calibration"):
+        run(checkpoints, tmp_path / "run", calibration_images=images(40, 5), **options)
+
+
+def test_an_unfinished_recalibrated_run_cannot_be_written(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = {"generations": 4, "batchnorm": "recalibrate", "calibration_images": images(40, 4)}
+    run(checkpoints, folder, **options)
+    path = folder / journal.FILE_NAME
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(deevo.DeevoError, match="unfinished"):
+        write_candidate(deevo.replay(folder), tmp_path / "out.safetensors")
+
+
+def test_moved_and_renamed_checkpoints_are_found_by_their_content(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    result = run(checkpoints, folder, generations=3)
+    for i, path in enumerate(sorted(checkpoints.iterdir(), reverse=True)):
+        (tmp_path / "runs" / f"run{i}").mkdir(parents=True)
+        path.rename(tmp_path / "runs" / f"run{i}" / "best.safetensors")
+    assert deevo.replay(folder, tmp_path / "runs").candidate.digest == result.candidate.digest
+    (tmp_path / "runs" / "run3" / "best.safetensors").unlink()
+    with pytest.raises(deevo.DeevoError, match="no file below"):
+        deevo.replay(folder, tmp_path / "runs")

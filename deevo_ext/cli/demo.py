@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-# What keeps the demo within its time: images per generation and for choosing what is returned.
+# What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
+# of them always) and images for choosing what is returned.
 BATCH = 1000
 VALIDATION = 3000
 
@@ -20,7 +21,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of data split, training and evolution.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
-    generations: Annotated[int, typer.Option(help="Generations to evolve.")] = 30,
+    generations: Annotated[int, typer.Option(help="Generations to evolve.", min=1)] = 30,
 ) -> None:
     """Train a small ResNet, fine-tune it into 12 members, evolve them, and compare on test images.
 

@@ -25,7 +25,7 @@ def replay(
     state = "finished" if result.finished else "unfinished; this is its best candidate so far"
     typer.echo(
         f"{len(result.generations)} generations replayed ({state}): evolved {candidate.kind} of "
-        f"generation {candidate.generation}, validation loss {candidate.loss:.6g}, weights "
+        f"generation {candidate.generation}, score {candidate.score:.6g}, "
         f"SHA-256 {candidate.digest}"
     )
     if out is not None:

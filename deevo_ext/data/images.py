@@ -1,5 +1,6 @@
 """Labelled images in memory, and the four disjoint sets that an honest comparison needs."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of images and labels, which tells that two sets are the same."""
+        digest = hashlib.sha256(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def subset(self, indices: torch.Tensor | Sequence[int], name: str | None = None) -> "ImageSet":
         """The images at `indices` (int64 [n] or a sequence of ints, in 0..N-1), in that order.

@@ -8,7 +8,7 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -86,7 +86,7 @@ class Configuration:
     archive_size: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strategies", tuple(_strategy(s) for s in self.strategies))
+        object.__setattr__(self, "strategies", _pool(self.strategies))
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and low <= value <= high):
@@ -95,6 +95,9 @@ class Configuration:
             value = getattr(self, name)
             if not isinstance(value, int) or value != int(value):
                 raise DeevoError(f"{name} is {value!r}; expected a whole number")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise DeevoError(f"{name} is {getattr(self, name)!r}; expected True or False")
         for low_name, high_name in (("f_min", "f_max"), ("cr_min", "cr_max"), _PBEST):
             low, high = getattr(self, low_name), getattr(self, high_name)
             if low > high:
@@ -211,6 +214,7 @@ _COUNTS = (
     "sinusoid_period",
     "archive_size",
 )
+_SWITCHES = ("adapt_strategies", "adapt_memories", "best_excludes_target", "trig_offset")
 _PBEST = ("pbest_min", "pbest_max")
 _CHOICES: dict[str, dict[str, int]] = {
     "f_distribution": F_DISTRIBUTIONS,
@@ -219,13 +223,19 @@ _CHOICES: dict[str, dict[str, int]] = {
 }
 
 
+def _pool(given: Any) -> tuple[Strategy, ...]:
+    if isinstance(given, (str, dict, Strategy)) or not isinstance(given, Iterable):
+        raise DeevoError(f"strategies is {given!r}; expected a list of strategies")
+    return tuple(_strategy(strategy) for strategy in given)
+
+
 def _strategy(given: Strategy | Sequence[str] | dict[str, Any]) -> Strategy:
     """A Strategy from itself, a dict, (formula, crossover) or (name, formula, crossover)."""
     if isinstance(given, Strategy):
         return given
-    if isinstance(given, dict):
+    if isinstance(given, dict) and set(given) <= {f.name for f in fields(Strategy)}:
         return Strategy(**given)
-    if not isinstance(given, str) and len(given) in (2, 3):
+    if isinstance(given, (tuple, list)) and len(given) in (2, 3):
         name, formula, crossover = given[0], given[-2], given[-1]
         return Strategy(name, formula, crossover)
     raise DeevoError(
@@ -238,8 +248,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
     # counted before replacement, a lone winner at index 0 heard, 0/0 ruled out, float64 fitness.
     "paper": {},
-    # The same with more of each mutant taken and sinusoids that do oscillate; the best member does
-    # not waste its trials on moving towards itself.
+    # With more of each mutant taken, a first sinusoid that does oscillate, and the best member not
+    # wasting its trials on moving towards itself.
     "sa-shade-tri-ensin": {
         "cr_init": 0.9,
         "sinusoid_1_frequency": 0.1,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.journal import Record, from_hex, to_hex
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.soup import average, greedy_soup
+from deevo_ext.evolution.storage import decode_statistics
 
 KINDS = ("member", "mean", "soup")
 Score = Callable[[torch.Tensor, torch.Tensor | None], float]
@@ -28,21 +29,25 @@ class Candidate:
     """A network that validation considered.
 
     kind: "member" (the best by validation), "mean" (of the whole population) or "soup" (greedy);
-    members: what it is the average of; loss: on the validation images, or the fitness where there
-    are none; row [D] float32 and statistics [S] (None unless held apart): its weights.
+    members: what it is the average of; score: on the validation images by the run's metric, or the
+    fitness where there are none; less is better; row [D] float32 and statistics [S] (None unless
+    held apart): its weights.
     """
 
     kind: str
     generation: int
     members: tuple[int, ...]
-    loss: float
+    score: float
     row: torch.Tensor
     statistics: torch.Tensor | None
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the row."""
-        return hashlib.sha256(self.row.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        """SHA-256 (hex) of row and statistics."""
+        digest = hashlib.sha256(self.row.cpu().contiguous().numpy().data)
+        if self.statistics is not None:
+            digest.update(self.statistics.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def state_dict(self, de: DifferentialEvolution) -> dict[str, torch.Tensor]:
         """The network's full state dict."""
@@ -54,9 +59,21 @@ class Candidate:
             "generation": self.generation,
             "kind": self.kind,
             "members": list(self.members),
-            "loss": self.loss.hex(),
+            "score": self.score.hex(),
             "weights_sha256": self.digest,
         }
+
+
+def as_returned(candidate: Candidate, returned: Record) -> Candidate:
+    """A replayed candidate, checked against the journal's last line and with its statistics."""
+    if "statistics" in returned:
+        candidate = replace(candidate, statistics=decode_statistics(returned["statistics"]))
+    if candidate.digest != returned["weights_sha256"]:
+        raise DeevoError(
+            f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
+            f"{returned['weights_sha256']}: journal or package differ from those of the run"
+        )
+    return candidate
 
 
 class Course:
@@ -114,27 +131,27 @@ class Course:
         """
         population = self.de.population
         everyone = list(range(population.size))
-        losses = [score(population.rows[i], population.statistics[i]) for i in everyone]
-        member = min(everyone, key=losses.__getitem__)
-        soup, soup_loss = greedy_soup(population, losses, score)
-        mean_loss = score(*average(population, everyone))
+        scores = [score(population.rows[i], population.statistics[i]) for i in everyone]
+        member = min(everyone, key=scores.__getitem__)
+        soup, soup_score = greedy_soup(population, scores, score)
+        mean_score = score(*average(population, everyone))
         found = {
-            "member": {"members": [member], "loss": losses[member].hex()},
-            "mean": {"members": everyone, "loss": mean_loss.hex()},
-            "soup": {"members": soup, "loss": soup_loss.hex()},
-            "losses": to_hex(losses),
+            "member": {"members": [member], "score": scores[member].hex()},
+            "mean": {"members": everyone, "score": mean_score.hex()},
+            "soup": {"members": soup, "score": soup_score.hex()},
+            "scores": to_hex(scores),
         }
         self._consider(found)
         return found
 
     def chosen(self) -> Candidate:
-        """The evolved candidate of least validation loss; the best member when none was taken."""
+        """The evolved candidate of least validation score; the best member when none was taken."""
         if self.evolved:
-            return min(self.evolved.values(), key=lambda candidate: candidate.loss)
+            return min(self.evolved.values(), key=lambda candidate: candidate.score)
         best = self.de.best
         return self._candidate("member", [best], float(self.de.fitness[best]))
 
-    def _candidate(self, kind: str, members: list[int], loss: float) -> Candidate:
+    def _candidate(self, kind: str, members: list[int], score: float) -> Candidate:
         population = self.de.population
         if kind == "member":
             row = population.rows[members[0]].float().clone()
@@ -145,11 +162,11 @@ class Course:
             row, inherited = average(population, members)
         generation = self.de.generation
         statistics = self._statistics_of(row, inherited)
-        return Candidate(kind, generation, tuple(members), loss, row, statistics)
+        return Candidate(kind, generation, tuple(members), score, row, statistics)
 
     def _consider(self, found: dict[str, Any]) -> None:
         group = self.initial if self.de.generation == 0 else self.evolved
         for kind in KINDS:
-            loss = float.fromhex(found[kind]["loss"])
-            if kind not in group or loss < group[kind].loss:
-                group[kind] = self._candidate(kind, list(found[kind]["members"]), loss)
+            score = float.fromhex(found[kind]["score"])
+            if kind not in group or score < group[kind].score:
+                group[kind] = self._candidate(kind, list(found[kind]["members"]), score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ def evolve(
     preset: str = "sa-shade-tri-ensin",
     seed: int = 0,
     run_dir: str | Path | None = None,
-    images_per_batch: int | None = 4096,
+    images_per_batch: int | Literal["auto"] | None = "auto",
     generations_per_batch: int = 3,
     metric: str = "loss",
     validate_every: int = 10,
@@ -73,11 +73,13 @@ def evolve(
 
     model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
     glob. images_per_batch: fitness images per generation, a new class-balanced batch every
-    generations_per_batch generations with all parents re-scored; None, or as many as there are, for
-    all of them always. micro_batch: images per forward pass. device: where networks are evaluated;
-    the population stays on the CPU. run_dir: makes the run resumable and
-    replayable. dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
-    calibration_images: for batchnorm="recalibrate". parameters: fields of `Configuration`.
+    generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
+    them; None, or as many as there are, is all of them always, which a population over-fits sooner.
+    metric: "loss" or "top1", of fitness and validation. micro_batch: images per forward pass.
+    device: where networks are evaluated; the population stays on the CPU. run_dir: makes the run
+    resumable and replayable. dtype, frozen, batchnorm, checkpoint_key: as in
+    `Population.from_checkpoints`. calibration_images: for batchnorm="recalibrate". parameters:
+    fields of `Configuration`.
     """
 
     population = Population.from_checkpoints(
@@ -94,9 +96,12 @@ def evolve(
     evaluator = Evaluator(
         model, population, micro_batch=micro_batch, calibration=calibration, device=device
     )
+    images = image_set(fitness_images, "fitness images")
+    if images_per_batch == "auto":
+        images_per_batch = min(4096, max(1, len(images) // 2))
     fitness = ClassificationFitness(
         evaluator,
-        image_set(fitness_images, "fitness images"),
+        images,
         images_per_batch=images_per_batch,
         generations_per_batch=generations_per_batch,
         metric=metric,
@@ -110,6 +115,7 @@ def evolve(
         evaluator=evaluator,
         validation=image_set(validation_images, "validation images"),
         validate_every=validate_every,
+        metric=metric,
         chunk=chunk,
         progress=progress,
         callbacks=callbacks,

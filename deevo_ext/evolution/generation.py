@@ -17,11 +17,13 @@ class Generation:
     """A generation's plan and outcome.
 
     choices and parameters: the plan (`deevo_ext.tables`); parent_fitness, trial_fitness float64
-    [NP]; accepted bool [NP]; odds: the strategy odds for the next generation.
+    [NP]; accepted bool [NP]; strategies and crossovers: the pool's; odds: the strategy odds for the
+    next generation.
     """
 
     generation: int
     strategies: tuple[str, ...]
+    crossovers: tuple[str, ...]
     choices: torch.Tensor
     parameters: torch.Tensor
     parent_fitness: torch.Tensor
@@ -40,15 +42,17 @@ class Generation:
         survivors = torch.where(self.accepted, self.trial_fitness, self.parent_fitness)
         sources = self.choices[:, ChoiceColumn.SOURCE]
         with_f = sources != int(Source.NONE)
-        thresholds = self.choices[:, ChoiceColumn.THRESHOLD]
+        crossed = torch.tensor([crossover != "none" for crossover in self.crossovers])
+        with_cr = crossed[self.choices[:, ChoiceColumn.STRATEGY].long()]
         values = {
             "generation": float(self.generation),
             "best_fitness": float(survivors.min()),
             "mean_fitness": _mean(survivors),
+            "non_finite": float((~self.trial_fitness.isfinite()).sum()),
             "success_rate": _mean(self.accepted.double()),
             "mean_improvement": _mean(self.improvement[self.accepted]),
             "f": _mean(self.parameters[with_f, ParameterColumn.F]),
-            "cr": _mean(self.parameters[thresholds < 65536, ParameterColumn.CR]),
+            "cr": _mean(self.parameters[with_cr, ParameterColumn.CR]),
             "frequency": _mean(
                 self.parameters[sources == int(Source.SINUSOID_2), ParameterColumn.FREQUENCY]
             ),

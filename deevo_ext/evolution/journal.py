@@ -7,11 +7,12 @@ the initial checkpoints it gives every weight of the run again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,20 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+@contextlib.contextmanager
+def line_of(path: Path, number: int) -> Iterator[None]:
+    """Errors inside the block, which uses line `number`, name file, line and what to do."""
+    try:
+        yield
+    except DeevoError as error:
+        raise DeevoError(f"{path}, line {number}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DeevoError(
+            f"{path}, line {number} is damaged ({error!r}): restore the journal from a backup or "
+            "start a new run folder"
+        ) from None
+
+
 class Journal:
     """An open journal, locked against a second process.
 
@@ -105,9 +120,10 @@ class Journal:
     whole line, so that the run can be resumed once there is space.
     """
 
-    def __init__(self, path: Path, whole: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._end = 0
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -115,8 +131,6 @@ class Journal:
             raise DeevoError(
                 f"{path} is in use by another process: wait for it or choose another run folder"
             ) from None
-        os.ftruncate(self._file, whole)
-        self._end = whole
 
     @classmethod
     def open(cls, folder: Path, header: Record) -> tuple[Journal, list[Record]]:
@@ -125,22 +139,23 @@ class Journal:
         Raises DeevoError naming the first difference when the folder holds another run.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
-        records, whole = read(path) if path.exists() else ([], 0)
-        if records:
-            difference = first_difference(_comparable(header), _comparable(records[0]))
-            if difference:
-                raise DeevoError(
-                    f"run folder {folder} holds a run of another configuration: {difference}. "
-                    "Choose another folder, or give the parameters of that run to resume it"
-                )
-        journal = cls(path, whole)
-        if not records:
-            try:
+        journal = cls(folder / FILE_NAME)  # locked from here on, so nobody appends meanwhile
+        try:
+            records, journal._end = read(journal.path)
+            if records:
+                with line_of(journal.path, 1):
+                    difference = first_difference(_comparable(header), _comparable(records[0]))
+                if difference:
+                    raise DeevoError(
+                        f"run folder {folder} holds a run of another configuration: {difference}. "
+                        "Choose another folder, or give the parameters of that run to resume it"
+                    )
+            os.ftruncate(journal._file, journal._end)
+            if not records:
                 journal.append(header)
-            except DeevoError:
-                journal.close()
-                raise
+        except BaseException:
+            journal.close()
+            raise
         return journal, records[1:]
 
     def append(self, record: Record) -> None:

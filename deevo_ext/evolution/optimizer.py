@@ -176,7 +176,7 @@ class DifferentialEvolution:
         return dict(zip((s.name for s in self.configuration.strategies), odds, strict=True))
 
     def new_rows(self, count: int) -> torch.Tensor:
-        """Uninitialised rows like the population's, [count, D] with its stride and dtype."""
+        """Zeroed rows like the population's, [count, D] with its stride and dtype."""
         rows = self.population.rows
         return rows.new_zeros(count, self.population.layout.stride)[:, : rows.shape[1]]
 
@@ -196,8 +196,8 @@ class DifferentialEvolution:
             return self.ask_parents()
         if self.generation >= self.configuration.generations:
             raise DeevoError(
-                f"all {self.configuration.generations} generations of the schedule are done; give "
-                "DifferentialEvolution more generations="
+                f"all {self.configuration.generations} generations of the schedule are done; to go "
+                "on from here, begin a new run on the evolved networks"
             )
         torch.ops.deevo.plan(
             self._settings,
@@ -272,9 +272,11 @@ class DifferentialEvolution:
             self.population.layout.nonneg_start,
             0,
         )
+        self.population.pristine = False
         result = Generation(
             generation=pending.generation,
             strategies=tuple(s.name for s in self.configuration.strategies),
+            crossovers=tuple(s.crossover for s in self.configuration.strategies),
             choices=self._choices.clone(),
             parameters=self._parameters.clone(),
             parent_fitness=parents,
@@ -306,38 +308,55 @@ class DifferentialEvolution:
         torch.load(weights_only=True) reads it back; resuming from it gives the bits of an
         uninterrupted run.
         """
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        return {**self._identity(), "scored": self.scored, **tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; raises DeevoError before anything is changed."""
+        tensors = self._tensors()
+        missing = [name for name in (*_IDENTITY, "scored", *tensors) if name not in state]
+        if missing:
+            raise DeevoError(
+                f"the state lacks {missing[0]!r}; expected what state_dict() of a "
+                "DifferentialEvolution gave"
+            )
+        own = self._identity()
+        for name in _IDENTITY:
+            if state[name] != own[name]:
+                raise DeevoError(
+                    f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
+                    f"{own[name]!r}; make the optimizer with the parameters of the run"
+                )
+        for name, tensor in tensors.items():
+            given = state[name]
+            if given.shape != tensor.shape or given.dtype != tensor.dtype:
+                raise DeevoError(
+                    f"the state's {name} is {given.dtype} of shape {tuple(given.shape)}; expected "
+                    f"{tensor.dtype} of shape {tuple(tensor.shape)}, as this population has"
+                )
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
+        self.scored = bool(state["scored"])
+        self.pending = None
+        self.population.pristine = False
+
+    def _identity(self) -> dict[str, Any]:
         return {
             "contract": CONTRACT_VERSION,
             "configuration": self.configuration.to_json(),
             "layout": self.population.layout.hash,
             "seed": self.seed,
-            "scored": self.scored,
-            "rows": self.population.rows.clone(),
-            "statistics": self.population.statistics.clone(),
-            **{name: getattr(self, f"_{name}").clone() for name in _STATE},
-            "archive": self.archive.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; raises DeevoError before anything is changed."""
-        own = self.state_dict()
-        for name in ("contract", "configuration", "layout", "seed"):
-            if state.get(name) != own[name]:
-                raise DeevoError(
-                    f"the state's {name} differs from this optimizer's: {state.get(name)!r}, "
-                    f"expected {own[name]!r}; make the optimizer with the parameters of the run"
-                )
-        tensors = ("rows", "statistics", "archive", *_STATE)
-        for name in tensors:
-            if name not in state or state[name].shape != own[name].shape:
-                raise DeevoError(f"the state's {name} is missing or of another population's shape")
-        self.population.rows.copy_(state["rows"])
-        self.population.statistics.copy_(state["statistics"])
-        self.archive.copy_(state["archive"])
-        for name in _STATE:
-            getattr(self, f"_{name}").copy_(state[name])
-        self.scored = bool(state["scored"])
-        self.pending = None
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "rows": self.population.rows,
+            "statistics": self.population.statistics,
+            "archive": self.archive,
+            "state": self._state,
+            "fitness": self._fitness,
+            "generation": self._generation,
+        }
 
 
-_STATE = ("state", "fitness", "generation")
+_IDENTITY = ("contract", "configuration", "layout", "seed")

@@ -45,7 +45,7 @@ def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], pat
         points = [(m["generation"], m[key]) for m in history if not math.isnan(m[key])]
         if points:
             top.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"validation, {kind}")
-    top.set_ylabel("loss (nats)")
+    top.set_ylabel("fitness, validation score")
     top.legend(fontsize="small")
 
     for strategy in strategies:

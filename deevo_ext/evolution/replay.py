@@ -11,10 +11,10 @@ from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.evolution.course import Candidate, Course
+from deevo_ext.evolution.course import Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.storage import decode_statistics, save_state_dict
+from deevo_ext.evolution.storage import serialise, write_whole
 from deevo_ext.population import Population
 
 
@@ -44,64 +44,74 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     if not records:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
     header = records[0]
-    files = _locate(header["checkpoints"], folder, checkpoint_dir)
-    population = Population.from_recipe(header["population"], files)
-    if population.layout.hash != header["layout"]:
-        raise DeevoError(f"the checkpoints give another layout than the journal {path} records")
-    configuration = Configuration.from_json(header["configuration"])
-    de = DifferentialEvolution.from_configuration(population, configuration, header["seed"])
+    with journal.line_of(path, 1):
+        files = _locate(header["checkpoints"], folder, checkpoint_dir)
+        population = Population.from_recipe(header["population"], files)
+        if population.layout.hash != header["layout"]:
+            raise DeevoError("the checkpoints give another layout than the journal records")
+        configuration = Configuration.from_json(header["configuration"])
+        de = DifferentialEvolution.from_configuration(population, configuration, header["seed"])
     course = Course(de)
     generations = []
     returned: dict[str, Any] | None = None
-    for record in records[1:]:
-        if "returned" in record:
-            returned = record["returned"]
-            continue
-        generation = course.apply(record)
+    for number, record in enumerate(records[1:], start=2):
+        with journal.line_of(path, number):
+            if "returned" in record:
+                returned = record["returned"]
+                continue
+            generation = course.apply(record)
         if generation is not None:
             generations.append(generation)
     if not de.scored:
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
     candidate = course.chosen()
     if returned is not None:
-        if "statistics" in returned:
-            candidate = replace(candidate, statistics=decode_statistics(returned["statistics"]))
-        if candidate.digest != returned["weights_sha256"]:
-            raise DeevoError(
-                f"the replayed weights have SHA-256 {candidate.digest}, the journal {path} says "
-                f"{returned['weights_sha256']}: journal or package differ from those of the run"
-            )
+        with journal.line_of(path, len(records)):
+            candidate = as_returned(candidate, returned)
+    elif population.batchnorm == "recalibrate":
+        candidate = replace(candidate, statistics=None)  # only the images could tell
     return Replay(course, generations, candidate, finished=returned is not None)
 
 
 def _locate(
     sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
 ) -> list[Path]:
-    """The checkpoint files, each checked against the journal's SHA-256."""
-    files = []
+    """The checkpoint files by the journal's SHA-256: where it says, or anywhere below a folder."""
+    if checkpoint_dir is None:
+        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
+        for path, (_, expected) in zip(files, sources, strict=True):
+            if not path.exists():
+                raise DeevoError(
+                    f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
+                )
+            found = checkpoints.sha256(path)
+            if found != expected:
+                raise DeevoError(
+                    f"{path} has SHA-256 {found}, the journal expects {expected}: it is not the "
+                    "checkpoint that the run began with"
+                )
+        return files
+    below = sorted(p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES)
+    by_digest = {checkpoints.sha256(path): path for path in below}
     for name, expected in sources:
-        if not name:
-            raise DeevoError("the run kept no checkpoint files; it cannot be replayed")
-        path = folder / name  # an absolute name stays what it is
-        if checkpoint_dir is not None:
-            path = Path(checkpoint_dir) / Path(name).name
-        if not path.exists():
+        if expected not in by_digest:
             raise DeevoError(
-                f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
+                f"no file below {checkpoint_dir} has the SHA-256 {expected} of initial checkpoint "
+                f"{name}"
             )
-        found = checkpoints.sha256(path)
-        if found != expected:
-            raise DeevoError(
-                f"{path} has SHA-256 {found}, the journal expects {expected}: it is not the "
-                "checkpoint that the run began with"
-            )
-        files.append(path)
-    return files
+    return [by_digest[expected] for _, expected in sources]
 
 
 def write_candidate(result: Replay, path: Path) -> None:
     """The returned candidate's weights as .safetensors."""
-    save_state_dict(result.candidate.state_dict(result.course.de), path, result.candidate.record())
+    apart = result.course.de.population.statistics_layout.dim > 0
+    if apart and result.candidate.statistics is None:
+        raise DeevoError(
+            'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
+            "are known at its end only: resume it first"
+        )
+    data = serialise(result.candidate.state_dict(result.course.de), result.candidate.record())
+    write_whole(path, data)
 
 
 def write_trials(result: Replay, path: Path) -> int:

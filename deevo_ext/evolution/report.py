@@ -7,6 +7,7 @@ inference cost), and the evolved member, mean and soup, each the best of its kin
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence; "no measurable difference" when the interval holds 0."""
         low, high = self.interval
+        if not math.isfinite(self.difference):
+            return (
+                f"The evolved network cannot be compared with the {SOUP} on {self.images}: a loss "
+                "is not finite."
+            )
         if low <= 0.0 <= high:
             finding = "shows no measurable difference to"
         else:
@@ -74,11 +80,12 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; numbers that are not finite are null."""
+        rows = [asdict(row) for row in self.rows]
         return {
-            "rows": [asdict(row) for row in self.rows],
-            "difference": self.difference,
-            "interval": list(self.interval),
+            "rows": [{k: _finite(v) for k, v in row.items()} for row in rows],
+            "difference": _finite(self.difference),
+            "interval": [_finite(bound) for bound in self.interval],
             "images": self.images,
             "verdict": self.verdict,
         }
@@ -115,6 +122,10 @@ class Comparison:
         return f"{text}\n\n{self.verdict}"
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def bootstrap_interval(
     differences: torch.Tensor, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
@@ -133,7 +144,8 @@ def ensemble(evaluator: Evaluator, population: Population, images: ImageSet) -> 
     total = torch.zeros(())
     for i in range(population.size):
         row, statistics = population.reread(i)
-        total = total + evaluator.logits(row, images, statistics).double()
+        used = evaluator.statistics_of(row, statistics)
+        total = total + evaluator.logits(row, images, used).double()
     mean = (total / population.size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
     return PerImage(losses, mean.argmax(dim=1) == images.labels)

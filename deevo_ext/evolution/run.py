@@ -12,18 +12,19 @@ import torch
 from deevo_ext import _version
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.course import Candidate, Course
+from deevo_ext.evolution.course import Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation, diversity
-from deevo_ext.evolution.journal import Journal, Record, to_hex
+from deevo_ext.evolution.journal import Journal, Record, line_of, to_hex
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.storage import (
-    checkpoint_sources,
     encode_statistics,
-    save_state_dict,
+    initial_checkpoints,
+    serialise,
+    write_initial,
+    write_whole,
 )
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.fitness import fingerprint
+from deevo_ext.inference.evaluator import METRICS, Evaluator
 from deevo_ext.tables import CONTRACT_VERSION
 
 EVOLVED = "evolved.safetensors"
@@ -48,12 +49,13 @@ class Fitness(Protocol):
 class FunctionFitness:
     """A plain function of one row, `evaluate(row) -> float`, as a Fitness on one fixed batch."""
 
-    def __init__(self, evaluate: Callable[[torch.Tensor], float], name: str = "function") -> None:
+    def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
         self.evaluate = evaluate
-        self.name = name
+        kind = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
+        self.name = f"{kind.__module__}.{kind.__qualname__}"
 
     def describe(self) -> dict[str, Any]:
-        """The function's name."""
+        """The function's name, all that is known of it."""
         return {"function": self.name}
 
     def batch_of(self, generation: int) -> int:
@@ -80,8 +82,10 @@ class Evolution:
     where journal.jsonl, metrics.csv and evolved.safetensors go; a folder that holds this run's
     journal is resumed with the result of an uninterrupted run. evaluator and validation: images
     that choose the returned candidate (best member, mean, greedy soup) every `validate_every`
-    generations; without them it is the best member of the last generation. chunk: rows evaluated at
-    a time, the E of peak memory NP + E rows. callbacks: called with each generation's metrics.
+    generations, by `metric` ("loss" or "top1"); without them it is the best member of the last
+    generation. chunk: rows evaluated at a time, the E of peak memory NP + E rows; validation adds
+    the six candidates that the comparison is about. callbacks: called with each generation's
+    metrics, those of a resumed run's past too.
     """
 
     def __init__(
@@ -93,31 +97,37 @@ class Evolution:
         evaluator: Evaluator | None = None,
         validation: ImageSet | None = None,
         validate_every: int = 10,
+        metric: str = "loss",
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if de.generation != 0 or de.scored:
-            raise DeevoError(
-                "de has been used already; give Evolution a fresh DifferentialEvolution on the "
-                "initial population (a run folder's journal brings it back to where it was)"
-            )
         if (validation is None) != (evaluator is None):
             raise DeevoError("evaluator and validation belong together: give both or neither")
         if validate_every < 1 or chunk < 1:
             raise DeevoError(
                 f"validate_every is {validate_every} and chunk {chunk}; expected at least 1"
             )
+        if metric not in METRICS:
+            raise DeevoError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
         self.de = de
         self.fitness = _as_fitness(fitness)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.evaluator = evaluator
         self.validation = validation
         self.validate_every = validate_every
+        self.metric = metric
         self.chunk = chunk
         self.progress = progress
         self.callbacks = list(callbacks)
         self.course = Course(de, evaluator.statistics_of if evaluator else None)
+        for user in (evaluator, self._own_evaluator()):
+            if user is not None and user.population is not de.population:
+                raise DeevoError(
+                    "an evaluator was made for another population than de's; make it with "
+                    "Evaluator(model, de.population)"
+                )
+        self._require_fresh()
         self.history: list[dict[str, float]] = []
         self.forward_passes = 0  # of the whole run, resumed parts included
         self.initial_forward_passes = 0  # of those, for the initial candidates
@@ -138,27 +148,32 @@ class Evolution:
             "seed": self.de.seed,
             "layout": population.layout.hash,
             "population": population.recipe(),
-            "checkpoints": checkpoint_sources(population, self.run_dir),
+            "checkpoints": initial_checkpoints(population, self.run_dir),
             "fitness": self.fitness.describe(),
             "validation": None
             if self.validation is None
             else {
                 "images": len(self.validation),
-                "sha256": fingerprint(self.validation),
+                "sha256": self.validation.digest(),
                 "every": self.validate_every,
+                "metric": self.metric,
+                "evaluator": None if self.evaluator is None else self.evaluator.describe(),
             },
         }
 
     def run(self) -> Candidate:
         """Runs, or resumes, to the end; returns the chosen candidate.
 
-        With a run folder its weights are in evolved.safetensors too.
+        With a run folder its weights are in evolved.safetensors too. After an interruption make a
+        new Evolution on a freshly loaded population: the run folder resumes it.
         """
+        self._require_fresh()
         records: list[Record] = []
         if self.run_dir is not None:
             self._journal, records = Journal.open(self.run_dir, self.header())
         try:
             if self.run_dir is not None:
+                write_initial(self.de.population, self.run_dir)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
             return self._run(records)
         finally:
@@ -173,9 +188,12 @@ class Evolution:
         total = self.de.configuration.generations
         with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
             done = [record for record in records if "returned" not in record]
-            for record in done:
-                self._account(record)
-                self._observe(self.course.apply(record), record, bar)
+            for number, record in enumerate(done, start=2):
+                with line_of(cast(Journal, self._journal).path, number):
+                    self._account(record)
+                    generation = self.course.apply(record)
+                self._observe(generation, record, bar)
+            self._passes_before = self._passes()
             if not done:
                 self._first()
             while self.de.generation < total:
@@ -183,14 +201,27 @@ class Evolution:
                 self._account(record)
                 self._observe(generation, record, bar)
         chosen = self.course.chosen()
-        if self._journal is not None and len(done) == len(records):
-            last = {"returned": chosen.record()}
-            if self.evaluator is not None and self.evaluator.recalibrates:
-                last["returned"]["statistics"] = encode_statistics(chosen.statistics)
-            self._journal.append(last)
+        if self._journal is not None:
+            if len(done) < len(records):
+                with line_of(self._journal.path, len(records) + 1):
+                    chosen = as_returned(chosen, records[-1]["returned"])
+            else:
+                last = {"returned": chosen.record()}
+                if self.evaluator is not None and self.evaluator.recalibrates:
+                    last["returned"]["statistics"] = encode_statistics(chosen.statistics)
+                self._journal.append(last)
         if self.run_dir is not None:
-            save_state_dict(chosen.state_dict(self.de), self.run_dir / EVOLVED, chosen.record())
+            data = serialise(chosen.state_dict(self.de), chosen.record())
+            write_whole(self.run_dir / EVOLVED, data)
         return chosen
+
+    def _require_fresh(self) -> None:
+        if self.de.generation != 0 or self.de.scored or not self.de.population.pristine:
+            raise DeevoError(
+                "de or its population has been used already; give Evolution a fresh "
+                "DifferentialEvolution on a population that was just loaded (a run folder's "
+                "journal brings it back to where it was)"
+            )
 
     def _first(self) -> None:
         """Generation 0: the initial candidates by validation, before anything is changed."""
@@ -228,20 +259,24 @@ class Evolution:
     def _validate(self) -> dict[str, Any]:
         assert self.evaluator is not None and self.validation is not None
         evaluator, images = self.evaluator, self.validation
-        return self.course.validate(lambda row, s: evaluator.score(row, images, s).loss)
+        return self.course.validate(lambda row, s: evaluator.score(row, images, s).by(self.metric))
 
     def _finish(self, record: Record, started: float) -> None:
         """Costs into the record, the record into the journal."""
-        evaluators = {id(e): e for e in (self.evaluator, self._own_evaluator()) if e is not None}
-        passes = sum(evaluator.forward_passes for evaluator in evaluators.values())
+        passes = self._passes()
         record["forward_passes"] = passes - self._passes_before
         record["seconds"] = round(time.perf_counter() - started, 6)
         self._passes_before = passes
         if self._journal is not None:
             self._journal.append(record)
 
+    def _passes(self) -> int:
+        evaluators = {id(e): e for e in (self.evaluator, self._own_evaluator()) if e is not None}
+        return sum(evaluator.forward_passes for evaluator in evaluators.values())
+
     def _own_evaluator(self) -> Evaluator | None:
-        return getattr(self.fitness, "evaluator", None)
+        own = getattr(self.fitness, "evaluator", None)
+        return own if isinstance(own, Evaluator) else None
 
     def _account(self, record: Record) -> None:
         self.forward_passes += record["forward_passes"]
@@ -260,7 +295,7 @@ class Evolution:
         metrics["seconds"] = self.seconds
         for kind in ("member", "mean", "soup"):
             found = record.get("validation", {}).get(kind)
-            metrics[f"validation/{kind}"] = float.fromhex(found["loss"]) if found else float("nan")
+            metrics[f"validation/{kind}"] = float.fromhex(found["score"]) if found else float("nan")
         self.history.append(metrics)
         if self._metrics is not None:
             self._metrics.append(metrics)

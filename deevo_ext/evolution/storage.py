@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -36,31 +37,46 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
 
 
-def save_state_dict(state: dict[str, torch.Tensor], path: Path, provenance: dict[str, Any]) -> None:
+def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
     """A state dict as .safetensors, with where it came from as metadata."""
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    write_whole(path, save(contiguous, metadata={"deevo": json.dumps(provenance)}))
+    return save(contiguous, metadata={"deevo": json.dumps(provenance)})
 
 
-def checkpoint_sources(population: Population, run_dir: Path | None) -> list[list[str]]:
+def initial_checkpoints(population: Population, run_dir: Path | None) -> list[list[str]]:
     """[path, SHA-256] of each initial checkpoint; paths inside the run folder are relative to it.
 
-    A population made from state dicts has no files, so its members are written to the run folder's
-    initial/ first: without them the journal could not be replayed.
+    A population made from state dicts has no files: its members get one in the run folder, which
+    `write_initial` makes.
     """
     if population.sources is not None:
         return [[_relative(path, run_dir), sha] for path, sha in population.sources]
-    if run_dir is None:
-        return [["", ""] for _ in range(population.size)]
-    folder = run_dir / INITIAL
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = []
-    for i in range(population.size):
-        path = folder / f"member_{i:03d}.safetensors"
-        if not path.exists():
-            save_state_dict(population.state_dict(i), path, {})
-        sources.append([_relative(str(path), run_dir), checkpoints.sha256(path)])
-    return sources
+    return [
+        [
+            f"{INITIAL}/member_{i:03d}.safetensors",
+            hashlib.sha256(_member(population, i)).hexdigest(),
+        ]
+        for i in range(population.size)
+    ]
+
+
+def write_initial(population: Population, run_dir: Path) -> None:
+    """Writes the members that have no file of their own, as `initial_checkpoints` names them.
+
+    Without them the journal could not be replayed. Files that are there already are kept: the
+    journal's header has been compared with the population by now.
+    """
+    if population.sources is not None:
+        return
+    (run_dir / INITIAL).mkdir(exist_ok=True)
+    for i, (name, expected) in enumerate(initial_checkpoints(population, run_dir)):
+        path = run_dir / name
+        if not path.exists() or checkpoints.sha256(path) != expected:
+            write_whole(path, _member(population, i))
+
+
+def _member(population: Population, i: int) -> bytes:
+    return serialise(population.state_dict(i), {"member": population.names[i]})
 
 
 def _relative(path: str, run_dir: Path | None) -> str:

@@ -16,7 +16,7 @@ import queue
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import Population
 
+METRICS = ("loss", "top1")
 T = TypeVar("T")
 
 
@@ -44,6 +45,10 @@ class Score:
     loss: float
     top1: float
     images: int
+
+    def by(self, metric: str) -> float:
+        """The score to minimise: the loss, or 1 - top-1; +inf where the loss is not finite."""
+        return self.loss if metric == "loss" or self.loss == math.inf else 1.0 - self.top1
 
 
 class Evaluator:
@@ -83,6 +88,14 @@ class Evaluator:
         self.forward_passes = 0
         self._workers = _Workers(copy.deepcopy(model).eval().to(self.device), self.device)
 
+    def describe(self) -> dict[str, Any]:
+        """What decides the scores besides row and images, for the journal's header."""
+        return {
+            "micro_batch": self.micro_batch,
+            "device": self.device.type,
+            "calibration": self.calibration.digest() if self.calibration else None,
+        }
+
     def statistics_of(
         self, row: torch.Tensor, inherited: torch.Tensor | None
     ) -> torch.Tensor | None:
@@ -99,26 +112,34 @@ class Evaluator:
     ) -> PerImage:
         """Losses and hits of one row ([D], any floating dtype) on images."""
         logits = self.logits(row, images, self.statistics_of(row, inherited))
+        if int(images.labels.max()) >= logits.shape[1]:
+            raise DeevoError(
+                f"{images.name} have label {int(images.labels.max())}, but the model has "
+                f"{logits.shape[1]} classes; expected labels 0..{logits.shape[1] - 1}"
+            )
         losses = nn.functional.cross_entropy(logits, images.labels, reduction="none")
         return PerImage(losses, logits.argmax(dim=1) == images.labels)
 
     def logits(
         self, row: torch.Tensor, images: ImageSet, statistics: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits float32 [N, classes] of one row with given statistics, where the images are."""
-        tensors = self.population.views(row.to(self.device), statistics=statistics)
+        """Logits float32 [N, classes] of one row with given statistics, where the images are.
+
+        Networks run in float32 whatever the rows' dtype, so that members and their averages are
+        compared in one precision.
+        """
+        tensors = self.population.views(self._float32(row), statistics=statistics)
 
         def forward(model: nn.Module, start: int) -> torch.Tensor:
-            batch = images.images[start : start + self.micro_batch].to(self.device, row.dtype)
+            batch = images.images[start : start + self.micro_batch].to(self.device)
             size = batch.shape[0]
             if size < self.micro_batch:
                 padding = batch[:1].expand(self.micro_batch - size, *batch.shape[1:])
                 batch = torch.cat([batch, padding])
             out = functional_call(model, tensors, (batch,))
-            if out.dim() != 2:
-                raise DeevoError(
-                    f"the model returned shape {tuple(out.shape)}; expected logits [N, classes]"
-                )
+            if not isinstance(out, torch.Tensor) or out.dim() != 2:
+                given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+                raise DeevoError(f"the model returned {given}; expected logits [N, classes]")
             return out[:size].float()
 
         starts = range(0, len(images), self.micro_batch)
@@ -134,40 +155,44 @@ class Evaluator:
         loss = mean_loss(result.losses, self.micro_batch)
         return Score(loss, float(result.correct.double().mean()), len(images))
 
+    def _float32(self, row: torch.Tensor) -> torch.Tensor:
+        return row.to(self.device, torch.float32)
+
     def _recalibrated(self, row: torch.Tensor) -> torch.Tensor:
         """Statistics of the row's own activations on the calibration images (SWA's update_bn)."""
         images = self.calibration
         assert images is not None
         layout = self.population.statistics_layout
         fresh = torch.zeros(layout.dim, device=self.device)
-        views = self.population.views(row.to(self.device), statistics=fresh)
-        # Norm layers write their counters and statistics; the population keeps its own.
-        tensors = {
-            name: torch.zeros_like(tensor) if "num_batches_tracked" in name else tensor
-            for name, tensor in views.items()
-        }
+        tensors = self.population.views(self._float32(row), statistics=fresh)
+        own = {name.rpartition(".")[0] for name in layout.names}
+        # Norm layers write counters and statistics; what is frozen is the population's own.
+        for name in tensors.keys() - set(layout.names):
+            if name.rpartition(".")[0] in own and "num_batches_tracked" in name:
+                tensors[name] = torch.zeros_like(tensors[name])
+            elif name.rpartition(".")[2] in ("running_mean", "running_var"):
+                tensors[name] = tensors[name].clone()
+        # Whole micro-batches, so that each weighs the same.
+        size = min(self.micro_batch, len(images))
+        starts = range(0, len(images) // size * size, size)
 
         def forward(model: nn.Module) -> None:
-            norms = [
-                module
-                for name, module in model.named_modules()
-                if f"{name}.running_mean".lstrip(".") in layout.names
-            ]
+            norms = [module for name, module in model.named_modules() if name in own]
             momenta = [norm.momentum for norm in norms]
             try:
                 for norm in norms:
                     norm.train()
                     norm.momentum = None  # a plain average over the micro-batches
-                for start in range(0, len(images), self.micro_batch):
-                    batch = images.images[start : start + self.micro_batch]
-                    functional_call(model, tensors, (batch.to(self.device, row.dtype),))
+                for start in starts:
+                    batch = images.images[start : start + size]
+                    functional_call(model, tensors, (batch.to(self.device),))
             finally:
                 for norm, momentum in zip(norms, momenta, strict=True):
                     norm.eval()
                     norm.momentum = momentum
 
         self._workers.run([forward])
-        self.forward_passes += len(images)
+        self.forward_passes += len(starts) * size
         return layout.flatten(tensors, torch.zeros(layout.dim))
 
 
@@ -193,10 +218,13 @@ class _Workers:
         if self._pool is None:
             return [self._call(task) for task in tasks]
         futures: list[Future[T]] = [self._pool.submit(self._call, task) for task in tasks]
-        results = [future.result() for future in futures]
-        # The workers' torch.set_num_threads(1) became the default of threads yet to start: undo.
-        torch.set_num_threads(torch.get_num_threads())
-        return results
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()  # after an error the rest is not wanted
+            # The workers' torch.set_num_threads(1) became the default of threads yet to start.
+            torch.set_num_threads(torch.get_num_threads())
 
     @torch.no_grad()
     def _call(self, task: Callable[[nn.Module], T]) -> T:

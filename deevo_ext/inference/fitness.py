@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,13 @@ import torch
 from deevo_ext.backends.reference.philox import ROUNDS, key_of, philox4x32
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.evaluator import METRICS, Evaluator
 from deevo_ext.tables import POPULATION_MEMBER, Purpose
-
-METRICS = ("loss", "top1")
 
 
 def image_set(images: ImageSet | tuple[torch.Tensor, torch.Tensor], name: str) -> ImageSet:
     """An ImageSet from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
     return images if isinstance(images, ImageSet) else ImageSet(images[0], images[1], name)
-
-
-def fingerprint(images: ImageSet) -> str:
-    """SHA-256 (hex) of images and labels, which tells a resumed run that they are the same."""
-    digest = hashlib.sha256(np.ascontiguousarray(images.images.cpu().numpy()).tobytes())
-    digest.update(np.ascontiguousarray(images.labels.cpu().numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
@@ -83,19 +73,18 @@ class ClassificationFitness:
         self.generations_per_batch = generations_per_batch
         self.metric = metric
         self.seed = seed
-        self._fingerprint = fingerprint(images)
         self._current: tuple[int, ImageSet] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What decides the fitness values, for the journal's header."""
         return {
             "images": len(self.images),
-            "sha256": self._fingerprint,
+            "sha256": self.images.digest(),
             "images_per_batch": self.images_per_batch,
             "generations_per_batch": self.generations_per_batch,
             "metric": self.metric,
-            "micro_batch": self.evaluator.micro_batch,
             "seed": self.seed,
+            "evaluator": self.evaluator.describe(),
         }
 
     def batch_of(self, generation: int) -> int:
@@ -119,5 +108,5 @@ class ClassificationFitness:
         values = []
         for row, member in zip(rows, members.tolist(), strict=True):
             score = self.evaluator.score(row, images, self.evaluator.population.statistics[member])
-            values.append(score.loss if self.metric == "loss" else 1.0 - score.top1)
+            values.append(score.by(self.metric))
         return values
