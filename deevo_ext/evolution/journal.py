@@ -180,7 +180,7 @@ class Journal:
 
 
 def _comparable(header: Record) -> Record:
-    """A header without what may differ between sessions: where files lie now."""
+    """A header without what may differ between starts: where files lie now."""
     header = json.loads(json.dumps(header))
     header["checkpoints"] = [sha for _, sha in header["checkpoints"]]
     header.pop("deevo_ext")  # the contract's version decides, not the package's

@@ -41,7 +41,7 @@ template <class S, bool kNonNegative>
 DEEVO_HD typename S::Stored trial_weight(typename S::Stored parent, float mutant, bool take) {
   if (kNonNegative) mutant = mutant > 0.0f ? mutant : 0.5f * S::widen(parent);
   const typename S::Stored stored = S::round(mutant);
-  return take & S::finite(stored) ? stored : parent;
+  return (take & S::finite(stored)) ? stored : parent;
 }
 
 }  // namespace deevo
