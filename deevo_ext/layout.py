@@ -31,6 +31,7 @@ from torch import Tensor
 from deevo_ext.errors import DeevoError
 
 _JSON_VERSION = 1
+_PIECE = 1 << 18  # weights looked at in one go
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -215,8 +216,10 @@ class Layout:
     def check_values(self, row: Tensor, *, source: str) -> None:
         """Refuse a row with an infinity or NaN, or with a negative value in the tail."""
         self._check_row(row)
-        finite = bool(torch.isfinite(row[: self.dim]).all())
-        if finite and not bool((row[self.nonneg_start : self.dim] < 0).any()):
+        # In pieces: temporaries of a row's size would stay with the allocator and add to the peak.
+        whole, tail = row[: self.dim], row[self.nonneg_start : self.dim]
+        finite = all(bool(torch.isfinite(piece).all()) for piece in whole.split(_PIECE))
+        if finite and not any(bool((piece < 0).any()) for piece in tail.split(_PIECE)):
             return
         for entry in self.entries:  # only a bad row pays for the search
             check_finite(row[entry.offset : entry.end], entry.name, source)

@@ -142,7 +142,8 @@ def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
     groups: dict[int, list[int]] = {}  # by a cheap fingerprint: equal rows have equal sums
     pairs: list[tuple[int, int]] = []
     for i in range(len(rows)):
-        same = groups.setdefault(int(bits[i].sum(dtype=torch.int64)), [])
+        fingerprint = sum(int(piece.sum(dtype=torch.int64)) for piece in bits[i].split(1 << 18))
+        same = groups.setdefault(fingerprint, [])
         match = next((j for j in same if torch.equal(rows[i], rows[j])), None)
         if match is None:
             same.append(i)
