@@ -120,6 +120,8 @@ class Architecture:
         ``frozen`` are fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied
         tensor's names is enough. Raises DeevoError for a pattern that matches nothing.
         """
+        if not isinstance(model, nn.Module):
+            raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
         patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
         held = _match(patterns, state)

@@ -93,8 +93,7 @@ class Population:
             frozen: fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied tensor's
                 names is enough.
             batchnorm: "evolve", "inherit" or "recalibrate".
-            pristine: whether the members are still those that were read; an optimizer clears it.
-        checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+            checkpoint_key: the key of the weights in each file, e.g. "model_ema".
             device: of the rows.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,

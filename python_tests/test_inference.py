@@ -12,7 +12,7 @@ from torch import nn
 
 import deevo_ext as deevo
 from deevo_ext.inference.evaluator import mean_loss
-from deevo_ext.inference.fitness import batch_indices
+from deevo_ext.inference.fitness import batch_indices, image_set
 from support.evolution import Net, images, members, population
 
 
@@ -126,6 +126,16 @@ def test_rotation_follows_its_schedule() -> None:
     assert len(rotating.batch(3)) == 20
 
 
+def test_what_is_no_image_set_device_or_model_is_named() -> None:
+    pop = population(4)
+    with pytest.raises(deevo.DeevoError, match="fitness images are a str"):
+        image_set("images/", "fitness images")  # type: ignore[arg-type]
+    with pytest.raises(deevo.DeevoError, match="device is 'gpu'"):
+        deevo.Evaluator(Net(), pop, device="gpu")
+    with pytest.raises(deevo.DeevoError, match="model is a str"):
+        deevo.Population.from_state_dicts("resnet18", [])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "options", [{"metric": "top5"}, {"images_per_batch": 0}, {"generations_per_batch": 0}]
 )
@@ -174,7 +184,7 @@ def test_scores_do_not_depend_on_the_number_of_threads_and_leave_it_alone() -> N
 
 def test_an_error_inside_the_model_reaches_the_caller() -> None:
     pop = population(4)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(deevo.DeevoError, match=r"failed on two of shape \(2, 10, 10\).*channels"):
         deevo.Evaluator(Net(), pop).score(
             pop.rows[0], deevo.ImageSet(torch.zeros(4, 2, 10, 10), torch.zeros(4).long(), "two")
         )

@@ -11,7 +11,7 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.evolution.generation import diversity
-from support.evolution import Net, members, population, sphere
+from support.evolution import Net, images, members, population, sphere
 
 
 def advance(de: deevo.DifferentialEvolution, generations: int) -> None:
@@ -266,3 +266,21 @@ def test_one_member_repeated_is_refused() -> None:
     state = members(1)[0]
     with pytest.raises(deevo.DeevoError, match="no differences to evolve"):
         deevo.Population.from_state_dicts(Net(), [state] * 8)
+
+
+def test_a_model_in_train_mode_is_caught_before_its_statistics_are_taken_for_weights() -> None:
+    pop = population()
+    de = deevo.DifferentialEvolution(pop)
+    for chosen, rows in de.ask().chunks(4):
+        for _, row in zip(chosen, rows, strict=True):
+            torch.func.functional_call(Net().train(), pop.views(row), (images(20).images,))
+    with pytest.raises(deevo.DeevoError, match=r"call model\.eval\(\)"):
+        de.tell([1.0] * 8)
+
+
+def test_no_member_is_best_when_no_fitness_is_finite() -> None:
+    de = deevo.DifferentialEvolution(population())
+    de.ask()
+    de.tell([math.nan] * 8)
+    with pytest.raises(deevo.DeevoError, match="every fitness is"):
+        _ = de.best

@@ -413,6 +413,20 @@ def test_top1_metric_and_bfloat16_population_run(checkpoints: Path, tmp_path: Pa
     assert math.isfinite(result.candidate.score)
 
 
+def test_a_population_without_finite_fitness_and_bad_places_are_refused(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    de = deevo.DifferentialEvolution(population())
+    with pytest.raises(deevo.DeevoError, match="no member of the population has a finite fitness"):
+        deevo.Evolution(de, lambda row: math.nan, progress=False).run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(deevo.DeevoError, match="run_dir .* cannot be a folder"):
+        run(checkpoints, tmp_path / "file", generations=2)
+    run(checkpoints, tmp_path / "run", generations=2)
+    with pytest.raises(deevo.DeevoError, match=r"ends in \.safetensors"):
+        write_candidate(deevo.replay(tmp_path / "run"), tmp_path / "out.pth")
+
+
 def test_resuming_a_finished_run_evaluates_nothing_again(tmp_path: Path) -> None:
     calls: list[float] = []
 

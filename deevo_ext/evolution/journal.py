@@ -71,7 +71,8 @@ def read(path: Path) -> tuple[list[Record], int]:
 def first_difference(own: Any, other: Any, where: str = "") -> str | None:
     """Where two JSON values differ first, as "a.b: x, not y"; None when they are equal."""
     if isinstance(own, dict) and isinstance(other, dict):
-        for key in sorted(set(own) | set(other)):
+        # The layout's hash follows from the rest, which says more.
+        for key in sorted(set(own) | set(other), key=lambda key: (key == "layout", key)):
             name = f"{where}.{key}" if where else key
             if key not in own or key not in other:
                 return f"{name} is only in the {'journal' if key in other else 'present run'}"
@@ -85,6 +86,8 @@ def first_difference(own: Any, other: Any, where: str = "") -> str | None:
             if found:
                 return found
         return None
+    if isinstance(own, list) and isinstance(other, list):
+        return f"{where} has {len(other)} entries in the journal, {len(own)} now"
     if own == other or (_is_nan(own) and _is_nan(other)):
         return None
     return f"{where} is {_short(other)} in the journal, {_short(own)} now"
@@ -138,7 +141,12 @@ class Journal:
 
         Raises DeevoError naming the first difference when the folder holds another run.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeevoError(
+                f"run_dir {folder} cannot be a folder: {error.strerror or error}; choose another"
+            ) from None
         journal = cls(folder / FILE_NAME)  # locked from here on, so nobody appends meanwhile
         try:
             records, journal._end = read(journal.path)

@@ -32,13 +32,15 @@ class Trials:
     """What waits for fitness values: a generation's trials, or the parents themselves.
 
     Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
-    parents), ``size`` (NP: one row per member).
+    parents), ``size`` (NP: one row per member), ``tail`` (a copy of the members' BatchNorm
+    variances, which a model in train mode would overwrite through views).
     """
 
     def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:
         self._owner = owner
         self.generation = generation
         self.parents = parents
+        self.tail = owner.population.rows[:, owner.population.layout.nonneg_start :].clone()
         self.size = owner.population.size
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -166,6 +168,8 @@ class DifferentialEvolution:
         """The member of least fitness, the lowest index among equals."""
         if not self.scored:
             raise DeevoError("no member is best yet: ask() and tell() the parents' fitness first")
+        if bool((self._fitness == math.inf).all()):
+            raise DeevoError("no member is best: every fitness is +inf or NaN; mend the evaluation")
         return int(self._fitness.argmin().item())
 
     @property
@@ -242,6 +246,13 @@ class DifferentialEvolution:
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
+        if not torch.equal(
+            self.population.rows[:, self.population.layout.nonneg_start :], pending.tail
+        ):
+            raise DeevoError(
+                "the population was written to since ask(), as norm layers do in train mode: call "
+                "model.eval() before evaluating, and begin again on a freshly loaded population"
+            )
         self.pending = None
         if pending.parents:
             self._fitness.copy_(torch.where(values.isnan(), math.inf, values))

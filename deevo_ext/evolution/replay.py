@@ -104,6 +104,8 @@ def _locate(
 
 def write_candidate(result: Replay, path: Path) -> None:
     """The returned candidate's weights as .safetensors."""
+    if path.suffix != ".safetensors":
+        raise DeevoError(f"the output file is {path}; expected a name that ends in .safetensors")
     apart = result.course.de.population.statistics_layout.dim > 0
     if apart and result.candidate.statistics is None:
         raise DeevoError(

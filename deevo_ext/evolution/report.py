@@ -53,13 +53,15 @@ class Row:
 class Comparison:
     """The table, and the returned candidate's loss minus the initial greedy soup's.
 
-    interval: 95 % paired bootstrap interval of that difference; negative is better.
+    interval: 95 % paired bootstrap interval of that difference; negative is better. note: when an
+    initial candidate scored better on validation than what evolution returned, says so; else empty.
     """
 
     rows: list[Row]
     difference: float
     interval: tuple[float, float]
     images: str
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -88,6 +90,7 @@ class Comparison:
             "interval": [_finite(bound) for bound in self.interval],
             "images": self.images,
             "verdict": self.verdict,
+            "note": self.note,
         }
 
     def save(self, path: Path, **more: Any) -> None:
@@ -119,7 +122,7 @@ class Comparison:
             ).rstrip()
             for line in lines
         )
-        return f"{text}\n\n{self.verdict}"
+        return f"{text}\n\n{self.verdict} {self.note}".rstrip()
 
 
 def _finite(value: Any) -> Any:
@@ -203,4 +206,13 @@ def compare(run: Evolution, images: ImageSet) -> Comparison:
     ]
     evolved = next(found for _, found, _, _, _, returned in entries if returned)
     differences = evolved.losses.double() - soup.losses.double()
-    return Comparison(rows, float(differences.mean()), bootstrap_interval(differences), images.name)
+    best = min(run.course.initial.values(), key=lambda candidate: candidate.score)
+    note = ""
+    if best.score < chosen.score:
+        note = (
+            f"On the validation images the {INITIAL_NAMES[best.kind]} scored better "
+            f"({best.score:.5g}) than what evolution returned ({chosen.score:.5g}): keep it."
+        )
+    return Comparison(
+        rows, float(differences.mean()), bootstrap_interval(differences), images.name, note
+    )

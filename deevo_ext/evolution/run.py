@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -238,6 +239,11 @@ class Evolution:
         record: Record = {"generation": number, "batch": batch}
         if batch != self._batch:
             parents = self._scores(batch, parents=True)
+            if all(math.isnan(value) or value == math.inf for value in parents):
+                raise DeevoError(
+                    "no member of the population has a finite fitness: check images, labels and "
+                    "preprocessing against the model"
+                )
             record["parents"] = to_hex(parents)
             self.course.score_parents(parents)
         trials = self._scores(batch, parents=False)

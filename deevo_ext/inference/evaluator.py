@@ -79,12 +79,15 @@ class Evaluator:
         if self.recalibrates and calibration is None:
             raise DeevoError(
                 'calibration is missing: batchnorm="recalibrate" recomputes statistics from each '
-                "row; give a few hundred training images"
+                "row; give a few hundred training images (evolve: calibration_images=)"
             )
         self.population = population
         self.micro_batch = micro_batch
         self.calibration = calibration
-        self.device = torch.device(device)
+        try:
+            self.device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
         self.forward_passes = 0
         self._workers = _Workers(copy.deepcopy(model).eval().to(self.device), self.device)
 
@@ -136,7 +139,13 @@ class Evaluator:
             if size < self.micro_batch:
                 padding = batch[:1].expand(self.micro_batch - size, *batch.shape[1:])
                 batch = torch.cat([batch, padding])
-            out = functional_call(model, tensors, (batch,))
+            try:
+                out = functional_call(model, tensors, (batch,))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                shape = tuple(images.images.shape[1:])
+                raise DeevoError(
+                    f"the model failed on {images.name} of shape {shape}: {error}"
+                ) from error
             if not isinstance(out, torch.Tensor) or out.dim() != 2:
                 given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
                 raise DeevoError(f"the model returned {given}; expected logits [N, classes]")

@@ -16,7 +16,15 @@ from deevo_ext.tables import POPULATION_MEMBER, Purpose
 
 def image_set(images: ImageSet | tuple[torch.Tensor, torch.Tensor], name: str) -> ImageSet:
     """An ImageSet from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
-    return images if isinstance(images, ImageSet) else ImageSet(images[0], images[1], name)
+    if isinstance(images, ImageSet):
+        return images
+    pair = isinstance(images, (tuple, list)) and len(images) == 2
+    if not pair or not all(isinstance(part, torch.Tensor) for part in images):
+        raise DeevoError(
+            f"{name} are a {type(images).__name__}; expected a deevo_ext.ImageSet or a pair of "
+            "torch tensors, images float32 [N, C, H, W] and labels int64 [N]"
+        )
+    return ImageSet(images[0], images[1], name)
 
 
 def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
