@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -53,6 +54,7 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     c = comparison(-0.2, -0.1)
     text = c.format()
     assert "> evolved soup" in text and "5,000" in text and c.verdict in text
+    assert dataclasses.replace(c, note="keep the soup.").format().endswith("keep the soup.")
     c.save(tmp_path / "table.json", data="digits")
     saved = json.loads((tmp_path / "table.json").read_text())
     assert saved["data"] == "digits" and saved["interval"] == [-0.2, -0.1]

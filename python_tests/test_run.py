@@ -398,6 +398,9 @@ def test_the_candidate_is_the_best_by_validation_and_the_table_is_of_the_test_im
         assert (row.gained - row.lost) / 70 == pytest.approx(row.top1 - soup.top1)
     low, high = comparison.interval
     assert low <= comparison.difference <= high
+    first = lines(tmp_path / "run")[1]["validation"]
+    initial = [float.fromhex(first[kind]["score"]) for kind in ("member", "mean", "soup")]
+    assert bool(comparison.note) == (min(initial) < result.candidate.score)
     assert ("no measurable difference" in comparison.verdict) == (low <= 0 <= high)
     # 8 parents on 60 images per batch (4 batches), 8 trials on 60 images in 12 generations, and
     # at generations 0, 4, 8, 12 the members, the mean and 7 soups on 90 images.
@@ -420,7 +423,7 @@ def test_a_population_without_finite_fitness_and_bad_places_are_refused(
     with pytest.raises(deevo.DeevoError, match="no member of the population has a finite fitness"):
         deevo.Evolution(de, lambda row: math.nan, progress=False).run()
     (tmp_path / "file").write_text("")
-    with pytest.raises(deevo.DeevoError, match="run_dir .* cannot be a folder"):
+    with pytest.raises(deevo.DeevoError, match=r"run_dir .* cannot be a folder"):
         run(checkpoints, tmp_path / "file", generations=2)
     run(checkpoints, tmp_path / "run", generations=2)
     with pytest.raises(deevo.DeevoError, match=r"ends in \.safetensors"):

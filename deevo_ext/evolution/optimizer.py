@@ -40,7 +40,7 @@ class Trials:
         self._owner = owner
         self.generation = generation
         self.parents = parents
-        self.tail = owner.population.rows[:, owner.population.layout.nonneg_start :].clone()
+        self.tail = _tail(owner.population).clone()
         self.size = owner.population.size
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -246,9 +246,7 @@ class DifferentialEvolution:
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
-        if not torch.equal(
-            self.population.rows[:, self.population.layout.nonneg_start :], pending.tail
-        ):
+        if not torch.equal(_tail(self.population), pending.tail):
             raise DeevoError(
                 "the population was written to since ask(), as norm layers do in train mode: call "
                 "model.eval() before evaluating, and begin again on a freshly loaded population"
@@ -368,6 +366,10 @@ class DifferentialEvolution:
             "fitness": self._fitness,
             "generation": self._generation,
         }
+
+
+def _tail(population: Population) -> torch.Tensor:
+    return population.rows[:, population.layout.nonneg_start :]
 
 
 _IDENTITY = ("contract", "configuration", "layout", "seed")
