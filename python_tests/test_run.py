@@ -430,6 +430,18 @@ def test_a_population_without_finite_fitness_and_bad_places_are_refused(
         write_candidate(deevo.replay(tmp_path / "run"), tmp_path / "out.pth")
 
 
+def test_a_run_catches_a_fitness_function_that_leaves_the_model_in_train_mode() -> None:
+    pop, model, data = population(), Net().train(), images(20)
+
+    def trains(row: torch.Tensor) -> float:
+        torch.func.functional_call(model, pop.views(row), (data.images,))
+        return sphere(row)
+
+    de = deevo.DifferentialEvolution(pop)
+    with pytest.raises(deevo.DeevoError, match=r"call model\.eval\(\)"):
+        deevo.Evolution(de, trains, progress=False).run()
+
+
 def test_resuming_a_finished_run_evaluates_nothing_again(tmp_path: Path) -> None:
     calls: list[float] = []
 

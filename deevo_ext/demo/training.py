@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..data.images import FourSets, ImageSet
+from ..data.images import FourSets
 from ..errors import DeevoError
+from ..files import write_whole
 from .network import SmallResNet
 from .recipes import Plan, Recipe, demo_plan
 from .sgd import train
@@ -219,12 +218,12 @@ class _Store:
         """The file first, then its entry: an entry always speaks of a file that exists."""
         tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         content = save(tensors, {"format": "pt"})
-        _write(self.path(name), content)
+        write_whole(self.path(name), content)
         self._record["files"][name] = {
             "recipe": dataclasses.asdict(recipe),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        _write(self._folder / RECORD, json.dumps(self._record, indent=1).encode())
+        write_whole(self._folder / RECORD, json.dumps(self._record, indent=1).encode())
 
 
 def _description(sets: FourSets, plan: Plan, seed: int) -> dict[str, object]:
@@ -233,41 +232,13 @@ def _description(sets: FourSets, plan: Plan, seed: int) -> dict[str, object]:
         "format": _FORMAT,
         "source": sets.name,
         "train_images": len(sets.train),
-        "train_sha256": _digest(sets.train),
+        "train_sha256": sets.train.digest(),
         "num_classes": sets.num_classes,
         "seed": seed,
         "width": plan.width,
         "base": dataclasses.asdict(plan.base),
         "made_with": {"torch": torch.__version__},
     }
-
-
-def _digest(images: ImageSet) -> str:
-    sha256 = hashlib.sha256()
-    for tensor in (images.images, images.labels):
-        sha256.update(tensor.cpu().contiguous().numpy().data)
-    return sha256.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomic: the name shows the old content or the new, whatever interrupts."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            # mkstemp makes a private file; give it the mode a plain open would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise DeevoError(f"{path}: cannot be written ({error})") from error
 
 
 def load_member(path: str | Path) -> SmallResNet:

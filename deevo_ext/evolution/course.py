@@ -96,13 +96,15 @@ class Course:
         self._statistics_of = statistics_of or (lambda row, inherited: inherited)
 
     def score_parents(self, fitness: list[float]) -> None:
-        """Applies the parents' (re-)scores."""
-        self.de.ask_parents()
+        """Applies the parents' (re-)scores; a live run has asked for them already, a replay not."""
+        if self.de.pending is None or not self.de.pending.parents:
+            self.de.ask_parents()
         self.de.tell(fitness)
 
     def advance(self, fitness: list[float]) -> Generation:
-        """Applies the trials' fitness of the next generation."""
-        self.de.ask()
+        """Applies the trials' fitness of the next generation, asked for like the parents'."""
+        if self.de.pending is None or self.de.pending.parents:
+            self.de.ask()
         generation = self.de.tell(fitness)
         assert generation is not None
         return generation

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.storage import write_whole
+from deevo_ext.files import write_whole
 
 WINDOW = 10  # generations that a plotted success rate sums over
 

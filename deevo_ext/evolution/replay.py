@@ -14,7 +14,8 @@ from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.storage import serialise, write_whole
+from deevo_ext.evolution.storage import serialise
+from deevo_ext.files import write_whole
 from deevo_ext.population import Population
 
 

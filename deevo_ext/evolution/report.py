@@ -19,7 +19,7 @@ from torch import nn
 from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
-from deevo_ext.evolution.storage import write_whole
+from deevo_ext.files import write_whole
 from deevo_ext.inference.evaluator import Evaluator, PerImage, mean_loss
 from deevo_ext.population import Population
 

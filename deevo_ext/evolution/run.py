@@ -23,8 +23,8 @@ from deevo_ext.evolution.storage import (
     initial_checkpoints,
     serialise,
     write_initial,
-    write_whole,
 )
+from deevo_ext.files import write_whole
 from deevo_ext.inference.evaluator import METRICS, Evaluator
 from deevo_ext.tables import CONTRACT_VERSION
 
@@ -171,10 +171,11 @@ class Evolution:
         self._require_fresh()
         records: list[Record] = []
         if self.run_dir is not None:
-            self._journal, records = Journal.open(self.run_dir, self.header())
+            header = self.header()
+            self._journal, records = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None:
-                write_initial(self.de.population, self.run_dir)
+                write_initial(self.de.population, self.run_dir, header["checkpoints"])
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
             return self._run(records)
         finally:

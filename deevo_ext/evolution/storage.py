@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,10 @@ import torch
 from safetensors.torch import save
 
 from deevo_ext import checkpoints
-from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
 from deevo_ext.population import Population
 
 INITIAL = "initial"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DeevoError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder"
-        ) from error
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
@@ -60,8 +42,8 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
     ]
 
 
-def write_initial(population: Population, run_dir: Path) -> None:
-    """Writes the members that have no file of their own, as `initial_checkpoints` names them.
+def write_initial(population: Population, run_dir: Path, named: list[list[str]]) -> None:
+    """Writes the members that have no file of their own, as `initial_checkpoints` named them.
 
     Without them the journal could not be replayed. Files that are there already are kept: the
     journal's header has been compared with the population by now.
@@ -69,7 +51,7 @@ def write_initial(population: Population, run_dir: Path) -> None:
     if population.sources is not None:
         return
     (run_dir / INITIAL).mkdir(exist_ok=True)
-    for i, (name, expected) in enumerate(initial_checkpoints(population, run_dir)):
+    for i, (name, expected) in enumerate(named):
         path = run_dir / name
         if not path.exists() or checkpoints.sha256(path) != expected:
             write_whole(path, _member(population, i))

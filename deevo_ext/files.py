@@ -1,0 +1,36 @@
+"""Writing files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from deevo_ext.errors import DeevoError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that its name shows the old content or the new, whatever interrupts.
+
+    Raises DeevoError that names the file when it cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes a private file; give it the mode a plain open would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DeevoError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "folder"
+        ) from error
