@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMN
 
 SEED = 20_240_229
 NONNEGATIVE = 4_800  # the running variances of a ResNet-18, in columns
+NO_BOUNDS = (-math.inf, math.inf)
 CHECKED = 4_096  # columns at each end of a row that are compared with reference
 
 
@@ -49,10 +51,13 @@ class Adaptation:
         self.strategies = compile_pool(configuration.strategies)
         self.state = configuration.initial_state()
         self.fitness = torch.rand(members, dtype=torch.float64, generator=draw) + 1.0
+        self.alive = torch.ones(members, dtype=torch.uint8)
         self.generation = torch.ones(1, dtype=torch.int64)
         self.choices = torch.zeros(members, NUM_CHOICE_COLUMNS, dtype=torch.int32)
         self.parameters = torch.zeros(members, NUM_PARAMETER_COLUMNS, dtype=torch.float64)
         self.coefficients = torch.zeros(members, MAX_TERMS)
+        self.genes = torch.empty(0, dtype=torch.int64)  # crossover draws per weight
+        self.gene_mask = torch.zeros(members, 0, dtype=torch.int32)
         better = torch.zeros(members, dtype=torch.bool)
         better[torch.randperm(members, generator=draw)[: max(1, members // 3)]] = True
         self.trial_fitness = torch.where(better, self.fitness * 0.5, self.fitness * 2.0)
@@ -62,12 +67,13 @@ class Adaptation:
 
     def changed(self) -> dict[str, torch.Tensor]:
         """What plan and tell write, by name."""
-        names = ("state", "fitness", "generation", "choices", "parameters", "coefficients")
-        return {name: getattr(self, name) for name in (*names, "accepted", "archive_slot")}
+        names = ("state", "fitness", "alive", "generation", "choices", "parameters")
+        plan = ("coefficients", "gene_mask", "accepted", "archive_slot")
+        return {name: getattr(self, name) for name in (*names, *plan)}
 
     def reset(self) -> None:
         """Back to the first generation; a plan that was made stays."""
-        for name in ("state", "fitness", "generation"):
+        for name in ("state", "fitness", "alive", "generation"):
             getattr(self, name).copy_(self._start[name])
 
     def plan(self) -> None:
@@ -76,11 +82,13 @@ class Adaptation:
             self.strategies,
             self.state,
             self.fitness,
+            self.alive,
             self.generation,
             SEED,
             self.choices,
             self.parameters,
             self.coefficients,
+            self.gene_mask,
         )
 
     def tell(self) -> None:
@@ -93,6 +101,7 @@ class Adaptation:
             SEED,
             self.state,
             self.fitness,
+            self.alive,
             self.generation,
             self.accepted,
             self.archive_slot,
@@ -160,10 +169,13 @@ class Weights:
             self.archive,
             self.adaptation.choices,
             self.adaptation.coefficients,
+            self.adaptation.genes,
+            self.adaptation.gene_mask,
             self.members,
             SEED,
             self.nonneg_start,
             self.first_weight,
+            *NO_BOUNDS,
             out,
         )
 
@@ -173,11 +185,14 @@ class Weights:
             self.archive,
             self.adaptation.choices,
             self.adaptation.coefficients,
+            self.adaptation.genes,
+            self.adaptation.gene_mask,
             self.adaptation.accepted,
             self.adaptation.archive_slot,
             SEED,
             self.nonneg_start,
             self.first_weight,
+            *NO_BOUNDS,
         )
 
 

@@ -28,6 +28,7 @@ void check(const char* error) {
 deevo::cpu::Storage storage_of(const std::string& dtype) {
   if (dtype == "float32") return deevo::cpu::Storage::kFloat32;
   if (dtype == "bfloat16") return deevo::cpu::Storage::kBFloat16;
+  if (dtype == "float16") return deevo::cpu::Storage::kFloat16;
   throw std::invalid_argument("no kernel for populations of dtype " + dtype);
 }
 
@@ -46,12 +47,22 @@ Matrix matrix(const py::tuple& t) {
 deevo::cpu::Generation generation(const std::string& dtype, const py::tuple& population,
                                   const py::tuple& archive, int64_t columns, int64_t nonneg_start,
                                   int64_t first_weight, Address choices, Address coefficients,
-                                  int64_t seed, int64_t threads) {
-  return {storage_of(dtype),      matrix(population).rows(),
-          matrix(archive).rows(), columns,
-          nonneg_start,           first_weight,
-          at<int32_t>(choices),   at<float>(coefficients),
-          deevo::key_of(seed),    threads};
+                                  const py::tuple& genes, float lower, float upper, int64_t seed,
+                                  int64_t threads) {
+  return {storage_of(dtype),
+          matrix(population).rows(),
+          matrix(archive).rows(),
+          columns,
+          nonneg_start,
+          first_weight,
+          at<int32_t>(choices),
+          at<float>(coefficients),
+          at<int64_t>(genes[0].cast<Address>()),
+          genes[1].cast<int64_t>(),
+          at<int32_t>(genes[2].cast<Address>()),
+          {lower, upper},
+          deevo::key_of(seed),
+          threads};
 }
 
 }  // namespace
@@ -59,54 +70,58 @@ deevo::cpu::Generation generation(const std::string& dtype, const py::tuple& pop
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operators of deevo_ext; use them through torch.ops.deevo.";
 
-  m.def("plan", [](Address settings, Address strategies, int64_t num_strategies, Address state,
-                   Address fitness, int64_t num_members, int64_t generation, int64_t seed,
-                   Address choices, Address parameters, Address coefficients) {
-    check(deevo::cpu::plan(at<double>(settings), at<double>(strategies), num_strategies,
-                           at<double>(state), at<double>(fitness), num_members, generation,
-                           deevo::key_of(seed), at<int32_t>(choices), at<double>(parameters),
-                           at<float>(coefficients)));
-  });
-
-  m.def("tell",
-        [](Address settings, Address strategies, int64_t num_strategies, Address trial_fitness,
-           Address choices, Address parameters, int64_t num_members, int64_t seed, Address state,
-           Address fitness, Address generation, Address accepted, Address archive_slot) {
-          check(deevo::cpu::tell({at<double>(settings), at<double>(strategies), num_strategies,
-                                  at<double>(trial_fitness), at<int32_t>(choices),
-                                  at<double>(parameters), num_members, deevo::key_of(seed)},
-                                 at<double>(state), at<double>(fitness), at<int64_t>(generation),
-                                 at<uint8_t>(accepted), at<int32_t>(archive_slot)));
+  m.def("plan",
+        [](Address settings, Address strategies, int64_t num_strategies, Address state,
+           Address fitness, Address alive, int64_t num_members, int64_t generation, int64_t seed,
+           Address choices, Address parameters, Address coefficients, Address gene_mask) {
+          check(deevo::cpu::plan(at<double>(settings), at<double>(strategies), num_strategies,
+                                 at<double>(state), at<double>(fitness), at<uint8_t>(alive),
+                                 num_members, generation, deevo::key_of(seed),
+                                 {at<int32_t>(choices), at<double>(parameters),
+                                  at<float>(coefficients), at<int32_t>(gene_mask)}));
         });
 
-  m.def("trials", [](const std::string& dtype, const py::tuple& population,
-                     const py::tuple& archive, int64_t columns, int64_t nonneg_start,
-                     int64_t first_weight, Address choices, Address coefficients, int64_t seed,
-                     int64_t threads, Address members, int64_t num_trials, const py::tuple& out) {
-    const auto g = generation(dtype, population, archive, columns, nonneg_start, first_weight,
-                              choices, coefficients, seed, threads);
-    const deevo::cpu::Rows rows = matrix(out).rows();
-    const char* error;
-    {
-      const py::gil_scoped_release release;
-      error = deevo::cpu::trials(g, at<int64_t>(members), num_trials, rows);
-    }
-    check(error);
+  m.def("tell", [](Address settings, Address strategies, int64_t num_strategies,
+                   Address trial_fitness, Address choices, Address parameters, int64_t num_members,
+                   int64_t seed, Address state, Address fitness, Address alive, Address generation,
+                   Address accepted, Address archive_slot) {
+    check(deevo::cpu::tell(
+        {at<double>(settings), at<double>(strategies), num_strategies, at<double>(trial_fitness),
+         at<int32_t>(choices), at<double>(parameters), num_members, deevo::key_of(seed)},
+        at<double>(state), at<double>(fitness), at<uint8_t>(alive), at<int64_t>(generation),
+        at<uint8_t>(accepted), at<int32_t>(archive_slot)));
   });
 
-  m.def("commit", [](const std::string& dtype, const py::tuple& population,
-                     const py::tuple& archive, int64_t columns, int64_t nonneg_start,
-                     int64_t first_weight, Address choices, Address coefficients, int64_t seed,
-                     int64_t threads, Address accepted, Address archive_slot) {
-    const auto g = generation(dtype, population, archive, columns, nonneg_start, first_weight,
-                              choices, coefficients, seed, threads);
-    const char* error;
-    {
-      const py::gil_scoped_release release;
-      error = deevo::cpu::commit(g, at<uint8_t>(accepted), at<int32_t>(archive_slot));
-    }
-    check(error);
-  });
+  m.def("trials",
+        [](const std::string& dtype, const py::tuple& population, const py::tuple& archive,
+           int64_t columns, int64_t nonneg_start, int64_t first_weight, Address choices,
+           Address coefficients, const py::tuple& genes, float lower, float upper, int64_t seed,
+           int64_t threads, Address members, int64_t num_trials, const py::tuple& out) {
+          const auto g = generation(dtype, population, archive, columns, nonneg_start, first_weight,
+                                    choices, coefficients, genes, lower, upper, seed, threads);
+          const deevo::cpu::Rows rows = matrix(out).rows();
+          const char* error;
+          {
+            const py::gil_scoped_release release;
+            error = deevo::cpu::trials(g, at<int64_t>(members), num_trials, rows);
+          }
+          check(error);
+        });
+
+  m.def("commit",
+        [](const std::string& dtype, const py::tuple& population, const py::tuple& archive,
+           int64_t columns, int64_t nonneg_start, int64_t first_weight, Address choices,
+           Address coefficients, const py::tuple& genes, float lower, float upper, int64_t seed,
+           int64_t threads, Address accepted, Address archive_slot) {
+          const auto g = generation(dtype, population, archive, columns, nonneg_start, first_weight,
+                                    choices, coefficients, genes, lower, upper, seed, threads);
+          const char* error;
+          {
+            const py::gil_scoped_release release;
+            error = deevo::cpu::commit(g, at<uint8_t>(accepted), at<int32_t>(archive_slot));
+          }
+          check(error);
+        });
 
   m.def("philox4x32", [](int rounds, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
                          uint32_t k0, uint32_t k1) {

@@ -1,6 +1,7 @@
 """Compiled operators; addresses and sizes in. Use them through torch.ops.deevo."""
 
 _Matrix = tuple[int, int, int]  # address, rows, row stride in elements
+_Genes = tuple[int, int, int]  # address and number of the starts, address of the mask
 
 def plan(
     settings: int,
@@ -8,12 +9,14 @@ def plan(
     num_strategies: int,
     state: int,
     fitness: int,
+    alive: int,
     num_members: int,
     generation: int,
     seed: int,
     choices: int,
     parameters: int,
     coefficients: int,
+    gene_mask: int,
 ) -> None: ...
 def tell(
     settings: int,
@@ -26,6 +29,7 @@ def tell(
     seed: int,
     state: int,
     fitness: int,
+    alive: int,
     generation: int,
     accepted: int,
     archive_slot: int,
@@ -39,6 +43,9 @@ def trials(
     first_weight: int,
     choices: int,
     coefficients: int,
+    genes: _Genes,
+    lower: float,
+    upper: float,
     seed: int,
     threads: int,
     members: int,
@@ -54,6 +61,9 @@ def commit(
     first_weight: int,
     choices: int,
     coefficients: int,
+    genes: _Genes,
+    lower: float,
+    upper: float,
     seed: int,
     threads: int,
     accepted: int,

@@ -171,6 +171,27 @@ class Layout:
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
+    @property
+    def weights(self) -> int:
+        """Columns up to the last one that is no pad."""
+        return max((entry.end for entry in self.entries if entry.numel), default=0)
+
+    def genes(self, unit: str) -> Tensor:
+        """Where each unit of crossover starts, int64 [G], ascending.
+
+        unit: "tensor", "channel" (a slice along a tensor's first dimension) or "weight", for which
+        there are no genes (G = 0). Pads belong to the gene before them.
+        """
+        starts: list[Tensor] = []
+        for entry in self.entries:
+            if entry.numel and unit == "tensor":
+                starts.append(torch.tensor([entry.offset]))
+            elif entry.numel and unit == "channel":
+                channels = entry.shape[0] if entry.shape else 1
+                step = entry.numel // channels
+                starts.append(torch.arange(entry.offset, entry.end, step))
+        return torch.cat(starts) if starts else torch.empty(0, dtype=torch.int64)
+
     def with_dtypes(self, dtypes: Mapping[str, torch.dtype]) -> Layout:
         """The same layout with other original dtypes for the entries named in ``dtypes``."""
         entries = tuple(

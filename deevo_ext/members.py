@@ -20,7 +20,7 @@ from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
 from deevo_ext.layout import Layout, wider
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
 # Warnings name the line that calls Population.from_...: the check, read_members, _read and from_...
 # lie between.
@@ -91,7 +91,9 @@ def read_members(
     """Read the members into rows of ``dtype``; only one is in memory besides them."""
     labels = [source.label for source in sources]
     if dtype not in DTYPES:
-        raise DeevoError(f"dtype {dtype} of a population; expected torch.float32 or bfloat16")
+        raise DeevoError(
+            f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
+        )
     if len(sources) < 2:
         raise DeevoError(f"{len(sources)} member given ({', '.join(labels)}); expected >= 2")
     layout, statistics_layout = architecture.layout("row"), architecture.layout("statistic")

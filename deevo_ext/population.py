@@ -43,7 +43,7 @@ class Population:
     """NP flat rows and all that turns them back into networks; made by the ``from_`` methods.
 
     Attributes:
-        rows: [NP, D] float32 or bfloat16; row stride ``layout.stride``, pads +0.
+        rows: [NP, D] float32, bfloat16 or float16; row stride ``layout.stride``, pads +0.
         layout: where each evolved tensor lies in a row.
         statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
         statistics_layout: where each of them lies.
@@ -89,7 +89,8 @@ class Population:
             model: gives names, shapes, tied weights and norm layers; it is not modified, its
                 values are not used, and it may be on the meta device.
             paths: see ``checkpoints.expand_paths``; at least two files.
-            dtype: of the rows, float32 or bfloat16. Original dtypes come back in ``state_dict``.
+            dtype: of the rows, float32, bfloat16 or float16. Original dtypes come back in
+                ``state_dict``.
             frozen: fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied tensor's
                 names is enough.
             batchnorm: "evolve", "inherit" or "recalibrate".

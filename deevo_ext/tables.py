@@ -5,9 +5,12 @@ The same list as ``csrc/include/deevo/tables.h``. A generation works on
 - ``settings`` float64 [len(Setting)], constant during a run;
 - ``strategies`` float64 [K, len(StrategyColumn)], a compiled pool (see `strategies`);
 - ``state`` float64 [state_layout(...).size], what the adaptation remembers;
-- ``fitness`` float64 [NP] and ``generation`` int64 [1];
+- ``fitness`` float64 [NP], ``alive`` uint8 [NP] and ``generation`` int64 [1];
 - the plan: ``choices`` int32 [NP, len(ChoiceColumn)], ``parameters`` float64
-  [NP, len(ParameterColumn)] and ``coefficients`` float32 [NP, MAX_TERMS].
+  [NP, len(ParameterColumn)], ``coefficients`` float32 [NP, MAX_TERMS] and ``gene_mask`` int32
+  [NP, gene_words(G)], bits of unsigned words: which of the G genes take the mutant (G = 0: weights
+  draw for themselves);
+- ``genes`` int64 [G], where each contiguous segment of a row starts.
 """
 
 from __future__ import annotations
@@ -67,6 +70,11 @@ class Setting(IntEnum):
     BEST_EXCLUDES_TARGET = 23
     TRIG_OFFSET = 24
     ARCHIVE_CAPACITY = 25
+    J_RAND_RANGE = (
+        26  # 0: no forced mutant; else weights (or genes, when there are any) to draw from
+    )
+    GENES = 27  # G
+    POPULATION_MIN = 28  # 0: no reduction
 
 
 class StrategyColumn(IntEnum):
@@ -110,9 +118,15 @@ class ChoiceColumn(IntEnum):
     TERMS = 4
     BASE_ROW = 5
     ROWS = 6  # 5 columns
+    FORCED = 11  # flat index of the weight that takes the mutant whatever is drawn; -1: none
 
 
-NUM_CHOICE_COLUMNS = 11
+NUM_CHOICE_COLUMNS = 12
+
+
+def gene_words(genes: int) -> int:
+    """32-bit words that hold a bit per gene."""
+    return (genes + 31) // 32
 
 
 class Source(IntEnum):

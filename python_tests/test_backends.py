@@ -101,10 +101,11 @@ from deevo_ext.evolution.configuration import configure
 from deevo_ext.strategies import compile_pool
 c = configure("paper")
 fitness = torch.arange(4, dtype=torch.float64)
-choices = torch.zeros(4, 11, dtype=torch.int32)
+choices = torch.zeros(4, 12, dtype=torch.int32)
 parameters = torch.zeros(4, 4, dtype=torch.float64)
 torch.ops.deevo.plan(c.settings(), compile_pool(c.strategies), c.initial_state(), fitness,
-                     torch.ones(1, dtype=torch.int64), 1, choices, parameters, torch.zeros(4, 5))
+                     torch.ones(4, dtype=torch.uint8), torch.ones(1, dtype=torch.int64), 1, choices,
+                     parameters, torch.zeros(4, 5), torch.zeros(4, 0, dtype=torch.int32))
 print(parameters.tolist(), sys.modules.get("deevo_ext._C") is not None)
 """
 

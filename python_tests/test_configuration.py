@@ -52,7 +52,7 @@ def test_every_setting_is_where_its_name_says() -> None:
     c = configure(
         "paper", strategies=SHADE, archive_size=9, generations=40, switch=0.25, trig_offset=True
     )
-    settings = c.settings()
+    settings = c.settings(weights=70, genes=5)
     assert settings.dtype == torch.float64
     assert settings.shape == (len(Setting),)
     special = {
@@ -61,6 +61,8 @@ def test_every_setting_is_where_its_name_says() -> None:
         Setting.SINUSOID_MODE: 0.0,
         Setting.CR_MEAN: 0.0,
         Setting.ARCHIVE_CAPACITY: 9.0,
+        Setting.J_RAND_RANGE: 0.0,
+        Setting.GENES: 5.0,
     }
     for setting in Setting:
         if setting in special:
@@ -72,6 +74,30 @@ def test_every_setting_is_where_its_name_says() -> None:
     cauchy = configure("paper", f_distribution="cauchy", cr_mean="arithmetic").settings()
     assert cauchy[Setting.F_DISTRIBUTION] == 1.0
     assert cauchy[Setting.CR_MEAN] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "genes", "expected"), [(70, 0, 70.0), (70, 5, 5.0), (0, 0, 0.0)]
+)
+def test_j_rand_is_drawn_among_weights_or_genes(weights: int, genes: int, expected: float) -> None:
+    settings = configure("paper", j_rand=True).settings(weights, genes)
+    assert settings[Setting.J_RAND_RANGE] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lower": 0.5}, "lower is 0.5; expected None or a number in"),
+        ({"upper": -1.0}, "upper is -1.0; expected None or a number in"),
+        ({"upper": math.nan}, "upper is nan; expected None or a number in"),
+        ({"population_min": 3}, "population_min is 3; expected 0"),
+        ({"crossover_unit": "layer"}, "crossover_unit is 'layer'; expected one of weight, channel"),
+        ({"j_rand": 1}, "j_rand is 1; expected True or False"),
+    ],
+)
+def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DeevoError, match=message):
+        configure("paper", **changes)
 
 
 def test_initial_state() -> None:

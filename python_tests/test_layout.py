@@ -177,3 +177,12 @@ def test_layout_is_frozen() -> None:
         layout.entries[0].offset = 3  # type: ignore[misc]
     with pytest.raises(DeevoError, match="repeats a name"):
         Layout((Entry("a", (8,), "float32", 0, 8, ("a",)),), 8, 8)
+
+
+def test_genes_are_tensors_or_slices_along_their_first_dimension() -> None:
+    shapes = {"conv": (3, 2, 2), "empty": (0, 4), "bias": (3,), "scale": ()}
+    layout = Layout.build({name: torch.zeros(shape) for name, shape in shapes.items()})
+    assert layout.genes("weight").numel() == 0
+    assert layout.genes("tensor").tolist() == [0, 16, 24]
+    assert layout.genes("channel").tolist() == [0, 4, 8, 16, 17, 18, 24]
+    assert layout.weights == 25

@@ -171,10 +171,12 @@ def test_integer_buffers_take_integers() -> None:
             changed(two, steps=torch.zeros(2)), factory=MaskedNet)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float64, torch.int32])
 def test_unsupported_dtypes(dtype: torch.dtype) -> None:
     refused(
-        f"dtype {dtype} .*expected torch.float32 or bfloat16", *members(ConvNet, 2), dtype=dtype
+        f"dtype {dtype} .*expected torch.float32, bfloat16 or float16",
+        *members(ConvNet, 2),
+        dtype=dtype,
     )
 
 

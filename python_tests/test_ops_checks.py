@@ -18,15 +18,15 @@ NAMES = ("plan", "trials", "tell", "commit")
 # Of each operator: its tensors, dtype and shape as the documentation gives them.
 SMALL_TENSORS = {
     "plan": (
-        *("settings", "strategies", "state", "fitness", "generation", "choices", "parameters"),
-        "coefficients",
+        *("settings", "strategies", "state", "fitness", "alive", "generation", "choices"),
+        *("parameters", "coefficients", "gene_mask"),
     ),
-    "trials": ("choices", "coefficients", "members"),
+    "trials": ("choices", "coefficients", "genes", "gene_mask", "members"),
     "tell": (
         *("settings", "strategies", "trial_fitness", "choices", "parameters", "state", "fitness"),
-        *("generation", "accepted", "archive_slot"),
+        *("alive", "generation", "accepted", "archive_slot"),
     ),
-    "commit": ("choices", "coefficients", "accepted", "archive_slot"),
+    "commit": ("choices", "coefficients", "genes", "gene_mask", "accepted", "archive_slot"),
 }
 ROWS = {"trials": ("population", "archive", "out"), "commit": ("population", "archive")}
 EVERY = [(op, name) for op in NAMES for name in (*SMALL_TENSORS[op], *ROWS.get(op, ()))]
@@ -34,10 +34,11 @@ EVERY = [(op, name) for op in NAMES for name in (*SMALL_TENSORS[op], *ROWS.get(o
 
 def arguments(operator: str) -> dict[str, Any]:
     c = configure("paper", strategies=SHADE, archive_size=3)
-    run = evolution(c, torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]))
+    run = evolution(c, torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]), genes=32)
     run.plan()
     w = random_weights(5, 40, archive_rows=3)
     w.choices, w.coefficients = run.choices.clone(), run.coefficients.clone()
+    w.genes, w.gene_mask = torch.arange(32), run.gene_mask.clone()
     losses = torch.tensor([1.0, 2.0, 1.0, 1.0, 9.0], dtype=torch.float64)
     accepted = torch.tensor([1, 0, 1, 1, 0], dtype=torch.uint8)
     slots = torch.tensor([2, -1, -1, 0, -1], dtype=torch.int32)
@@ -88,7 +89,7 @@ def test_dtype(operator: str, name: str) -> None:
 def test_shape_and_layout(operator: str, name: str) -> None:
     tensor = arguments(operator)[name]
     # A longer fitness makes the others look too short.
-    blamed = r"\w+" if name in ("fitness", "strategies", "members") else name
+    blamed = r"\w+" if name in ("fitness", "strategies", "members", "genes") else name
     longer = torch.cat([tensor, tensor[-1:]])
     refused(operator, f"{blamed} is of (shape|1|3)", **{name: longer})
     refused(operator, f"{name} is of shape", **{name: tensor[None]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from typing import Any
 
@@ -22,9 +23,9 @@ from support.operators import (
 
 NAMES = ("plan", "trials", "tell", "commit")
 MUTATED = {
-    "plan": ("choices", "parameters", "coefficients"),
+    "plan": ("choices", "parameters", "coefficients", "gene_mask"),
     "trials": ("out",),
-    "tell": ("state", "fitness", "generation", "accepted", "archive_slot"),
+    "tell": ("state", "fitness", "alive", "generation", "accepted", "archive_slot"),
     "commit": ("population", "archive"),
 }
 
@@ -141,19 +142,22 @@ def generation(
 ) -> torch.Tensor:
     """plan, trials, a fitness, tell, commit."""
     OPERATORS.plan(
-        *(run["settings"], run["strategies"], run["state"], run["fitness"], run["generation"], 1),
-        *(run["choices"], run["parameters"], run["coefficients"]),
+        *(run["settings"], run["strategies"], run["state"], run["fitness"], run["alive"]),
+        *(run["generation"], 1, run["choices"], run["parameters"], run["coefficients"]),
+        run["gene_mask"],
     )
     rows = torch.zeros_like(w["population"])
-    plan = (run["choices"], run["coefficients"])
-    OPERATORS.trials(w["population"], w["archive"], *plan, members, 1, 30, 0, rows)
+    plan = (run["choices"], run["coefficients"], w["genes"], run["gene_mask"])
+    bounds = (-math.inf, 4.0)
+    OPERATORS.trials(w["population"], w["archive"], *plan, members, 1, 30, 0, *bounds, rows)
     fitness = (rows * 2.0).abs().double().amax(1)  # exact in any order of the reduction
     OPERATORS.tell(
         *(run["settings"], run["strategies"], fitness, run["choices"], run["parameters"], 1),
-        *(run["state"], run["fitness"], run["generation"], run["accepted"], run["archive_slot"]),
+        *(run["state"], run["fitness"], run["alive"], run["generation"]),
+        *(run["accepted"], run["archive_slot"]),
     )
     outcome = (run["accepted"], run["archive_slot"])
-    OPERATORS.commit(w["population"], w["archive"], *plan, *outcome, 1, 30, 0)
+    OPERATORS.commit(w["population"], w["archive"], *plan, *outcome, 1, 30, 0, *bounds)
     return rows.sum(0) + w["population"].sum(0)
 
 
@@ -163,6 +167,7 @@ def inputs() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Te
     population = torch.randn(5, 40, generator=source).abs() + 0.1
     run = evolution(c, (population * 2.0).abs().double().amax(1))
     weights = {"population": population, "archive": torch.zeros(3, 40)}
+    weights["genes"] = torch.empty(0, dtype=torch.int64)
     return run.tensors(), weights, torch.arange(5)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 
 import pytest
 import torch
 
 import deevo_ext as deevo
+from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.generation import diversity
 from support.evolution import Net, images, members, population, sphere
 
@@ -35,7 +37,7 @@ def assert_same(a: deevo.DifferentialEvolution, b: deevo.DifferentialEvolution) 
 
 
 @pytest.mark.parametrize("preset", sorted(deevo.PRESETS))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_falls_and_never_rises(preset: str, dtype: torch.dtype) -> None:
     de = deevo.DifferentialEvolution(population(8, dtype=dtype), preset, generations=40, seed=3)
     advance(de, 1)
@@ -202,7 +204,11 @@ def test_diversity_is_the_rms_distance_of_pairs() -> None:
     pairs = [(a, b) for a in range(6) for b in range(a)]
     mean = sum(float((wide[a] - wide[b]).square().sum()) for a, b in pairs) / len(pairs)
     # float32 differences carry 2^-24 relative error each, their float64 sum of squares twice that.
-    assert diversity(rows) == pytest.approx(math.sqrt(mean), rel=1e-6)
+    assert diversity(rows, torch.arange(6)) == pytest.approx(math.sqrt(mean), rel=1e-6)
+    some = [0, 2, 5]
+    left = [(a, b) for a, b in pairs if a in some and b in some]
+    mean = sum(float((wide[a] - wide[b]).square().sum()) for a, b in left) / len(left)
+    assert diversity(rows, torch.tensor(some)) == pytest.approx(math.sqrt(mean), rel=1e-6)
 
 
 def test_nan_and_infinite_fitness_follow_the_documented_rule() -> None:
@@ -284,3 +290,89 @@ def test_no_member_is_best_when_no_fitness_is_finite() -> None:
     de.tell([math.nan] * 8)
     with pytest.raises(deevo.DeevoError, match="every fitness is"):
         _ = de.best
+
+
+def test_reduction_leaves_the_best_and_asks_for_no_other() -> None:
+    pop = population(12)
+    de = deevo.DifferentialEvolution(pop, generations=20, population_min=5, seed=1)
+    advance(de, 1)
+    assert de.living.tolist() == list(range(12))
+    while de.generation < 20:
+        before = de.fitness
+        trials = de.ask()
+        assert torch.equal(trials.members, de.living)
+        fitness = torch.full((12,), math.nan, dtype=torch.float64)  # unread for the dead
+        for chosen, rows in trials.chunks(4):
+            fitness[chosen] = torch.tensor([sphere(row) for row in rows], dtype=torch.float64)
+        told = de.tell(fitness)
+        assert told is not None and torch.equal(told.members, trials.members)
+        assert len(de.living) == round(12 - 7 * de.generation / 20)
+        survivors = torch.where(told.accepted, told.trial_fitness, before[told.members])
+        best = set(told.members[survivors.argsort(stable=True)][: len(de.living)].tolist())
+        assert set(de.living.tolist()) == best
+        assert de.best in best
+        assert [trial["member"] for trial in told.trials()] == trials.members.tolist()
+        assert told.metrics()["non_finite"] == 0.0
+    dead = sorted(set(range(12)) - set(de.living.tolist()))
+    assert (de.fitness[dead] == math.inf).all()
+    with pytest.raises(DeevoError, match="population_min is 13, above the population's 12"):
+        deevo.DifferentialEvolution(population(12), population_min=13)
+
+
+def test_reduced_runs_resume_bit_for_bit() -> None:
+    def fresh() -> deevo.DifferentialEvolution:
+        return deevo.DifferentialEvolution(population(9), generations=12, population_min=4, seed=2)
+
+    whole, cut = fresh(), fresh()
+    advance(whole, 13)
+    advance(cut, 7)
+    state = cut.state_dict()
+    resumed = fresh()
+    resumed.load_state_dict(state)
+    advance(resumed, 6)
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("unit", ["channel", "tensor"])
+def test_crossover_units_stay_together(unit: str) -> None:
+    """Within a unit a trial is all parent or all mutant; pure mutants are a fixed average."""
+    pop = population(8)
+    pool = [("half", "0.5*r1 + 0.5*r2", "bin")]
+    de = deevo.DifferentialEvolution(
+        pop, strategies=pool, crossover_unit=unit, cr_init=0.5, j_rand=True, seed=5
+    )
+    advance(de, 1)
+    rows = de.ask().rows(range(8))
+    mixed = 0
+    starts = [*pop.layout.genes(unit).tolist(), pop.dim]
+    for row, parent in zip(rows, pop.rows, strict=True):
+        taken = []
+        for start, end in itertools.pairwise(starts):
+            same = row[start:end] == parent[start:end]
+            nonzero = parent[start:end] != 0.0  # pads are equal either way
+            assert bool(same[nonzero].all()) or not bool(same[nonzero].any())
+            taken.append(not bool(same[nonzero].all()))
+        assert any(taken)  # j_rand
+        mixed += not all(taken)
+    assert mixed > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bounds_hold_all_the_way(dtype: torch.dtype) -> None:
+    pop = population(8, dtype=dtype)
+    pool = [("far", "target + 2.0*(r1 - r2)", "bin")]
+    bound = 4.1  # no dtype holds it
+    assert float(pop.rows[:, : pop.layout.nonneg_start].abs().max()) < bound
+    de = deevo.DifferentialEvolution(pop, strategies=pool, lower=-bound, upper=bound)
+    touched = 0
+    for _ in range(6):
+        trials = de.ask()
+        rows = trials.rows(range(8))[:, : pop.layout.nonneg_start]
+        assert float(rows.abs().max()) <= bound
+        touched += int((rows.abs() > 0.5 * bound).sum())
+        de.tell(torch.rand(8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+        de.ask()
+        de.tell(-torch.ones(8, dtype=torch.float64) * de.generation)  # take every trial
+    assert touched > 0
+    with pytest.raises(DeevoError, match="has weights outside"):
+        deevo.DifferentialEvolution(population(8), lower=-0.01, upper=0.01)

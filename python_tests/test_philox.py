@@ -84,7 +84,7 @@ def test_purposes_are_the_contracts() -> None:
 def test_mask_order() -> None:
     """Weight 8b + 2w + h uses word w of block b, h = 0 its low 16 bits; 7 rounds."""
     seed, generation, member = BIG_SEED, 12, 345
-    draws = philox.mask_draws(16, 24, generation, member, seed)
+    draws = philox.mask_draws(Purpose.MASK, 16, 24, generation, member, seed)
     for b in range(3):
         block = words(1, generation, member, 2 + b, seed)
         for w in range(4):
@@ -95,7 +95,7 @@ def test_mask_order() -> None:
 @pytest.mark.parametrize("first", [0, 8, 2**31, 2**35 - 16])
 def test_masks_of_any_slice(first: int) -> None:
     """Also where the block number passes 2^32 and wraps."""
-    draws = philox.mask_draws(first, 37, 2, 1, 77).tolist()
+    draws = philox.mask_draws(Purpose.MASK, first, 37, 2, 1, 77).tolist()
     assert draws == [mask_bits(first + j, 2, 1, 77) for j in range(37)]
 
 

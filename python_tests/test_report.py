@@ -76,7 +76,7 @@ def test_greedy_soup_is_the_greedy_choice() -> None:
         return float((row.double() - target.double()).square().sum())
 
     losses = [score(row, None) for row in pop.rows]
-    chosen, best = greedy_soup(pop, losses, score)
+    chosen, best = greedy_soup(pop, range(pop.size), losses, score)
     expected = [int(np.argmin(losses))]
     for member in sorted(range(6), key=losses.__getitem__)[1:]:
         if score(pop.mean([*expected, member]), None) <= score(pop.mean(expected), None):

@@ -24,7 +24,8 @@ def test_columns_fit_their_tables() -> None:
     codes, factors = tables.StrategyColumn.TERM_CODES, tables.StrategyColumn.TERM_COEFFICIENTS
     assert codes + tables.MAX_TERMS == factors
     assert factors + 4 * tables.MAX_TERMS == tables.StrategyColumn.ODDS_INIT
-    assert tables.ChoiceColumn.ROWS + tables.MAX_TERMS == tables.NUM_CHOICE_COLUMNS
+    assert tables.ChoiceColumn.ROWS + tables.MAX_TERMS == tables.ChoiceColumn.FORCED
+    assert tables.ChoiceColumn.FORCED + 1 == tables.NUM_CHOICE_COLUMNS
     assert max(tables.ParameterColumn) + 1 == tables.NUM_PARAMETER_COLUMNS
 
 

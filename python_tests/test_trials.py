@@ -37,7 +37,7 @@ from support.operators import (
     same_bits,
 )
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
 SMALL = (1, 3, 7, 8, 9, 31, 64, 127, 129)
 LARGE = (2**16 - 1, 2**16 + 1)
@@ -164,7 +164,7 @@ def test_no_rows_at_all(backend: str) -> None:
                         1, 16)  # fmt: skip
         assert empty.trials(nothing).shape == (0, 16)
     narrow = Weights(w.population[:, :0], w.archive[:0], w.choices, w.coefficients, 1, 0)
-    narrow.choices[:, ChoiceColumn.BASE_ROW :] = 0
+    narrow.choices[:, ChoiceColumn.BASE_ROW : ChoiceColumn.FORCED] = 0
     assert narrow.trials().shape == (4, 0)
 
 

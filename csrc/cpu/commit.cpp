@@ -79,12 +79,9 @@ const char* commit(const Generation& g, const uint8_t* accepted, const int32_t* 
     if (slot >= 0) taken[slot] = true;
     members.push_back(member);
   }
+  if (const char* error = check_genes(g)) return error;
   if (members.empty()) return nullptr;
-  if (g.storage == Storage::kFloat32) {
-    run<Float32>(g, members, archive_slot);
-  } else {
-    run<BFloat16>(g, members, archive_slot);
-  }
+  dispatch(g.storage, [&](auto storage) { run<decltype(storage)>(g, members, archive_slot); });
   return nullptr;
 }
 

@@ -1,7 +1,9 @@
 // The inner loops of trials and commit, compiled once per instruction set and chosen at run time.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "deevo/trials.h"
 
@@ -17,6 +19,7 @@ struct Span {
   int terms;
   const uint16_t* draws;  // null: every weight takes the mutant
   int32_t threshold;
+  Bounds bounds;  // of the columns before the non-negative tail
 };
 
 // mask_draws writes whole batches of this many blocks: its output needs room for them.
@@ -32,12 +35,16 @@ struct Loops {
   // Columns [0, nonneg) of the span, then [nonneg, size) under the rule for the non-negative tail.
   void (*trial_float32)(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg);
   void (*trial_bfloat16)(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg);
+  void (*trial_float16)(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg);
 
   void trial(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg) const {
     trial_float32(span, out, size, nonneg);
   }
   void trial(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg) const {
     trial_bfloat16(span, out, size, nonneg);
+  }
+  void trial(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg) const {
+    trial_float16(span, out, size, nonneg);
   }
 };
 

@@ -39,7 +39,8 @@ inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
 
 }  // namespace
 
-const Loops kAvx2Loops = {"avx2", supported, mask_draws, trial<Float32>, trial<BFloat16>};
+const Loops kAvx2Loops = {"avx2",         supported,       mask_draws,
+                          trial<Float32>, trial<BFloat16>, trial<Float16>};
 
 }  // namespace deevo::cpu
 

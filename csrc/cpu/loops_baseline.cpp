@@ -50,6 +50,7 @@ bool supported() { return true; }
 
 }  // namespace
 
-const Loops kBaselineLoops = {"baseline", supported, mask_draws, trial<Float32>, trial<BFloat16>};
+const Loops kBaselineLoops = {"baseline",     supported,       mask_draws,
+                              trial<Float32>, trial<BFloat16>, trial<Float16>};
 
 }  // namespace deevo::cpu

@@ -43,13 +43,14 @@ void mask_draws(uint16_t* draws, int64_t first_block, int64_t blocks, int64_t ge
   }
 }
 
-template <class S, int kTerms, bool kMasked, bool kNonNegative>
+template <class S, int kTerms, bool kMasked, int kLimits>
 void trial_loop(const Span<S>& span, typename S::Stored* __restrict out, int64_t begin,
                 int64_t end) {
   const typename S::Stored* __restrict parent = span.parent;
   const typename S::Stored* __restrict base = span.base;
   const uint16_t* __restrict draws = span.draws;
   const uint32_t threshold = static_cast<uint32_t>(span.threshold);
+  const Bounds bounds = span.bounds;
   const typename S::Stored* rows[kMaxTerms] = {};
   float c[kMaxTerms] = {};
   for (int m = 0; m < kTerms; ++m) {
@@ -61,7 +62,7 @@ void trial_loop(const Span<S>& span, typename S::Stored* __restrict out, int64_t
     float v = b;
     for (int m = 0; m < kTerms; ++m) v = v + c[m] * (S::widen(rows[m][j]) - b);
     const bool take = kMasked ? draws[j] < threshold : true;
-    out[j] = trial_weight<S, kNonNegative>(parent[j], v, take);
+    out[j] = trial_weight<S, kLimits>(parent[j], v, take, bounds);
   }
 }
 
@@ -74,20 +75,20 @@ inline uint32_t pair_at(const uint16_t* row, int64_t j) {
 }
 
 // The trial of one weight, in the high half; `parent` is the parent's value there.
-template <int kTerms, bool kNonNegative>
+template <int kTerms, int kLimits>
 inline uint32_t trial_high(uint32_t parent, uint32_t base, const uint32_t* rows, const float* c,
-                           bool take) {
+                           bool take, Bounds bounds) {
   const float b = float_of(base);
   float v = b;
   for (int m = 0; m < kTerms; ++m) v = v + c[m] * (float_of(rows[m]) - b);
-  if (kNonNegative) v = v > 0.0f ? v : 0.5f * float_of(parent);
+  v = limited<BFloat16, kLimits>(static_cast<uint16_t>(parent >> 16), v, bounds);
   const uint32_t bits = bits_of(v);
   const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
   const bool finite = (bits & 0x7FFFFFFFu) < 0x7F7F8000u;  // from there on it rounds to infinity
   return (take & finite) ? rounded : parent;
 }
 
-template <int kTerms, bool kMasked, bool kNonNegative>
+template <int kTerms, bool kMasked, int kLimits>
 void trial_pairs(const Span<BFloat16>& span, uint16_t* __restrict out, int64_t begin, int64_t end) {
   constexpr uint32_t kHigh = 0xFFFF0000u;
   const uint16_t* __restrict parent = span.parent;
@@ -95,6 +96,7 @@ void trial_pairs(const Span<BFloat16>& span, uint16_t* __restrict out, int64_t b
   const uint16_t* __restrict draws = span.draws;
   const uint32_t limit = static_cast<uint32_t>(span.threshold - 1);
   const uint32_t high_limit = limit << 16 | 0xFFFFu;
+  const Bounds bounds = span.bounds;
   const uint16_t* rows[kMaxTerms] = {};
   float c[kMaxTerms] = {};
   for (int m = 0; m < kTerms; ++m) {
@@ -112,33 +114,42 @@ void trial_pairs(const Span<BFloat16>& span, uint16_t* __restrict out, int64_t b
     }
     const bool take_low = kMasked ? (d & 0xFFFFu) <= limit : true;
     const bool take_high = kMasked ? d <= high_limit : true;
-    const uint32_t first = trial_high<kTerms, kNonNegative>(p << 16, b << 16, low, c, take_low);
+    const uint32_t first = trial_high<kTerms, kLimits>(p << 16, b << 16, low, c, take_low, bounds);
     const uint32_t second =
-        trial_high<kTerms, kNonNegative>(p & kHigh, b & kHigh, high, c, take_high);
+        trial_high<kTerms, kLimits>(p & kHigh, b & kHigh, high, c, take_high, bounds);
     const uint32_t both = first >> 16 | (second & kHigh);
     memcpy(out + j, &both, sizeof both);
   }
 }
 
-template <class S, int kTerms, bool kMasked, bool kNonNegative>
+template <class S, int kTerms, bool kMasked, int kLimits>
 void trial_span(const Span<S>& span, typename S::Stored* out, int64_t begin, int64_t end) {
-  if constexpr (sizeof(typename S::Stored) == 2) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
     const int64_t odd = end > begin ? (end - begin) % 2 : 0;
-    trial_pairs<kTerms, kMasked, kNonNegative>(span, out, begin, end - odd);
-    trial_loop<S, kTerms, kMasked, kNonNegative>(span, out, end - odd, end);
+    trial_pairs<kTerms, kMasked, kLimits>(span, out, begin, end - odd);
+    trial_loop<S, kTerms, kMasked, kLimits>(span, out, end - odd, end);
   } else {
-    trial_loop<S, kTerms, kMasked, kNonNegative>(span, out, begin, end);
+    trial_loop<S, kTerms, kMasked, kLimits>(span, out, begin, end);
   }
+}
+
+template <class S, int kTerms, bool kMasked>
+void trial_limits(const Span<S>& span, typename S::Stored* out, int64_t size, int64_t nonneg) {
+  const bool bounded = span.bounds.lower > -INFINITY || span.bounds.upper < INFINITY;
+  if (bounded) {
+    trial_span<S, kTerms, kMasked, kBounded>(span, out, 0, nonneg);
+  } else {
+    trial_span<S, kTerms, kMasked, kUnlimited>(span, out, 0, nonneg);
+  }
+  trial_span<S, kTerms, kMasked, kNonNegative>(span, out, nonneg, size);
 }
 
 template <class S, int kTerms>
 void trial_terms(const Span<S>& span, typename S::Stored* out, int64_t size, int64_t nonneg) {
   if (span.draws != nullptr) {
-    trial_span<S, kTerms, true, false>(span, out, 0, nonneg);
-    trial_span<S, kTerms, true, true>(span, out, nonneg, size);
+    trial_limits<S, kTerms, true>(span, out, size, nonneg);
   } else {
-    trial_span<S, kTerms, false, false>(span, out, 0, nonneg);
-    trial_span<S, kTerms, false, true>(span, out, nonneg, size);
+    trial_limits<S, kTerms, false>(span, out, size, nonneg);
   }
 }
 

@@ -6,10 +6,11 @@
 
 #include "deevo/plan.h"
 #include "deevo/tell.h"
+#include "deevo/trials.h"
 
 namespace deevo::cpu {
 
-enum class Storage { kFloat32, kBFloat16 };
+enum class Storage { kFloat32, kBFloat16, kFloat16 };
 
 // A matrix of weights: rows of `columns` elements, `stride` elements apart.
 struct Rows {
@@ -28,17 +29,41 @@ struct Generation {
   int64_t first_weight;  // flat index of column 0, a multiple of 8
   const int32_t* choices;
   const float* coefficients;
+  const int64_t* genes;  // [num_genes], where each segment of a row starts; none: weights draw
+  int64_t num_genes;
+  const int32_t* gene_mask;  // [NP, gene_words(num_genes)]
+  Bounds bounds;
   Key key;
   int64_t threads;
 };
 
-const char* plan(const double* settings, const double* strategies, int64_t num_strategies,
-                 const double* state, const double* fitness, int64_t num_members,
-                 int64_t generation, Key key, int32_t* choices, double* parameters,
-                 float* coefficients);
+// Calls run with the storage type that the population has.
+template <class Run>
+void dispatch(Storage storage, const Run& run) {
+  switch (storage) {
+    case Storage::kFloat32:
+      return run(Float32());
+    case Storage::kBFloat16:
+      return run(BFloat16());
+    case Storage::kFloat16:
+      return run(Float16());
+  }
+}
 
-const char* tell(const TellInputs& in, double* state, double* fitness, int64_t* generation,
-                 uint8_t* accepted, int32_t* archive_slot);
+// All plans of a generation.
+struct PlanTables {
+  int32_t* choices;
+  double* parameters;
+  float* coefficients;
+  int32_t* gene_mask;
+};
+
+const char* plan(const double* settings, const double* strategies, int64_t num_strategies,
+                 const double* state, const double* fitness, const uint8_t* alive,
+                 int64_t num_members, int64_t generation, Key key, const PlanTables& out);
+
+const char* tell(const TellInputs& in, double* state, double* fitness, uint8_t* alive,
+                 int64_t* generation, uint8_t* accepted, int32_t* archive_slot);
 
 const char* trials(const Generation& g, const int64_t* members, int64_t num_trials, Rows out);
 

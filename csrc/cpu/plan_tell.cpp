@@ -1,6 +1,5 @@
 // plan and tell on the CPU: NP numbers, so one thread does it.
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "operators.h"
@@ -13,6 +12,10 @@ namespace {
 const char* check_generation(int64_t generation) {
   const bool usable = generation >= 1 && generation <= 0x7FFFFFFF;
   return usable ? nullptr : "generation is not in 1..2147483647";
+}
+
+const char* check_living(int64_t living) {
+  return living >= 2 ? nullptr : "alive leaves fewer than two members";
 }
 
 const char* check_strategy(const double* strategy) {
@@ -43,9 +46,8 @@ const char* check_state(const TellInputs& in, const double* state) {
 }  // namespace
 
 const char* plan(const double* settings, const double* strategies, int64_t num_strategies,
-                 const double* state, const double* fitness, int64_t num_members,
-                 int64_t generation, Key key, int32_t* choices, double* parameters,
-                 float* coefficients) {
+                 const double* state, const double* fitness, const uint8_t* alive,
+                 int64_t num_members, int64_t generation, Key key, const PlanTables& out) {
   if (const char* error = check_generation(generation)) return error;
   for (int64_t k = 0; k < num_strategies; ++k) {
     if (const char* error = check_strategy(strategies + k * kStrategyColumns)) return error;
@@ -53,25 +55,43 @@ const char* plan(const double* settings, const double* strategies, int64_t num_s
   const FloatEnvironment environment;
   std::vector<double> clean(num_members);
   std::transform(fitness, fitness + num_members, clean.begin(), clean_fitness);
-  std::vector<int32_t> by_rank(num_members);
-  std::iota(by_rank.begin(), by_rank.end(), 0);
+  std::vector<int32_t> living, by_rank;
+  for (int64_t i = 0; i < num_members; ++i) {
+    if (alive[i]) living.push_back(static_cast<int32_t>(i));
+  }
+  if (const char* error = check_living(static_cast<int64_t>(living.size()))) return error;
+  by_rank = living;
   std::stable_sort(by_rank.begin(), by_rank.end(),
                    [&](int32_t a, int32_t b) { return clean[a] < clean[b]; });
   const double infinity = clean_fitness(double_of(0x7FF8000000000000ull));
   const int64_t num_valid =
-      std::count_if(clean.begin(), clean.end(), [&](double value) { return value < infinity; });
-  const PlanInputs in = {settings,       strategies, num_strategies, state,      clean.data(),
-                         by_rank.data(), num_valid,  num_members,    generation, key};
+      std::count_if(living.begin(), living.end(), [&](int32_t i) { return clean[i] < infinity; });
+  const PlanInputs in = {
+      settings,     strategies,    num_strategies, state,
+      clean.data(), living.data(), by_rank.data(), static_cast<int64_t>(living.size()),
+      num_valid,    num_members,   generation,     key};
+  const int64_t genes = static_cast<int64_t>(settings[kGenes]), words = gene_words(genes);
+  int64_t position = 0;
   for (int64_t i = 0; i < num_members; ++i) {
-    plan_member(in, i,
-                {choices + i * kChoiceColumns, parameters + i * kParameterColumns,
-                 coefficients + i * kMaxTerms});
+    const PlanRow row = {out.choices + i * kChoiceColumns, out.parameters + i * kParameterColumns,
+                         out.coefficients + i * kMaxTerms};
+    int32_t* mask = out.gene_mask + i * words;
+    if (!alive[i]) {
+      plan_dead(in, i, row);
+      std::fill(mask, mask + words, 0);
+      continue;
+    }
+    const int32_t forced = plan_member(in, position++, row);
+    for (int64_t word = 0; word < words; ++word) {
+      mask[word] = static_cast<int32_t>(
+          gene_mask_word(word, genes, generation, i, row.choices[kThreshold], forced, key));
+    }
   }
   return nullptr;
 }
 
-const char* tell(const TellInputs& in, double* state, double* fitness, int64_t* generation,
-                 uint8_t* accepted, int32_t* archive_slot) {
+const char* tell(const TellInputs& in, double* state, double* fitness, uint8_t* alive,
+                 int64_t* generation, uint8_t* accepted, int32_t* archive_slot) {
   if (const char* error = check_generation(*generation)) return error;
   for (int64_t i = 0; i < in.num_members; ++i) {
     const int32_t* choice = in.choices + i * kChoiceColumns;
@@ -80,11 +100,14 @@ const char* tell(const TellInputs& in, double* state, double* fitness, int64_t* 
       return "choices name a strategy that does not exist";
     }
   }
+  const auto lives = [](uint8_t value) { return value != 0; };
+  const int64_t living = std::count_if(alive, alive + in.num_members, lives);
+  if (const char* error = check_living(living)) return error;
   if (const char* error = check_state(in, state)) return error;
   const FloatEnvironment environment;
   std::vector<double> improvement(in.num_members), scratch(2 * power_of_two(in.num_members));
-  tell_generation(
-      in, {state, fitness, generation, accepted, archive_slot, improvement.data(), scratch.data()});
+  tell_generation(in, {state, fitness, alive, generation, accepted, archive_slot,
+                       improvement.data(), scratch.data()});
   return nullptr;
 }
 

@@ -114,6 +114,40 @@ inline void end_streaming() {
 #endif
 }
 
+// The draws of columns [first, first + size) of a member, such that a weight takes the mutant where
+// its draw < the returned threshold; draws are not written where that is 0 or 65536, none or all.
+inline int32_t crossover_draws(const Generation& g, int64_t member, int64_t first, int64_t size,
+                               uint16_t* draws) {
+  constexpr uint16_t kTaken = 0, kLeft = 0xFFFF;
+  const int32_t* choice = g.choices + member * kChoiceColumns;
+  const int64_t flat = g.first_weight + first;
+  if (g.num_genes > 0) {
+    const int32_t* mask = g.gene_mask + member * gene_words(g.num_genes);
+    const int64_t* end = g.genes + g.num_genes;
+    const int64_t* next = std::upper_bound(g.genes, end, flat);  // start of the gene after this
+    for (int64_t j = 0; j < size;) {
+      const int64_t gene = next - g.genes - 1;
+      const int64_t stop = next == end ? size : std::min(size, *next - flat);
+      const bool taken = (static_cast<uint32_t>(mask[gene / 32]) >> (gene % 32)) & 1u;
+      std::fill(draws + j, draws + stop, taken ? kTaken : kLeft);
+      j = stop;
+      if (next != end) ++next;
+    }
+    return 1;
+  }
+  const int32_t threshold = choice[kThreshold];
+  const int64_t forced = choice[kForced] - flat;
+  const bool forces = choice[kForced] >= 0 && forced >= 0 && forced < size;
+  if (threshold == 65536 || (threshold == 0 && !forces)) return threshold;
+  if (threshold == 0) {
+    std::fill(draws, draws + size, kLeft);
+  } else {
+    loops().mask_draws(draws, flat / 8, (size + 7) / 8, choice[kGeneration], member, g.key);
+  }
+  if (forces) draws[forced] = kTaken;
+  return std::max(threshold, 1);
+}
+
 // The trial of `member` in one tile. row_at(i) points to the tile's first column in row i;
 // after_piece() is called about every kPiece columns.
 template <class S, bool kStreaming, class RowAt, class AfterPiece>
@@ -122,7 +156,6 @@ void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row
   using Stored = typename S::Stored;
   const Loops& kernel = loops();
   const int32_t* choice = g.choices + member * kChoiceColumns;
-  const int32_t threshold = choice[kThreshold];
   const int terms = choice[kTerms];
   const Stored* parent = row_at(static_cast<int32_t>(member));
   const Stored* base = row_at(choice[kBaseRow]);
@@ -132,15 +165,12 @@ void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row
     const int64_t first = tile.begin + at;
     const int64_t size = std::min(kPiece, tile.size - at);
     const Stored* made = parent + at;
+    const int32_t threshold = crossover_draws(g, member, first, size, scratch.draws);
     if (threshold > 0) {
-      Span<S> span = {parent + at, base + at, {},       g.coefficients + member * kMaxTerms,
-                      terms,       nullptr,   threshold};
+      Span<S> span = {parent + at, base + at, {},        g.coefficients + member * kMaxTerms,
+                      terms,       nullptr,   threshold, g.bounds};
       for (int m = 0; m < terms; ++m) span.rows[m] = rows[m] + at;
-      if (threshold < 65536) {
-        kernel.mask_draws(scratch.draws, (g.first_weight + first) / 8, (size + 7) / 8,
-                          choice[kGeneration], member, g.key);
-        span.draws = scratch.draws;
-      }
+      if (threshold < 65536) span.draws = scratch.draws;
       Stored* to = kStreaming ? scratch.trial : out + at;
       kernel.trial(span, to, size, std::clamp<int64_t>(g.nonneg_start - first, 0, size));
       made = to;
@@ -167,6 +197,13 @@ inline const char* check_choice(const Generation& g, int64_t member) {
     }
   }
   return nullptr;
+}
+
+// As the reference: ascending starts of segments, the first at 0.
+inline const char* check_genes(const Generation& g) {
+  bool good = g.num_genes == 0 || g.genes[0] == 0;
+  for (int64_t k = 1; k < g.num_genes; ++k) good = good && g.genes[k - 1] < g.genes[k];
+  return good ? nullptr : "genes are not ascending starts of segments, the first at 0";
 }
 
 // The rows that the trials of these members read, each once.

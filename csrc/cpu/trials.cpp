@@ -54,12 +54,9 @@ const char* trials(const Generation& g, const int64_t* members, int64_t num_tria
   for (int64_t e = 0; e < num_trials; ++e) {
     if (const char* error = check_choice(g, members[e])) return error;
   }
+  if (const char* error = check_genes(g)) return error;
   if (num_trials == 0) return nullptr;
-  if (g.storage == Storage::kFloat32) {
-    run<Float32>(g, members, num_trials, out);
-  } else {
-    run<BFloat16>(g, members, num_trials, out);
-  }
+  dispatch(g.storage, [&](auto storage) { run<decltype(storage)>(g, members, num_trials, out); });
   return nullptr;
 }
 

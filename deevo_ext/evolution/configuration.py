@@ -8,7 +8,7 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from deevo_ext.tables import Setting, StateLayout, StrategyColumn, state_layout
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
 SINUSOIDS = {"ensemble": 0, "decreasing": 1, "increasing": 2, "none": 3}
 CR_MEANS = {"lehmer": 0, "arithmetic": 1}
+CROSSOVER_UNITS = ("weight", "channel", "tensor")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ class Configuration:
     best_excludes_target: "best" is the best other member (E), else the best of all (D).
     trig_offset: trigonometric mutation weighs loss minus the population's least loss (ours, off).
     archive_size: replaced parents that stay available to strategies that name "archive" (SHADE).
+    crossover_unit: what binomial crossover exchanges: "weight" (the standard), "channel" (a slice
+        along a tensor's first dimension) or "tensor" (ours).
+    j_rand: binomial crossover takes at least one weight (channel, tensor) from the mutant (SaDE,
+        SHADE; D/E have none, and at millions of weights it makes no difference).
+    lower, upper: bounds around 0 of every weight but BatchNorm variances; a mutant beyond one is
+        put half way to it from its parent (SHADE). They are rounded towards 0 to what the rows
+        hold. None: none (D/E).
+    population_min: members left after the last generation by L-SHADE's linear reduction, with
+        generations as its clock; the worst go first. 0: nobody goes (D/E).
     """
 
     strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)
@@ -84,6 +94,11 @@ class Configuration:
     best_excludes_target: bool = False
     trig_offset: bool = False
     archive_size: int = 0
+    crossover_unit: str = "weight"
+    j_rand: bool = False
+    lower: float | None = None
+    upper: float | None = None
+    population_min: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", _pool(self.strategies))
@@ -107,6 +122,18 @@ class Configuration:
                 raise DeevoError(
                     f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
                 )
+        for name, low, high in (("lower", -math.inf, 0.0), ("upper", 0.0, math.inf)):
+            bound = getattr(self, name)
+            if bound is not None and not (isinstance(bound, (int, float)) and low <= bound <= high):
+                raise DeevoError(
+                    f"{name} is {bound!r}; expected None or a number in [{low}, {high}]: bounds "
+                    "lie around 0, which the pads of a row hold"
+                )
+        if 0 < self.population_min < max(self.members_needed, 4):
+            raise DeevoError(
+                f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
+                f"{max(self.members_needed, 4)}, which the strategies need"
+            )
         uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
         if uses_archive and self.archive_size == 0:
             raise DeevoError(
@@ -119,8 +146,12 @@ class Configuration:
         """The smallest population that the pool can work on."""
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
 
-    def settings(self) -> torch.Tensor:
-        """The operators' ``settings`` tensor, float64 [len(Setting)]."""
+    def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
+        """The operators' ``settings`` tensor, float64 [len(Setting)].
+
+        weights: length of a row up to its last weight that is no pad, which j_rand is drawn from;
+        genes: segments that crossover exchanges, 0 for single weights.
+        """
         values: dict[Setting, float] = {
             Setting.GENERATIONS: self.generations,
             Setting.SWITCH_GENERATION: self.switch * self.generations,
@@ -148,6 +179,9 @@ class Configuration:
             Setting.BEST_EXCLUDES_TARGET: self.best_excludes_target,
             Setting.TRIG_OFFSET: self.trig_offset,
             Setting.ARCHIVE_CAPACITY: self.archive_size,
+            Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
+            Setting.GENES: genes,
+            Setting.POPULATION_MIN: self.population_min,
         }
         return torch.tensor([float(values[setting]) for setting in Setting], dtype=torch.float64)
 
@@ -205,6 +239,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("pbest_min", *_UNIT),
     ("pbest_max", *_UNIT),
     ("archive_size", 0, 10**6),
+    ("population_min", 0, 10**6),
 ]
 _COUNTS = (
     "generations",
@@ -213,13 +248,15 @@ _COUNTS = (
     "memory_size",
     "sinusoid_period",
     "archive_size",
+    "population_min",
 )
-_SWITCHES = ("adapt_strategies", "adapt_memories", "best_excludes_target", "trig_offset")
+_SWITCHES = ("adapt_strategies", "adapt_memories", "best_excludes_target", "trig_offset", "j_rand")
 _PBEST = ("pbest_min", "pbest_max")
-_CHOICES: dict[str, dict[str, int]] = {
+_CHOICES: dict[str, Collection[str]] = {
     "f_distribution": F_DISTRIBUTIONS,
     "cr_mean": CR_MEANS,
     "sinusoid": SINUSOIDS,
+    "crossover_unit": CROSSOVER_UNITS,
 }
 
 

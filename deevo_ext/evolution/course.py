@@ -7,6 +7,7 @@ replay applies them alone. Both give the same bits, because fitness values are i
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,10 +133,12 @@ class Course:
         Returns the record's "validation" part after taking it into account.
         """
         population = self.de.population
-        everyone = list(range(population.size))
-        scores = [score(population.rows[i], population.statistics[i]) for i in everyone]
+        everyone = self.de.living.tolist()
+        scores = [math.inf] * population.size
+        for i in everyone:
+            scores[i] = score(population.rows[i], population.statistics[i])
         member = min(everyone, key=scores.__getitem__)
-        soup, soup_score = greedy_soup(population, scores, score)
+        soup, soup_score = greedy_soup(population, everyone, scores, score)
         mean_score = score(*average(population, everyone))
         found = {
             "member": {"members": [member], "score": scores[member].hex()},

@@ -16,14 +16,16 @@ from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source
 class Generation:
     """A generation's plan and outcome.
 
-    choices and parameters: the plan (`deevo_ext.tables`); parent_fitness, trial_fitness float64
-    [NP]; accepted bool [NP]; strategies and crossovers: the pool's; odds: the strategy odds for the
+    members: the n members alive in it, int64, ascending, and row by row for them: choices and
+    parameters, the plan (`deevo_ext.tables`); parent_fitness, trial_fitness float64 [n]; accepted
+    bool [n]. strategies and crossovers: the pool's; odds: the strategy odds for the
     next generation.
     """
 
     generation: int
     strategies: tuple[str, ...]
     crossovers: tuple[str, ...]
+    members: torch.Tensor
     choices: torch.Tensor
     parameters: torch.Tensor
     parent_fitness: torch.Tensor
@@ -33,7 +35,7 @@ class Generation:
 
     @property
     def improvement(self) -> torch.Tensor:
-        """Parent's minus trial's fitness, float64 [NP]; NaN fitness counts as +inf."""
+        """Parent's minus trial's fitness, float64 [n]; NaN fitness counts as +inf."""
         trial = torch.where(self.trial_fitness.isnan(), math.inf, self.trial_fitness)
         return self.parent_fitness - trial
 
@@ -73,14 +75,15 @@ class Generation:
 
     def trials(self) -> Iterator[dict[str, Any]]:
         """One record per member: what its trial was made of and what became of it."""
-        for i, (choice, parameters) in enumerate(
-            zip(self.choices.tolist(), self.parameters.tolist(), strict=True)
-        ):
+        table = zip(
+            self.members.tolist(), self.choices.tolist(), self.parameters.tolist(), strict=True
+        )
+        for i, (member, choice, parameters) in enumerate(table):
             terms = choice[ChoiceColumn.TERMS]
             rows = choice[ChoiceColumn.ROWS : ChoiceColumn.ROWS + terms]
             yield {
                 "generation": self.generation,
-                "member": i,
+                "member": member,
                 "strategy": self.strategies[choice[ChoiceColumn.STRATEGY]],
                 "f_source": Source(choice[ChoiceColumn.SOURCE]).name.lower(),
                 "f": parameters[ParameterColumn.F],
@@ -99,15 +102,17 @@ def _mean(values: torch.Tensor) -> float:
     return float(values.mean()) if values.numel() else math.nan
 
 
-def diversity(rows: torch.Tensor) -> float:
-    """Root mean square Euclidean distance between two members of [NP, D] rows.
+def diversity(rows: torch.Tensor, members: torch.Tensor) -> float:
+    """Root mean square Euclidean distance between two of these n members of [NP, D] rows.
 
-    sqrt(2 NP/(NP-1) * mean_i |x_i - mean|^2): one pass over the weights, in column chunks, float64
+    sqrt(2 n/(n-1) * mean_i |x_i - mean|^2): one pass over the weights, in column chunks, float64
     sums.
     """
-    size, columns = rows.shape
+    size, columns = members.numel(), rows.shape[1]
+    everyone = size == rows.shape[0]
     total = 0.0
     for start in range(0, columns, 1 << 18):
-        chunk = rows[:, start : start + (1 << 18)].float()
+        chunk = rows[:, start : start + (1 << 18)]
+        chunk = (chunk if everyone else chunk[members]).float()
         total += float((chunk - chunk.mean(dim=0)).square_().sum(dtype=torch.float64))
     return math.sqrt(2.0 * total / (size - 1))

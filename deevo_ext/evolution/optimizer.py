@@ -23,6 +23,7 @@ from deevo_ext.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
     NUM_PARAMETER_COLUMNS,
+    gene_words,
 )
 
 Callback = Callable[[dict[str, float]], None]
@@ -32,8 +33,10 @@ class Trials:
     """What waits for fitness values: a generation's trials, or the parents themselves.
 
     Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
-    parents), ``size`` (NP: one row per member), ``tail`` (a copy of the members' BatchNorm
-    variances, which a model in train mode would overwrite through views).
+    parents), ``members`` (int64, ascending: whose rows want a score; all of them but those that
+    population reduction has taken out), ``size`` (NP: the fitness values to tell), ``tail`` (a
+    copy of the members' BatchNorm variances, which a model in train mode would overwrite through
+    views).
     """
 
     def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:
@@ -41,6 +44,7 @@ class Trials:
         self.generation = generation
         self.parents = parents
         self.tail = _tail(owner.population).clone()
+        self.members = owner.living
         self.size = owner.population.size
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -51,18 +55,20 @@ class Trials:
         return out
 
     def chunks(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields (members int64 [e], rows [e, D]) for all members, at most `size` at a time.
+        """Yields (members int64 [e], rows [e, D]) for all of `members`, at most `size` at a time.
 
         Rows are valid until the next chunk: trials share one buffer, parents are the population.
         """
         if size < 1:
             raise DeevoError(f"size is {size}; expected at least one row per chunk")
-        buffer = None if self.parents else self._owner.chunk_buffer(min(size, self.size))
-        for start in range(0, self.size, size):
-            members = torch.arange(start, min(start + size, self.size))
-            if buffer is None:
+        count, rows = self.members.numel(), self._owner.population.rows
+        in_place = self.parents and count == rows.shape[0]
+        buffer = rows if in_place else self._owner.chunk_buffer(min(size, count))
+        for members in self.members.split(size):
+            if in_place:
                 self._require_current()
-                yield members, self._owner.population.rows[start : start + members.numel()]
+                start = int(members[0])
+                yield members, rows[start : start + members.numel()]
             else:
                 self._fill(members, buffer[: members.numel()])
                 yield members, buffer[: members.numel()]
@@ -131,6 +137,11 @@ class DifferentialEvolution:
                 "(the target and distinct random members): give more checkpoints or strategies "
                 "with fewer of r1..r5"
             )
+        if self.configuration.population_min > population.size:
+            raise DeevoError(
+                f"population_min is {self.configuration.population_min}, above the population's "
+                f"{population.size} members; expected at most that"
+            )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")
         self.population = population
@@ -140,10 +151,16 @@ class DifferentialEvolution:
         self.scored = False  # whether the parents have a fitness
 
         size = population.size
-        self._settings = self.configuration.settings()
+        layout = population.layout
+        self._bounds = _bounds(self.configuration, population)
+        self._genes = layout.genes(self.configuration.crossover_unit)
+        genes = self._genes.numel()
+        self._settings = self.configuration.settings(layout.weights, genes)
         self._strategies = compile_pool(self.configuration.strategies)
         self._state = self.configuration.initial_state()
         self._fitness = torch.full((size,), math.inf, dtype=torch.float64)
+        self._alive = torch.ones(size, dtype=torch.uint8)
+        self._gene_mask = torch.zeros(size, gene_words(genes), dtype=torch.int32)
         self._generation = torch.ones(1, dtype=torch.int64)
         self._choices = torch.zeros(size, NUM_CHOICE_COLUMNS, dtype=torch.int32)
         self._parameters = torch.zeros(size, NUM_PARAMETER_COLUMNS, dtype=torch.float64)
@@ -159,8 +176,13 @@ class DifferentialEvolution:
         return int(self._generation.item()) - 1
 
     @property
+    def living(self) -> torch.Tensor:
+        """The members that population reduction has left, int64, ascending; at first all."""
+        return self._alive.nonzero().reshape(-1)
+
+    @property
     def fitness(self) -> torch.Tensor:
-        """The parents' fitness, float64 [NP], a copy; +inf before they were scored."""
+        """The parents' fitness, float64 [NP], a copy; +inf unless scored and alive."""
         return self._fitness.clone()
 
     @property
@@ -208,11 +230,13 @@ class DifferentialEvolution:
             self._strategies,
             self._state,
             self._fitness,
+            self._alive,
             self._generation,
             self.seed,
             self._choices,
             self._parameters,
             self._coefficients,
+            self._gene_mask,
         )
         self.pending = Trials(self, self.generation + 1, parents=False)
         return self.pending
@@ -229,15 +253,18 @@ class DifferentialEvolution:
             self.archive,
             self._choices,
             self._coefficients,
+            self._genes,
+            self._gene_mask,
             members,
             self.seed,
             self.population.layout.nonneg_start,
             0,
+            *self._bounds,
             out,
         )
 
     def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
-        """Takes the fitness of what was asked for, float64 [NP], minimised.
+        """Takes the fitness of what was asked for, float64 [NP], minimised (any for the dead).
 
         After trials: selects, adapts and commits, and returns what the generation did. After
         parents: keeps their scores and returns None. Raises DeevoError before anything is changed.
@@ -253,10 +280,11 @@ class DifferentialEvolution:
             )
         self.pending = None
         if pending.parents:
-            self._fitness.copy_(torch.where(values.isnan(), math.inf, values))
+            lost = values.isnan() | (self._alive == 0)
+            self._fitness.copy_(torch.where(lost, math.inf, values))
             self.scored = True
             return None
-        parents = self._fitness.clone()
+        parents, members = self._fitness.clone(), pending.members
         torch.ops.deevo.tell(
             self._settings,
             self._strategies,
@@ -266,6 +294,7 @@ class DifferentialEvolution:
             self.seed,
             self._state,
             self._fitness,
+            self._alive,
             self._generation,
             self._accepted,
             self._archive_slot,
@@ -275,22 +304,26 @@ class DifferentialEvolution:
             self.archive,
             self._choices,
             self._coefficients,
+            self._genes,
+            self._gene_mask,
             self._accepted,
             self._archive_slot,
             self.seed,
             self.population.layout.nonneg_start,
             0,
+            *self._bounds,
         )
         self.population.pristine = False
         result = Generation(
             generation=pending.generation,
             strategies=tuple(s.name for s in self.configuration.strategies),
             crossovers=tuple(s.crossover for s in self.configuration.strategies),
-            choices=self._choices.clone(),
-            parameters=self._parameters.clone(),
-            parent_fitness=parents,
-            trial_fitness=values.clone(),
-            accepted=self._accepted.bool(),
+            members=members,
+            choices=self._choices[members],
+            parameters=self._parameters[members],
+            parent_fitness=parents[members],
+            trial_fitness=values[members],
+            accepted=self._accepted[members].bool(),
             odds=self.strategy_odds,
         )
         if self.callbacks:
@@ -364,12 +397,38 @@ class DifferentialEvolution:
             "archive": self.archive,
             "state": self._state,
             "fitness": self._fitness,
+            "alive": self._alive,
             "generation": self._generation,
         }
 
 
 def _tail(population: Population) -> torch.Tensor:
     return population.rows[:, population.layout.nonneg_start :]
+
+
+def _held(bound: float, dtype: torch.dtype) -> float:
+    """The outermost number of a dtype that does not lie beyond the bound, seen from 0."""
+    held = torch.tensor([bound], dtype=torch.float64).to(dtype)
+    if abs(held.item()) > abs(bound):
+        bits = held.view(torch.int32 if dtype == torch.float32 else torch.int16)
+        bits -= 1  # the next number towards 0: sign and magnitude
+    return held.item()
+
+
+def _bounds(configuration: Configuration, population: Population) -> tuple[float, float]:
+    dtype = population.rows.dtype
+    lower = -math.inf if configuration.lower is None else _held(configuration.lower, dtype)
+    upper = math.inf if configuration.upper is None else _held(configuration.upper, dtype)
+    bounded = population.rows[:, : population.layout.nonneg_start]
+    if lower == -math.inf and upper == math.inf:
+        return lower, upper
+    for member, row in zip(population.names, bounded, strict=True):
+        if bool((row < lower).any()) or bool((row > upper).any()):
+            raise DeevoError(
+                f"member {member!r} has weights outside [lower, upper] = [{lower}, {upper}]; widen "
+                "the bounds"
+            )
+    return lower, upper
 
 
 _IDENTITY = ("contract", "configuration", "layout", "seed")

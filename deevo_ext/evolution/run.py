@@ -258,9 +258,11 @@ class Evolution:
 
     def _scores(self, batch: int, parents: bool) -> list[float]:
         waiting = self.de.ask_parents() if parents else self.de.ask()
-        values: list[float] = []
+        values = [math.inf] * self.de.population.size
         for members, rows in waiting.chunks(self.chunk):
-            values.extend(float(value) for value in self.fitness(rows, members, batch))
+            scores = self.fitness(rows, members, batch)
+            for member, score in zip(members.tolist(), scores, strict=True):
+                values[member] = float(score)
         return values
 
     def _validate(self) -> dict[str, Any]:
@@ -297,7 +299,7 @@ class Evolution:
         if generation is None:
             return
         metrics = generation.metrics()
-        metrics["diversity"] = diversity(self.de.population.rows)
+        metrics["diversity"] = diversity(self.de.population.rows, self.de.living)
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         for kind in ("member", "mean", "soup"):

@@ -21,14 +21,14 @@ def average(
 
 
 def greedy_soup(
-    population: Population, losses: Sequence[float], score: ScoreRow
+    population: Population, members: Sequence[int], losses: Sequence[float], score: ScoreRow
 ) -> tuple[list[int], float]:
-    """Members of the greedy soup, in the order they entered, and its loss.
+    """Those of `members` that make the greedy soup, in the order they entered, and its loss.
 
-    losses: each member's on the images that `score` uses. From the best member on, each next one
-    stays in if the average with it is not worse.
+    losses: by member of the population, on the images that `score` uses. From the best member on,
+    each next one stays in if the average with it is not worse.
     """
-    order = sorted(range(population.size), key=lambda member: losses[member])
+    order = sorted(members, key=lambda member: losses[member])
     chosen, best = [order[0]], losses[order[0]]
     for member in order[1:]:
         loss = score(*average(population, [*chosen, member]))

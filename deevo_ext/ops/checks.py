@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 
@@ -13,10 +14,11 @@ from deevo_ext.tables import (
     NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
     Setting,
+    gene_words,
     state_layout,
 )
 
-STORAGE = (torch.float32, torch.bfloat16)
+STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 _SIZES = (Setting.MEMORY_SIZE, Setting.STRATEGY_PERIOD, Setting.SINUSOID_PERIOD)
 
 
@@ -54,7 +56,7 @@ class Checker:
         if tensor.device != self.device:
             self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
         if tensor.dtype not in STORAGE:
-            self.fail(argument, tensor.dtype, "float32 or bfloat16")
+            self.fail(argument, tensor.dtype, "float32, bfloat16 or float16")
         if like is not None and tensor.dtype != like.dtype:
             self.fail(argument, tensor.dtype, f"the population's {like.dtype}")
         if tensor.dim() != 2:
@@ -109,6 +111,24 @@ class Checker:
         self.tensor("choices", choices, torch.int32, members, NUM_CHOICE_COLUMNS)
         if coefficients is not None:
             self.tensor("coefficients", coefficients, torch.float32, members, MAX_TERMS)
+
+    def alive(self, members: int, alive: torch.Tensor) -> None:
+        """Which of NP members live."""
+        self.tensor("alive", alive, torch.uint8, members)
+
+    def genes(self, members: int, genes: torch.Tensor, gene_mask: torch.Tensor) -> None:
+        """The segments' starts and the plan's bits for them."""
+        self.tensor("genes", genes, torch.int64, None)
+        self.tensor("gene_mask", gene_mask, torch.int32, members, gene_words(genes.numel()))
+
+    def bounds(self, lower: float, upper: float, dtype: torch.dtype) -> None:
+        """Bounds around 0, which pads hold, that storage can hold exactly."""
+        for argument, bound in (("lower", lower), ("upper", upper)):
+            exact = math.isinf(bound) or torch.tensor(bound, dtype=dtype).item() == bound
+            if not exact:
+                self.fail(argument, bound, f"a number that {dtype} holds exactly")
+        if not lower <= 0.0 <= upper:
+            self.fail("lower", f"{lower} with upper {upper}", "lower <= 0 <= upper")
 
     def parameters(self, members: int, parameters: torch.Tensor) -> None:
         """A plan's parameters for NP members."""

@@ -13,11 +13,15 @@ def check(
     archive: torch.Tensor,
     choices: torch.Tensor,
     coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
     seed: int,
     nonneg_start: int,
     first_weight: int,
+    lower: float,
+    upper: float,
 ) -> None:
     """Updates population and archive in place; the accepted trials are made again, not read.
 
@@ -33,11 +37,15 @@ def check(
     c.tensor("archive_slot", archive_slot, torch.int32, members)
     c.seed(seed)
     c.columns(nonneg_start, first_weight)
+    c.genes(population.shape[0], genes, gene_mask)
+    c.bounds(lower, upper, population.dtype)
     c.disjoint(
         population=population,
         archive=archive,
         choices=choices,
         coefficients=coefficients,
+        genes=genes,
+        gene_mask=gene_mask,
         accepted=accepted,
         archive_slot=archive_slot,
     )
@@ -45,7 +53,8 @@ def check(
 
 register(
     "commit(Tensor(a!) population, Tensor(b!) archive, Tensor choices, Tensor coefficients, "
-    "Tensor accepted, Tensor archive_slot, int seed, int nonneg_start, int first_weight) -> ()",
+    "Tensor genes, Tensor gene_mask, Tensor accepted, Tensor archive_slot, int seed, "
+    "int nonneg_start, int first_weight, float lower, float upper) -> ()",
     check,
     mutated=(0, 1),
 )

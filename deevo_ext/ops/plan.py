@@ -6,6 +6,7 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
+from deevo_ext.tables import Setting, gene_words
 
 
 def check(
@@ -13,13 +14,15 @@ def check(
     strategies: torch.Tensor,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     seed: int,
     choices: torch.Tensor,
     parameters: torch.Tensor,
     coefficients: torch.Tensor,
+    gene_mask: torch.Tensor,
 ) -> None:
-    """Fills choices, parameters and coefficients for all NP members.
+    """Fills choices, parameters, coefficients and gene_mask for all NP members.
 
     Shapes and dtypes: `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
     """
@@ -29,25 +32,30 @@ def check(
     members = fitness.numel()
     if members < 2:
         c.fail("fitness", f"of {members} members", "at least 2")
+    c.alive(members, alive)
     c.tensor("generation", generation, torch.int64, 1)
     c.seed(seed)
     c.plan(members, choices, coefficients)
     c.parameters(members, parameters)
+    c.tensor("gene_mask", gene_mask, torch.int32, members, gene_words(int(settings[Setting.GENES])))
     c.disjoint(
         settings=settings,
         strategies=strategies,
         state=state,
         fitness=fitness,
+        alive=alive,
         generation=generation,
         choices=choices,
         parameters=parameters,
         coefficients=coefficients,
+        gene_mask=gene_mask,
     )
 
 
 register(
-    "plan(Tensor settings, Tensor strategies, Tensor state, Tensor fitness, Tensor generation, "
-    "int seed, Tensor(a!) choices, Tensor(b!) parameters, Tensor(c!) coefficients) -> ()",
+    "plan(Tensor settings, Tensor strategies, Tensor state, Tensor fitness, Tensor alive, "
+    "Tensor generation, int seed, Tensor(a!) choices, Tensor(b!) parameters, "
+    "Tensor(c!) coefficients, Tensor(d!) gene_mask) -> ()",
     check,
-    mutated=(6, 7, 8),
+    mutated=(7, 8, 9, 10),
 )

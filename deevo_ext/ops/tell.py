@@ -17,11 +17,12 @@ def check(
     seed: int,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
 ) -> None:
-    """Updates state, fitness and generation in place; fills accepted and archive_slot.
+    """Updates state, fitness, alive and generation in place; fills accepted and archive_slot.
 
     trial_fitness float64 [NP], minimised; accepted uint8 [NP]; archive_slot int32 [NP]; the rest
     as in `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
@@ -34,6 +35,7 @@ def check(
     c.plan(members, choices, None)
     c.parameters(members, parameters)
     c.seed(seed)
+    c.alive(members, alive)
     c.tensor("generation", generation, torch.int64, 1)
     c.tensor("accepted", accepted, torch.uint8, members)
     c.tensor("archive_slot", archive_slot, torch.int32, members)
@@ -45,6 +47,7 @@ def check(
         parameters=parameters,
         state=state,
         fitness=fitness,
+        alive=alive,
         generation=generation,
         accepted=accepted,
         archive_slot=archive_slot,
@@ -53,8 +56,8 @@ def check(
 
 register(
     "tell(Tensor settings, Tensor strategies, Tensor trial_fitness, Tensor choices, "
-    "Tensor parameters, int seed, Tensor(a!) state, Tensor(b!) fitness, Tensor(c!) generation, "
-    "Tensor(d!) accepted, Tensor(e!) archive_slot) -> ()",
+    "Tensor parameters, int seed, Tensor(a!) state, Tensor(b!) fitness, Tensor(c!) alive, "
+    "Tensor(d!) generation, Tensor(e!) accepted, Tensor(f!) archive_slot) -> ()",
     check,
-    mutated=(6, 7, 8, 9, 10),
+    mutated=(6, 7, 8, 9, 10, 11),
 )

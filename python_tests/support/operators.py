@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +23,13 @@ import deevo_ext.ops  # noqa: F401 (registers torch.ops.deevo)
 from deevo_ext import _extension
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.strategies import Strategy, compile_pool
-from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS, ChoiceColumn
+from deevo_ext.tables import (
+    MAX_TERMS,
+    NUM_CHOICE_COLUMNS,
+    NUM_PARAMETER_COLUMNS,
+    ChoiceColumn,
+    gene_words,
+)
 
 BACKENDS = ("reference", "cpu")
 OPERATORS = torch.ops.deevo
@@ -90,6 +97,14 @@ def configurations() -> dict[str, Configuration]:
             adapt_strategies=False,
             adapt_memories=False,
             archive_size=5,
+        ),
+        "reduced": configure(
+            "paper",
+            strategies=MIXED,
+            generations=12,
+            archive_size=4,
+            population_min=6,
+            j_rand=True,
         ),
     }
 
@@ -160,10 +175,12 @@ class Evolution:
     strategies: torch.Tensor
     state: torch.Tensor
     fitness: torch.Tensor
+    alive: torch.Tensor
     generation: torch.Tensor
     choices: torch.Tensor
     parameters: torch.Tensor
     coefficients: torch.Tensor
+    gene_mask: torch.Tensor
     accepted: torch.Tensor
     archive_slot: torch.Tensor
 
@@ -176,14 +193,15 @@ class Evolution:
 
     def plan_arguments(self) -> tuple[Any, ...]:
         return (
-            *(self.settings, self.strategies, self.state, self.fitness, self.generation),
-            *(self.seed, self.choices, self.parameters, self.coefficients),
+            *(self.settings, self.strategies, self.state, self.fitness, self.alive),
+            *(self.generation, self.seed, self.choices, self.parameters, self.coefficients),
+            self.gene_mask,
         )
 
     def tell_arguments(self, trial_fitness: torch.Tensor) -> tuple[Any, ...]:
         return (
             *(self.settings, self.strategies, trial_fitness, self.choices, self.parameters),
-            *(self.seed, self.state, self.fitness, self.generation),
+            *(self.seed, self.state, self.fitness, self.alive, self.generation),
             *(self.accepted, self.archive_slot),
         )
 
@@ -202,21 +220,28 @@ class Evolution:
 
 
 def evolution(
-    configuration: Configuration, fitness: torch.Tensor, seed: int = 1, generation: int = 1
+    configuration: Configuration,
+    fitness: torch.Tensor,
+    seed: int = 1,
+    generation: int = 1,
+    weights: int = 0,
+    genes: int = 0,
 ) -> Evolution:
-    """A run before its first plan."""
+    """A run before its first plan; weights and genes: see Configuration.settings."""
     members = fitness.numel()
     return Evolution(
         configuration=configuration,
         seed=seed,
-        settings=configuration.settings(),
+        settings=configuration.settings(weights, genes),
         strategies=compile_pool(configuration.strategies),
         state=configuration.initial_state(),
         fitness=fitness.clone().double(),
+        alive=torch.ones(members, dtype=torch.uint8),
         generation=torch.tensor([generation]),
         choices=torch.full((members, NUM_CHOICE_COLUMNS), -7, dtype=torch.int32),
         parameters=torch.full((members, NUM_PARAMETER_COLUMNS), torch.nan, dtype=torch.float64),
         coefficients=torch.full((members, MAX_TERMS), torch.nan),
+        gene_mask=torch.full((members, gene_words(genes)), -7, dtype=torch.int32),
         accepted=torch.full((members,), 7, dtype=torch.uint8),
         archive_slot=torch.full((members,), -7, dtype=torch.int32),
     )
@@ -236,6 +261,14 @@ class Weights:
     seed: int
     nonneg_start: int
     first_weight: int = 0
+    genes: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    gene_mask: torch.Tensor | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def __post_init__(self) -> None:
+        if self.gene_mask is None:
+            shape = self.population.shape[0], gene_words(self.genes.numel())
+            self.gene_mask = torch.zeros(shape, dtype=torch.int32)
 
     def trials(self, members: torch.Tensor | None = None) -> torch.Tensor:
         """Trial vectors of these members, all of them by default."""
@@ -247,8 +280,9 @@ class Weights:
 
     def trials_arguments(self, members: torch.Tensor, out: torch.Tensor) -> tuple[Any, ...]:
         return (
-            *(self.population, self.archive, self.choices, self.coefficients, members),
-            *(self.seed, self.nonneg_start, self.first_weight, out),
+            *(self.population, self.archive, self.choices, self.coefficients),
+            *(self.genes, self.gene_mask, members),
+            *(self.seed, self.nonneg_start, self.first_weight, *self.bounds, out),
         )
 
     def commit(self, accepted: torch.Tensor, archive_slot: torch.Tensor) -> None:
@@ -259,7 +293,8 @@ class Weights:
     ) -> tuple[Any, ...]:
         return (
             *(self.population, self.archive, self.choices, self.coefficients),
-            *(accepted, archive_slot, self.seed, self.nonneg_start, self.first_weight),
+            *(self.genes, self.gene_mask, accepted, archive_slot),
+            *(self.seed, self.nonneg_start, self.first_weight, *self.bounds),
         )
 
     def clone(self) -> Weights:
@@ -283,7 +318,10 @@ def random_choices(
     thresholds = torch.where(chosen < 4, special[chosen.clamp(max=3).long()], thresholds)
     choices[:, ChoiceColumn.THRESHOLD] = thresholds
     choices[:, ChoiceColumn.TERMS] = integers(0, MAX_TERMS + 1, members)
-    choices[:, ChoiceColumn.BASE_ROW :] = integers(0, rows, members, 1 + MAX_TERMS)
+    choices[:, ChoiceColumn.BASE_ROW : ChoiceColumn.FORCED] = integers(
+        0, rows, members, 1 + MAX_TERMS
+    )
+    choices[:, ChoiceColumn.FORCED] = -1
     coefficients = torch.randn(members, MAX_TERMS, generator=generator)
     return choices, coefficients
 
@@ -311,8 +349,15 @@ def random_weights(
     seed: int = 5,
     nonneg: int | None = None,
     draw: int = 0,
+    genes: int = 0,
+    forced: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Weights:
-    """Random arguments; nonneg: length of the non-negative tail (a third by default)."""
+    """Random arguments; nonneg: length of the non-negative tail (a third by default).
+
+    genes: how many segments crossover exchanges; forced: every other member forces one weight's
+    mutant; bounds: the population's weights lie inside, and mutants often do not.
+    """
     generator = torch.Generator().manual_seed(1000 + draw)
     population = random_rows(members, columns, dtype, generator)
     archive = random_rows(archive_rows, columns, dtype, generator)
@@ -320,7 +365,20 @@ def random_weights(
     population[:, nonneg_start:] = population[:, nonneg_start:].abs()
     archive[:, nonneg_start:] = archive[:, nonneg_start:].abs()
     choices, coefficients = random_choices(members, members + archive_rows, generator)
-    return Weights(population, archive, choices, coefficients, seed, nonneg_start)
+    w = Weights(population, archive, choices, coefficients, seed, nonneg_start, bounds=bounds)
+    for rows in (population, archive):
+        rows[:, :nonneg_start] = rows[:, :nonneg_start].clamp(*bounds)
+    if forced:
+        choices[::2, ChoiceColumn.FORCED] = torch.randint(
+            0, columns, (len(choices[::2]),), generator=generator, dtype=torch.int32
+        )
+    if genes > 0:
+        starts = torch.randperm(columns - 1, generator=generator)[: genes - 1] + 1
+        w.genes = torch.cat([torch.zeros(1, dtype=torch.int64), starts.sort().values])
+        shape = members, gene_words(genes)
+        w.gene_mask = torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32)
+        w.gene_mask[:, -1] &= (1 << genes % 32) - 1 if genes % 32 else -1
+    return w
 
 
 # Oracles
@@ -368,10 +426,18 @@ def bfloat16_nearest(value: float) -> int:
     return sign << 15 | (down + 1 if up else down)
 
 
+def float16_nearest(value: float) -> int:
+    """Bits of the IEEE half nearest to a number, ties to even; infinity beyond the largest."""
+    try:
+        return struct.unpack("<H", struct.pack("<e", value))[0]
+    except OverflowError:
+        return 0xFC00 if value < 0 else 0x7C00
+
+
 def numpy_rows(rows: torch.Tensor) -> NDArray[np.float32]:
     """Stored rows in float32."""
-    if rows.dtype == torch.float32:
-        return rows.numpy()
+    if rows.dtype != torch.bfloat16:
+        return rows.numpy().astype(np.float32)
     bits = rows.contiguous().view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
     return (bits << np.uint32(16)).view(np.float32)
 
@@ -389,23 +455,36 @@ def oracle_trial(w: Weights, member: int) -> torch.Tensor:
             v = v + factors[m] * difference
         assert v.dtype == np.float32
         half = np.float32(0.5) * rows[member]
-    narrow = w.population.dtype == torch.bfloat16
+        lower, upper = (np.float32(bound) for bound in w.bounds)
+        below, above = (np.float32(0.5) * (bound + rows[member]) for bound in (lower, upper))
     parent = w.population[member]
     out = parent.clone()
-    stored = out.view(torch.int16 if narrow else torch.int32)
+    stored = out.view(torch.int32 if parent.dtype == torch.float32 else torch.int16)
     for j in range(parent.numel()):
-        if mask_bits(w.first_weight + j, choice[0], member, w.seed) >= choice[3]:
+        if not _crosses(w, member, w.first_weight + j):
             continue
         x = v[j]
-        if j >= w.nonneg_start and not x > 0:
-            x = half[j]
+        if j >= w.nonneg_start:
+            x = x if x > 0 else half[j]
+        else:
+            x = below[j] if x < lower else above[j] if x > upper else x
         if not np.isfinite(x):
             continue
-        if narrow:
-            bits = bfloat16_nearest(float(x))
-            if bits & 0x7FFF == 0x7F80:
-                continue
-            stored[j] = bits - 65536 if bits >= 32768 else bits
-        else:
+        if parent.dtype == torch.float32:
             stored[j] = int(x.view(np.int32))
+            continue
+        half_precision = parent.dtype == torch.float16
+        bits = float16_nearest(float(x)) if half_precision else bfloat16_nearest(float(x))
+        if bits & 0x7FFF == (0x7C00 if half_precision else 0x7F80):
+            continue
+        stored[j] = bits - 65536 if bits >= 32768 else bits
     return out
+
+
+def _crosses(w: Weights, member: int, flat: int) -> bool:
+    choice = w.choices[member].tolist()
+    if len(w.genes) > 0:
+        gene = max(k for k, start in enumerate(w.genes.tolist()) if start <= flat)
+        assert w.gene_mask is not None
+        return w.gene_mask[member].tolist()[gene // 32] >> gene % 32 & 1 == 1
+    return flat == choice[11] or mask_bits(flat, choice[0], member, w.seed) < choice[3]

@@ -17,8 +17,10 @@ struct PlanInputs {
   int64_t num_strategies;
   const double* state;
   const double* fitness;   // [NP], NaN already read as +inf by clean_fitness
-  const int32_t* by_rank;  // [NP], members from best to worst, equal fitness by lower index
-  int64_t num_valid;       // members whose fitness is below +inf
+  const int32_t* living;   // [num_living], the members that are alive, ascending
+  const int32_t* by_rank;  // [num_living], from best to worst, equal fitness by lower index
+  int64_t num_living;
+  int64_t num_valid;  // living members whose fitness is below +inf
   int64_t num_members;
   int64_t generation;
   Key key;
@@ -116,23 +118,26 @@ DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t mem
   return source;
 }
 
-// Row of each term code for one member.
+// Row of each term code for the member living[position]; random rows are drawn among the living.
 DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t member,
-                           int32_t* row_of) {
-  const int32_t n = static_cast<int32_t>(in.num_members);
+                           int32_t position, int32_t* row_of) {
+  const int32_t n = static_cast<int32_t>(in.num_living);
   const int32_t target = static_cast<int32_t>(member);
   const Words first = draw(kPurposeParents, in.generation, member, 0, in.key);
   const Words second = draw(kPurposeParents, in.generation, member, 1, in.key);
   const uint32_t word[5] = {first.w[0], first.w[1], first.w[2], first.w[3], second.w[0]};
 
   row_of[kTarget] = target;
-  int32_t excluded[6] = {target};
+  int32_t excluded[6] = {position};
+  int32_t first_position = position;
   int count = 1;
   for (int r = 0; r < 5; ++r) {  // a pool that needs more parents than there are is refused earlier
-    const bool possible = n > count;
-    row_of[kR1 + r] =
-        possible ? exclude(static_cast<int32_t>(mulhi(word[r], n - count)), excluded, &count)
-                 : target;
+    row_of[kR1 + r] = target;
+    if (n <= count) continue;
+    const int32_t drawn =
+        exclude(static_cast<int32_t>(mulhi(word[r], n - count)), excluded, &count);
+    row_of[kR1 + r] = in.living[drawn];
+    if (r == 0) first_position = drawn;
   }
 
   int32_t best = in.by_rank[0];
@@ -149,13 +154,18 @@ DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t 
   row_of[kPBest] = in.by_rank[mulhi(second.w[2], static_cast<uint32_t>(candidates))];
 
   const int32_t with_archive = n + static_cast<int32_t>(in.state[at.archive_count]);
-  int32_t taken[3] = {target};
+  int32_t taken[3] = {position};
   count = 1;
-  if (row_of[kR1] != target) exclude(row_of[kR1] - (row_of[kR1] > target ? 1 : 0), taken, &count);
-  row_of[kFromArchive] =
-      with_archive > count
-          ? exclude(static_cast<int32_t>(mulhi(second.w[1], with_archive - count)), taken, &count)
-          : target;
+  if (first_position != position) {
+    exclude(first_position - (first_position > position ? 1 : 0), taken, &count);
+  }
+  row_of[kFromArchive] = target;
+  if (with_archive > count) {
+    const int32_t drawn =
+        exclude(static_cast<int32_t>(mulhi(second.w[1], with_archive - count)), taken, &count);
+    const int32_t archive_start = static_cast<int32_t>(in.num_members);
+    row_of[kFromArchive] = drawn < n ? in.living[drawn] : archive_start + (drawn - n);
+  }
 }
 
 // c_k = 4/3 - 3 p_k for the three parents. All losses 0: 1/3 each. A sum that is not finite: equal
@@ -179,7 +189,48 @@ DEEVO_HD void trigonometric(const PlanInputs& in, const int32_t* rows, double* c
   }
 }
 
-DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
+// j_rand: the weight or gene that takes the mutant whatever CR says; -1: none.
+DEEVO_HD int32_t forced_mutant(const PlanInputs& in, int64_t member, bool binomial) {
+  const uint32_t candidates = static_cast<uint32_t>(in.settings[kJRandRange]);
+  if (candidates == 0 || !binomial) return -1;
+  const Words words = draw(kPurposeJRand, in.generation, member, 0, in.key);
+  return static_cast<int32_t>(mulhi(words.w[0], candidates));
+}
+
+// Word `word` of a member's gene mask: bit k says whether gene 32 word + k takes the mutant.
+DEEVO_HD uint32_t gene_mask_word(int64_t word, int64_t genes, int64_t generation, int64_t member,
+                                 int32_t threshold, int32_t forced, Key key) {
+  uint32_t bits = 0;
+  for (int b = 0; b < 4; ++b) {
+    const Words drawn = philox4x32<kMaskRounds>(kPurposeGeneMask, static_cast<uint32_t>(generation),
+                                                static_cast<uint32_t>(member),
+                                                static_cast<uint32_t>(word * 4 + b), key);
+    for (int k = 0; k < 8; ++k) {
+      const int32_t draw16 = static_cast<int32_t>((drawn.w[k / 2] >> (k % 2 * 16)) & 0xFFFFu);
+      bits |= (draw16 < threshold ? 1u : 0u) << (8 * b + k);
+    }
+  }
+  if (forced >= 0 && forced / 32 == word) bits |= 1u << (forced % 32);
+  const int64_t left = genes - word * 32;
+  return left >= 32 ? bits : bits & ((1u << left) - 1u);
+}
+
+// The plan of a member that population reduction has taken out: its trial is itself.
+DEEVO_HD void plan_dead(const PlanInputs& in, int64_t member, PlanRow out) {
+  for (int c = 0; c < kChoiceColumns; ++c) out.choices[c] = 0;
+  out.choices[kGeneration] = static_cast<int32_t>(in.generation);
+  out.choices[kForced] = -1;
+  for (int m = -1; m < kMaxTerms; ++m) {
+    out.choices[m < 0 ? kBaseRow : kRows + m] = static_cast<int32_t>(member);
+  }
+  for (int c = 0; c < kParameterColumns; ++c) out.parameters[c] = 0.0;
+  for (int m = 0; m < kMaxTerms; ++m) out.coefficients[m] = 0.0f;
+}
+
+// The plan of the member living[position]. Returns its forced gene, -1 for none; the gene mask is
+// the caller's to draw, since its words can be drawn beside each other.
+DEEVO_HD int32_t plan_member(const PlanInputs& in, int64_t position, PlanRow out) {
+  const int64_t member = in.living[position];
   const StateLayout at(in.settings, in.num_strategies);
   const double* s = in.settings;
   const Words chance = draw(kPurposeChoice, in.generation, member, 0, in.key);
@@ -207,7 +258,7 @@ DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
   }
 
   int32_t row_of[kNumTermCodes];
-  draw_parents(in, at, member, row_of);
+  draw_parents(in, at, member, static_cast<int32_t>(position), row_of);
   const int terms = static_cast<int>(strategy[kNumTerms]);
   const int32_t base = row_of[static_cast<int>(strategy[kBaseTerm])];
   double trig_c[3] = {0.0, 0.0, 0.0};
@@ -239,6 +290,11 @@ DEEVO_HD void plan_member(const PlanInputs& in, int64_t member, PlanRow out) {
   out.parameters[kCR] = cr;
   out.parameters[kFrequency] = frequency;
   out.parameters[kU] = u;
+
+  const int32_t forced = forced_mutant(in, member, binomial);
+  const bool genes = s[kGenes] != 0.0;
+  out.choices[kForced] = genes ? -1 : forced;
+  return genes ? forced : -1;
 }
 
 }  // namespace deevo

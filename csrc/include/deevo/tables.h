@@ -36,6 +36,9 @@ enum Setting {
   kBestExcludesTarget,
   kTrigOffset,
   kArchiveCapacity,
+  kJRandRange,     // 0: no forced mutant; else weights, or genes when there are any, to draw from
+  kGenes,          // G
+  kPopulationMin,  // 0: no reduction
   kNumSettings
 };
 
@@ -66,10 +69,15 @@ enum ChoiceColumn {
   kTerms,
   kBaseRow,
   kRows,  // 5 columns; a row >= NP is row - NP of the archive
-  kChoiceColumns = kRows + kMaxTerms
+  kForced = kRows +
+      kMaxTerms,  // flat index of a weight that takes the mutant in any case; -1: none
+  kChoiceColumns
 };
 
 enum Source { kSourceNone, kSourceSinusoid1, kSourceSinusoid2, kSourceMemory };
+
+// gene_mask: int32 [NP, gene_words(G)], bits of unsigned words.
+DEEVO_HD int64_t gene_words(int64_t genes) { return (genes + 31) / 32; }
 
 // parameters: float64 [NP, kParameterColumns].
 enum ParameterColumn { kF, kCR, kFrequency, kU, kParameterColumns };

@@ -22,7 +22,8 @@ struct TellInputs {
 
 struct TellOutputs {
   double* state;
-  double* fitness;        // [NP], parents' in, survivors' out
+  double* fitness;        // [NP], parents' in, survivors' out; +inf for the dead
+  uint8_t* alive;         // [NP]
   int64_t* generation;    // [1], advanced by one
   uint8_t* accepted;      // [NP]
   int32_t* archive_slot;  // [NP], -1: the replaced parent is not kept
@@ -76,7 +77,7 @@ DEEVO_HD void select(const TellInputs& in, const TellOutputs& out) {
   for (int64_t i = 0; i < in.num_members; ++i) {
     const double parent = clean_fitness(out.fitness[i]);
     const double trial = clean_fitness(in.trial_fitness[i]);
-    out.accepted[i] = trial < parent ? 1 : 0;
+    out.accepted[i] = (out.alive[i] != 0) & (trial < parent) ? 1 : 0;
     out.improvement[i] = out.accepted[i] ? parent - trial : 0.0;
     out.fitness[i] = out.accepted[i] ? trial : parent;
     if (is_finite(out.improvement[i]) && out.improvement[i] > largest) {
@@ -187,6 +188,7 @@ DEEVO_HD void update_odds(const TellInputs& in, const TellOutputs& out, const St
   for (int64_t j = 0; j < 2 * n; ++j) by_strategy[j] = 0.0;
   for (int64_t j = 0; j < 4; ++j) by_sinusoid[j] = 0.0;
   for (int64_t i = 0; i < in.num_members; ++i) {
+    if (!out.alive[i]) continue;
     const int32_t* choice = in.choices + i * kChoiceColumns;
     const int64_t failed = out.accepted[i] ? 0 : 1;
     by_strategy[choice[kStrategy] * 2 + failed] += 1.0;
@@ -232,6 +234,45 @@ DEEVO_HD void assign_archive(const TellInputs& in, const TellOutputs& out, const
   out.state[at.archive_count] = static_cast<double>(live);
 }
 
+// How many members L-SHADE's linear reduction (Tanabe & Fukunaga 2014), with generations as the
+// clock, leaves alive after a generation; all of them without reduction.
+DEEVO_HD int64_t population_target(const double* settings, int64_t num_members,
+                                   int64_t generation) {
+  const double minimum = settings[kPopulationMin], size = static_cast<double>(num_members);
+  if (minimum == 0.0) return num_members;
+  const double share = static_cast<double>(generation) / settings[kGenerations];
+  const double target = nearbyint(size + (minimum - size) * share);
+  return static_cast<int64_t>(target < minimum ? minimum : target);
+}
+
+// Living members that come before member i: by less fitness, or equal fitness and lower index.
+DEEVO_HD int64_t rank_among_living(const double* fitness, const uint8_t* alive, int64_t num_members,
+                                   int64_t i) {
+  int64_t rank = 0;
+  for (int64_t j = 0; j < num_members; ++j) {
+    const bool before = fitness[j] < fitness[i] || (fitness[j] == fitness[i] && j < i);
+    rank += alive[j] != 0 && before ? 1 : 0;
+  }
+  return rank;
+}
+
+// The worst of the living die. improvement is scratch by now: it keeps the ranks.
+DEEVO_HD void reduce_population(const TellInputs& in, const TellOutputs& out, int64_t generation) {
+  const int64_t n = in.num_members, target = population_target(in.settings, n, generation);
+  if (target < n) {
+    for (int64_t i = 0; i < n; ++i) {
+      out.improvement[i] = static_cast<double>(rank_among_living(out.fitness, out.alive, n, i));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (out.improvement[i] >= static_cast<double>(target)) out.alive[i] = 0;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    out.alive[i] = out.alive[i] != 0 ? 1 : 0;
+    if (!out.alive[i]) out.fitness[i] = clean_fitness(double_of(0x7FF8000000000000ull));
+  }
+}
+
 DEEVO_HD void tell_generation(const TellInputs& in, const TellOutputs& out) {
   const StateLayout at(in.settings, in.num_strategies);
   const int64_t generation = *out.generation;
@@ -241,6 +282,7 @@ DEEVO_HD void tell_generation(const TellInputs& in, const TellOutputs& out) {
   }
   update_odds(in, out, at, generation);
   assign_archive(in, out, at, generation);
+  reduce_population(in, out, generation);
   *out.generation = generation + 1;
 }
 

@@ -1,6 +1,7 @@
 // trials: fused mutation and binomial crossover of one weight.
 //   v = row[base]; for m in table order: v = v + c[m] (row[idx[m]] - row[base])
-//   u = v where the weight's 16 random bits < threshold, else the parent's value.
+//   u = v where the weight's 16 random bits < threshold (or its gene's bit is set, or it is the
+//   forced one), else the parent's value.
 // Differential evolution of Storn & Price (1997) in the base-plus-differences form, which covers
 // trigonometric mutation (Fan & Lampinen 2003). float32, each operation rounded, never contracted.
 // Traffic per generation and weight column: NP reads and E writes of the storage type, whatever the
@@ -35,11 +36,57 @@ struct BFloat16 {
   static DEEVO_HD bool finite(uint16_t x) { return (x & 0x7F80u) != 0x7F80u; }
 };
 
+// IEEE half precision, subnormals kept, by integer and float32 arithmetic.
+struct Float16 {
+  using Stored = uint16_t;
+  static DEEVO_HD float widen(uint16_t x) {
+    const uint32_t sign = (x & 0x8000u) << 16, magnitude = x & 0x7FFFu;
+    // Moved into float32's fields, an exponent is 112 short; the product with 2^112 mends that,
+    // exactly, for subnormals too. Infinity and NaN are never stored.
+    const float scaled = float_of(magnitude << 13) * 0x1p112f;
+    return float_of(bits_of(scaled) | sign);
+  }
+  // To nearest even. What is not finite, or rounds to beyond the largest half, becomes infinity.
+  static DEEVO_HD uint16_t round(float x) {
+    const uint32_t bits = bits_of(x);
+    const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
+    if (magnitude < 0x38800000u) {
+      // Below the least normal half: adding 0.5 rounds to its last place, 2^-24, in float32's own
+      // rounding to nearest even.
+      const uint32_t rounded = bits_of(float_of(magnitude) + 0.5f) - 0x3F000000u;
+      return static_cast<uint16_t>(sign | rounded);
+    }
+    const uint32_t rounded = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+    return static_cast<uint16_t>(sign | rounded);
+  }
+  static DEEVO_HD bool finite(uint16_t x) { return (x & 0x7C00u) != 0x7C00u; }
+};
+
+// What limits a mutant. A value beyond a limit becomes the middle between it and the parent's:
+// bounds as in SHADE (Tanabe & Fukunaga 2013); in the non-negative tail the limit is 0, exclusive.
+enum Limits { kUnlimited, kBounded, kNonNegative };
+
+struct Bounds {
+  float lower, upper;
+};
+
+template <class S, int kLimits>
+DEEVO_HD float limited(typename S::Stored parent, float mutant, Bounds bounds) {
+  if (kLimits == kNonNegative) return mutant > 0.0f ? mutant : 0.5f * S::widen(parent);
+  if (kLimits == kBounded) {
+    const float below = 0.5f * (bounds.lower + S::widen(parent));
+    const float above = 0.5f * (bounds.upper + S::widen(parent));
+    mutant = mutant < bounds.lower ? below : (mutant > bounds.upper ? above : mutant);
+  }
+  return mutant;
+}
+
 // The trial's weight from its parent's, the mutant in float32 and whether crossover takes it.
-// Beyond nonneg_start a mutant that is not above zero becomes half the parent's value.
-template <class S, bool kNonNegative>
-DEEVO_HD typename S::Stored trial_weight(typename S::Stored parent, float mutant, bool take) {
-  if (kNonNegative) mutant = mutant > 0.0f ? mutant : 0.5f * S::widen(parent);
+template <class S, int kLimits>
+DEEVO_HD typename S::Stored trial_weight(typename S::Stored parent, float mutant, bool take,
+                                         Bounds bounds) {
+  mutant = limited<S, kLimits>(parent, mutant, bounds);
   const typename S::Stored stored = S::round(mutant);
   return (take & S::finite(stored)) ? stored : parent;
 }

@@ -23,6 +23,10 @@ def _matrix(rows: torch.Tensor) -> tuple[int, int, int]:
     return rows.data_ptr(), rows.shape[0], rows.stride(0)
 
 
+def _genes(genes: torch.Tensor, gene_mask: torch.Tensor) -> tuple[int, int, int]:
+    return genes.data_ptr(), genes.numel(), gene_mask.data_ptr()
+
+
 def _dtype(rows: torch.Tensor) -> str:
     return str(rows.dtype).removeprefix("torch.")
 
@@ -32,11 +36,13 @@ def plan(
     strategies: torch.Tensor,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     seed: int,
     choices: torch.Tensor,
     parameters: torch.Tensor,
     coefficients: torch.Tensor,
+    gene_mask: torch.Tensor,
 ) -> None:
     """As `deevo_ext.backends.reference.plan`."""
     _call(
@@ -46,12 +52,14 @@ def plan(
         strategies.numel() // NUM_STRATEGY_COLUMNS,
         state.data_ptr(),
         fitness.data_ptr(),
+        alive.data_ptr(),
         fitness.numel(),
         int(generation.item()),
         seed,
         choices.data_ptr(),
         parameters.data_ptr(),
         coefficients.data_ptr(),
+        gene_mask.data_ptr(),
     )
 
 
@@ -64,6 +72,7 @@ def tell(
     seed: int,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
@@ -81,6 +90,7 @@ def tell(
         seed,
         state.data_ptr(),
         fitness.data_ptr(),
+        alive.data_ptr(),
         generation.data_ptr(),
         accepted.data_ptr(),
         archive_slot.data_ptr(),
@@ -92,10 +102,14 @@ def trials(
     archive: torch.Tensor,
     choices: torch.Tensor,
     coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
     members: torch.Tensor,
     seed: int,
     nonneg_start: int,
     first_weight: int,
+    lower: float,
+    upper: float,
     out: torch.Tensor,
 ) -> None:
     """As `deevo_ext.backends.reference.trials`, on torch.get_num_threads() threads."""
@@ -109,6 +123,9 @@ def trials(
         first_weight,
         choices.data_ptr(),
         coefficients.data_ptr(),
+        _genes(genes, gene_mask),
+        lower,
+        upper,
         seed,
         torch.get_num_threads(),
         members.data_ptr(),
@@ -122,11 +139,15 @@ def commit(
     archive: torch.Tensor,
     choices: torch.Tensor,
     coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
     seed: int,
     nonneg_start: int,
     first_weight: int,
+    lower: float,
+    upper: float,
 ) -> None:
     """As `deevo_ext.backends.reference.commit`, on torch.get_num_threads() threads."""
     _call(
@@ -139,6 +160,9 @@ def commit(
         first_weight,
         choices.data_ptr(),
         coefficients.data_ptr(),
+        _genes(genes, gene_mask),
+        lower,
+        upper,
         seed,
         torch.get_num_threads(),
         accepted.data_ptr(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -39,6 +40,13 @@ def check_generation(operator: str, generation: int) -> None:
     require(operator, usable, f"generation is not in 1..{LAST_GENERATION}")
 
 
+def alive_members(operator: str, alive: torch.Tensor) -> list[int]:
+    """The living members, ascending; at least two."""
+    living = [member for member, lives in enumerate(alive.tolist()) if lives]
+    require(operator, len(living) >= 2, "alive leaves fewer than two members")
+    return living
+
+
 def check_strategies(operator: str, strategies: list[list[float]]) -> None:
     """A table whose terms exist."""
     for strategy in strategies:
@@ -73,3 +81,11 @@ def check_choices(
         rows += choice[ChoiceColumn.ROWS : ChoiceColumn.ROWS + terms]
         exist = all(0 <= row < population_rows + archive_rows for row in rows)
         require(operator, exist, "choices name a row that does not exist")
+
+
+def check_genes(operator: str, genes: torch.Tensor) -> None:
+    """Ascending starts of segments, the first at 0."""
+    starts = genes.tolist()
+    ascending = all(a < b for a, b in itertools.pairwise(starts))
+    good = not starts or (starts[0] == 0 and ascending)
+    require(operator, good, "genes are not ascending starts of segments, the first at 0")

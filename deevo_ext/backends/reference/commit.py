@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.backends.reference.checks import check_choices, require, require_subnormals
-from deevo_ext.backends.reference.trials import trial
+from deevo_ext.backends.reference.checks import (
+    check_choices,
+    check_genes,
+    require,
+    require_subnormals,
+)
+from deevo_ext.backends.reference.trials import Generation, trial
 
 
 def commit(
@@ -13,11 +18,15 @@ def commit(
     archive: torch.Tensor,
     choices: torch.Tensor,
     coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
     seed: int,
     nonneg_start: int,
     first_weight: int,
+    lower: float,
+    upper: float,
 ) -> None:
     """Updates population and archive in place.
 
@@ -27,23 +36,16 @@ def commit(
     members = [member for member, taken in enumerate(accepted.tolist()) if taken]
     slots = archive_slot.tolist()
     check_choices("commit", choices.tolist(), members, population.shape[0], archive.shape[0])
+    check_genes("commit", genes)
     kept = [slots[member] for member in members if slots[member] >= 0]
     exist = all(slot < archive.shape[0] for slot in kept)
     require("commit", exist, "archive_slot names a row that does not exist")
     require("commit", len(set(kept)) == len(kept), "archive_slot names a row twice")
-    survivors = [
-        trial(
-            population,
-            archive,
-            choices,
-            coefficients,
-            member,
-            seed,
-            nonneg_start,
-            first_weight,
-        )
-        for member in members
-    ]
+    g = Generation(
+        *(population, archive, choices, coefficients, genes, gene_mask),
+        *(seed, nonneg_start, first_weight, lower, upper),
+    )
+    survivors = [trial(g, member) for member in members]
     parents = [population[member].clone() if slots[member] >= 0 else None for member in members]
     for member, survivor, parent in zip(members, survivors, parents, strict=True):
         population[member] = survivor

@@ -63,11 +63,11 @@ def mulhi(word: int, n: int) -> int:
 
 
 def mask_draws(
-    first_weight: int, count: int, generation: int, member: int, seed: int
+    purpose: Purpose, first: int, count: int, generation: int, member: int, seed: int
 ) -> NDArray[np.uint16]:
-    """The 16 random bits of weights first_weight..first_weight+count-1 (a multiple of 8 first)."""
-    blocks = np.arange(first_weight // 8, (first_weight + count + 7) // 8, dtype=np.uint64)
-    counter = (int(Purpose.MASK), generation, member, blocks & _LOW)
+    """The 16 random bits of weights or genes first..first+count-1 (first is a multiple of 8)."""
+    blocks = np.arange(first // 8, (first + count + 7) // 8, dtype=np.uint64)
+    counter = (int(purpose), generation, member, blocks & _LOW)
     words = np.stack(philox4x32(counter, key_of(seed), MASK_ROUNDS), axis=1)
     halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=2)
     return halves.reshape(-1)[:count].astype(np.uint16)

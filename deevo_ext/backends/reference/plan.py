@@ -15,14 +15,16 @@ import numpy as np
 import torch
 
 from deevo_ext.backends.reference.checks import (
+    alive_members,
     check_generation,
     check_strategies,
     require_subnormals,
 )
 from deevo_ext.backends.reference.exact_math import cauchy_quantile, normal_quantile, sin2pi
-from deevo_ext.backends.reference.philox import draw, mulhi, uniform
+from deevo_ext.backends.reference.philox import draw, mask_draws, mulhi, uniform
 from deevo_ext.tables import (
     MAX_TERMS,
+    NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
     Purpose,
     Setting,
@@ -30,6 +32,7 @@ from deevo_ext.tables import (
     StateLayout,
     StrategyColumn,
     TermCode,
+    gene_words,
     state_layout,
 )
 
@@ -38,12 +41,17 @@ ATTEMPTS = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """Inputs of one plan as Python numbers, with what follows from them for all members."""
+    """Inputs of one plan as Python numbers, with what follows from them for all members.
+
+    living: the members that are alive, ascending; by_rank: the same from best to worst; num_valid:
+    how many of them have a finite fitness.
+    """
 
     settings: list[float]
     strategies: list[list[float]]
     state: list[float]
     fitness: list[float]
+    living: list[int]
     by_rank: list[int]
     num_valid: int
     generation: int
@@ -160,16 +168,17 @@ def distinct(word: int, n: int, excluded: list[int]) -> int:
 
 
 def draw_parents(p: Plan, member: int) -> list[int]:
-    """The row of each `TermCode` for one member."""
-    n = len(p.fitness)
+    """The row of each `TermCode` for one member; random rows are drawn among the living."""
+    n = len(p.living)
+    position = p.living.index(member)
     first = draw(Purpose.PARENTS, p.generation, member, 0, p.seed)
     second = draw(Purpose.PARENTS, p.generation, member, 1, p.seed)
     rows = [member] * len(TermCode)
 
-    excluded = [member]
+    excluded = [position]
     for code, word in zip(range(TermCode.R1, TermCode.R5 + 1), (*first, second[0]), strict=True):
         if n > len(excluded):  # a pool that needs more parents than there are is refused earlier
-            rows[code] = distinct(word, n, excluded)
+            rows[code] = p.living[distinct(word, n, excluded)]
 
     rows[TermCode.BEST] = p.by_rank[0]
     if p.settings[Setting.BEST_EXCLUDES_TARGET] and p.by_rank[0] == member and p.num_valid != 1:
@@ -183,9 +192,10 @@ def draw_parents(p: Plan, member: int) -> list[int]:
     rows[TermCode.PBEST] = p.by_rank[mulhi(second[2], candidates)]
 
     with_archive = n + int(p.state[p.at.archive_count])
-    taken = sorted({member, rows[TermCode.R1]})
+    taken = sorted({position, p.living.index(rows[TermCode.R1])})
     if with_archive > len(taken):
-        rows[TermCode.ARCHIVE] = distinct(second[1], with_archive, taken)
+        drawn = distinct(second[1], with_archive, taken)
+        rows[TermCode.ARCHIVE] = p.living[drawn] if drawn < n else len(p.fitness) + drawn - n
     return rows
 
 
@@ -211,8 +221,32 @@ def _threshold(cr: float) -> int:
     return 1 if threshold < 1 and cr > 0.0 else threshold
 
 
-def plan_member(p: Plan, member: int) -> tuple[list[int], list[float], list[float]]:
-    """One row of choices, parameters and coefficients."""
+def forced_mutant(p: Plan, member: int, binomial: bool) -> int:
+    """j_rand: the weight or gene that takes the mutant whatever CR says; -1: none."""
+    candidates = int(p.settings[Setting.J_RAND_RANGE])
+    if candidates == 0 or not binomial:
+        return -1
+    return mulhi(draw(Purpose.J_RAND, p.generation, member, 0, p.seed)[0], candidates)
+
+
+def gene_mask(p: Plan, member: int, threshold: int, forced: int) -> list[int]:
+    """Words of 32 genes: bit k % 32 of word k // 32 says whether gene k takes the mutant."""
+    genes = int(p.settings[Setting.GENES])
+    draws = mask_draws(Purpose.GENE_MASK, 0, genes, p.generation, member, p.seed)
+    taken = draws.astype(np.int64) < threshold
+    if forced >= 0 and genes > 0:
+        taken[forced] = True
+    bits = np.zeros(32 * gene_words(genes), dtype=np.uint8)
+    bits[:genes] = taken
+    return np.packbits(bits, bitorder="little").view("<i4").tolist()
+
+
+def plan_member(p: Plan, member: int) -> tuple[list[int], list[float], list[float], list[int]]:
+    """One row of choices, parameters, coefficients and gene_mask."""
+    if member not in p.living:
+        nothing = [p.generation, 0, int(Source.NONE), 0, 0, *[member] * (1 + MAX_TERMS), -1]
+        mask = [0] * gene_words(int(p.settings[Setting.GENES]))
+        return nothing, [0.0] * NUM_PARAMETER_COLUMNS, [0.0] * MAX_TERMS, mask
     chance = draw(Purpose.CHOICE, p.generation, member, 0, p.seed)
     u = uniform(draw(Purpose.CHOICE, p.generation, member, 1, p.seed)[0])
     count = len(p.strategies)
@@ -242,11 +276,15 @@ def plan_member(p: Plan, member: int) -> tuple[list[int], list[float], list[floa
             coefficients.append(((a[0] + a[1] * f) + a[2] * u) + a[3] * (f * u))
 
     padding = MAX_TERMS - terms
-    choices = [p.generation, k, int(source), _threshold(cr), terms, base]
+    threshold = _threshold(cr)
+    forced = forced_mutant(p, member, binomial)
+    mask = gene_mask(p, member, threshold, forced)
+    choices = [p.generation, k, int(source), threshold, terms, base, *rows, *[base] * padding]
     return (
-        [*choices, *rows, *[base] * padding],
+        [*choices, forced if not mask else -1],
         [f, cr, frequency, u],
         [*coefficients, *[0.0] * padding],
+        mask,
     )
 
 
@@ -255,26 +293,30 @@ def plan(
     strategies: torch.Tensor,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     seed: int,
     choices: torch.Tensor,
     parameters: torch.Tensor,
     coefficients: torch.Tensor,
+    gene_mask: torch.Tensor,
 ) -> None:
-    """Fills choices, parameters and coefficients (shapes and dtypes: `deevo_ext.tables`)."""
+    """Fills choices, parameters, coefficients and gene_mask (shapes: `deevo_ext.tables`)."""
     require_subnormals()
     table = strategies.reshape(-1, NUM_STRATEGY_COLUMNS).tolist()
     check_generation("plan", int(generation.item()))
     check_strategies("plan", table)
     losses = clean_fitness(fitness)
+    living = alive_members("plan", alive)
     numbers = settings.tolist()
     p = Plan(
         settings=numbers,
         strategies=table,
         state=state.tolist(),
         fitness=losses,
-        by_rank=sorted(range(len(losses)), key=lambda i: losses[i]),
-        num_valid=sum(loss < math.inf for loss in losses),
+        living=living,
+        by_rank=sorted(living, key=lambda i: losses[i]),
+        num_valid=sum(losses[i] < math.inf for i in living),
         generation=int(generation.item()),
         seed=seed,
         at=layout_of(numbers, len(table)),
@@ -284,3 +326,4 @@ def plan(
     parameters.copy_(torch.tensor([row[1] for row in rows], dtype=torch.float64))
     rounded = np.array([row[2] for row in rows], dtype=np.float64).astype(np.float32)
     coefficients.copy_(torch.from_numpy(rounded))
+    gene_mask.copy_(torch.tensor([row[3] for row in rows], dtype=torch.int32))

@@ -10,7 +10,12 @@ import math
 
 import torch
 
-from deevo_ext.backends.reference.checks import check_generation, require, require_subnormals
+from deevo_ext.backends.reference.checks import (
+    alive_members,
+    check_generation,
+    require,
+    require_subnormals,
+)
 from deevo_ext.backends.reference.philox import draw, mulhi
 from deevo_ext.backends.reference.plan import clean_fitness, layout_of
 from deevo_ext.tables import (
@@ -25,6 +30,21 @@ from deevo_ext.tables import (
 )
 
 
+def survivors_of_reduction(
+    settings: list[float], fitness: list[float], living: list[int], generation: int
+) -> list[int]:
+    """L-SHADE's linear reduction with generations as the clock: the best of the living, ascending.
+
+    NP + (minimum - NP) g / G of NP physical rows, rounded, equal fitness by lower index first.
+    """
+    minimum, size = settings[Setting.POPULATION_MIN], float(len(fitness))
+    if minimum == 0.0:
+        return living
+    share = float(generation) / settings[Setting.GENERATIONS]
+    target = max(round(size + (minimum - size) * share), int(minimum))
+    return sorted(sorted(living, key=lambda i: fitness[i])[:target])
+
+
 def halving_sum(values: list[float]) -> float:
     """Sum in the contract's order: pad with +0 to a power of two, then repeatedly add halves."""
     padded = 1
@@ -37,13 +57,17 @@ def halving_sum(values: list[float]) -> float:
     return values[0]
 
 
-def select(parents: list[float], trials: list[float]) -> tuple[list[bool], list[float]]:
-    """Which trials are accepted and by how much each improves.
+def select(
+    parents: list[float], trials: list[float], living: list[int]
+) -> tuple[list[bool], list[float]]:
+    """Which trials are accepted and by how much each improves; none of the dead's is.
 
     An improvement that is not finite counts as the largest finite one of the generation, 1 if there
     is none.
     """
-    accepted = [trial < parent for parent, trial in zip(parents, trials, strict=True)]
+    accepted = [False] * len(parents)
+    for member in living:
+        accepted[member] = trials[member] < parents[member]
     improvement = [
         parent - trial if taken else 0.0
         for parent, trial, taken in zip(parents, trials, accepted, strict=True)
@@ -64,6 +88,7 @@ class Tell:
         parameters: list[list[float]],
         state: list[float],
         generation: int,
+        living: list[int],
         accepted: list[bool],
         improvement: list[float],
     ) -> None:
@@ -73,6 +98,7 @@ class Tell:
         self.parameters = parameters
         self.state = state
         self.generation = generation
+        self.living = living
         self.accepted = accepted
         self.improvement = improvement
         self.at: StateLayout = layout_of(settings, len(strategies))
@@ -163,8 +189,9 @@ class Tell:
         by_sinusoid = self.at.sinusoid_window + (self.generation - 1) % sinusoid_period * 4
         self.state[by_strategy : by_strategy + 2 * n] = [0.0] * (2 * n)
         self.state[by_sinusoid : by_sinusoid + 4] = [0.0] * 4
-        for choice, taken in zip(self.choices, self.accepted, strict=True):
-            failed = 0 if taken else 1
+        for member in self.living:
+            choice = self.choices[member]
+            failed = 0 if self.accepted[member] else 1
             self.state[by_strategy + 2 * choice[ChoiceColumn.STRATEGY] + failed] += 1.0
             source = choice[ChoiceColumn.SOURCE]
             if source in (Source.SINUSOID_1, Source.SINUSOID_2):
@@ -253,14 +280,16 @@ def tell(
     seed: int,
     state: torch.Tensor,
     fitness: torch.Tensor,
+    alive: torch.Tensor,
     generation: torch.Tensor,
     accepted: torch.Tensor,
     archive_slot: torch.Tensor,
 ) -> None:
-    """Updates state, fitness and generation in place; fills accepted and archive_slot."""
+    """Updates state, fitness, alive and generation in place; fills accepted and archive_slot."""
     require_subnormals()
     parents, trials = clean_fitness(fitness), clean_fitness(trial_fitness)
-    taken, improvement = select(parents, trials)
+    living = alive_members("tell", alive)
+    taken, improvement = select(parents, trials, living)
     t = Tell(
         settings.tolist(),
         strategies.reshape(-1, NUM_STRATEGY_COLUMNS).tolist(),
@@ -268,6 +297,7 @@ def tell(
         parameters.tolist(),
         state.tolist(),
         int(generation.item()),
+        living,
         taken,
         improvement,
     )
@@ -284,7 +314,10 @@ def tell(
     slots = t.assign_archive(seed)
 
     survivors = [b if a else p for p, b, a in zip(parents, trials, taken, strict=True)]
+    left = set(survivors_of_reduction(t.settings, survivors, living, t.generation))
+    survivors = [f if member in left else math.inf for member, f in enumerate(survivors)]
     fitness.copy_(torch.tensor(survivors, dtype=torch.float64))
+    alive.copy_(torch.tensor([member in left for member in range(len(parents))]))
     state.copy_(torch.tensor(t.state, dtype=torch.float64))
     accepted.copy_(torch.tensor(taken, dtype=torch.uint8))
     archive_slot.copy_(torch.tensor(slots, dtype=torch.int32))

@@ -1,33 +1,55 @@
 """trials: mutation and binomial crossover.
 
 ``v = row[base]``; for m in table order ``v = v + c[m] (row[idx[m]] - row[base])`` in float32, each
-operation rounded; ``u = v`` where the weight's 16 random bits < threshold, else the parent's value.
+operation rounded; ``u = v`` where the weight's 16 random bits < threshold (or its gene's bit is
+set, or it is the forced one), else the parent's value.
 Only ``*``, ``+`` and ``-`` are used: torch's addcmul, lerp and add(alpha=) round differently.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 
-from deevo_ext.backends.reference.checks import check_choices, require_subnormals
+from deevo_ext.backends.reference.checks import check_choices, check_genes, require_subnormals
 from deevo_ext.backends.reference.philox import mask_draws
-from deevo_ext.tables import ChoiceColumn
+from deevo_ext.tables import ChoiceColumn, Purpose
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What trials and commit share; the fields are the operators' arguments."""
+
+    population: torch.Tensor
+    archive: torch.Tensor
+    choices: torch.Tensor
+    coefficients: torch.Tensor
+    genes: torch.Tensor
+    gene_mask: torch.Tensor
+    seed: int
+    nonneg_start: int
+    first_weight: int
+    lower: float
+    upper: float
 
 
 def widen(row: torch.Tensor) -> torch.Tensor:
     """A stored row in float32; exact."""
     if row.dtype == torch.bfloat16:
         return (row.view(torch.int16).to(torch.int32) << 16).view(torch.float32)
-    return row
+    return row.float()
 
 
 def to_storage(row: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float32 rounded to the nearest stored value, halves to even, by integer arithmetic.
+    """float32 rounded to the nearest stored value, halves to even.
 
-    (Conversion instructions flush subnormals on some machines.) Infinity and NaN become infinity.
+    bfloat16 by integer arithmetic (conversion instructions flush subnormals on some machines),
+    where infinity and NaN become infinity.
     """
-    if dtype == torch.float32:
-        return row
+    if dtype != torch.bfloat16:
+        return row.to(dtype)
     bits = row.contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     special = (bits & 0x7F800000) == 0x7F800000
@@ -36,46 +58,55 @@ def to_storage(row: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return signed.to(torch.int16).view(torch.bfloat16)
 
 
-def mutant(
-    population: torch.Tensor,
-    archive: torch.Tensor,
-    choice: list[int],
-    coefficients: torch.Tensor,
-) -> torch.Tensor:
+def mutant(g: Generation, member: int) -> torch.Tensor:
     """The donor vector in float32, [D]."""
 
     def row(index: int) -> torch.Tensor:
-        size = population.shape[0]
-        return widen(population[index] if index < size else archive[index - size])
+        size = g.population.shape[0]
+        return widen(g.population[index] if index < size else g.archive[index - size])
 
+    choice = g.choices[member].tolist()
     base = row(choice[ChoiceColumn.BASE_ROW])
     v = base
     for m in range(choice[ChoiceColumn.TERMS]):
-        v = v + coefficients[m] * (row(choice[ChoiceColumn.ROWS + m]) - base)
+        v = v + g.coefficients[member, m] * (row(choice[ChoiceColumn.ROWS + m]) - base)
     return v
 
 
-def trial(
-    population: torch.Tensor,
-    archive: torch.Tensor,
-    choices: torch.Tensor,
-    coefficients: torch.Tensor,
-    member: int,
-    seed: int,
-    nonneg_start: int,
-    first_weight: int,
-) -> torch.Tensor:
+def repaired(g: Generation, v: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
+    """The mutant inside its limits: a value beyond one lies half way from it to the parent's.
+
+    Bounds as in SHADE (Tanabe & Fukunaga 2013); beyond nonneg_start the limit is 0, exclusive.
+    """
+    tail = torch.arange(v.numel()) >= g.nonneg_start
+    result = torch.where(tail & ~(v > 0.0), 0.5 * parent, v)
+    if g.lower > -math.inf:
+        result = torch.where(~tail & (v < g.lower), 0.5 * (g.lower + parent), result)
+    if g.upper < math.inf:
+        result = torch.where(~tail & (v > g.upper), 0.5 * (g.upper + parent), result)
+    return result
+
+
+def crossover(g: Generation, member: int) -> torch.Tensor:
+    """Which weights take the mutant, bool [D]."""
+    choice = g.choices[member].tolist()
+    columns = g.population.shape[1]
+    flat = torch.arange(g.first_weight, g.first_weight + columns)
+    if g.genes.numel() > 0:
+        gene = torch.searchsorted(g.genes, flat, right=True) - 1
+        return (g.gene_mask[member][gene // 32] >> (gene % 32)) & 1 == 1
+    generation = choice[ChoiceColumn.GENERATION]
+    draws = mask_draws(Purpose.MASK, g.first_weight, columns, generation, member, g.seed)
+    drawn = torch.from_numpy(draws.astype("int32")) < choice[ChoiceColumn.THRESHOLD]
+    return drawn | (flat == choice[ChoiceColumn.FORCED])
+
+
+def trial(g: Generation, member: int) -> torch.Tensor:
     """The trial vector of one member, [D] in the population's dtype."""
-    choice = choices[member].tolist()
-    parent = population[member]
-    v = mutant(population, archive, choice, coefficients[member])
-    tail = torch.arange(parent.numel()) >= nonneg_start
-    v = torch.where(tail & ~(v > 0.0), 0.5 * widen(parent), v)
-    stored = to_storage(v, population.dtype)
-    take = torch.isfinite(stored)
-    draws = mask_draws(first_weight, parent.numel(), choice[ChoiceColumn.GENERATION], member, seed)
-    take &= torch.from_numpy(draws.astype("int32")) < choice[ChoiceColumn.THRESHOLD]
-    return torch.where(take, stored, parent)
+    parent = g.population[member]
+    v = repaired(g, mutant(g, member), widen(parent))
+    stored = to_storage(v, parent.dtype)
+    return torch.where(torch.isfinite(stored) & crossover(g, member), stored, parent)
 
 
 def trials(
@@ -83,24 +114,24 @@ def trials(
     archive: torch.Tensor,
     choices: torch.Tensor,
     coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
     members: torch.Tensor,
     seed: int,
     nonneg_start: int,
     first_weight: int,
+    lower: float,
+    upper: float,
     out: torch.Tensor,
 ) -> None:
     """Writes the trial of members[e] to out[e]."""
     require_subnormals()
     numbers = members.tolist()
     check_choices("trials", choices.tolist(), numbers, population.shape[0], archive.shape[0])
+    check_genes("trials", genes)
+    g = Generation(
+        *(population, archive, choices, coefficients, genes, gene_mask),
+        *(seed, nonneg_start, first_weight, lower, upper),
+    )
     for e, member in enumerate(numbers):
-        out[e] = trial(
-            population,
-            archive,
-            choices,
-            coefficients,
-            member,
-            seed,
-            nonneg_start,
-            first_weight,
-        )
+        out[e] = trial(g, member)
