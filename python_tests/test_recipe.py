@@ -200,7 +200,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ({"architecture": ...}, "not the recipe of a population"),
         ({"architecture": {"version": 7}}, "architecture's JSON has version 7"),
         ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
-        ({"dtype": "float16"}, "dtype torch.float16 of a population"),
+        ({"dtype": "float64"}, "dtype torch.float64 of a population"),
         ({"dtype": 3}, "not the recipe of a population"),
         ({"members": 3}, "not the recipe of a population"),
         ({"checkpoint_key": ...}, "not the recipe of a population"),
