@@ -1,6 +1,6 @@
 // Python bindings: addresses and sizes in, errors as exceptions out. No logic; shapes, dtypes and
 // overlaps are checked in deevo_ext/ops.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
 
 #include <stdexcept>
 #include <string>
@@ -69,6 +69,7 @@ deevo::cpu::Generation generation(const std::string& dtype, const py::tuple& pop
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operators of deevo_ext; use them through torch.ops.deevo.";
+  deevo::bind_inference(m);
 
   m.def("plan",
         [](Address settings, Address strategies, int64_t num_strategies, Address state,

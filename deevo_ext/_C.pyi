@@ -69,6 +69,47 @@ def commit(
     accepted: int,
     archive_slot: int,
 ) -> None: ...
+def fold(
+    source: str,
+    target: str,
+    rows: _Matrix,
+    statistics: _Matrix,
+    constants: int,
+    table: int,
+    eps: int,
+    entries: int,
+    weights: _Matrix,
+    vectors: _Matrix,
+    threads: int,
+) -> None: ...
+def head(
+    dtype: str,
+    features: _Matrix,
+    weight: _Matrix,
+    bias: _Matrix,
+    positions: int,
+    channels: int,
+    labels: int,
+    samples: int,
+    classes: int,
+    smoothing: float,
+    losses: _Matrix,
+    ranks: _Matrix,
+    threads: int,
+) -> None: ...
+def loss_and_rank(
+    dtype: str,
+    logits: _Matrix,
+    labels: int,
+    samples: int,
+    classes: int,
+    smoothing: float,
+    losses: _Matrix,
+    ranks: _Matrix,
+    threads: int,
+) -> None: ...
+def exp_fixed(gap: float) -> int: ...
+def fold_constants() -> tuple[int, int]: ...
 def philox4x32(
     rounds: int, c0: int, c1: int, c2: int, c3: int, k0: int, k1: int
 ) -> tuple[int, int, int, int]: ...

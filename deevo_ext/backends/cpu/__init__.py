@@ -7,8 +7,11 @@ from typing import Any
 import torch
 
 from deevo_ext import _extension
+from deevo_ext.backends.cpu.inference import fold, head, loss_and_rank
 from deevo_ext.errors import DeevoError
 from deevo_ext.tables import NUM_STRATEGY_COLUMNS
+
+__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
 
 
 def _call(operator: str, *arguments: Any) -> None:

@@ -1,0 +1,135 @@
+// fold on the CPU: tiles of output channels over threads. A tile's weights are scaled and rounded
+// into a buffer in L1 in the order in which they are read, then written channels-last.
+// Bytes per weight: the stored type read once, the target type written once.
+#include "deevo/fold.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "inference.h"
+#include "threads.h"
+
+namespace deevo::cpu {
+namespace {
+
+// out[r][c] = in[c][r] for `channels` c; a row of out is `padded` apart.
+template <int kTaps, class T>
+void transpose_taps(const T* __restrict in, T* __restrict out, int64_t channels, int64_t taps,
+                    int64_t padded) {
+  const int64_t stride = kTaps > 0 ? kTaps : taps;
+  for (int64_t r = 0; r < stride; ++r) {
+    for (int64_t c = 0; c < channels; ++c) out[r * padded + c] = in[c * stride + r];
+  }
+}
+
+template <class T>
+void transpose_taps(const T* in, T* out, int64_t channels, int64_t taps, int64_t padded) {
+  switch (taps) {
+    case 9:
+      return transpose_taps<9>(in, out, channels, taps, padded);
+    case 25:
+      return transpose_taps<25>(in, out, channels, taps, padded);
+    case 49:
+      return transpose_taps<49>(in, out, channels, taps, padded);
+    default:
+      return transpose_taps<0>(in, out, channels, taps, padded);
+  }
+}
+
+// source: the entry's weights, from its first one; target: likewise.
+template <class From, class To>
+void fold_weights(const int64_t* entry, const FoldTile& tile, int64_t out, float scale,
+                  const typename From::Stored* source, typename To::Stored* target) {
+  const int64_t ins = entry[kFoldIn], taps = entry[kFoldTaps], padded = entry[kFoldPadded];
+  const int64_t channels = tile.in_end - tile.in;
+  alignas(64) typename To::Stored buffer[kFoldTile];
+  const typename From::Stored* from = source + (out * ins + tile.in) * taps;
+  typename To::Stored* to = target + out * taps * padded + tile.in;
+  typename To::Stored* made = taps == 1 ? to : buffer;
+  for (int64_t j = 0; j < channels * taps; ++j) made[j] = To::store(From::widen(from[j]) * scale);
+  if (taps > 1) transpose_taps(buffer, to, channels, taps, padded);
+  if (tile.in_end < ins || padded == ins) return;
+  for (int64_t r = 0; r < taps; ++r) {
+    std::memset(to + r * padded + channels, 0, (padded - ins) * sizeof(*to));
+  }
+}
+
+template <class From, class To>
+void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile) {
+  using Source = typename From::Stored;
+  using Target = typename To::Stored;
+  const int64_t* entry = f.table + tile.entry * kFoldColumns;
+  const Source* row = static_cast<const Source*>(f.rows.data) + member * f.rows.stride;
+  const float* statistics = static_cast<const float*>(f.statistics.data) +
+                            member * f.statistics.stride;  // null and unread without statistics
+  const auto element = [&](int64_t address, int64_t i) -> float {
+    const int64_t space = address >> 48, at = (address & ((int64_t{1} << 48) - 1)) + i;
+    if (space == 0) return From::widen(row[at]);
+    return space == 1 ? statistics[at] : f.constants[at];
+  };
+  float* vectors = static_cast<float*>(f.vectors.data) + member * f.vectors.stride;
+  Target* weights = static_cast<Target*>(f.weights.data) + member * f.weights.stride;
+  const int64_t weight = entry[kFoldWeight];
+  for (int64_t out = tile.out; out < tile.out_end; ++out) {
+    const FoldChannel channel =
+        fold_channel(entry, f.eps[tile.entry], [&](int column, double absent) -> double {
+          return entry[column] < 0 ? absent : element(entry[column], out);
+        });
+    const float scale = static_cast<float>(channel.scale);
+    if (tile.in == 0) {
+      const float shift = static_cast<float>(channel.shift);
+      if (entry[kFoldToShift] >= 0) vectors[entry[kFoldToShift] + out] = ToFloat32::store(shift);
+      if (entry[kFoldToScale] >= 0) vectors[entry[kFoldToScale] + out] = ToFloat32::store(scale);
+    }
+    if (weight < 0) continue;
+    Target* target = weights + entry[kFoldToWeight];
+    const int64_t offset = weight & ((int64_t{1} << 48) - 1);
+    if (weight >> 48 == 0) {
+      fold_weights<From, To>(entry, tile, out, scale, row + offset, target);
+    } else {
+      const float* source = (weight >> 48 == 1 ? statistics : f.constants) + offset;
+      fold_weights<FromFloat32, To>(entry, tile, out, scale, source, target);
+    }
+  }
+}
+
+template <class From, class To>
+void run(const Fold& f) {
+  const int64_t tiles = fold_num_tiles(f.table, f.entries);
+  constexpr int64_t kTilesWorthAThread = 16;
+  const int64_t items = tiles * f.rows.count;
+  parallel_for((items + kTilesWorthAThread - 1) / kTilesWorthAThread, f.threads,
+               [&](int64_t, int64_t item) {
+                 const int64_t end = std::min(items, (item + 1) * kTilesWorthAThread);
+                 for (int64_t i = item * kTilesWorthAThread; i < end; ++i) {
+                   fold_tile_of<From, To>(f, i / tiles, fold_tile(f.table, f.entries, i % tiles));
+                 }
+               });
+}
+
+template <class From>
+void run(const Fold& f) {
+  switch (f.target) {
+    case Number::kFloat32:
+      return run<From, ToFloat32>(f);
+    case Number::kBFloat16:
+      return run<From, ToBFloat16>(f);
+    case Number::kFloat16:
+      return run<From, ToFloat16>(f);
+  }
+}
+
+}  // namespace
+
+void fold(const Fold& f) {
+  switch (f.source) {
+    case Number::kFloat32:
+      return run<FromFloat32>(f);
+    case Number::kBFloat16:
+      return run<FromBFloat16>(f);
+    case Number::kFloat16:
+      return run<FromFloat16>(f);
+  }
+}
+
+}  // namespace deevo::cpu

@@ -1,0 +1,162 @@
+// fold: the inference weights of a network from a flat row, BatchNorm folded in.
+//   scale = gamma / sqrt(var + eps), shift = beta + (bias - mean) scale   per output channel,
+//   float64, each operation rounded; weight[o, r, c] = W[o, c, r] float32(scale[o]) in float32,
+//   rounded to nearest even into the target type; channels last, padded with zeros.
+// (Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3.2.)
+// Traffic per weight: the stored type read once, the target type written once.
+#pragma once
+
+#include <cmath>
+
+#include "deevo/common.h"
+
+namespace deevo {
+
+// Columns of the table, int64 [L, kFoldColumns]; deevo_ext/ops/fold.py is the same list.
+enum FoldColumn {
+  kFoldWeight,  // this and the next five: source addresses, -1 = absent
+  kFoldBias,
+  kFoldGamma,
+  kFoldBeta,
+  kFoldMean,
+  kFoldVar,
+  kFoldOut,
+  kFoldIn,
+  kFoldTaps,
+  kFoldPadded,
+  kFoldToWeight,
+  kFoldToShift,
+  kFoldToScale,
+  kFoldFirstTile,
+  kFoldColumns
+};
+
+constexpr int64_t kFoldTile = 4096;  // source weights of a tile
+
+// Which part of an entry a tile is: output channels [out, out_end) x input channels [in, in_end).
+struct FoldTile {
+  int64_t entry, out, out_end, in, in_end;
+};
+
+DEEVO_HD int64_t fold_least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The last entry that begins at or before this tile.
+DEEVO_HD int64_t fold_entry_of(const int64_t* table, int64_t entries, int64_t tile) {
+  int64_t low = 0, high = entries;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (table[middle * kFoldColumns + kFoldFirstTile] <= tile) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+DEEVO_HD int64_t fold_chunk(int64_t taps) {
+  const int64_t chunk = kFoldTile / taps;
+  return chunk >= 8 ? chunk / 8 * 8 : (chunk > 1 ? chunk : 1);
+}
+
+DEEVO_HD int64_t fold_tiles_of(const int64_t* entry) {
+  const int64_t channel = entry[kFoldWeight] < 0 ? 1 : entry[kFoldIn] * entry[kFoldTaps];
+  if (channel <= kFoldTile) {
+    const int64_t together = kFoldTile / channel;
+    return (entry[kFoldOut] + together - 1) / together;
+  }
+  const int64_t chunk = fold_chunk(entry[kFoldTaps]);
+  return entry[kFoldOut] * ((entry[kFoldIn] + chunk - 1) / chunk);
+}
+
+DEEVO_HD int64_t fold_num_tiles(const int64_t* table, int64_t entries) {
+  if (entries == 0) return 0;
+  const int64_t* last = table + (entries - 1) * kFoldColumns;
+  return last[kFoldFirstTile] + fold_tiles_of(last);
+}
+
+DEEVO_HD FoldTile fold_tile(const int64_t* table, int64_t entries, int64_t tile) {
+  const int64_t at = fold_entry_of(table, entries, tile);
+  const int64_t* entry = table + at * kFoldColumns;
+  const int64_t index = tile - entry[kFoldFirstTile];
+  const bool affine = entry[kFoldWeight] < 0;
+  const int64_t ins = affine ? 1 : entry[kFoldIn];
+  const int64_t channel = affine ? 1 : ins * entry[kFoldTaps];
+  if (channel <= kFoldTile) {
+    const int64_t together = kFoldTile / channel;
+    return {at, index * together, fold_least(entry[kFoldOut], (index + 1) * together), 0, ins};
+  }
+  const int64_t chunk = fold_chunk(entry[kFoldTaps]);
+  const int64_t chunks = (ins + chunk - 1) / chunk;
+  const int64_t out = index / chunks, in = index % chunks * chunk;
+  return {at, out, out + 1, in, fold_least(ins, in + chunk)};
+}
+
+// Targets: float32 rounded to nearest even, overflow to infinity, any NaN to one quiet NaN.
+struct ToFloat32 {
+  using Stored = float;
+  static DEEVO_HD float store(float x) { return x != x ? float_of(0x7FC00000u) : x; }
+};
+
+struct ToBFloat16 {
+  using Stored = uint16_t;
+  static DEEVO_HD uint16_t store(float x) {
+    const uint32_t bits = bits_of(x);
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return static_cast<uint16_t>(x != x ? 0x7FC0u : rounded);
+  }
+};
+
+struct ToFloat16 {
+  using Stored = uint16_t;
+  static DEEVO_HD uint16_t store(float x) {
+    const uint32_t bits = bits_of(x);
+    const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+    // Below the least normal half the sum with 1/2 has its last place at 2^-24, as the half has.
+    const float shifted = float_of(magnitude < 0x38800000u ? magnitude : 0u) + 0.5f;
+    uint32_t half = magnitude < 0x38800000u ? bits_of(shifted) - 0x3F000000u : normal;
+    half = magnitude >= 0x477FF000u ? 0x7C00u : half;
+    half = sign | half;
+    return static_cast<uint16_t>(magnitude > 0x7F800000u ? 0x7E00u : half);
+  }
+};
+
+// Float32 of a stored half, with infinity and NaN.
+DEEVO_HD float fold_widen_half(uint16_t x) {
+  const uint32_t sign = (x & 0x8000u) << 16, magnitude = x & 0x7FFFu;
+  const float finite = float_of(magnitude << 13) * 0x1p112f;
+  const uint32_t special = 0x7F800000u | (magnitude & 0x3FFu) << 13;
+  return float_of((magnitude >= 0x7C00u ? special : bits_of(finite)) | sign);
+}
+
+struct FromFloat32 {
+  using Stored = float;
+  static DEEVO_HD float widen(float x) { return x; }
+};
+
+struct FromBFloat16 {
+  using Stored = uint16_t;
+  static DEEVO_HD float widen(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+};
+
+struct FromFloat16 {
+  using Stored = uint16_t;
+  static DEEVO_HD float widen(uint16_t x) { return fold_widen_half(x); }
+};
+
+struct FoldChannel {
+  double scale, shift;
+};
+
+// value(column, absent): the entry's source in that column for this channel, widened to float64.
+template <class Value>
+DEEVO_HD FoldChannel fold_channel(const int64_t* entry, double eps, const Value& value) {
+  double scale = value(kFoldGamma, 1.0);
+  if (entry[kFoldVar] >= 0) scale = scale / sqrt(value(kFoldVar, 0.0) + eps);
+  const double centred = value(kFoldBias, 0.0) - value(kFoldMean, 0.0);
+  const double product = centred * scale;
+  return {scale, value(kFoldBeta, 0.0) + product};
+}
+
+}  // namespace deevo
