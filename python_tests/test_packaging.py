@@ -139,7 +139,8 @@ def test_every_direct_dependency_is_pinned():
     wanted = [*project["dependencies"], *pyproject()["build-system"]["requires"]]
     for extra in project["optional-dependencies"].values():
         wanted += extra
-    names = {requirement_name(r) for r in wanted} - {"deevo-ext"}
+    # Which triton goes with a CUDA build of torch is torch's affair, as the next test has it.
+    names = {requirement_name(r) for r in wanted} - {"deevo-ext", "triton"}
     assert names <= set(constraints())
 
 

@@ -1,0 +1,149 @@
+"""Compiles the convolution kernel for every layer of torchvision's ResNets, with no GPU needed.
+
+Prints one JSON line per distinct kernel: layer, architecture, the tensor core instructions and
+vector loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a process
+without TRITON_INTERPRET: python compile_convolutions.py ARCHITECTURE DTYPE
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from deevo_ext.inference.triton.convolution import (
+    OPTIONS,
+    convolution_kernel,
+    launch_arguments,
+)
+
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+
+
+def resnet_layers() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, sizes) of ResNet-18's and ResNet-50's convolutions at 224 x 224, ReLU folded in."""
+    yield "stem", {"c": 4, "o": 64, "k": 7, "s": 2, "size": 224}
+    size = 56
+    for stage, width in enumerate((64, 128, 256, 512)):
+        s = 1 if stage == 0 else 2
+        for block in ("first", "later"):
+            stride = s if block == "first" else 1
+            into = size if block == "first" else size // s
+            name = f"stage {stage + 1} {block}"
+            # Bottlenecks
+            inner = 64 if (stage, block) == (0, "first") else width * (2 if block == "first" else 4)
+            yield f"{name} 1x1", {"c": inner, "o": width, "k": 1, "s": 1, "size": into}
+            yield f"{name} 3x3", {"c": width, "o": width, "k": 3, "s": stride, "size": into}
+            last = {"c": width, "o": 4 * width, "k": 1, "s": 1, "size": into // stride}
+            shortcut = {"c2": inner, "s2": stride, "size2": into}
+            extra = shortcut if block == "first" else {"residual": True}
+            yield f"{name} 1x1 out", {**last, **extra}
+            # Basic blocks
+            inner = width // 2 if block == "first" and stage else width
+            yield f"{name} basic 3x3", {"c": inner, "o": width, "k": 3, "s": stride, "size": into}
+            last = {"c": width, "o": width, "k": 3, "s": 1, "size": into // stride}
+            shortcut = {"c2": inner, "s2": stride, "size2": into}
+            extra = shortcut if block == "first" and stage else {"residual": True}
+            yield f"{name} basic out", {**last, **extra}
+        size //= s
+
+
+def compile_layer(layer: dict[str, Any], architecture: int, dtype: torch.dtype) -> tuple[Any, str]:
+    """The compiled kernel of a layer, specialised as Triton's launcher would, and its key."""
+    members, samples = 1, 256
+
+    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    k, s, size = layer["k"], layer["s"], layer["size"]
+    x = empty(members, samples, size, size, layer["c"])
+    weight = empty(members, layer["o"], k, k, layer["c"])
+    out = empty(members, samples, size // s, size // s, layer["o"])
+    downsample = None
+    if "c2" in layer:
+        x2 = empty(members, samples, layer["size2"], layer["size2"], layer["c2"])
+        stride2 = (layer["s2"], layer["s2"])
+        downsample = (x2, empty(members, layer["o"], 1, 1, layer["c2"]), stride2)
+    _, arguments, meta = launch_arguments(
+        x,
+        weight,
+        empty(members, layer["o"], of=torch.float32),
+        out if layer.get("residual") else None,
+        downsample,
+        out,
+        stride=(s, s),
+        padding=(k // 2, k // 2),
+        dilation=(1, 1),
+        activation="relu",
+        precision="tf32",
+        configuration=None,
+    )
+    options = {name: meta.pop(name) for name in ("num_warps", "num_stages")} | OPTIONS
+    names = list(inspect.signature(convolution_kernel.fn).parameters)
+    signature = dict.fromkeys(names, "constexpr")
+    constants: dict[tuple[int, ...], Any] = {(names.index(n),): v for n, v in meta.items()}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, value in enumerate(arguments):
+        if isinstance(value, torch.Tensor):
+            signature[names[i]] = POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif value == 1:
+            constants[(i,)] = 1
+        else:
+            signature[names[i]] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    key = json.dumps([signature, sorted(map(str, constants.items())), sorted(attributes), options])
+    source = ASTSource(convolution_kernel, signature, constants, attributes)
+    return (lambda: triton.compile(source, GPUTarget("cuda", architecture, 32), options)), key
+
+
+def resources(ptx: str, architecture: int) -> tuple[int, int]:
+    """Registers and bytes spilled, as ptxas reports them."""
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None
+    ptxas = get_ptxas(architecture).path
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [ptxas, "-v", f"--gpu-name={target[1]}", str(source), "-o", f"{source}.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report))
+    registers = re.search(r"Used (\d+) registers", report)
+    assert registers is not None, report
+    return int(registers[1]), spills
+
+
+def main(architecture: int, dtype: torch.dtype) -> None:
+    seen: set[str] = set()
+    for name, layer in resnet_layers():
+        compile_, key = compile_layer(layer, architecture, dtype)
+        if key in seen:
+            continue
+        seen.add(key)
+        ptx = compile_().asm["ptx"]
+        registers, spills = resources(ptx, architecture)
+        record = {
+            "layer": name,
+            "mma": len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", ptx)),
+            "wide_loads": len(re.findall(r"cp\.async\.c[ag]\.shared\.global .*0x10", ptx)),
+            "registers": registers,
+            "spills": spills,
+        }
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]))

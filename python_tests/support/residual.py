@@ -1,0 +1,176 @@
+"""Small ResNets of both kinds, and the same networks for K members on the Triton engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from deevo_ext.inference.triton.convolution import conv2d
+from deevo_ext.inference.triton.pooling import max_pool2d
+from deevo_ext.ops.fold import Space
+from support.folding import Builder, Entry
+from support.operators import OPERATORS
+
+
+def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out))
+
+
+class Block(nn.Module):
+    """Two 3x3, or 1x1, 3x3 and 1x1, beside a shortcut that has weights where shapes change."""
+
+    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        out = 4 * width if bottleneck else width
+        if bottleneck:
+            layers = [(channels, width, 1), (width, width, 3, stride), (width, out, 1)]
+        else:
+            layers = [(channels, width, 3, stride), (width, width, 3)]
+        self.layers = nn.ModuleList(convolution(*layer) for layer in layers)
+        plain = stride == 1 and channels == out
+        self.shortcut = None if plain else convolution(channels, out, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in self.layers[:-1]:
+            y = functional.relu(layer(y))
+        return functional.relu(
+            self.layers[-1](y) + (x if self.shortcut is None else self.shortcut(x))
+        )
+
+
+class ResNet(nn.Module):
+    """7x7 stem, max pool, a block per stage, linear. BatchNorm is not the identity."""
+
+    def __init__(self, bottleneck: bool, width: int = 16, classes: int = 7) -> None:
+        super().__init__()
+        self.stem = convolution(3, width, 7, 2)
+        into = [width, width * (4 if bottleneck else 1)]
+        blocks = [
+            Block(into[0], width, 1, bottleneck),
+            Block(into[1], width, 1, bottleneck),
+            Block(into[1], 2 * width, 2, bottleneck),
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = nn.Linear(2 * into[1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0.0, 0.3)
+                nn.init.normal_(module.running_mean, 0.0, 0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2.0)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.max_pool2d(functional.relu(self.stem(x)), 3, 2, 1)
+        for block in self.blocks:
+            y = block(y)
+        return self.classifier(y.mean((2, 3)))
+
+
+class Engine:
+    """K ResNets: their folded weights, and their losses and ranks through conv2d, pool and head."""
+
+    def __init__(self, models: list[ResNet], dtype: torch.dtype, device: str) -> None:
+        self.device, self.dtype, self.members = device, dtype, len(models)
+        b = Builder()
+        self.places: dict[str, Entry] = {}
+        sources: list[tuple[tuple[Space, int] | None, str]] = []
+        names = dict(models[0].named_modules())
+        for name, module in names.items():
+            if isinstance(module, nn.Sequential):
+                conv = module[0]
+                padded = 4 if conv.in_channels == 3 else 0
+                b.add(conv.out_channels, conv.in_channels, conv.kernel_size[0] ** 2, padded=padded)
+                e = b.entries[-1]
+                norm = f"{name}.1"
+                sources += [
+                    *((e.weight, f"{name}.0.weight"), (e.gamma, f"{norm}.weight")),
+                    *((e.beta, f"{norm}.bias"), (e.mean, f"{norm}.running_mean")),
+                    (e.var, f"{norm}.running_var"),
+                ]
+            elif isinstance(module, nn.Linear):
+                b.add(
+                    *(module.out_features, module.in_features),
+                    bias=True, affine=None, statistics=None,
+                )  # fmt: skip
+                e = b.entries[-1]
+                sources += [(e.weight, f"{name}.weight"), (e.bias, f"{name}.bias")]
+            else:
+                continue
+            self.places[name] = e
+        rows = torch.zeros(len(models), b.sizes[Space.ROWS])
+        for row, model in zip(rows, models, strict=True):
+            state = model.state_dict()
+            for place, name in sources:
+                assert place is not None
+                tensor = state[name].flatten()
+                row[place[1] : place[1] + tensor.numel()] = tensor
+        p = b.problem(members=len(models))
+        p.rows = rows
+        weights, vectors = p.fold(dtype)
+        self.weights, self.vectors = weights.to(device), vectors.to(device)
+
+    def weight(self, name: str, kernel: int) -> torch.Tensor:
+        e = self.places[name]
+        count = e.out * e.taps * e.padded
+        flat = self.weights[:, e.to_weight : e.to_weight + count]
+        return flat.view(self.members, e.out, kernel, kernel, e.padded)
+
+    def shift(self, name: str) -> torch.Tensor:
+        e = self.places[name]
+        return self.vectors[:, e.to_shift : e.to_shift + e.out]
+
+    def convolve(
+        self, x: torch.Tensor, name: str, layer: nn.Sequential, **more: Any
+    ) -> torch.Tensor:
+        conv = layer[0]
+        k, s = conv.kernel_size[0], conv.stride[0]
+        size = [(n - 1) // s + 1 for n in x.shape[2:4]]
+        out = torch.empty(self.members, x.shape[1], *size, conv.out_channels,
+                          dtype=self.dtype, device=self.device)  # fmt: skip
+        bias = self.shift(name)
+        if "shortcut" in more:
+            x2, shortcut = more.pop("shortcut")
+            stride = tuple(shortcut[0].stride)
+            where = name.replace("layers", "shortcut").rpartition(".")[0]
+            more["downsample"] = (x2, self.weight(where, 1), stride)
+            bias = bias + self.shift(where)
+        return conv2d(x, self.weight(name, k), bias, out=out, stride=(s, s),
+                      padding=(k // 2, k // 2), activation="relu", **more)  # fmt: skip
+
+    def features(self, model: ResNet, images: torch.Tensor) -> torch.Tensor:
+        """Activations [K, N, H, W, C] of the last block; images [N, 3, H, W], the same for all."""
+        x = functional.pad(images.permute(0, 2, 3, 1), (0, 1)).to(self.device, self.dtype)
+        y = self.convolve(x[None].contiguous(), "stem", model.stem)
+        size = [(n - 1) // 2 + 1 for n in y.shape[2:4]]
+        flat = y.flatten(0, 1)
+        pooled = torch.empty(flat.shape[0], *size, flat.shape[3], dtype=y.dtype, device=y.device)
+        max_pool2d(flat, (3, 3), (2, 2), (1, 1), pooled)
+        y = pooled.view(self.members, -1, *pooled.shape[1:])
+        for i, block in enumerate(model.blocks):
+            inner = y
+            for j, layer in enumerate(block.layers[:-1]):
+                inner = self.convolve(inner, f"blocks.{i}.layers.{j}", layer)
+            last = f"blocks.{i}.layers.{len(block.layers) - 1}"
+            if block.shortcut is None:
+                y = self.convolve(inner, last, block.layers[-1], residual=y)
+            else:
+                more = (y, block.shortcut)
+                y = self.convolve(inner, last, block.layers[-1], shortcut=more)
+        return y
+
+    def losses(
+        self, features: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        flat = features.flatten(2, 3)
+        weight = self.weight("classifier", 1)[:, :, 0, 0]
+        losses = torch.empty(flat.shape[:2], device=self.device)
+        ranks = torch.empty(flat.shape[:2], dtype=torch.int32, device=self.device)
+        OPERATORS.head(flat, weight, self.shift("classifier"), labels.to(self.device),
+                       0.0, losses, ranks)  # fmt: skip
+        return losses, ranks
