@@ -35,11 +35,10 @@ void run(const Generation& g, const std::vector<int64_t>& members, const int32_t
   }
   const int64_t num_copied = static_cast<int64_t>(copied.size());
   const int64_t width =
-      tile_columns(static_cast<int64_t>(read.size()) + num_copied, sizeof(Stored));
+      tile_columns(g.columns, static_cast<int64_t>(read.size()) + num_copied, sizeof(Stored));
   const int64_t threads = g.columns * static_cast<int64_t>(read.size()) < (1 << 16) ? 1 : g.threads;
   std::vector<Stored> scratch_rows(threads * num_copied * width);
   parallel_tiles(g.columns, width, threads, [&](int64_t worker, Tile tile, Tile next) {
-    Scratch<S> scratch;
     Stored* copies = scratch_rows.data() + worker * num_copied * width;
     for (int64_t i = 0; i < num_copied; ++i) {
       std::memcpy(copies + i * width, row_start<Stored>(g, copied[i]) + tile.begin,
@@ -52,9 +51,9 @@ void run(const Generation& g, const std::vector<int64_t>& members, const int32_t
     Prefetcher prefetcher(starts, next.begin * sizeof(Stored), next.size * sizeof(Stored),
                           num_members * pieces);
     for (const int64_t member : members) {
-      trial_tile<S, false>(g, member, tile, row_at, scratch,
+      trial_tile<S, false>(g, member, tile, row_at,
                            row_start<Stored>(g, static_cast<int32_t>(member)) + tile.begin,
-                           [&] { prefetcher.advance(); });
+                           prefetcher);
       if (archive_slot[member] >= 0) {
         std::memcpy(
             row_start<Stored>(g, static_cast<int32_t>(g.population.count) + archive_slot[member]) +

@@ -1,13 +1,19 @@
 // The inner loops of trials and commit, compiled once per instruction set and chosen at run time.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "deevo/trials.h"
 
 namespace deevo::cpu {
+
+// Columns of one call of the loops.
+constexpr int64_t kPiece = 1024;
+
+// Which weights of a piece take the mutant: bit j % 64 of word j / 64 for weight j. Its bytes are
+// those of a little-endian machine's words.
+static_assert(kPiece % 128 == 0);
+using Mask = uint64_t[kPiece / 64];
 
 // Pointers to one span of columns in the rows that a trial is made of.
 template <class S>
@@ -17,21 +23,22 @@ struct Span {
   const typename S::Stored* rows[kMaxTerms];
   const float* coefficients;
   int terms;
-  const uint16_t* draws;  // null: every weight takes the mutant
-  int32_t threshold;
-  Bounds bounds;  // of the columns before the non-negative tail
+  const uint64_t* mask;
+  Bounds bounds;      // of the columns before the non-negative tail
+  const char* fetch;  // the first of `fetch_lines` cache lines to be fetched into L2 on the way
+  int64_t fetch_lines;
+  bool
+      stream;  // write past the caches, where the machine can; `out` lies at a multiple of 64 bytes
 };
-
-// mask_draws writes whole batches of this many blocks: its output needs room for them.
-constexpr int kDrawBlocks = 8;
 
 // A set of loops; all sets give the same bits.
 struct Loops {
   const char* name;
   bool (*supported)();
-  // The 16-bit draws of `blocks` consecutive mask blocks: 8 weights each, low half of a word first.
-  void (*mask_draws)(uint16_t* draws, int64_t first_block, int64_t blocks, int64_t generation,
-                     int64_t member, Key key);
+  // The masks of `words` times 64 weights, from block `first_block` on: draw < threshold, which is
+  // 1..65536. Writes pairs of words.
+  void (*draw_mask)(uint64_t* mask, int64_t words, int64_t first_block, int64_t generation,
+                    int64_t member, Key key, int32_t threshold);
   // Columns [0, nonneg) of the span, then [nonneg, size) under the rule for the non-negative tail.
   void (*trial_float32)(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg);
   void (*trial_bfloat16)(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg);

@@ -9,25 +9,57 @@
 namespace deevo::cpu {
 namespace {
 
-bool supported() { return __builtin_cpu_supports("avx2"); }
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
 
-constexpr int kLanes = 4;
-typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
+constexpr int kFloats = 8;
+typedef float Floats __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint64_t Lanes __attribute__((vector_size(32)));
+
+#include "loops_choose.h"
+
 inline Lanes multiply(Lanes a, Lanes b) {
   return reinterpret_cast<Lanes>(
       _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
-inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
+inline Lanes pair(Lanes a, Lanes b) {
+  return reinterpret_cast<Lanes>(
+      _mm256_blend_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b << 32), 0xAA));
+}
+inline uint64_t below(Lanes a, Lanes b, uint16_t limit) {
   const __m256i x = reinterpret_cast<__m256i>(a), y = reinterpret_cast<__m256i>(b);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(x, y));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16), _mm256_unpackhi_epi64(x, y));
+  const __m256i limits = _mm256_set1_epi16(static_cast<short>(limit));
+  const __m256i even = _mm256_unpacklo_epi64(x, y), odd = _mm256_unpackhi_epi64(x, y);
+  // Packing goes by halves of a register, which puts the unpacked blocks back in order.
+  return static_cast<uint32_t>(_mm256_movemask_epi8(
+      _mm256_packs_epi16(_mm256_cmpeq_epi16(_mm256_min_epu16(even, limits), even),
+                         _mm256_cmpeq_epi16(_mm256_min_epu16(odd, limits), odd))));
+}
+inline Floats least(Floats a, Floats b) {
+  return reinterpret_cast<Floats>(
+      _mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+inline void widen_half(Halves stored, Floats* parts) {
+  const __m256i x = reinterpret_cast<__m256i>(stored);
+  parts[0] = reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm256_castsi256_si128(x)));
+  parts[1] = reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
+}
+inline Halves round_half(const Floats* parts) {
+  const __m256 a = reinterpret_cast<__m256>(parts[0]), b = reinterpret_cast<__m256>(parts[1]);
+  return reinterpret_cast<Halves>(_mm256_set_m128i(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT),
+                                                   _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)));
+}
+template <class V>
+inline void stream(void* to, V vector) {
+  _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(vector));
 }
 
 #include "loops_body.h"
@@ -39,7 +71,7 @@ inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
 
 }  // namespace
 
-const Loops kAvx2Loops = {"avx2",         supported,       mask_draws,
+const Loops kAvx2Loops = {"avx2",         supported,       draw_mask,
                           trial<Float32>, trial<BFloat16>, trial<Float16>};
 
 }  // namespace deevo::cpu

@@ -10,39 +10,94 @@
 namespace deevo::cpu {
 namespace {
 
+constexpr int kFloats = 4;
+typedef float Floats __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+typedef uint64_t Lanes __attribute__((vector_size(16)));
+inline Lanes pair(Lanes a, Lanes b) { return (a & 0xFFFFFFFFu) | (b << 32); }
+
+#include "loops_choose.h"
+
 #if defined(__SSE2__)
-constexpr int kLanes = 2;
-typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
 inline Lanes multiply(Lanes a, Lanes b) {
   return reinterpret_cast<Lanes>(
       _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 }
-inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
+inline uint64_t below(Lanes a, Lanes b, uint16_t limit) {
   const __m128i x = reinterpret_cast<__m128i>(a), y = reinterpret_cast<__m128i>(b);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(x, y));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi64(x, y));
+  const __m128i limits = _mm_set1_epi16(static_cast<short>(limit)), zero = _mm_setzero_si128();
+  const __m128i first = _mm_subs_epu16(_mm_unpacklo_epi64(x, y), limits);
+  const __m128i second = _mm_subs_epu16(_mm_unpackhi_epi64(x, y), limits);
+  return static_cast<uint32_t>(_mm_movemask_epi8(
+      _mm_packs_epi16(_mm_cmpeq_epi16(first, zero), _mm_cmpeq_epi16(second, zero))));
 }
-#elif defined(__aarch64__)
-constexpr int kLanes = 2;
-typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
+inline Floats least(Floats a, Floats b) {
+  return reinterpret_cast<Floats>(
+      _mm_min_ps(reinterpret_cast<__m128>(a), reinterpret_cast<__m128>(b)));
+}
+template <class V>
+inline void stream(void* to, V vector) {
+  _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(vector));
+}
+#else
+#if defined(__aarch64__)
 inline Lanes multiply(Lanes a, Lanes b) {
   return reinterpret_cast<Lanes>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)),
                                            vmovn_u64(reinterpret_cast<uint64x2_t>(b))));
 }
-inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
+inline uint64_t below(Lanes a, Lanes b, uint16_t limit) {
   const uint64x2_t x = reinterpret_cast<uint64x2_t>(a), y = reinterpret_cast<uint64x2_t>(b);
-  vst1q_u16(out, vreinterpretq_u16_u64(vzip1q_u64(x, y)));
-  vst1q_u16(out + 8, vreinterpretq_u16_u64(vzip2q_u64(x, y)));
+  constexpr uint16x8_t kPowers = {1, 2, 4, 8, 16, 32, 64, 128};
+  const uint16x8_t limits = vdupq_n_u16(limit);
+  const uint16x8_t first = vcleq_u16(vreinterpretq_u16_u64(vzip1q_u64(x, y)), limits);
+  const uint16x8_t second = vcleq_u16(vreinterpretq_u16_u64(vzip2q_u64(x, y)), limits);
+  return vaddvq_u16(vandq_u16(first, kPowers)) | vaddvq_u16(vandq_u16(second, kPowers)) << 8;
 }
 #else
-constexpr int kLanes = 1;
-typedef uint64_t Lanes __attribute__((vector_size(8)));
 inline Lanes multiply(Lanes a, Lanes b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
-inline void store_pairs(uint16_t* out, Lanes a, Lanes b) {
-  std::memcpy(out, &a, 8);
-  std::memcpy(out + 4, &b, 8);
+inline uint64_t below(Lanes a, Lanes b, uint16_t limit) {
+  uint64_t bits = 0;
+  for (int draw = 0; draw < 16; ++draw) {
+    const uint64_t words = draw % 8 < 4 ? a[draw / 8] : b[draw / 8];
+    const uint16_t drawn = static_cast<uint16_t>(words >> (16 * (draw % 4)));
+    bits |= static_cast<uint64_t>(drawn <= limit) << draw;
+  }
+  return bits;
 }
 #endif
+inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
+template <class V>
+inline void stream(void* to, V vector) {
+  memcpy(to, &vector, sizeof vector);
+}
+#endif
+
+// float16 by integers, as Float16 of deevo/trials.h: the even weights, then the odd ones.
+typedef int32_t Integers __attribute__((vector_size(16)));
+
+inline Floats widen_half(Words half) {
+  const Floats scaled = reinterpret_cast<Floats>((half & 0x7FFFu) << 13) * 0x1p112f;
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(scaled) | (half & 0x8000u) << 16);
+}
+inline Words round_half(Floats v) {
+  const Words bits = reinterpret_cast<Words>(v), magnitude = bits & 0x7FFFFFFFu;
+  const Integers size = reinterpret_cast<Integers>(magnitude);
+  const Words small =
+      reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) + 0.5f) - 0x3F000000u;
+  const Words normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const Words finite = size < 0x38800000 ? small : normal;
+  const Words rounded = size < 0x477FF000 ? finite : Words{} + 0x7C00u;
+  return rounded | ((bits >> 16) & 0x8000u);
+}
+inline void widen_half(Halves stored, Floats* parts) {
+  const Words words = reinterpret_cast<Words>(stored);
+  parts[0] = widen_half(words & 0xFFFFu);
+  parts[1] = widen_half(words >> 16);
+}
+inline Halves round_half(const Floats* parts) {
+  return reinterpret_cast<Halves>(round_half(parts[0]) | round_half(parts[1]) << 16);
+}
 
 #include "loops_body.h"
 
@@ -50,7 +105,7 @@ bool supported() { return true; }
 
 }  // namespace
 
-const Loops kBaselineLoops = {"baseline",     supported,       mask_draws,
+const Loops kBaselineLoops = {"baseline",     supported,       draw_mask,
                               trial<Float32>, trial<BFloat16>, trial<Float16>};
 
 }  // namespace deevo::cpu

@@ -11,6 +11,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "crossover.h"
 #include "deevo/trials.h"
 #include "loops.h"
 #include "operators.h"
@@ -18,25 +19,16 @@
 
 namespace deevo::cpu {
 
-// Columns of one call of the loops: its draws and its output stay in L1, and prefetches are spread
-// evenly between the calls.
-constexpr int64_t kPiece = 512;
-static_assert(kPiece % (8 * kDrawBlocks) == 0);
-
-// What a thread needs for one piece.
-template <class S>
-struct Scratch {
-  alignas(64) uint16_t draws[kPiece];
-  alignas(64) typename S::Stored trial[kPiece];
-};
-
-// Columns per tile: a multiple of a cache line in every storage type, small enough that the rows of
-// this tile and of the next stay in L2.
-inline int64_t tile_columns(int64_t rows, int64_t bytes_per_weight) {
+// Columns per tile: a multiple of a cache line in every storage type, of whole pieces where there
+// is room, small enough that the rows of this tile and of the next stay in L2.
+inline int64_t tile_columns(int64_t columns, int64_t rows, int64_t bytes_per_weight) {
   constexpr int64_t kBudget = 512 * 1024;
   constexpr int64_t kLargest = 4096, kSmallest = 64;
-  const int64_t fitting = kBudget / (2 * rows * bytes_per_weight) / 64 * 64;
-  return std::clamp(fitting, kSmallest, kLargest);
+  const int64_t fitting = kBudget / (2 * rows * bytes_per_weight);
+  const int64_t unit = fitting < kPiece ? kSmallest : kPiece;
+  const int64_t most = std::clamp(columns, kSmallest, kLargest);
+  const int64_t width = std::clamp(fitting / unit * unit, kSmallest, kLargest);
+  return std::min(width, (most + kSmallest - 1) / kSmallest * kSmallest);
 }
 
 // Columns [begin, begin + size).
@@ -71,20 +63,38 @@ class Prefetcher {
       : rows_(rows),
         offset_(offset),
         lines_((bytes + kLine - 1) / kLine),
-        step_((lines_ * static_cast<int64_t>(rows.size()) + calls - 1) / calls) {}
+        step_((lines_ * static_cast<int64_t>(rows.size()) + calls - 1) / calls),
+        row_(lines_ > 0 ? 0 : rows.size()) {}
 
+  // The next lines, neighbours in memory and at most `most`, for a loop to fetch on its way.
+  void lend(const char** first, int64_t* lines, int64_t most) {
+    *lines = 0;
+    if (row_ == rows_.size()) return;
+    *first = rows_[row_] + offset_ + line_ * kLine;
+    *lines = std::min({lines_ - line_, most, step_});
+    lent_ = *lines;
+    move(lent_);
+  }
+
+  // Ends a call: fetches what was due and not lent.
   void advance() {
-    for (int64_t n = 0; n < step_ && row_ < rows_.size() && lines_ > 0; ++n) {
+    for (; lent_ < step_ && row_ < rows_.size(); ++lent_) {
       __builtin_prefetch(rows_[row_] + offset_ + line_ * kLine, 0, 2);
-      if (++line_ == lines_) line_ = 0, ++row_;
+      move(1);
     }
+    lent_ = 0;
   }
 
  private:
+  void move(int64_t lines) {
+    line_ += lines;
+    if (line_ == lines_) line_ = 0, ++row_;
+  }
+
   static constexpr int64_t kLine = 64;
   const std::vector<const char*>& rows_;
-  int64_t offset_, lines_, step_, line_ = 0;
-  size_t row_ = 0;
+  int64_t offset_, lines_, step_, line_ = 0, lent_ = 0;
+  size_t row_;
 };
 
 // Copies past the caches: the written lines are not read first, and evict nothing. For output that
@@ -114,73 +124,40 @@ inline void end_streaming() {
 #endif
 }
 
-// The draws of columns [first, first + size) of a member, such that a weight takes the mutant where
-// its draw < the returned threshold; draws are not written where that is 0 or 65536, none or all.
-inline int32_t crossover_draws(const Generation& g, int64_t member, int64_t first, int64_t size,
-                               uint16_t* draws) {
-  constexpr uint16_t kTaken = 0, kLeft = 0xFFFF;
-  const int32_t* choice = g.choices + member * kChoiceColumns;
-  const int64_t flat = g.first_weight + first;
-  if (g.num_genes > 0) {
-    const int32_t* mask = g.gene_mask + member * gene_words(g.num_genes);
-    const int64_t* end = g.genes + g.num_genes;
-    const int64_t* next = std::upper_bound(g.genes, end, flat);  // start of the gene after this
-    for (int64_t j = 0; j < size;) {
-      const int64_t gene = next - g.genes - 1;
-      const int64_t stop = next == end ? size : std::min(size, *next - flat);
-      const bool taken = (static_cast<uint32_t>(mask[gene / 32]) >> (gene % 32)) & 1u;
-      std::fill(draws + j, draws + stop, taken ? kTaken : kLeft);
-      j = stop;
-      if (next != end) ++next;
-    }
-    return 1;
-  }
-  const int32_t threshold = choice[kThreshold];
-  const int64_t forced = choice[kForced] - flat;
-  const bool forces = choice[kForced] >= 0 && forced >= 0 && forced < size;
-  if (threshold == 65536 || (threshold == 0 && !forces)) return threshold;
-  if (threshold == 0) {
-    std::fill(draws, draws + size, kLeft);
-  } else {
-    loops().mask_draws(draws, flat / 8, (size + 7) / 8, choice[kGeneration], member, g.key);
-  }
-  if (forces) draws[forced] = kTaken;
-  return std::max(threshold, 1);
-}
-
-// The trial of `member` in one tile. row_at(i) points to the tile's first column in row i;
-// after_piece() is called about every kPiece columns.
-template <class S, bool kStreaming, class RowAt, class AfterPiece>
+// The trial of `member` in one tile. row_at(i) points to the tile's first column in row i.
+// kStreaming: the output is written past the caches, see end_streaming().
+template <class S, bool kStreaming, class RowAt>
 void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row_at,
-                Scratch<S>& scratch, typename S::Stored* out, const AfterPiece& after_piece) {
+                typename S::Stored* out, Prefetcher& prefetcher) {
   using Stored = typename S::Stored;
   const Loops& kernel = loops();
   const int32_t* choice = g.choices + member * kChoiceColumns;
-  const int terms = choice[kTerms];
-  const Stored* parent = row_at(static_cast<int32_t>(member));
-  const Stored* base = row_at(choice[kBaseRow]);
-  const Stored* rows[kMaxTerms] = {};
-  for (int m = 0; m < terms; ++m) rows[m] = row_at(choice[kRows + m]);
+  Mask mask;
+  Span<S> span = {};
+  span.parent = row_at(static_cast<int32_t>(member));
+  span.base = row_at(choice[kBaseRow]);
+  span.terms = choice[kTerms];
+  for (int m = 0; m < span.terms; ++m) span.rows[m] = row_at(choice[kRows + m]);
+  span.coefficients = g.coefficients + member * kMaxTerms;
+  span.mask = mask;
+  span.bounds = g.bounds;
+  span.stream = kStreaming && reinterpret_cast<uintptr_t>(out) % 64 == 0;
   for (int64_t at = 0; at < tile.size; at += kPiece) {
     const int64_t first = tile.begin + at;
     const int64_t size = std::min(kPiece, tile.size - at);
-    const Stored* made = parent + at;
-    const int32_t threshold = crossover_draws(g, member, first, size, scratch.draws);
-    if (threshold > 0) {
-      Span<S> span = {parent + at, base + at, {},        g.coefficients + member * kMaxTerms,
-                      terms,       nullptr,   threshold, g.bounds};
-      for (int m = 0; m < terms; ++m) span.rows[m] = rows[m] + at;
-      if (threshold < 65536) span.draws = scratch.draws;
-      Stored* to = kStreaming ? scratch.trial : out + at;
-      kernel.trial(span, to, size, std::clamp<int64_t>(g.nonneg_start - first, 0, size));
-      made = to;
+    if (crossover_mask(g, member, first, size, mask)) {
+      prefetcher.lend(&span.fetch, &span.fetch_lines, size * int64_t{sizeof(Stored)} / 64);
+      kernel.trial(span, out, size, std::clamp<int64_t>(g.nonneg_start - first, 0, size));
+    } else if (kStreaming) {
+      copy_streaming(out, span.parent, size * sizeof(Stored));
+    } else if (out != span.parent) {
+      std::memcpy(out, span.parent, size * sizeof(Stored));
     }
-    if (kStreaming) {
-      copy_streaming(out + at, made, size * sizeof(Stored));
-    } else if (made != out + at) {
-      std::memcpy(out + at, made, size * sizeof(Stored));
-    }
-    after_piece();
+    prefetcher.advance();
+    span.parent += size;
+    span.base += size;
+    for (int m = 0; m < span.terms; ++m) span.rows[m] += size;
+    out += size;
   }
 }
 
@@ -206,16 +183,18 @@ inline const char* check_genes(const Generation& g) {
   return good ? nullptr : "genes are not ascending starts of segments, the first at 0";
 }
 
-// The rows that the trials of these members read, each once.
+// The rows that the trials of these members read, each once, ascending.
 inline std::vector<int32_t> rows_read(const Generation& g, const int64_t* members, int64_t count) {
-  std::vector<int32_t> rows;
+  std::vector<uint8_t> read(g.population.count + g.archive.count);
   for (int64_t e = 0; e < count; ++e) {
     const int32_t* choice = g.choices + members[e] * kChoiceColumns;
-    rows.push_back(static_cast<int32_t>(members[e]));
-    rows.insert(rows.end(), choice + kBaseRow, choice + kRows + choice[kTerms]);
+    read[members[e]] = read[choice[kBaseRow]] = 1;
+    for (int m = 0; m < choice[kTerms]; ++m) read[choice[kRows + m]] = 1;
   }
-  std::sort(rows.begin(), rows.end());
-  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  std::vector<int32_t> rows;
+  for (size_t row = 0; row < read.size(); ++row) {
+    if (read[row]) rows.push_back(static_cast<int32_t>(row));
+  }
   return rows;
 }
 

@@ -19,18 +19,17 @@ void run(const Generation& g, const int64_t* members, int64_t num_trials, Rows o
     starts.push_back(reinterpret_cast<const char*>(row_start<const Stored>(g, row)));
   }
   const int64_t rows = static_cast<int64_t>(starts.size()) + (kStreaming ? 0 : num_trials);
-  const int64_t width = tile_columns(rows, sizeof(Stored));
+  const int64_t width = tile_columns(g.columns, rows, sizeof(Stored));
   const int64_t threads = g.columns * num_trials < (1 << 16) ? 1 : g.threads;
   parallel_tiles(g.columns, width, threads, [&](int64_t, Tile tile, Tile next) {
-    Scratch<S> scratch;
     const int64_t pieces = (tile.size + kPiece - 1) / kPiece;
     Prefetcher prefetcher(starts, next.begin * sizeof(Stored), next.size * sizeof(Stored),
                           num_trials * pieces);
     const auto row_at = [&](int32_t row) { return row_start<const Stored>(g, row) + tile.begin; };
     for (int64_t e = 0; e < num_trials; ++e) {
-      trial_tile<S, kStreaming>(g, members[e], tile, row_at, scratch,
+      trial_tile<S, kStreaming>(g, members[e], tile, row_at,
                                 static_cast<Stored*>(out.data) + e * out.stride + tile.begin,
-                                [&] { prefetcher.advance(); });
+                                prefetcher);
     }
     if (kStreaming) end_streaming();
   });
