@@ -7,6 +7,7 @@ Which one serves a call: the one that `use` or the environment variable DEEVO_BA
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -55,8 +56,7 @@ def select(device: torch.device) -> ModuleType:
         )
     if _forced:
         name = _forced[-1]
-    elif os.environ.get("DEEVO_BACKEND", "auto") != "auto":
-        name = os.environ["DEEVO_BACKEND"]
+    elif (name := os.environ.get("DEEVO_BACKEND", "auto")) != "auto":
         _require(name, "the environment variable DEEVO_BACKEND")
     else:
         name = "cpu"
@@ -65,4 +65,9 @@ def select(device: torch.device) -> ModuleType:
                 f"the compiled operators are not available: {reason} To run on the slow reference "
                 "instead, set DEEVO_BACKEND=reference."
             )
+    return _module(name)
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"deevo_ext.backends.{name}")

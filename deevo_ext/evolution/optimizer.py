@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from deevo_ext import ops as _registered  # noqa: F401  (importing registers torch.ops.deevo)
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.evolution.generation import Generation
+from deevo_ext.ops.library import Prepared
 from deevo_ext.population import Population
 from deevo_ext.strategies import compile_pool
 from deevo_ext.tables import (
@@ -49,7 +49,7 @@ class Trials:
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """The rows of some members, [E, D], in new memory."""
-        chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1)
+        chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1).contiguous()
         out = self._owner.new_rows(chosen.numel())
         self._fill(chosen, out)
         return out
@@ -158,6 +158,10 @@ class DifferentialEvolution:
         self._settings = self.configuration.settings(layout.weights, genes)
         self._strategies = compile_pool(self.configuration.strategies)
         self._state = self.configuration.initial_state()
+        at = self.configuration.layout()
+        self._odds = self._state[at.odds : at.sinusoid1_odds]
+        self._names = tuple(s.name for s in self.configuration.strategies)
+        self._crossovers = tuple(s.crossover for s in self.configuration.strategies)
         self._fitness = torch.full((size,), math.inf, dtype=torch.float64)
         self._alive = torch.ones(size, dtype=torch.uint8)
         self._gene_mask = torch.zeros(size, gene_words(genes), dtype=torch.int32)
@@ -169,6 +173,38 @@ class DifferentialEvolution:
         self._archive_slot = torch.full((size,), -1, dtype=torch.int32)
         self.archive = self.new_rows(self.configuration.archive_size)
         self._buffer: torch.Tensor | None = None
+        self._plan = Prepared(
+            "plan",
+            *(self._settings, self._strategies, self._state, self._fitness, self._alive),
+            *(self._generation, seed, self._choices, self._parameters, self._coefficients),
+            self._gene_mask,
+        )
+        self._tell = Prepared(
+            "tell",
+            *(self._settings, self._strategies, self._fitness.clone(), self._choices),
+            *(self._parameters, seed, self._state, self._fitness, self._alive, self._generation),
+            *(self._accepted, self._archive_slot),
+        )
+        self._prepared_for: tuple[object, ...] = ()
+        self._prepared: dict[str, Prepared] = {}
+
+    def _on_weights(self, operator: str) -> Prepared:
+        """trials or commit, prepared anew if anybody put other rows into the population."""
+        rows = self.population.rows
+        identity = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype)
+        if identity != self._prepared_for:
+            plan = (self._choices, self._coefficients, self._genes, self._gene_mask)
+            place = (self.seed, self.population.layout.nonneg_start, 0, *self._bounds)
+            none = torch.empty(0, dtype=torch.int64)
+            self._prepared = {
+                "trials": Prepared("trials", rows, self.archive, *plan, none, *place, rows[:0]),
+                "commit": Prepared(
+                    "commit",
+                    *(rows, self.archive, *plan, self._accepted, self._archive_slot, *place),
+                ),
+            }
+            self._prepared_for = identity
+        return self._prepared[operator]
 
     @property
     def generation(self) -> int:
@@ -178,6 +214,8 @@ class DifferentialEvolution:
     @property
     def living(self) -> torch.Tensor:
         """The members that population reduction has left, int64, ascending; at first all."""
+        if self.configuration.population_min == 0:
+            return torch.arange(self.population.size)
         return self._alive.nonzero().reshape(-1)
 
     @property
@@ -197,9 +235,7 @@ class DifferentialEvolution:
     @property
     def strategy_odds(self) -> dict[str, float]:
         """The present odds of each strategy."""
-        at = self.configuration.layout()
-        odds = self._state[at.odds : at.sinusoid1_odds].tolist()
-        return dict(zip((s.name for s in self.configuration.strategies), odds, strict=True))
+        return dict(zip(self._names, self._odds.tolist(), strict=True))
 
     def new_rows(self, count: int) -> torch.Tensor:
         """Zeroed rows like the population's, [count, D] with its stride and dtype."""
@@ -220,25 +256,14 @@ class DifferentialEvolution:
         """
         if not self.scored:
             return self.ask_parents()
-        if self.generation >= self.configuration.generations:
+        done = self.generation
+        if done >= self.configuration.generations:
             raise DeevoError(
                 f"all {self.configuration.generations} generations of the schedule are done; to go "
                 "on from here, begin a new run on the evolved networks"
             )
-        torch.ops.deevo.plan(
-            self._settings,
-            self._strategies,
-            self._state,
-            self._fitness,
-            self._alive,
-            self._generation,
-            self.seed,
-            self._choices,
-            self._parameters,
-            self._coefficients,
-            self._gene_mask,
-        )
-        self.pending = Trials(self, self.generation + 1, parents=False)
+        self._plan()
+        self.pending = Trials(self, done + 1, parents=False)
         return self.pending
 
     def ask_parents(self) -> Trials:
@@ -248,20 +273,7 @@ class DifferentialEvolution:
 
     def make_trials(self, members: torch.Tensor, out: torch.Tensor) -> None:
         """Writes the pending trials of `members` to `out`; `Trials` is the way to call it."""
-        torch.ops.deevo.trials(
-            self.population.rows,
-            self.archive,
-            self._choices,
-            self._coefficients,
-            self._genes,
-            self._gene_mask,
-            members,
-            self.seed,
-            self.population.layout.nonneg_start,
-            0,
-            *self._bounds,
-            out,
-        )
+        self._on_weights("trials")(members=members, out=out)
 
     def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
         """Takes the fitness of what was asked for, float64 [NP], minimised (any for the dead).
@@ -273,7 +285,7 @@ class DifferentialEvolution:
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
-        if not torch.equal(_tail(self.population), pending.tail):
+        if pending.tail.numel() and not torch.equal(_tail(self.population), pending.tail):
             raise DeevoError(
                 "the population was written to since ask(), as norm layers do in train mode: call "
                 "model.eval() before evaluating, and begin again on a freshly loaded population"
@@ -285,45 +297,24 @@ class DifferentialEvolution:
             self.scored = True
             return None
         parents, members = self._fitness.clone(), pending.members
-        torch.ops.deevo.tell(
-            self._settings,
-            self._strategies,
-            values,
-            self._choices,
-            self._parameters,
-            self.seed,
-            self._state,
-            self._fitness,
-            self._alive,
-            self._generation,
-            self._accepted,
-            self._archive_slot,
-        )
-        torch.ops.deevo.commit(
-            self.population.rows,
-            self.archive,
-            self._choices,
-            self._coefficients,
-            self._genes,
-            self._gene_mask,
-            self._accepted,
-            self._archive_slot,
-            self.seed,
-            self.population.layout.nonneg_start,
-            0,
-            *self._bounds,
-        )
+        self._tell(trial_fitness=values)
+        self._on_weights("commit")()
         self.population.pristine = False
+        all_live = members.numel() == self.population.size
+
+        def of_living(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.clone() if all_live else tensor[members]
+
         result = Generation(
             generation=pending.generation,
-            strategies=tuple(s.name for s in self.configuration.strategies),
-            crossovers=tuple(s.crossover for s in self.configuration.strategies),
+            strategies=self._names,
+            crossovers=self._crossovers,
             members=members,
-            choices=self._choices[members],
-            parameters=self._parameters[members],
-            parent_fitness=parents[members],
-            trial_fitness=values[members],
-            accepted=self._accepted[members].bool(),
+            choices=of_living(self._choices),
+            parameters=of_living(self._parameters),
+            parent_fitness=of_living(parents),
+            trial_fitness=of_living(values),
+            accepted=of_living(self._accepted).bool(),
             odds=self.strategy_odds,
         )
         if self.callbacks:

@@ -13,6 +13,8 @@ from deevo_ext.tables import NUM_STRATEGY_COLUMNS
 
 __all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
 
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
 
 def _call(operator: str, *arguments: Any) -> None:
     compiled = getattr(_extension.load(), operator)
@@ -31,7 +33,7 @@ def _genes(genes: torch.Tensor, gene_mask: torch.Tensor) -> tuple[int, int, int]
 
 
 def _dtype(rows: torch.Tensor) -> str:
-    return str(rows.dtype).removeprefix("torch.")
+    return _DTYPES[rows.dtype]
 
 
 def plan(
