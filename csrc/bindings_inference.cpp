@@ -3,7 +3,6 @@
 #include <string>
 
 #include "bindings.h"
-#include "cpu/inference.h"
 #include "deevo/fold.h"
 #include "deevo/head.h"
 
@@ -19,6 +18,8 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+}  // namespace
+
 cpu::Number number(const std::string& dtype) {
   if (dtype == "float32") return cpu::Number::kFloat32;
   if (dtype == "bfloat16") return cpu::Number::kBFloat16;
@@ -29,8 +30,6 @@ cpu::Number number(const std::string& dtype) {
 cpu::Blocks blocks(const py::tuple& t) {
   return {at<void>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
 }
-
-}  // namespace
 
 void bind_inference(py::module_& m) {
   m.def("fold",

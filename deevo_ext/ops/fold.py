@@ -170,15 +170,8 @@ def check(
     """
     c = Checker("fold", rows.device)
     _matrix(c, "rows", rows, TYPES, None)
-    members = rows.shape[0]
-    _matrix(c, "statistics", statistics, (torch.float32,), members)
-    c.tensor("constants", constants, torch.float32, None)
-    c.tensor("table", table, torch.int64, None, len(FoldColumn))
-    c.tensor("eps", eps, torch.float64, table.shape[0])
-    _matrix(c, "weights", weights, TYPES, members)
-    _matrix(c, "vectors", vectors, (torch.float32,), members)
-    if weights.data_ptr() % 16 or weights.stride(0) * weights.element_size() % 16:
-        c.fail("weights", "not aligned", "rows that start at multiples of 16 bytes")
+    columns, members = rows.shape[1], rows.shape[0]
+    check_folding(c, columns, members, statistics, constants, table, eps, weights, vectors)
     c.disjoint(
         rows=rows,
         statistics=statistics,
@@ -188,9 +181,31 @@ def check(
         weights=weights,
         vectors=vectors,
     )
-    if rows.device.type == "cpu":
+
+
+def check_folding(
+    c: Checker,
+    columns: int,
+    members: int,
+    statistics: torch.Tensor,
+    constants: torch.Tensor,
+    table: torch.Tensor,
+    eps: torch.Tensor,
+    weights: torch.Tensor,
+    vectors: torch.Tensor,
+) -> None:
+    """What is demanded of all but the rows, which have `columns` columns."""
+    _matrix(c, "statistics", statistics, (torch.float32,), members)
+    c.tensor("constants", constants, torch.float32, None)
+    c.tensor("table", table, torch.int64, None, len(FoldColumn))
+    c.tensor("eps", eps, torch.float64, table.shape[0])
+    _matrix(c, "weights", weights, TYPES, members)
+    _matrix(c, "vectors", vectors, (torch.float32,), members)
+    if weights.data_ptr() % 16 or weights.stride(0) * weights.element_size() % 16:
+        c.fail("weights", "not aligned", "rows that start at multiples of 16 bytes")
+    if c.device.type == "cpu":
         sizes = (statistics.shape[1], constants.numel(), weights.shape[1], vectors.shape[1])
-        check_table(table, rows.shape[1], *sizes)
+        check_table(table, columns, *sizes)
 
 
 def _matrix(

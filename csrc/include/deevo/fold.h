@@ -33,6 +33,10 @@ enum FoldColumn {
 
 constexpr int64_t kFoldTile = 4096;  // source weights of a tile
 
+// Where an address lies: 0 the row, 1 the statistics, 2 the constants; and which element it is.
+DEEVO_HD int64_t fold_space(int64_t address) { return address >> 48; }
+DEEVO_HD int64_t fold_offset(int64_t address) { return address & ((int64_t{1} << 48) - 1); }
+
 // Which part of an entry a tile is: output channels [out, out_end) x input channels [in, in_end).
 struct FoldTile {
   int64_t entry, out, out_end, in, in_end;
