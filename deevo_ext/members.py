@@ -19,6 +19,7 @@ from deevo_ext import checkpoints
 from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
 from deevo_ext.layout import Layout, wider
+from deevo_ext.memory import zero_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
@@ -99,7 +100,7 @@ def read_members(
     layout, statistics_layout = architecture.layout("row"), architecture.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
-    rows = torch.zeros(len(sources), layout.stride, dtype=dtype, device=device)
+    rows = zero_rows(len(sources), layout.stride, dtype, device)
     statistics = torch.zeros(
         len(sources), statistics_layout.stride, dtype=torch.float32, device=device
     )

@@ -15,6 +15,7 @@ import torch
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.evolution.generation import Generation
+from deevo_ext.memory import zero_rows
 from deevo_ext.ops.library import Prepared
 from deevo_ext.population import Population
 from deevo_ext.strategies import compile_pool
@@ -240,7 +241,8 @@ class DifferentialEvolution:
     def new_rows(self, count: int) -> torch.Tensor:
         """Zeroed rows like the population's, [count, D] with its stride and dtype."""
         rows = self.population.rows
-        return rows.new_zeros(count, self.population.layout.stride)[:, : rows.shape[1]]
+        stride = self.population.layout.stride
+        return zero_rows(count, stride, rows.dtype, rows.device)[:, : rows.shape[1]]
 
     def chunk_buffer(self, count: int) -> torch.Tensor:
         """The one buffer that chunks of trials share."""

@@ -1,0 +1,46 @@
+"""Rows in huge pages: asked for where there are any, and zero either way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from deevo_ext import memory
+
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def flags(address: int) -> list[str]:
+    """VmFlags of the mapping that holds an address; hg: huge pages were asked for."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 64), (3, 64), (5, 2**22)])
+def test_rows_are_zero_and_contiguous(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    rows = memory.zero_rows(*shape, dtype)
+    assert rows.shape == shape and rows.dtype == dtype and rows.is_contiguous()
+    assert not rows.any()
+
+
+@pytest.mark.skipif(not ENABLED.exists(), reason="this kernel has no huge pages")
+def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
+    rows, small = memory.zero_rows(4, 2**24, torch.float32), memory.zero_rows(4, 64, torch.float32)
+    assert "hg" in flags(rows.data_ptr() + rows.nbytes // 2)
+    assert "hg" not in flags(small.data_ptr())
+
+
+def test_a_request_changes_no_value_and_spares_small_tensors() -> None:
+    large, small = torch.arange(2**21), torch.arange(100)
+    memory.request_huge_pages(large)
+    assert torch.equal(large, torch.arange(2**21))
+    assert not memory.request_huge_pages(small)
