@@ -15,16 +15,18 @@ import torch
 
 import deevo_ext
 from bench import measure, memory, operators
+from bench.job import Job
 from deevo_ext import _extension, backends
 
-CASES = ("trials", "commit", "tell", "plan", "generation", "memory")
+CASES = ("trials", "commit", "tell", "plan", "generation", "step", "memory")
 SIZES = {
     "resnet8": 78_042,
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
     "vit_b": 86_567_656,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_SIZE = "default"
 DEVICES = {"reference": "cpu", "cpu": "cpu"}
 
 
@@ -82,10 +84,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     listed(
         "size",
         lambda text: text if text in SIZES else str(number(text)),
-        f"{', '.join(SIZES)} or a number of weights; default resnet18 (--quick: resnet8)",
+        f"{', '.join(SIZES)} or a number of weights; default resnet18 (--quick: resnet8; case "
+        "step: 30)",
     )
     listed("np", number, "members; default 20")
-    listed("dtype", one_of(tuple(DTYPES)), "default float32,bfloat16")
+    listed("dtype", one_of(tuple(DTYPES)), f"default {','.join(DTYPES)}")
     listed("backend", one_of(backends.NAMES), "default cpu")
     listed("threads", number, "default: all usable cores")
     listed(
@@ -105,7 +108,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--repetitions: at least 5")
     defaults: dict[str, list[Any]] = {
         "case": list(CASES),
-        "size": ["resnet8" if options.quick else "resnet18"],
+        "size": [DEFAULT_SIZE],
         "np": [20],
         "dtype": list(DTYPES),
         "backend": ["cpu"],
@@ -118,9 +121,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _jobs(options: argparse.Namespace) -> list[tuple[operators.Job, str, str]]:
+def _jobs(options: argparse.Namespace) -> list[tuple[Job, str, str]]:
     """The product; plan and tell have no weights, so there they are not varied."""
-    jobs: dict[tuple[operators.Job, str, str], None] = {}
+    jobs: dict[tuple[Job, str, str], None] = {}
     for case, size, members, dtype, backend, threads, isa in itertools.product(
         options.case,
         options.size,
@@ -133,17 +136,21 @@ def _jobs(options: argparse.Namespace) -> list[tuple[operators.Job, str, str]]:
         repetitions = options.repetitions
         if case in ("plan", "tell"):
             size, dtype, threads, isa, repetitions = "-", None, 1, "", 20 * repetitions
+        if size == DEFAULT_SIZE:
+            size = "30" if case == "step" else "resnet8" if options.quick else "resnet18"
+        if case == "step":
+            repetitions *= 20
         if case == "memory":
             repetitions = 1 if options.quick else 7
         weights = 0 if size == "-" else SIZES.get(size) or int(size)
         kind = torch.float64 if dtype is None else DTYPES[dtype]
         instruction_set = isa if backend == "cpu" else ""
-        job = operators.Job(case, backend, kind, members, weights, threads, repetitions)
+        job = Job(case, backend, kind, members, weights, threads, repetitions)
         jobs[job, size, instruction_set] = None
     return list(jobs)
 
 
-def _measure(job: operators.Job, size: str, instruction_set: str, chunk: int) -> dict[str, Any]:
+def _measure(job: Job, size: str, instruction_set: str, chunk: int) -> dict[str, Any]:
     facts = measure.environment()
     used = "torch"
     if job.backend == "cpu":

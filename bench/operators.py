@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench import measure
+from bench import measure, steps
+from bench.job import Job
 from deevo_ext import backends, ops  # noqa: F401  (importing ops registers torch.ops.deevo)
 from deevo_ext.evolution.configuration import configure
+from deevo_ext.memory import zero_rows
 from deevo_ext.strategies import compile_pool
 from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
 
@@ -23,19 +24,6 @@ CHECKED = 4_096  # columns at each end of a row that are compared with reference
 
 class WrongResult(Exception):
     """A backend's result differs from reference's: its speed means nothing."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row of the table to be."""
-
-    case: str
-    backend: str
-    dtype: torch.dtype
-    members: int
-    weights: int
-    threads: int
-    repetitions: int
 
 
 class Adaptation:
@@ -114,9 +102,9 @@ class Adaptation:
 
 
 def new_rows(count: int, weights: int, dtype: torch.dtype) -> torch.Tensor:
-    """Zeroed rows with the stride of a population's; every page has been written."""
+    """Zeroed rows with stride and pages of a population's; every page has been written."""
     stride = -(-weights // 64) * 64
-    return torch.empty(count, stride, dtype=dtype).zero_()[:, :weights]
+    return zero_rows(count, stride, dtype)[:, :weights]
 
 
 def fill(rows: torch.Tensor) -> None:
@@ -250,6 +238,8 @@ def check_commit(job: Job, weights: Weights) -> None:
 def run_job(job: Job) -> dict[str, Any]:
     """Checks, then times: the row, without the columns that all rows have in common."""
     torch.set_num_threads(job.threads)
+    if job.case == "step":
+        return steps.time_step(job)
     timed = time_tables if job.case in ("plan", "tell") else time_weights
     return timed(job)
 
@@ -323,4 +313,7 @@ def time_weights(job: Job) -> dict[str, Any]:
     with backends.use(job.backend):
         times = measure.interleaved(runs[job.case], yardstick, job.repetitions, reset)
     note = "" if job.case == "trials" else f"{written} of {job.members} accepted"
-    return row(job, times, rows_moved * row_bytes, yardstick.bytes_copied, note)
+    result = row(job, times, rows_moved * row_bytes, yardstick.bytes_copied, note)
+    if job.case == "trials" and job.dtype.itemsize == 2:
+        result["note"] = f"{result['ratio'] / 2:.2f} of a float32 copy"
+    return result

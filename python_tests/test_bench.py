@@ -37,9 +37,9 @@ def rows_of(tmp_path: Path, *arguments: object) -> list[dict]:
 
 
 def test_rows_of_the_operators(tmp_path):
-    cases = "trials,commit,tell,plan,generation"
+    cases = "trials,commit,tell,plan,generation,step"
     rows = rows_of(tmp_path, "--case", cases, "--size", "20001,resnet8", "--np", 9)
-    assert len(rows) == 3 * 2 * 2 + 2  # plan and tell have neither size nor dtype
+    assert len(rows) == 4 * 2 * 3 + 2  # plan and tell have neither size nor dtype
     for row in rows:
         assert set(row) == COMMON | TIMES
         assert row["p20_s"] <= row["median_s"] <= row["p80_s"]
@@ -54,7 +54,7 @@ def test_rows_of_the_operators(tmp_path):
 def test_traffic_is_what_the_operators_cannot_do_without(tmp_path):
     rows = rows_of(tmp_path, "--case", "trials,commit,generation", "--size", 6400, "--np", 12)
     for row in rows:
-        one = 6400 * {"float32": 4, "bfloat16": 2}[row["dtype"]]
+        one = 6400 * {"float32": 4, "bfloat16": 2, "float16": 2}[row["dtype"]]
         expected = {"trials": 12 + 12, "commit": 12 + 4, "generation": 24 + 16}
         assert row["bytes"] == expected[row["case"]] * one
 
