@@ -8,7 +8,7 @@
 namespace deevo::cpu {
 
 // Columns of one call of the loops.
-constexpr int64_t kPiece = 1024;
+constexpr int64_t kPiece = 2048;
 
 // Which weights of a piece take the mutant: bit j % 64 of word j / 64 for weight j. Its bytes are
 // those of a little-endian machine's words.
