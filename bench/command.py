@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 import deevo_ext
-from bench import measure, memory, operators
+from bench import evaluation, measure, memory, operators
 from bench.job import Job
 from deevo_ext import _extension, backends
 
-CASES = ("trials", "commit", "tell", "plan", "generation", "step", "memory")
+CASES = ("trials", "commit", "tell", "plan", "generation", *evaluation.CASES, "step", "memory")
 SIZES = {
     "resnet8": 78_042,
     "resnet18": 11_689_512,
@@ -140,6 +140,8 @@ def _jobs(options: argparse.Namespace) -> list[tuple[Job, str, str]]:
             size = "30" if case == "step" else "resnet8" if options.quick else "resnet18"
         if case == "step":
             repetitions *= 20
+        if case == "head":
+            size, members = "-", 1
         if case == "memory":
             repetitions = 1 if options.quick else 7
         weights = 0 if size == "-" else SIZES.get(size) or int(size)
@@ -158,7 +160,10 @@ def _measure(job: Job, size: str, instruction_set: str, chunk: int) -> dict[str,
         if not extension.use_instruction_set(instruction_set):
             raise SystemExit(f"bench: this machine has no {instruction_set}")
         used = extension.instruction_set()
-    measured = memory.run_job(job, chunk) if job.case == "memory" else operators.run_job(job)
+    if job.case == "memory":
+        measured = memory.run_job(job, chunk)
+    else:
+        measured = (evaluation if job.case in evaluation.CASES else operators).run_job(job)
     return {
         "case": job.case,
         "backend": job.backend,

@@ -59,6 +59,26 @@ def test_traffic_is_what_the_operators_cannot_do_without(tmp_path):
         assert row["bytes"] == expected[row["case"]] * one
 
 
+def test_rows_of_evaluations(tmp_path):
+    rows = rows_of(
+        tmp_path, "--case", "fold,fold_trials,head", "--size", 20_001, "--np", 9, "--dtype",
+        "float32,float16",
+    )  # fmt: skip
+    assert [row["case"] for row in rows] == [
+        c for c in ("fold", "fold_trials", "head") for _ in "ab"
+    ]
+    for row in rows:
+        assert row["median_s"] > 0 and row["ratio"] > 0
+        itemsize = {"float32": 4, "float16": 2}[row["dtype"]]
+        if row["case"] == "head":
+            assert row["bytes"] == 64 * 49 * 2048 * itemsize
+            continue
+        # Two convolutions of 32 channels and their BatchNorms fit 20,001 weights.
+        written = 8 * (2 * 9 * 32 * 32 * itemsize + 2 * 32 * 4)
+        read = (8 if row["case"] == "fold" else 9) * 20_001 * itemsize
+        assert row["bytes"] == read + written
+
+
 def test_rows_of_the_memory_case(tmp_path):
     rows = rows_of(
         tmp_path, "--case", "memory", "--size", 10_000, "--np", 6, "--chunk", 4, "--dtype",
