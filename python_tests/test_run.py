@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.replay import write_candidate, write_trials
+from deevo_ext.inference.choose import ENGINES_FILE
 from support.evolution import Net, images, members, population, sphere
 
 SUPPORT = Path(__file__).parent
@@ -138,6 +140,7 @@ def test_every_prefix_of_the_journal_resumes_to_the_same_run(
         folder.mkdir()
         torn = parts[kept][: len(parts[kept]) // 2] if kept < len(parts) else b""
         (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]) + torn)
+        shutil.copy(whole / ENGINES_FILE, folder)
         again = run(checkpoints, folder)
         assert same_weights(again.state_dict, result.state_dict)
         assert without_seconds(lines(folder)[1:]) == without_seconds(lines(whole)[1:])

@@ -56,6 +56,9 @@ def evolve(
     validate_every: int = 10,
     micro_batch: int = 64,
     device: torch.device | str = "cpu",
+    precision: str = "auto",
+    engine: str = "auto",
+    force_precision: bool = False,
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
     frozen: str | Sequence[str] = (),
@@ -76,7 +79,8 @@ def evolve(
     generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
     them; None, or as many as there are, is all of them always, which a population over-fits sooner.
     metric: "loss" or "top1", of fitness and validation. micro_batch: images per forward pass.
-    device: where networks are evaluated; the population stays on the CPU. run_dir: makes the run
+    device: where networks are evaluated; the population stays on the CPU. precision, engine,
+    force_precision: as in `Evaluator`. run_dir: makes the run
     resumable and replayable. dtype, frozen, batchnorm, checkpoint_key: as in
     `Population.from_checkpoints`. calibration_images: for batchnorm="recalibrate". parameters:
     fields of `Configuration`.
@@ -94,7 +98,14 @@ def evolve(
         None if calibration_images is None else image_set(calibration_images, "calibration images")
     )
     evaluator = Evaluator(
-        model, population, micro_batch=micro_batch, calibration=calibration, device=device
+        model,
+        population,
+        micro_batch=micro_batch,
+        calibration=calibration,
+        device=device,
+        precision=precision,
+        engine=engine,
+        force_precision=force_precision,
     )
     images = image_set(fitness_images, "fitness images")
     if images_per_batch == "auto":

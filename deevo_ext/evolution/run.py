@@ -25,6 +25,7 @@ from deevo_ext.evolution.storage import (
     write_initial,
 )
 from deevo_ext.files import write_whole
+from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import METRICS, Evaluator
 from deevo_ext.tables import CONTRACT_VERSION
 
@@ -175,6 +176,7 @@ class Evolution:
             self._journal, records = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None:
+                self._keep_engines(self.run_dir, resumed=len(records) > 0)
                 write_initial(self.de.population, self.run_dir, header["checkpoints"])
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
             return self._run(records)
@@ -282,6 +284,14 @@ class Evolution:
     def _passes(self) -> int:
         evaluators = {id(e): e for e in (self.evaluator, self._own_evaluator()) if e is not None}
         return sum(evaluator.forward_passes for evaluator in evaluators.values())
+
+    def _keep_engines(self, folder: Path, resumed: bool) -> None:
+        """Engines are chosen once a run; evaluators of their own have tables of their own."""
+        own = self._own_evaluator()
+        if self.evaluator is not None:
+            self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)
+        if own is not None and own is not self.evaluator:
+            own.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
 
     def _own_evaluator(self) -> Evaluator | None:
         own = getattr(self.fitness, "evaluator", None)

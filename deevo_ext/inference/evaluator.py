@@ -1,22 +1,16 @@
-"""Per-image losses of a network given as a flat row, through zero-copy views and functional_call.
+"""Scores of a population's rows: statistics by the policy, losses by PopulationForward, means.
 
-Images are always evaluated in micro-batches of one fixed size, the last one padded, and their
-float64 subtotals are added in order. On the CPU each micro-batch runs on one thread, several beside
-each other: threads inside an operator wait for each other at every layer, which small networks and
-busy machines pay dearly, and their number would change the last bits. So a score depends on the row
-and the images alone.
+Images are always evaluated in micro-batches of one fixed size, the last one padded, each on one
+thread, and their float64 subtotals are added in order. So a score depends on the row and the images
+alone: not on what is evaluated with it, nor on the number of threads.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
-import queue
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +18,14 @@ from torch.func import functional_call
 
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
+from deevo_ext.inference.choose import EngineTable
+from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.inference.workers import Modules, Workers
 from deevo_ext.population import Population
 
 METRICS = ("loss", "top1")
-T = TypeVar("T")
+# What the precision check looks at.
+_CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,11 @@ class Evaluator:
     images per forward pass, torch.get_num_threads() of them at a time on the CPU. calibration:
     images whose activations give BatchNorm's statistics under the population's policy "recalibrate"
     (needed there, ignored elsewhere). device: where networks run; the population may lie elsewhere.
+    precision and engine: as in `PopulationForward`. force_precision: selection in 16 bits is
+    refused where the population fails the precision check, unless this is set.
 
-    Attribute ``forward_passes``: images put through a network so far, calibration included.
+    Attribute ``forward_passes``: images put through a network so far, calibration included, checks
+    of plan and precision not.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Evaluator:
         micro_batch: int = 64,
         calibration: ImageSet | None = None,
         device: torch.device | str = "cpu",
+        precision: str = "auto",
+        engine: str = "auto",
+        force_precision: bool = False,
     ) -> None:
-        if micro_batch < 1:
-            raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
         self.recalibrates = population.batchnorm == "recalibrate" and bool(
             population.statistics_layout.dim
         )
@@ -84,12 +86,21 @@ class Evaluator:
         self.population = population
         self.micro_batch = micro_batch
         self.calibration = calibration
-        try:
-            self.device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
+        self.forward = PopulationForward(
+            model,
+            population,
+            precision=precision,
+            engine=engine,
+            micro_batch=micro_batch,
+            device=device,
+        )
+        self.device = self.forward.device
         self.forward_passes = 0
-        self._workers = _Workers(copy.deepcopy(model).eval().to(self.device), self.device)
+        self._asked = {"precision": precision, "engine": engine}
+        self._force_precision = force_precision
+        self._workers = Workers(self.device)
+        # Batch statistics ask for the module itself.
+        self._modules = Modules(self.forward.module, 1)
 
     def describe(self) -> dict[str, Any]:
         """What decides the scores besides row and images, for the journal's header."""
@@ -97,7 +108,31 @@ class Evaluator:
             "micro_batch": self.micro_batch,
             "device": self.device.type,
             "calibration": self.calibration.digest() if self.calibration else None,
+            **self._asked,
         }
+
+    def keep_engines(self, path: Path, *, resumed: bool) -> None:
+        """Takes engines and precision from a run's file, and writes new choices to it.
+
+        Raises DeevoError where the run goes on but its file is gone: other engines round otherwise.
+        """
+        if resumed and not path.exists():
+            raise DeevoError(
+                f"{path} is missing: it says which engines the run's fitness was computed with; "
+                "restore it from a backup, or start a new run folder"
+            )
+        self.forward.use_table(EngineTable(self.device, path))
+
+    def check_precision(self, images: ImageSet) -> None:
+        """Refuses selection in a 16-bit precision that the population fails, on these images."""
+        if self.forward.precision not in ("bfloat16", "float16") or self._force_precision:
+            return
+        report = self.forward.precision_check(*self._sample(images))
+        if not report.passed:
+            raise DeevoError(
+                f"selection in this precision would be decided by rounding: {report}; use "
+                'precision="float32", or force_precision=True'
+            )
 
     def statistics_of(
         self, row: torch.Tensor, inherited: torch.Tensor | None
@@ -114,55 +149,60 @@ class Evaluator:
         self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
     ) -> PerImage:
         """Losses and hits of one row ([D], any floating dtype) on images."""
-        logits = self.logits(row, images, self.statistics_of(row, inherited))
-        if int(images.labels.max()) >= logits.shape[1]:
-            raise DeevoError(
-                f"{images.name} have label {int(images.labels.max())}, but the model has "
-                f"{logits.shape[1]} classes; expected labels 0..{logits.shape[1] - 1}"
-            )
-        losses = nn.functional.cross_entropy(logits, images.labels, reduction="none")
-        return PerImage(losses, logits.argmax(dim=1) == images.labels)
+        return self.per_images(row[None], images, None if inherited is None else inherited[None])[0]
+
+    def per_images(
+        self, rows: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+    ) -> list[PerImage]:
+        """Losses and hits of rows [K, D] on images; inherited [K, S] as in `statistics_of`."""
+        used: torch.Tensor | None = None
+        if self.population.statistics_layout.dim:
+            given = [None] * len(rows) if inherited is None else list(inherited)
+            own = [self.statistics_of(row, s) for row, s in zip(rows, given, strict=True)]
+            found = [s for s in own if s is not None]
+            used = torch.stack(found) if len(found) == len(rows) else None
+        self._settle(images)
+        losses, ranks = self.forward(rows, images.images, images.labels, used, name=images.name)
+        self.forward_passes += len(images) * len(rows)
+        return [PerImage(one, rank == 0) for one, rank in zip(losses, ranks, strict=True)]
 
     def logits(
         self, row: torch.Tensor, images: ImageSet, statistics: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits float32 [N, classes] of one row with given statistics, where the images are.
-
-        Networks run in float32 whatever the rows' dtype, so that members and their averages are
-        compared in one precision.
-        """
-        tensors = self.population.views(self._float32(row), statistics=statistics)
-
-        def forward(model: nn.Module, start: int) -> torch.Tensor:
-            batch = images.images[start : start + self.micro_batch].to(self.device)
-            size = batch.shape[0]
-            if size < self.micro_batch:
-                padding = batch[:1].expand(self.micro_batch - size, *batch.shape[1:])
-                batch = torch.cat([batch, padding])
-            try:
-                out = functional_call(model, tensors, (batch,))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                shape = tuple(images.images.shape[1:])
-                raise DeevoError(
-                    f"the model failed on {images.name} of shape {shape}: {error}"
-                ) from error
-            if not isinstance(out, torch.Tensor) or out.dim() != 2:
-                given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-                raise DeevoError(f"the model returned {given}; expected logits [N, classes]")
-            return out[:size].float()
-
-        starts = range(0, len(images), self.micro_batch)
-        parts = self._workers.run([functools.partial(forward, start=start) for start in starts])
+        """Logits float32 [N, classes] of one row with given statistics, where the images are."""
+        self._settle(images)
+        found = self.forward.logits(row, images.images, statistics, name=images.name)
         self.forward_passes += len(images)
-        return torch.cat(parts).to(images.labels.device)
+        return found
 
     def score(
         self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
     ) -> Score:
         """Mean loss and top-1 of one row on images."""
-        result = self.per_image(row, images, inherited)
-        loss = mean_loss(result.losses, self.micro_batch)
-        return Score(loss, float(result.correct.double().mean()), len(images))
+        return self.scores(row[None], images, None if inherited is None else inherited[None])[0]
+
+    def scores(
+        self, rows: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+    ) -> list[Score]:
+        """Mean loss and top-1 of rows [K, D] on images."""
+        return [
+            Score(
+                mean_loss(result.losses, self.micro_batch),
+                float(result.correct.double().mean()),
+                len(images),
+            )
+            for result in self.per_images(rows, images, inherited)
+        ]
+
+    def _settle(self, images: ImageSet) -> None:
+        if self.forward.precision == "auto":
+            self.forward.decide_precision(*self._sample(images))
+
+    def _sample(self, images: ImageSet) -> tuple[torch.Tensor, ...]:
+        """Members and images for a precision check, with the members' own statistics."""
+        some = slice(0, _CHECK_MEMBERS)
+        rows, statistics = self.population.rows[some], self.population.statistics[some]
+        return rows, images.images[:_CHECK_IMAGES], images.labels[:_CHECK_IMAGES], statistics
 
     def _float32(self, row: torch.Tensor) -> torch.Tensor:
         return row.to(self.device, torch.float32)
@@ -185,68 +225,25 @@ class Evaluator:
         size = min(self.micro_batch, len(images))
         starts = range(0, len(images) // size * size, size)
 
-        def forward(model: nn.Module) -> None:
-            norms = [module for name, module in model.named_modules() if name in own]
-            momenta = [norm.momentum for norm in norms]
-            try:
-                for norm in norms:
-                    norm.train()
-                    norm.momentum = None  # a plain average over the micro-batches
-                for start in starts:
-                    batch = images.images[start : start + size]
-                    functional_call(model, tensors, (batch.to(self.device),))
-            finally:
-                for norm, momentum in zip(norms, momenta, strict=True):
-                    norm.eval()
-                    norm.momentum = momentum
+        def forward() -> None:
+            with self._modules.take() as model:
+                norms = [module for name, module in model.named_modules() if name in own]
+                momenta = [norm.momentum for norm in norms]
+                try:
+                    for norm in norms:
+                        norm.train()
+                        norm.momentum = None  # a plain average over the micro-batches
+                    for start in starts:
+                        batch = images.images[start : start + size]
+                        functional_call(model, tensors, (batch.to(self.device),))
+                finally:
+                    for norm, momentum in zip(norms, momenta, strict=True):
+                        norm.eval()
+                        norm.momentum = momentum
 
         self._workers.run([forward])
         self.forward_passes += len(starts) * size
         return layout.flatten(tensors, torch.zeros(layout.dim))
-
-
-class _Workers:
-    """Runs tasks on copies of a model: one-threaded beside each other on the CPU, else in turn."""
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._models: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
-        self._pool: ThreadPoolExecutor | None = None
-        if device.type != "cpu":
-            self._models.put(model)
-            return
-        threads = torch.get_num_threads()
-        # functional_call swaps tensors in and out of a module, so each thread has a module; the
-        # tensors themselves are shared.
-        shared = [*model.parameters(), *model.buffers()]
-        for _ in range(threads):
-            self._models.put(copy.deepcopy(model, {id(tensor): tensor for tensor in shared}))
-        self._pool = ThreadPoolExecutor(threads, "deevo", initializer=_one_thread)
-
-    def run(self, tasks: list[Callable[[nn.Module], T]]) -> list[T]:
-        """The tasks' results, in order."""
-        if self._pool is None:
-            return [self._call(task) for task in tasks]
-        futures: list[Future[T]] = [self._pool.submit(self._call, task) for task in tasks]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()  # after an error the rest is not wanted
-            # The workers' torch.set_num_threads(1) became the default of threads yet to start.
-            torch.set_num_threads(torch.get_num_threads())
-
-    @torch.no_grad()
-    def _call(self, task: Callable[[nn.Module], T]) -> T:
-        model = self._models.get()
-        try:
-            return task(model)
-        finally:
-            self._models.put(model)
-
-
-def _one_thread() -> None:
-    """Makes torch's operators use one thread when this thread calls them."""
-    torch.set_num_threads(1)
 
 
 def mean_loss(losses: torch.Tensor, micro_batch: int) -> float:

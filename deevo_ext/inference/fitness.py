@@ -82,6 +82,7 @@ class ClassificationFitness:
         self.metric = metric
         self.seed = seed
         self._current: tuple[int, ImageSet] | None = None
+        evaluator.check_precision(images)
 
     def describe(self) -> dict[str, Any]:
         """What decides the fitness values, for the journal's header."""
@@ -112,9 +113,6 @@ class ClassificationFitness:
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> list[float]:
         """Fitness, minimised, of rows [E, D] that are members' trials (or the members)."""
-        images = self.batch(batch)
-        values = []
-        for row, member in zip(rows, members.tolist(), strict=True):
-            score = self.evaluator.score(row, images, self.evaluator.population.statistics[member])
-            values.append(score.by(self.metric))
-        return values
+        inherited = self.evaluator.population.statistics[members]
+        scores = self.evaluator.scores(rows, self.batch(batch), inherited)
+        return [score.by(self.metric) for score in scores]

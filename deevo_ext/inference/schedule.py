@@ -1,0 +1,83 @@
+"""All members on the same micro-batches: who is prepared when, and what runs beside what."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.inference.program import Program
+from deevo_ext.inference.workers import Once, Workers
+
+Head = Callable[[int, int, Tensor], None]
+"""head(member, first image, logits): what is done with a micro-batch's logits."""
+
+
+def member_of(
+    rows: Tensor, statistics: Tensor | None, k: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Row and statistics of a member where networks run."""
+    own = None if statistics is None else statistics[k].to(device, torch.float32)
+    return rows[k].to(device), own
+
+
+def run_members(
+    program: Program,
+    rows: Tensor,
+    statistics: Tensor | None,
+    batches: Sequence[Tensor],
+    sizes: Sequence[int],
+    first: int,
+    head: Head,
+    workers: Workers,
+    device: torch.device,
+    name: str,
+) -> None:
+    """Runs rows [K, D] on micro-batches, of which the first sizes[i] images count.
+
+    A member is prepared (folded, packed) once, beside the micro-batches of the one before it, and
+    its weights are freed after its last micro-batch.
+    """
+    count = rows.shape[0]
+
+    def prepare(k: int) -> Any:
+        return program.prepare(*member_of(rows, statistics, k, device))
+
+    ready: list[Once | None] = [Once(functools.partial(prepare, k)) for k in range(count)]
+    left = [len(batches)] * count
+    starts = [first + sum(sizes[:i]) for i in range(len(sizes))]
+
+    def run(k: int, i: int) -> None:
+        own = ready[k]
+        assert own is not None
+        head(k, starts[i], logits_of(program, own.get(), batches[i], name)[: sizes[i]])
+        left[k] -= 1
+        if not left[k]:
+            ready[k] = None
+
+    tasks: list[Callable[[], None]] = []
+    for k, once in enumerate(ready):
+        if k == 0 and once is not None:
+            tasks.append(once.make)
+        following = ready[k + 1] if k + 1 < count else None
+        if following is not None:
+            tasks.append(following.make)
+        tasks.extend(functools.partial(run, k, i) for i in range(len(batches)))
+    workers.run(tasks)
+
+
+def logits_of(program: Program, prepared: Any, batch: Tensor, name: str) -> Tensor:
+    """One micro-batch's logits; raises DeevoError where the model fails or gives something else."""
+    try:
+        out = program.run(prepared, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(batch.shape[1:])
+        raise DeevoError(f"the model failed on {name} of shape {shape}: {error}") from error
+    if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != batch.shape[0]:
+        given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise DeevoError(f"the model returned {given}; expected logits [N, classes]")
+    return out

@@ -1,0 +1,236 @@
+"""From flat rows to a plan's weights: folded and cast ones are staged, the rest viewed in place.
+
+A convolution's weight is scaled by its batch norm and laid out channels-last; a linear layer's is
+used where it lies, unless it has a norm or another dtype. So are all other parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deevo_ext.inference.operators import SPACE, Column, fold
+from deevo_ext.inference.plan import Aten, Convolution, Linear, Parameter, Plan, Weights
+from deevo_ext.layout import Layout
+
+_ALIGN = 8  # elements; 16 bytes in 16 bits
+
+
+@dataclass
+class Staged:
+    """One member's weights.
+
+    layers: (weight, bias) of each convolution and linear layer by its index in the plan; weight
+    [out, in, kh, kw] with channels-last strides or [out, in], in the plan's dtype; bias float32 or
+    None. parameters: what ATen calls read.
+    """
+
+    layers: dict[int, tuple[Tensor, Tensor | None]]
+    parameters: dict[Parameter, Tensor]
+    buffers: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor comes from: a slice of a space, and how it is looked at."""
+
+    space: int  # 0 row, 1 statistics, 2 constants; 3 and 4: the staged weights and vectors
+    offset: int
+    shape: tuple[int, ...]
+    channels_last: bool = False
+
+
+@dataclass
+class _Table:
+    entries: list[list[int]] = field(default_factory=list)
+    eps: list[float] = field(default_factory=list)
+    weights: int = 0
+    vectors: int = 0
+
+    def reserve(self, kind: str, count: int) -> int:
+        start = int(getattr(self, kind))
+        setattr(self, kind, start + -(-count // _ALIGN) * _ALIGN)
+        return start
+
+
+class Stager:
+    """Makes a plan's weights from rows of one layout.
+
+    fixed: tensors by name that are the same for all members. row_dtype: of the rows.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        statistics_layout: Layout | None,
+        fixed: Mapping[str, Tensor],
+        row_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.plan, self.dtype, self.row_dtype, self.device = plan, plan.dtype, row_dtype, device
+        self._fixed = fixed
+        self._addresses: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        for space, source in enumerate((layout, statistics_layout)):
+            for entry in source.entries if source is not None else ():
+                for name in entry.names:
+                    self._addresses[name] = (space, entry.offset, entry.shape)
+        self._constants: list[Tensor] = []
+        self._constant_size = 0
+        self._table = _Table()
+        self._layers: dict[int, tuple[_Place, _Place | None]] = {}
+        self._parameters: dict[Parameter, _Place] = {}
+        self._direct: dict[Parameter, Tensor] = {}
+        for index, layer in enumerate(plan.layers):
+            if isinstance(layer, (Convolution, Linear)):
+                self._layers[index] = self._layer(layer.weights, layer.dtype)
+        for layer in (*plan.prologue, *plan.layers):
+            if isinstance(layer, Aten):
+                for item in _parameters((layer.args, layer.kwargs)):
+                    self._parameter(item)
+        self.table = torch.tensor(self._table.entries, dtype=torch.int64).reshape(-1, len(Column))
+        self.eps = torch.tensor(self._table.eps, dtype=torch.float64)
+        self.constants = torch.cat(self._constants) if self._constants else torch.empty(0)
+        self.constants = self.constants.to(device)
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of one staging copy."""
+        return self._table.weights * self.dtype.itemsize + self._table.vectors * 4
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Memory for one member's staged weights and vectors."""
+        weights = torch.empty(self._table.weights, dtype=self.dtype, device=self.device)
+        return weights, torch.empty(self._table.vectors, device=self.device)
+
+    def stage(
+        self, row: Tensor, statistics: Tensor | None, buffers: tuple[Tensor, Tensor] | None = None
+    ) -> Staged:
+        """The weights of `row` [D] with `statistics` [S]; they live as long as row and buffers."""
+        weights, vectors = self.buffers() if buffers is None else buffers
+        if statistics is None:
+            statistics = torch.empty(0, device=self.device)
+        if self.table.numel():
+            fold(
+                row[None],
+                statistics[None],
+                self.constants,
+                self.table,
+                self.eps,
+                weights[None],
+                vectors[None],
+            )
+        spaces = (row, statistics, self.constants, weights, vectors)
+
+        def find(place: _Place) -> Tensor:
+            shape = place.shape
+            count = torch.Size(shape).numel()
+            flat = spaces[place.space][place.offset : place.offset + count]
+            if place.channels_last:
+                return flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+            return flat.view(shape)
+
+        layers = {
+            index: (find(weight), None if bias is None else find(bias))
+            for index, (weight, bias) in self._layers.items()
+        }
+        parameters = {item: find(place) for item, place in self._parameters.items()}
+        return Staged(layers, parameters | self._direct, (weights, vectors))
+
+    def _source(self, name: str) -> tuple[int, int, tuple[int, ...]]:
+        if name not in self._addresses:
+            tensor = self._fixed[name].detach().float()
+            self._addresses[name] = (2, self._constant_size, tuple(tensor.shape))
+            self._constants.append(tensor.reshape(-1).to(self.device))
+            self._constant_size += tensor.numel()
+        return self._addresses[name]
+
+    def _dtype_in(self, space: int) -> torch.dtype:
+        return self.row_dtype if space == 0 else torch.float32
+
+    def _layer(self, own: Weights, dtype: torch.dtype) -> tuple[_Place, _Place | None]:
+        space, offset, shape = self._source(own.weight)
+        if dtype != self.dtype:  # the head, in float32
+            return self._vector(own.weight), self._vector(own.bias) if own.bias else None
+        taps = torch.Size(shape[2:]).numel()
+        same_layout = taps == 1 or shape[1] == 1
+        if own.norm is None and same_layout and self._dtype_in(space) == self.dtype:
+            weight = _Place(space, offset, shape, len(shape) == 4)
+            return weight, self._vector(own.bias) if own.bias else None
+        entry, sources = self._entry(shape[0], shape[1], taps), {"WEIGHT": own.weight}
+        if own.bias is not None:
+            sources["BIAS"] = own.bias
+        if own.norm is not None:
+            norm = own.norm
+            for column, name in (("GAMMA", norm.gamma), ("BETA", norm.beta)):
+                if name is not None:
+                    sources[column] = name
+            sources["MEAN"], sources["VARIANCE"] = norm.mean, norm.variance
+        for column, name in sources.items():
+            at, start, _ = self._source(name)
+            entry[Column[column]] = at * SPACE + start
+        entry[Column.TO_WEIGHT] = self._table.reserve("weights", shape[0] * shape[1] * taps)
+        weight = _Place(3, entry[Column.TO_WEIGHT], shape, len(shape) == 4)
+        bias: _Place | None = None
+        if own.bias is not None or own.norm is not None:
+            entry[Column.TO_SHIFT] = self._table.reserve("vectors", shape[0])
+            bias = _Place(4, entry[Column.TO_SHIFT], (shape[0],))
+        self._add(entry, own.norm.eps if own.norm else 0.0)
+        return weight, bias
+
+    def _vector(self, name: str) -> _Place:
+        """A tensor as float32."""
+        space, offset, shape = self._source(name)
+        if self._dtype_in(space) == torch.float32:
+            return _Place(space, offset, shape)
+        count = torch.Size(shape).numel()
+        entry = self._entry(count, 1, 1)
+        entry[Column.BIAS] = space * SPACE + offset
+        entry[Column.TO_SHIFT] = self._table.reserve("vectors", count)
+        self._add(entry, 0.0)
+        return _Place(4, entry[Column.TO_SHIFT], shape)
+
+    def _parameter(self, item: Parameter) -> None:
+        if item in self._parameters or item in self._direct:
+            return
+        if item.name not in self._addresses or self._addresses[item.name][0] == 2:
+            fixed = self._fixed[item.name].detach().to(self.device)
+            if fixed.is_floating_point():
+                fixed = fixed.to(torch.float32 if item.precise else self.dtype)
+            self._direct[item] = fixed
+            return
+        if item.precise:
+            self._parameters[item] = self._vector(item.name)
+            return
+        space, offset, shape = self._source(item.name)
+        if self._dtype_in(space) == self.dtype:
+            self._parameters[item] = _Place(space, offset, shape)
+            return
+        count = torch.Size(shape).numel()
+        entry = self._entry(1, count, 1)
+        entry[Column.WEIGHT] = space * SPACE + offset
+        entry[Column.TO_WEIGHT] = self._table.reserve("weights", count)
+        self._add(entry, 0.0)
+        self._parameters[item] = _Place(3, entry[Column.TO_WEIGHT], shape)
+
+    def _entry(self, out: int, into: int, taps: int) -> list[int]:
+        entry = [-1] * len(Column)
+        entry[Column.OUT_CHANNELS : Column.TO_WEIGHT] = [out, into, taps, into]
+        return entry
+
+    def _add(self, entry: list[int], eps: float) -> None:
+        self._table.entries.append(entry)
+        self._table.eps.append(eps)
+
+
+def _parameters(value: object) -> list[Parameter]:
+    if isinstance(value, Parameter):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [found for part in value for found in _parameters(part)]
+    return []

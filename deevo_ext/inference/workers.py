@@ -1,0 +1,94 @@
+"""Threads that evaluate beside each other, one torch thread each.
+
+Threads inside an operator wait for each other at every layer, which small networks and busy
+machines pay dearly, and their number would change the last bits. So each task has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+
+class Workers:
+    """Runs tasks torch.get_num_threads() at a time on the CPU; one after the other elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.get_num_threads() if device.type == "cpu" else 1
+        self._pool: ThreadPoolExecutor | None = None
+        if device.type == "cpu":
+            self._pool = ThreadPoolExecutor(self.count, "deevo", initializer=_one_thread)
+
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """The tasks' results, in order; started in order, so that one may wait for an earlier."""
+        if self._pool is None:
+            with torch.no_grad():
+                return [task() for task in tasks]
+        futures: list[Future[T]] = [self._pool.submit(_ungraded, task) for task in tasks]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()  # after an error the rest is not wanted
+            # The workers' torch.set_num_threads(1) became the default of threads yet to start.
+            torch.set_num_threads(torch.get_num_threads())
+
+
+class Modules:
+    """Copies of a module that share its tensors, since functional_call swaps tensors in and out."""
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        self._idle: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
+        for _ in range(count):
+            self._idle.put(copy.deepcopy(model, dict(shared)))
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[nn.Module]:
+        """A module that nobody else uses until the with-block ends."""
+        module = self._idle.get()
+        try:
+            yield module
+        finally:
+            self._idle.put(module)
+
+
+class Once:
+    """A value that the first thread to ask for makes, while the others wait."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._future: Future[Any] = Future()
+        self._make: Callable[[], Any] | None = make
+
+    def make(self) -> None:
+        """Makes the value; called by one thread."""
+        make, self._make = self._make, None
+        assert make is not None
+        try:
+            self._future.set_result(make())
+        except BaseException as error:
+            self._future.set_exception(error)
+            raise
+
+    def get(self) -> Any:
+        """The value, once it is made."""
+        return self._future.result()
+
+
+@torch.no_grad()
+def _ungraded(task: Callable[[], T]) -> T:
+    return task()
+
+
+def _one_thread() -> None:
+    """Makes torch's operators use one thread when this thread calls them."""
+    torch.set_num_threads(1)

@@ -1,0 +1,218 @@
+"""Captured graphs and fused plans: what is taken in, what stays, and that values are unchanged."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deevo_ext as deevo
+from deevo_ext.inference.export import NotExportable, as_dtype, capture
+from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.inference.fuse import fuse
+from deevo_ext.inference.plan import Aten, Convolution, Linear, Plan
+from support.zoo import as_row, pictures, randomised
+
+
+class Body(nn.Module):
+    """A convolution with a norm, and something behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8, affine=False)
+        self.fc = nn.Linear(8, 5)
+
+    def tail(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class Residual(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        return self.tail(torch.relu(x + self.bn2(self.conv2(x))))
+
+
+class ActivationBeforeSum(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.bn(self.conv(x)))
+        return self.tail(x + nn.functional.silu(self.bn2(self.conv2(x))))
+
+
+class SumOfBoth(Body):
+    """Two convolutions meet in a sum; one of them must take the other as its residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(torch.relu(self.bn(self.conv(x)) + self.conv3(x)))
+
+
+class ReadTwice(Body):
+    """The norm's input is read elsewhere too, so the norm cannot be folded away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.tail(torch.relu(self.bn(y)) * y)
+
+
+class NormFirst(Body):
+    """A norm before a convolution stays; ReLU behind it may write in place, but not into y."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x))
+        z = self.conv2(torch.relu(self.bn(y)))
+        return self.tail(z + y.flatten(1).view_as(y))
+
+
+class Standardised(Body):
+    """A weight that is computed from the weights: done once a member."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.conv.weight
+        w = (w - w.mean(dim=(1, 2, 3), keepdim=True)) / w.std(dim=(1, 2, 3), keepdim=True)
+        return self.tail(nn.functional.conv2d(x, w, None, 1, 1))
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.fc1 = nn.Linear(3 * 12 * 12, 16)
+        self.bn = nn.BatchNorm1d(16)
+        self.fc2 = nn.Linear(16, 5)
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.bn(self.fc1(self.flat(x))))
+        return self.fc2(x) * self.scale
+
+
+class Viewed(Body):
+    """In-place operators on what others still see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        half = y[:, :4]
+        z = y.relu()
+        return self.tail(torch.cat([half.sigmoid(), z[:, 4:].add(1.0)], dim=1) + y.tanh())
+
+
+def build(make: type[nn.Module]) -> tuple[nn.Module, Plan]:
+    model = randomised(make, 12)
+    return model, fuse(
+        capture(as_dtype(model, torch.float32, torch.device("cpu")), (2, 3, 12, 12), torch.float32),
+        torch.float32,
+    )
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [
+        f"{layer.name}: {', '.join(layer.fused)}"
+        for layer in plan.layers
+        if not isinstance(layer, Aten)
+    ]
+
+
+EXPECTED = {
+    Residual: [
+        "conv: batch norm bn, relu",
+        "conv2: batch norm bn2, residual, relu",
+        "fc: ",
+    ],
+    ActivationBeforeSum: ["conv: batch norm bn, silu", "conv2: batch norm bn2, silu", "fc: "],
+    SumOfBoth: ["conv: batch norm bn", "conv3: residual, relu", "fc: "],
+    ReadTwice: ["conv: ", "fc: "],
+    NormFirst: ["conv: relu", "conv2: residual", "fc: "],
+    Standardised: ["fc: "],
+    Perceptron: ["fc1: batch norm bn, gelu", "fc2: "],
+    Viewed: ["conv: ", "fc: "],
+}
+
+
+@pytest.mark.parametrize("engine", ["fused", "auto"])
+@pytest.mark.parametrize("make", EXPECTED)
+def test_patterns_and_values(make: type[nn.Module], engine: str) -> None:
+    model, plan = build(make)
+    assert kinds(plan) == EXPECTED[make]
+    images = pictures(5, 12, 3)
+    layout, row = as_row(model)
+    forward = PopulationForward(model, layout, engine=engine, micro_batch=2)
+    found = forward.logits(row, images)
+    with torch.no_grad():
+        expected = model(images)
+    # A handful of layers, sums of up to 432 products of order 1: 432^(1/2) roundings each.
+    limit = 10 * 21 * 2.0**-24 * max(1.0, float(expected.abs().max()))
+    assert float((found - expected).abs().max()) <= limit
+    assert torch.equal(found, forward.logits(row, images))  # nothing was written into the weights
+
+
+def test_what_depends_on_weights_alone_is_done_once_a_member() -> None:
+    _, plan = build(Standardised)
+    assert {layer.operation for layer in plan.prologue} >= {"mean", "div", "sub"}
+    assert plan.layers[0].operation == "conv2d"
+
+
+def test_the_table_names_every_layer() -> None:
+    _, plan = build(Residual)
+    lines = str(plan).splitlines()
+    assert lines[0].split()[:3] == ["layer", "operation", "engine"]
+    assert len(lines) == 2 + len(plan.layers) and "torch.export" in lines[-1]
+    conv = plan.layers[0]
+    assert isinstance(conv, Convolution)
+    # 2 images of 12x12, 8 channels from 27 inputs each, multiply and add.
+    assert conv.flops == 2 * 2 * 144 * 8 * 27
+    inputs, weights, outputs = 2 * 3 * 144 * 4, (8 * 27 + 8) * 4, 2 * 8 * 144 * 4
+    assert conv.bytes == inputs + weights + outputs
+    assert isinstance(plan.layers[-1], Linear) and plan.classes == 5
+
+
+class DependsOnValues(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.conv(x) if float(x.sum()) > 0 else self.conv(-x))
+
+
+class Random(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.conv(x) + torch.rand(1))
+
+
+def test_what_cannot_be_captured_is_named_and_served_by_functional_call() -> None:
+    model = randomised(DependsOnValues, 12)
+    layout, row = as_row(model)
+    forward = PopulationForward(model, layout, micro_batch=5)
+    images = pictures(5, 12, 3)
+    with pytest.warns(UserWarning, match="DependsOnValues is served unfused, by functional_call"):
+        found = forward.logits(row, images)
+    with torch.no_grad():
+        assert torch.allclose(found, model(images), atol=1e-5)
+    with pytest.raises(deevo.DeevoError, match="served without a plan"):
+        forward.plan((3, 12, 12))
+    with pytest.raises(NotExportable, match="random"):
+        capture(randomised(Random, 12), (2, 3, 12, 12), torch.float32)
+
+
+def test_tracing_stands_in_where_export_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    model = randomised(Residual, 12)
+    found = capture(
+        as_dtype(model, torch.float32, torch.device("cpu")), (2, 3, 12, 12), torch.float32
+    )
+    plan = fuse(found, torch.float32)
+    assert plan.how == "torch.fx" and "conv: batch norm bn, relu" in kinds(plan)
+    layout, row = as_row(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward = PopulationForward(model, layout, micro_batch=2)
+        images = pictures(3, 12, 3)
+        with torch.no_grad():
+            assert torch.allclose(forward.logits(row, images), model(images), atol=1e-4)

