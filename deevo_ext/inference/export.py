@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from deevo_ext.errors import DeevoError
 
@@ -83,6 +81,8 @@ def capture(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Cap
 
 
 def _exported(model: nn.Module, image: Tensor) -> Capture:
+    from torch.export.graph_signature import InputKind, OutputKind  # slow to import
+
     program = torch.export.export(model, (image,)).run_decompositions({})
     signature = program.graph_signature
     placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
@@ -110,6 +110,8 @@ def _exported(model: nn.Module, image: Tensor) -> Capture:
 
 
 def _traced(model: nn.Module, image: Tensor) -> Capture:
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
+
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
     def forward(tensors: dict[str, Tensor], x: Tensor) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import flop_registry
 
 from deevo_ext.inference.export import Capture, NotExportable
 from deevo_ext.inference.plan import (
@@ -444,6 +443,8 @@ def _bytes(node: fx.Node) -> int:
 
 def _flops(node: fx.Node) -> int:
     """By torch's own formulas for matrix products and attention; pointwise operators count 0."""
+    from torch.utils.flop_counter import flop_registry  # brings Triton with it
+
     formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if formula is None:
         return 0
