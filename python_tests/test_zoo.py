@@ -29,8 +29,8 @@ def bound(plan: Plan, precision: str, largest: float) -> float:
 
     A layer's result is off by u for each rounding: in float32 the sums of n products are off by
     about sqrt(n) u (signs vary), in 16 bits weights, input and output are rounded once each.
-    Errors of L layers add up like sqrt(L); norms keep them from growing. A factor 2 is for eager's own
-    errors, and for the largest of two thousand logits instead of a typical one.
+    Errors of L layers add up like sqrt(L); norms keep them from growing. A factor 2 is for eager's
+    own errors, and for the largest of two thousand logits instead of a typical one.
     """
     layers = [layer for layer in plan.layers if isinstance(layer, (Convolution, Linear))]
     longest = max(math.prod(layer.weights.shape[1:]) for layer in layers)

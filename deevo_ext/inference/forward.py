@@ -12,7 +12,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.inference.build import Built, Tensors, build, float32_products, validate
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
-from deevo_ext.inference.operators import loss_and_rank
 from deevo_ext.inference.plan import Plan
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
@@ -189,7 +188,7 @@ class PopulationForward:
                     f"{logits.shape[1]} classes; expected labels 0..{logits.shape[1] - 1}"
                 )
             own = slice(start, start + logits.shape[0])
-            loss_and_rank(
+            torch.ops.deevo.loss_and_rank(
                 logits[None],
                 target[own],
                 self.label_smoothing,

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deevo_ext.inference.operators import SPACE, Column, fold
 from deevo_ext.inference.plan import Aten, Convolution, Linear, Parameter, Plan, Weights
 from deevo_ext.layout import Layout
+from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
 
 _ALIGN = 8  # elements; 16 bytes in 16 bits
 
@@ -91,10 +91,20 @@ class Stager:
             if isinstance(layer, Aten):
                 for item in _parameters((layer.args, layer.kwargs)):
                     self._parameter(item)
-        self.table = torch.tensor(self._table.entries, dtype=torch.int64).reshape(-1, len(Column))
-        self.eps = torch.tensor(self._table.eps, dtype=torch.float64)
-        self.constants = torch.cat(self._constants) if self._constants else torch.empty(0)
-        self.constants = self.constants.to(device)
+        entries = torch.tensor(self._table.entries, dtype=torch.int64)
+        table = with_tiles(entries.reshape(-1, FoldColumn.FIRST_TILE))
+        constants = torch.cat(self._constants) if self._constants else torch.empty(0)
+        statistics = statistics_layout.dim if statistics_layout is not None else 0
+        check_table(
+            table,
+            layout.dim,
+            statistics,
+            constants.numel(),
+            self._table.weights,
+            self._table.vectors,
+        )
+        self.table, self.constants = table.to(device), constants.to(device)
+        self.eps = torch.tensor(self._table.eps, dtype=torch.float64, device=device)
 
     @property
     def staged_bytes(self) -> int:
@@ -114,7 +124,7 @@ class Stager:
         if statistics is None:
             statistics = torch.empty(0, device=self.device)
         if self.table.numel():
-            fold(
+            torch.ops.deevo.fold(
                 row[None],
                 statistics[None],
                 self.constants,
@@ -168,16 +178,16 @@ class Stager:
             for column, name in (("GAMMA", norm.gamma), ("BETA", norm.beta)):
                 if name is not None:
                     sources[column] = name
-            sources["MEAN"], sources["VARIANCE"] = norm.mean, norm.variance
+            sources["MEAN"], sources["VAR"] = norm.mean, norm.variance
         for column, name in sources.items():
             at, start, _ = self._source(name)
-            entry[Column[column]] = at * SPACE + start
-        entry[Column.TO_WEIGHT] = self._table.reserve("weights", shape[0] * shape[1] * taps)
-        weight = _Place(3, entry[Column.TO_WEIGHT], shape, len(shape) == 4)
+            entry[FoldColumn[column]] = address(at, start)
+        entry[FoldColumn.TO_WEIGHT] = self._table.reserve("weights", shape[0] * shape[1] * taps)
+        weight = _Place(3, entry[FoldColumn.TO_WEIGHT], shape, len(shape) == 4)
         bias: _Place | None = None
         if own.bias is not None or own.norm is not None:
-            entry[Column.TO_SHIFT] = self._table.reserve("vectors", shape[0])
-            bias = _Place(4, entry[Column.TO_SHIFT], (shape[0],))
+            entry[FoldColumn.TO_SHIFT] = self._table.reserve("vectors", shape[0])
+            bias = _Place(4, entry[FoldColumn.TO_SHIFT], (shape[0],))
         self._add(entry, own.norm.eps if own.norm else 0.0)
         return weight, bias
 
@@ -188,10 +198,10 @@ class Stager:
             return _Place(space, offset, shape)
         count = torch.Size(shape).numel()
         entry = self._entry(count, 1, 1)
-        entry[Column.BIAS] = space * SPACE + offset
-        entry[Column.TO_SHIFT] = self._table.reserve("vectors", count)
+        entry[FoldColumn.BIAS] = address(space, offset)
+        entry[FoldColumn.TO_SHIFT] = self._table.reserve("vectors", count)
         self._add(entry, 0.0)
-        return _Place(4, entry[Column.TO_SHIFT], shape)
+        return _Place(4, entry[FoldColumn.TO_SHIFT], shape)
 
     def _parameter(self, item: Parameter) -> None:
         if item in self._parameters or item in self._direct:
@@ -211,14 +221,14 @@ class Stager:
             return
         count = torch.Size(shape).numel()
         entry = self._entry(1, count, 1)
-        entry[Column.WEIGHT] = space * SPACE + offset
-        entry[Column.TO_WEIGHT] = self._table.reserve("weights", count)
+        entry[FoldColumn.WEIGHT] = address(space, offset)
+        entry[FoldColumn.TO_WEIGHT] = self._table.reserve("weights", count)
         self._add(entry, 0.0)
-        self._parameters[item] = _Place(3, entry[Column.TO_WEIGHT], shape)
+        self._parameters[item] = _Place(3, entry[FoldColumn.TO_WEIGHT], shape)
 
     def _entry(self, out: int, into: int, taps: int) -> list[int]:
-        entry = [-1] * len(Column)
-        entry[Column.OUT_CHANNELS : Column.TO_WEIGHT] = [out, into, taps, into]
+        entry = [ABSENT] * FoldColumn.FIRST_TILE
+        entry[FoldColumn.OUT_CHANNELS : FoldColumn.TO_WEIGHT] = [out, into, taps, into]
         return entry
 
     def _add(self, entry: list[int], eps: float) -> None:
