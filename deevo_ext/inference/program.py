@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import functional_call
 
 from deevo_ext.inference.engines import Bound
 from deevo_ext.inference.plan import Aten, Convolution, Layer, Linear, Parameter, Plan, Register
-from deevo_ext.inference.weights import Stager
+from deevo_ext.inference.weights import Lease, Stager
 from deevo_ext.inference.workers import Modules
 
 Registers = list[Any]
@@ -29,6 +30,19 @@ class Program(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A member's weights: by layer as engines want them, ATen's parameters, the prologue's results.
+
+    lease: the staging memory that these may show.
+    """
+
+    layers: list[Any]
+    parameters: Mapping[Parameter, Tensor]
+    registers: Registers
+    lease: Lease | None
+
+
 class FusedProgram:
     """A plan with its engines."""
 
@@ -42,7 +56,7 @@ class FusedProgram:
         row: Tensor,
         statistics: Tensor | None,
         buffers: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[list[Any], Mapping[Parameter, Tensor], Registers]:
+    ) -> Prepared:
         """Folds, casts and packs; runs what depends on the weights alone."""
         staged = self.stager.stage(row, statistics, buffers)
         ready: list[Any] = [None] * len(self.plan.layers)
@@ -51,12 +65,12 @@ class FusedProgram:
         registers: Registers = [None] * self.plan.registers
         for step in self._prologue:
             step(registers, ready, staged.parameters)
-        return ready, staged.parameters, registers
+        return Prepared(ready, staged.parameters, registers, staged.lease)
 
     def run(self, prepared: Any, images: Tensor) -> Tensor:
         """Logits of one micro-batch."""
-        ready, parameters, member = prepared
-        registers = list(member)
+        ready, parameters = prepared.layers, prepared.parameters
+        registers = list(prepared.registers)
         registers[self.plan.image] = images
         for step in self._steps:
             step(registers, ready, parameters)

@@ -6,7 +6,8 @@ used where it lies, unless it has a norm or another dtype. So are all other para
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import queue
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,10 @@ from deevo_ext.layout import Layout
 from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
 
 _ALIGN = 8  # elements; 16 bytes in 16 bits
+
+
+Buffers = tuple[Tensor, Tensor]
+"""Staged weights and vectors."""
 
 
 @dataclass
@@ -30,7 +35,25 @@ class Staged:
 
     layers: dict[int, tuple[Tensor, Tensor | None]]
     parameters: dict[Parameter, Tensor]
-    buffers: tuple[Tensor, Tensor] | None = None
+    lease: Lease | None = None
+
+
+class Lease:
+    """Staging memory that goes back to its pool when nobody holds the lease any more.
+
+    Fresh memory of a network's size costs more in page faults than folding into it does.
+    """
+
+    def __init__(self, pool: queue.SimpleQueue[Buffers], make: Callable[[], Buffers]) -> None:
+        self._pool = pool
+        try:
+            self.buffers = pool.get_nowait()
+        except queue.Empty:
+            self.buffers = make()
+
+    def __del__(self) -> None:
+        if hasattr(self, "buffers"):
+            self._pool.put(self.buffers)
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,7 @@ class Stager:
         self._constants: list[Tensor] = []
         self._constant_size = 0
         self._table = _Table()
+        self._pool: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
         self._layers: dict[int, tuple[_Place, _Place | None]] = {}
         self._parameters: dict[Parameter, _Place] = {}
         self._direct: dict[Parameter, Tensor] = {}
@@ -111,16 +135,17 @@ class Stager:
         """Bytes of one staging copy."""
         return self._table.weights * self.dtype.itemsize + self._table.vectors * 4
 
-    def buffers(self) -> tuple[Tensor, Tensor]:
+    def buffers(self) -> Buffers:
         """Memory for one member's staged weights and vectors."""
         weights = torch.empty(self._table.weights, dtype=self.dtype, device=self.device)
         return weights, torch.empty(self._table.vectors, device=self.device)
 
     def stage(
-        self, row: Tensor, statistics: Tensor | None, buffers: tuple[Tensor, Tensor] | None = None
+        self, row: Tensor, statistics: Tensor | None, buffers: Buffers | None = None
     ) -> Staged:
-        """The weights of `row` [D] with `statistics` [S]; they live as long as row and buffers."""
-        weights, vectors = self.buffers() if buffers is None else buffers
+        """The weights of `row` [D] with `statistics` [S]; they live as long as row and lease."""
+        lease = Lease(self._pool, self.buffers) if buffers is None else None
+        weights, vectors = lease.buffers if lease is not None else buffers or self.buffers()
         if statistics is None:
             statistics = torch.empty(0, device=self.device)
         if self.table.numel():
@@ -148,7 +173,7 @@ class Stager:
             for index, (weight, bias) in self._layers.items()
         }
         parameters = {item: find(place) for item, place in self._parameters.items()}
-        return Staged(layers, parameters | self._direct, (weights, vectors))
+        return Staged(layers, parameters | self._direct, lease)
 
     def _source(self, name: str) -> tuple[int, int, tuple[int, ...]]:
         if name not in self._addresses:

@@ -1,7 +1,7 @@
 """Engines: ways to compute a convolution or a linear layer of a plan.
 
-`aten` serves everything, everywhere; `onednn` is the CPU's, with fused post-operations and weights
-packed once a member; `cudnn` is CUDA's, with bias, residual and ReLU inside the convolution.
+`aten` serves everything, everywhere; `onednn` and `onednn-packed` are the CPU's, with fused
+post-operations; `cudnn` is CUDA's, with bias, residual and ReLU inside the convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from deevo_ext.inference.engines.base import Bound, Engine
 from deevo_ext.inference.plan import Convolution, Linear
 
 ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (onednn.OneDNN(), cudnn.CuDNN(), aten.ATen())
+    engine.name: engine
+    for engine in (
+        onednn.OneDNN(packed=False),
+        onednn.OneDNN(packed=True),
+        cudnn.CuDNN(),
+        aten.ATen(),
+    )
 }
 """By name, in the order of preference."""
 

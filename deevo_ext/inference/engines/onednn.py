@@ -1,7 +1,8 @@
 """oneDNN on the CPU, through the operators that torch.compile uses too.
 
 Bias, residual and activation are post-operations of the convolution (no pass over memory of their
-own), and the weight is put into oneDNN's blocked layout once a member.
+own). The weight is put into oneDNN's blocked layout inside each call, or once a member ("packed"),
+which pays where weights are large beside the images and a member sees many micro-batches.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def post_operation(activation: Activation | None) -> tuple[str, list[float], str
 class OneDNN:
     """CPU tensors in float32, bfloat16 where the CPU has it, and float16 likewise."""
 
-    name = "onednn"
+    def __init__(self, packed: bool) -> None:
+        self.name = "onednn-packed" if packed else "onednn"
+        self._packed = packed
 
     def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
         """It is the CPU's, and 16 bits need their instructions."""
@@ -48,14 +51,14 @@ class OneDNN:
         return None
 
     def bind(self, layer: Convolution | Linear) -> Bound:
-        """Packed weights; one call a layer."""
+        """One call a layer."""
         attr, scalars, algorithm = post_operation(layer.activation)
-        ops = torch.ops.mkldnn
+        ops, packed = torch.ops.mkldnn, self._packed
         if isinstance(layer, Linear):
             rows = torch.Size(layer.in_shape[:-1]).numel()
 
             def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
-                return ops._reorder_linear_weight(weight, rows), bias
+                return ops._reorder_linear_weight(weight, rows) if packed else weight, bias
 
             call_linear = ops._linear_pointwise.default
 
@@ -69,7 +72,9 @@ class OneDNN:
 
         def pack(weight: Tensor, bias: Tensor | None) -> Any:
             weight, bias = cast_bias(weight, bias)
-            return ops._reorder_convolution_weight(weight, *geometry, shape), bias
+            if packed:
+                weight = ops._reorder_convolution_weight(weight, *geometry, shape)
+            return weight, bias
 
         unary = ops._convolution_pointwise.default
         binary = ops._convolution_pointwise.binary
