@@ -20,6 +20,7 @@ from deevo_ext.evolution.replay import replay
 from deevo_ext.evolution.run import Evolution, Fitness
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness
+from deevo_ext.inference.forward import Losses, PopulationForward
 from deevo_ext.population import Population
 from deevo_ext.strategies import Strategy
 
@@ -33,7 +34,9 @@ __all__ = [
     "Evolution",
     "Fitness",
     "ImageSet",
+    "Losses",
     "Population",
+    "PopulationForward",
     "Result",
     "Strategy",
     "Trials",
