@@ -351,6 +351,27 @@ def test_bad_operands_are_named() -> None:
             forward(*args)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter, without a GPU")
+def test_our_own_kernel_runs_every_convolution() -> None:
+    """A small ResNet's stem, blocks and shortcuts in Triton's interpreter, against eager."""
+    model = randomised(lambda: CifarResNet(1), 16)
+    layout, row = as_row(model)
+    x = pictures(2, 16)
+    forward = PopulationForward(model, layout, engine="triton", micro_batch=2)
+    with torch.no_grad():
+        expected = model(x)
+    found = forward.logits(row, x)
+    # 7 layers, sums of up to 576 products: 24 roundings of 2^-24 each.
+    limit = 4 * math.sqrt(7) * 24 * 2.0**-24 * float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= limit
+    convolutions = [p for p in forward.plan((3, 16, 16)).layers if isinstance(p, Convolution)]
+    assert len(convolutions) == 7 and {p.engine for p in convolutions} == {"triton"}
+    depthwise = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten(), nn.Linear(6 * 36, 3))
+    layout, row = as_row(depthwise.eval())
+    with pytest.raises(deevo.DeevoError, match=r"cannot compute layer 0 .*has no groups"):
+        PopulationForward(depthwise, layout, engine="triton").logits(row, pictures(2, 8))
+
+
 @pytest.mark.slow
 def test_torch_compile_is_an_engine() -> None:
     pop, data = population(3), images(20)

@@ -74,7 +74,7 @@ def build(
     """The program of `module` (float32, eval mode) on images [C, H, W]."""
     model = module if dtype == torch.float32 else as_dtype(module, dtype, device)
     why = f'engine="{engine}"'
-    if engine in ("auto", "fused"):
+    if engine in ("auto", "fused", "triton"):
         try:
             plan = fuse(capture(model, (micro_batch, *image_shape), dtype), dtype)
         except NotExportable as error:
@@ -89,7 +89,7 @@ def build(
                 with float32_products(device, tf32=precision == "tf32"):
                     return workers.run([task])[0]
 
-            chooser = Chooser(device, table, "fused" if engine == "fused" else None, measure)
+            chooser = Chooser(device, table, None if engine == "auto" else engine, measure)
             return Built(_fused(plan, tensors, row_dtype, chooser, device), plan)
     compiled = engine == "compile"
     program = ModuleProgram(model, tensors.views, dtype, workers.count, compiled=compiled)

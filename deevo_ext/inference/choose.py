@@ -129,22 +129,30 @@ class Chooser:
 
     def choose(self, layer: Convolution | Linear) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
+        if self._forced == "triton" and isinstance(layer, Convolution):
+            engine = ENGINES["triton"]
+            if (reason := engine.why_not(layer, self.device)) is not None:
+                raise DeevoError(
+                    f'engine="triton" cannot compute layer {layer.name} ({layer.operation}): '
+                    f'{reason}; use engine="auto", which takes another engine there'
+                )
+            return engine
         found = candidates(layer, self.device)
-        if self._forced == "fused" or len(found) == 1:
+        if self._forced is not None or len(found) == 1:
             return found[0]
         name = self.table.engines.get(layer.signature)
         if name is not None:
-            engine = ENGINES.get(name)
-            reason = "there is no such engine" if engine is None else None
-            if engine is not None:
-                reason = engine.why_not(layer, self.device)
-            if engine is None or reason:
+            given = ENGINES.get(name)
+            reason = "there is no such engine"
+            if given is not None:
+                reason = given.why_not(layer, self.device) or ""
+            if given is None or reason:
                 raise DeevoError(
                     f"the engine table {self.table.path or ''} has {name!r} for layer "
                     f"{layer.name}, which cannot serve here: {reason}; resume on the machine where "
                     "the run began, or start a new run folder"
                 )
-            return engine
+            return given
         name = self._cache.engines.get(layer.signature)
         names = [engine.name for engine in found]
         if name not in names:

@@ -20,7 +20,7 @@ from deevo_ext.inference.workers import Workers
 from deevo_ext.layout import Layout
 from deevo_ext.population import Population
 
-ENGINE_CHOICES = ("auto", "fused", "compile", "eager")
+ENGINE_CHOICES = ("auto", "fused", "triton", "compile", "eager")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 _DTYPES = {
     "float32": torch.float32,
@@ -51,8 +51,9 @@ class PopulationForward:
     knows statistics_layout and fixed too. precision: "float32"; "tf32" (CUDA); "bfloat16" or
     "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first
     rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the plan is
-    built; "fused" takes the preferred ones untimed; "compile" is torch.compile; "eager" is
-    functional_call. micro_batch: images per forward pass; the last one is padded, so that an
+    built; "fused" takes the preferred ones untimed; "triton" has every convolution in our own
+    kernel (an error where that cannot be); "compile" is torch.compile; "eager" is functional_call.
+    micro_batch: images per forward pass; the last one is padded, so that an
     image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
     1/255, applied to float images as well when given. table: engines that are fixed already.
 

@@ -1,7 +1,8 @@
 """Engines: ways to compute a convolution or a linear layer of a plan.
 
 `aten` serves everything, everywhere; `onednn` and `onednn-packed` are the CPU's, with fused
-post-operations; `cudnn` is CUDA's, with bias, residual and ReLU inside the convolution.
+post-operations; `cudnn` is CUDA's, with bias, residual and ReLU inside the convolution; `triton` is
+our own kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deevo_ext.inference.engines import aten, cudnn, onednn
+from deevo_ext.inference.engines import aten, cudnn, onednn, triton
 from deevo_ext.inference.engines.base import Bound, Engine
 from deevo_ext.inference.plan import Convolution, Linear
 
@@ -20,6 +21,7 @@ ENGINES: dict[str, Engine] = {
         onednn.OneDNN(packed=False),
         onednn.OneDNN(packed=True),
         cudnn.CuDNN(),
+        triton.Triton(),
         aten.ATen(),
     )
 }
@@ -27,8 +29,12 @@ ENGINES: dict[str, Engine] = {
 
 
 def candidates(layer: Convolution | Linear, device: torch.device) -> Sequence[Engine]:
-    """The engines that can compute a layer on a device, preferred ones first."""
-    return [e for e in ENGINES.values() if e.why_not(layer, device) is None]
+    """The engines to choose from for a layer on a device, preferred ones first.
+
+    Triton's interpreter, which makes `triton` run on the CPU, is for tests and never chosen.
+    """
+    usable = [e for e in ENGINES.values() if e.why_not(layer, device) is None]
+    return [e for e in usable if device.type == "cuda" or e.name != "triton"]
 
 
 __all__ = ["ENGINES", "Bound", "Engine", "candidates"]
