@@ -13,6 +13,17 @@ import torch
 from torch import Tensor, fx
 
 from deevo_ext.inference.export import Capture, NotExportable
+from deevo_ext.inference.nodes import (
+    activation_of,
+    bytes_of,
+    flops_of,
+    is_plain_sum,
+    owner_of,
+    pair,
+    reachable,
+    shape_of,
+    taken_in,
+)
 from deevo_ext.inference.plan import (
     Activation,
     Aten,
@@ -53,40 +64,10 @@ def fuse(found: Capture, dtype: torch.dtype) -> Plan:
     return _Fuser(found, dtype).plan()
 
 
-def activation_of(node: fx.Node) -> Activation | None:
-    """The activation that a node is, if it is one."""
-    if node.op != "call_function":
-        return None
-    rest: list[Any] = list(node.args[1:])
-    target, options = node.target, dict(node.kwargs)
-    plain = {
-        aten.relu.default: "relu",
-        aten.silu.default: "silu",
-        aten.hardswish.default: "hardswish",
-        aten.sigmoid.default: "sigmoid",
-        aten.hardsigmoid.default: "hardsigmoid",
-        aten.tanh.default: "tanh",
-    }
-    if target in plain:
-        return Activation(plain[target])
-    if target is aten.relu6.default:
-        return Activation("hardtanh", (0.0, 6.0))
-    if target is aten.hardtanh.default:
-        low, high = (*rest, -1.0, 1.0)[:2] if len(rest) != 1 else (rest[0], 1.0)
-        return Activation("hardtanh", (float(low), float(high)))
-    if target is aten.clamp.default and len(rest) == 2 and None not in rest:
-        return Activation("hardtanh", (float(rest[0]), float(rest[1])))
-    if target is aten.leaky_relu.default:
-        return Activation("leaky_relu", (float(rest[0]) if rest else 0.01,))
-    if target is aten.gelu.default:
-        return Activation("gelu", (), str(options.get("approximate", "none")))
-    return None
-
-
 class _Fuser:
     def __init__(self, found: Capture, dtype: torch.dtype) -> None:
         self.found, self.dtype = found, dtype
-        self.live = _reachable(found.output)
+        self.live = reachable(found.output)
         self.order = [n for n in found.graph.nodes if n in self.live]
         self.users = {n: [u for u in n.users if u in self.live] for n in self.order}
         self.batch = {found.image}  # nodes that depend on the images
@@ -172,9 +153,9 @@ class _Fuser:
         if residual is None:
             activation, last = self._activation_after(last, nodes)
         w = tuple(weight.meta["val"].shape)
-        fused = _fused(norm, residual, activation)
+        fused = taken_in(norm, residual, activation)
         layer = Convolution(
-            _owner(names[0]),
+            owner_of(names[0]),
             tuple(self.position[n] for n in (x, residual) if n is not None),
             0,
             tuple(x.meta["val"].shape),
@@ -182,9 +163,9 @@ class _Fuser:
             self.dtype,
             fused=fused,
             weights=Weights(names[0], names[1], norm, w),
-            stride=_pair(stride),
-            padding=_pair(padding),
-            dilation=_pair(dilation),
+            stride=pair(stride),
+            padding=pair(padding),
+            dilation=pair(dilation),
             groups=int(groups),
             residual=residual is not None,
             activation=activation,
@@ -208,13 +189,13 @@ class _Fuser:
         # Logits are not rounded to 16 bits: the last product is small and decides between members.
         head = last is self.found.output and norm is None
         layer = Linear(
-            _owner(names[0]),
+            owner_of(names[0]),
             (self.position[x],),
             0,
             tuple(x.meta["val"].shape),
             tuple(last.meta["val"].shape),
             torch.float32 if head else self.dtype,
-            fused=_fused(norm, None, activation),
+            fused=taken_in(norm, None, activation),
             weights=Weights(names[0], names[1], norm, w),
             activation=activation,
         )
@@ -252,7 +233,7 @@ class _Fuser:
     ) -> tuple[fx.Node | None, Activation | None, fx.Node]:
         """A sum with another activation of the same shape, and the ReLU behind it."""
         added = self._only_user(last)
-        if added is None or not _plain_add(added):
+        if added is None or not is_plain_sum(added):
             return None, None, last
         other: Any = next(a for a in added.args[:2] if a is not last)
         value, own = other.meta["val"], last.meta["val"]
@@ -316,7 +297,7 @@ class _Fuser:
             layer.reads = tuple(self.registers[n] for n in nodes)
             own = layer.weights  # type: ignore[attr-defined]
             weight = size_of((*own.shape, 1), self.dtype) + 4 * own.shape[0]
-            layer.bytes = sum(_bytes(n) for n in nodes) + weight + _bytes(node)
+            layer.bytes = sum(bytes_of(n) for n in nodes) + weight + bytes_of(node)
         self.registers[node] = layer.writes = len(self.layers) + len(self.prologue) + 1
         (self.layers if in_batch else self.prologue).append(layer)
 
@@ -346,16 +327,16 @@ class _Fuser:
             node.name,
             tuple(dict.fromkeys(reads)),
             0,
-            _shape(first),
-            _shape(value),
+            shape_of(first),
+            shape_of(value),
             value.dtype if isinstance(value, Tensor) else self.dtype,
             target=target,
             args=tuple(args),
             kwargs=dict(kwargs),
         )
         if target is not operator.getitem:
-            layer.bytes = sum(_bytes(n) for n in inputs) + _bytes(node)
-            layer.flops = _flops(node)
+            layer.bytes = sum(bytes_of(n) for n in inputs) + bytes_of(node)
+            layer.flops = flops_of(node)
         return layer
 
     def _release(self, output: int) -> None:
@@ -391,63 +372,3 @@ def _in_place(layer: Aten, own: set[int]) -> Any:
         return None
     overload = getattr(layer.target, "_overloadname", "")
     return getattr(written, overload) if overload in written.overloads() else None
-
-
-def _reachable(output: fx.Node) -> set[fx.Node]:
-    found, waiting = set(), [output]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
-
-
-def _plain_add(node: fx.Node) -> bool:
-    tensors = all(isinstance(a, fx.Node) for a in node.args[:2])
-    distinct = len(node.args) == 2 and node.args[0] is not node.args[1]
-    return node.target is aten.add.Tensor and tensors and distinct and not node.kwargs
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    pair = [int(v) for v in value]
-    return (pair[0], pair[-1])
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0] or name
-
-
-def _fused(norm: Norm | None, residual: Any, activation: Activation | None) -> tuple[str, ...]:
-    found = []
-    if norm is not None:
-        found.append(f"batch norm {_owner(norm.mean)}")
-    if residual is not None:
-        found.append("residual")
-    if activation is not None:
-        found.append(str(activation))
-    return tuple(found)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if isinstance(value, (tuple, list)):
-        value = value[0]
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return sum(size_of(tuple(v.shape), v.dtype) for v in values if isinstance(v, Tensor))
-
-
-def _flops(node: fx.Node) -> int:
-    """By torch's own formulas for matrix products and attention; pointwise operators count 0."""
-    from torch.utils.flop_counter import flop_registry  # brings Triton with it
-
-    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
-    if formula is None:
-        return 0
-    args = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
-    return int(formula(*args, **kwargs, out_val=node.meta["val"]))
