@@ -25,6 +25,9 @@ const Loops& loops() {
 }
 
 bool use_loops(const char* name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // not every compiler's start-up code has done it
+#endif
   for (const Loops* candidate : kAll) {
     const bool wanted = name[0] == '\0' || std::strcmp(name, candidate->name) == 0;
     if (!wanted || !candidate->supported()) continue;
