@@ -8,7 +8,14 @@ from collections.abc import Iterable
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import MAX_TERMS, ChoiceColumn, StrategyColumn, TermCode
+from deevo_ext.tables import (
+    MAX_TERMS,
+    ChoiceColumn,
+    Setting,
+    StateLayout,
+    StrategyColumn,
+    TermCode,
+)
 
 LAST_GENERATION = 2**31 - 1
 
@@ -89,3 +96,34 @@ def check_genes(operator: str, genes: torch.Tensor) -> None:
     ascending = all(a < b for a, b in itertools.pairwise(starts))
     good = not starts or (starts[0] == 0 and ascending)
     require(operator, good, "genes are not ascending starts of segments, the first at 0")
+
+
+def check_archive_slots(slots: list[int], archive_rows: int) -> None:
+    """Slots of accepted members (negative: not kept): rows that exist, each at most once."""
+    kept = [slot for slot in slots if slot >= 0]
+    exist = all(slot < archive_rows for slot in kept)
+    require("commit", exist, "archive_slot names a row that does not exist")
+    require("commit", len(set(kept)) == len(kept), "archive_slot names a row twice")
+
+
+def check_told(
+    settings: list[float],
+    num_strategies: int,
+    choices: list[list[int]],
+    state: list[float],
+    at: StateLayout,
+    generation: int,
+) -> None:
+    """A plan and a state that belong to this generation and pool."""
+    check_generation("tell", generation)
+    for choice in choices:
+        mine = choice[ChoiceColumn.GENERATION] == generation
+        require("tell", mine, "choices are of another generation")
+        exists = 0 <= choice[ChoiceColumn.STRATEGY] < num_strategies
+        require("tell", exists, "choices name a strategy that does not exist")
+    for k in range(num_strategies):
+        inside = 0.0 <= state[at.pointer + k] < settings[Setting.MEMORY_SIZE]
+        require("tell", inside, "state holds a memory pointer that does not exist")
+    count = state[at.archive_count]
+    possible = 0.0 <= count <= settings[Setting.ARCHIVE_CAPACITY]
+    require("tell", possible, "state holds an archive count beyond the archive")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from deevo_ext.backends.reference.checks import (
+    check_archive_slots,
     check_choices,
     check_genes,
-    require,
     require_subnormals,
 )
 from deevo_ext.backends.reference.trials import Generation, trial
@@ -37,10 +37,7 @@ def commit(
     slots = archive_slot.tolist()
     check_choices("commit", choices.tolist(), members, population.shape[0], archive.shape[0])
     check_genes("commit", genes)
-    kept = [slots[member] for member in members if slots[member] >= 0]
-    exist = all(slot < archive.shape[0] for slot in kept)
-    require("commit", exist, "archive_slot names a row that does not exist")
-    require("commit", len(set(kept)) == len(kept), "archive_slot names a row twice")
+    check_archive_slots([slots[member] for member in members], archive.shape[0])
     g = Generation(
         *(population, archive, choices, coefficients, genes, gene_mask),
         *(seed, nonneg_start, first_weight, lower, upper),

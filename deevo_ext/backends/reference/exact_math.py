@@ -48,7 +48,7 @@ def sin2pi(t: float) -> float:
     return x * p
 
 
-_CENTRE_TOP = (
+CENTRE_TOP = (
     2.5090809287301226727e3,
     3.3430575583588128105e4,
     6.7265770927008700853e4,
@@ -58,7 +58,7 @@ _CENTRE_TOP = (
     1.3314166789178437745e2,
     3.3871328727963666080e0,
 )
-_CENTRE_BOTTOM = (
+CENTRE_BOTTOM = (
     5.2264952788528545610e3,
     2.8729085735721942674e4,
     3.9307895800092710610e4,
@@ -68,7 +68,7 @@ _CENTRE_BOTTOM = (
     4.2313330701600911252e1,
     1.0,
 )
-_TAIL_TOP = (
+TAIL_TOP = (
     7.74545014278341407640e-4,
     2.27238449892691845833e-2,
     2.41780725177450611770e-1,
@@ -78,7 +78,7 @@ _TAIL_TOP = (
     4.63033784615654529590e0,
     1.42343711074968357734e0,
 )
-_TAIL_BOTTOM = (
+TAIL_BOTTOM = (
     1.05075007164441684324e-9,
     5.47593808499534494600e-4,
     1.51986665636164571966e-2,
@@ -105,9 +105,9 @@ def normal_quantile(p: float) -> float:
     q = p - 0.5
     if -0.425 <= q <= 0.425:
         r = 0.180625 - q * q
-        return q * _horner(_CENTRE_TOP, r) / _horner(_CENTRE_BOTTOM, r)
+        return q * _horner(CENTRE_TOP, r) / _horner(CENTRE_BOTTOM, r)
     r = math.sqrt(-exact_log(p if q < 0.0 else 1.0 - p)) - 1.6
-    x = _horner(_TAIL_TOP, r) / _horner(_TAIL_BOTTOM, r)
+    x = _horner(TAIL_TOP, r) / _horner(TAIL_BOTTOM, r)
     return -x if q < 0.0 else x
 
 

@@ -12,8 +12,7 @@ import torch
 
 from deevo_ext.backends.reference.checks import (
     alive_members,
-    check_generation,
-    require,
+    check_told,
     require_subnormals,
 )
 from deevo_ext.backends.reference.philox import draw, mulhi
@@ -102,21 +101,6 @@ class Tell:
         self.accepted = accepted
         self.improvement = improvement
         self.at: StateLayout = layout_of(settings, len(strategies))
-
-    def check(self) -> None:
-        """Refuses a plan or a state that does not belong to this generation and pool."""
-        check_generation("tell", self.generation)
-        for choice in self.choices:
-            mine = choice[ChoiceColumn.GENERATION] == self.generation
-            require("tell", mine, "choices are of another generation")
-            exists = 0 <= choice[ChoiceColumn.STRATEGY] < len(self.strategies)
-            require("tell", exists, "choices name a strategy that does not exist")
-        for k in range(len(self.strategies)):
-            inside = 0.0 <= self.state[self.at.pointer + k] < self.settings[Setting.MEMORY_SIZE]
-            require("tell", inside, "state holds a memory pointer that does not exist")
-        count = self.state[self.at.archive_count]
-        possible = 0.0 <= count <= self.settings[Setting.ARCHIVE_CAPACITY]
-        require("tell", possible, "state holds an archive count beyond the archive")
 
     def mean(
         self, k: int, column: ParameterColumn, lehmer: bool, source: Source | None = None
@@ -301,7 +285,7 @@ def tell(
         taken,
         improvement,
     )
-    t.check()
+    check_told(t.settings, len(t.strategies), t.choices, t.state, t.at, t.generation)
     if t.settings[Setting.ADAPT_MEMORIES]:
         for k in range(len(t.strategies)):
             t.update_memories(k)
