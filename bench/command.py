@@ -16,7 +16,7 @@ import torch
 import deevo_ext
 from bench import evaluation, measure, memory, operators
 from bench.job import Job
-from deevo_ext import _extension, backends
+from deevo_ext import _extension
 
 CASES = ("trials", "commit", "tell", "plan", "generation", *evaluation.CASES, "step", "memory")
 SIZES = {
@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     listed("np", number, "members; default 20")
     listed("dtype", one_of(tuple(DTYPES)), f"default {','.join(DTYPES)}")
-    listed("backend", one_of(backends.NAMES), "default cpu")
+    listed("backend", one_of(tuple(DEVICES)), "default cpu")
     listed("threads", number, "default: all usable cores")
     listed(
         "isa",

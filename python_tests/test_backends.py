@@ -60,18 +60,38 @@ def test_operators_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    match = "is 'cuda'; expected one of reference, cpu"
-    with pytest.raises(DeevoError, match=f"backends.use {match}"), backends.use("cuda"):
+    match = "is 'fast'; expected one of reference, cpu"
+    with pytest.raises(DeevoError, match=f"backends.use {match}"), backends.use("fast"):
         pass
-    monkeypatch.setenv("DEEVO_BACKEND", "cuda")
+    monkeypatch.setenv("DEEVO_BACKEND", "fast")
     with pytest.raises(DeevoError, match=f"DEEVO_BACKEND {match}"):
         backends.select(CPU)
 
 
-@pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_other_devices_are_refused(device: str) -> None:
-    with pytest.raises(DeevoError, match=f"tensors are on device {device}; .*CPU only"):
-        backends.select(torch.device(device))
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(DeevoError, match=r"on device meta; .* CPU and CUDA tensors"):
+        backends.select(torch.device("meta"))
+
+
+def test_a_backend_takes_tensors_of_its_devices_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"backend 'cpu', which takes tensors on cpu devices; these are on cuda:1"
+    with pytest.raises(DeevoError, match=f"use asks for {message}"), backends.use("cpu"):
+        backends.select(torch.device("cuda", 1))
+    monkeypatch.setenv("DEEVO_BACKEND", "cpu")
+    with pytest.raises(DeevoError, match=f"DEEVO_BACKEND asks for {message}"):
+        backends.select(torch.device("cuda", 1))
+
+
+def test_cuda_tensors_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEVO_BACKEND", raising=False)
+    from deevo_ext.backends import triton
+
+    assert backends.select(torch.device("cuda")) is triton
+    monkeypatch.setattr(backends, "_why_no_triton", lambda: "Triton is not installed.")
+    with pytest.raises(DeevoError, match=r"triton: Triton is not installed\. Or move"):
+        backends.select(torch.device("cuda"))
+    with pytest.raises(DeevoError, match="'triton', which is not av"), backends.use("triton"):
+        pass
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from support.operators import (
     BACKENDS,
     BIG_SEED,
     MIXED,
+    NATIVE_BACKENDS,
     Evolution,
     Weights,
     evolution,
@@ -130,7 +131,7 @@ def test_backends_agree(dtype: torch.dtype, name: str) -> None:
         accepted = torch.tensor([1, 1, 0, 1, 0, 1], dtype=torch.uint8)
         slots = torch.tensor([1, -1, -1, 0, -1, -1], dtype=torch.int32)
         results = []
-        for backend_name in BACKENDS:
+        for backend_name in NATIVE_BACKENDS:
             with backends.use(backend_name):
                 own = w.clone()
                 trials = own.trials()

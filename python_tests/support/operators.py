@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,10 @@ from deevo_ext.tables import (
     gene_words,
 )
 
-BACKENDS = ("reference", "cpu")
+NATIVE_BACKENDS = ("reference", "cpu")
+# Triton's kernels take CPU tensors in its interpreter only; see conftest.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = (*NATIVE_BACKENDS, "triton") if INTERPRETED else NATIVE_BACKENDS
 OPERATORS = torch.ops.deevo
 BIG_SEED = 0x7A5C_0123_89AB_CDEF
 
@@ -107,6 +111,11 @@ def configurations() -> dict[str, Configuration]:
             j_rand=True,
         ),
     }
+
+
+def in_reach(backend: str, columns: int) -> int:
+    """That many columns, fewer where Triton's interpreter would take long; still several tiles."""
+    return min(columns, 3001) if backend == "triton" else columns
 
 
 def instruction_sets() -> list[Any]:

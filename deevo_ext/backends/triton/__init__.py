@@ -1,0 +1,12 @@
+"""The operators as Triton kernels, for CUDA devices where the extension was built without nvcc.
+
+On CPU tensors they run in Triton's interpreter only (TRITON_INTERPRET=1), which is how they are
+tested without a GPU. Needs the package `triton`, which torch's CUDA builds bring.
+"""
+
+from deevo_ext.backends.triton.commit import commit
+from deevo_ext.backends.triton.plan import plan
+from deevo_ext.backends.triton.tell import tell
+from deevo_ext.backends.triton.trials import trials
+
+__all__ = ["commit", "plan", "tell", "trials"]

@@ -1,0 +1,80 @@
+"""How the kernels are launched: where they can run, in which tiles, with which options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+
+from deevo_ext.backends.reference.checks import require_subnormals
+from deevo_ext.errors import DeevoError
+
+# Never contracted: the contract rounds every operation.
+OPTIONS = {"enable_fp_fusion": False}
+
+# Bytes of one step (members x columns): a 16-byte access a row and thread. Bytes of a tile that the
+# L1 cache shall hold, several programs sharing it.
+WEIGHT_WARPS = 8
+STEP_BYTES = 16 * 32 * WEIGHT_WARPS
+TILE_BYTES = 64 * 1024
+NARROWEST, WIDEST = 64, 1024
+
+
+def require_device(operator: str, kernel: object, device: torch.device) -> None:
+    """Raises DeevoError unless the kernel, compiled or interpreted, can run on the device."""
+    if device.type != "cpu":
+        return
+    if not isinstance(kernel, InterpretedFunction):
+        raise DeevoError(
+            f"deevo::{operator}: tensors are on the CPU, where Triton's kernels run in its "
+            "interpreter only: set TRITON_INTERPRET=1 before Triton is imported, move the tensors "
+            "to a CUDA device, or choose the backend cpu"
+        )
+    require_subnormals()
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **meta: Any) -> None:
+    """Runs `programs` programs on the device's current stream."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **meta, **OPTIONS)
+    else:
+        kernel[(programs,)](*arguments, **meta)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two >= n, at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def stored(rows: torch.Tensor) -> torch.Tensor:
+    """The tensor that a kernel gets: bfloat16 as its bits (see `storage`)."""
+    return rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
+
+
+def wide(*matrices: torch.Tensor) -> bool:
+    """Whether columns and row strides are multiples of 8 weights, as deevo's layout makes them."""
+    return all(
+        rows.shape[1] % 8 == 0 and rows.stride(0) % 8 == 0 for rows in matrices if rows.numel() > 0
+    )
+
+
+def in_units(count: int, in_blocks: bool) -> int:
+    """A column count or stride as a kernel wants it: in blocks of 8 if wide."""
+    return count // 8 if in_blocks else count
+
+
+def tile_shape(rows: int, members: int, itemsize: int) -> tuple[int, int]:
+    """Members a step and columns a tile for a kernel that keeps `rows` rows of a tile in L1."""
+    columns = WIDEST
+    while columns > NARROWEST and rows * columns * itemsize > TILE_BYTES:
+        columns //= 2
+    step = STEP_BYTES // itemsize
+    members = min(max(step // columns, 1), power_of_two(members))
+    return members, min(step // members, WIDEST)
+
+
+def bounded(lower: float, upper: float) -> bool:
+    """Whether there is a bound at all."""
+    return lower > -float("inf") or upper < float("inf")
