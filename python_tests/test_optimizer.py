@@ -376,3 +376,46 @@ def test_bounds_hold_all_the_way(dtype: torch.dtype) -> None:
     assert touched > 0
     with pytest.raises(DeevoError, match="has weights outside"):
         deevo.DifferentialEvolution(population(8), lower=-0.01, upper=0.01)
+
+
+# "cpu:0" is the CPU by another name, so without a GPU rows go the way they take to one.
+@pytest.mark.parametrize(
+    ("lies", "evaluated"),
+    [
+        ("cpu", "cpu:0"),
+        pytest.param("cpu", "cuda", marks=pytest.mark.gpu),
+        pytest.param("cuda", "cpu", marks=pytest.mark.gpu),
+        pytest.param("cuda", "cuda", marks=pytest.mark.gpu),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_population_and_evaluation_on_different_devices(
+    lies: str, evaluated: str, dtype: torch.dtype
+) -> None:
+    """The bits of a run in one place: the fitness is computed on the CPU in either case."""
+
+    def run(lies: str, evaluated: str | None) -> torch.Tensor:
+        pop = population(9, dtype=dtype, device=lies)
+        de = deevo.DifferentialEvolution(pop, generations=8, population_min=4, seed=8)
+        for _ in range(9):
+            trials = de.ask()
+            fitness = torch.empty(9, dtype=torch.float64)
+            for chosen, rows in trials.chunks(4, evaluated):
+                assert evaluated is None or rows.device == torch.empty(0, device=evaluated).device
+                assert torch.equal(rows.to(lies), trials.rows(chosen))
+                fitness[chosen] = torch.tensor([sphere(row.cpu()) for row in rows]).double()
+            de.tell(fitness)
+        return pop.rows.cpu()
+
+    assert torch.equal(run(lies, evaluated), run("cpu", None))
+
+
+def test_staging_serves_chunks_of_any_size() -> None:
+    de = deevo.DifferentialEvolution(population(9), seed=8)
+    advance(de, 1)
+    trials = de.ask()
+    for size in (9, 2, 4, 100):
+        seen = torch.cat([rows.clone() for _, rows in trials.chunks(size, "cpu:0")])
+        assert torch.equal(seen, trials.rows(range(9)))
+    with pytest.raises(DeevoError, match="size is 0"):
+        next(trials.chunks(0, "cpu:0"))

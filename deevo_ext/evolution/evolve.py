@@ -56,6 +56,7 @@ def evolve(
     validate_every: int = 10,
     micro_batch: int = 64,
     device: torch.device | str = "cpu",
+    population_device: torch.device | str = "cpu",
     precision: str = "auto",
     engine: str = "auto",
     force_precision: bool = False,
@@ -79,9 +80,10 @@ def evolve(
     generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
     them; None, or as many as there are, is all of them always, which a population over-fits sooner.
     metric: "loss" or "top1", of fitness and validation. micro_batch: images per forward pass.
-    device: where networks are evaluated; the population stays on the CPU. precision, engine,
-    force_precision: as in `Evaluator`. run_dir: makes the run
-    resumable and replayable. dtype, frozen, batchnorm, checkpoint_key: as in
+    device: where networks are evaluated. population_device: where the population lies and is
+    evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
+    `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
+    batchnorm, checkpoint_key: as in
     `Population.from_checkpoints`. calibration_images: for batchnorm="recalibrate". parameters:
     fields of `Configuration`.
     """
@@ -93,6 +95,7 @@ def evolve(
         frozen=frozen,
         batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
+        device=population_device,
     )
     calibration = (
         None if calibration_images is None else image_set(calibration_images, "calibration images")

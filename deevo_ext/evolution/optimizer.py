@@ -15,6 +15,7 @@ import torch
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.evolution.generation import Generation
+from deevo_ext.evolution.staging import Staging
 from deevo_ext.memory import zero_rows
 from deevo_ext.ops.library import Prepared
 from deevo_ext.population import Population
@@ -55,13 +56,23 @@ class Trials:
         self._fill(chosen, out)
         return out
 
-    def chunks(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def chunks(
+        self, size: int, device: torch.device | str | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (members int64 [e], rows [e, D]) for all of `members`, at most `size` at a time.
 
-        Rows are valid until the next chunk: trials share one buffer, parents are the population.
+        device: where the rows are wanted, the population's by default; on the way to another one
+        they go through two page-locked buffers. Rows are valid until the next chunk: trials share
+        one buffer, parents are the population. members is on the CPU, to index with.
         """
         if size < 1:
             raise DeevoError(f"size is {size}; expected at least one row per chunk")
+        if device is not None and (there := torch.empty(0, device=device).device) != self._device:
+            staging = self._owner.staging(min(size, self.members.numel()), there)
+            for members in self.members.split(size):
+                self._fill(members, staging.near(members.numel()))
+                yield members, staging.send(members.numel())
+            return
         count, rows = self.members.numel(), self._owner.population.rows
         in_place = self.parents and count == rows.shape[0]
         buffer = rows if in_place else self._owner.chunk_buffer(min(size, count))
@@ -74,10 +85,15 @@ class Trials:
                 self._fill(members, buffer[: members.numel()])
                 yield members, buffer[: members.numel()]
 
+    @property
+    def _device(self) -> torch.device:
+        return self._owner.population.rows.device
+
     def _fill(self, members: torch.Tensor, out: torch.Tensor) -> None:
         self._require_current()
+        members = members.to(self._device)
         if self.parents:
-            out.copy_(self._owner.population.rows[members])
+            torch.index_select(self._owner.population.rows, 0, members, out=out)
         else:
             self._owner.make_trials(members, out)
 
@@ -92,9 +108,10 @@ class Trials:
 class DifferentialEvolution:
     """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
 
-    population: evolved in place. preset: "sa-shade-tri-ensin" or "paper". seed: 0..2^63-1.
-    callbacks: called with a generation's metrics (dict of floats) after each `tell` of trials.
-    Further keywords: any field of `Configuration`, each documented there with its source.
+    population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin" or
+    "paper". seed: 0..2^63-1. callbacks: called with a generation's metrics (dict of floats) after
+    each `tell` of trials. Further keywords: any field of `Configuration`, each documented there
+    with its source.
 
         de = DifferentialEvolution(population, generations=100)
         trials = de.ask()                        # first the parents themselves: they need scores
@@ -151,29 +168,35 @@ class DifferentialEvolution:
         self.pending: Trials | None = None
         self.scored = False  # whether the parents have a fitness
 
-        size = population.size
+        size, device = population.size, population.rows.device
         layout = population.layout
         self._bounds = _bounds(self.configuration, population)
-        self._genes = layout.genes(self.configuration.crossover_unit)
+        self._genes = layout.genes(self.configuration.crossover_unit).to(device)
         genes = self._genes.numel()
-        self._settings = self.configuration.settings(layout.weights, genes)
-        self._strategies = compile_pool(self.configuration.strategies)
-        self._state = self.configuration.initial_state()
+        self._settings = self.configuration.settings(layout.weights, genes).to(device)
+        self._strategies = compile_pool(self.configuration.strategies).to(device)
+        self._state = self.configuration.initial_state().to(device)
         at = self.configuration.layout()
         self._odds = self._state[at.odds : at.sinusoid1_odds]
         self._names = tuple(s.name for s in self.configuration.strategies)
         self._crossovers = tuple(s.crossover for s in self.configuration.strategies)
-        self._fitness = torch.full((size,), math.inf, dtype=torch.float64)
-        self._alive = torch.ones(size, dtype=torch.uint8)
-        self._gene_mask = torch.zeros(size, gene_words(genes), dtype=torch.int32)
-        self._generation = torch.ones(1, dtype=torch.int64)
-        self._choices = torch.zeros(size, NUM_CHOICE_COLUMNS, dtype=torch.int32)
-        self._parameters = torch.zeros(size, NUM_PARAMETER_COLUMNS, dtype=torch.float64)
-        self._coefficients = torch.zeros(size, MAX_TERMS, dtype=torch.float32)
-        self._accepted = torch.zeros(size, dtype=torch.uint8)
-        self._archive_slot = torch.full((size,), -1, dtype=torch.int32)
+
+        def table(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._completed = 0  # the generation counter without a look at the device
+        self._fitness = table(torch.float64, size).fill_(math.inf)
+        self._alive = table(torch.uint8, size).fill_(1)
+        self._gene_mask = table(torch.int32, size, gene_words(genes))
+        self._generation = table(torch.int64, 1).fill_(1)
+        self._choices = table(torch.int32, size, NUM_CHOICE_COLUMNS)
+        self._parameters = table(torch.float64, size, NUM_PARAMETER_COLUMNS)
+        self._coefficients = table(torch.float32, size, MAX_TERMS)
+        self._accepted = table(torch.uint8, size)
+        self._archive_slot = table(torch.int32, size).fill_(-1)
         self.archive = self.new_rows(self.configuration.archive_size)
         self._buffer: torch.Tensor | None = None
+        self._staging: Staging | None = None
         self._plan = Prepared(
             "plan",
             *(self._settings, self._strategies, self._state, self._fitness, self._alive),
@@ -196,7 +219,7 @@ class DifferentialEvolution:
         if identity != self._prepared_for:
             plan = (self._choices, self._coefficients, self._genes, self._gene_mask)
             place = (self.seed, self.population.layout.nonneg_start, 0, *self._bounds)
-            none = torch.empty(0, dtype=torch.int64)
+            none = torch.empty(0, dtype=torch.int64, device=rows.device)
             self._prepared = {
                 "trials": Prepared("trials", rows, self.archive, *plan, none, *place, rows[:0]),
                 "commit": Prepared(
@@ -210,14 +233,14 @@ class DifferentialEvolution:
     @property
     def generation(self) -> int:
         """Generations completed."""
-        return int(self._generation.item()) - 1
+        return self._completed
 
     @property
     def living(self) -> torch.Tensor:
         """The members that population reduction has left, int64, ascending; at first all."""
         if self.configuration.population_min == 0:
             return torch.arange(self.population.size)
-        return self._alive.nonzero().reshape(-1)
+        return self._alive.cpu().nonzero().reshape(-1)
 
     @property
     def fitness(self) -> torch.Tensor:
@@ -250,6 +273,13 @@ class DifferentialEvolution:
             self._buffer = None  # freed before the next is made
             self._buffer = self.new_rows(count)
         return self._buffer
+
+    def staging(self, count: int, device: torch.device) -> Staging:
+        """The buffers through which chunks reach another device."""
+        if self._staging is None or (self._staging.rows, self._staging.device) != (count, device):
+            self._staging = None  # freed before the next is made
+            self._staging = Staging(self.new_rows(1), count, device)
+        return self._staging
 
     def ask(self) -> Trials:
         """The next generation's trials; at first the parents themselves, who need a score too.
@@ -287,6 +317,7 @@ class DifferentialEvolution:
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
+        own = values.to(self._fitness.device)
         if pending.tail.numel() and not torch.equal(_tail(self.population), pending.tail):
             raise DeevoError(
                 "the population was written to since ask(), as norm layers do in train mode: call "
@@ -294,18 +325,20 @@ class DifferentialEvolution:
             )
         self.pending = None
         if pending.parents:
-            lost = values.isnan() | (self._alive == 0)
-            self._fitness.copy_(torch.where(lost, math.inf, values))
+            lost = own.isnan() | (self._alive == 0)
+            self._fitness.copy_(torch.where(lost, math.inf, own))
             self.scored = True
             return None
         parents, members = self._fitness.clone(), pending.members
-        self._tell(trial_fitness=values)
+        self._tell(trial_fitness=own)
         self._on_weights("commit")()
+        self._completed += 1
         self.population.pristine = False
         all_live = members.numel() == self.population.size
 
         def of_living(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.clone() if all_live else tensor[members]
+            host = tensor.cpu()
+            return host[members] if not all_live else host.clone() if host is tensor else host
 
         result = Generation(
             generation=pending.generation,
@@ -372,6 +405,7 @@ class DifferentialEvolution:
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
         self.scored = bool(state["scored"])
+        self._completed = int(self._generation.item()) - 1
         self.pending = None
         self.population.pristine = False
 

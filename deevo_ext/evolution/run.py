@@ -33,7 +33,10 @@ EVOLVED = "evolved.safetensors"
 
 
 class Fitness(Protocol):
-    """What scores trials; `inference.fitness.ClassificationFitness` is the one for image sets."""
+    """What scores trials; `inference.fitness.ClassificationFitness` is the one for image sets.
+
+    An attribute ``device``, where there is one, says where it wants its rows.
+    """
 
     def describe(self) -> dict[str, Any]:
         """Plain values that decide the scores; a run is resumed only where they are the same."""
@@ -261,7 +264,7 @@ class Evolution:
     def _scores(self, batch: int, parents: bool) -> list[float]:
         waiting = self.de.ask_parents() if parents else self.de.ask()
         values = [math.inf] * self.de.population.size
-        for members, rows in waiting.chunks(self.chunk):
+        for members, rows in waiting.chunks(self.chunk, getattr(self.fitness, "device", None)):
             scores = self.fitness(rows, members, batch)
             for member, score in zip(members.tolist(), scores, strict=True):
                 values[member] = float(score)

@@ -84,6 +84,11 @@ class ClassificationFitness:
         self._current: tuple[int, ImageSet] | None = None
         evaluator.check_precision(images)
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks are evaluated."""
+        return self.evaluator.device
+
     def describe(self) -> dict[str, Any]:
         """What decides the fitness values, for the journal's header."""
         return {
