@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from deevo_ext.backends.triton.mean import mean
 from deevo_ext.inference.triton.convolution import (
     DTYPES,
     OVERFLOW,
@@ -67,27 +68,6 @@ def window_kernel(
     acc = store_type_limit(acc, LIMIT)
     out = out_pointer + m.to(tl.int64)[:, None] * channels + c[None, :]
     tl.store(out, acc.to(out_pointer.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def mean_kernel(
-    x_pointer, out_pointer, positions, channels, x_member, out_member, samples, inverse,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One image and BLOCK_C channels: BLOCK_P partial sums in order, then their sum."""
-    image = tl.program_id(0).to(tl.int64)
-    member, sample = image // samples, image % samples
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-    base = x_pointer + member * x_member + sample * positions * channels
-    for start in range(0, positions, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        mask = (p < positions)[:, None] & (c < channels)[None, :]
-        v = tl.load(base + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
-        acc += v.to(tl.float32)
-    mean = tl.sum(acc, axis=0) * inverse
-    out = out_pointer + member * out_member + sample * channels + c
-    tl.store(out, mean.to(out_pointer.dtype.element_ty), mask=c < channels)
 
 
 def max_pool2d(
@@ -185,17 +165,9 @@ def global_avg_pool(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     name = "global_avg_pool"
     if x.dim() not in (4, 5) or x.dtype not in DTYPES or out.dtype not in (x.dtype, torch.float32):
         fail(name, "x", f"{x.dtype} {tuple(x.shape)}", "[K, N, P, C] in float16, bfloat16, float32")
-    require_runnable(name, mean_kernel, x)
+    require_runnable(name, window_kernel, x)
     members, samples, channels = x.shape[0], x.shape[1], x.shape[-1]
     check_tensor(name, "x", x, x, x.dtype, tuple(x.shape))
     check_tensor(name, "out", out, x, out.dtype, (members, samples, channels))
-    positions = x[0, 0].numel() // channels if x.numel() else 1
-    block_c = min(128, triton.next_power_of_2(channels))
-    block_p = min(triton.next_power_of_2(positions), max(1, ELEMENTS // block_c))
-    grid = (members * samples, triton.cdiv(channels, block_c))
-    arguments = [
-        *(x, out, positions, channels, x.stride(0), out.stride(0), samples, 1.0 / positions),
-    ]
-    meta = {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 4}
-    launch(mean_kernel, grid, x.device, arguments, meta)
+    mean(x.view(members, samples, -1, channels), out)
     return out

@@ -1,0 +1,78 @@
+"""Means over the positions of NHWC activations, and launches over a grid of two dimensions.
+
+Bytes: the activations read once, a float32 mean per channel written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from deevo_ext.backends.triton.launch import OPTIONS, power_of_two, require_device
+from deevo_ext.errors import DeevoError
+
+ELEMENTS = 2048  # of a step
+WARPS = 4
+
+
+@triton.jit
+def mean_kernel(
+    x, out, positions, channels, x_member, out_member, samples, inverse,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One image and BLOCK_C channels: BLOCK_P partial sums in order, then their sum."""
+    image = tl.program_id(0).to(tl.int64)
+    member, sample = image // samples, image % samples
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    base = x + member * x_member + sample * positions * channels
+    for start in range(0, positions, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        mask = (p < positions)[:, None] & (c < channels)[None, :]
+        v = tl.load(base + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
+        acc += v.to(tl.float32)
+    mean = tl.sum(acc, axis=0) * inverse
+    place = out + member * out_member + sample * channels + c
+    tl.store(place, mean.to(out.dtype.element_ty), mask=c < channels)
+
+
+def mean(x: torch.Tensor, out: torch.Tensor) -> None:
+    """x [K, N, P, C] -> out [K, N, C], float32 or of x's dtype, added in float32."""
+    require_device("head", mean_kernel, x.device)
+    require_conversions("head", x)
+    members, samples, positions, channels = x.shape
+    block_c = min(128, power_of_two(channels))
+    grid_launch(
+        mean_kernel,
+        (members * samples, triton.cdiv(channels, block_c)),
+        x.device,
+        *(x, out, positions, channels, x.stride(0), out.stride(0), samples, 1.0 / positions),
+        BLOCK_P=min(power_of_two(positions), max(1, ELEMENTS // block_c)),
+        BLOCK_C=block_c,
+        num_warps=WARPS,
+    )
+
+
+def grid_launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **meta: Any
+) -> None:
+    """Runs a grid of programs on the device's current stream; nothing if it is empty."""
+    if 0 in grid:
+        return
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **meta, **OPTIONS)
+    else:
+        kernel[grid](*arguments, **meta)
+
+
+def require_conversions(operator: str, x: torch.Tensor) -> None:
+    """Refuses bfloat16 in the interpreter, which converts it wrongly."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        raise DeevoError(
+            f"deevo::{operator}: bfloat16 on the CPU, where Triton's interpreter converts it "
+            "wrongly; expected float32 or float16"
+        )

@@ -1,0 +1,118 @@
+"""Compiles fold's, head's and the pool's Triton kernels with no GPU; prints a JSON line for each.
+
+Run without TRITON_INTERPRET: python compile_evaluation.py ARCHITECTURE
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from typing import Any
+
+import torch
+import triton
+from compile_convolutions import resources
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from deevo_ext.backends.triton.fold import BLOCK, fold_kernel
+from deevo_ext.backends.triton.fold_trials import (
+    COLUMNS_AT_ONCE,
+    SOURCES,
+    fold_trials_kernel,
+)
+from deevo_ext.backends.triton.head import (
+    STAGES,
+    WARPS,
+    head_kernel,
+    head_tiles,
+    loss_tiles,
+    losses_kernel,
+    sums,
+)
+from deevo_ext.backends.triton.launch import OPTIONS
+from deevo_ext.backends.triton.mean import mean_kernel
+
+CLASSES, CHANNELS = 1000, 2048
+SUMS = sums(CLASSES, 0.1)
+KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
+    "fold float32 to float16": (
+        fold_kernel,
+        {"rows": "*fp32", "table": "*i64", "eps": "*fp64", "weights": "*i16", "vectors": "*i32"},
+        {"ENTRIES": 64, "BLOCK": BLOCK, "KIND": 2},
+    ),
+    "fold bfloat16 to float32": (
+        fold_kernel,
+        {"rows": "*i16", "table": "*i64", "eps": "*fp64", "weights": "*i32", "vectors": "*i32"},
+        {"ENTRIES": 64, "BLOCK": BLOCK, "KIND": 0},
+    ),
+    "fold_trials float32 to float16": (
+        fold_trials_kernel,
+        {
+            **{"choices": "*i32", "gene_mask": "*i32", "genes": "*i64", "members": "*i64"},
+            **{"table": "*i64", "eps": "*fp64", "weights": "*i16", "vectors": "*i32"},
+            **{"seed": "i64", "nonneg_start": "i64", "lower": "fp32", "upper": "fp32"},
+        },
+        {
+            **{"SOURCES": SOURCES, "TILE": COLUMNS_AT_ONCE, "ARCHIVE": True, "BOUNDED": True},
+            **{"GENES": False, "ENTRIES": 64, "BLOCK": BLOCK, "KIND": 2},
+        },
+    ),
+    "head float16": (
+        head_kernel,
+        {"weight": "*fp16", "labels": "*i64", "ranks": "*i32"},
+        {**SUMS, **head_tiles(CLASSES, CHANNELS, torch.float16)},
+    ),
+    "head float32": (
+        head_kernel,
+        {"labels": "*i64", "ranks": "*i32"},
+        {**SUMS, **head_tiles(CLASSES, CHANNELS, torch.float32)},
+    ),
+    "loss_and_rank float16": (
+        losses_kernel,
+        {"logits": "*fp16", "labels": "*i64", "ranks": "*i32"},
+        {**SUMS, **loss_tiles(CLASSES)},
+    ),
+    "mean float16": (mean_kernel, {"x": "*fp16"}, {"BLOCK_P": 16, "BLOCK_C": 128}),
+}
+POINTERS = ("rows", "statistics", "constants", "table", "eps", "weights", "vectors", "workspace",
+            "x", "weight", "bias", "labels", "losses", "ranks", "logits", "out", "population",
+            "archive", "choices", "coefficients", "genes", "gene_mask", "members",
+            "scales")  # fmt: skip
+
+
+def main(architecture: int) -> None:
+    for name, (kernel, types, constants) in KERNELS.items():
+        names = list(inspect.signature(kernel.fn).parameters)
+        signature, attributes = {}, {}
+        for i, argument in enumerate(names):
+            if argument in constants:
+                signature[argument] = "constexpr"
+                continue
+            default = "*fp32" if argument in POINTERS else "i32"
+            signature[argument] = types.get(argument, "fp32" if argument == "inverse" else default)
+            if argument in POINTERS or argument in ("channels", "weight_member", "x_member"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        values = {(names.index(n),): value for n, value in constants.items()}
+        source = ASTSource(kernel, signature, values, attributes)
+        target = GPUTarget("cuda", architecture, 32)
+        ptx = triton.compile(
+            source, target, {"num_warps": WARPS, "num_stages": STAGES, **OPTIONS}
+        ).asm["ptx"]
+        registers, spills = resources(ptx, architecture)
+        record = {
+            "kernel": name,
+            "mma": len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", ptx)),
+            "fused": len(re.findall(r"\bfma\.rn\.f(?:32|64)", ptx)),
+            "approximate": len(re.findall(r"\b(?:div\.full|sqrt\.approx|ex2|lg2)\b", ptx)),
+            "flushes": ptx.count(".ftz"),
+            "registers": registers,
+            "spills": spills,
+        }
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
