@@ -10,6 +10,13 @@
 #define DEEVO_HD inline
 #endif
 
+// Before a loop over a small array: with every index known, a GPU keeps the array in registers.
+#if defined(__CUDA_ARCH__)
+#define DEEVO_UNROLL _Pragma("unroll")
+#else
+#define DEEVO_UNROLL
+#endif
+
 namespace deevo {
 
 DEEVO_HD uint32_t bits_of(float value) {

@@ -44,17 +44,22 @@ DEEVO_HD double clip(double x, double low, double high) {
   return x < low ? low : (x > high ? high : x);
 }
 
-// Inserts a drawn value into the ascending list of excluded indices; returns the index it stands
-// for: the drawn rank among the indices that are not excluded.
-DEEVO_HD int32_t exclude(int32_t drawn, int32_t* excluded, int* count) {
-  int position = 0;
-  while (position < *count && excluded[position] <= drawn) {
-    drawn += 1;
-    position += 1;
+// Excluded indices, ascending; a free place holds kNobody. Every loop over them has a fixed length.
+constexpr int32_t kNobody = 0x7FFFFFFF;
+
+// Inserts a drawn value, which must find a free place; returns the index it stands for: the drawn
+// rank among the indices that are not excluded.
+template <int kPlaces>
+DEEVO_HD int32_t exclude(int32_t drawn, int32_t (&excluded)[kPlaces]) {
+  DEEVO_UNROLL
+  for (int j = 0; j < kPlaces; ++j) drawn += excluded[j] <= drawn ? 1 : 0;
+  int32_t moved = drawn;
+  DEEVO_UNROLL
+  for (int j = 0; j < kPlaces; ++j) {
+    const int32_t here = excluded[j];
+    excluded[j] = here < moved ? here : moved;
+    moved = here < moved ? moved : here;
   }
-  for (int j = *count; j > position; --j) excluded[j] = excluded[j - 1];
-  excluded[position] = drawn;
-  *count += 1;
   return drawn;
 }
 
@@ -120,7 +125,7 @@ DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t mem
 
 // Row of each term code for the member living[position]; random rows are drawn among the living.
 DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t member,
-                           int32_t position, int32_t* row_of) {
+                           int32_t position, int32_t (&row_of)[kNumTermCodes]) {
   const int32_t n = static_cast<int32_t>(in.num_living);
   const int32_t target = static_cast<int32_t>(member);
   const Words first = draw(kPurposeParents, in.generation, member, 0, in.key);
@@ -128,14 +133,13 @@ DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t 
   const uint32_t word[5] = {first.w[0], first.w[1], first.w[2], first.w[3], second.w[0]};
 
   row_of[kTarget] = target;
-  int32_t excluded[6] = {position};
+  int32_t excluded[6] = {position, kNobody, kNobody, kNobody, kNobody, kNobody};
   int32_t first_position = position;
-  int count = 1;
+  DEEVO_UNROLL
   for (int r = 0; r < 5; ++r) {  // a pool that needs more parents than there are is refused earlier
     row_of[kR1 + r] = target;
-    if (n <= count) continue;
-    const int32_t drawn =
-        exclude(static_cast<int32_t>(mulhi(word[r], n - count)), excluded, &count);
+    if (n <= r + 1) continue;
+    const int32_t drawn = exclude(static_cast<int32_t>(mulhi(word[r], n - (r + 1))), excluded);
     row_of[kR1 + r] = in.living[drawn];
     if (r == 0) first_position = drawn;
   }
@@ -154,18 +158,28 @@ DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t 
   row_of[kPBest] = in.by_rank[mulhi(second.w[2], static_cast<uint32_t>(candidates))];
 
   const int32_t with_archive = n + static_cast<int32_t>(in.state[at.archive_count]);
-  int32_t taken[3] = {position};
-  count = 1;
+  int32_t taken[3] = {position, kNobody, kNobody};
+  int count = 1;
   if (first_position != position) {
-    exclude(first_position - (first_position > position ? 1 : 0), taken, &count);
+    exclude(first_position - (first_position > position ? 1 : 0), taken);
+    count = 2;
   }
   row_of[kFromArchive] = target;
   if (with_archive > count) {
     const int32_t drawn =
-        exclude(static_cast<int32_t>(mulhi(second.w[1], with_archive - count)), taken, &count);
+        exclude(static_cast<int32_t>(mulhi(second.w[1], with_archive - count)), taken);
     const int32_t archive_start = static_cast<int32_t>(in.num_members);
     row_of[kFromArchive] = drawn < n ? in.living[drawn] : archive_start + (drawn - n);
   }
+}
+
+// The row of a term by its code.
+DEEVO_HD int32_t row_for(const int32_t (&row_of)[kNumTermCodes], double term) {
+  const int code = static_cast<int>(term);
+  int32_t row = row_of[0];
+  DEEVO_UNROLL
+  for (int c = 1; c < kNumTermCodes; ++c) row = code == c ? row_of[c] : row;
+  return row;
 }
 
 // c_k = 4/3 - 3 p_k for the three parents. All losses 0: 1/3 each. A sum that is not finite: equal
@@ -173,17 +187,21 @@ DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t 
 DEEVO_HD void trigonometric(const PlanInputs& in, const int32_t* rows, double* c) {
   const double offset = in.settings[kTrigOffset] != 0.0 ? in.fitness[in.by_rank[0]] : 0.0;
   double cost[3];
+  DEEVO_UNROLL
   for (int k = 0; k < 3; ++k) {
     cost[k] = in.fitness[rows[k]] - offset;
     if (cost[k] < 0.0) cost[k] = -cost[k];
   }
   const double total = (cost[0] + cost[1]) + cost[2];
   if (is_finite(total) && total > 0.0) {
+    DEEVO_UNROLL
     for (int k = 0; k < 3; ++k) c[k] = 4.0 / 3.0 - 3.0 * (cost[k] / total);
     return;
   }
   int finite = 0;
+  DEEVO_UNROLL
   for (int k = 0; k < 3; ++k) finite += is_finite(cost[k]) ? 1 : 0;
+  DEEVO_UNROLL
   for (int k = 0; k < 3; ++k) {
     c[k] = finite == 0 ? 1.0 / 3.0 : (is_finite(cost[k]) ? 1.0 / finite : 0.0);
   }
@@ -201,10 +219,12 @@ DEEVO_HD int32_t forced_mutant(const PlanInputs& in, int64_t member, bool binomi
 DEEVO_HD uint32_t gene_mask_word(int64_t word, int64_t genes, int64_t generation, int64_t member,
                                  int32_t threshold, int32_t forced, Key key) {
   uint32_t bits = 0;
+  DEEVO_UNROLL
   for (int b = 0; b < 4; ++b) {
     const Words drawn = philox4x32<kMaskRounds>(kPurposeGeneMask, static_cast<uint32_t>(generation),
                                                 static_cast<uint32_t>(member),
                                                 static_cast<uint32_t>(word * 4 + b), key);
+    DEEVO_UNROLL
     for (int k = 0; k < 8; ++k) {
       const int32_t draw16 = static_cast<int32_t>((drawn.w[k / 2] >> (k % 2 * 16)) & 0xFFFFu);
       bits |= (draw16 < threshold ? 1u : 0u) << (8 * b + k);
@@ -260,18 +280,19 @@ DEEVO_HD int32_t plan_member(const PlanInputs& in, int64_t position, PlanRow out
   int32_t row_of[kNumTermCodes];
   draw_parents(in, at, member, static_cast<int32_t>(position), row_of);
   const int terms = static_cast<int>(strategy[kNumTerms]);
-  const int32_t base = row_of[static_cast<int>(strategy[kBaseTerm])];
+  const int32_t base = row_for(row_of, strategy[kBaseTerm]);
   double trig_c[3] = {0.0, 0.0, 0.0};
   if (trig) {
-    const int32_t rows[3] = {base, row_of[static_cast<int>(strategy[kTermCodes])],
-                             row_of[static_cast<int>(strategy[kTermCodes + 1])]};
+    const int32_t rows[3] = {base, row_for(row_of, strategy[kTermCodes]),
+                             row_for(row_of, strategy[kTermCodes + 1])};
     trigonometric(in, rows, trig_c);
   }
+  DEEVO_UNROLL
   for (int m = 0; m < kMaxTerms; ++m) {
     const double* a = strategy + kTermCoefficients + 4 * m;
     const double c =
         trig ? (m < 2 ? trig_c[m + 1] : 0.0) : ((a[0] + a[1] * f) + a[2] * u) + a[3] * (f * u);
-    out.choices[kRows + m] = m < terms ? row_of[static_cast<int>(strategy[kTermCodes + m])] : base;
+    out.choices[kRows + m] = m < terms ? row_for(row_of, strategy[kTermCodes + m]) : base;
     out.coefficients[m] = m < terms ? static_cast<float>(c) : 0.0f;
   }
 

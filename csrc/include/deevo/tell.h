@@ -47,28 +47,56 @@ DEEVO_HD double halving_sum(double* values, int64_t n) {
   return values[0];
 }
 
-// sum w x^power_a / sum w x^power_b over the successes of strategy k, w scaled to a maximum of 1 so
-// that no sum overflows. Lehmer mean: (2, 1); arithmetic mean: (1, 0). Returns false for 0/0.
-DEEVO_HD bool weighted_mean(const TellInputs& in, const TellOutputs& out, int64_t k, double largest,
-                            int column, bool lehmer, int32_t only_source, double* mean) {
-  double* numerator = out.scratch;
-  double* denominator = out.scratch + power_of_two(in.num_members);
-  for (int64_t i = 0; i < in.num_members; ++i) {
-    const int32_t* choice = in.choices + i * kChoiceColumns;
-    numerator[i] = 0.0;
-    denominator[i] = 0.0;
-    if (!out.accepted[i] || choice[kStrategy] != k) continue;
-    if (only_source != kSourceNone && choice[kSource] != only_source) continue;
-    const double x = in.parameters[i * kParameterColumns + column];
-    const double w = out.improvement[i] / largest;
-    denominator[i] = lehmer ? w * x : w;
-    numerator[i] = denominator[i] * x;
+// The weighted means that a strategy's successes leave in its memories.
+enum Mean { kMeanF, kMeanFrequency, kMeanCR, kNumMeans };
+
+struct MeanTerm {
+  double numerator, denominator;
+};
+
+// A member's part in a mean of strategy k, sum w x^(b+1) / sum w x^b over the successes, with b = 1
+// for a Lehmer mean and 0 for an arithmetic one. w is the improvement scaled to a maximum of 1, so
+// that no sum overflows. Frequencies are taught by successes of the second sinusoid alone.
+DEEVO_HD MeanTerm mean_term(const TellInputs& in, Mean which, int64_t k, int64_t member,
+                            bool accepted, double improvement, double largest) {
+  const int32_t* choice = in.choices + member * kChoiceColumns;
+  const bool counts = accepted && choice[kStrategy] == k &&
+                      (which != kMeanFrequency || choice[kSource] == kSourceSinusoid2);
+  if (!counts) return {0.0, 0.0};
+  const int column = which == kMeanF ? kF : (which == kMeanFrequency ? kFrequency : kCR);
+  const bool lehmer = which != kMeanCR || in.settings[kCRMean] == 0.0;
+  const double x = in.parameters[member * kParameterColumns + column];
+  const double w = improvement / largest;
+  const double denominator = lehmer ? w * x : w;
+  return {denominator * x, denominator};
+}
+
+// Whether strategy k has the parameter that a mean is of.
+DEEVO_HD bool has_mean(const TellInputs& in, Mean which, int64_t k) {
+  const double* strategy = in.strategies + k * kStrategyColumns;
+  return which == kMeanCR ? strategy[kCrossover] != 0.0 : strategy[kKind] == 0.0;
+}
+
+// Writes a mean of strategy k, given by its sums, into the slot that the pointer names.
+DEEVO_HD void remember(const TellInputs& in, const StateLayout& at, Mean which, int64_t k,
+                       MeanTerm sums, double* state) {
+  const int64_t slot = static_cast<int64_t>(state[at.pointer + k]) * in.num_strategies + k;
+  const bool valid = sums.denominator > 0.0;
+  const double mean = sums.numerator / sums.denominator;
+  if (which == kMeanF && valid) state[at.memory_f + slot] = mean;
+  if (which == kMeanFrequency && valid) state[at.memory_frequency + slot] = mean;
+  if (which == kMeanCR) {
+    const bool lehmer = in.settings[kCRMean] == 0.0;
+    const bool terminal = lehmer && (!valid || state[at.memory_cr + slot] < 0.0);
+    if (valid || terminal) state[at.memory_cr + slot] = terminal ? -1.0 : mean;
   }
-  const double top = halving_sum(numerator, in.num_members);
-  const double bottom = halving_sum(denominator, in.num_members);
-  if (!(bottom > 0.0)) return false;
-  *mean = top / bottom;
-  return true;
+}
+
+DEEVO_HD void advance_pointer(const TellInputs& in, const StateLayout& at, int64_t k,
+                              double* state) {
+  const int64_t pointer = static_cast<int64_t>(state[at.pointer + k]);
+  const int64_t h = static_cast<int64_t>(in.settings[kMemorySize]);
+  state[at.pointer + k] = static_cast<double>((pointer + 1) % h);
 }
 
 // Selection; improvements that are not finite count as the largest finite one, 1 if there is none.
@@ -92,42 +120,44 @@ DEEVO_HD void select(const TellInputs& in, const TellOutputs& out) {
 
 DEEVO_HD void update_memories(const TellInputs& in, const TellOutputs& out, const StateLayout& at,
                               int64_t k) {
-  const double* strategy = in.strategies + k * kStrategyColumns;
-  const bool linear = strategy[kKind] == 0.0;
-  const bool binomial = strategy[kCrossover] != 0.0;
-  if (!linear && !binomial) return;
+  if (!has_mean(in, kMeanF, k) && !has_mean(in, kMeanCR, k)) return;
   double largest = 0.0;
   for (int64_t i = 0; i < in.num_members; ++i) {
     const bool mine = in.choices[i * kChoiceColumns + kStrategy] == k;
     if (mine && out.accepted[i] && out.improvement[i] > largest) largest = out.improvement[i];
   }
   if (!(largest > 0.0)) return;
-
-  const int64_t h = static_cast<int64_t>(in.settings[kMemorySize]);
-  const int64_t pointer = static_cast<int64_t>(out.state[at.pointer + k]);
-  const int64_t slot = pointer * in.num_strategies + k;
-  double mean;
-  if (linear && weighted_mean(in, out, k, largest, kF, true, kSourceNone, &mean)) {
-    out.state[at.memory_f + slot] = mean;
+  double* numerator = out.scratch;
+  double* denominator = out.scratch + power_of_two(in.num_members);
+  for (int which = 0; which < kNumMeans; ++which) {
+    if (!has_mean(in, static_cast<Mean>(which), k)) continue;
+    for (int64_t i = 0; i < in.num_members; ++i) {
+      const MeanTerm term = mean_term(in, static_cast<Mean>(which), k, i, out.accepted[i] != 0,
+                                      out.improvement[i], largest);
+      numerator[i] = term.numerator;
+      denominator[i] = term.denominator;
+    }
+    const MeanTerm sums = {halving_sum(numerator, in.num_members),
+                           halving_sum(denominator, in.num_members)};
+    remember(in, at, static_cast<Mean>(which), k, sums, out.state);
   }
-  if (linear && weighted_mean(in, out, k, largest, kFrequency, true, kSourceSinusoid2, &mean)) {
-    out.state[at.memory_frequency + slot] = mean;
-  }
-  if (binomial) {
-    const bool lehmer = in.settings[kCRMean] == 0.0;
-    const bool valid = weighted_mean(in, out, k, largest, kCR, lehmer, kSourceNone, &mean);
-    const bool terminal = lehmer && (!valid || out.state[at.memory_cr + slot] < 0.0);
-    if (valid || terminal) out.state[at.memory_cr + slot] = terminal ? -1.0 : mean;
-  }
-  out.state[at.pointer + k] = static_cast<double>((pointer + 1) % h);
+  advance_pointer(in, at, k, out.state);
 }
 
-DEEVO_HD void update_strategy_odds(const TellInputs& in, const TellOutputs& out,
-                                   const StateLayout& at) {
+// Entry `entry` of a window [period, entries], summed over its rows: counts, so in any order.
+DEEVO_HD double window_total(const double* window, int64_t period, int64_t entries, int64_t entry) {
+  double total = 0.0;
+  for (int64_t row = 0; row < period; ++row) total += window[row * entries + entry];
+  return total;
+}
+
+// total(entry): that window entry's sum over the period.
+template <class Total>
+DEEVO_HD void update_strategy_odds(const TellInputs& in, const StateLayout& at, double* state,
+                                   const Total& total) {
   const int64_t n = in.num_strategies;
-  const int64_t period = static_cast<int64_t>(in.settings[kStrategyPeriod]);
   const double floor = in.settings[kOddsFloor];
-  double* odds = out.state + at.odds;
+  double* odds = state + at.odds;
   double fixed = 0.0, sum = 0.0;
   for (int64_t k = 0; k < n; ++k) {
     const double own = in.strategies[k * kStrategyColumns + kOddsFixed];
@@ -136,11 +166,7 @@ DEEVO_HD void update_strategy_odds(const TellInputs& in, const TellOutputs& out,
       fixed = fixed + own;
       continue;
     }
-    double successes = 0.0, failures = 0.0;
-    for (int64_t row = 0; row < period; ++row) {
-      successes += out.state[at.strategy_window + (row * n + k) * 2];
-      failures += out.state[at.strategy_window + (row * n + k) * 2 + 1];
-    }
+    const double successes = total(2 * k), failures = total(2 * k + 1);
     double score = floor;
     if (successes + failures > 0.0) {
       score = (successes + floor) / (successes + failures + floor);
@@ -177,6 +203,24 @@ DEEVO_HD void update_strategy_odds(const TellInputs& in, const TellOutputs& out,
   }
 }
 
+// total(entry): that window entry's sum over the period.
+template <class Total>
+DEEVO_HD void update_sinusoid_odds(const TellInputs& in, const StateLayout& at, double* state,
+                                   const Total& total) {
+  double score[2];
+  DEEVO_UNROLL
+  for (int which = 0; which < 2; ++which) {
+    const double successes = total(2 * which), trials = successes + total(2 * which + 1);
+    score[which] = (trials > 0.0 ? successes / trials : 0.0) + in.settings[kOddsFloor];
+  }
+  state[at.sinusoid1_odds] = score[0] / (score[0] + score[1]);
+}
+
+DEEVO_HD bool adapts_strategies(const TellInputs& in, int64_t generation) {
+  return in.settings[kAdaptStrategies] != 0.0 &&
+         generation >= static_cast<int64_t>(in.settings[kAdaptStart]);
+}
+
 // SaDE's and cnEpSin's success windows, and the odds that follow from them.
 DEEVO_HD void update_odds(const TellInputs& in, const TellOutputs& out, const StateLayout& at,
                           int64_t generation) {
@@ -195,21 +239,14 @@ DEEVO_HD void update_odds(const TellInputs& in, const TellOutputs& out, const St
     if (choice[kSource] == kSourceSinusoid1) by_sinusoid[failed] += 1.0;
     if (choice[kSource] == kSourceSinusoid2) by_sinusoid[2 + failed] += 1.0;
   }
-  if (in.settings[kAdaptStrategies] != 0.0 &&
-      generation >= static_cast<int64_t>(in.settings[kAdaptStart])) {
-    update_strategy_odds(in, out, at);
+  if (adapts_strategies(in, generation)) {
+    update_strategy_odds(in, at, out.state, [&](int64_t entry) {
+      return window_total(out.state + at.strategy_window, periods[0], 2 * n, entry);
+    });
   }
-  double score[2];
-  for (int64_t which = 0; which < 2; ++which) {
-    double successes = 0.0, failures = 0.0;
-    for (int64_t row = 0; row < periods[1]; ++row) {
-      successes += out.state[at.sinusoid_window + row * 4 + which * 2];
-      failures += out.state[at.sinusoid_window + row * 4 + which * 2 + 1];
-    }
-    const double trials = successes + failures;
-    score[which] = (trials > 0.0 ? successes / trials : 0.0) + in.settings[kOddsFloor];
-  }
-  out.state[at.sinusoid1_odds] = score[0] / (score[0] + score[1]);
+  update_sinusoid_odds(in, at, out.state, [&](int64_t entry) {
+    return window_total(out.state + at.sinusoid_window, periods[1], 4, entry);
+  });
 }
 
 // Free slots first, in member order; then a drawn slot each, the highest member winning it.
