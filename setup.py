@@ -1,13 +1,16 @@
 """Builds deevo_ext._C from csrc/; everything else about the package is in pyproject.toml.
 
 The build needs g++ (or CXX / CC) and pybind11, never torch, and never looks at the machine's GPUs,
-so what is built depends on the sources and the compiler alone.
+so what is built depends on the sources and the compilers alone. With nvcc it has CUDA kernels
+(build_cuda.py), without it is for the CPU only and says so.
 
 Environment: CXX, CC    compiler; the first that is set, otherwise g++
              MAX_JOBS   compilations at a time, by default min(cores, RAM in GB / 2)
              DEBUG=1    -O0 -g in place of -O3 -g0
              VERBOSE=1  print every command
-             FORCE_CUDA=1 demands CUDA kernels; this version has none, so that is an error
+             CUDACXX, CUDA_HOME, CUDA_PATH    where nvcc is, looked for before PATH
+             FORCE_CUDA=1 makes it an error if there can be no CUDA kernels; =0 leaves them out
+             TORCH_CUDA_ARCH_LIST    GPUs to compile for, by default "8.0 9.0 10.0+PTX"
 """
 
 import os
@@ -25,8 +28,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # pip builds with another directory there
+import build_cuda  # noqa: E402
+
 PACKAGE = "deevo_ext"
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cpp"))
+CUDA_SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cu"))
+CUDA_BINDINGS = "csrc/bindings_cuda.cpp"
 
 # The results are promised bit for bit on every machine and backend. So no -march=native, no
 # -ffast-math, and no contraction of a*b+c into one rounding: each would let the compiler or the CPU
@@ -119,14 +127,17 @@ def run(command: list[str]) -> None:
 
 
 def compile_and_link(
-    compile_: list[str], link: list[str], objects: dict[str, Path], out: Path
+    compilers: dict[str, list[str]], link: list[str], objects: dict[str, Path], out: Path
 ) -> None:
-    """Makes `out` from `objects` (source -> object file), with ninja or else one by one."""
+    """Makes `out` from `objects` (source -> object file), with ninja or else one by one.
+
+    compilers: the command for each suffix of sources.
+    """
     ninja = find_ninja()
     if ninja is None:
         for source, obj in objects.items():
             obj.parent.mkdir(parents=True, exist_ok=True)
-            run([*compile_, "-c", source, "-o", str(obj)])
+            run([*compilers[Path(source).suffix], "-c", source, "-o", str(obj)])
         run([*link[:1], *map(str, objects.values()), *link[1:], "-o", str(out)])
         return
 
@@ -138,20 +149,69 @@ def compile_and_link(
 
     lines = [
         f"builddir = {path(out.parent)}",  # for ninja's own log
-        "rule compile",
-        f"  command = {command(compile_)} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $in",
+        *(
+            line
+            for suffix, compiler_ in compilers.items()
+            for line in (
+                f"rule compile{suffix}",
+                f"  command = {command(compiler_)} -MMD -MF $out.d -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                "  description = compile $in",
+            )
+        ),
         "rule link",
         f"  command = {command(link[:1])} $in {command(link[1:])} -o $out",
         "  description = link $out",
-        *(f"build {path(obj)}: compile {path(source)}" for source, obj in objects.items()),
+        *(
+            f"build {path(obj)}: compile{Path(source).suffix} {path(source)}"
+            for source, obj in objects.items()
+        ),
         f"build {path(out)}: link {' '.join(map(path, objects.values()))}",
     ]
     build_file = out.parent / "build.ninja"
     build_file.write_text("\n".join(lines) + "\n")
     run([ninja, "-f", str(build_file), f"-j{jobs()}", *(["-v"] if switch("VERBOSE") else [])])
+
+
+CudaPlan = tuple[build_cuda.Toolkit, build_cuda.Architectures]
+
+
+def plan_cuda() -> CudaPlan | None:
+    """What to build the CUDA kernels with; None, said in one line, for a CPU-only build."""
+    forced = build_cuda.forced()
+    reason = None
+    if forced is False:
+        reason = "FORCE_CUDA=0"
+    elif not CUDA_SOURCES:
+        reason = "no CUDA sources under csrc"
+    else:
+        try:
+            toolkit = build_cuda.find_toolkit()
+            targets = build_cuda.architectures(toolkit)
+        except build_cuda.CudaError as error:
+            # What was asked for by name is no matter of what happens to be installed.
+            if os.environ.get("CUDACXX") or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+                fail(f"{error}.")
+            reason = str(error)
+    if reason is not None:
+        if forced:
+            fail(f"FORCE_CUDA is set, but there can be no CUDA kernels: {reason}.")
+        print(f"deevo_ext: CPU-only build: {reason}", flush=True)
+        return None
+    names = " ".join(targets.names)
+    print(f"deevo_ext: build with CUDA {toolkit.version} for GPUs {names}", flush=True)
+    return toolkit, targets
+
+
+def cuda_compiler(
+    toolkit: build_cuda.Toolkit, targets: build_cuda.Architectures, cxx: list[str]
+) -> list[str]:
+    includes = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{toolkit.include}"]
+    names = " ".join(targets.names)
+    # A launcher such as ccache stands before the compiler's own name.
+    flags = toolkit.flags(cxx[-1], includes, switch("DEBUG"))
+    return [*toolkit.nvcc, *flags, *targets.flags, f'-DDEEVO_CUDA_ARCHITECTURES="{names}"']
 
 
 class BuildExtension(build_ext):
@@ -160,12 +220,8 @@ class BuildExtension(build_ext):
             fail(f"only Linux is supported, this is {sys.platform!r}.")
         if not SOURCES:
             fail(f"no C++ sources under {ROOT / 'csrc'}: incomplete source tree?")
-        version = self.distribution.get_version()
-        if switch("FORCE_CUDA"):
-            fail(f"FORCE_CUDA is set, but deevo_ext {version} has no CUDA kernels; unset it.")
-        print(f"deevo_ext: CPU-only build: version {version} has no CUDA kernels", flush=True)
-
         cxx, flags = compiler(), compile_flags()
+        cuda = plan_cuda()
         link = [*cxx, "-shared", "-pthread", "-Wl,--exclude-libs,ALL"]
         if not os.environ.get("CXX") and os.environ.get("CC"):
             link.append("-lstdc++")  # a C driver compiles C++ by file name but does not link it
@@ -173,14 +229,21 @@ class BuildExtension(build_ext):
         # the next, incremental build.
         work = ROOT / "build" / f"{PACKAGE}-{sysconfig.get_config_var('SOABI')}"
         library = work / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        objects = {source: work / f"{source}.o" for source in SOURCES}
+        sources = [s for s in SOURCES if cuda or s != CUDA_BINDINGS]
+        objects = {s: work / f"{s}.o" for s in (*sources, *(CUDA_SOURCES if cuda else ()))}
         # Hidden visibility leaves the standard library's templates exported, which could then be
         # taken from, or lent to, another library in the process that was compiled differently.
         work.mkdir(parents=True, exist_ok=True)
         exports = work / "exports.map"
         exports.write_text("{ global: PyInit__C; local: *; };\n")
         link.append(f"-Wl,--version-script={exports}")
-        compile_and_link([*cxx, *flags, *include_flags(work)], link, objects, library)
+        compilers = {".cpp": [*cxx, *flags, *include_flags(work)]}
+        if cuda:
+            toolkit, targets = cuda
+            compilers[".cpp"].append("-DDEEVO_WITH_CUDA")
+            compilers[".cu"] = cuda_compiler(toolkit, targets, cxx)
+            link += toolkit.link()
+        compile_and_link(compilers, link, objects, library)
 
         in_place = self.inplace or self.editable_mode
         target = (ROOT if in_place else Path(self.build_lib)) / PACKAGE
@@ -188,15 +251,17 @@ class BuildExtension(build_ext):
         # Copy, then rename: a process that has the old library loaded keeps it intact.
         shutil.copyfile(library, target / f"{library.name}.new")
         os.replace(target / f"{library.name}.new", target / library.name)
-        self.write_build_info(target / "_build_info.py", cxx, flags)
+        self.write_build_info(target / "_build_info.py", cxx, flags, cuda)
 
-    def write_build_info(self, path: Path, cxx: list[str], flags: list[str]) -> None:
+    def write_build_info(
+        self, path: Path, cxx: list[str], flags: list[str], cuda: "CudaPlan | None"
+    ) -> None:
         facts = {
             "compiler": shlex.join(cxx),
             "compiler_version": compiler_version(cxx),
             "flags": " ".join(flags),
-            "cuda_version": None,
-            "cuda_architectures": (),
+            "cuda_version": cuda[0].version if cuda else None,
+            "cuda_architectures": cuda[1].names if cuda else (),
             "git_commit": git_commit(),
         }
         body = "".join(f"{name} = {value!r}\n" for name, value in facts.items())

@@ -70,6 +70,9 @@ deevo::cpu::Generation generation(const std::string& dtype, const py::tuple& pop
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled operators of deevo_ext; use them through torch.ops.deevo.";
   deevo::bind_inference(m);
+#if defined(DEEVO_WITH_CUDA)
+  deevo::bind_cuda(m);
+#endif
 
   m.def("plan",
         [](Address settings, Address strategies, int64_t num_strategies, Address state,

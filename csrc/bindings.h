@@ -16,5 +16,7 @@ cpu::Number number(const std::string& dtype);
 
 // Adds fold, head and loss_and_rank.
 void bind_inference(pybind11::module_& m);
+// Adds cuda_plan, cuda_trials, cuda_tell and cuda_commit; only in builds with CUDA.
+void bind_cuda(pybind11::module_& m);
 
 }  // namespace deevo

@@ -69,6 +69,85 @@ def commit(
     accepted: int,
     archive_slot: int,
 ) -> None: ...
+
+# In builds with CUDA alone.
+
+_Queue = tuple[int, int]  # device, address of the stream
+
+def cuda_plan(
+    queue: _Queue,
+    settings: int,
+    strategies: int,
+    num_strategies: int,
+    state: int,
+    state_size: int,
+    fitness: int,
+    alive: int,
+    num_members: int,
+    generation: int,
+    seed: int,
+    choices: int,
+    parameters: int,
+    coefficients: int,
+    gene_mask: int,
+    gene_mask_words: int,
+) -> None: ...
+def cuda_tell(
+    queue: _Queue,
+    settings: int,
+    strategies: int,
+    num_strategies: int,
+    trial_fitness: int,
+    choices: int,
+    parameters: int,
+    num_members: int,
+    seed: int,
+    state: int,
+    state_size: int,
+    fitness: int,
+    alive: int,
+    generation: int,
+    accepted: int,
+    archive_slot: int,
+) -> None: ...
+def cuda_trials(
+    queue: _Queue,
+    dtype: str,
+    population: _Matrix,
+    archive: _Matrix,
+    columns: int,
+    nonneg_start: int,
+    first_weight: int,
+    choices: int,
+    coefficients: int,
+    genes: _Genes,
+    lower: float,
+    upper: float,
+    seed: int,
+    members: int,
+    num_trials: int,
+    out: _Matrix,
+) -> None: ...
+def cuda_commit(
+    queue: _Queue,
+    dtype: str,
+    population: _Matrix,
+    archive: _Matrix,
+    columns: int,
+    nonneg_start: int,
+    first_weight: int,
+    choices: int,
+    coefficients: int,
+    genes: _Genes,
+    lower: float,
+    upper: float,
+    seed: int,
+    accepted: int,
+    archive_slot: int,
+) -> None: ...
+
+# In every build.
+
 def fold(
     source: str,
     target: str,

@@ -42,7 +42,8 @@ def pytest_runtest_makereport(item: pytest.Item):  # type: ignore[no-untyped-def
     """With DEEVO_REQUIRE_GPU=1, a GPU test that skips for whatever other reason has failed too."""
     outcome = yield
     report = outcome.get_result()
-    needed = os.environ.get("DEEVO_REQUIRE_GPU") == "1" and item.get_closest_marker("gpu")
-    if needed and report.skipped:
+    marks = {mark.name for mark in item.iter_markers()}
+    needed = os.environ.get("DEEVO_REQUIRE_GPU") == "1" and "gpu" in marks
+    if needed and "multigpu" not in marks and report.skipped:
         report.outcome = "failed"
         report.longrepr = f"DEEVO_REQUIRE_GPU=1, but the test was skipped: {report.longrepr}"

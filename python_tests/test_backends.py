@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 
 from deevo_ext import _extension, backends
-from deevo_ext.backends import cpu, reference
+from deevo_ext.backends import cpu, cuda, reference
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import configure
 from support.operators import evolution
@@ -23,9 +24,9 @@ Environment = Callable[[str, str], None]
 
 def test_cpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEVO_BACKEND", raising=False)
-    assert backends.select(CPU) is cpu
+    assert backends.select(CPU, "plan") is cpu
     monkeypatch.setenv("DEEVO_BACKEND", "auto")
-    assert backends.select(CPU) is cpu
+    assert backends.select(CPU, "plan") is cpu
 
 
 @pytest.mark.parametrize(("name", "module"), [("reference", reference), ("cpu", cpu)])
@@ -33,19 +34,19 @@ def test_forced_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, name: str, module: object
 ) -> None:
     monkeypatch.setenv("DEEVO_BACKEND", name)
-    assert backends.select(CPU) is module
+    assert backends.select(CPU, "plan") is module
 
 
 def test_use_wins_nests_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEVO_BACKEND", "cpu")
     with backends.use("reference"):
-        assert backends.select(CPU) is reference
+        assert backends.select(CPU, "plan") is reference
         with backends.use("cpu"):
-            assert backends.select(CPU) is cpu
-        assert backends.select(CPU) is reference
+            assert backends.select(CPU, "plan") is cpu
+        assert backends.select(CPU, "plan") is reference
     with pytest.raises(KeyError), backends.use("reference"):
         raise KeyError
-    assert backends.select(CPU) is cpu
+    assert backends.select(CPU, "plan") is cpu
 
 
 def test_operators_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,38 +61,72 @@ def test_operators_go_where_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_unknown_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    match = "is 'fast'; expected one of reference, cpu"
+    match = "is 'fast'; expected one of reference, cpu, cuda, triton"
     with pytest.raises(DeevoError, match=f"backends.use {match}"), backends.use("fast"):
         pass
     monkeypatch.setenv("DEEVO_BACKEND", "fast")
     with pytest.raises(DeevoError, match=f"DEEVO_BACKEND {match}"):
-        backends.select(CPU)
+        backends.select(CPU, "plan")
+
+
+class Extension:
+    """A compiled extension with CUDA kernels, or without."""
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            setattr(self, name, None)
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, triton: str | None
+) -> Callable[[str], ModuleType]:
+    """A build with or without CUDA, and a Triton backend or why there is none."""
+    monkeypatch.delenv("DEEVO_BACKEND", raising=False)
+    monkeypatch.setattr(_extension, "why_missing", lambda: None)
+    monkeypatch.setattr(
+        _extension, "load", lambda: Extension("cuda_plan") if compiled else Extension()
+    )
+    monkeypatch.setattr(backends, "_why_no_triton", lambda: triton)
+    fake = ModuleType("triton")
+    fake.plan = fake.only_triton = None  # type: ignore[attr-defined]
+    modules = {"cpu": cpu, "cuda": cuda, "triton": fake}
+    monkeypatch.setattr(backends, "_module", modules.__getitem__)
+    return lambda operator: backends.select(torch.device("cuda", 0), operator)
+
+
+def test_cuda_tensors_prefer_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    select = pretend(monkeypatch, compiled=True, triton=None)
+    assert select("plan") is cuda
+    assert select("only_triton").__name__ == "triton"
+
+
+def test_cuda_tensors_without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pretend(monkeypatch, compiled=False, triton=None)("plan").__name__ == "triton"
+    select = pretend(monkeypatch, compiled=False, triton="triton is not installed.")
+    match = "cuda:0, .*built without CUDA kernels.*FORCE_CUDA=1.*triton is not installed"
+    with pytest.raises(DeevoError, match=match):
+        select("plan")
+
+
+def test_cuda_tensors_and_forced_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    select = pretend(monkeypatch, compiled=True, triton=None)
+    with backends.use("triton"):
+        assert select("plan").__name__ == "triton"
+        with pytest.raises(DeevoError, match="'triton', which does not have deevo::trials"):
+            select("trials")
+    with backends.use("cuda"), pytest.raises(DeevoError, match=r"cuda devices; .* are on cpu"):
+        backends.select(CPU, "plan")
+    with backends.use("cpu"), pytest.raises(DeevoError, match=r"cpu devices; .* are on cuda:0"):
+        select("plan")
+    monkeypatch.setattr(_extension, "load", Extension)
+    monkeypatch.setenv("DEEVO_BACKEND", "cuda")
+    with pytest.raises(DeevoError, match=r"'cuda', which is not available: .*without CUDA kernels"):
+        select("plan")
 
 
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(DeevoError, match=r"on device meta; .* CPU and CUDA tensors"):
-        backends.select(torch.device("meta"))
-
-
-def test_a_backend_takes_tensors_of_its_devices_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"backend 'cpu', which takes tensors on cpu devices; these are on cuda:1"
-    with pytest.raises(DeevoError, match=f"use asks for {message}"), backends.use("cpu"):
-        backends.select(torch.device("cuda", 1))
-    monkeypatch.setenv("DEEVO_BACKEND", "cpu")
-    with pytest.raises(DeevoError, match=f"DEEVO_BACKEND asks for {message}"):
-        backends.select(torch.device("cuda", 1))
-
-
-def test_cuda_tensors_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEEVO_BACKEND", raising=False)
-    from deevo_ext.backends import triton
-
-    assert backends.select(torch.device("cuda")) is triton
-    monkeypatch.setattr(backends, "_why_no_triton", lambda: "Triton is not installed.")
-    with pytest.raises(DeevoError, match=r"triton: Triton is not installed\. Or move"):
-        backends.select(torch.device("cuda"))
-    with pytest.raises(DeevoError, match="'triton', which is not av"), backends.use("triton"):
-        pass
+    with pytest.raises(DeevoError, match=r"plan: tensors are on device meta.*no backend"):
+        backends.select(torch.device("meta"), "plan")
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +134,14 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEVO_BACKEND", raising=False)
     monkeypatch.setattr(_extension, "why_missing", lambda: "it was not built.")
     with pytest.raises(DeevoError, match=r"it was not built\..*DEEVO_BACKEND=reference"):
-        backends.select(CPU)
+        backends.select(CPU, "plan")
     with pytest.raises(DeevoError, match="not available: it was not built"), backends.use("cpu"):
         pass
     monkeypatch.setenv("DEEVO_BACKEND", "cpu")
     with pytest.raises(DeevoError, match="DEEVO_BACKEND asks for backend 'cpu', which is not"):
-        backends.select(CPU)
+        backends.select(CPU, "plan")
     monkeypatch.setenv("DEEVO_BACKEND", "reference")
-    assert backends.select(CPU) is reference
+    assert backends.select(CPU, "plan") is reference
     assert backends.why_unavailable("reference") is None
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from deevo_ext import backends, replay
+from support.operators import BACKENDS
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "7f926fe528b26f1c848da740d8b0ff054334d6cc54c9aaf5fb2857e4e8955563"
 POPULATION = "b265c51c8319370421040470bb89bcbe5d5e73eaf91e9468e73c704beffc1906"
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_golden_journal_replays_to_the_golden_weights(backend: str) -> None:
     with backends.use(backend):
         result = replay(GOLDEN)

@@ -19,7 +19,19 @@ from deevo_ext import _extension
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path(deevo_ext.__file__).parent
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
-CPU_ONLY = f"deevo_ext: CPU-only build: version {deevo_ext.__version__} has no CUDA kernels"
+CPU_ONLY = "deevo_ext: CPU-only build: "
+BUILD_CUDA = ("FORCE_CUDA", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
+
+# An nvcc that compiles by g++, from where every toolkit would have it.
+FAKE_NVCC = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 12.9, V12.9.1" ;;
+  *--list-gpu-arch*) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+  *--dryrun*) echo "#$ TOP=$(dirname "$0")/.." >&2 ;;
+  *) while [ "$1" != "-c" ]; do shift; done; exec g++ -fPIC -x c++ "$@" ;;
+esac
+"""
 
 # A module with no C++ dependency compiles in a fraction of a second.
 TINY_SOURCE = """
@@ -49,6 +61,12 @@ def requirement_name(requirement: str) -> str:
     return re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-")
 
 
+def _build_info():
+    from deevo_ext import _build_info
+
+    return _build_info
+
+
 # The installed package
 
 
@@ -67,18 +85,26 @@ def test_stub_names_are_the_modules():
             targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
             names.update(target.id for target in targets)
     module = _extension.load()
+    if _build_info().cuda_version is None:
+        names = {name for name in names if not name.startswith("cuda_")}
     assert {n for n in names if not n.startswith("_")} == {
         n for n in dir(module) if not n.startswith("_")
     }
 
 
 def test_compiled_without_flags_that_change_results():
-    from deevo_ext import _build_info
-
-    flags = _build_info.flags.split()
+    flags = _build_info().flags.split()
     assert "-ffp-contract=off" in flags
     unsafe = ("-march", "-mtune", "-mcpu", "-mfma", "-mavx", "-Ofast", "-ffast-math", "-funsafe")
     assert not [flag for flag in flags if flag.startswith(unsafe)]
+
+
+def test_extension_needs_no_cuda_library():
+    """It loads without GPU, driver or toolkit: the runtime is linked in."""
+    needed = subprocess.run(["ldd", _extension.load().__file__], capture_output=True, text=True)
+    assert needed.returncode == 0, needed.stderr
+    assert "libc.so" in needed.stdout
+    assert not re.findall(r"libcuda|libnv", needed.stdout)
 
 
 def test_import_brings_no_optional_or_slow_module(tmp_path):
@@ -165,7 +191,8 @@ def tree(tmp_path) -> Path:
     (tree / "csrc/bindings.cpp").write_text(TINY_SOURCE)
     (tree / "csrc/include/deevo/answer.h").write_text("inline long answer() { return 1; }\n")
     (tree / "deevo_ext").mkdir()
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "constraints.txt"):
+    names = ("pyproject.toml", "setup.py", "build_cuda.py", "MANIFEST.in", "LICENSE")
+    for name in (*names, "constraints.txt"):
         shutil.copy(ROOT / name, tree)
     for name in ("__init__.py", "_version.py"):
         shutil.copy(ROOT / "deevo_ext/_version.py", tree / "deevo_ext" / name)
@@ -188,7 +215,7 @@ runpy.run_path("setup.py", run_name="__main__")
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("CXX", "CC", "DEBUG", "VERBOSE", "MAX_JOBS", "FORCE_CUDA")
+        if name not in ("CXX", "CC", "DEBUG", "VERBOSE", "MAX_JOBS", *BUILD_CUDA)
     }
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -269,7 +296,7 @@ def test_modules_deleted_from_the_source_are_not_installed(tree):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"FORCE_CUDA": "1"}, "has no CUDA kernels"),
+        ({"FORCE_CUDA": "1"}, "there can be no CUDA kernels: no CUDA sources"),
         ({"MAX_JOBS": "many"}, "MAX_JOBS='many', expected a positive whole number"),
         ({"CXX": "no-such-compiler"}, "C++ compiler 'no-such-compiler' not found"),
     ],
@@ -291,4 +318,103 @@ def test_sdist_holds_headers_but_no_facts_of_a_build(tree):
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert {"csrc/bindings.cpp", "csrc/include/deevo/answer.h", "constraints.txt"} <= names
+    assert "build_cuda.py" in names
     assert not [n for n in names if n.endswith(".so") or n.endswith("_build_info.py")]
+
+
+# setup.py and CUDA
+
+
+@pytest.fixture
+def toolkit(tree) -> Path:
+    """A CUDA toolkit beside the tree, which has one CUDA source."""
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/kernel.cu").write_text('extern "C" int kernel() { return 1; }\n')
+    root = tree / "toolkit"
+    for name in ("bin", "include", "lib"):
+        (root / name).mkdir(parents=True)
+    nvcc = root / "bin/nvcc"
+    nvcc.write_text(FAKE_NVCC)
+    nvcc.chmod(0o755)
+    (root / "include/cuda_runtime.h").touch()
+    subprocess.run(["ar", "rcs", root / "lib/libcudart_static.a"], check=True)
+    return root
+
+
+def calls(toolkit: Path) -> list[str]:
+    """What nvcc was asked to compile."""
+    return [c for c in (toolkit / "bin/calls").read_text().splitlines() if " -c " in c]
+
+
+@pytest.mark.parametrize("given", ["CUDACXX", "CUDA_HOME", "CUDA_PATH", "PATH"])
+def test_nvcc_is_found_and_told_the_contract(tree, toolkit, given):
+    where = {
+        "CUDACXX": str(toolkit / "bin/nvcc"),
+        "PATH": f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment = {given: where.get(given, str(toolkit))}
+    result = setup_py(tree, "build", "--build-lib", "out", **environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("deevo_ext: build with CUDA 12.9 for GPUs 8.0 9.0+PTX") == 1
+    (call,) = calls(toolkit)
+    assert call.endswith("kernel.cu.o") and "csrc/cuda/kernel.cu" in call
+    for flag in (
+        "-fmad=false",
+        "-Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ):
+        assert flag in call, flag
+    assert "fast" not in call and "compute_100" not in call
+    text = (tree / "out/deevo_ext/_build_info.py").read_text()
+    assert "cuda_version = '12.9'" in text
+    assert "cuda_architectures = ('8.0', '9.0+PTX')" in text
+
+
+def test_architectures_are_those_asked_for(tree, toolkit):
+    environment = {"CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": "9.0a;8.0+PTX"}
+    result = setup_py(tree, "build_ext", "--inplace", **environment)
+    assert result.returncode == 0, result.stderr
+    (call,) = calls(toolkit)
+    assert re.findall("-gencode=(\\S+)", call) == [
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_80,code=sm_80",
+        "arch=compute_80,code=compute_80",
+    ]
+
+
+def test_cuda_can_be_left_out(tree, toolkit):
+    result = setup_py(tree, "build_ext", "--inplace", CUDA_HOME=str(toolkit), FORCE_CUDA="0")
+    assert result.returncode == 0, result.stderr
+    assert f"{CPU_ONLY}FORCE_CUDA=0" in result.stdout
+    assert not (toolkit / "bin/calls").exists()
+
+
+def test_incomplete_toolkit_means_cpu_only_or_an_error(tree, toolkit):
+    (toolkit / "lib/libcudart_static.a").unlink()
+    result = setup_py(tree, "build_ext", "--inplace", CUDA_HOME=str(toolkit))
+    assert result.returncode == 0, result.stderr
+    assert f"{CPU_ONLY}the CUDA toolkit lacks libcudart_static.a" in result.stdout
+    result = setup_py(tree, "build_ext", "--inplace", CUDA_HOME=str(toolkit), FORCE_CUDA="1")
+    assert result.returncode == 1
+    assert "no CUDA kernels: the CUDA toolkit lacks libcudart_static.a" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CUDACXX": "/no/nvcc"}, "CUDACXX names '/no/nvcc', which does not exist"),
+        ({"TORCH_CUDA_ARCH_LIST": "Hopper"}, "holds 'Hopper'; expected numbers such as"),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0 12.0"}, "holds '12.0'; CUDA 12.9 and these kernels have"),
+        ({"TORCH_CUDA_ARCH_LIST": "7.5"}, "holds '7.5'; CUDA 12.9 and these kernels have"),
+    ],
+    ids=["CUDACXX", "names", "unknown", "old"],
+)
+def test_what_cannot_be_built_for_is_one_error(tree, toolkit, environment, message):
+    given = {"CUDA_HOME": str(toolkit), **environment}
+    result = setup_py(tree, "-q", "build_ext", "--inplace", **given)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if "deevo_ext" in line]
+    assert message in line
+    assert "Traceback" not in result.stderr

@@ -1,8 +1,8 @@
 """The operators' backends: `reference` is the specification, the others are what one uses.
 
 Which one serves a call: the one that `use` or the environment variable DEEVO_BACKEND forces, else
-`cpu` for CPU tensors and `triton` for CUDA tensors. A backend that cannot serve is an error, never
-silently another one.
+`cpu` for CPU tensors, and for CUDA tensors `cuda` if the extension was built with it, `triton`
+otherwise. A backend that cannot serve is an error, never silently another one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 
 # Devices whose tensors a backend takes (triton takes the CPU's in its interpreter only).
-DEVICES = {"reference": ("cpu",), "cpu": ("cpu",), "triton": ("cuda", "cpu")}
+DEVICES: dict[str, tuple[str, ...]] = {
+    "reference": ("cpu",),
+    "cpu": ("cpu",),
+    "cuda": ("cuda",),
+    "triton": ("cuda", "cpu"),
+}
 NAMES = tuple(DEVICES)
 
 _forced: list[str] = []
@@ -42,7 +47,14 @@ def why_unavailable(name: str) -> str | None:
     """Why a backend cannot serve on this machine, in words; None if it can."""
     if name == "triton":
         return _why_no_triton()
-    return _extension.why_missing() if name == "cpu" else None
+    if name in ("cpu", "cuda") and (reason := _extension.why_missing()) is not None:
+        return reason
+    if name == "cuda" and not hasattr(_extension.load(), "cuda_plan"):
+        return (
+            "the extension was built without CUDA kernels. Rebuild it where nvcc is found: "
+            'FORCE_CUDA=1 pip install --force-reinstall --no-deps ".", in the source checkout.'
+        )
+    return None
 
 
 @functools.cache
@@ -63,42 +75,46 @@ def _require(name: str, source: str) -> None:
         raise DeevoError(f"{source} asks for backend {name!r}, which is not available: {reason}")
 
 
-def select(device: torch.device) -> ModuleType:
-    """The backend module that serves tensors on a device; raises DeevoError if none can."""
+def select(device: torch.device, operator: str) -> ModuleType:
+    """The backend module that serves an operator on a device; raises DeevoError if none can."""
     if _forced:
-        return _load(_forced[-1], device, "deevo_ext.backends.use")
-    if (name := os.environ.get("DEEVO_BACKEND", "auto")) != "auto":
-        _require(name, "the environment variable DEEVO_BACKEND")
-        return _load(name, device, "the environment variable DEEVO_BACKEND")
+        return _load(_forced[-1], device, operator, "deevo_ext.backends.use")
+    if os.environ.get("DEEVO_BACKEND", "auto") != "auto":
+        source = "the environment variable DEEVO_BACKEND"
+        _require(os.environ["DEEVO_BACKEND"], source)
+        return _load(os.environ["DEEVO_BACKEND"], device, operator, source)
     if device.type == "cpu":
         if (reason := why_unavailable("cpu")) is not None:
             raise DeevoError(
                 f"the compiled operators are not available: {reason} To run on the slow reference "
                 "instead, set DEEVO_BACKEND=reference."
             )
-        return _load("cpu", device, "")
-    if device.type == "cuda":
-        if (reason := why_unavailable("triton")) is not None:
-            raise DeevoError(
-                f"tensors are on device {device}, and no backend for it is available. triton: "
-                f"{reason} Or move the population to the CPU (the evaluation may stay where it is)."
-            )
-        return _load("triton", device, "")
+        return _module("cpu")
+    told = []
+    for name in ("cuda", "triton") if device.type == "cuda" else ():
+        reason = why_unavailable(name)
+        if reason is None and hasattr(_module(name), operator):
+            return _module(name)
+        told.append(f" Backend {name}: {reason or 'it does not have this operator.'}")
     raise DeevoError(
-        f"tensors are on device {device}; there are operators for CPU and CUDA tensors: move the "
-        "population to one of these (the evaluation may stay where it is)"
+        f"deevo::{operator}: tensors are on device {device}, for which there is no backend; move "
+        f"them to the CPU.{''.join(told)}"
     )
-
-
-def _load(name: str, device: torch.device, source: str) -> ModuleType:
-    if device.type not in DEVICES[name]:
-        raise DeevoError(
-            f"{source} asks for backend {name!r}, which takes tensors on "
-            f"{' or '.join(DEVICES[name])} devices; these are on {device}"
-        )
-    return _module(name)
 
 
 @functools.cache
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def _load(name: str, device: torch.device, operator: str, source: str) -> ModuleType:
+    if device.type not in DEVICES[name]:
+        raise DeevoError(
+            f"{source} asks for backend {name!r}, which takes tensors on "
+            f"{' or '.join(DEVICES[name])} devices; these of deevo::{operator} are on {device}"
+        )
+    if not hasattr(_module(name), operator):
+        raise DeevoError(
+            f"{source} asks for backend {name!r}, which does not have deevo::{operator}"
+        )
+    return _module(name)

@@ -93,11 +93,17 @@ class Checker:
     def configuration(
         self, settings: torch.Tensor, strategies: torch.Tensor, state: torch.Tensor
     ) -> None:
-        """settings, strategies and a state of the size that they imply."""
+        """settings, strategies and a state of the size that they imply.
+
+        On a GPU reading the settings would wait for it: there the kernels compare the sizes.
+        """
         self.tensor("settings", settings, torch.float64, len(Setting))
         self.tensor("strategies", strategies, torch.float64, None, NUM_STRATEGY_COLUMNS)
         if strategies.shape[0] == 0:
             self.fail("strategies", "empty", "at least one strategy")
+        if self.device.type != "cpu":
+            self.tensor("state", state, torch.float64, None)
+            return
         sizes = [settings[i].item() for i in _SIZES]
         if not all(1.0 <= size <= 2**31 and size == int(size) for size in sizes):
             names = ", ".join(setting.name.lower() for setting in _SIZES)
@@ -111,6 +117,12 @@ class Checker:
         self.tensor("choices", choices, torch.int32, members, NUM_CHOICE_COLUMNS)
         if coefficients is not None:
             self.tensor("coefficients", coefficients, torch.float32, members, MAX_TERMS)
+
+    def gene_mask(self, members: int, settings: torch.Tensor, gene_mask: torch.Tensor) -> None:
+        """The bits that plan draws, for as many genes as the settings say (see configuration)."""
+        on_cpu = self.device.type == "cpu"
+        words = gene_words(int(settings[Setting.GENES])) if on_cpu else None
+        self.tensor("gene_mask", gene_mask, torch.int32, members, words)
 
     def alive(self, members: int, alive: torch.Tensor) -> None:
         """Which of NP members live."""

@@ -41,7 +41,7 @@ def register(schema: str, check: Callable[..., None], mutated: tuple[int, ...]) 
 
     def run(*arguments: Any) -> None:
         check(*arguments)
-        getattr(backends.select(arguments[0].device), name)(*arguments)
+        getattr(backends.select(arguments[0].device, name), name)(*arguments)
         torch.autograd.graph.increment_version([arguments[i] for i in mutated])
 
     LIBRARY.impl(name, run, "CPU")
@@ -81,5 +81,5 @@ class Prepared:
         arguments = list(self._arguments)
         for name, value in replaced.items():
             arguments[self._operator.names.index(name)] = value
-        getattr(backends.select(arguments[0].device), self._name)(*arguments)
+        getattr(backends.select(arguments[0].device, self._name), self._name)(*arguments)
         torch.autograd.graph.increment_version([arguments[i] for i in self._operator.mutated])

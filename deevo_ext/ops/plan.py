@@ -6,7 +6,6 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
-from deevo_ext.tables import Setting, gene_words
 
 
 def check(
@@ -37,7 +36,7 @@ def check(
     c.seed(seed)
     c.plan(members, choices, coefficients)
     c.parameters(members, parameters)
-    c.tensor("gene_mask", gene_mask, torch.int32, members, gene_words(int(settings[Setting.GENES])))
+    c.gene_mask(members, settings, gene_mask)
     c.disjoint(
         settings=settings,
         strategies=strategies,

@@ -31,11 +31,14 @@ from deevo_ext.tables import (
     ChoiceColumn,
     gene_words,
 )
+from support import cuda_on_host
 
-NATIVE_BACKENDS = ("reference", "cpu")
+# The last one runs the CUDA kernels' sources.
+NATIVE_BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
 # Triton's kernels take CPU tensors in its interpreter only; see conftest.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = (*NATIVE_BACKENDS, "triton") if INTERPRETED else NATIVE_BACKENDS
+cuda_on_host.register()
 OPERATORS = torch.ops.deevo
 BIG_SEED = 0x7A5C_0123_89AB_CDEF
 

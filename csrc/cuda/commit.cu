@@ -1,0 +1,39 @@
+// commit on CUDA: the accepted trials are made again and written over the population in place;
+// replaced parents move to the archive.
+//   row[i] = trial of i, archive[slot of i] = row[i] as it was, for every accepted i
+// (greedy selection, Storn & Price 1997; archive, Zhang & Sanderson 2009). A tile of all rows that
+// are read lies in shared memory before the first of its columns is written, and tiles share no
+// column, so no trial sees another one's. Bytes per weight column: the rows that are read once, and
+// two written per accepted member with an archive slot, one per member without.
+#include <string>
+
+#include "tiles.h"
+
+namespace deevo::cuda {
+
+const char* commit(const Queue& queue, const Generation& g, const uint8_t* accepted,
+                   const int32_t* archive_slot) {
+  if (g.population.count == 0 || g.columns == 0) return nullptr;
+  Limits limits;
+  const DeviceGuard guard(queue.device);
+  if (guard.error() != nullptr) return guard.error();
+  if (const char* error = limits_of(queue.device, &limits)) return error;
+  TileArguments a = {};
+  a.g = g;
+  a.num_trials = g.population.count;
+  a.accepted = accepted;
+  a.archive_slot = archive_slot;
+  if (!tiles_fit(a, true, limits)) {
+    thread_local std::string text;
+    text = "population and archive have " + std::to_string(g.population.count + g.archive.count) +
+           " rows; expected at most about " + std::to_string(limits.shared_bytes / 45) +
+           ", of which this GPU's shared memory holds 32 bytes each: use fewer members or a "
+           "smaller archive, or keep the population on the CPU";
+    return text.c_str();
+  }
+  return dispatch(g.storage, [&](auto storage) {
+    return launch_tiles<decltype(storage), true>(queue, a, limits);
+  });
+}
+
+}  // namespace deevo::cuda

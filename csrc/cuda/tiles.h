@@ -1,0 +1,348 @@
+// The kernel that trials and commit share. A block brings a tile of columns of every row that is
+// read into shared memory, by asynchronous copies of one tile while it computes the other; it makes
+// all members' trials from there and writes each once. Blocks are persistent: as many as the device
+// has multiprocessors, each taking every so many-th tile.
+//
+// Rows are copied only if a plan names them, and which these are is data on the device; so every
+// block finds them itself, numbers them, and derives the tile's width from their count.
+#pragma once
+
+#include "copies.h"
+#include "device.h"
+#include "mutation.h"
+#include "operators.h"
+
+namespace deevo::cuda {
+
+constexpr int kTileThreads = 512;
+constexpr int64_t kWidestTile = 4096, kNarrowestTile = 32;  // bytes of a row
+constexpr int64_t kMostRecords = 256;
+
+struct TileArguments {
+  Generation g;
+  int64_t num_trials;      // trials: E; commit: NP, of which the accepted ones are made
+  const int64_t* members;  // trials alone, like out
+  Rows out;
+  const uint8_t* accepted;  // commit alone, like archive_slot
+  const int32_t* archive_slot;
+  bool wide_loads, wide_stores, wide_archive;  // addresses allow 16 bytes at a time
+  uint32_t shared_bytes;
+};
+
+// Where things lie in a block's shared memory; the same on host and device.
+struct TileLayout {
+  int64_t most_rows, records;                                        // counts
+  int64_t slots, rows, chosen, kept, record_start, genes, tiles_at;  // offsets in bytes
+
+  DEEVO_HD TileLayout(const TileArguments& a, bool commit) {
+    const int64_t all_rows = a.g.population.count + a.g.archive.count;
+    const int64_t named = a.num_trials * (2 + kMaxTerms);
+    most_rows = named < all_rows ? named : all_rows;
+    records = a.num_trials < kMostRecords ? a.num_trials : kMostRecords;
+    int64_t end = 128;  // mbarriers and counters
+    slots = take(&end, all_rows * 2);
+    rows = take(&end, most_rows * 2);
+    chosen = take(&end, commit ? a.num_trials * 2 : 0);
+    kept = take(&end, commit ? (a.g.archive.count + 31) / 32 * 4 : 0);
+    record_start = take(&end, records * static_cast<int64_t>(sizeof(Record)));
+    genes = take(&end, a.g.num_genes > 0 ? 2 * kWidestTile / 16 * 4 : 0);
+    tiles_at = end;
+  }
+
+  static DEEVO_HD int64_t take(int64_t* end, int64_t bytes) {
+    const int64_t start = *end;
+    *end = (start + bytes + 127) / 128 * 128;
+    return start;
+  }
+};
+
+// Bytes of a row in a tile, a power of two, and how many tiles shared memory holds at a time.
+struct TileShape {
+  int64_t width;
+  int stages;
+
+  DEEVO_HD TileShape(int64_t space, int64_t rows, int64_t row_bytes, int64_t blocks) {
+    stages = 2 * rows * kNarrowestTile <= space ? 2 : 1;
+    width = kNarrowestTile;
+    // Wide enough for the memory's pages, but narrow enough to deal tiles out evenly.
+    while (width < kWidestTile && stages * rows * width * 2 <= space &&
+           (width < 512 || width * 8 * blocks <= row_bytes)) {
+      width *= 2;
+    }
+  }
+};
+
+template <class S, bool kCommit>
+class TileBlock {
+  using Stored = typename S::Stored;
+
+ public:
+  DEEVO_DEVICE TileBlock(const TileArguments& a, unsigned char* shared)
+      : a_(a),
+        layout_(a, kCommit),
+        copies_(reinterpret_cast<uint64_t*>(shared)),
+        counters_(reinterpret_cast<int*>(shared + 64)),
+        slots_(reinterpret_cast<uint16_t*>(shared + layout_.slots)),
+        rows_(reinterpret_cast<uint16_t*>(shared + layout_.rows)),
+        chosen_(reinterpret_cast<uint16_t*>(shared + layout_.chosen)),
+        kept_(reinterpret_cast<uint32_t*>(shared + layout_.kept)),
+        records_(reinterpret_cast<Record*>(shared + layout_.record_start)),
+        genes_(reinterpret_cast<int32_t*>(shared + layout_.genes)),
+        tiles_(shared + layout_.tiles_at) {}
+
+  DEEVO_DEVICE void run() {
+    find_rows();
+    if (num_rows_ == 0) return;
+    const int64_t row_bytes = a_.g.columns * static_cast<int64_t>(sizeof(Stored));
+    const TileShape shape(a_.shared_bytes - layout_.tiles_at, num_rows_, row_bytes, grid_blocks());
+    width_ = static_cast<uint32_t>(shape.width);
+    const bool staged_once = num_trials_ <= layout_.records;
+    if (staged_once) stage_records(0);
+    const int64_t tiles = (row_bytes + width_ - 1) / width_;
+    int stage = 0;
+    if (block_index() < tiles) start_tile(block_index(), stage);
+    for (int64_t tile = block_index(); tile < tiles; tile += grid_blocks()) {
+      const int64_t next = tile + grid_blocks();
+      const bool ahead = shape.stages == 2 && next < tiles;
+      if (ahead) start_tile(next, stage ^ 1);
+      copies_.wait(stage, ahead ? 1 : 0);
+      sync_block();
+      for (int64_t first = 0; first < num_trials_; first += layout_.records) {
+        if (!staged_once) {
+          sync_block();
+          stage_records(first);
+          sync_block();
+        }
+        const int64_t left = num_trials_ - first;
+        compute(tile, stage, first, left < layout_.records ? left : layout_.records);
+      }
+      fence_bulk();
+      sync_block();
+      if (shape.stages == 2) {
+        stage ^= 1;
+      } else if (next < tiles) {
+        start_tile(next, stage);
+      }
+    }
+  }
+
+ private:
+  static constexpr uint16_t kUnused = 0xFFFF;
+
+  DEEVO_DEVICE int64_t all_rows() const { return a_.g.population.count + a_.g.archive.count; }
+
+  DEEVO_DEVICE int32_t member_at(int64_t e) const {
+    return kCommit ? chosen_[e] : static_cast<int32_t>(a_.members[e]);
+  }
+
+  // Marks the rows that the trials are made of, checks the plan, and numbers the rows.
+  DEEVO_DEVICE void find_rows() {
+    const int start = thread_index(), step = block_threads();
+    if (start < 2) counters_[start] = 0;
+    for (int64_t row = start; row < all_rows(); row += step) slots_[row] = kUnused;
+    if (kCommit) {
+      for (int64_t i = start; i < (a_.g.archive.count + 31) / 32; i += step) kept_[i] = 0;
+    }
+    sync_block();
+    for (int64_t e = start; e < a_.num_trials; e += step) {
+      if (kCommit && a_.accepted[e] == 0) continue;
+      const int64_t member = kCommit ? e : a_.members[e];
+      DEEVO_CHECK(member >= 0 && member < a_.g.population.count,
+                  "members name a row that does not exist");
+      const int32_t* choice = a_.g.choices + member * kChoiceColumns;
+      check_choice(choice, all_rows());
+      slots_[member] = 0;
+      if (!is_idle(a_.g, choice)) {
+        for (int m = -1; m < choice[kTerms]; ++m) slots_[choice[m < 0 ? kBaseRow : kRows + m]] = 0;
+      }
+      if (kCommit) {
+        chosen_[add_shared(&counters_[1], 1)] = static_cast<uint16_t>(member);
+        check_slot(a_.archive_slot[member]);
+      }
+    }
+    check_genes(a_.g);
+    sync_block();
+    for (int64_t row = start; row < all_rows(); row += step) {
+      if (slots_[row] == kUnused) continue;
+      const int slot = add_shared(&counters_[0], 1);
+      slots_[row] = static_cast<uint16_t>(slot);
+      rows_[slot] = static_cast<uint16_t>(row);
+    }
+    sync_block();
+    num_rows_ = counters_[0];
+    num_trials_ = kCommit ? counters_[1] : a_.num_trials;
+  }
+
+  DEEVO_DEVICE void check_slot(int32_t slot) {
+    if (slot < 0) return;
+    DEEVO_CHECK(slot < a_.g.archive.count, "archive_slot names a row that does not exist");
+    const uint32_t bit = 1u << (slot % 32);
+    const bool taken = (or_shared(&kept_[slot / 32], bit) & bit) != 0;
+    DEEVO_CHECK(!taken, "archive_slot names a row twice");
+  }
+
+  // The plans of the trials from `first` on, as many as there is room for.
+  DEEVO_DEVICE void stage_records(int64_t first) {
+    const int64_t left = num_trials_ - first;
+    for (int64_t i = thread_index(); i < layout_.records && i < left; i += block_threads()) {
+      records_[i] = make_record(a_.g, member_at(first + i),
+                                [&](int32_t row) { return slots_[row] * width_; });
+    }
+  }
+
+  DEEVO_DEVICE unsigned char* stage_at(int stage) const {
+    return tiles_ + static_cast<int64_t>(stage) * num_rows_ * width_;
+  }
+
+  // Bytes of a row in this tile, the last of which may be short.
+  DEEVO_DEVICE uint32_t tile_bytes(int64_t tile) const {
+    const int64_t left = a_.g.columns * static_cast<int64_t>(sizeof(Stored)) - tile * width_;
+    return static_cast<uint32_t>(left < width_ ? left : width_);
+  }
+
+  DEEVO_DEVICE int64_t first_column(int64_t tile) const {
+    return tile * (width_ / static_cast<int64_t>(sizeof(Stored)));
+  }
+
+  DEEVO_DEVICE const Stored* row_start(int64_t row) const {
+    const Rows& of = row < a_.g.population.count ? a_.g.population : a_.g.archive;
+    const int64_t index = row < a_.g.population.count ? row : row - a_.g.population.count;
+    return static_cast<const Stored*>(of.data) + index * of.stride;
+  }
+
+  // Starts bringing a tile of all rows into shared memory: whole vectors by asynchronous copies,
+  // what is left of a short or unaligned tile weight by weight.
+  DEEVO_DEVICE void start_tile(int64_t tile, int stage) {
+    const uint32_t bytes = tile_bytes(tile), copied = a_.wide_loads ? bytes / 16 * 16 : 0;
+    const int64_t column = first_column(tile);
+    unsigned char* to = stage_at(stage);
+    copies_.start(
+        stage, num_rows_, copied, [&](int slot) { return to + slot * width_; },
+        [&](int slot) {
+          return reinterpret_cast<const unsigned char*>(row_start(rows_[slot]) + column);
+        });
+    const int done = static_cast<int>(copied / sizeof(Stored));
+    const int rest = static_cast<int>(bytes / sizeof(Stored)) - done;
+    if (rest > 0) {
+      for (int64_t n = thread_index(); n < static_cast<int64_t>(num_rows_) * rest;
+           n += block_threads()) {
+        const int slot = static_cast<int>(n / rest), at = done + static_cast<int>(n % rest);
+        reinterpret_cast<Stored*>(to + slot * width_)[at] = row_start(rows_[slot])[column + at];
+      }
+    }
+    if (a_.g.num_genes > 0) {
+      int32_t* genes = genes_ + stage * (kWidestTile / 16);
+      for (int vector = thread_index(); vector * 16 < static_cast<int>(bytes);
+           vector += block_threads()) {
+        const int64_t flat = a_.g.first_weight + column + vector * kWeights<S>;
+        genes[vector] = static_cast<int32_t>(gene_of(a_.g, flat));
+      }
+    }
+  }
+
+  // All trials of a tile: lanes along the columns, members dealt out to groups of lanes.
+  DEEVO_DEVICE void compute(int64_t tile, int stage, int64_t first, int64_t count) {
+    const unsigned char* rows = stage_at(stage);
+    const int vectors = static_cast<int>(width_ / 16), lanes = vectors < 32 ? vectors : 32;
+    const int chunks = vectors / lanes;
+    const int bytes = static_cast<int>(tile_bytes(tile));
+    const int64_t tile_column = first_column(tile);
+    for (int item = thread_index() / lanes; item < count * chunks;
+         item += block_threads() / lanes) {
+      const int e = item / chunks;
+      const int vector = item % chunks * lanes + thread_index() % lanes;
+      const int left = (bytes - vector * 16) / static_cast<int>(sizeof(Stored));
+      if (left <= 0) continue;
+      const Record record = records_[e];
+      const int64_t column = tile_column + vector * kWeights<S>;
+      const int64_t gene = a_.g.num_genes > 0 ? genes_[stage * (kWidestTile / 16) + vector] : 0;
+      Vector parent;
+      const unsigned char* at = rows + vector * 16;
+      const Vector made = trial_vector<S>(
+          a_.g, record, column, gene, [&](uint32_t row) { return load_vector(at + row); }, &parent);
+      store(first + e, record.member, column, made, parent, left);
+    }
+  }
+
+  DEEVO_DEVICE void store(int64_t e, int32_t member, int64_t column, const Vector& made,
+                          const Vector& parent, int left) {
+    const Rows& to = kCommit ? a_.g.population : a_.out;
+    const int64_t row = kCommit ? member : e;
+    store_weights(static_cast<Stored*>(to.data) + row * to.stride + column, made, left,
+                  a_.wide_stores);
+    if (!kCommit) return;
+    const int64_t slot = a_.archive_slot[member];
+    if (slot < 0) return;
+    store_weights(static_cast<Stored*>(a_.g.archive.data) + slot * a_.g.archive.stride + column,
+                  parent, left, a_.wide_archive);
+  }
+
+  const TileArguments& a_;
+  const TileLayout layout_;
+  Copies copies_;
+  int* counters_;
+  uint16_t *slots_, *rows_, *chosen_;
+  uint32_t* kept_;
+  Record* records_;
+  int32_t* genes_;
+  unsigned char* tiles_;
+  int num_rows_ = 0;
+  int64_t num_trials_ = 0;
+  uint32_t width_ = 0;
+};
+
+template <class S, bool kCommit>
+DEEVO_KERNEL(kTileThreads, 1)
+tile_kernel(DEEVO_PARAMETERS TileArguments a) {
+  DEEVO_SHARED(shared);
+  TileBlock<S, kCommit>(a, shared).run();
+}
+
+// Whether every row of a matrix starts at a multiple of 16 bytes.
+template <class Stored>
+bool aligned(const Rows& rows) {
+  const auto address = reinterpret_cast<uintptr_t>(rows.data);
+  const bool steps = rows.count < 2 || rows.stride * static_cast<int64_t>(sizeof(Stored)) % 16 == 0;
+  return rows.count == 0 || (address % 16 == 0 && steps);
+}
+
+// Whether tiles of these arguments fit a block's shared memory.
+inline bool tiles_fit(const TileArguments& a, bool commit, const Limits& limits) {
+  const int64_t all_rows = a.g.population.count + a.g.archive.count;
+  if (all_rows >= 0xFFFF) return false;
+  const TileLayout layout(a, commit);
+  return layout.tiles_at + layout.most_rows * kNarrowestTile <=
+         static_cast<int64_t>(limits.shared_bytes);
+}
+
+template <class S, bool kCommit>
+const char* launch_tiles(const Queue& queue, TileArguments a, const Limits& limits) {
+  using Stored = typename S::Stored;
+  a.wide_loads = aligned<Stored>(a.g.population) && aligned<Stored>(a.g.archive);
+  a.wide_stores = aligned<Stored>(kCommit ? a.g.population : a.out);
+  a.wide_archive = aligned<Stored>(a.g.archive);
+  const TileLayout layout(a, kCommit);
+  const int64_t useful = layout.tiles_at + 2 * layout.most_rows * kWidestTile;
+  const int64_t limit = static_cast<int64_t>(limits.shared_bytes);
+  a.shared_bytes = static_cast<uint32_t>(useful < limit ? useful : limit);
+  const auto kernel = tile_kernel<S, kCommit>;
+  if (const char* error = DEEVO_ALLOW_SHARED(kernel, a.shared_bytes)) return error;
+  return DEEVO_LAUNCH(kernel, limits.multiprocessors, kTileThreads, a.shared_bytes, queue.stream,
+                      a);
+}
+
+// Calls run with the storage type that the population has.
+template <class Run>
+const char* dispatch(Storage storage, const Run& run) {
+  switch (storage) {
+    case Storage::kFloat32:
+      return run(Float32());
+    case Storage::kBFloat16:
+      return run(BFloat16());
+    case Storage::kFloat16:
+      return run(Float16());
+  }
+  return "no kernel for this storage type";
+}
+
+}  // namespace deevo::cuda

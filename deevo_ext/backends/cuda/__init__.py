@@ -1,0 +1,189 @@
+"""The CUDA backend: passes device addresses and the current stream to `deevo_ext._C`.
+
+Nothing here allocates, waits or reads a value off the device, so calls can be captured in a CUDA
+graph. Shapes and dtypes are checked in `ops`; values lie on the device and are checked by the
+kernels, where a failed check is a device-side assert, as for an index in torch.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from deevo_ext import _extension
+from deevo_ext.errors import DeevoError
+from deevo_ext.tables import NUM_STRATEGY_COLUMNS
+
+
+def _compiled() -> ModuleType:
+    return _extension.load()
+
+
+def _queue(tensor: torch.Tensor) -> tuple[int, int]:
+    """The tensor's device by number, and the stream that is current there."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def _call(operator: str, *arguments: Any) -> None:
+    try:
+        getattr(_compiled(), f"cuda_{operator}")(*arguments)
+    except ValueError as error:
+        raise DeevoError(f"deevo::{operator}: {error}") from None
+
+
+def _rows(rows: torch.Tensor) -> tuple[int, int, int]:
+    return rows.data_ptr(), rows.shape[0], rows.stride(0)
+
+
+def _genes(genes: torch.Tensor, gene_mask: torch.Tensor) -> tuple[int, int, int]:
+    return genes.data_ptr(), genes.numel(), gene_mask.data_ptr()
+
+
+def _dtype(rows: torch.Tensor) -> str:
+    return str(rows.dtype).removeprefix("torch.")
+
+
+def plan(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    alive: torch.Tensor,
+    generation: torch.Tensor,
+    seed: int,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    coefficients: torch.Tensor,
+    gene_mask: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.plan`; the generation is read on the device."""
+    _call(
+        "plan",
+        _queue(settings),
+        settings.data_ptr(),
+        strategies.data_ptr(),
+        strategies.numel() // NUM_STRATEGY_COLUMNS,
+        state.data_ptr(),
+        state.numel(),
+        fitness.data_ptr(),
+        alive.data_ptr(),
+        fitness.numel(),
+        generation.data_ptr(),
+        seed,
+        choices.data_ptr(),
+        parameters.data_ptr(),
+        coefficients.data_ptr(),
+        gene_mask.data_ptr(),
+        gene_mask.shape[1],
+    )
+
+
+def tell(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    trial_fitness: torch.Tensor,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    seed: int,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    alive: torch.Tensor,
+    generation: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.tell`; the generation is read and advanced on the device."""
+    _call(
+        "tell",
+        _queue(settings),
+        settings.data_ptr(),
+        strategies.data_ptr(),
+        strategies.numel() // NUM_STRATEGY_COLUMNS,
+        trial_fitness.data_ptr(),
+        choices.data_ptr(),
+        parameters.data_ptr(),
+        fitness.numel(),
+        seed,
+        state.data_ptr(),
+        state.numel(),
+        fitness.data_ptr(),
+        alive.data_ptr(),
+        generation.data_ptr(),
+        accepted.data_ptr(),
+        archive_slot.data_ptr(),
+    )
+
+
+def trials(
+    population: torch.Tensor,
+    archive: torch.Tensor,
+    choices: torch.Tensor,
+    coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
+    members: torch.Tensor,
+    seed: int,
+    nonneg_start: int,
+    first_weight: int,
+    lower: float,
+    upper: float,
+    out: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.trials`."""
+    _call(
+        "trials",
+        _queue(population),
+        _dtype(population),
+        _rows(population),
+        _rows(archive),
+        population.shape[1],
+        nonneg_start,
+        first_weight,
+        choices.data_ptr(),
+        coefficients.data_ptr(),
+        _genes(genes, gene_mask),
+        lower,
+        upper,
+        seed,
+        members.data_ptr(),
+        members.numel(),
+        _rows(out),
+    )
+
+
+def commit(
+    population: torch.Tensor,
+    archive: torch.Tensor,
+    choices: torch.Tensor,
+    coefficients: torch.Tensor,
+    genes: torch.Tensor,
+    gene_mask: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+    seed: int,
+    nonneg_start: int,
+    first_weight: int,
+    lower: float,
+    upper: float,
+) -> None:
+    """As `deevo_ext.backends.reference.commit`; populations too tall for tiles are refused."""
+    _call(
+        "commit",
+        _queue(population),
+        _dtype(population),
+        _rows(population),
+        _rows(archive),
+        population.shape[1],
+        nonneg_start,
+        first_weight,
+        choices.data_ptr(),
+        coefficients.data_ptr(),
+        _genes(genes, gene_mask),
+        lower,
+        upper,
+        seed,
+        accepted.data_ptr(),
+        archive_slot.data_ptr(),
+    )

@@ -1,0 +1,108 @@
+"""Backend `cuda-on-host`: the CUDA kernels' sources compiled as C++ and run by fibres on the CPU.
+
+Test support alone. `play` chooses the machine: its multiprocessors, shared memory, threads of a
+block, the order in which they run, and whether copies are made in bulk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from deevo_ext import backends
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parent
+NAME = "cuda-on-host"
+ORDERS = ("forward", "reverse", "shuffled")
+SOURCES = (
+    *(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("plan", "tell", "trials", "commit")),
+    ROOT / "csrc" / "bindings_cuda.cpp",
+    HERE / "cuda_on_host.cpp",
+)
+
+
+def compile_module(directory: Path, *flags: str) -> Path:
+    """Compiles the kernels' sources with g++ into a module in a directory."""
+    import pybind11
+
+    includes = (ROOT / "csrc" / "include", ROOT / "csrc", HERE)
+    system = (pybind11.get_include(), sysconfig.get_path("include"))
+    command = [shutil.which("g++") or "g++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden"]
+    # The contract's flags, as for every other translation unit.
+    command += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", *flags]
+    command += [f"-I{path}" for path in includes] + [f"-isystem{path}" for path in system]
+    objects = [directory / f"{source.name}.o" for source in SOURCES]
+    for source, target in zip(SOURCES, objects, strict=True):
+        run([*command, "-x", "c++", "-c", str(source), "-o", str(target)])
+    module = directory / f"deevo_cuda_on_host{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    run([command[0], "-shared", *flags, *map(str, objects), "-o", str(module)])
+    return module
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+
+
+def load_module(path: Path) -> ModuleType:
+    """The compiled module at a path."""
+    spec = importlib.util.spec_from_file_location("deevo_cuda_on_host", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def compiled() -> ModuleType:
+    """The module, compiled once a process, or taken from DEEVO_CUDA_ON_HOST, a path."""
+    given = os.environ.get("DEEVO_CUDA_ON_HOST")
+    if given:
+        return load_module(Path(given))
+    with tempfile.TemporaryDirectory() as directory:
+        return load_module(compile_module(Path(directory)))
+
+
+@functools.cache
+def register() -> None:
+    """Makes the backend known, for CPU tensors: the real one's Python on the host's kernels."""
+    spec = importlib.util.find_spec("deevo_ext.backends.cuda")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module._compiled = compiled  # type: ignore[attr-defined]
+    module._queue = lambda tensor: (0, 0)  # type: ignore[attr-defined]
+    sys.modules[f"deevo_ext.backends.{NAME}"] = module
+    backends.DEVICES[NAME] = ("cpu",)
+    backends.NAMES = tuple(backends.DEVICES)
+
+
+@contextlib.contextmanager
+def play(
+    multiprocessors: int = 3,
+    shared_bytes: int = 232_448,
+    threads: int = 64,
+    order: str = "forward",
+    bulk: bool = False,
+) -> Iterator[ModuleType]:
+    """Forces the backend on a machine with these properties."""
+    register()
+    machine = compiled()
+    machine.play(multiprocessors, shared_bytes, threads, ORDERS.index(order), bulk)
+    try:
+        with backends.use(NAME):
+            yield machine
+    finally:
+        machine.play(3, 232_448, 64, 0, False)

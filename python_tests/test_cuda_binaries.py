@@ -1,0 +1,161 @@
+"""What nvcc made of the CUDA kernels, for every architecture in the installed extension.
+
+Read off the machine code with cuobjdump: no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from deevo_ext import _build_info, _extension
+
+REGISTERS = 65_536  # of a multiprocessor, on every architecture from 8.0 on
+# Threads that must fit: blocks of launch bounds, as many as the kernel's occupancy plan has on a
+# multiprocessor. tile_kernel has one block of 512 by its shared memory; gather_kernel hides L2's
+# latency with two of 256; the tables' kernels are a single block.
+THREADS = {"tile": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256}
+ELEMENTWISE = ("tile", "gather")  # of trials and commit: no fused multiplication and addition
+
+
+def cuobjdump() -> str | None:
+    """From PATH, or out of Triton's wheel."""
+    if (found := shutil.which("cuobjdump")) is not None:
+        return found
+    triton = importlib.util.find_spec("triton")
+    places = triton.submodule_search_locations if triton else None
+    for place in places or ():
+        tool = Path(place) / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if tool.is_file():
+            return str(tool)
+    return None
+
+
+pytestmark = [
+    pytest.mark.skipif(
+        _build_info.cuda_version is None, reason="the extension was built without CUDA kernels"
+    ),
+    pytest.mark.skipif(
+        cuobjdump() is None, reason="neither CUDA's nor Triton's cuobjdump is there"
+    ),
+]
+
+
+def dump(what: str) -> str:
+    tool = cuobjdump()
+    assert tool is not None
+    library = _extension.load().__file__
+    result = subprocess.run([tool, what, library], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def kernel(name: str) -> str:
+    found = re.search(r"\d(tile|gather|plan|gene_mask|tell)_kernel", name)
+    assert found, name
+    return found[1]
+
+
+@functools.cache
+def machine_code() -> dict[tuple[str, str, str], Counter[str]]:
+    """How often each instruction occurs, by architecture, kernel and full name."""
+    counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    architecture, name = "", ""
+    for line in dump("-sass").splitlines():
+        if found := re.match(r"arch = sm_(\w+)", line):
+            architecture = found[1]
+        elif found := re.search(r"Function : (\S+)", line):
+            name = found[1]
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)", line):
+            counts[architecture, kernel(name), name][found[1]] += 1
+    return counts
+
+
+@functools.cache
+def usage() -> dict[tuple[str, str, str], dict[str, int]]:
+    """Registers, stack and local memory, in the same way."""
+    usages = {}
+    architecture, name = "", ""
+    for line in dump("-res-usage").splitlines():
+        if found := re.match(r"arch = sm_(\w+)", line):
+            architecture = found[1]
+        elif found := re.search(r"Function (\S+):", line):
+            name = found[1]
+        elif "REG:" in line:
+            numbers = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
+            usages[architecture, kernel(name), name] = numbers
+    return usages
+
+
+def test_every_architecture_has_every_kernel() -> None:
+    built = {name.removesuffix("+PTX").replace(".", "") for name in _build_info.cuda_architectures}
+    expected = {"tile": 6, "gather": 3, "plan": 1, "gene_mask": 1, "tell": 1}
+    for table in (machine_code(), usage()):
+        assert {architecture for architecture, _, _ in table} == built
+        for architecture in built:
+            assert Counter(k for a, k, _ in table if a == architecture) == expected, architecture
+
+
+def test_nothing_spills_or_lives_in_local_memory() -> None:
+    for key, numbers in usage().items():
+        assert numbers["STACK"] == 0 and numbers["LOCAL"] == 0, key
+    for key, counts in machine_code().items():
+        local = [op for op in counts if re.match(r"(LDL|STL)\b", op)]
+        assert not local, (key, local)
+
+
+def test_registers_leave_room_for_the_planned_threads() -> None:
+    for key, numbers in usage().items():
+        granted = -(-numbers["REG"] // 8) * 8
+        assert granted * THREADS[key[1]] <= REGISTERS, (key, numbers["REG"])
+
+
+def test_trials_and_commit_never_fuse_multiplication_and_addition() -> None:
+    checked = 0
+    for key, counts in machine_code().items():
+        if key[1] not in ELEMENTWISE:
+            continue
+        fused = [op for op in counts if re.match(r"[FD]FMA\b", op)]
+        assert not fused, (key, fused)
+        assert any(op.startswith("FMUL") for op in counts), key
+        assert any(op.startswith("FADD") for op in counts), key
+        checked += 1
+    assert checked
+
+
+def test_plan_and_tell_ask_for_no_fused_operation() -> None:
+    """In PTX: what division and square root become in machine code is full of them."""
+    if not any(name.endswith("+PTX") for name in _build_info.cuda_architectures):
+        pytest.skip("the extension holds no PTX")
+    text = dump("-ptx")
+    entries = map(kernel, re.findall(r"\.entry (\w+)", text))
+    assert {"plan", "tell"} <= set(entries)
+    assert "mul.f64" in text or "mul.rn.f64" in text
+    assert not re.findall(r"^\s*(?:fma|mad)\.\w*\.?f(?:32|64)\b.*", text, re.M)
+
+
+def test_weights_move_16_bytes_at_a_time() -> None:
+    for key, counts in machine_code().items():
+        architecture, which, name = key
+        if which not in ELEMENTWISE:
+            continue
+
+        def has(pattern: str, counts: Counter[str] = counts) -> bool:
+            return any(re.match(pattern, op) for op in counts)
+
+        assert has(r"STG\.E\.EF\.128"), key
+        if which == "gather":
+            assert has(r"LDG\.E\.128"), key
+            continue
+        assert has(r"LDS\.128"), key
+        bulk = int(re.sub(r"\D", "", architecture)) >= 90
+        assert has(r"UBLKCP" if bulk else r"LDGSTS\.E.*\.128"), key
+        if "Float32" not in name:
+            assert has(r"F2FP"), key  # two weights rounded by one instruction
