@@ -96,6 +96,7 @@ class TileBlock {
     const int64_t row_bytes = a_.g.columns * static_cast<int64_t>(sizeof(Stored));
     const TileShape shape(a_.shared_bytes - layout_.tiles_at, num_rows_, row_bytes, grid_blocks());
     width_ = static_cast<uint32_t>(shape.width);
+    while ((16u << vector_bits_) < width_) ++vector_bits_;
     const bool staged_once = num_trials_ <= layout_.records;
     if (staged_once) stage_records(0);
     const int64_t tiles = (row_bytes + width_ - 1) / width_;
@@ -240,17 +241,20 @@ class TileBlock {
     }
   }
 
-  // All trials of a tile: lanes along the columns, members dealt out to groups of lanes.
+  // All trials of a tile: lanes along the columns, members dealt out to groups of lanes. The counts
+  // are powers of two, so that shifts divide by them.
   DEEVO_DEVICE void compute(int64_t tile, int stage, int64_t first, int64_t count) {
     const unsigned char* rows = stage_at(stage);
-    const int vectors = static_cast<int>(width_ / 16), lanes = vectors < 32 ? vectors : 32;
-    const int chunks = vectors / lanes;
+    const int lane_bits = vector_bits_ < 5 ? vector_bits_ : 5,
+              chunk_bits = vector_bits_ - lane_bits;
+    const int lane = thread_index() & ((1 << lane_bits) - 1);
     const int bytes = static_cast<int>(tile_bytes(tile));
     const int64_t tile_column = first_column(tile);
-    for (int item = thread_index() / lanes; item < count * chunks;
-         item += block_threads() / lanes) {
-      const int e = item / chunks;
-      const int vector = item % chunks * lanes + thread_index() % lanes;
+    const int items = static_cast<int>(count) << chunk_bits;
+    for (int item = thread_index() >> lane_bits; item < items;
+         item += block_threads() >> lane_bits) {
+      const int e = item >> chunk_bits;
+      const int vector = ((item & ((1 << chunk_bits) - 1)) << lane_bits) + lane;
       const int left = (bytes - vector * 16) / static_cast<int>(sizeof(Stored));
       if (left <= 0) continue;
       const Record record = records_[e];
@@ -289,6 +293,7 @@ class TileBlock {
   int num_rows_ = 0;
   int64_t num_trials_ = 0;
   uint32_t width_ = 0;
+  int vector_bits_ = 0;  // a tile has 2^vector_bits_ vectors of a row
 };
 
 template <class S, bool kCommit>
