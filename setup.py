@@ -209,8 +209,9 @@ def cuda_compiler(
 ) -> list[str]:
     includes = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}", f"-I{toolkit.include}"]
     names = " ".join(targets.names)
-    # A launcher such as ccache stands before the compiler's own name.
-    flags = toolkit.flags(cxx[-1], includes, switch("DEBUG"))
+    # A launcher such as ccache stands before the compiler's own name, options behind it.
+    host = [word for word in cxx if not word.startswith("-")][-1]
+    flags = toolkit.flags(host, includes, switch("DEBUG"))
     return [*toolkit.nvcc, *flags, *targets.flags, f'-DDEEVO_CUDA_ARCHITECTURES="{names}"']
 
 

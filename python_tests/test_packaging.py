@@ -352,7 +352,7 @@ def test_nvcc_is_found_and_told_the_contract(tree, toolkit, given):
         "CUDACXX": str(toolkit / "bin/nvcc"),
         "PATH": f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
-    environment = {given: where.get(given, str(toolkit))}
+    environment = {given: where.get(given, str(toolkit)), "CXX": "env g++ -DUNUSED"}
     result = setup_py(tree, "build", "--build-lib", "out", **environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("deevo_ext: build with CUDA 12.9 for GPUs 8.0 9.0+PTX") == 1
@@ -361,6 +361,7 @@ def test_nvcc_is_found_and_told_the_contract(tree, toolkit, given):
     for flag in (
         "-fmad=false",
         "-Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off",
+        "-ccbin g++ ",
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
         "-gencode=arch=compute_90,code=compute_90",
