@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 import deevo_ext
-from bench import evaluation, measure, memory, operators
-from bench.job import Job
-from deevo_ext import _extension
+from bench import evaluation, gpu, measure, memory, operators
+from bench.job import PEERS, Job
+from deevo_ext import _extension, backends
 
 CASES = ("trials", "commit", "tell", "plan", "generation", *evaluation.CASES, "step", "memory")
+FURTHER_CASES = ("plan+tell", "trials-six", "graph")  # by name alone
+GPU_CASES = ("trials", "commit", "plan", "tell", *FURTHER_CASES)
 SIZES = {
     "resnet8": 78_042,
     "resnet18": 11_689_512,
@@ -27,7 +29,7 @@ SIZES = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_SIZE = "default"
-DEVICES = {"reference": "cpu", "cpu": "cpu"}
+BACKENDS = (*backends.NAMES, *PEERS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,15 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job, size, instruction_set in _jobs(options):
             print(f"{job.case} {size} {job.backend} ...", file=sys.stderr, flush=True)
             rows.append(_measure(job, size, instruction_set, options.chunk))
+            _write(rows, options)  # what is measured stays, whatever comes
     except operators.WrongResult as error:
         print(f"bench: wrong result: {error}; nothing was timed", file=sys.stderr)
         return 1
     print(table(rows))
+    return 0
+
+
+def _write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.markdown:
         options.markdown.write_text(table(rows, markdown=True) + "\n")
-    return 0
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +86,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
         return int(text)
 
-    listed("case", one_of(CASES), f"default {','.join(CASES)}")
+    listed(
+        "case",
+        one_of((*CASES, *FURTHER_CASES)),
+        f"default {','.join(CASES)}; also plan+tell, trials-six (strategies of six rows) and graph "
+        "(tell, commit and the next plan as one CUDA graph)",
+    )
     listed(
         "size",
         lambda text: text if text in SIZES else str(number(text)),
@@ -89,7 +100,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     listed("np", number, "members; default 20")
     listed("dtype", one_of(tuple(DTYPES)), f"default {','.join(DTYPES)}")
-    listed("backend", one_of(tuple(DEVICES)), "default cpu")
+    listed(
+        "backend",
+        one_of(BACKENDS),
+        "default cpu; those for CUDA tensors need a GPU; torch and torch.compile time trials alone",
+    )
     listed("threads", number, "default: all usable cores")
     listed(
         "isa",
@@ -134,7 +149,9 @@ def _jobs(options: argparse.Namespace) -> list[tuple[Job, str, str]]:
         options.isa,
     ):
         repetitions = options.repetitions
-        if case in ("plan", "tell"):
+        if not _can_time(case, backend):
+            continue
+        if case in operators.TABLE_CASES:
             size, dtype, threads, isa, repetitions = "-", None, 1, "", 20 * repetitions
         if size == DEFAULT_SIZE:
             size = "30" if case == "step" else "resnet8" if options.quick else "resnet18"
@@ -152,9 +169,18 @@ def _jobs(options: argparse.Namespace) -> list[tuple[Job, str, str]]:
     return list(jobs)
 
 
+def _can_time(case: str, backend: str) -> bool:
+    """Whether a backend has the case: GPUs have the operators', their graph and peers in torch."""
+    if backend in PEERS:
+        return case.startswith("trials")
+    if backends.DEVICES[backend][0] == "cuda":
+        return case in GPU_CASES
+    return case != "graph"
+
+
 def _measure(job: Job, size: str, instruction_set: str, chunk: int) -> dict[str, Any]:
     facts = measure.environment()
-    used = "torch"
+    used = "torch" if job.device == "cpu" else ""
     if job.backend == "cpu":
         extension = _extension.load()
         if not extension.use_instruction_set(instruction_set):
@@ -167,7 +193,7 @@ def _measure(job: Job, size: str, instruction_set: str, chunk: int) -> dict[str,
     return {
         "case": job.case,
         "backend": job.backend,
-        "device": DEVICES[job.backend],
+        "device": job.device,
         "dtype": str(job.dtype).removeprefix("torch."),
         "size": size,
         "np": job.members,
@@ -176,6 +202,7 @@ def _measure(job: Job, size: str, instruction_set: str, chunk: int) -> dict[str,
         "instruction_set": used,
         **measured,
         **facts,
+        **(gpu.environment() if job.device == "cuda" else {}),
     }
 
 

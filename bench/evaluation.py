@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from bench import measure
+from bench.inputs import SEED, Weights, fill, new_rows, planned
 from bench.job import Job
-from bench.operators import SEED, Weights, fill, new_rows, planned, row, same
+from bench.operators import row, same
 from deevo_ext import backends
 from deevo_ext.ops.fold import ABSENT, Space, address, with_tiles
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from deevo_ext import backends
+
+# Trials as one would write them in torch, on a GPU.
+PEERS = ("torch", "torch.compile")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -18,3 +23,8 @@ class Job:
     weights: int
     threads: int
     repetitions: int
+
+    @property
+    def device(self) -> str:
+        """Type of the device that the backend's tensors lie on."""
+        return "cuda" if self.backend in PEERS else backends.DEVICES[self.backend][0]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bench import ROOT
+from bench.inputs import SEED, fill
 from bench.job import Job
-from bench.operators import SEED, fill
 from deevo_ext import backends
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.population import Population

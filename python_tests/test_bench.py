@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import deevo_ext
+from deevo_ext import backends
+from deevo_ext.tables import ChoiceColumn
+from support.operators import random_weights, same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {
@@ -184,6 +188,41 @@ def test_a_source_tree_without_compiled_code_does_not_hide_the_installed_package
     )
     assert result.returncode == 0, result.stderr
     assert f"measures {site / 'deevo_ext'}," in result.stderr
+
+
+# Peers and the GPU
+
+
+def test_peers_make_the_same_trials_where_crossover_takes_everything(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import gpu
+
+    w = random_weights(6, 500, archive_rows=0, nonneg=0)
+    w.choices[:, ChoiceColumn.THRESHOLD] = 65536
+    out = torch.zeros_like(w.population)
+    gpu.peer("torch", w.population, w.choices, w.coefficients, out)()
+    with backends.use("reference"):
+        assert same_bits(out, w.trials())
+    w.choices[:, ChoiceColumn.THRESHOLD] = 0
+    gpu.peer("torch", w.population, w.choices, w.coefficients, out)()
+    assert same_bits(out, w.population)
+
+
+def test_cases_that_are_measured_by_name_alone(tmp_path):
+    rows = rows_of(
+        tmp_path, "--case", "plan+tell,trials-six,graph", "--np", 9, "--dtype", "float32"
+    )
+    assert [row["case"] for row in rows] == ["plan+tell", "trials-six"]  # the CPU has no graphs
+
+
+@pytest.mark.gpu
+def test_rows_of_a_gpu(tmp_path):
+    cases = "trials,commit,tell,plan,plan+tell,trials-six,graph"
+    rows = rows_of(tmp_path, "--case", cases, "--np", 9, "--backend", "cuda,triton,torch")
+    assert {row["backend"] for row in rows} == {"cuda", "triton", "torch"}
+    for row in rows:
+        assert set(row) == COMMON | TIMES | {"gpu", "driver", "torch_cuda", "cuda"}
+        assert row["device"] == "cuda" and row["gpu"]
 
 
 # bench/gpu.sh

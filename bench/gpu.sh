@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, from a checkout:
+#
+#   bash bench/gpu.sh [build|test|sanitize|bench] [OUT_DIR]      (no verb: all four in turn)
+#
+#   build     installs this checkout, compiled for the GPU at hand
+#   test      runs the tests that need a GPU, then the others as far as time goes; none may skip
+#   sanitize  compute-sanitizer's memcheck and racecheck over small cases
+#   bench     measures the operators beside the device's own copy, PyTorch and torch.compile
+#
+# Each verb ends within 9 minutes and keeps what it has by then. OUT_DIR, by default
+# bench/results/<gpu>, gets logs, rows-*.json, rows-*.md, and summary.json: what was run with which
+# outcome, at which commit, with which driver and versions. PYTHON names the interpreter (python3).
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+verbs=(build test sanitize bench)
+case "${1:-}" in
+  build | test | sanitize | bench) verbs=("$1") && shift ;;
+  "" | */* | .*) ;;
+  *) echo "usage: bash bench/gpu.sh [build|test|sanitize|bench] [OUT_DIR]" >&2 && exit 2 ;;
+esac
+
+query() { nvidia-smi --query-gpu="$1" --format=csv,noheader --id=0 2> /dev/null; }
+gpu=$(query name) || { echo "gpu.sh: nvidia-smi finds no GPU on this machine" >&2 && exit 1; }
+slug=$(tr '[:upper:]' '[:lower:]' <<< "$gpu" | tr -cs 'a-z0-9\n' '-' | sed 's/^-//; s/-$//')
+out=${1:-bench/results/$slug}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+failed=0
+
+# note VERB STEP OUTCOME: into summary.json, and onto the screen.
+note() {
+  printf 'gpu.sh: %s: %s: %s\n' "$@"
+  "$python" -P bench/summary.py "$out/summary.json" "$@" || failed=1
+}
+
+# step VERB NAME SECONDS COMMAND...: runs a command with its output in a log.
+step() {
+  local verb=$1 name=$2 limit=$3 log="$out/$1-$2.log" status
+  shift 3
+  timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1
+  status=$?
+  case $status in
+    0) note "$verb" "$name" passed ;;
+    124 | 137) note "$verb" "$name" "stopped after $limit s" && failed=1 ;;
+    *) note "$verb" "$name" "failed with status $status" && failed=1 && tail -n 15 "$log" ;;
+  esac
+  return "$status"
+}
+
+build() {
+  local arch
+  arch=$(query compute_cap)
+  step build install 520 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch" \
+    "$python" -m pip install --no-build-isolation --no-deps --force-reinstall .
+}
+
+pytest_() { env DEEVO_REQUIRE_GPU=1 "$python" -P -m pytest -p no:cacheprovider -q "$@"; }
+export -f pytest_
+export python
+
+run_tests() {
+  step test gpu 360 bash -c 'pytest_ python_tests -m gpu'
+  step test others 170 bash -c 'pytest_ python_tests -m "not gpu and not slow"'
+}
+
+sanitize() {
+  local tool log status
+  for tool in memcheck racecheck; do
+    if ! command -v compute-sanitizer > /dev/null; then
+      note sanitize "$tool" "not run: compute-sanitizer is not on PATH"
+      continue
+    fi
+    log="$out/sanitize-$tool.log"
+    # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
+    DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 260 \
+      compute-sanitizer --tool "$tool" --error-exitcode 99 --target-processes all \
+      "$python" -P -m pytest -p no:cacheprovider -q python_tests/test_cuda.py \
+      -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))" \
+      > "$log" 2>&1
+    status=$?
+    if grep -qiE 'not supported|unsupported|failed to initialize|unable to (launch|attach)' "$log" &&
+      ! grep -q ' passed' "$log"; then
+      note sanitize "$tool" "not run: the tool refuses this machine, see $(basename "$log")"
+    elif ((status == 0)); then
+      note sanitize "$tool" passed
+    elif ((status == 124 || status == 137)); then
+      note sanitize "$tool" "stopped after 260 s" && failed=1
+    else
+      note sanitize "$tool" "failed with status $status" && failed=1 && tail -n 15 "$log"
+    fi
+  done
+}
+
+rows() {
+  local name=$1 limit=$2
+  shift 2
+  step bench "$name" "$limit" "$python" -m bench --size resnet50 --threads 1 --repetitions 15 \
+    --json "$out/rows-$name.json" --markdown "$out/rows-$name.md" "$@"
+}
+
+measure() {
+  local backends=cuda,triton
+  rows tables 60 --case plan,tell,plan+tell --np 20,50,100 --backend "$backends"
+  rows weights 220 --case trials,commit --np 10,20,50,100 --backend "$backends"
+  rows graph 70 --case graph --np 20,50 --backend "$backends"
+  rows six 70 --case trials-six --np 20,50 --dtype bfloat16 --backend "$backends"
+  rows torch 110 --case trials --np 20 --backend torch,torch.compile
+}
+
+for verb in "${verbs[@]}"; do
+  case $verb in
+    build) build ;;
+    test) run_tests ;;
+    sanitize) sanitize ;;
+    bench) measure ;;
+  esac
+done
+exit "$failed"

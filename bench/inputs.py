@@ -1,0 +1,212 @@
+"""What operators are timed on: tensors as in real runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from bench.job import Job
+from deevo_ext import backends, ops  # noqa: F401  (importing ops registers torch.ops.deevo)
+from deevo_ext.evolution.configuration import configure
+from deevo_ext.memory import zero_rows
+from deevo_ext.strategies import Strategy, compile_pool
+from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
+
+SEED = 20_240_229
+NONNEGATIVE = 4_800  # the running variances of a ResNet-18, in columns
+NO_BOUNDS = (-math.inf, math.inf)
+# Base and five further rows, the most that a strategy can have.
+SIX_ROWS = Strategy("six", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)")
+CHECKED = 4_096  # columns at each end of a row that are compared with reference
+
+
+class Adaptation:
+    """plan's and tell's small tensors, of the default preset or a pool, with random fitness.
+
+    A third of the trials are better than their parents, as in real runs.
+    """
+
+    def __init__(self, members: int, pool: tuple[Strategy, ...] = ()) -> None:
+        configuration = configure("sa-shade-tri-ensin", **({"strategies": pool} if pool else {}))
+        draw = torch.Generator().manual_seed(SEED)
+        self.settings = configuration.settings()
+        self.strategies = compile_pool(configuration.strategies)
+        self.state = configuration.initial_state()
+        self.fitness = torch.rand(members, dtype=torch.float64, generator=draw) + 1.0
+        self.alive = torch.ones(members, dtype=torch.uint8)
+        self.generation = torch.ones(1, dtype=torch.int64)
+        self.choices = torch.zeros(members, NUM_CHOICE_COLUMNS, dtype=torch.int32)
+        self.parameters = torch.zeros(members, NUM_PARAMETER_COLUMNS, dtype=torch.float64)
+        self.coefficients = torch.zeros(members, MAX_TERMS)
+        self.genes = torch.empty(0, dtype=torch.int64)  # crossover draws per weight
+        self.gene_mask = torch.zeros(members, 0, dtype=torch.int32)
+        better = torch.zeros(members, dtype=torch.bool)
+        better[torch.randperm(members, generator=draw)[: max(1, members // 3)]] = True
+        self.trial_fitness = torch.where(better, self.fitness * 0.5, self.fitness * 2.0)
+        self.accepted = better.to(torch.uint8)
+        self.archive_slot = torch.full((members,), -1, dtype=torch.int32)
+        self._start = {name: tensor.clone() for name, tensor in self.changed().items()}
+
+    def to(self, device: str) -> Adaptation:
+        """A copy on a device."""
+        other = object.__new__(Adaptation)
+        for name, value in vars(self).items():
+            moved = (
+                {k: v.to(device, copy=True) for k, v in value.items()}
+                if name == "_start"
+                else (value.to(device, copy=True))
+            )
+            setattr(other, name, moved)
+        return other
+
+    def changed(self) -> dict[str, torch.Tensor]:
+        """What plan and tell write, by name."""
+        names = ("state", "fitness", "alive", "generation", "choices", "parameters")
+        plan = ("coefficients", "gene_mask", "accepted", "archive_slot")
+        return {name: getattr(self, name) for name in (*names, *plan)}
+
+    def reset(self) -> None:
+        """Back to the first generation; a plan that was made stays."""
+        for name in ("state", "fitness", "alive", "generation"):
+            getattr(self, name).copy_(self._start[name])
+
+    def restoring(self) -> Callable[[], None]:
+        """A function that puts all that plan and tell write back to what it is now."""
+        start = {name: tensor.clone() for name, tensor in self.changed().items()}
+
+        def restore() -> None:
+            for name, tensor in self.changed().items():
+                tensor.copy_(start[name])
+
+        return restore
+
+    def plan(self) -> None:
+        torch.ops.deevo.plan(
+            self.settings,
+            self.strategies,
+            self.state,
+            self.fitness,
+            self.alive,
+            self.generation,
+            SEED,
+            self.choices,
+            self.parameters,
+            self.coefficients,
+            self.gene_mask,
+        )
+
+    def tell(self) -> None:
+        torch.ops.deevo.tell(
+            self.settings,
+            self.strategies,
+            self.trial_fitness,
+            self.choices,
+            self.parameters,
+            SEED,
+            self.state,
+            self.fitness,
+            self.alive,
+            self.generation,
+            self.accepted,
+            self.archive_slot,
+        )
+
+    def bytes(self) -> int:
+        """Of all these tensors, each touched once."""
+        inputs = (self.settings, self.strategies, self.trial_fitness)
+        return sum(t.numel() * t.element_size() for t in (*inputs, *self.changed().values()))
+
+
+def new_rows(count: int, weights: int, dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+    """Zeroed rows with stride and pages of a population's; every page has been written."""
+    stride = -(-weights // 64) * 64
+    if device == "cpu":
+        return zero_rows(count, stride, dtype)[:, :weights]
+    return torch.zeros(count, stride, dtype=dtype, device=device)[:, :weights]
+
+
+def fill(rows: torch.Tensor) -> None:
+    """Members a little apart from one another, as fine-tunings of one network are."""
+    pattern = torch.randn(1 << 20, generator=torch.Generator().manual_seed(SEED)).to(rows.device)
+    for i, row in enumerate(rows):
+        for start in range(0, row.numel(), pattern.numel()):
+            part = row[start : start + pattern.numel()]
+            common = pattern.roll(start // pattern.numel())[: part.numel()]
+            own = pattern.roll(7_919 * (i + 1) + start)[: part.numel()]
+            part.copy_(0.05 * common + 0.01 * own)
+
+
+def nonneg_start(weights: int) -> int:
+    return max(0, weights - NONNEGATIVE) // 8 * 8
+
+
+class Weights:
+    """trials' and commit's matrices, and the same operators on some columns of them."""
+
+    def __init__(self, job: Job, adaptation: Adaptation) -> None:
+        self.adaptation = adaptation
+        self.nonneg_start = nonneg_start(job.weights)
+        self.population = new_rows(job.members, job.weights, job.dtype, job.device)
+        fill(self.population)
+        self.population[:, self.nonneg_start :].abs_()
+        self.archive = new_rows(0, job.weights, job.dtype, job.device)
+        self.members = torch.arange(job.members, device=job.device)
+        self.first_weight = 0
+
+    def ends(self) -> list[slice]:
+        """The first columns, and the last ones down to the odd rest that fills no vector."""
+        weights = self.population.shape[1]
+        tail = max(0, weights - CHECKED) // 8 * 8
+        return [slice(0, min(weights, CHECKED)), slice(tail, weights)]
+
+    def part(self, columns: slice) -> Weights:
+        """A copy of some columns on the CPU, which are counted from where they are in the whole."""
+        part = object.__new__(Weights)
+        part.adaptation, part.members = self.adaptation.to("cpu"), self.members.cpu()
+        part.population = self.population[:, columns].to("cpu", copy=True)
+        part.archive = self.archive[:, columns].to("cpu", copy=True)
+        part.nonneg_start = max(0, self.nonneg_start - columns.start)
+        part.first_weight = columns.start
+        return part
+
+    def trials(self, out: torch.Tensor) -> None:
+        torch.ops.deevo.trials(
+            self.population,
+            self.archive,
+            self.adaptation.choices,
+            self.adaptation.coefficients,
+            self.adaptation.genes,
+            self.adaptation.gene_mask,
+            self.members,
+            SEED,
+            self.nonneg_start,
+            self.first_weight,
+            *NO_BOUNDS,
+            out,
+        )
+
+    def commit(self) -> None:
+        torch.ops.deevo.commit(
+            self.population,
+            self.archive,
+            self.adaptation.choices,
+            self.adaptation.coefficients,
+            self.adaptation.genes,
+            self.adaptation.gene_mask,
+            self.adaptation.accepted,
+            self.adaptation.archive_slot,
+            SEED,
+            self.nonneg_start,
+            self.first_weight,
+            *NO_BOUNDS,
+        )
+
+
+def planned(members: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:
+    """Adaptation with a plan made, by reference on the CPU."""
+    adaptation = Adaptation(members, pool)
+    with backends.use("reference"):
+        adaptation.plan()
+    return adaptation
