@@ -127,18 +127,22 @@ def run(command: list[str]) -> None:
 
 
 def compile_and_link(
-    compilers: dict[str, list[str]], link: list[str], objects: dict[str, Path], out: Path
+    compilers: dict[str, list[str]],
+    link: list[str],
+    libraries: list[str],
+    objects: dict[str, Path],
+    out: Path,
 ) -> None:
     """Makes `out` from `objects` (source -> object file), with ninja or else one by one.
 
-    compilers: the command for each suffix of sources.
+    compilers: the command for each suffix of sources; libraries: what follows the objects.
     """
     ninja = find_ninja()
     if ninja is None:
         for source, obj in objects.items():
             obj.parent.mkdir(parents=True, exist_ok=True)
             run([*compilers[Path(source).suffix], "-c", source, "-o", str(obj)])
-        run([*link[:1], *map(str, objects.values()), *link[1:], "-o", str(out)])
+        run([*link, *map(str, objects.values()), *libraries, "-o", str(out)])
         return
 
     def path(p: object) -> str:
@@ -161,7 +165,7 @@ def compile_and_link(
             )
         ),
         "rule link",
-        f"  command = {command(link[:1])} $in {command(link[1:])} -o $out",
+        f"  command = {command(link)} $in {command(libraries)} -o $out",
         "  description = link $out",
         *(
             f"build {path(obj)}: compile{Path(source).suffix} {path(source)}"
@@ -223,9 +227,11 @@ class BuildExtension(build_ext):
             fail(f"no C++ sources under {ROOT / 'csrc'}: incomplete source tree?")
         cxx, flags = compiler(), compile_flags()
         cuda = plan_cuda()
-        link = [*cxx, "-shared", "-pthread", "-Wl,--exclude-libs,ALL"]
+        link, libraries = [*cxx, "-shared", "-pthread", "-Wl,--exclude-libs,ALL"], list[str]()
         if not os.environ.get("CXX") and os.environ.get("CC"):
-            link.append("-lstdc++")  # a C driver compiles C++ by file name but does not link it
+            libraries.append(
+                "-lstdc++"
+            )  # a C driver compiles C++ by file name but does not link it
         # Not setuptools' build_temp, which an editable install throws away: this one is kept for
         # the next, incremental build.
         work = ROOT / "build" / f"{PACKAGE}-{sysconfig.get_config_var('SOABI')}"
@@ -243,8 +249,8 @@ class BuildExtension(build_ext):
             toolkit, targets = cuda
             compilers[".cpp"].append("-DDEEVO_WITH_CUDA")
             compilers[".cu"] = cuda_compiler(toolkit, targets, cxx)
-            link += toolkit.link()
-        compile_and_link(compilers, link, objects, library)
+            libraries += toolkit.link()
+        compile_and_link(compilers, link, libraries, objects, library)
 
         in_place = self.inplace or self.editable_mode
         target = (ROOT if in_place else Path(self.build_lib)) / PACKAGE
