@@ -34,7 +34,7 @@ cuda::Storage storage_of(const std::string& dtype) {
   if (dtype == "float32") return cuda::Storage::kFloat32;
   if (dtype == "bfloat16") return cuda::Storage::kBFloat16;
   if (dtype == "float16") return cuda::Storage::kFloat16;
-  throw std::invalid_argument("no kernel for populations of dtype " + dtype);
+  throw std::invalid_argument("no kernel for dtype " + dtype);
 }
 
 cuda::Generation generation(const std::string& dtype, const py::tuple& population,
@@ -54,6 +54,19 @@ cuda::Generation generation(const std::string& dtype, const py::tuple& populatio
           at<int32_t>(genes[2].cast<Address>()),
           {lower, upper},
           key_of(seed)};
+}
+
+cuda::Fold folding(const std::string& source, const std::string& target, const py::tuple& rows,
+                   const py::tuple& statistics, Address constants, Address table, Address eps,
+                   int64_t entries, const py::tuple& weights, const py::tuple& vectors) {
+  return {storage_of(source),   storage_of(target), rows_of(rows),   rows_of(statistics),
+          at<float>(constants), at<int64_t>(table), at<double>(eps), entries,
+          rows_of(weights),     rows_of(vectors)};
+}
+
+cuda::Losses losses_of(Address labels, int64_t samples, int64_t classes, double smoothing,
+                       const py::tuple& losses, const py::tuple& ranks) {
+  return {at<int64_t>(labels), samples, classes, smoothing, rows_of(losses), rows_of(ranks)};
 }
 
 }  // namespace
@@ -113,6 +126,22 @@ void bind_cuda(py::module_& m) {
           const auto g = generation(dtype, population, archive, columns, nonneg_start, first_weight,
                                     choices, coefficients, genes, lower, upper, seed);
           check(cuda::commit(queue_of(queue), g, at<uint8_t>(accepted), at<int32_t>(archive_slot)));
+        });
+
+  m.def("cuda_fold",
+        [](const py::tuple& queue, const std::string& source, const std::string& target,
+           const py::tuple& rows, const py::tuple& statistics, Address constants, Address table,
+           Address eps, int64_t entries, const py::tuple& weights, const py::tuple& vectors) {
+          check(cuda::fold(queue_of(queue), folding(source, target, rows, statistics, constants,
+                                                    table, eps, entries, weights, vectors)));
+        });
+
+  m.def("cuda_loss_and_rank",
+        [](const py::tuple& queue, const std::string& dtype, const py::tuple& logits,
+           Address labels, int64_t samples, int64_t classes, double smoothing,
+           const py::tuple& losses, const py::tuple& ranks) {
+          check(cuda::loss_and_rank(queue_of(queue), storage_of(dtype), rows_of(logits),
+                                    losses_of(labels, samples, classes, smoothing, losses, ranks)));
         });
 }
 

@@ -145,6 +145,30 @@ def cuda_commit(
     accepted: int,
     archive_slot: int,
 ) -> None: ...
+def cuda_fold(
+    queue: _Queue,
+    source: str,
+    target: str,
+    rows: _Matrix,
+    statistics: _Matrix,
+    constants: int,
+    table: int,
+    eps: int,
+    entries: int,
+    weights: _Matrix,
+    vectors: _Matrix,
+) -> None: ...
+def cuda_loss_and_rank(
+    queue: _Queue,
+    dtype: str,
+    logits: _Matrix,
+    labels: int,
+    samples: int,
+    classes: int,
+    smoothing: float,
+    losses: _Matrix,
+    ranks: _Matrix,
+) -> None: ...
 
 # In every build.
 

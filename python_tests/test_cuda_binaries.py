@@ -21,7 +21,11 @@ REGISTERS = 65_536  # of a multiprocessor, on every architecture from 8.0 on
 # Threads that must fit: blocks of launch bounds, as many as the kernel's occupancy plan has on a
 # multiprocessor. tile_kernel has one block of 512 by its shared memory; gather_kernel hides L2's
 # latency with two of 256; the tables' kernels are a single block.
-THREADS = {"tile": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256}
+# fold's and loss_and_rank's launch as many as are said to fit.
+THREADS = {
+    **{"tile": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256},
+    **{"fold": 4 * 256, "loss_and_rank": 4 * 256},
+}
 ELEMENTWISE = ("tile", "gather")  # of trials and commit: no fused multiplication and addition
 
 
@@ -58,7 +62,7 @@ def dump(what: str) -> str:
 
 
 def kernel(name: str) -> str:
-    found = re.search(r"\d(tile|gather|plan|gene_mask|tell)_kernel", name)
+    found = re.search(r"\d(tile|gather|plan|gene_mask|tell|fold|loss_and_rank)_kernel", name)
     assert found, name
     return found[1]
 
@@ -96,7 +100,10 @@ def usage() -> dict[tuple[str, str, str], dict[str, int]]:
 
 def test_every_architecture_has_every_kernel() -> None:
     built = {name.removesuffix("+PTX").replace(".", "") for name in _build_info.cuda_architectures}
-    expected = {"tile": 6, "gather": 3, "plan": 1, "gene_mask": 1, "tell": 1}
+    expected = {
+        **{"tile": 6, "gather": 3, "plan": 1, "gene_mask": 1, "tell": 1},
+        **{"fold": 9, "loss_and_rank": 3},
+    }
     for table in (machine_code(), usage()):
         assert {architecture for architecture, _, _ in table} == built
         for architecture in built:
@@ -130,13 +137,13 @@ def test_trials_and_commit_never_fuse_multiplication_and_addition() -> None:
     assert checked
 
 
-def test_plan_and_tell_ask_for_no_fused_operation() -> None:
+def test_no_kernel_asks_for_a_fused_operation() -> None:
     """In PTX: what division and square root become in machine code is full of them."""
     if not any(name.endswith("+PTX") for name in _build_info.cuda_architectures):
         pytest.skip("the extension holds no PTX")
     text = dump("-ptx")
     entries = map(kernel, re.findall(r"\.entry (\w+)", text))
-    assert {"plan", "tell"} <= set(entries)
+    assert {"plan", "tell", "fold", "loss_and_rank"} <= set(entries)
     assert "mul.f64" in text or "mul.rn.f64" in text
     assert not re.findall(r"^\s*(?:fma|mad)\.\w*\.?f(?:32|64)\b.*", text, re.M)
 
@@ -159,3 +166,23 @@ def test_weights_move_16_bytes_at_a_time() -> None:
         assert has(r"UBLKCP" if bulk else r"LDGSTS\.E.*\.128"), key
         if "Float32" not in name:
             assert has(r"F2FP"), key  # two weights rounded by one instruction
+
+
+def test_folded_weights_move_16_bytes_at_a_time() -> None:
+    """Read as they are stored, and written channels last."""
+    checked = 0
+    for key, counts in machine_code().items():
+        if key[1] != "fold":
+            continue
+        assert any(re.match(r"LDG\.E\.128", op) for op in counts), key
+        assert any(re.match(r"STG\.E(\.\w+)*\.128", op) for op in counts), key
+        if "ToFloat32" not in key[2]:
+            assert any(op.startswith("F2FP") for op in counts), key  # rounded by an instruction
+        checked += 1
+    assert checked
+
+
+def test_lanes_exchange_what_they_found_in_registers() -> None:
+    for key, counts in machine_code().items():
+        if key[1] == "loss_and_rank":
+            assert any(re.match(r"SHFL\.BFLY", op) for op in counts), key

@@ -14,11 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deevo_ext import _extension, backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.fold import TILE, FoldColumn, Space, check_table, with_tiles
+from support import cuda_on_host
 from support.folding import DTYPES, Builder, Problem, oracle, varied
 from support.operators import OPERATORS, flush_denormal, num_threads, same_bits
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -48,12 +49,12 @@ def test_every_element(source: torch.dtype, target: torch.dtype) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_compiled_is_reference(source: torch.dtype, target: torch.dtype, threads: int) -> None:
     p = varied().problem(source, members=3, seed=1)
-    results = []
-    for backend in BACKENDS:
+    with backends.use("reference"):
+        expected = p.fold(target)
+    for backend in BACKENDS[1:]:
         with backends.use(backend), num_threads(threads):
-            results.append(p.fold(target))
-    for reference, compiled in zip(*results, strict=True):
-        assert same_bits(reference, compiled)
+            for found, wanted in zip(p.fold(target), expected, strict=True):
+                assert same_bits(found, wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -45,6 +45,11 @@ DEEVO_DEVICE int64_t block_index() { return blockIdx.x; }
 DEEVO_DEVICE int64_t grid_blocks() { return gridDim.x; }
 DEEVO_DEVICE void sync_block() { __syncthreads(); }
 DEEVO_DEVICE void sync_warp() { __syncwarp(); }
+// The value of the lane whose number differs in these bits; all lanes of a warp take part.
+template <class T>
+DEEVO_DEVICE T shuffle_xor(T value, int lanes) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
+}
 DEEVO_DEVICE int add_shared(int* counter, int value) { return atomicAdd(counter, value); }
 DEEVO_DEVICE uint32_t or_shared(uint32_t* word, uint32_t bits) { return atomicOr(word, bits); }
 

@@ -79,6 +79,27 @@ struct TellArguments {
   int32_t* archive_slot;
 };
 
+struct Fold {
+  Storage source, target;
+  Rows rows;
+  Rows statistics;  // float
+  const float* constants;
+  const int64_t* table;  // [entries, kFoldColumns]
+  const double* eps;
+  int64_t entries;
+  Rows weights;
+  Rows vectors;  // float
+};
+
+// What loss_and_rank and head have in common.
+struct Losses {
+  const int64_t* labels;  // [samples]
+  int64_t samples, classes;
+  double smoothing;
+  Rows losses;  // float
+  Rows ranks;   // int32_t
+};
+
 const char* plan(const Queue& queue, const PlanArguments& arguments);
 
 const char* tell(const Queue& queue, const TellArguments& arguments);
@@ -88,5 +109,9 @@ const char* trials(const Queue& queue, const Generation& g, const int64_t* membe
 
 const char* commit(const Queue& queue, const Generation& g, const uint8_t* accepted,
                    const int32_t* archive_slot);
+
+const char* fold(const Queue& queue, const Fold& f);
+
+const char* loss_and_rank(const Queue& queue, Storage storage, Rows logits, const Losses& l);
 
 }  // namespace deevo::cuda

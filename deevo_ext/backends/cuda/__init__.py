@@ -7,42 +7,15 @@ kernels, where a failed check is a device-side assert, as for an index in torch.
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 import torch
 
-from deevo_ext import _extension
-from deevo_ext.errors import DeevoError
 from deevo_ext.tables import NUM_STRATEGY_COLUMNS
 
+# Relative, so that the kernels' sources on the CPU can be called through the same files.
+from .calls import call, dtype_of, genes_of, rows_of
+from .inference import fold, loss_and_rank
 
-def _compiled() -> ModuleType:
-    return _extension.load()
-
-
-def _queue(tensor: torch.Tensor) -> tuple[int, int]:
-    """The tensor's device by number, and the stream that is current there."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
-def _call(operator: str, *arguments: Any) -> None:
-    try:
-        getattr(_compiled(), f"cuda_{operator}")(*arguments)
-    except ValueError as error:
-        raise DeevoError(f"deevo::{operator}: {error}") from None
-
-
-def _rows(rows: torch.Tensor) -> tuple[int, int, int]:
-    return rows.data_ptr(), rows.shape[0], rows.stride(0)
-
-
-def _genes(genes: torch.Tensor, gene_mask: torch.Tensor) -> tuple[int, int, int]:
-    return genes.data_ptr(), genes.numel(), gene_mask.data_ptr()
-
-
-def _dtype(rows: torch.Tensor) -> str:
-    return str(rows.dtype).removeprefix("torch.")
+__all__ = ["commit", "fold", "loss_and_rank", "plan", "tell", "trials"]
 
 
 def plan(
@@ -59,9 +32,9 @@ def plan(
     gene_mask: torch.Tensor,
 ) -> None:
     """As `deevo_ext.backends.reference.plan`; the generation is read on the device."""
-    _call(
+    call(
         "plan",
-        _queue(settings),
+        settings,
         settings.data_ptr(),
         strategies.data_ptr(),
         strategies.numel() // NUM_STRATEGY_COLUMNS,
@@ -95,9 +68,9 @@ def tell(
     archive_slot: torch.Tensor,
 ) -> None:
     """As `deevo_ext.backends.reference.tell`; the generation is read and advanced on the device."""
-    _call(
+    call(
         "tell",
-        _queue(settings),
+        settings,
         settings.data_ptr(),
         strategies.data_ptr(),
         strategies.numel() // NUM_STRATEGY_COLUMNS,
@@ -132,24 +105,24 @@ def trials(
     out: torch.Tensor,
 ) -> None:
     """As `deevo_ext.backends.reference.trials`."""
-    _call(
+    call(
         "trials",
-        _queue(population),
-        _dtype(population),
-        _rows(population),
-        _rows(archive),
+        population,
+        dtype_of(population),
+        rows_of(population),
+        rows_of(archive),
         population.shape[1],
         nonneg_start,
         first_weight,
         choices.data_ptr(),
         coefficients.data_ptr(),
-        _genes(genes, gene_mask),
+        genes_of(genes, gene_mask),
         lower,
         upper,
         seed,
         members.data_ptr(),
         members.numel(),
-        _rows(out),
+        rows_of(out),
     )
 
 
@@ -169,18 +142,18 @@ def commit(
     upper: float,
 ) -> None:
     """As `deevo_ext.backends.reference.commit`; populations too tall for tiles are refused."""
-    _call(
+    call(
         "commit",
-        _queue(population),
-        _dtype(population),
-        _rows(population),
-        _rows(archive),
+        population,
+        dtype_of(population),
+        rows_of(population),
+        rows_of(archive),
         population.shape[1],
         nonneg_start,
         first_weight,
         choices.data_ptr(),
         coefficients.data_ptr(),
-        _genes(genes, gene_mask),
+        genes_of(genes, gene_mask),
         lower,
         upper,
         seed,

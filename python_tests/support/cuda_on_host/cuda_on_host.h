@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 
 #define DEEVO_DEVICE inline
@@ -48,6 +49,19 @@ inline int64_t block_index() { return host::place.block; }
 inline int64_t grid_blocks() { return host::place.blocks; }
 void sync_block();
 void sync_warp();
+
+// Through a place for each thread; reading too early or too late finds another warp step's value.
+template <class T>
+T shuffle_xor(T value, int lanes) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  static uint64_t places[1024];
+  std::memcpy(&places[thread_index()], &value, sizeof(T));
+  sync_warp();
+  T other;
+  std::memcpy(&other, &places[thread_index() ^ lanes], sizeof(T));
+  sync_warp();
+  return other;
+}
 
 inline int add_shared(int* counter, int value) {
   const int before = *counter;
