@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from deevo_ext.inference.choose import Chooser, EngineTable
 from deevo_ext.inference.cuda_graphs import GraphedProgram
 from deevo_ext.inference.export import NotExportable, as_dtype, capture
 from deevo_ext.inference.fuse import fuse
+from deevo_ext.inference.members import MembersProgram
 from deevo_ext.inference.plan import Convolution, Linear, Plan
 from deevo_ext.inference.program import FusedProgram, ModuleProgram, Program
 from deevo_ext.inference.schedule import logits_of
@@ -79,11 +81,18 @@ def build(
             plan = fuse(capture(model, (micro_batch, *image_shape), dtype), dtype)
         except NotExportable as error:
             why = str(error)
+            if engine == "triton":
+                raise DeevoError(
+                    f'engine="triton" cannot run {type(module).__name__}, which has no graph: {why}'
+                ) from None
             warnings.warn(
                 f"{type(module).__name__} is served unfused, by functional_call: {why}",
                 stacklevel=2,
             )
         else:
+            if engine == "triton":
+                make = functools.partial(_stager, plan, tensors, row_dtype, device)
+                return Built(MembersProgram(plan, make, device, tf32=precision == "tf32"), plan)
 
             def measure(task: Callable[[], float]) -> float:
                 with float32_products(device, tf32=precision == "tf32"):
@@ -106,13 +115,21 @@ def _fused(
             layer.engine = chosen.name
             bounds[index] = chosen.bind(layer)
     chooser.save()
-    stager = Stager(
-        plan, tensors.layout, tensors.statistics_layout, tensors.fixed, row_dtype, device
-    )
-    program = FusedProgram(plan, stager, bounds)
+    program = FusedProgram(plan, _stager(plan, tensors, row_dtype, device), bounds)
     if device.type == "cuda":
         return GraphedProgram(program, tensors.layout.stride, row_dtype)
     return program
+
+
+def _stager(
+    plan: Plan,
+    tensors: Tensors,
+    row_dtype: torch.dtype,
+    device: torch.device,
+    padded: Mapping[int, int] | None = None,
+) -> Stager:
+    own = (tensors.layout, tensors.statistics_layout, tensors.fixed)
+    return Stager(plan, *own, row_dtype, device, padded)
 
 
 def validate(

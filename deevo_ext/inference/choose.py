@@ -129,14 +129,6 @@ class Chooser:
 
     def choose(self, layer: Convolution | Linear) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
-        if self._forced == "triton" and isinstance(layer, Convolution):
-            engine = ENGINES["triton"]
-            if (reason := engine.why_not(layer, self.device)) is not None:
-                raise DeevoError(
-                    f'engine="triton" cannot compute layer {layer.name} ({layer.operation}): '
-                    f'{reason}; use engine="auto", which takes another engine there'
-                )
-            return engine
         found = candidates(layer, self.device)
         if self._forced is not None or len(found) == 1:
             return found[0]

@@ -12,10 +12,11 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.inference.build import Built, Tensors, build, float32_products, validate
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
+from deevo_ext.inference.members import MembersProgram
 from deevo_ext.inference.plan import Plan
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
-from deevo_ext.inference.schedule import Head, member_of, run_members
+from deevo_ext.inference.schedule import Head, Scores, member_of, run_chunks, run_members
 from deevo_ext.inference.workers import Workers
 from deevo_ext.layout import Layout
 from deevo_ext.population import Population
@@ -51,15 +52,16 @@ class PopulationForward:
     knows statistics_layout and fixed too. precision: "float32"; "tf32" (CUDA); "bfloat16" or
     "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first
     rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the plan is
-    built; "fused" takes the preferred ones untimed; "triton" has every convolution in our own
-    kernel (an error where that cannot be); "compile" is torch.compile; "eager" is functional_call.
-    micro_batch: images per forward pass; the last one is padded, so that an
+    built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
+    kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
+    is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
     image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
     1/255, applied to float images as well when given. table: engines that are fixed already.
 
     On the CPU micro-batches and members spread over torch.get_num_threads() threads, one torch
     thread each. Memory beside the rows: on each thread the activations of one micro-batch of one
-    member, two staging copies of the weights and oneDNN's packed ones, and 256 MiB of images.
+    member, two staging copies of the weights and oneDNN's packed ones, and 256 MiB of images;
+    with engine="triton" 2 GiB of activations and weights, or one member's, and the images.
     """
 
     def __init__(
@@ -182,12 +184,15 @@ class PopulationForward:
         ranks = torch.empty(rows.shape[0], count, dtype=torch.int32, device=self.device)
         highest = int(labels.max())
 
-        def head(k: int, start: int, logits: Tensor) -> None:
-            if highest >= logits.shape[1]:
+        def check_labels(classes: int) -> None:
+            if highest >= classes:
                 raise DeevoError(
-                    f"{name} have label {highest}, but the model has "
-                    f"{logits.shape[1]} classes; expected labels 0..{logits.shape[1] - 1}"
+                    f"{name} have label {highest}, but the model has {classes} classes; expected "
+                    f"labels 0..{classes - 1}"
                 )
+
+        def head(k: int, start: int, logits: Tensor) -> None:
+            check_labels(logits.shape[1])
             own = slice(start, start + logits.shape[0])
             torch.ops.deevo.loss_and_rank(
                 logits[None],
@@ -197,7 +202,11 @@ class PopulationForward:
                 ranks[k : k + 1, own],
             )
 
-        self._forward(rows, images, statistics, head, name)
+        built = self._built(tuple(images.shape[1:]), rows.dtype)
+        if isinstance(built.program, MembersProgram):
+            check_labels(built.program.plan.classes)
+        scores = Scores(target, self.label_smoothing, losses, ranks)
+        self._forward(rows, images, statistics, head, name, scores)
         return Losses(losses.to(labels.device), ranks.to(labels.device))
 
     @torch.no_grad()
@@ -305,7 +314,9 @@ class PopulationForward:
         statistics: Tensor | None,
         head: Head,
         name: str,
+        scores: Scores | None = None,
     ) -> None:
+        """Micro-batches through the program: logits to `head`, or results straight to `scores`."""
         built = self._built(tuple(images.shape[1:]), rows.dtype)
         program = built.program
         if statistics is not None and not statistics.numel():
@@ -334,6 +345,10 @@ class PopulationForward:
             batches = self.preprocessing.batches(shown, self.micro_batch, dtype, self.device)
             sizes = [batch.shape[0] for batch in shown.split(self.micro_batch)]
             with float32_products(self.device, tf32=self.precision == "tf32"):
+                if scores is not None and isinstance(program, MembersProgram):
+                    rest = (scores, self._workers, self.device)
+                    run_chunks(program, rows, statistics, batches, sizes, start, *rest)
+                    continue
                 run_members(
                     program,
                     rows,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.inference.members import MembersProgram
 from deevo_ext.inference.program import Program
 from deevo_ext.inference.workers import Once, Workers
 
@@ -68,6 +70,51 @@ def run_members(
             tasks.append(following.make)
         tasks.extend(functools.partial(run, k, i) for i in range(len(batches)))
     workers.run(tasks)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where results go: labels int64 [N]; losses float32 and ranks int32 [K, N]."""
+
+    labels: Tensor
+    smoothing: float
+    losses: Tensor
+    ranks: Tensor
+
+
+def run_chunks(
+    program: MembersProgram,
+    rows: Tensor,
+    statistics: Tensor | None,
+    batches: Sequence[Tensor],
+    sizes: Sequence[int],
+    first: int,
+    scores: Scores,
+    workers: Workers,
+    device: torch.device,
+) -> None:
+    """Runs rows [K, D], a chunk of members at a time, on micro-batches as `run_members` gets."""
+
+    def run() -> None:
+        images = [program.images(batch) for batch in batches]
+        for k in range(0, rows.shape[0], program.chunk):
+            own = slice(k, k + program.chunk)
+            apart = None if statistics is None else statistics[own].to(device, torch.float32)
+            prepared = program.prepare_members(rows[own].to(device), apart)
+            start = first
+            for shown, size in zip(images, sizes, strict=True):
+                n = slice(start, start + size)
+                program.score(
+                    prepared,
+                    shown,
+                    scores.labels[n],
+                    scores.smoothing,
+                    scores.losses[own, n],
+                    scores.ranks[own, n],
+                )
+                start += size
+
+    workers.run([run])  # one task: a launch has all members, and the interpreter one thread
 
 
 def logits_of(program: Program, prepared: Any, batch: Tensor, name: str) -> Tensor:

@@ -7,7 +7,7 @@ used where it lies, unless it has a norm or another dtype. So are all other para
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,14 @@ class _Place:
     shape: tuple[int, ...]
     channels_last: bool = False
 
+    def find(self, spaces: Sequence[Tensor]) -> Tensor:
+        """[K, *shape] in spaces [K, size]; channels-last ones as [K, out, kh, kw, in]."""
+        flat = spaces[self.space][:, self.offset : self.offset + torch.Size(self.shape).numel()]
+        shape = self.shape
+        if self.channels_last:
+            shape = (shape[0], *shape[2:], shape[1])
+        return flat.view(flat.shape[0], *shape)
+
 
 @dataclass
 class _Table:
@@ -82,7 +90,8 @@ class _Table:
 class Stager:
     """Makes a plan's weights from rows of one layout.
 
-    fixed: tensors by name that are the same for all members. row_dtype: of the rows.
+    fixed: tensors by name that are the same for all members. row_dtype: of the rows. padded: input
+    channels, zeros beyond the layer's own, that convolutions' weights get, by index in the plan.
     """
 
     def __init__(
@@ -93,6 +102,7 @@ class Stager:
         fixed: Mapping[str, Tensor],
         row_dtype: torch.dtype,
         device: torch.device,
+        padded: Mapping[int, int] | None = None,
     ) -> None:
         self.plan, self.dtype, self.row_dtype, self.device = plan, plan.dtype, row_dtype, device
         self._fixed = fixed
@@ -110,7 +120,9 @@ class Stager:
         self._direct: dict[Parameter, Tensor] = {}
         for index, layer in enumerate(plan.layers):
             if isinstance(layer, (Convolution, Linear)):
-                self._layers[index] = self._layer(layer.weights, layer.dtype)
+                self._layers[index] = self._layer(
+                    layer.weights, layer.dtype, (padded or {}).get(index, layer.weights.shape[1])
+                )
         for layer in (*plan.prologue, *plan.layers):
             if isinstance(layer, Aten):
                 for item in _parameters((layer.args, layer.kwargs)):
@@ -146,27 +158,12 @@ class Stager:
         """The weights of `row` [D] with `statistics` [S]; they live as long as row and lease."""
         lease = Lease(self._pool, self.buffers) if buffers is None else None
         weights, vectors = lease.buffers if lease is not None else buffers or self.buffers()
-        if statistics is None:
-            statistics = torch.empty(0, device=self.device)
-        if self.table.numel():
-            torch.ops.deevo.fold(
-                row[None],
-                statistics[None],
-                self.constants,
-                self.table,
-                self.eps,
-                weights[None],
-                vectors[None],
-            )
-        spaces = (row, statistics, self.constants, weights, vectors)
+        own = None if statistics is None else statistics[None]
+        spaces = self._fold(row[None], own, weights[None], vectors[None])
 
         def find(place: _Place) -> Tensor:
-            shape = place.shape
-            count = torch.Size(shape).numel()
-            flat = spaces[place.space][place.offset : place.offset + count]
-            if place.channels_last:
-                return flat.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-            return flat.view(shape)
+            found = place.find(spaces)[0]
+            return found.permute(0, 3, 1, 2) if place.channels_last else found
 
         layers = {
             index: (find(weight), None if bias is None else find(bias))
@@ -174,6 +171,35 @@ class Stager:
         }
         parameters = {item: find(place) for item, place in self._parameters.items()}
         return Staged(layers, parameters | self._direct, lease)
+
+    def stage_members(
+        self, rows: Tensor, statistics: Tensor | None
+    ) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Weights of rows [K, D] with statistics [K, S]; they live as long as the rows.
+
+        By layer (weight, bias): weight [K, out, kh, kw, in] or [K, out, in], bias float32 [K, out]
+        or None; contiguous but for the first stride, which is 0 where members share a tensor.
+        """
+        count = rows.shape[0]
+        weights = torch.empty(count, self._table.weights, dtype=self.dtype, device=self.device)
+        vectors = torch.empty(count, self._table.vectors, device=self.device)
+        spaces = self._fold(rows, statistics, weights, vectors)
+        return {
+            index: (weight.find(spaces), None if bias is None else bias.find(spaces))
+            for index, (weight, bias) in self._layers.items()
+        }
+
+    def _fold(
+        self, rows: Tensor, statistics: Tensor | None, weights: Tensor, vectors: Tensor
+    ) -> Sequence[Tensor]:
+        """Folds rows [K, D]; returns the spaces of `_Place`, [K, size] each."""
+        if statistics is None:
+            statistics = torch.empty(rows.shape[0], 0, device=self.device)
+        if self.table.numel():
+            torch.ops.deevo.fold(
+                rows, statistics, self.constants, self.table, self.eps, weights, vectors
+            )
+        return rows, statistics, self.constants.expand(rows.shape[0], -1), weights, vectors
 
     def _source(self, name: str) -> tuple[int, int, tuple[int, ...]]:
         if name not in self._addresses:
@@ -186,16 +212,17 @@ class Stager:
     def _dtype_in(self, space: int) -> torch.dtype:
         return self.row_dtype if space == 0 else torch.float32
 
-    def _layer(self, own: Weights, dtype: torch.dtype) -> tuple[_Place, _Place | None]:
+    def _layer(self, own: Weights, dtype: torch.dtype, padded: int) -> tuple[_Place, _Place | None]:
         space, offset, shape = self._source(own.weight)
         if dtype != self.dtype:  # the head, in float32
             return self._vector(own.weight), self._vector(own.bias) if own.bias else None
         taps = torch.Size(shape[2:]).numel()
-        same_layout = taps == 1 or shape[1] == 1
+        same_layout = (taps == 1 or shape[1] == 1) and padded == shape[1]
         if own.norm is None and same_layout and self._dtype_in(space) == self.dtype:
             weight = _Place(space, offset, shape, len(shape) == 4)
             return weight, self._vector(own.bias) if own.bias else None
         entry, sources = self._entry(shape[0], shape[1], taps), {"WEIGHT": own.weight}
+        entry[FoldColumn.PADDED], shape = padded, (shape[0], padded, *shape[2:])
         if own.bias is not None:
             sources["BIAS"] = own.bias
         if own.norm is not None:

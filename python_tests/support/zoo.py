@@ -134,3 +134,37 @@ def as_row(model: nn.Module) -> tuple[Layout, Tensor]:
     }
     layout = Layout.build(state, nonneg=[name for name in state if name.endswith("running_var")])
     return layout, layout.flatten(state, torch.zeros(layout.stride))
+
+
+class _Tiny(nn.Module):
+    """torchvision's ResNet of basic blocks, two a stage, with its modules' names, but narrow."""
+
+    def __init__(self, widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        basic = _torchvision().models.resnet.BasicBlock
+        self.conv1 = nn.Conv2d(3, widths[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inside, stages = widths[0], []
+        for i, width in enumerate(widths):
+            stride, shortcut = 1 + (i > 0), None
+            if i:
+                conv = nn.Conv2d(inside, width, 1, stride, bias=False)
+                shortcut = nn.Sequential(conv, nn.BatchNorm2d(width))
+            first = basic(inside, width, stride, shortcut)
+            stages.append(nn.Sequential(first, basic(width, width)))
+            inside = width
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(inside, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def tiny_resnet18(classes: int = 7) -> nn.Module:
+    """ResNet-18 with 16, 16, 32 and 48 channels."""
+    return _Tiny((16, 16, 32, 48), classes)

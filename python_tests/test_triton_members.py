@@ -1,0 +1,339 @@
+"""engine="triton": whole networks of several members in our own kernels, against eager float64.
+
+Without a GPU the kernels run in Triton's interpreter, in float32 and float16.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import deevo_ext as deevo
+from deevo_ext.inference import members
+from deevo_ext.inference.choose import EngineTable
+from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.inference.plan import Convolution
+from deevo_ext.inference.workers import Workers
+from support.convolutions import DEVICE, ROUNDING
+from support.residual import ResNet
+from support.zoo import CifarResNet, as_row, randomised, tiny_resnet18, torchvision_model
+
+INTERPRETED = pytest.mark.skipif(DEVICE == "cuda", reason="runs in the interpreter, without a GPU")
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "basic": (lambda: ResNet(False), 13),
+    "bottleneck": (lambda: ResNet(True), 13),
+    "ResNet-18": (tiny_resnet18, 17),
+    "CIFAR ResNet": (lambda: CifarResNet(1), 8),
+}
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def raw_images(count: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.randint(0, 256, (count, 3, 5, 5), generator=generator).float()
+    smooth = functional.interpolate(coarse, size, mode="bilinear")
+    noise = torch.randint(-20, 21, smooth.shape, generator=generator)
+    return (smooth + noise).clamp(0, 255).to(torch.uint8)
+
+
+def rows_of(row: Tensor, count: int) -> Tensor:
+    """Networks 5 % apart; variances stay positive."""
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(count, row.numel(), generator=generator).clamp(-3, 3)
+    return row * (1 + 0.05 * noise)
+
+
+def logits_of(model: nn.Module, layout: deevo.Layout, row: Tensor, raw: Tensor) -> Tensor:
+    own = copy.deepcopy(model)
+    own.load_state_dict(layout.views(row), strict=False)
+    m, s = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        return own.double()((raw.double() / 255 - m) / s)
+
+
+def bound_of(model: nn.Module, logits: Tensor, precision: str) -> float:
+    """What roundings may move a loss by.
+
+    Each layer rounds weights and activations once, relative error u each (float32: sums of hundreds
+    of terms, 8 u), and a loss moves by at most twice the largest error of a logit. With errors
+    taken as independent from layer to layer, a logit is off by about u sqrt(2 layers) times its
+    root mean square; six times that is allowed.
+    """
+    layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    unit = max(ROUNDING[_TYPES[precision]][0], 8 * 2.0**-24)
+    return 2 * 6 * unit * math.sqrt(2 * layers) * float(logits.square().mean().sqrt())
+
+
+def against_eager(name: str, precision: str, device: str) -> PopulationForward:
+    make, size = NETWORKS[name]
+    model = randomised(make, size)
+    layout, row = as_row(model)
+    rows, raw, labels = rows_of(row, 3), raw_images(3, size), torch.tensor([0, 3, 6])
+    forward = PopulationForward(
+        model, layout, engine="triton", precision=precision, micro_batch=2, mean=MEAN, std=STD,
+        device=device,
+    )  # fmt: skip
+    given = rows.to(device)
+    losses, ranks = forward(given, raw, labels)
+    logits = torch.stack([logits_of(model, layout, row, raw) for row in rows])
+    expected = torch.stack([functional.cross_entropy(z, labels, reduction="none") for z in logits])
+    bound = bound_of(model, logits, precision)
+    error = float((losses - expected).abs().max())
+    assert error <= bound, (error, bound)
+    assert float((expected[0] - expected[1]).abs().max()) > 2 * bound, "nothing would be shown"
+    own = logits.gather(2, labels.expand(3, 3)[..., None])
+    surely, perhaps = (logits > own + bound).sum(2), (logits >= own - bound).sum(2) - 1
+    assert bool(((ranks >= surely) & (ranks <= perhaps)).all())
+    shown = forward.logits(given[1], raw)
+    assert float((shown - logits[1]).abs().max()) <= bound / 2
+    # Alone, or in other company, on another micro-batch: the same bits.
+    alone = forward(given[2:], raw[2:], labels[2:])
+    assert torch.equal(alone.losses, losses[2:, 2:]) and torch.equal(alone.ranks, ranks[2:, 2:])
+    company = forward(given[[2, 0]], raw[:2], labels[:2])
+    assert torch.equal(company.losses, losses[[2, 0], :2])
+    return forward
+
+
+@INTERPRETED
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((n, "float32") for n in NETWORKS), *((n, "float16") for n in ("bottleneck", "ResNet-18"))],
+)
+def test_networks(name: str, precision: str) -> None:
+    forward = against_eager(name, precision, "cpu")
+    size = NETWORKS[name][1]
+    found = [p for p in forward.plan((3, size, size)).layers if isinstance(p, Convolution)]
+    merged = [p.name for p in found if p.engine.startswith("in ")]
+    shortcuts = [p.name for p in found if "shortcut" in p.name or "downsample" in p.name]
+    assert merged == shortcuts and {p.engine for p in found if p.name not in merged} == {"triton"}
+
+
+@INTERPRETED
+@pytest.mark.parametrize(("name", "shortcuts"), [("resnet18", 3), ("resnet34", 3), ("resnet50", 4)])
+def test_torchvisions_resnets_are_taken_whole(name: str, shortcuts: int) -> None:
+    """Plans at full width; their kernels are too slow to interpret."""
+    model = torchvision_model(name)
+    layout, _ = as_row(model)
+    plan = PopulationForward(model, layout, engine="triton", micro_batch=2).plan((3, 64, 64))
+    found = Counter(p.engine if p.engine[:3] != "in " else "in" for p in plan.layers)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    # In other launches: shortcuts in their blocks', mean pool and flattening in the head's.
+    assert found == {"triton": convolutions - shortcuts + 1, "in": shortcuts + 2, "deevo.head": 1}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_on_a_gpu(name: str, precision: str) -> None:
+    against_eager(name, precision, "cuda")
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@INTERPRETED
+def test_no_aten_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three members of a chunk: one fold, one head a micro-batch, and else only copies."""
+    monkeypatch.setattr(Workers, "run", lambda self, tasks: [task() for task in tasks])
+    model = randomised(lambda: ResNet(False), 9)
+    layout, row = as_row(model)
+    raw, labels = raw_images(3, 9), torch.tensor([0, 3, 6])
+    found = {}
+    for engine in ("triton", "eager"):
+        forward = PopulationForward(
+            model, layout, engine=engine, micro_batch=2, mean=MEAN, std=STD, precision="float32"
+        )
+        rows = rows_of(row, 3)
+        forward(rows, raw, labels)  # the plan is made and checked
+        with Calls() as calls:
+            forward(rows, raw, labels)
+        found[engine] = calls.count
+    layers = ("conv", "pool", "mm", "linear", "batch_norm", "relu", "mean", "matmul")
+    assert any("convolution" in name or "conv2d" in name for name in found["eager"])
+    assert not [name for name in found["triton"] if any(part in name for part in layers)]
+    assert found["triton"]["deevo::fold"] == 1 and found["triton"]["deevo::head"] == 2
+
+
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_statistics_apart_and_frozen_layers(dtype: torch.dtype) -> None:
+    """Members share the classifier and a convolution; rows may be in 16 bits."""
+    states = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        states.append(ResNet(False).state_dict())
+    for state in states:
+        for name in state:
+            if name.startswith(("classifier", "blocks.1.layers.0.0")):
+                state[name] = states[0][name]
+            elif state[name].is_floating_point():
+                state[name] = state[name].to(dtype).float()
+    model = ResNet(False)
+    pop = deevo.Population.from_state_dicts(
+        model, states, batchnorm="inherit", frozen=["classifier.*", "blocks.1.layers.0.0.*"]
+    )
+    images, labels = torch.randn(2, 3, 9, 9), torch.tensor([1, 5])
+    forward = PopulationForward(model, pop, engine="triton", micro_batch=2, precision="float32")
+    losses = forward(pop.rows.to(dtype), images, labels, pop.statistics).losses
+    for i in range(3):
+        model.load_state_dict(states[i])
+        with torch.no_grad():
+            logits = copy.deepcopy(model).double()(images.double())
+        expected = functional.cross_entropy(logits, labels, reduction="none")
+        bound = bound_of(model, logits, "float32")
+        assert float((losses[i] - expected).abs().max()) <= bound
+    other = forward(pop.rows[:1].to(dtype), images, labels, pop.statistics[1:2]).losses
+    assert not torch.equal(other[0], losses[0])
+
+
+@INTERPRETED
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_an_overflow_is_the_members_own(precision: str) -> None:
+    model = randomised(lambda: ResNet(False), 9)
+    layout, row = as_row(model)
+    rows = rows_of(row, 3)
+    layout.views(rows[1])["blocks.0.layers.0.1.weight"].mul_(
+        1e6 if precision == "float16" else 1e38
+    )
+    rows[2, layout.entries[0].offset] = math.nan
+    forward = PopulationForward(model, layout, engine="triton", precision=precision, micro_batch=2)
+    losses, ranks = forward(rows, torch.randn(2, 3, 9, 9), torch.tensor([1, 5]))
+    assert bool((losses[1:] == math.inf).all()) and bool((ranks[1:] == 7).all())
+    assert bool(losses[0].isfinite().all()) and bool((ranks[0] < 7).all())
+
+
+@INTERPRETED
+def test_chunks_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results do not depend on where chunks end; one member that needs more has it."""
+    model = randomised(lambda: ResNet(False), 9)
+    layout, row = as_row(model)
+    rows, raw, labels = rows_of(row, 3), raw_images(2, 9), torch.tensor([0, 3])
+    # Largest: the stem's output (5x5x16) and the pool's (3x3x16) of both images, in 4 bytes; then
+    # the folded weights and vectors.
+    live = 4 * 2 * 16 * (5 * 5 + 3 * 3)
+
+    def forward() -> PopulationForward:
+        return PopulationForward(
+            model, layout, engine="triton", micro_batch=2, mean=MEAN, std=STD, precision="float32"
+        )
+
+    program = forward()._built((3, 9, 9), torch.float32).program
+    assert isinstance(program, members.MembersProgram)
+    each = live + program.stager.staged_bytes
+    assert program.chunk == members.CHUNK_BYTES // each
+    for limit, chunk in ((2 * each + 1, 2), (each // 2, 1)):
+        monkeypatch.setattr(members, "CHUNK_BYTES", limit)
+        limited = forward()
+        own = limited._built((3, 9, 9), torch.float32).program
+        assert isinstance(own, members.MembersProgram) and own.chunk == chunk
+        found = limited(rows, raw, labels)
+        alone = limited(rows[2:], raw, labels).losses
+        assert torch.equal(found.losses[2:], alone)
+    with pytest.raises(deevo.DeevoError, match=r"have label 7, but the model has 7 classes"):
+        forward()(rows, raw, torch.tensor([0, 7]))
+
+
+class Tail(nn.Module):
+    """A convolution and whatever follows it."""
+
+    def __init__(self, *after: nn.Module, images: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = images or nn.Identity()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.after = nn.Sequential(*after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.conv(self.first(x)))
+
+
+def pooled(channels: int = 8) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)
+
+
+class Unexportable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3))) if float(x.sum()) > 0 else x.mean((2, 3))
+
+
+REFUSED = {
+    "groups": (Tail(nn.Conv2d(8, 8, 3, groups=8), *pooled()), r"layer after\.0 .*has no groups"),
+    "activation": (Tail(nn.SiLU(), *pooled()), r"layer conv .*has ReLU, not silu"),
+    "flat positions": (
+        Tail(nn.Flatten(), nn.Linear(288, 3)),
+        r"layer after\.1 \(linear\): it reads",
+    ),
+    "hidden layer": (Tail(*pooled(), nn.ReLU(), nn.Linear(3, 3)), r"layer after\.4 .*it reads"),
+    "end": (Tail(*pooled(), nn.ReLU()), r"layer after\.2 .*without an activation"),
+    "operator": (Tail(nn.Softmax(1), *pooled()), r"layer softmax .*no kernel for it"),
+    "pool": (
+        Tail(nn.MaxPool2d(3, 2, ceil_mode=True), *pooled()),
+        r"layer max_pool2d .*no ceil_mode",
+    ),
+    "images": (Tail(*pooled(), images=nn.MaxPool2d(2)), r"layer max_pool2d .*reads the images"),
+    "no graph": (Unexportable(), r"cannot run Unexportable, which has no graph: torch.export"),
+}
+
+
+@INTERPRETED
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_kernel_takes_is_named(name: str) -> None:
+    model, message = REFUSED[name]
+    layout, row = as_row(model.eval())
+    forward = PopulationForward(model, layout, engine="triton", micro_batch=2)
+    with pytest.raises(deevo.DeevoError, match=message):
+        forward(row[None], torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))
+
+
+@INTERPRETED
+def test_pools_and_ends_of_other_kinds() -> None:
+    """Mean pools inside and at the end, 1x1 features, dropout, tails without a bias."""
+    ends = {
+        "mean": (nn.AvgPool2d(2, ceil_mode=False), nn.Conv2d(8, 16, 3, bias=False), nn.AvgPool2d(1),
+                 nn.Flatten(), nn.Dropout(), nn.Linear(16, 3, bias=False)),
+        "whole": (nn.ReLU(), nn.AvgPool2d(6), nn.Dropout(), nn.Flatten(), nn.Linear(8, 3)),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 3, 6, 6), torch.tensor([0, 2])
+    for layers in ends.values():
+        model = Tail(*layers).eval()
+        layout, row = as_row(model)
+        forward = PopulationForward(model, layout, engine="triton", micro_batch=2)
+        losses = forward(row[None], images, labels).losses[0]
+        with torch.no_grad():
+            logits = copy.deepcopy(model).double()(images.double())
+        expected = functional.cross_entropy(logits, labels, reduction="none")
+        assert float((losses - expected).abs().max()) <= bound_of(model, logits, "float32")
+
+
+@INTERPRETED
+def test_without_the_interpreter_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    layout, row = as_row(ResNet(False))
+    forward = PopulationForward(
+        ResNet(False), layout, engine="triton", table=EngineTable(torch.device("cpu"))
+    )
+    with pytest.raises(deevo.DeevoError, match="Triton kernels run on CUDA"):
+        forward.logits(row, torch.zeros(1, 3, 18, 18))
