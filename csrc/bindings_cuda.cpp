@@ -136,6 +136,15 @@ void bind_cuda(py::module_& m) {
                                                     table, eps, entries, weights, vectors)));
         });
 
+  m.def("cuda_head", [](const py::tuple& queue, const std::string& dtype, const py::tuple& features,
+                        const py::tuple& weight, const py::tuple& bias, int64_t positions,
+                        int64_t channels, Address labels, int64_t samples, int64_t classes,
+                        double smoothing, const py::tuple& losses, const py::tuple& ranks) {
+    check(cuda::head(queue_of(queue), storage_of(dtype), rows_of(features), rows_of(weight),
+                     rows_of(bias), positions, channels,
+                     losses_of(labels, samples, classes, smoothing, losses, ranks)));
+  });
+
   m.def("cuda_loss_and_rank",
         [](const py::tuple& queue, const std::string& dtype, const py::tuple& logits,
            Address labels, int64_t samples, int64_t classes, double smoothing,

@@ -158,6 +158,21 @@ def cuda_fold(
     weights: _Matrix,
     vectors: _Matrix,
 ) -> None: ...
+def cuda_head(
+    queue: _Queue,
+    dtype: str,
+    features: _Matrix,
+    weight: _Matrix,
+    bias: _Matrix,
+    positions: int,
+    channels: int,
+    labels: int,
+    samples: int,
+    classes: int,
+    smoothing: float,
+    losses: _Matrix,
+    ranks: _Matrix,
+) -> None: ...
 def cuda_loss_and_rank(
     queue: _Queue,
     dtype: str,

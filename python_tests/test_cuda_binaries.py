@@ -24,7 +24,7 @@ REGISTERS = 65_536  # of a multiprocessor, on every architecture from 8.0 on
 # fold's and loss_and_rank's launch as many as are said to fit.
 THREADS = {
     **{"tile": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256},
-    **{"fold": 4 * 256, "loss_and_rank": 4 * 256},
+    **{"fold": 4 * 256, "loss_and_rank": 4 * 256, "head": 2 * 256},
 }
 ELEMENTWISE = ("tile", "gather")  # of trials and commit: no fused multiplication and addition
 
@@ -62,7 +62,7 @@ def dump(what: str) -> str:
 
 
 def kernel(name: str) -> str:
-    found = re.search(r"\d(tile|gather|plan|gene_mask|tell|fold|loss_and_rank)_kernel", name)
+    found = re.search(r"\d(tile|gather|plan|gene_mask|tell|fold|head|loss_and_rank)_kernel", name)
     assert found, name
     return found[1]
 
@@ -102,7 +102,7 @@ def test_every_architecture_has_every_kernel() -> None:
     built = {name.removesuffix("+PTX").replace(".", "") for name in _build_info.cuda_architectures}
     expected = {
         **{"tile": 6, "gather": 3, "plan": 1, "gene_mask": 1, "tell": 1},
-        **{"fold": 9, "loss_and_rank": 3},
+        **{"fold": 9, "loss_and_rank": 3, "head": 6},
     }
     for table in (machine_code(), usage()):
         assert {architecture for architecture, _, _ in table} == built
@@ -143,7 +143,7 @@ def test_no_kernel_asks_for_a_fused_operation() -> None:
         pytest.skip("the extension holds no PTX")
     text = dump("-ptx")
     entries = map(kernel, re.findall(r"\.entry (\w+)", text))
-    assert {"plan", "tell", "fold", "loss_and_rank"} <= set(entries)
+    assert {"plan", "tell", "fold", "head", "loss_and_rank"} <= set(entries)
     assert "mul.f64" in text or "mul.rn.f64" in text
     assert not re.findall(r"^\s*(?:fma|mad)\.\w*\.?f(?:32|64)\b.*", text, re.M)
 
@@ -184,5 +184,11 @@ def test_folded_weights_move_16_bytes_at_a_time() -> None:
 
 def test_lanes_exchange_what_they_found_in_registers() -> None:
     for key, counts in machine_code().items():
-        if key[1] == "loss_and_rank":
+        if key[1] in ("loss_and_rank", "head"):
             assert any(re.match(r"SHFL\.BFLY", op) for op in counts), key
+
+
+def test_features_are_read_16_bytes_at_a_time() -> None:
+    for key, counts in machine_code().items():
+        if key[1] == "head":
+            assert any(re.match(r"LDG\.E\.128", op) for op in counts), key

@@ -92,3 +92,26 @@ def test_folding_neither_waits_nor_allocates_and_replays(backend: str) -> None:
     torch.cuda.synchronize()
     written = expected != 7.0
     assert same_bits(arguments[5][written], expected[written])
+
+
+@pytest.mark.parametrize(("positions", "channels", "classes"), [(49, 512, 1000), (3, 33, 7)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_heads(dtype: torch.dtype, positions: int, channels: int, classes: int) -> None:
+    """Bit for bit on backend cuda, which adds in reference's order; others have a tolerance."""
+    if (reason := backends.why_unavailable("cuda")) is not None:
+        pytest.skip(reason)
+    draw = torch.Generator().manual_seed(channels)
+    features = torch.randn(2, 37, positions, channels, generator=draw).to(dtype)
+    weight = torch.randn(2, classes, channels, generator=draw).to(dtype)
+    bias = torch.randn(2, classes, generator=draw)
+    labels = torch.randint(0, classes, (37,), generator=draw)
+    results = []
+    for device, name in (("cpu", "reference"), ("cuda", "cuda")):
+        losses = torch.full((2, 37), 7.0, device=device)
+        ranks = torch.full((2, 37), 7, dtype=torch.int32, device=device)
+        inputs = [t.to(device) for t in (features, weight, bias, labels)]
+        with backends.use(name):
+            OPERATORS.head(*inputs, 0.1, losses, ranks)
+        results.append((losses.cpu(), ranks.cpu()))
+    for wanted, found in zip(*results, strict=True):
+        assert same_bits(found, wanted)

@@ -6,12 +6,14 @@ Their other tests run them too, as backend cuda-on-host with its default machine
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from deevo_ext import backends
+from deevo_ext.errors import DeevoError
 from support import cuda_on_host
 from support.folding import DTYPES, Builder, Problem, varied
 from support.operators import OPERATORS, same_bits
@@ -106,3 +108,47 @@ def test_every_machine_has_the_same_losses(classes: int, dtype: torch.dtype, mac
         found = losses_of(logits.to(dtype), labels)
     for ours, wanted in zip(found, expected, strict=True):
         assert same_bits(ours, wanted)
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    **MACHINES,
+    "tiles of classes": {"shared_bytes": 5_500, "order": "shuffled"},
+    "a sample at a time": {"shared_bytes": 1_100, "order": "shuffled"},
+}
+
+
+@pytest.mark.parametrize("machine", HEADS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_machine_has_the_same_heads(dtype: torch.dtype, machine: str) -> None:
+    """Channels in vectors and not, samples and classes that fill no block."""
+    draw = torch.Generator().manual_seed(2)
+    for samples, positions, channels, classes in ((17, 3, 40, 133), (9, 1, 33, 70), (3, 49, 8, 2)):
+        features = torch.randn(2, samples, positions, channels, generator=draw).to(dtype)
+        features[1, 2, 0, 5] = float("inf")
+        weight = torch.randn(2, classes, channels, generator=draw).to(dtype)
+        bias = torch.randn(2, classes, generator=draw)
+        labels = torch.randint(0, classes, (samples,), generator=draw)
+        results = []
+        for played in (False, True):
+            losses = torch.full((2, samples), 7.0)
+            ranks = torch.full((2, samples), 7, dtype=torch.int32)
+            on = cuda_on_host.play(**HEADS[machine]) if played else backends.use("reference")
+            with on:
+                OPERATORS.head(features, weight, bias, labels, 0.1, losses, ranks)
+            results.append((losses, ranks))
+        for wanted, ours in zip(*results, strict=True):
+            assert same_bits(ours, wanted)
+        assert torch.isinf(results[0][0][1, 2])
+
+
+def test_head_refuses_channels_that_no_block_holds() -> None:
+    losses, ranks = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int32)
+    arguments = (torch.ones(1, 1, 1, 600), torch.ones(1, 3, 600), torch.ones(1, 3))
+    labels = torch.zeros(1, dtype=torch.int64)
+    match = "head: features has 600 channels; expected at most the 493 "
+    with cuda_on_host.play(shared_bytes=2_496), pytest.raises(DeevoError, match=match):
+        OPERATORS.head(*arguments, labels, 0.0, losses, ranks)
+    arguments = tuple(t[..., :493].contiguous() if t.dim() > 2 else t for t in arguments)
+    with cuda_on_host.play(shared_bytes=2_496):
+        OPERATORS.head(*arguments, labels, 0.0, losses, ranks)
+    assert losses[0, 0] == torch.tensor(math.log(3.0))

@@ -19,8 +19,7 @@ from support.folding import DTYPES
 from support.operators import OPERATORS, num_threads, same_bits
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
-BACKENDS = ("reference", "cpu")
-LOSS_BACKENDS = (*BACKENDS, cuda_on_host.NAME)
+BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
 
 
 def loss_and_rank(
@@ -74,7 +73,7 @@ def test_exponentials() -> None:
     assert compiled.exp_fixed(0.0) == 2**40
 
 
-@pytest.mark.parametrize("backend", LOSS_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [0.001, 1.0, 30.0, 1e5])
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
@@ -120,7 +119,7 @@ def test_torch_agrees(backend: str) -> None:
         assert torch.equal(ranks[k] < 5, (top == labels[:, None]).any(1))
 
 
-@pytest.mark.parametrize("backend", LOSS_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lower_class(backend: str) -> None:
     logits = torch.tensor([[[1.0, 2.0, 2.0, 2.0, 0.0], [0.0, -0.0, 0.0, -1.0, 0.0]]])
     with backends.use(backend):
@@ -128,7 +127,7 @@ def test_ties_go_to_the_lower_class(backend: str) -> None:
     assert found == [[3, 0], [0, 1], [1, 2], [2, 4], [4, 3]]
 
 
-@pytest.mark.parametrize("backend", LOSS_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_logit_that_is_not_finite(backend: str, bad: float, place: int) -> None:
@@ -145,7 +144,7 @@ def test_a_logit_that_is_not_finite(backend: str, bad: float, place: int) -> Non
     assert torch.equal(ranks[:, ::2], clean_ranks)
 
 
-@pytest.mark.parametrize("backend", LOSS_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_logits(backend: str) -> None:
     """The largest float32 values: a loss beyond float32 is +inf, one that fits is kept."""
     big = torch.finfo(torch.float32).max
@@ -170,15 +169,15 @@ def test_compiled_is_reference(
     arguments = random_head(*shape, dtype=dtype)
     with backends.use("reference"):
         expected = head(arguments, smoothing)
-    for threads in (1, 3):
-        with backends.use("cpu"), num_threads(threads):
+    for backend, threads in (("cpu", 1), ("cpu", 3), (cuda_on_host.NAME, 1)):
+        with backends.use(backend), num_threads(threads):
             for found, wanted in zip(head(arguments, smoothing), expected, strict=True):
                 assert same_bits(found, wanted)
     logits = torch.randn(2, 19, shape[-1]).to(dtype)
     labels = torch.arange(19) % shape[-1]
     with backends.use("reference"):
         expected = loss_and_rank(logits, labels, smoothing)
-    for backend in LOSS_BACKENDS[1:]:
+    for backend in BACKENDS[1:]:
         with backends.use(backend):
             for found, wanted in zip(
                 loss_and_rank(logits, labels, smoothing), expected, strict=True

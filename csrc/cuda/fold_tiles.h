@@ -7,6 +7,7 @@
 
 #include "deevo/fold.h"
 #include "launch.h"
+#include "numbers.h"
 #include "operators.h"
 #include "vectors.h"
 
@@ -22,11 +23,6 @@ DEEVO_DEVICE typename To::Stored narrow(float x) {
 }
 
 #if defined(__CUDA_ARCH__)
-template <>
-DEEVO_DEVICE void widen_pair<FromFloat16>(uint32_t pair, float* low, float* high) {
-  widen_pair<Float16>(pair, low, high);
-}
-
 template <>
 DEEVO_DEVICE uint16_t narrow<ToBFloat16>(float x) {
   uint16_t stored;

@@ -114,4 +114,7 @@ const char* fold(const Queue& queue, const Fold& f);
 
 const char* loss_and_rank(const Queue& queue, Storage storage, Rows logits, const Losses& l);
 
+const char* head(const Queue& queue, Storage storage, Rows features, Rows weight, Rows bias,
+                 int64_t positions, int64_t channels, const Losses& l);
+
 }  // namespace deevo::cuda

@@ -1,4 +1,4 @@
-"""fold and loss_and_rank of the CUDA backend."""
+"""fold, head and loss_and_rank of the CUDA backend."""
 
 from __future__ import annotations
 
@@ -30,6 +30,39 @@ def fold(
         table.shape[0],
         rows_of(weights),
         rows_of(vectors),
+    )
+
+
+def head(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: torch.Tensor,
+    smoothing: float,
+    losses: torch.Tensor,
+    ranks: torch.Tensor,
+) -> None:
+    """As `deevo_ext.backends.reference.head`; channels that shared memory cannot hold are refused.
+
+    A block keeps one sample's means in float32: on a GPU with 99 KiB of shared memory for a block
+    about 25,000 channels.
+    """
+    _, samples, positions, channels = features.shape
+    call(
+        "head",
+        features,
+        dtype_of(features),
+        rows_of(features),
+        rows_of(weight),
+        rows_of(bias),
+        positions,
+        channels,
+        labels.data_ptr(),
+        samples,
+        weight.shape[1],
+        smoothing,
+        rows_of(losses),
+        rows_of(ranks),
     )
 
 
