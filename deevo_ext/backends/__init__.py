@@ -1,8 +1,8 @@
 """The operators' backends: `reference` is the specification, the others are what one uses.
 
 Which one serves a call: the one that `use` or the environment variable DEEVO_BACKEND forces, else
-`cpu` for CPU tensors, and for CUDA tensors `cuda` if the extension was built with it, `triton`
-otherwise. A backend that cannot serve is an error, never silently another one.
+`cpu` for CPU tensors, and for CUDA tensors `cuda` if the extension was built with it and it has the
+operator, `triton` otherwise. A backend that cannot serve is an error, never silently another one.
 """
 
 from __future__ import annotations
