@@ -15,9 +15,10 @@ from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import PRESETS, Configuration
 from deevo_ext.evolution.evolve import Result, evolve
-from deevo_ext.evolution.optimizer import DifferentialEvolution, Trials
+from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.replay import replay
 from deevo_ext.evolution.run import Evolution, Fitness
+from deevo_ext.evolution.trials import Trials
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.forward import Losses, PopulationForward

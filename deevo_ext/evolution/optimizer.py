@@ -7,15 +7,17 @@ Trials are never state: `Trials` regenerates any of them from counters whenever 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.bounds import held_bounds
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.staging import Staging
+from deevo_ext.evolution.trials import Trials
 from deevo_ext.memory import zero_rows
 from deevo_ext.ops.library import Prepared
 from deevo_ext.population import Population
@@ -29,80 +31,6 @@ from deevo_ext.tables import (
 )
 
 Callback = Callable[[dict[str, float]], None]
-
-
-class Trials:
-    """What waits for fitness values: a generation's trials, or the parents themselves.
-
-    Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
-    parents), ``members`` (int64, ascending: whose rows want a score; all of them but those that
-    population reduction has taken out), ``size`` (NP: the fitness values to tell), ``tail`` (a
-    copy of the members' BatchNorm variances, which a model in train mode would overwrite through
-    views).
-    """
-
-    def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:
-        self._owner = owner
-        self.generation = generation
-        self.parents = parents
-        self.tail = _tail(owner.population).clone()
-        self.members = owner.living
-        self.size = owner.population.size
-
-    def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """The rows of some members, [E, D], in new memory."""
-        chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1).contiguous()
-        out = self._owner.new_rows(chosen.numel())
-        self._fill(chosen, out)
-        return out
-
-    def chunks(
-        self, size: int, device: torch.device | str | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields (members int64 [e], rows [e, D]) for all of `members`, at most `size` at a time.
-
-        device: where the rows are wanted, the population's by default; on the way to another one
-        they go through two page-locked buffers. Rows are valid until the next chunk: trials share
-        one buffer, parents are the population. members is on the CPU, to index with.
-        """
-        if size < 1:
-            raise DeevoError(f"size is {size}; expected at least one row per chunk")
-        if device is not None and (there := torch.empty(0, device=device).device) != self._device:
-            staging = self._owner.staging(min(size, self.members.numel()), there)
-            for members in self.members.split(size):
-                self._fill(members, staging.near(members.numel()))
-                yield members, staging.send(members.numel())
-            return
-        count, rows = self.members.numel(), self._owner.population.rows
-        in_place = self.parents and count == rows.shape[0]
-        buffer = rows if in_place else self._owner.chunk_buffer(min(size, count))
-        for members in self.members.split(size):
-            if in_place:
-                self._require_current()
-                start = int(members[0])
-                yield members, rows[start : start + members.numel()]
-            else:
-                self._fill(members, buffer[: members.numel()])
-                yield members, buffer[: members.numel()]
-
-    @property
-    def _device(self) -> torch.device:
-        return self._owner.population.rows.device
-
-    def _fill(self, members: torch.Tensor, out: torch.Tensor) -> None:
-        self._require_current()
-        members = members.to(self._device)
-        if self.parents:
-            torch.index_select(self._owner.population.rows, 0, members, out=out)
-        else:
-            self._owner.make_trials(members, out)
-
-    def _require_current(self) -> None:
-        if self._owner.pending is not self:
-            raise DeevoError(
-                f"these trials of generation {self.generation} are over: their fitness was told or "
-                "others were asked for; call ask() again"
-            )
 
 
 class DifferentialEvolution:
@@ -170,7 +98,7 @@ class DifferentialEvolution:
 
         size, device = population.size, population.rows.device
         layout = population.layout
-        self._bounds = _bounds(self.configuration, population)
+        self._bounds = held_bounds(self.configuration, population)
         self._genes = layout.genes(self.configuration.crossover_unit).to(device)
         genes = self._genes.numel()
         self._settings = self.configuration.settings(layout.weights, genes).to(device)
@@ -318,7 +246,7 @@ class DifferentialEvolution:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
         own = values.to(self._fitness.device)
-        if pending.tail.numel() and not torch.equal(_tail(self.population), pending.tail):
+        if pending.population_was_written():
             raise DeevoError(
                 "the population was written to since ask(), as norm layers do in train mode: call "
                 "model.eval() before evaluating, and begin again on a freshly loaded population"
@@ -427,35 +355,6 @@ class DifferentialEvolution:
             "alive": self._alive,
             "generation": self._generation,
         }
-
-
-def _tail(population: Population) -> torch.Tensor:
-    return population.rows[:, population.layout.nonneg_start :]
-
-
-def _held(bound: float, dtype: torch.dtype) -> float:
-    """The outermost number of a dtype that does not lie beyond the bound, seen from 0."""
-    held = torch.tensor([bound], dtype=torch.float64).to(dtype)
-    if abs(held.item()) > abs(bound):
-        bits = held.view(torch.int32 if dtype == torch.float32 else torch.int16)
-        bits -= 1  # the next number towards 0: sign and magnitude
-    return held.item()
-
-
-def _bounds(configuration: Configuration, population: Population) -> tuple[float, float]:
-    dtype = population.rows.dtype
-    lower = -math.inf if configuration.lower is None else _held(configuration.lower, dtype)
-    upper = math.inf if configuration.upper is None else _held(configuration.upper, dtype)
-    bounded = population.rows[:, : population.layout.nonneg_start]
-    if lower == -math.inf and upper == math.inf:
-        return lower, upper
-    for member, row in zip(population.names, bounded, strict=True):
-        if bool((row < lower).any()) or bool((row > upper).any()):
-            raise DeevoError(
-                f"member {member!r} has weights outside [lower, upper] = [{lower}, {upper}]; widen "
-                "the bounds"
-            )
-    return lower, upper
 
 
 _IDENTITY = ("contract", "configuration", "layout", "seed")
