@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.evaluator import mean_loss
-from deevo_ext.inference.fitness import batch_indices, image_set
+from deevo_ext.inference.fitness import image_set
+from deevo_ext.inference.metrics import mean_score
+from deevo_ext.inference.sampling import batch_indices
 from support.evolution import Net, images, members, population
 
 
@@ -118,12 +119,14 @@ def test_batches_are_class_balanced_distinct_and_seeded() -> None:
 def test_rotation_follows_its_schedule() -> None:
     evaluator = deevo.Evaluator(Net(), population(4))
     fixed = deevo.ClassificationFitness(evaluator, images(50), images_per_batch=50)
-    assert {fixed.batch_of(g) for g in range(20)} == {0} and len(fixed.batch(0)) == 50
+    assert {fixed.batch_of(g) for g in range(20)} == {0} and [len(p) for p in fixed.parts(0)] == [
+        50
+    ]
     rotating = deevo.ClassificationFitness(
         evaluator, images(50), images_per_batch=20, generations_per_batch=2
     )
     assert [rotating.batch_of(g) for g in range(1, 8)] == [0, 0, 1, 1, 2, 2, 3]
-    assert len(rotating.batch(3)) == 20
+    assert [len(part) for part in rotating.parts(3)] == [20]
 
 
 def test_what_is_no_image_set_device_or_model_is_named() -> None:
@@ -157,10 +160,10 @@ def test_a_model_that_returns_no_logits_is_refused() -> None:
         deevo.Evaluator(Features(), pop).score(pop.rows[0], images(10))
 
 
-def test_mean_loss_adds_subtotals_in_float64() -> None:
+def test_mean_score_adds_subtotals_in_float64() -> None:
     losses = torch.full((10_000,), 0.1)
-    assert mean_loss(losses, 250) == pytest.approx(float(torch.tensor(0.1).double()), rel=1e-14)
-    assert mean_loss(torch.tensor([1.0, math.nan]), 250) == math.inf
+    assert mean_score(losses, 250) == pytest.approx(float(torch.tensor(0.1).double()), rel=1e-14)
+    assert mean_score(torch.tensor([1.0, math.nan]), 250) == math.inf
 
 
 def test_scores_do_not_depend_on_the_number_of_threads_and_leave_it_alone() -> None:

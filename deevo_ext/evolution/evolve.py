@@ -18,6 +18,8 @@ from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness, image_set
+from deevo_ext.inference.metrics import ImageScores
+from deevo_ext.inference.racing import Racing
 from deevo_ext.population import Population
 
 Images = ImageSet | tuple[torch.Tensor, torch.Tensor]
@@ -52,7 +54,10 @@ def evolve(
     run_dir: str | Path | None = None,
     images_per_batch: int | Literal["auto"] | None = "auto",
     generations_per_batch: int = 3,
-    metric: str = "loss",
+    metric: str | ImageScores = "loss",
+    label_smoothing: float = 0.0,
+    racing: float | None = None,
+    racing_first: float = 1 / 32,
     validate_every: int = 10,
     micro_batch: int = 64,
     device: torch.device | str = "cpu",
@@ -79,7 +84,11 @@ def evolve(
     glob. images_per_batch: fitness images per generation, a new class-balanced batch every
     generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
     them; None, or as many as there are, is all of them always, which a population over-fits sooner.
-    metric: "loss" or "top1", of fitness and validation. micro_batch: images per forward pass.
+    metric: "loss", "top1" or a function of (logits, labels) that gives a score per image, less is
+    better; of fitness and validation. label_smoothing: of the fitness' loss. racing: trials that
+    lose to their parent on the first `racing_first` of the images, on twice as many, and so on, are
+    dropped there; a trial that would win is lost at this error rate (None: all are evaluated on all
+    images). micro_batch: images per forward pass.
     device: where networks are evaluated. population_device: where the population lies and is
     evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
     `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
@@ -119,6 +128,8 @@ def evolve(
         images_per_batch=images_per_batch,
         generations_per_batch=generations_per_batch,
         metric=metric,
+        label_smoothing=label_smoothing,
+        racing=None if racing is None else Racing(racing, racing_first),
         seed=seed,
     )
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)

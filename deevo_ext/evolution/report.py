@@ -20,7 +20,8 @@ from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
-from deevo_ext.inference.evaluator import Evaluator, PerImage, mean_loss
+from deevo_ext.inference.evaluator import Evaluator, PerImage
+from deevo_ext.inference.metrics import mean_score
 from deevo_ext.population import Population
 
 SOUP = "initial greedy soup"
@@ -192,7 +193,7 @@ def compare(run: Evolution, images: ImageSet) -> Comparison:
     rows = [
         Row(
             name=name,
-            loss=mean_loss(found.losses, evaluator.micro_batch),
+            loss=mean_score(found.losses, evaluator.micro_batch),
             top1=float(found.correct.double().mean()),
             images=len(images),
             gained=int((found.correct & ~soup.correct).sum()),

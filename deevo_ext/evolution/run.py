@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from deevo_ext.evolution.generation import Generation, diversity
 from deevo_ext.evolution.journal import Journal, Record, line_of, to_hex
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
+from deevo_ext.evolution.scoring import Fitness, Scoring, as_fitness
 from deevo_ext.evolution.storage import (
     encode_statistics,
     initial_checkpoints,
@@ -26,58 +27,11 @@ from deevo_ext.evolution.storage import (
 )
 from deevo_ext.files import write_whole
 from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.evaluator import METRICS, Evaluator
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.metrics import ImageScores, Metric
 from deevo_ext.tables import CONTRACT_VERSION
 
 EVOLVED = "evolved.safetensors"
-
-
-class Fitness(Protocol):
-    """What scores trials; `inference.fitness.ClassificationFitness` is the one for image sets.
-
-    An attribute ``device``, where there is one, says where it wants its rows.
-    """
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values that decide the scores; a run is resumed only where they are the same."""
-        ...
-
-    def batch_of(self, generation: int) -> int:
-        """The batch a generation is scored on; scores of two batches are never compared."""
-        ...
-
-    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
-        """Fitness, minimised, of rows [E, D] that stand for members [E]."""
-        ...
-
-
-class FunctionFitness:
-    """A plain function of one row, `evaluate(row) -> float`, as a Fitness on one fixed batch."""
-
-    def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
-        self.evaluate = evaluate
-        kind = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
-        self.name = f"{kind.__module__}.{kind.__qualname__}"
-
-    def describe(self) -> dict[str, Any]:
-        """The function's name, all that is known of it."""
-        return {"function": self.name}
-
-    def batch_of(self, generation: int) -> int:
-        """Always batch 0."""
-        return 0
-
-    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
-        """The function's values."""
-        return [float(self.evaluate(row)) for row in rows]
-
-
-def _as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:
-    if hasattr(fitness, "batch_of"):
-        return cast(Fitness, fitness)
-    if not callable(fitness):
-        raise DeevoError(f"fitness is {fitness!r}; expected a Fitness or a function of one row")
-    return FunctionFitness(fitness)
 
 
 class Evolution:
@@ -87,10 +41,10 @@ class Evolution:
     where journal.jsonl, metrics.csv and evolved.safetensors go; a folder that holds this run's
     journal is resumed with the result of an uninterrupted run. evaluator and validation: images
     that choose the returned candidate (best member, mean, greedy soup) every `validate_every`
-    generations, by `metric` ("loss" or "top1"); without them it is the best member of the last
-    generation. chunk: rows evaluated at a time, the E of peak memory NP + E rows; validation adds
-    the six candidates that the comparison is about. callbacks: called with each generation's
-    metrics, those of a resumed run's past too.
+    generations, by `metric` ("loss", "top1" or a function, see `inference.metrics`); without them
+    it is the best member of the last generation. chunk: rows evaluated at a time, the E of peak
+    memory NP + E rows; validation adds the six candidates of the comparison. callbacks: called
+    with each generation's metrics, those of a resumed run's past too.
     """
 
     def __init__(
@@ -102,7 +56,7 @@ class Evolution:
         evaluator: Evaluator | None = None,
         validation: ImageSet | None = None,
         validate_every: int = 10,
-        metric: str = "loss",
+        metric: str | ImageScores | Metric = "loss",
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
@@ -113,16 +67,14 @@ class Evolution:
             raise DeevoError(
                 f"validate_every is {validate_every} and chunk {chunk}; expected at least 1"
             )
-        if metric not in METRICS:
-            raise DeevoError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
         self.de = de
-        self.fitness = _as_fitness(fitness)
+        self.fitness = as_fitness(fitness)
+        self.scoring = Scoring(de, self.fitness, chunk)
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.evaluator = evaluator
         self.validation = validation
         self.validate_every = validate_every
-        self.metric = metric
-        self.chunk = chunk
+        self.metric = Metric.of(metric)
         self.progress = progress
         self.callbacks = list(callbacks)
         self.course = Course(de, evaluator.statistics_of if evaluator else None)
@@ -161,7 +113,7 @@ class Evolution:
                 "images": len(self.validation),
                 "sha256": self.validation.digest(),
                 "every": self.validate_every,
-                "metric": self.metric,
+                **self.metric.describe(),
                 "evaluator": None if self.evaluator is None else self.evaluator.describe(),
             },
         }
@@ -200,6 +152,9 @@ class Evolution:
                     self._account(record)
                     generation = self.course.apply(record)
                 self._observe(generation, record, bar)
+            if done and self.de.generation < total:
+                due = self.fitness.batch_of(self.de.generation + 1)
+                self.scoring.resume(self._batch if self._batch == due else None)
             self._passes_before = self._passes()
             if not done:
                 self._first()
@@ -244,7 +199,7 @@ class Evolution:
         batch = self.fitness.batch_of(number)
         record: Record = {"generation": number, "batch": batch}
         if batch != self._batch:
-            parents = self._scores(batch, parents=True)
+            parents = self.scoring.parents(batch)
             if all(math.isnan(value) or value == math.inf for value in parents):
                 raise DeevoError(
                     "no member of the population has a finite fitness: check images, labels and "
@@ -252,28 +207,22 @@ class Evolution:
                 )
             record["parents"] = to_hex(parents)
             self.course.score_parents(parents)
-        trials = self._scores(batch, parents=False)
+        trials, race = self.scoring.trials(batch)
         record["trials"] = to_hex(trials)
+        if race is not None:
+            record["racing"] = race
         generation = self.course.advance(trials)
+        self.scoring.settle(generation)
         due = number % self.validate_every == 0 or number == self.de.configuration.generations
         if self.validation is not None and due:
             record["validation"] = self._validate()
         self._finish(record, started)
         return record, generation
 
-    def _scores(self, batch: int, parents: bool) -> list[float]:
-        waiting = self.de.ask_parents() if parents else self.de.ask()
-        values = [math.inf] * self.de.population.size
-        for members, rows in waiting.chunks(self.chunk, getattr(self.fitness, "device", None)):
-            scores = self.fitness(rows, members, batch)
-            for member, score in zip(members.tolist(), scores, strict=True):
-                values[member] = float(score)
-        return values
-
     def _validate(self) -> dict[str, Any]:
         assert self.evaluator is not None and self.validation is not None
         evaluator, images = self.evaluator, self.validation
-        return self.course.validate(lambda row, s: evaluator.score(row, images, s).by(self.metric))
+        return self.course.validate(lambda row, s: evaluator.score_by(row, images, self.metric, s))
 
     def _finish(self, record: Record, started: float) -> None:
         """Costs into the record, the record into the journal."""
@@ -313,6 +262,11 @@ class Evolution:
             return
         metrics = generation.metrics()
         metrics["diversity"] = diversity(self.de.population.rows, self.de.living)
+        if "racing" in record:
+            race = record["racing"]
+            metrics["non_finite"] = float(race["non_finite"])  # dropped trials have +inf, too
+            metrics["racing/images"] = sum(race["images"]) / (race["of"] * len(race["images"]))
+            metrics["racing/dropped"] = float(sum(n < race["of"] for n in race["images"]))
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         for kind in ("member", "mean", "soup"):

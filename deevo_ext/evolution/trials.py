@@ -37,33 +37,39 @@ class Trials:
         return out
 
     def chunks(
-        self, size: int, device: torch.device | str | None = None
+        self,
+        size: int,
+        device: torch.device | str | None = None,
+        *,
+        members: torch.Tensor | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (members int64 [e], rows [e, D]) for all of `members`, at most `size` at a time.
 
-        device: where the rows are wanted, the population's by default; on the way to another one
-        they go through two page-locked buffers. Rows are valid until the next chunk: trials share
-        one buffer, parents are the population. members is on the CPU, to index with.
+        members: fewer of them, int64 on the CPU. device: where the rows are wanted, the
+        population's by default; on the way to another one they go through two page-locked buffers.
+        Rows are valid until the next chunk: trials share one buffer, parents are the population.
+        The members yielded are on the CPU, to index with.
         """
         if size < 1:
             raise DeevoError(f"size is {size}; expected at least one row per chunk")
+        wanted = self.members if members is None else members
         if device is not None and (there := torch.empty(0, device=device).device) != self._device:
             staging = self._owner.staging(min(size, self.members.numel()), there)
-            for members in self.members.split(size):
-                self._fill(members, staging.near(members.numel()))
-                yield members, staging.send(members.numel())
+            for some in wanted.split(size):
+                self._fill(some, staging.near(some.numel()))
+                yield some, staging.send(some.numel())
             return
-        count, rows = self.members.numel(), self._owner.population.rows
+        count, rows = wanted.numel(), self._owner.population.rows
         in_place = self.parents and count == rows.shape[0]
-        buffer = rows if in_place else self._owner.chunk_buffer(min(size, count))
-        for members in self.members.split(size):
+        buffer = rows if in_place else self._owner.chunk_buffer(min(size, self.members.numel()))
+        for some in wanted.split(size):
             if in_place:
                 self._require_current()
-                start = int(members[0])
-                yield members, rows[start : start + members.numel()]
+                start = int(some[0])
+                yield some, rows[start : start + some.numel()]
             else:
-                self._fill(members, buffer[: members.numel()])
-                yield members, buffer[: members.numel()]
+                self._fill(some, buffer[: some.numel()])
+                yield some, buffer[: some.numel()]
 
     def population_was_written(self) -> bool:
         """Whether BatchNorm variances changed since ask(): a model in train mode writes views."""

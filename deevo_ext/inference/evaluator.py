@@ -7,7 +7,6 @@ alone: not on what is evaluated with it, nor on the number of threads.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from torch.func import functional_call
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.choose import EngineTable
-from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.inference.forward import Losses, PopulationForward
+from deevo_ext.inference.metrics import Metric, mean_score
 from deevo_ext.inference.workers import Modules, Workers
 from deevo_ext.population import Population
 
-METRICS = ("loss", "top1")
 # What the precision check looks at.
 _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024
 
@@ -43,10 +42,6 @@ class Score:
     loss: float
     top1: float
     images: int
-
-    def by(self, metric: str) -> float:
-        """The score to minimise: the loss, or 1 - top-1; +inf where the loss is not finite."""
-        return self.loss if metric == "loss" or self.loss == math.inf else 1.0 - self.top1
 
 
 class Evaluator:
@@ -155,16 +150,72 @@ class Evaluator:
         self, rows: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
     ) -> list[PerImage]:
         """Losses and hits of rows [K, D] on images; inherited [K, S] as in `statistics_of`."""
-        used: torch.Tensor | None = None
-        if self.population.statistics_layout.dim:
-            given = [None] * len(rows) if inherited is None else list(inherited)
-            own = [self.statistics_of(row, s) for row, s in zip(rows, given, strict=True)]
-            found = [s for s in own if s is not None]
-            used = torch.stack(found) if len(found) == len(rows) else None
-        self._settle(images)
-        losses, ranks = self.forward(rows, images.images, images.labels, used, name=images.name)
-        self.forward_passes += len(images) * len(rows)
+        losses, ranks = self._losses(rows, images, self.used_statistics(rows, inherited), 0.0)
         return [PerImage(one, rank == 0) for one, rank in zip(losses, ranks, strict=True)]
+
+    def used_statistics(
+        self, rows: torch.Tensor, inherited: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """`statistics_of` several rows, [K, S]."""
+        if not self.population.statistics_layout.dim:
+            return None
+        given = [None] * len(rows) if inherited is None else list(inherited)
+        own = [self.statistics_of(row, s) for row, s in zip(rows, given, strict=True)]
+        found = [s for s in own if s is not None]
+        return torch.stack(found) if len(found) == len(rows) else None
+
+    def image_scores(
+        self,
+        rows: torch.Tensor,
+        images: ImageSet,
+        metric: Metric,
+        statistics: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Scores float32 [K, N] by a metric of rows [K, D] used with statistics [K, S]."""
+        if metric.function is None:
+            found = self._losses(rows, images, statistics, metric.label_smoothing)
+            return metric.of_results(*found)
+        self._settle(images)
+        labels = images.labels.to(self.device)
+        scores = torch.empty(len(rows), len(images), device=self.device)
+
+        def head(k: int, start: int, logits: torch.Tensor) -> None:
+            own = slice(start, start + len(logits))
+            scores[k, own] = metric.of_logits(logits.float(), labels[own])
+
+        self.forward.each(rows, images.images, statistics, head, name=images.name)
+        self.forward_passes += len(images) * len(rows)
+        return scores
+
+    def score_by(
+        self,
+        row: torch.Tensor,
+        images: ImageSet,
+        metric: Metric,
+        inherited: torch.Tensor | None = None,
+    ) -> float:
+        """The mean of one row's scores by a metric."""
+        own = self.statistics_of(row, inherited)
+        scores = self.image_scores(row[None], images, metric, None if own is None else own[None])
+        return mean_score(scores[0], self.micro_batch)
+
+    def _losses(
+        self,
+        rows: torch.Tensor,
+        images: ImageSet,
+        statistics: torch.Tensor | None,
+        label_smoothing: float,
+    ) -> Losses:
+        self._settle(images)
+        self.forward_passes += len(images) * len(rows)
+        return self.forward(
+            rows,
+            images.images,
+            images.labels,
+            statistics,
+            label_smoothing=label_smoothing,
+            name=images.name,
+        )
 
     def logits(
         self, row: torch.Tensor, images: ImageSet, statistics: torch.Tensor | None = None
@@ -187,7 +238,7 @@ class Evaluator:
         """Mean loss and top-1 of rows [K, D] on images."""
         return [
             Score(
-                mean_loss(result.losses, self.micro_batch),
+                mean_score(result.losses, self.micro_batch),
                 float(result.correct.double().mean()),
                 len(images),
             )
@@ -244,12 +295,3 @@ class Evaluator:
         self._workers.run([forward])
         self.forward_passes += len(starts) * size
         return layout.flatten(tensors, torch.zeros(layout.dim))
-
-
-def mean_loss(losses: torch.Tensor, micro_batch: int) -> float:
-    """Mean of per-image losses: float64 subtotals per micro-batch, added in order."""
-    total = 0.0
-    for start in range(0, losses.numel(), micro_batch):
-        total += float(losses[start : start + micro_batch].sum(dtype=torch.float64))
-    mean = total / losses.numel()
-    return mean if math.isfinite(mean) else math.inf

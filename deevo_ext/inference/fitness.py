@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from deevo_ext.backends.reference.philox import ROUNDS, key_of, philox4x32
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.evaluator import METRICS, Evaluator
-from deevo_ext.tables import POPULATION_MEMBER, Purpose
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.metrics import ImageScores, Metric, mean_score
+from deevo_ext.inference.racing import Racing
+from deevo_ext.inference.sampling import batch_indices, batch_order
 
 
 def image_set(images: ImageSet | tuple[torch.Tensor, torch.Tensor], name: str) -> ImageSet:
@@ -27,33 +27,13 @@ def image_set(images: ImageSet | tuple[torch.Tensor, torch.Tensor], name: str) -
     return ImageSet(images[0], images[1], name)
 
 
-def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
-    """Indices int64 [size], ascending, of batch number `batch`: class-balanced, without repeats.
-
-    Each image gets a Philox key (purpose 11); within its class it is ranked by key, and the images
-    whose (rank + 1/2) / class size is least are taken, so every class is represented in proportion.
-    """
-    count = labels.numel()
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    counter = (int(Purpose.BATCH), batch, POPULATION_MEMBER, blocks)
-    keys = np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
-    own = labels.cpu().numpy()
-    position = np.empty(count, dtype=np.float64)
-    for label in np.unique(own):
-        members = np.flatnonzero(own == label)
-        ranks = np.empty(members.size, dtype=np.int64)
-        ranks[np.argsort(keys[members], kind="stable")] = np.arange(members.size)
-        position[members] = (ranks + 0.5) / members.size
-    order = np.lexsort((keys, position))
-    return torch.from_numpy(np.sort(order[:size]))
-
-
 class ClassificationFitness:
-    """Mean cross-entropy (or 1 - top-1) of a population's rows on a fixed or rotating image batch.
+    """Mean score of a population's rows on a fixed or rotating batch of labelled images.
 
     images: the fitness set. images_per_batch: None for all of them in every generation; otherwise a
-    new seeded, class-balanced batch of that size every generations_per_batch generations.
-    metric: "loss" or "top1" (then fitness is 1 - top-1).
+    new seeded, class-balanced batch of that size every generations_per_batch generations. metric:
+    "loss", "top1" (then fitness is 1 - top-1) or a function, see `inference.metrics`;
+    label_smoothing: of the loss. racing: drops trials that lose before they have seen all images.
     """
 
     def __init__(
@@ -63,11 +43,11 @@ class ClassificationFitness:
         *,
         images_per_batch: int | None = None,
         generations_per_batch: int = 3,
-        metric: str = "loss",
+        metric: str | ImageScores | Metric = "loss",
+        label_smoothing: float = 0.0,
+        racing: Racing | None = None,
         seed: int = 0,
     ) -> None:
-        if metric not in METRICS:
-            raise DeevoError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
         if images_per_batch is not None and images_per_batch < 1:
             raise DeevoError(f"images_per_batch is {images_per_batch}; expected at least 1 or None")
         if generations_per_batch < 1:
@@ -79,9 +59,10 @@ class ClassificationFitness:
         self.images = images
         self.images_per_batch = images_per_batch if rotates else None
         self.generations_per_batch = generations_per_batch
-        self.metric = metric
+        self.metric = Metric.of(metric, label_smoothing)
+        self.racing = racing
         self.seed = seed
-        self._current: tuple[int, ImageSet] | None = None
+        self._current: tuple[int, list[ImageSet]] | None = None
         evaluator.check_precision(images)
 
     @property
@@ -96,9 +77,10 @@ class ClassificationFitness:
             "sha256": self.images.digest(),
             "images_per_batch": self.images_per_batch,
             "generations_per_batch": self.generations_per_batch,
-            "metric": self.metric,
+            **self.metric.describe(),
             "seed": self.seed,
             "evaluator": self.evaluator.describe(),
+            **({} if self.racing is None else {"racing": self.racing.describe()}),
         }
 
     def batch_of(self, generation: int) -> int:
@@ -107,17 +89,59 @@ class ClassificationFitness:
             return 0
         return max(generation - 1, 0) // self.generations_per_batch
 
-    def batch(self, number: int) -> ImageSet:
-        """The images of a batch."""
+    def indices(self, number: int) -> torch.Tensor | None:
+        """The images of a batch, int64, in the order they are evaluated in; None: all, as they lie.
+
+        Races want a random order: their first looks are at its first images.
+        """
+        size, labels = self.images_per_batch or len(self.images), self.images.labels
+        if self.racing is not None:
+            return batch_order(labels, size, number, self.seed)
         if self.images_per_batch is None:
-            return self.images
+            return None
+        return batch_indices(labels, size, number, self.seed)
+
+    def looks(self, batch: int) -> list[int]:
+        """Images seen at each look of a race; without racing there is one, at all of them."""
+        size = self.images_per_batch or len(self.images)
+        if self.racing is None:
+            return [size]
+        return self.racing.looks(size, self.evaluator.micro_batch)
+
+    def parts(self, number: int) -> list[ImageSet]:
+        """The images of a batch, from one look to the next."""
         if self._current is None or self._current[0] != number:
-            indices = batch_indices(self.images.labels, self.images_per_batch, number, self.seed)
-            self._current = (number, self.images.subset(indices))
+            self._current = None  # freed before the next is made
+            indices = self.indices(number)
+            parts = [self.images]
+            if indices is not None:
+                ends = self.looks(number)
+                starts = [0, *ends[:-1]]
+                parts = [
+                    self.images.subset(indices[start:end])
+                    for start, end in zip(starts, ends, strict=True)
+                ]
+            self._current = (number, parts)
         return self._current[1]
+
+    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> torch.Tensor | None:
+        """BatchNorm statistics [E, S] that members' rows [E, D] are evaluated with."""
+        population = self.evaluator.population
+        return self.evaluator.used_statistics(rows, population.statistics[members])
+
+    def part(
+        self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Scores float32 [E, n] of rows [E, D] on the images between two looks."""
+        images = self.parts(batch)[look]
+        return self.evaluator.image_scores(rows, images, self.metric, statistics)
+
+    def reduce(self, scores: torch.Tensor) -> float:
+        """The fitness of scores [N] on all images of a batch."""
+        return mean_score(scores, self.evaluator.micro_batch)
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> list[float]:
         """Fitness, minimised, of rows [E, D] that are members' trials (or the members)."""
-        inherited = self.evaluator.population.statistics[members]
-        scores = self.evaluator.scores(rows, self.batch(batch), inherited)
-        return [score.by(self.metric) for score in scores]
+        statistics = self.statistics(rows, members)
+        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.parts(batch)))]
+        return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]

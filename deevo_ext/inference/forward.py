@@ -167,17 +167,20 @@ class PopulationForward:
         labels: Tensor,
         statistics: Tensor | None = None,
         *,
+        label_smoothing: float | None = None,
         name: str = "images",
     ) -> Losses:
         """Per-image losses and ranks of K networks.
 
         rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating; labels
-        int64 [N]; statistics [K, S] where BatchNorm's are held apart from the rows. name: what
-        messages call the images. Logits are not kept. Results lie where the labels are.
+        int64 [N]; statistics [K, S] where BatchNorm's are held apart from the rows.
+        label_smoothing: other than the object's own. name: what messages call the images. Logits
+        are not kept. Results lie where the labels are.
         """
         self._check(rows, images, labels, statistics, name)
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
+        smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
         count = labels.numel()
         target = labels.to(self.device)
         losses = torch.empty(rows.shape[0], count, device=self.device)
@@ -197,7 +200,7 @@ class PopulationForward:
             torch.ops.deevo.loss_and_rank(
                 logits[None],
                 target[own],
-                self.label_smoothing,
+                smoothing,
                 losses[k : k + 1, own],
                 ranks[k : k + 1, own],
             )
@@ -205,7 +208,7 @@ class PopulationForward:
         built = self._built(tuple(images.shape[1:]), rows.dtype)
         if isinstance(built.program, MembersProgram):
             check_labels(built.program.plan.classes)
-        scores = Scores(target, self.label_smoothing, losses, ranks)
+        scores = Scores(target, smoothing, losses, ranks)
         self._forward(rows, images, statistics, head, name, scores)
         return Losses(losses.to(labels.device), ranks.to(labels.device))
 
@@ -220,14 +223,31 @@ class PopulationForward:
     ) -> Tensor:
         """Logits float32 [N, classes] of one row [D], for ensembles and inspection."""
         given = None if statistics is None else statistics[None]
-        self._check(row[None], images, None, given, name)
         parts: dict[int, Tensor] = {}
 
         def head(k: int, start: int, logits: Tensor) -> None:
             parts[start] = logits.float().clone()
 
-        self._forward(row[None], images, given, head, name)
+        self.each(row[None], images, given, head, name=name)
         return torch.cat([parts[start] for start in sorted(parts)]).to(images.device)
+
+    @torch.no_grad()
+    def each(
+        self,
+        rows: Tensor,
+        images: Tensor,
+        statistics: Tensor | None,
+        head: Head,
+        *,
+        name: str = "images",
+    ) -> None:
+        """Calls head(k, start, logits) with each micro-batch's logits [n, classes] of row k.
+
+        The images are start to start + n. Calls come from several threads, and logits are valid
+        during the call only.
+        """
+        self._check(rows, images, None, statistics, name)
+        self._forward(rows, images, statistics, head, name)
 
     def precision_check(
         self,

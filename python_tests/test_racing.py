@@ -1,0 +1,233 @@
+"""Racing: the sequential test's error, and runs that drop losing trials early."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import deevo_ext as deevo
+from deevo_ext.evolution import journal
+from deevo_ext.evolution.scoring import Scoring
+from deevo_ext.inference.choose import ENGINES_FILE
+from deevo_ext.inference.racing import Racing, t_quantile
+from support.evolution import Net, images, members, population
+
+
+def test_quantiles_are_student_ts() -> None:
+    from scipy.stats import t
+
+    for freedom in (63, 127, 1000, 10**6):
+        for probability in (0.9, 0.99, 0.998, 0.9999):
+            found = t_quantile(probability, freedom)
+            assert abs(found - t.ppf(probability, freedom)) < 1e-5
+
+
+@pytest.mark.parametrize("size", [100, 4096, 10_000, 50_000])
+@pytest.mark.parametrize("micro_batch", [1, 64, 250])
+def test_looks_double_and_fall_on_micro_batches(size: int, micro_batch: int) -> None:
+    looks = Racing(0.01).looks(size, micro_batch)
+    assert looks[-1] == size and looks == sorted(set(looks))
+    for look in looks[:-1]:
+        assert look % micro_batch == 0 and look > 1
+    shares = [2.0**-k for k in range(5, 0, -1)]
+    for look, share in zip(reversed(looks[:-1]), reversed(shares), strict=False):
+        assert share * size <= look < share * size + micro_batch
+    assert Racing(0.01, first=1.0).looks(size, micro_batch) == [size]
+
+
+def drops(differences: np.ndarray, error: float) -> np.ndarray:
+    """Images seen of each of these races [R, N] when its trial is dropped; N: it was not."""
+    racing = Racing(error)
+    size = differences.shape[1]
+    looks = racing.looks(size, 32)
+    ends = []
+    for d in torch.from_numpy(differences):
+        lost = (
+            end
+            for end in looks[:-1]
+            if racing.loses(d[:end], torch.zeros(end), size, len(looks) - 1)
+        )
+        ends.append(next(lost, size))
+    return np.array(ends)
+
+
+@pytest.mark.parametrize("error", [0.02, 0.2])
+@pytest.mark.parametrize("shape", ["normal", "laplace"])
+def test_a_trial_that_would_win_is_dropped_at_the_stated_rate_at_most(
+    error: float, shape: str
+) -> None:
+    generator = np.random.default_rng(5)
+    races, size = 1500, 2048
+    d = getattr(generator, shape)(size=(races, size))
+    # The hardest case: winners, but by next to nothing.
+    d = d - d.mean(axis=1, keepdims=True) - 1e-9
+    rate = float((drops(d, error) < size).mean())
+    # Three standard deviations of the observed rate above the promise.
+    assert rate <= error + 3 * math.sqrt(error * (1 - error) / races)
+    # The union bound over five looks that see each other's images is loose, but not idle.
+    assert rate > error / 5
+    # Whoever wins clearly is never dropped, whoever loses clearly is so at once.
+    assert (drops(d[:200] - 0.5, error) == size).all()
+    assert (drops(d[:200] + 1.5, error) == 64).all()
+
+
+def test_scores_that_are_not_finite_settle_it() -> None:
+    racing, parent = Racing(0.01), torch.full((64,), 2.0)
+    trial = torch.full((64,), 1.0)
+    assert not racing.loses(trial, parent, 640, 5)
+    for value in (math.inf, math.nan):
+        broken = trial.clone()
+        broken[3] = value
+        assert racing.loses(broken, parent, 640, 5)
+        assert not racing.loses(parent, broken, 640, 5)
+    assert not racing.loses(parent, parent, 640, 5)
+
+
+def run(run_dir: Path | None, **options: object) -> deevo.Result:
+    values: dict = {
+        "generations": 10,
+        "images_per_batch": 512,
+        "generations_per_batch": 4,
+        "validate_every": 5,
+        "micro_batch": 16,
+        "racing": 0.05,
+        "progress": False,
+        "seed": 3,
+        **options,
+    }
+    folder = Path(values.pop("folder"))
+    sets = images(1200, 1), images(90, 2), images(70, 3, "test")
+    return deevo.evolve(Net(), folder, *sets, run_dir=run_dir, **values)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for i, state in enumerate(members(8)):
+        save_file(state, folder / f"m{i}.safetensors")
+    return folder
+
+
+def records(folder: Path) -> list[dict]:
+    lines = (folder / journal.FILE_NAME).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("batchnorm", "metric", "error"),
+    [
+        ("evolve", "loss", 0.05),
+        ("inherit", "loss", 0.05),
+        ("recalibrate", "loss", 0.05),
+        ("evolve", "top1", 0.05),
+    ],
+)
+def test_survivors_have_their_full_fitness_and_losers_have_lost(
+    batchnorm: str, metric: str, error: float
+) -> None:
+    pop, data = population(8, batchnorm=batchnorm), images(700, 1)
+    # Contrast that varies, and labels that the members agree with more or less.
+    shown = data.images * torch.linspace(0.1, 8.0, 700)[
+        torch.randperm(700, generator=torch.Generator().manual_seed(0))
+    ].view(-1, 1, 1, 1)
+    with torch.no_grad():
+        logits = torch.func.functional_call(Net().eval(), pop.state_dict(0), (shown,))
+    data = deevo.ImageSet(shown, (logits - logits.mean(dim=0)).argmax(dim=1), "labelled")
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, calibration=images(40, 4))
+    racing = Racing(error)
+    raced = deevo.ClassificationFitness(evaluator, data, metric=metric, racing=racing)
+    order = raced.indices(0)
+    assert order is not None and sorted(order.tolist()) == list(range(700))
+    full = deevo.ClassificationFitness(evaluator, data.subset(order), metric=metric)
+    de = deevo.DifferentialEvolution(pop, generations=4, seed=3)
+    scoring = Scoring(de, raced, 3)
+    everyone = torch.arange(8)
+    parents = scoring.parents(0)
+    assert parents == full(pop.rows, everyone, 0)
+    de.tell(parents)
+    looks, dropped = raced.looks(0), 0
+    for _ in range(4):
+        values, note = scoring.trials(0)
+        assert note is not None and note["of"] == 700
+        rows = de.pending.rows(everyone)  # type: ignore[union-attr]
+        exact = full(rows, everyone, 0)
+        statistics = full.statistics(rows, everyone)
+        trial = full.part(rows, 0, 0, statistics)
+        parent = full.part(pop.rows, 0, 0, full.statistics(pop.rows, everyone))
+        for m, (value, seen) in enumerate(zip(values, note["images"], strict=True)):
+            lost = [
+                end
+                for end in looks[:-1]
+                if racing.loses(trial[m, :end], parent[m, :end], 700, len(looks) - 1)
+            ]
+            assert seen == (lost[0] if lost else 700)
+            assert value == (math.inf if lost else exact[m])
+            dropped += bool(lost)
+        generation = de.tell(values)
+        assert generation is not None
+        scoring.settle(generation)
+    assert 0 < dropped < 32
+
+
+def test_a_race_depends_on_no_chunk(checkpoints: Path, tmp_path: Path) -> None:
+    found = []
+    for chunk in (3, 8):
+        folder = tmp_path / f"run{chunk}"
+        run(folder, folder=checkpoints, chunk=chunk)
+        found.append([{k: v for k, v in r.items() if k != "seconds"} for r in records(folder)[1:]])
+    assert found[0] == found[1]
+
+
+def test_every_prefix_of_a_race_resumes_to_the_same_run(checkpoints: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    result = run(whole, folder=checkpoints)
+    parts = (whole / journal.FILE_NAME).read_bytes().splitlines(keepends=True)
+    images_seen = [r["racing"]["images"] for r in records(whole)[2:-1]]
+    assert any(0 < n < 512 for row in images_seen for n in row)
+    for kept in (1, 4, 8, len(parts) - 1):
+        folder = tmp_path / f"cut{kept}"
+        folder.mkdir()
+        (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]))
+        shutil.copy(whole / ENGINES_FILE, folder)
+        again = run(folder, folder=checkpoints)
+        for record, expected in zip(records(folder)[1:], records(whole)[1:], strict=True):
+            record.pop("seconds", None), expected.pop("seconds", None)
+            assert record == expected
+        assert again.candidate.digest == result.candidate.digest
+        assert again.run.forward_passes == result.run.forward_passes
+    assert deevo.replay(whole).candidate.digest == result.candidate.digest
+
+
+def test_savings_are_in_metrics_and_header(checkpoints: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", folder=checkpoints)
+    header, *lines = records(tmp_path / "run")
+    assert header["fitness"]["racing"] == {"error": 0.05, "first": 1 / 32}
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        metrics = list(csv.DictReader(file))
+    passes = 0
+    for record, row in zip(lines[1:-1], metrics, strict=True):
+        race = record["racing"]
+        assert float(row["racing/images"]) == sum(race["images"]) / (8 * 512)
+        lost = [n < 512 for n in race["images"]]
+        assert float(row["racing/dropped"]) == sum(lost)
+        infinite = [value == "inf" for value in record["trials"]]
+        assert infinite == lost and float(row["non_finite"]) == 0
+        passes = sum(race["images"]) + (8 * 512 if "parents" in record else 0)
+        if "validation" not in record:
+            assert record["forward_passes"] == passes
+    with pytest.raises(deevo.DeevoError, match=r"only in the journal|racing"):
+        run(tmp_path / "run", folder=checkpoints, racing=None)
+    with pytest.raises(deevo.DeevoError, match=r"racing is 0\.7"):
+        run(None, folder=checkpoints, racing=0.7)
+    with pytest.raises(deevo.DeevoError, match="racing_first is 0"):
+        run(None, folder=checkpoints, racing_first=0.0)
