@@ -11,7 +11,9 @@ GPU, driver or compiler.
 
 from deevo_ext import ops as _ops  # noqa: F401  (registers torch.ops.deevo)
 from deevo_ext._version import __version__
+from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import PRESETS, Configuration
 from deevo_ext.evolution.evolve import Result, evolve
@@ -28,6 +30,7 @@ from deevo_ext.strategies import Strategy
 
 __all__ = [
     "PRESETS",
+    "CachedImages",
     "ClassificationFitness",
     "Configuration",
     "DeevoError",
@@ -36,6 +39,7 @@ __all__ = [
     "Evolution",
     "Fitness",
     "ImageSet",
+    "LabelledImages",
     "Losses",
     "Population",
     "PopulationForward",

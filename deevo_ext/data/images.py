@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from ..errors import DeevoError
+from .labelled import Indices, LabelledImages
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Normalised images and their labels.
+class ImageSet(LabelledImages):
+    """Normalised images and their labels, in memory.
 
     Args:
         images: float32 [N, C, H, W], finite, N, C, H, W > 0.
@@ -51,8 +52,20 @@ class ImageSet:
         if int(labels.min()) < 0:
             raise DeevoError(f"{self.name}: labels hold a negative value, {int(labels.min())}")
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.float32."""
+        return self.images.dtype
+
+    def pixels(self, start: int, stop: int) -> torch.Tensor:
+        """Images start..stop-1, a view."""
+        return self.images[start:stop]
 
     def digest(self) -> str:
         """SHA-256 (hex) of images and labels, which tells that two sets are the same."""
@@ -60,27 +73,15 @@ class ImageSet:
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def subset(self, indices: torch.Tensor | Sequence[int], name: str | None = None) -> "ImageSet":
-        """The images at `indices` (int64 [n] or a sequence of ints, in 0..N-1), in that order.
-
-        Raises:
-            DeevoError: no index, an index outside 0..N-1, or not a list of whole numbers.
-        """
-        chosen = torch.as_tensor(indices, device=self.labels.device)
-        if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise DeevoError(
-                f"{self.name}: indices must be whole numbers [n], "
-                f"got {chosen.dtype} {list(chosen.shape)}"
-            )
-        if len(chosen) == 0:
-            raise DeevoError(f"{self.name}: a subset needs at least one image")
-        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            raise DeevoError(
-                f"{self.name}: indices {int(chosen.min())}..{int(chosen.max())} "
-                f"do not fit {len(self)} images"
-            )
-        chosen = chosen.to(torch.int64)
+    def subset(self, indices: Indices, name: str | None = None) -> "ImageSet":
+        """See LabelledImages; the images are copied."""
+        chosen = self.checked(indices)
         return ImageSet(self.images[chosen], self.labels[chosen], name or self.name)
+
+    def stretch(self, start: int, stop: int, name: str | None = None) -> "ImageSet":
+        """See LabelledImages."""
+        self.range_of(start, stop)
+        return ImageSet(self.images[start:stop], self.labels[start:stop], name or self.name)
 
 
 @dataclass(frozen=True, eq=False)

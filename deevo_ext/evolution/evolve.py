@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deevo_ext.checkpoints import PathLike
-from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.report import Comparison, compare
@@ -22,7 +22,7 @@ from deevo_ext.inference.metrics import ImageScores
 from deevo_ext.inference.racing import Racing
 from deevo_ext.population import Population
 
-Images = ImageSet | tuple[torch.Tensor, torch.Tensor]
+Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
@@ -143,7 +143,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def ensemble(evaluator: Evaluator, population: Population, images: ImageSet) -> PerImage:
+def ensemble(evaluator: Evaluator, population: Population, images: LabelledImages) -> PerImage:
     """The logit ensemble of the initial members, read again one at a time: their mean logits."""
     total = torch.zeros(())
     for i in range(population.size):
@@ -155,7 +155,7 @@ def ensemble(evaluator: Evaluator, population: Population, images: ImageSet) -> 
     return PerImage(losses, mean.argmax(dim=1) == images.labels)
 
 
-def compare(run: Evolution, images: ImageSet) -> Comparison:
+def compare(run: Evolution, images: LabelledImages) -> Comparison:
     """The comparison on `images` of a run that is over, had validation and began from files."""
     evaluator = run.evaluator
     assert evaluator is not None

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from deevo_ext import _version
-from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation, diversity
@@ -54,7 +54,7 @@ class Evolution:
         *,
         run_dir: str | Path | None = None,
         evaluator: Evaluator | None = None,
-        validation: ImageSet | None = None,
+        validation: LabelledImages | None = None,
         validate_every: int = 10,
         metric: str | ImageScores | Metric = "loss",
         chunk: int = 8,

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.forward import Losses, PopulationForward
 from deevo_ext.inference.metrics import Metric, mean_score
+from deevo_ext.inference.preprocessing import Preprocessing
 from deevo_ext.inference.workers import Modules, Workers
 from deevo_ext.population import Population
 
@@ -64,7 +65,7 @@ class Evaluator:
         population: Population,
         *,
         micro_batch: int = 64,
-        calibration: ImageSet | None = None,
+        calibration: LabelledImages | None = None,
         device: torch.device | str = "cpu",
         precision: str = "auto",
         engine: str = "auto",
@@ -118,7 +119,7 @@ class Evaluator:
             )
         self.forward.use_table(EngineTable(self.device, path))
 
-    def check_precision(self, images: ImageSet) -> None:
+    def check_precision(self, images: LabelledImages) -> None:
         """Refuses selection in a 16-bit precision that the population fails, on these images."""
         if self.forward.precision not in ("bfloat16", "float16") or self._force_precision:
             return
@@ -141,13 +142,13 @@ class Evaluator:
         return self._recalibrated(row) if self.recalibrates else inherited
 
     def per_image(
-        self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+        self, row: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
     ) -> PerImage:
         """Losses and hits of one row ([D], any floating dtype) on images."""
         return self.per_images(row[None], images, None if inherited is None else inherited[None])[0]
 
     def per_images(
-        self, rows: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+        self, rows: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
     ) -> list[PerImage]:
         """Losses and hits of rows [K, D] on images; inherited [K, S] as in `statistics_of`."""
         losses, ranks = self._losses(rows, images, self.used_statistics(rows, inherited), 0.0)
@@ -167,7 +168,7 @@ class Evaluator:
     def image_scores(
         self,
         rows: torch.Tensor,
-        images: ImageSet,
+        images: LabelledImages,
         metric: Metric,
         statistics: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -183,14 +184,14 @@ class Evaluator:
             own = slice(start, start + len(logits))
             scores[k, own] = metric.of_logits(logits.float(), labels[own])
 
-        self.forward.each(rows, images.images, statistics, head, name=images.name)
+        self.forward.each(rows, images, statistics, head, name=images.name)
         self.forward_passes += len(images) * len(rows)
         return scores
 
     def score_by(
         self,
         row: torch.Tensor,
-        images: ImageSet,
+        images: LabelledImages,
         metric: Metric,
         inherited: torch.Tensor | None = None,
     ) -> float:
@@ -202,7 +203,7 @@ class Evaluator:
     def _losses(
         self,
         rows: torch.Tensor,
-        images: ImageSet,
+        images: LabelledImages,
         statistics: torch.Tensor | None,
         label_smoothing: float,
     ) -> Losses:
@@ -210,30 +211,29 @@ class Evaluator:
         self.forward_passes += len(images) * len(rows)
         return self.forward(
             rows,
-            images.images,
-            images.labels,
-            statistics,
+            images,
+            statistics=statistics,
             label_smoothing=label_smoothing,
             name=images.name,
         )
 
     def logits(
-        self, row: torch.Tensor, images: ImageSet, statistics: torch.Tensor | None = None
+        self, row: torch.Tensor, images: LabelledImages, statistics: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits float32 [N, classes] of one row with given statistics, where the images are."""
         self._settle(images)
-        found = self.forward.logits(row, images.images, statistics, name=images.name)
+        found = self.forward.logits(row, images, statistics, name=images.name)
         self.forward_passes += len(images)
         return found
 
     def score(
-        self, row: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+        self, row: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
     ) -> Score:
         """Mean loss and top-1 of one row on images."""
         return self.scores(row[None], images, None if inherited is None else inherited[None])[0]
 
     def scores(
-        self, rows: torch.Tensor, images: ImageSet, inherited: torch.Tensor | None = None
+        self, rows: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
     ) -> list[Score]:
         """Mean loss and top-1 of rows [K, D] on images."""
         return [
@@ -245,15 +245,16 @@ class Evaluator:
             for result in self.per_images(rows, images, inherited)
         ]
 
-    def _settle(self, images: ImageSet) -> None:
+    def _settle(self, images: LabelledImages) -> None:
         if self.forward.precision == "auto":
             self.forward.decide_precision(*self._sample(images))
 
-    def _sample(self, images: ImageSet) -> tuple[torch.Tensor, ...]:
+    def _sample(self, images: LabelledImages) -> tuple[Any, ...]:
         """Members and images for a precision check, with the members' own statistics."""
         some = slice(0, _CHECK_MEMBERS)
         rows, statistics = self.population.rows[some], self.population.statistics[some]
-        return rows, images.images[:_CHECK_IMAGES], images.labels[:_CHECK_IMAGES], statistics
+        shown = images.stretch(0, min(len(images), _CHECK_IMAGES))
+        return rows, shown, shown.labels, statistics
 
     def _float32(self, row: torch.Tensor) -> torch.Tensor:
         return row.to(self.device, torch.float32)
@@ -272,6 +273,7 @@ class Evaluator:
                 tensors[name] = torch.zeros_like(tensors[name])
             elif name.rpartition(".")[2] in ("running_mean", "running_var"):
                 tensors[name] = tensors[name].clone()
+        preprocessing = Preprocessing(images.mean, images.std)
         # Whole micro-batches, so that each weighs the same.
         size = min(self.micro_batch, len(images))
         starts = range(0, len(images) // size * size, size)
@@ -285,8 +287,9 @@ class Evaluator:
                         norm.train()
                         norm.momentum = None  # a plain average over the micro-batches
                     for start in starts:
-                        batch = images.images[start : start + size]
-                        functional_call(model, tensors, (batch.to(self.device),))
+                        batch = images.pixels(start, start + size)
+                        shown = preprocessing.normalise(batch, self.device)
+                        functional_call(model, tensors, (shown,))
                 finally:
                     for norm, momentum in zip(norms, momenta, strict=True):
                         norm.eval()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from deevo_ext.data.images import ImageSet
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric, mean_score
@@ -14,15 +15,18 @@ from deevo_ext.inference.racing import Racing
 from deevo_ext.inference.sampling import batch_indices, batch_order
 
 
-def image_set(images: ImageSet | tuple[torch.Tensor, torch.Tensor], name: str) -> ImageSet:
-    """An ImageSet from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
-    if isinstance(images, ImageSet):
+def image_set(
+    images: LabelledImages | tuple[torch.Tensor, torch.Tensor], name: str
+) -> LabelledImages:
+    """A set from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
+    if isinstance(images, LabelledImages):
         return images
     pair = isinstance(images, (tuple, list)) and len(images) == 2
     if not pair or not all(isinstance(part, torch.Tensor) for part in images):
         raise DeevoError(
-            f"{name} are a {type(images).__name__}; expected a deevo_ext.ImageSet or a pair of "
-            "torch tensors, images float32 [N, C, H, W] and labels int64 [N]"
+            f"{name} are a {type(images).__name__}; expected a deevo_ext.ImageSet, "
+            "deevo_ext.CachedImages, or a pair of torch tensors, images float32 [N, C, H, W] and "
+            "labels int64 [N]"
         )
     return ImageSet(images[0], images[1], name)
 
@@ -39,7 +43,7 @@ class ClassificationFitness:
     def __init__(
         self,
         evaluator: Evaluator,
-        images: ImageSet,
+        images: LabelledImages,
         *,
         images_per_batch: int | None = None,
         generations_per_batch: int = 3,
@@ -62,7 +66,7 @@ class ClassificationFitness:
         self.metric = Metric.of(metric, label_smoothing)
         self.racing = racing
         self.seed = seed
-        self._current: tuple[int, list[ImageSet]] | None = None
+        self._current: tuple[int, list[LabelledImages]] | None = None
         evaluator.check_precision(images)
 
     @property
@@ -108,7 +112,7 @@ class ClassificationFitness:
             return [size]
         return self.racing.looks(size, self.evaluator.micro_batch)
 
-    def parts(self, number: int) -> list[ImageSet]:
+    def parts(self, number: int) -> list[LabelledImages]:
         """The images of a batch, from one look to the next."""
         if self._current is None or self._current[0] != number:
             self._current = None  # freed before the next is made

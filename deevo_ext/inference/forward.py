@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.build import Built, Tensors, build, float32_products, validate
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
+from deevo_ext.inference.feed import Pixels, own_labels, shown_pixels, stretches
 from deevo_ext.inference.members import MembersProgram
 from deevo_ext.inference.plan import Plan
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
@@ -163,8 +166,8 @@ class PopulationForward:
     def __call__(
         self,
         rows: Tensor,
-        images: Tensor,
-        labels: Tensor,
+        images: Tensor | LabelledImages,
+        labels: Tensor | None = None,
         statistics: Tensor | None = None,
         *,
         label_smoothing: float | None = None,
@@ -172,12 +175,14 @@ class PopulationForward:
     ) -> Losses:
         """Per-image losses and ranks of K networks.
 
-        rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating; labels
-        int64 [N]; statistics [K, S] where BatchNorm's are held apart from the rows.
-        label_smoothing: other than the object's own. name: what messages call the images. Logits
-        are not kept. Results lie where the labels are.
+        rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating, or a set,
+        which brings labels and normalisation of its own and is read by stretches; labels int64 [N];
+        statistics [K, S] where BatchNorm's are held apart from the rows. label_smoothing: other
+        than the object's own. name: what messages call the images. Logits are not kept. Results lie
+        where the labels are.
         """
-        self._check(rows, images, labels, statistics, name)
+        shown, labels = shown_pixels(images), own_labels(images, labels)
+        self._check(rows, shown, labels, statistics, name)
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
         smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
@@ -205,18 +210,18 @@ class PopulationForward:
                 ranks[k : k + 1, own],
             )
 
-        built = self._built(tuple(images.shape[1:]), rows.dtype)
+        built = self._built(shown.image_shape, rows.dtype)
         if isinstance(built.program, MembersProgram):
             check_labels(built.program.plan.classes)
         scores = Scores(target, smoothing, losses, ranks)
-        self._forward(rows, images, statistics, head, name, scores)
+        self._forward(rows, shown, statistics, head, name, scores)
         return Losses(losses.to(labels.device), ranks.to(labels.device))
 
     @torch.no_grad()
     def logits(
         self,
         row: Tensor,
-        images: Tensor,
+        images: Tensor | LabelledImages,
         statistics: Tensor | None = None,
         *,
         name: str = "images",
@@ -229,13 +234,14 @@ class PopulationForward:
             parts[start] = logits.float().clone()
 
         self.each(row[None], images, given, head, name=name)
-        return torch.cat([parts[start] for start in sorted(parts)]).to(images.device)
+        home = images.labels.device if isinstance(images, LabelledImages) else images.device
+        return torch.cat([parts[start] for start in sorted(parts)]).to(home)
 
     @torch.no_grad()
     def each(
         self,
         rows: Tensor,
-        images: Tensor,
+        images: Tensor | LabelledImages,
         statistics: Tensor | None,
         head: Head,
         *,
@@ -246,14 +252,15 @@ class PopulationForward:
         The images are start to start + n. Calls come from several threads, and logits are valid
         during the call only.
         """
-        self._check(rows, images, None, statistics, name)
-        self._forward(rows, images, statistics, head, name)
+        shown = shown_pixels(images)
+        self._check(rows, shown, None, statistics, name)
+        self._forward(rows, shown, statistics, head, name)
 
     def precision_check(
         self,
         rows: Tensor,
-        images: Tensor,
-        labels: Tensor,
+        images: Tensor | LabelledImages,
+        labels: Tensor | None = None,
         statistics: Tensor | None = None,
         *,
         precision: str | None = None,
@@ -288,7 +295,11 @@ class PopulationForward:
         )
 
     def decide_precision(
-        self, rows: Tensor, images: Tensor, labels: Tensor, statistics: Tensor | None = None
+        self,
+        rows: Tensor,
+        images: Tensor | LabelledImages,
+        labels: Tensor | None = None,
+        statistics: Tensor | None = None,
     ) -> None:
         """Settles precision "auto" on CUDA, by the check of float16 on these networks."""
         self.table.precision = "tf32"
@@ -301,7 +312,7 @@ class PopulationForward:
     def _check(
         self,
         rows: Tensor,
-        images: Tensor,
+        images: Pixels,
         labels: Tensor | None,
         statistics: Tensor | None,
         name: str,
@@ -311,13 +322,14 @@ class PopulationForward:
                 f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {self.layout.dim}"
                 "], as the population's"
             )
-        self.preprocessing.check(images, name)
+        shape = (len(images), *images.image_shape)
+        self._preprocessing(images).check(shape, images.dtype, name)
         if labels is not None and (
-            labels.shape != images.shape[:1] or labels.dtype != torch.int64 or int(labels.min()) < 0
+            labels.shape != (len(images),) or labels.dtype != torch.int64 or int(labels.min()) < 0
         ):
             raise DeevoError(
                 f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [N] with N = "
-                f"{images.shape[0]}, none negative"
+                f"{len(images)}, none negative"
             )
         expected = (rows.shape[0], self.statistics_layout.dim) if self.statistics_layout else None
         given = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
@@ -330,20 +342,22 @@ class PopulationForward:
     def _forward(
         self,
         rows: Tensor,
-        images: Tensor,
+        images: Pixels,
         statistics: Tensor | None,
         head: Head,
         name: str,
         scores: Scores | None = None,
     ) -> None:
         """Micro-batches through the program: logits to `head`, or results straight to `scores`."""
-        built = self._built(tuple(images.shape[1:]), rows.dtype)
+        built = self._built(images.image_shape, rows.dtype)
         program = built.program
+        preprocessing = self._preprocessing(images)
         if statistics is not None and not statistics.numel():
             statistics = None
         if built.plan is not None and not built.plan.checked:
-            batch, *_ = self.preprocessing.batches(
-                images[: self.micro_batch], self.micro_batch, _DTYPES[self.precision], self.device
+            first = images.pixels(0, min(self.micro_batch, len(images)))
+            batch, *_ = preprocessing.batches(
+                first, self.micro_batch, _DTYPES[self.precision], self.device
             )
             row, own = member_of(rows, statistics, 0, self.device)
             validate(
@@ -358,11 +372,10 @@ class PopulationForward:
                 name=name,
             )
         dtype = _DTYPES[self.precision]
-        size = images[0].numel() * dtype.itemsize * self.micro_batch
+        size = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
         part = self.micro_batch * max(1, _IMAGES_BYTES // size)
-        for start in range(0, images.shape[0], part):
-            shown = images[start : start + part]
-            batches = self.preprocessing.batches(shown, self.micro_batch, dtype, self.device)
+        for start, shown in stretches(images, part, self.device):
+            batches = preprocessing.batches(shown, self.micro_batch, dtype, self.device)
             sizes = [batch.shape[0] for batch in shown.split(self.micro_batch)]
             with float32_products(self.device, tf32=self.precision == "tf32"):
                 if scores is not None and isinstance(program, MembersProgram):
@@ -381,6 +394,11 @@ class PopulationForward:
                     self.device,
                     name,
                 )
+
+    def _preprocessing(self, images: Pixels) -> Preprocessing:
+        """The images' own, if they have one."""
+        own = images.mean is not None
+        return Preprocessing(images.mean, images.std) if own else self.preprocessing
 
     def _built(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> Built:
         key = (image_shape, row_dtype)

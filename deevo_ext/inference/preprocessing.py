@@ -27,37 +27,37 @@ class Preprocessing:
                 "above 0"
             )
 
-    def check(self, images: Tensor, name: str) -> None:
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
         """Refuses images that are not [N, C, H, W] of a dtype and channels that fit."""
-        if images.dim() != 4 or not images.shape[0]:
-            raise DeevoError(f"{name} have shape {list(images.shape)}; expected [N, C, H, W]")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise DeevoError(f"{name} are {images.dtype}; expected uint8 or floating point")
-        if images.dtype == torch.uint8 and self.mean is None:
+        if len(shape) != 4 or not shape[0]:
+            raise DeevoError(f"{name} have shape {list(shape)}; expected [N, C, H, W]")
+        if dtype != torch.uint8 and not dtype.is_floating_point:
+            raise DeevoError(f"{name} are {dtype}; expected uint8 or floating point")
+        if dtype == torch.uint8 and self.mean is None:
             raise DeevoError(
                 f"{name} are uint8, but there is no normalisation: give mean= and std= (per "
                 "channel, of values in 0..1), or normalised float images"
             )
-        if self.mean is not None and len(self.mean) != images.shape[1]:
-            raise DeevoError(
-                f"{name} have {images.shape[1]} channels, but mean= has {len(self.mean)}"
-            )
+        if self.mean is not None and len(self.mean) != shape[1]:
+            raise DeevoError(f"{name} have {shape[1]} channels, but mean= has {len(self.mean)}")
+
+    def normalise(self, images: Tensor, device: torch.device) -> Tensor:
+        """Images [n, C, H, W] on the device, float32 if they are normalised here."""
+        x = images.to(device)
+        if self.mean is None or self.std is None:
+            return x
+        unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        shift = -torch.tensor(self.mean, device=device).view(1, -1, 1, 1) / std
+        return x.float() * (1.0 / (std * unit)) + shift
 
     def batches(
         self, images: Tensor, size: int, dtype: torch.dtype, device: torch.device
     ) -> list[Tensor]:
         """Micro-batches of `size`, the last one padded by its first image, channels-last."""
-        scale = shift = None
-        if self.mean is not None and self.std is not None:
-            unit = 255.0 if images.dtype == torch.uint8 else 1.0
-            std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-            scale = 1.0 / (std * unit)
-            shift = -torch.tensor(self.mean, device=device).view(1, -1, 1, 1) / std
         found = []
         for batch in images.split(size):
-            x = batch.to(device)
-            if scale is not None and shift is not None:
-                x = x.float() * scale + shift
+            x = self.normalise(batch, device)
             if batch.shape[0] < size:
                 x = torch.cat([x, x[:1].expand(size - batch.shape[0], *x.shape[1:])])
             found.append(x.to(dtype).contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,94 @@
+"""What evaluation asks of a set of labelled images, wherever their pixels lie."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import DeevoError
+
+Indices = Tensor | Sequence[int]
+"""int64 [n], or a sequence of whole numbers."""
+
+
+class LabelledImages(ABC):
+    """N images and their labels. Pixels are read by stretches, when they are wanted.
+
+    Attributes:
+        name: for messages and reports.
+        labels: int64 [N], in memory.
+        mean, std: per channel, of values in 0..1, what uint8 pixels are normalised with on their
+            way into a network; None where `pixels` are normalised floats.
+    """
+
+    name: str
+    labels: Tensor
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    in_memory: bool = True
+    """Whether `pixels` costs nothing worth doing beside something else."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the pixels: uint8, or float32 where they are normalised."""
+
+    @abstractmethod
+    def pixels(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1 as [n, C, H, W] of `dtype`; a view where that is possible."""
+
+    @abstractmethod
+    def subset(self, indices: Indices, name: str | None = None) -> LabelledImages:
+        """The images at `indices` (in 0..N-1, repeats allowed), in that order.
+
+        Raises:
+            DeevoError: no index, an index outside 0..N-1, or not a list of whole numbers.
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 (hex) that tells that two sets hold the same images, labels and normalisation."""
+
+    def stretch(self, start: int, stop: int, name: str | None = None) -> LabelledImages:
+        """Images start..stop-1, without copying pixels.
+
+        Raises:
+            DeevoError: not 0 <= start < stop <= N.
+        """
+        return self.subset(self.range_of(start, stop), name)
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def range_of(self, start: int, stop: int) -> Tensor:
+        """int64 start..stop-1, checked."""
+        if not 0 <= start < stop <= len(self):
+            raise DeevoError(
+                f"{self.name}: images {start}..{stop} (exclusive) do not fit {len(self)} images"
+            )
+        return torch.arange(start, stop)
+
+    def checked(self, indices: Indices) -> Tensor:
+        """Indices as int64 [n] where the labels are; raises as `subset` does."""
+        chosen = torch.as_tensor(indices, device=self.labels.device)
+        if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise DeevoError(
+                f"{self.name}: indices must be whole numbers [n], "
+                f"got {chosen.dtype} {list(chosen.shape)}"
+            )
+        if len(chosen) == 0:
+            raise DeevoError(f"{self.name}: a subset needs at least one image")
+        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+            raise DeevoError(
+                f"{self.name}: indices {int(chosen.min())}..{int(chosen.max())} "
+                f"do not fit {len(self)} images"
+            )
+        return chosen.to(torch.int64)
