@@ -119,14 +119,14 @@ def test_batches_are_class_balanced_distinct_and_seeded() -> None:
 def test_rotation_follows_its_schedule() -> None:
     evaluator = deevo.Evaluator(Net(), population(4))
     fixed = deevo.ClassificationFitness(evaluator, images(50), images_per_batch=50)
-    assert {fixed.batch_of(g) for g in range(20)} == {0} and [len(p) for p in fixed.parts(0)] == [
-        50
-    ]
+    assert {fixed.batch_of(g) for g in range(20)} == {0} and [
+        len(p) for p in fixed.batch(0).parts
+    ] == [50]
     rotating = deevo.ClassificationFitness(
         evaluator, images(50), images_per_batch=20, generations_per_batch=2
     )
     assert [rotating.batch_of(g) for g in range(1, 8)] == [0, 0, 1, 1, 2, 2, 3]
-    assert [len(part) for part in rotating.parts(3)] == [20]
+    assert [len(part) for part in rotating.batch(3).parts] == [20]
 
 
 def test_what_is_no_image_set_device_or_model_is_named() -> None:

@@ -146,7 +146,7 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, calibration=images(40, 4))
     racing = Racing(error)
     raced = deevo.ClassificationFitness(evaluator, data, metric=metric, racing=racing)
-    order = raced.indices(0)
+    order = raced.indices(0)[0]
     assert order is not None and sorted(order.tolist()) == list(range(700))
     full = deevo.ClassificationFitness(evaluator, data.subset(order), metric=metric)
     de = deevo.DifferentialEvolution(pop, generations=4, seed=3)

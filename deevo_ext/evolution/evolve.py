@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deevo_ext.checkpoints import PathLike
+from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
@@ -54,6 +55,8 @@ def evolve(
     run_dir: str | Path | None = None,
     images_per_batch: int | Literal["auto"] | None = "auto",
     generations_per_batch: int = 3,
+    sampling: str = "stratified",
+    augment: str | None = None,
     metric: str | ImageScores = "loss",
     label_smoothing: float = 0.0,
     racing: float | None = None,
@@ -84,6 +87,8 @@ def evolve(
     glob. images_per_batch: fitness images per generation, a new class-balanced batch every
     generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
     them; None, or as many as there are, is all of them always, which a population over-fits sooner.
+    sampling: "stratified" or "importance", see `ClassificationFitness`. augment: what is done to
+    each batch, "mirror", "shift:PIXELS", "crop:SHARE" or several, see `data.augmentation`.
     metric: "loss", "top1" or a function of (logits, labels) that gives a score per image, less is
     better; of fitness and validation. label_smoothing: of the fitness' loss. racing: trials that
     lose to their parent on the first `racing_first` of the images, on twice as many, and so on, are
@@ -127,6 +132,8 @@ def evolve(
         images,
         images_per_batch=images_per_batch,
         generations_per_batch=generations_per_batch,
+        sampling=sampling,
+        augmentation=None if augment is None else Augmentation.parse(augment),
         metric=metric,
         label_smoothing=label_smoothing,
         racing=None if racing is None else Racing(racing, racing_first),

@@ -147,6 +147,8 @@ class Evolution:
         total = self.de.configuration.generations
         with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
             done = [record for record in records if "returned" not in record]
+            if any("trials" in record for record in done):
+                self.scoring.prepare()  # it has been accounted for in the first generation
             for number, record in enumerate(done, start=2):
                 with line_of(cast(Journal, self._journal).path, number):
                     self._account(record)

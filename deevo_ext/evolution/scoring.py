@@ -110,8 +110,17 @@ class Scoring:
         """Whether losing trials are dropped early."""
         return getattr(self.fitness, "racing", None) is not None
 
+    def prepare(self) -> None:
+        """Lets a fitness look at the initial population, before the first generation.
+
+        A resumed run calls it before its past is applied.
+        """
+        if hasattr(self.fitness, "prepare"):
+            self.fitness.prepare()
+
     def parents(self, batch: int) -> list[float]:
         """Fitness of all members on a batch; +inf for those that population reduction took out."""
+        self.prepare()
         waiting = self.de.ask_parents()
         if not self.races:
             return self._whole(waiting, batch)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from deevo_ext.data.augmentation import Augmentation, AugmentedImages
 from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric, mean_score
 from deevo_ext.inference.racing import Racing
-from deevo_ext.inference.sampling import batch_indices, batch_order
+from deevo_ext.inference.sampling import batch_indices, batch_order, importance_order
+
+SAMPLINGS = ("stratified", "importance")
+# Importance: the initial members that judge how hard an image is, and the least it counts as.
+_JUDGES, _LEAST_DIFFICULTY = 4, 0.02
 
 
 def image_set(
@@ -31,11 +38,22 @@ def image_set(
     return ImageSet(images[0], images[1], name)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images between one look and the next, and their weights (None: all 1)."""
+
+    parts: list[LabelledImages]
+    weights: list[torch.Tensor] | None
+
+
 class ClassificationFitness:
     """Mean score of a population's rows on a fixed or rotating batch of labelled images.
 
     images: the fitness set. images_per_batch: None for all of them in every generation; otherwise a
-    new seeded, class-balanced batch of that size every generations_per_batch generations. metric:
+    new seeded, class-balanced batch of that size every generations_per_batch generations. sampling:
+    "stratified" draws every image of a class alike, "importance" those more often that the first
+    members of the initial population are unsure of, weighted so that the expected fitness is that
+    of all images. augmentation: done to each batch, the same for parents and trials. metric:
     "loss", "top1" (then fitness is 1 - top-1) or a function, see `inference.metrics`;
     label_smoothing: of the loss. racing: drops trials that lose before they have seen all images.
     """
@@ -47,6 +65,8 @@ class ClassificationFitness:
         *,
         images_per_batch: int | None = None,
         generations_per_batch: int = 3,
+        sampling: str = "stratified",
+        augmentation: Augmentation | None = None,
         metric: str | ImageScores | Metric = "loss",
         label_smoothing: float = 0.0,
         racing: Racing | None = None,
@@ -58,15 +78,25 @@ class ClassificationFitness:
             raise DeevoError(
                 f"generations_per_batch is {generations_per_batch}; expected at least 1"
             )
+        if sampling not in SAMPLINGS:
+            raise DeevoError(f"sampling is {sampling!r}; expected one of {', '.join(SAMPLINGS)}")
         rotates = images_per_batch is not None and images_per_batch < len(images)
         self.evaluator = evaluator
         self.images = images
         self.images_per_batch = images_per_batch if rotates else None
         self.generations_per_batch = generations_per_batch
+        if sampling == "importance" and not rotates:
+            raise DeevoError(
+                'sampling="importance" draws batches; give images_per_batch below the '
+                f"{len(images)} fitness images"
+            )
+        self.sampling = sampling
+        self.augmentation = augmentation
         self.metric = Metric.of(metric, label_smoothing)
         self.racing = racing
         self.seed = seed
-        self._current: tuple[int, list[LabelledImages]] | None = None
+        self._current: tuple[int, Batch] | None = None
+        self._difficulty: np.ndarray | None = None
         evaluator.check_precision(images)
 
     @property
@@ -84,8 +114,23 @@ class ClassificationFitness:
             **self.metric.describe(),
             "seed": self.seed,
             "evaluator": self.evaluator.describe(),
+            **({} if self.sampling == "stratified" else {"sampling": self.sampling}),
+            **({} if self.augmentation is None else {"augment": self.augmentation.describe()}),
             **({} if self.racing is None else {"racing": self.racing.describe()}),
         }
+
+    def prepare(self) -> None:
+        """What is to be known of the initial population, while the population still is that."""
+        if self.sampling == "importance" and self._difficulty is None:
+            population, some = self.evaluator.population, slice(0, _JUDGES)
+            statistics = self.evaluator.used_statistics(
+                population.rows[some], population.statistics[some]
+            )
+            losses = self.evaluator.image_scores(
+                population.rows[some], self.images, Metric("loss"), statistics
+            )
+            unsure = (1.0 - (-losses.double()).exp()).mean(dim=0).cpu().numpy()
+            self._difficulty = np.maximum(unsure, _LEAST_DIFFICULTY)
 
     def batch_of(self, generation: int) -> int:
         """The number of the batch that a generation (1, 2, ...) is scored on."""
@@ -93,17 +138,22 @@ class ClassificationFitness:
             return 0
         return max(generation - 1, 0) // self.generations_per_batch
 
-    def indices(self, number: int) -> torch.Tensor | None:
-        """The images of a batch, int64, in the order they are evaluated in; None: all, as they lie.
+    def indices(self, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Images of a batch, int64 in the order of evaluation, and their weights float64.
 
-        Races want a random order: their first looks are at its first images.
+        None for the indices: all images, as they lie; None for the weights: all 1. Races want a
+        random order: their first looks are at the first images.
         """
         size, labels = self.images_per_batch or len(self.images), self.images.labels
+        if self.sampling == "importance":
+            self.prepare()
+            assert self._difficulty is not None
+            return importance_order(labels, self._difficulty, size, number, self.seed)
         if self.racing is not None:
-            return batch_order(labels, size, number, self.seed)
+            return batch_order(labels, size, number, self.seed), None
         if self.images_per_batch is None:
-            return None
-        return batch_indices(labels, size, number, self.seed)
+            return None, None
+        return batch_indices(labels, size, number, self.seed), None
 
     def looks(self, batch: int) -> list[int]:
         """Images seen at each look of a race; without racing there is one, at all of them."""
@@ -112,20 +162,22 @@ class ClassificationFitness:
             return [size]
         return self.racing.looks(size, self.evaluator.micro_batch)
 
-    def parts(self, number: int) -> list[LabelledImages]:
-        """The images of a batch, from one look to the next."""
+    def batch(self, number: int) -> Batch:
+        """A batch's images and weights, from one look to the next."""
         if self._current is None or self._current[0] != number:
             self._current = None  # freed before the next is made
-            indices = self.indices(number)
-            parts = [self.images]
-            if indices is not None:
-                ends = self.looks(number)
-                starts = [0, *ends[:-1]]
-                parts = [
-                    self.images.subset(indices[start:end])
-                    for start, end in zip(starts, ends, strict=True)
-                ]
-            self._current = (number, parts)
+            indices, weights = self.indices(number)
+            images = self.images if indices is None else self.images.subset(indices)
+            if self.augmentation is not None:
+                numbers = torch.arange(len(self.images)) if indices is None else indices
+                images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
+            ends = self.looks(number)
+            stretches = list(zip([0, *ends[:-1]], ends, strict=True))
+            parts = [images.stretch(*own) for own in stretches] if len(ends) > 1 else [images]
+            shares = (
+                None if weights is None else [weights[slice(*own)].float() for own in stretches]
+            )
+            self._current = (number, Batch(parts, shares))
         return self._current[1]
 
     def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> torch.Tensor | None:
@@ -136,9 +188,10 @@ class ClassificationFitness:
     def part(
         self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
     ) -> torch.Tensor:
-        """Scores float32 [E, n] of rows [E, D] on the images between two looks."""
-        images = self.parts(batch)[look]
-        return self.evaluator.image_scores(rows, images, self.metric, statistics)
+        """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
+        found = self.batch(batch)
+        scores = self.evaluator.image_scores(rows, found.parts[look], self.metric, statistics)
+        return scores if found.weights is None else scores * found.weights[look].to(scores.device)
 
     def reduce(self, scores: torch.Tensor) -> float:
         """The fitness of scores [N] on all images of a batch."""
@@ -147,5 +200,5 @@ class ClassificationFitness:
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> list[float]:
         """Fitness, minimised, of rows [E, D] that are members' trials (or the members)."""
         statistics = self.statistics(rows, members)
-        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.parts(batch)))]
+        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
         return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]

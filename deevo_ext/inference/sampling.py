@@ -25,15 +25,64 @@ def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch
     """
     own = labels.cpu().numpy()
     keys = image_keys(own.size, batch, seed)
-    position = np.empty(own.size, dtype=np.float64)
-    for label in np.unique(own):
-        members = np.flatnonzero(own == label)
+    return torch.from_numpy(_class_balanced(own, keys)[:size].copy())
+
+
+def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """All positions, ordered by rank by key within the class over the size of the class."""
+    position = np.empty(labels.size, dtype=np.float64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         ranks = np.empty(members.size, dtype=np.int64)
         ranks[np.argsort(keys[members], kind="stable")] = np.arange(members.size)
         position[members] = (ranks + 0.5) / members.size
-    return torch.from_numpy(np.lexsort((keys, position))[:size].copy())
+    return np.lexsort((keys, position))
 
 
 def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
     """The indices of `batch_order`, ascending."""
     return batch_order(labels, size, batch, seed).sort().values
+
+
+def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
+    """Probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty where < 1.
+
+    difficulty: positive float64 [N], N >= size. Those that would exceed 1 are taken for certain and
+    the rest share what is left (Särndal, Swensson & Wretman, Model Assisted Survey Sampling, 1992,
+    3.6.2).
+    """
+    certain = np.zeros(difficulty.size, dtype=bool)
+    if size >= difficulty.size:
+        return np.ones(difficulty.size)
+    while True:
+        rest = size - int(certain.sum())
+        found = np.where(certain, 1.0, difficulty * (rest / difficulty[~certain].sum()))
+        more = (found >= 1.0) & ~certain
+        if not more.any():
+            return found
+        certain |= more
+
+
+def importance_order(
+    labels: torch.Tensor, difficulty: np.ndarray, size: int, batch: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(indices int64 [size], weights float64 [size]) of a batch in which hard images are likelier.
+
+    Systematic sampling (Madow, Ann. Math. Statist. 20, 1949) along the images sorted by class, each
+    class shuffled: one random start, steps of 1 on the cumulated inclusion probabilities pi, so
+    that classes get their share of them. The weight of an image, size / (N pi), makes the weighted
+    mean of the batch Horvitz and Thompson's estimator of the mean over all N images: unbiased
+    whatever the difficulties are. The order is shuffled, class by class in proportion.
+    """
+    own = labels.cpu().numpy()
+    keys = image_keys(own.size, batch, seed)
+    probabilities = inclusion_probabilities(difficulty, size)
+    line = np.lexsort((keys, own))
+    ends = np.cumsum(probabilities[line])
+    ends *= size / ends[-1]  # what rounding added or took
+    last_block = (int(Purpose.BATCH), batch, POPULATION_MEMBER, np.array([0xFFFFFFFF], np.uint64))
+    start = (float(philox4x32(last_block, key_of(seed), ROUNDS)[0][0]) + 0.5) / 2.0**32
+    taken = line[np.minimum(np.searchsorted(ends, start + np.arange(size), "right"), own.size - 1)]
+    order = taken[_class_balanced(own[taken], keys[taken])]
+    weights = size / (own.size * probabilities[order])
+    return torch.from_numpy(order.copy()), torch.from_numpy(weights)
