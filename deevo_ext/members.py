@@ -88,8 +88,12 @@ def read_members(
     sources: Sequence[Source],
     dtype: torch.dtype,
     device: torch.device | str,
+    spare: int = 0,
 ) -> Members:
-    """Read the members into rows of ``dtype``; only one is in memory besides them."""
+    """Read the members into rows of ``dtype``; only one is in memory besides them.
+
+    Behind them lie ``spare`` rows of zeros, for members to be.
+    """
     labels = [source.label for source in sources]
     if dtype not in DTYPES:
         raise DeevoError(
@@ -100,9 +104,9 @@ def read_members(
     layout, statistics_layout = architecture.layout("row"), architecture.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
-    rows = zero_rows(len(sources), layout.stride, dtype, device)
+    rows = zero_rows(len(sources) + spare, layout.stride, dtype, device)
     statistics = torch.zeros(
-        len(sources), statistics_layout.stride, dtype=torch.float32, device=device
+        len(sources) + spare, statistics_layout.stride, dtype=torch.float32, device=device
     )
     fixed: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -128,7 +132,7 @@ def read_members(
     for i in range(len(sources)):
         read_one(i)
     rows = rows[:, : layout.dim]
-    _check_duplicates(rows, labels)
+    _check_duplicates(rows[: len(sources)], labels)
     _warn_of_frozen(differing, labels[0])
     return Members(
         rows=rows,

@@ -20,7 +20,6 @@ Three kinds of tensors:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,14 +28,12 @@ from torch import Tensor, nn
 
 from deevo_ext import checkpoints
 from deevo_ext.architecture import Architecture
+from deevo_ext.averages import average_rows
 from deevo_ext.errors import DeevoError
 from deevo_ext.layout import dtype_name, dtype_of
 from deevo_ext.members import Members, Paths, Source, in_files, in_memory, read_members
 
 _RECIPE_VERSION = 1
-# Columns averaged at a time. On the CPU 256 KiB of float64 sums stay in a core's cache, and torch
-# starts no threads for that few elements, which here cost more than they save.
-_MEAN_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 
 class Population:
@@ -49,7 +46,8 @@ class Population:
         statistics_layout: where each of them lies.
         fixed: tensors kept once, by name (aliases too), in their own dtypes.
         names: the members' names, unique: file stems, as far up the path as they need to differ.
-        sources: (path, SHA-256 hex) of each member's file; None when made from state dicts.
+        sources: (path, SHA-256 hex) of each file that was read; None when made from state dicts.
+        averages: of which members each one behind those that were read is the average.
         architecture: what the model says about its tensors.
         pristine: whether the members are still those that were read; an optimizer clears it.
         checkpoint_key: the key of the weights in each file, where one was given.
@@ -64,9 +62,12 @@ class Population:
         sources: list[tuple[str, str]] | None = None,
         checkpoint_key: str | None = None,
     ) -> None:
-        self.rows, self.layout = read.rows, read.layout
-        self.statistics, self.statistics_layout = read.statistics, read.statistics_layout
+        self._all_rows, self._all_statistics = read.rows, read.statistics
+        self.rows, self.layout = read.rows[: len(names)], read.layout
+        self.statistics = read.statistics[: len(names)]
+        self.statistics_layout = read.statistics_layout
         self.fixed, self.names, self.sources = read.fixed, list(names), sources
+        self.averages: list[list[int]] = []
         self.architecture, self.checkpoint_key = architecture, checkpoint_key
         self.pristine = True
         self._fixed_as: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
@@ -82,6 +83,7 @@ class Population:
         batchnorm: str = "evolve",
         checkpoint_key: str | None = None,
         device: torch.device | str = "cpu",
+        spare: int = 0,
     ) -> Population:
         """Read files (a list, a folder or a glob), one at a time, into a population.
 
@@ -96,13 +98,14 @@ class Population:
             batchnorm: "evolve", "inherit" or "recalibrate".
             checkpoint_key: the key of the weights in each file, e.g. "model_ema".
             device: of the rows.
+            spare: members that ``append_average`` may add.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
         are not finite, or are all equal. Warns of equal members and of frozen tensors that differ.
         """
         files = in_files(paths, checkpoint_key)
         architecture = Architecture.of(model, frozen, batchnorm)
-        return cls._read(architecture, files, dtype, device, checkpoint_key)
+        return cls._read(architecture, files, dtype, device, checkpoint_key, spare)
 
     @classmethod
     def from_architecture(
@@ -129,10 +132,12 @@ class Population:
         batchnorm: str = "evolve",
         names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
+        spare: int = 0,
     ) -> Population:
         """As ``from_checkpoints``, from state dicts; ``names`` default to member0, member1, ..."""
         given = in_memory(state_dicts, names)
-        return cls._read(Architecture.of(model, frozen, batchnorm), given, dtype, device)
+        architecture = Architecture.of(model, frozen, batchnorm)
+        return cls._read(architecture, given, dtype, device, None, spare)
 
     @classmethod
     def from_recipe(
@@ -157,9 +162,17 @@ class Population:
             architecture = Architecture.from_json(recipe["architecture"])
             dtype, key = dtype_of(recipe["dtype"]), recipe["checkpoint_key"]
             names = [str(name) for name in recipe["members"]]
-        except (TypeError, KeyError) as error:
+            averages = [
+                (str(each["name"]), [int(i) for i in each["members"]])
+                for each in recipe.get("averages", [])
+            ]
+        except (TypeError, KeyError, ValueError) as error:
             raise DeevoError(f"not the recipe of a population: {error!r}") from error
-        return cls._read(architecture, in_files(paths, key, names), dtype, device, key)
+        files = in_files(paths, key, names)
+        population = cls._read(architecture, files, dtype, device, key, len(averages))
+        for name, members in averages:
+            population.append_average(name, members)
+        return population
 
     @classmethod
     def _read(
@@ -169,8 +182,9 @@ class Population:
         dtype: torch.dtype,
         device: torch.device | str,
         checkpoint_key: str | None = None,
+        spare: int = 0,
     ) -> Population:
-        read = read_members(architecture, sources, dtype, device)
+        read = read_members(architecture, sources, dtype, device, spare)
         return cls(
             architecture,
             read,
@@ -185,6 +199,11 @@ class Population:
         return self.rows.shape[0]
 
     @property
+    def read(self) -> int:
+        """How many members were read; those behind them were appended."""
+        return self.size - len(self.averages)
+
+    @property
     def dim(self) -> int:
         """D, the columns of a row, pads included."""
         return self.layout.dim
@@ -196,13 +215,38 @@ class Population:
 
     def recipe(self) -> dict[str, Any]:
         """Plain JSON values from which ``from_recipe`` makes the population as it was when read."""
-        return {
+        recipe: dict[str, Any] = {
             "version": _RECIPE_VERSION,
             "architecture": self.architecture.to_json(),
             "dtype": dtype_name(self.rows.dtype),
             "checkpoint_key": self.checkpoint_key,
-            "members": list(self.names),
+            "members": self.names[: self.read],
         }
+        if self.averages:
+            appended = zip(self.names[self.read :], self.averages, strict=True)
+            recipe["averages"] = [{"name": name, "members": of} for name, of in appended]
+        return recipe
+
+    def append_average(self, name: str, members: Sequence[int]) -> None:
+        """Adds the plain average of ``members``, by ``mean``, as one more member called ``name``.
+
+        Raises DeevoError where no spare row is left, the name is taken, or the population has been
+        evolved.
+        """
+        size = self.size
+        if size == len(self._all_rows):
+            raise DeevoError(
+                f"no row is left for {name!r}: give spare= when the population is made"
+            )
+        if name in self.names:
+            raise DeevoError(f"a member called {name!r} is there already; choose another name")
+        if not self.pristine:
+            raise DeevoError(f"{name!r} cannot be appended to a population that has been evolved")
+        row, statistics = self.mean(members), self.mean_statistics(members)
+        self.rows, self.statistics = self._all_rows[: size + 1], self._all_statistics[: size + 1]
+        self.rows[size], self.statistics[size] = row, statistics
+        self.names.append(name)
+        self.averages.append([int(i) for i in members])
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """Member ``i`` as a full state dict of new tensors; see ``state_dict_of``."""
@@ -234,9 +278,9 @@ class Population:
         In the dtypes and on the device of ``rows`` and ``statistics``. Raises DeevoError for a
         population that was not made from files.
         """
-        if self.sources is None:
-            raise DeevoError("this population was made from state dicts; there is no file to read")
-        path = self.sources[self._member(i)][0]
+        if self.sources is None or self._member(i) >= self.read:
+            raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
+        path = self.sources[i][0]
         state = checkpoints.load_checkpoint(
             path, checkpoint_key=self.checkpoint_key, expected=frozenset(self.architecture.order)
         )
@@ -308,26 +352,7 @@ class Population:
         self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None
     ) -> Tensor:
         chosen = range(self.size) if members is None else [self._member(i) for i in members]
-        if not chosen:
-            raise DeevoError("mean of no members; give at least one")
-        if weights is not None:
-            good = len(weights) == len(chosen) and all(0 <= w < math.inf for w in weights)
-            if not good or not 0 < sum(weights) < math.inf:
-                raise DeevoError(
-                    f"weights must be {len(chosen)} finite numbers >= 0, not all 0; given {weights}"
-                )
-        total = float(len(chosen) if weights is None else sum(weights))
-        out = torch.empty(matrix.shape[1], dtype=torch.float32, device=matrix.device)
-        chunk = _MEAN_CHUNK.get(matrix.device.type, 1 << 20)
-        for start in range(0, matrix.shape[1], chunk):
-            columns = slice(start, start + chunk)
-            acc = torch.zeros_like(out[columns], dtype=torch.float64)
-            for k, i in enumerate(chosen):
-                value = matrix[i, columns].to(torch.float64)
-                # Multiplied apart from the sum: add with alpha may contract to an fma.
-                acc.add_(value if weights is None else value.mul_(float(weights[k])))
-            out[columns] = acc.div_(total)
-        return out
+        return average_rows(matrix, chosen, weights)
 
     def _member(self, i: int) -> int:
         if not 0 <= i < self.size:

@@ -20,6 +20,7 @@ from deevo_ext.evolution.journal import Record, from_hex, to_hex
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.soup import average, greedy_soup
 from deevo_ext.evolution.storage import decode_statistics
+from deevo_ext.population import Population
 
 KINDS = ("member", "mean", "soup")
 Score = Callable[[torch.Tensor, torch.Tensor | None], float]
@@ -77,6 +78,22 @@ def as_returned(candidate: Candidate, returned: Record) -> Candidate:
     return candidate
 
 
+def candidates_of(population: Population, everyone: list[int], score: Score) -> dict[str, Any]:
+    """A record's "validation" part: the candidates among members `everyone`, and their scores."""
+    scores = [math.inf] * population.size
+    for i in everyone:
+        scores[i] = score(population.rows[i], population.statistics[i])
+    member = min(everyone, key=scores.__getitem__)
+    soup, soup_score = greedy_soup(population, everyone, scores, score)
+    mean_score = score(*average(population, everyone))
+    return {
+        "member": {"members": [member], "score": scores[member].hex()},
+        "mean": {"members": everyone, "score": mean_score.hex()},
+        "soup": {"members": soup, "score": soup_score.hex()},
+        "scores": to_hex(scores),
+    }
+
+
 class Course:
     """An optimizer and the candidates of its run so far.
 
@@ -127,25 +144,20 @@ class Course:
             self._consider(record["validation"])
         return generation
 
-    def validate(self, score: Score) -> dict[str, Any]:
+    def validate(self, score: Score, found: dict[str, Any] | None = None) -> dict[str, Any]:
         """Scores the present candidates with `score(row, inherited statistics)`.
 
-        Returns the record's "validation" part after taking it into account.
+        Returns the record's "validation" part after taking it into account. found: that part where
+        it is known already.
         """
+        if found is not None:
+            self._consider(found)
+            return found
         population = self.de.population
-        everyone = self.de.living.tolist()
-        scores = [math.inf] * population.size
-        for i in everyone:
-            scores[i] = score(population.rows[i], population.statistics[i])
-        member = min(everyone, key=scores.__getitem__)
-        soup, soup_score = greedy_soup(population, everyone, scores, score)
-        mean_score = score(*average(population, everyone))
-        found = {
-            "member": {"members": [member], "score": scores[member].hex()},
-            "mean": {"members": everyone, "score": mean_score.hex()},
-            "soup": {"members": soup, "score": soup_score.hex()},
-            "scores": to_hex(scores),
-        }
+        first = self.de.generation == 0
+        # What was appended to the population is no initial candidate: it was made from them.
+        everyone = list(range(population.read)) if first else self.de.living.tolist()
+        found = candidates_of(population, everyone, score)
         self._consider(found)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from torch import nn
 from deevo_ext.checkpoints import PathLike
 from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.basin import BasinReport, check_basin, require_basin
 from deevo_ext.evolution.course import Candidate
+from deevo_ext.evolution.injection import SOUPS, prepare
+from deevo_ext.evolution.journal import FILE_NAME
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness, image_set
-from deevo_ext.inference.metrics import ImageScores
+from deevo_ext.inference.metrics import ImageScores, Metric
 from deevo_ext.inference.racing import Racing
 from deevo_ext.population import Population
 
@@ -74,6 +79,8 @@ def evolve(
     batchnorm: str = "evolve",
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
+    inject_soups: bool = False,
+    basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     **parameters: Any,
@@ -97,11 +104,14 @@ def evolve(
     device: where networks are evaluated. population_device: where the population lies and is
     evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
     `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
-    batchnorm, checkpoint_key: as in
-    `Population.from_checkpoints`. calibration_images: for batchnorm="recalibrate". parameters:
-    fields of `Configuration`.
+    batchnorm, checkpoint_key: as in `Population.from_checkpoints`. calibration_images: for
+    batchnorm="recalibrate". inject_soups: the population's average and its greedy soup, built on
+    the validation images, become members too. basin: what is done about members whose midpoints
+    are much worse than they are: "warn", "refuse" or "ignore" (which spares the check, at most 24
+    evaluations of 1,000 fitness images). parameters: fields of `Configuration`.
     """
-
+    if basin not in _BASIN:
+        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
     population = Population.from_checkpoints(
         model,
         paths,
@@ -110,6 +120,7 @@ def evolve(
         batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
         device=population_device,
+        spare=SOUPS if inject_soups else 0,
     )
     calibration = (
         None if calibration_images is None else image_set(calibration_images, "calibration images")
@@ -139,21 +150,39 @@ def evolve(
         racing=None if racing is None else Racing(racing, racing_first),
         seed=seed,
     )
+    validation = image_set(validation_images, "validation images")
+    folder = None if run_dir is None else Path(run_dir)
+    if basin != "ignore" and not (folder is not None and (folder / FILE_NAME).exists()):
+        _look_at_basin(check_basin(evaluator, population, images, seed=seed), basin)
+    initial = None
+    if inject_soups:
+        initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
         fitness,
         run_dir=run_dir,
         evaluator=evaluator,
-        validation=image_set(validation_images, "validation images"),
+        validation=validation,
         validate_every=validate_every,
         metric=metric,
         chunk=chunk,
         progress=progress,
         callbacks=callbacks,
+        initial=initial,
     )
     candidate = run.run()
     comparison = None
     if test_images is not None:
         comparison = compare(run, image_set(test_images, "test images"))
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+
+
+_BASIN = ("warn", "refuse", "ignore")
+
+
+def _look_at_basin(report: BasinReport, action: str) -> None:
+    if action == "refuse":
+        require_basin(report)
+    elif not report.shared:
+        warnings.warn(str(report), stacklevel=3)

@@ -146,11 +146,11 @@ def bootstrap_interval(
 def ensemble(evaluator: Evaluator, population: Population, images: LabelledImages) -> PerImage:
     """The logit ensemble of the initial members, read again one at a time: their mean logits."""
     total = torch.zeros(())
-    for i in range(population.size):
+    for i in range(population.read):
         row, statistics = population.reread(i)
         used = evaluator.statistics_of(row, statistics)
         total = total + evaluator.logits(row, images, used).double()
-    mean = (total / population.size).float()
+    mean = (total / population.read).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
     return PerImage(losses, mean.argmax(dim=1) == images.labels)
 
@@ -161,7 +161,7 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
     assert evaluator is not None
     chosen = run.course.chosen()
     population = run.de.population
-    members = population.size
+    members = population.read
 
     def measure(candidate: Candidate) -> PerImage:
         return evaluator.per_image(candidate.row, images, candidate.statistics)

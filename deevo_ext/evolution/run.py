@@ -15,6 +15,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation, diversity
+from deevo_ext.evolution.injection import Initial
 from deevo_ext.evolution.journal import Journal, Record, line_of, to_hex
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
@@ -44,7 +45,8 @@ class Evolution:
     generations, by `metric` ("loss", "top1" or a function, see `inference.metrics`); without them
     it is the best member of the last generation. chunk: rows evaluated at a time, the E of peak
     memory NP + E rows; validation adds the six candidates of the comparison. callbacks: called
-    with each generation's metrics, those of a resumed run's past too.
+    with each generation's metrics, those of a resumed run's past too. initial: the initial
+    candidates where they have been found already, as `injection.inject_soups` does.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Evolution:
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
+        initial: Initial | None = None,
     ) -> None:
         if (validation is None) != (evaluator is None):
             raise DeevoError("evaluator and validation belong together: give both or neither")
@@ -77,6 +80,7 @@ class Evolution:
         self.metric = Metric.of(metric)
         self.progress = progress
         self.callbacks = list(callbacks)
+        self.initial = initial
         self.course = Course(de, evaluator.statistics_of if evaluator else None)
         for user in (evaluator, self._own_evaluator()):
             if user is not None and user.population is not de.population:
@@ -192,7 +196,10 @@ class Evolution:
         started = time.perf_counter()
         record: Record = {"generation": 0}
         if self.validation is not None:
-            record["validation"] = self._validate()
+            record["validation"] = self._validate(self.initial.found if self.initial else None)
+        if self.initial is not None:
+            self._passes_before -= self.initial.forward_passes
+            started -= self.initial.seconds
         self._finish(record, started)
         self._account(record)
 
@@ -221,10 +228,12 @@ class Evolution:
         self._finish(record, started)
         return record, generation
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self, found: dict[str, Any] | None = None) -> dict[str, Any]:
         assert self.evaluator is not None and self.validation is not None
         evaluator, images = self.evaluator, self.validation
-        return self.course.validate(lambda row, s: evaluator.score_by(row, images, self.metric, s))
+        return self.course.validate(
+            lambda row, s: evaluator.score_by(row, images, self.metric, s), found
+        )
 
     def _finish(self, record: Record, started: float) -> None:
         """Costs into the record, the record into the journal."""

@@ -38,7 +38,7 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
             f"{INITIAL}/member_{i:03d}.safetensors",
             hashlib.sha256(_member(population, i)).hexdigest(),
         ]
-        for i in range(population.size)
+        for i in range(population.read)
     ]
 
 

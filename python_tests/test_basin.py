@@ -1,0 +1,99 @@
+"""The loss half way between members tells populations with a common basin from strangers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import deevo_ext as deevo
+from deevo_ext.data import load
+from deevo_ext.demo.recipes import Recipe
+from deevo_ext.demo.training import fine_tune, train_base
+from deevo_ext.evolution.basin import BasinReport, Pair, check_basin
+from deevo_ext.inference.evaluator import Evaluator
+
+
+def recipe(seed: int) -> Recipe:
+    return Recipe(seed=seed, steps=60, batch_size=32, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, list]:
+    sets = load("digits")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # batches this small: more would wait for each other
+    strangers = [train_base(sets, recipe(seed), width=8) for seed in range(4)]
+    tuned = [fine_tune(strangers[0], sets, recipe(10 + seed)) for seed in range(4)]
+    torch.set_num_threads(threads)
+    return {"strangers": strangers, "tuned": tuned}
+
+
+def report(networks: list) -> BasinReport:
+    states = [network.state_dict() for network in networks]
+    population = deevo.Population.from_state_dicts(networks[0], states)
+    return check_basin(Evaluator(networks[0], population), population, load("digits").fitness)
+
+
+def test_fine_tunings_share_a_basin(networks: dict[str, list]) -> None:
+    found = report(networks["tuned"])
+    assert found.shared and len(found.pairs) == 6  # every pair of four
+    assert len({(pair.first, pair.second) for pair in found.pairs}) == 6
+
+
+def test_networks_of_other_initialisations_share_none(networks: dict[str, list]) -> None:
+    found = report(networks["strangers"])
+    assert not found.shared
+    assert found.collapsed == 6
+    assert "share no basin" in str(found)
+
+
+def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
+    """Against a forward pass of the averaged state dicts."""
+    images = load("digits").fitness
+    found = report(networks["tuned"])
+    pair = found.pairs[0]
+    a, b = (networks["tuned"][i].state_dict() for i in (pair.first, pair.second))
+    network = type(networks["tuned"][0])(1, 10, 8)
+    network.load_state_dict({k: (a[k] + b[k]) / 2 if a[k].is_floating_point() else a[k] for k in a})
+    with torch.inference_mode():
+        logits = network.eval()(images.images)
+    loss = float(torch.nn.functional.cross_entropy(logits.double(), images.labels))
+    assert pair.midpoint_loss == pytest.approx(loss, rel=1e-4)
+    assert found.guessing == pytest.approx(math.log(10))
+
+
+def test_the_rule() -> None:
+    assert not Pair(0, 1, 1.0, 1.2, 1.29).collapses(2.3)
+    assert Pair(0, 1, 1.0, 1.2, 1.32).collapses(2.3)
+    assert Pair(0, 1, 1.0, 1.2, math.inf).collapses(2.3)
+    assert not Pair(0, 1, 3.0, 3.5, 3.4).collapses(2.3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_evolve_says_or_refuses(networks: dict[str, list], tmp_path: Path) -> None:
+    sets = load("digits")
+    for i, network in enumerate(networks["strangers"]):
+        save_file(network.state_dict(), tmp_path / f"m{i}.safetensors")
+    model = networks["strangers"][0]
+    few = sets.validation.subset(range(20))
+
+    def evolve(basin: str) -> deevo.Result:
+        return deevo.evolve(
+            *(model, tmp_path, sets.fitness, few),
+            generations=1,
+            images_per_batch=20,
+            progress=False,
+            basin=basin,
+        )
+
+    with pytest.raises(deevo.DeevoError, match="share no basin"):
+        evolve("refuse")
+    with pytest.warns(UserWarning, match="share no basin"):
+        evolve("warn")
+    evolve("ignore")
+    with pytest.raises(deevo.DeevoError, match="basin is"):
+        evolve("sometimes")
