@@ -1,0 +1,178 @@
+"""What is done to a picture before a network sees it: resize, centre crop, normalisation.
+
+Resizing is Pillow's, and sizes and offsets are computed as torchvision's Resize and CenterCrop do,
+so that pixels are those of the transform that the network was trained for, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DeevoError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_EXPECTED = (
+    "expected resize (whole number: the shorter side; or [height, width]), crop (whole number or "
+    f"[height, width]), interpolation ({', '.join(INTERPOLATIONS)}), mean and std (one number a "
+    "channel, of values in 0..1)"
+)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize, then centre crop, then (pixel / 255 - mean) / std.
+
+    Args:
+        resize: length of the shorter side, or (height, width), which bends the picture; None leaves
+            its size.
+        crop: (height, width) of the centre, what is missing filled with black; None for no crop.
+        interpolation: one of INTERPOLATIONS.
+        mean, std: per channel, of values in 0..1; three for colour, one for grey.
+
+    Raises:
+        DeevoError: a value is not as above.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sides = (*_sides(self.resize), *_sides(self.crop))
+        good = (
+            all(isinstance(side, int) and side > 0 for side in sides)
+            and self.interpolation in INTERPOLATIONS
+            and len(self.mean) == len(self.std)
+            and len(self.mean) in (1, 3)
+            and all(value > 0 for value in self.std)
+        )
+        if not good:
+            raise DeevoError(f"transform is {asdict(self)}; {_EXPECTED}")
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return len(self.mean)
+
+    def pixels(self) -> dict[str, Any]:
+        """What decides the uint8 pixels, as plain values: all but the normalisation."""
+        found = asdict(self)
+        return {
+            "resize": _plain(found["resize"]),
+            "crop": _plain(found["crop"]),
+            "interpolation": found["interpolation"],
+            "channels": self.channels,
+        }
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what a picture of this size becomes."""
+        if self.crop is not None:
+            return self.crop
+        return self._resized(height, width)
+
+    def apply(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] of a picture, or of an array uint8 [h, w], [h, w, 1] or [h, w, 3]."""
+        from PIL import Image
+
+        if isinstance(picture, np.ndarray):
+            grey = picture.ndim == 3 and picture.shape[2] == 1
+            picture = Image.fromarray(picture[:, :, 0] if grey else picture)
+        image = picture.convert("RGB" if self.channels == 3 else "L")
+        height, width = self._resized(image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            method = Image.Resampling[self.interpolation.upper()]
+            image = image.resize((width, height), method)
+        if self.crop is not None and self.crop != (height, width):
+            top = _offset(height, self.crop[0])
+            left = _offset(width, self.crop[1])
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if not isinstance(self.resize, int):
+            return self.resize
+        short, long = min(height, width), max(height, width)
+        sides = (self.resize, int(self.resize * long / short))
+        return sides if height <= width else (sides[1], sides[0])
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], name: str) -> Transform:
+        """From plain values, where lists stand for tuples and a crop may be one number.
+
+        Raises DeevoError that names the source and what is missing, unknown or of another kind.
+        """
+        known = {field.name for field in fields(cls)}
+        missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
+        # No resize or no crop is said by leaving it out.
+        missing = [field for field in missing if field not in ("resize", "crop", "interpolation")]
+        if missing or unknown:
+            raise DeevoError(
+                f"{name}: {'without ' + ', '.join(missing) if missing else ''}"
+                f"{' and ' if missing and unknown else ''}"
+                f"{'with unknown ' + ', '.join(unknown) if unknown else ''}; {_EXPECTED}"
+            )
+        try:
+            resize, crop = _tuple(values.get("resize")), _tuple(values.get("crop"))
+            crop = (crop, crop) if isinstance(crop, int) else crop
+            return cls(
+                resize,
+                crop,
+                values.get("interpolation", "bilinear"),
+                tuple(float(value) for value in values["mean"]),
+                tuple(float(value) for value in values["std"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise DeevoError(f"{name}: {error}; {_EXPECTED}") from error
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Transform:
+        """From a JSON or TOML file with this class's fields.
+
+        Raises DeevoError that names the file.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text()
+            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except (OSError, ValueError) as error:
+            raise DeevoError(f"{path}: not a readable JSON or TOML file ({error})") from error
+        if not isinstance(values, dict):
+            raise DeevoError(f"{path}: holds a {type(values).__name__}; {_EXPECTED}")
+        return cls.from_mapping(values, str(path))
+
+
+def _offset(size: int, crop: int) -> int:
+    """Where a centre crop begins; torchvision's rounding, and its padding where it is larger."""
+    return -((crop - size) // 2) if crop > size else round((size - crop) / 2.0)
+
+
+def _sides(value: int | tuple[int, int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuple(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        if len(value) != 2:
+            raise ValueError(f"{list(value)} is not [height, width]")
+        return int(value[0]), int(value[1])
+    return value

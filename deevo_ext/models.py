@@ -1,0 +1,281 @@
+"""Architectures by name: torchvision's, timm's, or any factory; and the transforms they expect.
+
+    resnet50, torchvision:resnet50    a classifier of torchvision
+    timm:convnext_tiny.fb_in1k        a model of timm; the tag says which weights' transform
+    package.module:factory            a function that returns an nn.Module
+
+A bare name is torchvision's where torchvision has it, else timm's. Both are extras, imported when
+asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deevo_ext.checkpoints import PathLike, load_checkpoint
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.transform import Transform
+from deevo_ext.errors import DeevoError
+
+_HOW = (
+    'expected "torchvision:NAME", "timm:NAME", a bare name of either, or "package.module:factory"'
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An untrained network and what it expects.
+
+    name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
+    num_classes: logits it gives, where that is known. transform: of its own metadata, or the one
+    that was given; None where there is neither.
+    """
+
+    name: str
+    model: nn.Module
+    num_classes: int | None
+    transform: Transform | None
+
+    def needs_transform(self) -> Transform:
+        """The transform; DeevoError that says how to give one where there is none."""
+        if self.transform is None:
+            raise DeevoError(
+                f"{self.name} says nothing of its preprocessing; give --transform FILE, a JSON or "
+                'TOML file such as {"resize": 256, "crop": 224, "interpolation": "bilinear", '
+                '"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
+            )
+        return self.transform
+
+
+def architecture(
+    arch: str,
+    *,
+    checkpoint: PathLike | None = None,
+    checkpoint_key: str | None = None,
+    num_classes: int | None = None,
+    transform: str | Path | Transform | None = None,
+) -> Architecture:
+    """The network called `arch`, see the module.
+
+    checkpoint: one whose classifier says the number of classes. num_classes: that number, if not
+    the checkpoint's or the architecture's own. transform: a Transform, a JSON or TOML file, the
+    name of torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the
+    model's own.
+
+    Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform.
+    """
+    source, name, make = _find(arch)
+    own = f"{source}:{name}" if source in ("torchvision", "timm") else arch
+    model = _made(make, own, num_classes)
+    if checkpoint is not None and num_classes is None:
+        state = load_checkpoint(
+            checkpoint, checkpoint_key=checkpoint_key, expected=model.state_dict().keys()
+        )
+        found = classes_in(state, model)
+        if found is not None:
+            num_classes = found
+            model = _made(make, own, found)
+    return Architecture(own, model, num_classes, _transform(source, name, model, transform))
+
+
+def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
+    """The number of classes of a checkpoint, where it alone tells it from the model.
+
+    That is so where all tensors of another shape than the model's differ in their first size only,
+    and by the same: a classifier's weight and bias.
+    """
+    pairs = set()
+    for name, tensor in model.state_dict().items():
+        if name in state and state[name].shape != tensor.shape:
+            own, other = tensor.shape, state[name].shape
+            if len(own) != len(other) or own[1:] != other[1:]:
+                return None
+            pairs.add((own[0], other[0]))
+    return pairs.pop()[1] if len(pairs) == 1 else None
+
+
+@torch.no_grad()
+def check_fit(
+    found: Architecture, images: LabelledImages, class_names: list[str] | None = None
+) -> None:
+    """Refuses images whose size or classes do not fit the network, everything in one DeevoError.
+
+    One image is put through the network.
+    """
+    wrong = []
+    shape = images.image_shape
+    if found.transform is not None:
+        size = found.transform.size_of(*shape[1:])
+        if (found.transform.channels, *size) != shape:
+            wrong.append(
+                f"{images.name} are {'x'.join(map(str, shape))}, but the transform gives "
+                f"{found.transform.channels}x{size[0]}x{size[1]}"
+            )
+    classes = found.num_classes
+    try:
+        logits = found.model(torch.zeros(1, *shape))
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            wrong.append(f"it returns {kind}, not logits [N, classes]")
+        else:
+            classes = logits.shape[1]
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        wrong.append(f"it fails on {images.name} of {'x'.join(map(str, shape))}: {reason}")
+    highest = int(images.labels.max())
+    if classes is not None and class_names is not None and len(class_names) != classes:
+        wrong.append(
+            f"it has {classes} classes, but the images have {len(class_names)} "
+            f"({class_names[0]} .. {class_names[-1]})"
+        )
+    elif classes is not None and highest >= classes:
+        wrong.append(f"it has {classes} classes, but {images.name} have label {highest}")
+    if wrong:
+        raise DeevoError(
+            f"{found.name} and the images do not fit: {'; '.join(wrong)}. Check --arch, --data and "
+            "--transform"
+        )
+
+
+def _find(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
+    """(source, name, constructor that takes num_classes)."""
+    source, separator, name = arch.partition(":")
+    if not separator:
+        return _bare(arch)
+    if source == "torchvision":
+        models = _import("torchvision").models
+        if name not in models.list_models(module=models):
+            raise DeevoError(f"torchvision has no classifier {name!r}; {_HOW}")
+        return source, name, lambda **options: models.get_model(name, weights=None, **options)
+    if source == "timm":
+        timm = _import("timm")
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5])
+            raise DeevoError(f"timm has no model {name!r}{f' ({close}, ...)' if close else ''}")
+        return source, name, lambda **options: timm.create_model(name, pretrained=False, **options)
+    return source, name, _factory(source, name)
+
+
+def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
+    missing = []
+    for source in ("torchvision", "timm"):
+        try:
+            _import(source)
+        except DeevoError as error:
+            missing.append(str(error))
+            continue
+        try:
+            return _find(f"{source}:{arch}")
+        except DeevoError:
+            continue
+    reason = " ".join(missing) or "neither torchvision nor timm has it"
+    raise DeevoError(f"arch is {arch!r}: {reason}; {_HOW}")
+
+
+def _import(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise DeevoError(
+            f'{package} is not installed ({error}): pip install "deevo_ext[imagenet]"'
+        ) from error
+    except RuntimeError as error:  # its operators were built for another torch
+        raise DeevoError(
+            f"{package} cannot be imported beside torch {torch.__version__} ({error}); install the "
+            "pair that constraints.txt names, from one index"
+        ) from error
+
+
+def _factory(module: str, name: str) -> Callable[..., nn.Module]:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise DeevoError(f"arch {module}:{name}: cannot import {module} ({error})") from error
+    make = getattr(found, name, None)
+    if not callable(make):
+        raise DeevoError(f"arch {module}:{name}: {module} has no function {name}")
+
+    def call(**options: Any) -> nn.Module:
+        parameters = inspect.signature(make).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if options and not anything and not options.keys() <= parameters.keys():
+            options = {}  # a factory of one size; check_fit compares it with the data
+        return make(**options)
+
+    return call
+
+
+def _made(make: Callable[..., nn.Module], name: str, num_classes: int | None) -> nn.Module:
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial weights are replaced; leave no trace
+            model = make(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DeevoError(f"{name} cannot be made with {options or 'no arguments'}: {error}") from (
+            error
+        )
+    if not isinstance(model, nn.Module):
+        raise DeevoError(f"{name} returned a {type(model).__name__}; expected a torch.nn.Module")
+    return model.eval()
+
+
+def _transform(
+    source: str, name: str, model: nn.Module, given: str | Path | Transform | None
+) -> Transform | None:
+    if isinstance(given, Transform):
+        return given
+    if given is not None and Path(given).suffix in (".json", ".toml"):
+        return Transform.from_file(given)
+    if source == "torchvision":
+        weights = _import("torchvision").models.get_model_weights(name)
+        known = list(weights.__members__)
+        if given is not None and given not in known:
+            raise DeevoError(
+                f"transform is {str(given)!r}; expected a .json or .toml file, or one of the "
+                f"weights of {name}: {', '.join(known)}"
+            )
+        return _of_torchvision((weights[str(given)] if given else weights.DEFAULT).transforms())
+    if given is not None:
+        raise DeevoError(f"transform is {str(given)!r}; expected a .json or .toml file")
+    return _of_timm(model, name) if getattr(model, "pretrained_cfg", None) else None
+
+
+def _of_torchvision(preset: Any) -> Transform:
+    """From torchvision.transforms._presets.ImageClassification."""
+    resize, crop = list(preset.resize_size), list(preset.crop_size)
+    return Transform(
+        resize[0] if len(resize) == 1 else (resize[0], resize[1]),
+        (crop[0], crop[-1]),
+        preset.interpolation.value,
+        tuple(preset.mean),
+        tuple(preset.std),
+    )
+
+
+def _of_timm(model: nn.Module, name: str) -> Transform:
+    """From pretrained_cfg, as timm.data.create_transform builds its evaluation transform."""
+    config = _import("timm.data").resolve_model_data_config(model)
+    height, width = config["input_size"][-2:]
+    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise DeevoError(
+            f"timm's {name} is evaluated with crop_mode {mode!r} at {height}x{width}, which is not "
+            "a resize and a centre crop; give --transform FILE"
+        )
+    return Transform(
+        scaled[0] if mode == "center" else (scaled[0], scaled[1]),
+        (height, width),
+        config["interpolation"],
+        tuple(config["mean"]),
+        tuple(config["std"]),
+    )
