@@ -42,17 +42,18 @@ def test_looks_double_and_fall_on_micro_batches(size: int, micro_batch: int) -> 
     assert Racing(0.01, first=1.0).looks(size, micro_batch) == [size]
 
 
-def drops(differences: np.ndarray, error: float) -> np.ndarray:
+def drops(differences: np.ndarray, parents: np.ndarray, error: float) -> np.ndarray:
     """Images seen of each of these races [R, N] when its trial is dropped; N: it was not."""
-    racing = Racing(error)
-    size = differences.shape[1]
+    racing, size = Racing(error), differences.shape[1]
     looks = racing.looks(size, 32)
+    known = torch.from_numpy(parents)
+    found = [racing.look(known, end, len(looks) - 1) for end in looks[:-1]]
     ends = []
     for d in torch.from_numpy(differences):
         lost = (
             end
-            for end in looks[:-1]
-            if racing.loses(d[:end], torch.zeros(end), size, len(looks) - 1)
+            for end, look in zip(looks, found, strict=False)
+            if look.loses(known[0, :end] + d[:end], known[0, :end])
         )
         ends.append(next(lost, size))
     return np.array(ends)
@@ -60,34 +61,58 @@ def drops(differences: np.ndarray, error: float) -> np.ndarray:
 
 @pytest.mark.parametrize("error", [0.02, 0.2])
 @pytest.mark.parametrize("shape", ["normal", "laplace"])
+@pytest.mark.parametrize("members", [1, 6])
 def test_a_trial_that_would_win_is_dropped_at_the_stated_rate_at_most(
-    error: float, shape: str
+    error: float, shape: str, members: int
 ) -> None:
     generator = np.random.default_rng(5)
-    races, size = 1500, 2048
+    races, size = 800, 2048
+    parents = generator.exponential(size=(members, size))
     d = getattr(generator, shape)(size=(races, size))
+    d = d + generator.normal(size=(races, members)) @ parents
     # The hardest case: winners, but by next to nothing.
     d = d - d.mean(axis=1, keepdims=True) - 1e-9
-    rate = float((drops(d, error) < size).mean())
+    rate = float((drops(d, parents, error) < size).mean())
     # Three standard deviations of the observed rate above the promise.
     assert rate <= error + 3 * math.sqrt(error * (1 - error) / races)
     # The union bound over five looks that see each other's images is loose, but not idle.
     assert rate > error / 5
     # Whoever wins clearly is never dropped, whoever loses clearly is so at once.
-    assert (drops(d[:200] - 0.5, error) == size).all()
-    assert (drops(d[:200] + 1.5, error) == 64).all()
+    assert (drops(d[:100] - 0.8, parents, error) == size).all()
+    assert (drops(d[:100] + 2.5, parents, error) == 64).all()
+
+
+def test_parents_explain_what_trials_made_from_them_do() -> None:
+    generator = np.random.default_rng(2)
+    parents = torch.from_numpy(generator.exponential(size=(5, 4096)))
+    # A mixture of parents but for noise of a hundredth: 128 images tell its mean that exactly.
+    weights = torch.tensor([-1.0, 0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
+    noise = 0.01 * torch.from_numpy(generator.normal(size=4096))
+    d = weights @ parents + noise
+    look = Racing(0.01).look(parents, 128, 5)
+    predicted, error = look.predict(d[:128].numpy())
+    assert look.rank == 5
+    assert error == pytest.approx(0.01 / math.sqrt(128), rel=0.3)
+    assert abs(predicted - float(d.mean())) < 5 * error
+    plain = float(d[:128].std() / math.sqrt(128))
+    assert error < plain / 30
+    # Equal parents say one thing, once; few images say nothing about many parents.
+    assert Racing(0.01).look(parents[:1].expand(4, -1), 128, 5).rank == 1
+    assert Racing(0.01).look(parents, 32, 5).rank == 0
 
 
 def test_scores_that_are_not_finite_settle_it() -> None:
-    racing, parent = Racing(0.01), torch.full((64,), 2.0)
-    trial = torch.full((64,), 1.0)
-    assert not racing.loses(trial, parent, 640, 5)
+    trial, parent = torch.full((640,), 1.0), torch.full((640,), 2.0)
+    look = Racing(0.01).look(torch.stack([trial, parent]), 64, 5)
+    trial, parent = trial[:64], parent[:64]
+    assert not look.loses(trial, parent) and not look.loses(parent, parent)
     for value in (math.inf, math.nan):
         broken = trial.clone()
         broken[3] = value
-        assert racing.loses(broken, parent, 640, 5)
-        assert not racing.loses(parent, broken, 640, 5)
-    assert not racing.loses(parent, parent, 640, 5)
+        assert look.loses(broken, parent)
+        assert not look.loses(parent, broken)
+        known = torch.stack([torch.rand(640), torch.full((640,), value)])
+        assert Racing(0.01).look(known, 64, 5).rank == 1
 
 
 def run(run_dir: Path | None, **options: object) -> deevo.Result:
@@ -168,7 +193,7 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
             lost = [
                 end
                 for end in looks[:-1]
-                if racing.loses(trial[m, :end], parent[m, :end], 700, len(looks) - 1)
+                if racing.look(parent, end, len(looks) - 1).loses(trial[m, :end], parent[m, :end])
             ]
             assert seen == (lost[0] if lost else 700)
             assert value == (math.inf if lost else exact[m])

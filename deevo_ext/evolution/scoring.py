@@ -187,11 +187,9 @@ class Scoring:
                     scores[member] = torch.cat([scores[member], part]) if look else part.clone()
                     seen[member] = end
             if racing is not None and look < len(looks) - 1:
-                lost = {
-                    m
-                    for m in racers.tolist()
-                    if racing.loses(scores[m], self._parents[m][:end], looks[-1], len(looks) - 1)
-                }
+                known = torch.stack([self._parents[m] for m in waiting.members.tolist()])
+                at = racing.look(known, end, len(looks) - 1)
+                lost = {m for m in racers.tolist() if at.loses(scores[m], self._parents[m][:end])}
                 non_finite += sum(not bool(scores[m].isfinite().all()) for m in lost)
                 racers = torch.tensor([m for m in racers.tolist() if m not in lost])
             if not racers.numel():

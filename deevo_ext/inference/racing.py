@@ -1,18 +1,22 @@
 """Paired racing: a trial that loses to its parent is dropped before it has seen every image.
 
 Trial and parent are scored on the same N images in the same random order, d_i = trial's score minus
-parent's on image i. What a full evaluation decides is the sign of the mean of all N differences.
-After n of them, that mean is estimated by mean_n, with the standard error of a sample drawn without
-replacement (Cochran, Sampling Techniques, 3rd ed. 1977, eq. 2.20)
+parent's on image i. What a full evaluation decides is the sign of D, the mean of all N differences.
+After n of them, D is predicted by the regression estimator (Cochran, Sampling Techniques, 3rd ed.
+1977, ch. 7; Särndal, Swensson & Wretman, Model Assisted Survey Sampling, 1992, ch. 6). A trial is
+made from parents, whose scores x_i on all N images are known, and a mixture of networks scores much
+as a mixture of their scores: the parents' explain most of d, and only the rest e has to be averaged
+out. With b the least squares of d on x over the n images,
 
-    se = sd_n * sqrt((1/n) * (1 - n/N)),
+    D^ = mean_n(d) + b (mean_N(x) - mean_n(x)),
+    se^2 = s_e^2 [1/n - 1/N + (mean_N(x) - mean_n(x))' S^-1 (mean_N(x) - mean_n(x))],
 
-and the trial is dropped when mean_n / se exceeds the quantile 1 - error/L of Student's t with n - 1
-degrees of freedom, L the number of looks before the last. Each look spends an equal share of the
-error (alpha spending, Lan & DeMets, Biometrika 70, 1983), and by the union bound a trial that a
-full evaluation accepts is dropped with probability at most `error`, as far as means of n
-differences are normal. In the other direction there is no error: who is not dropped is evaluated in
-full.
+s_e^2 the residual variance on n - 1 - rank degrees of freedom, S the scatter matrix of x. The trial
+is dropped when D^/se exceeds the quantile 1 - error/L of Student's t, L the number of looks before
+the last. Each look spends an equal share of the error (alpha spending, Lan & DeMets, Biometrika 70,
+1983), and by the union bound a trial that a full evaluation accepts is dropped with probability at
+most `error`, as far as means of n residuals are normal. In the other direction there is no error:
+who is not dropped is evaluated in full.
 """
 
 from __future__ import annotations
@@ -22,9 +26,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
 
 from deevo_ext.errors import DeevoError
+
+# Images seen per parent before the parents' scores are used: fewer could be fitted by chance.
+_IMAGES_PER_PARENT = 8
 
 
 @dataclass(frozen=True)
@@ -64,25 +72,69 @@ class Racing:
             share *= 2.0
         return [*ends, images]
 
-    def loses(self, trial: torch.Tensor, parent: torch.Tensor, images: int, looks: int) -> bool:
-        """Whether to drop a trial after these scores [n] of it and of its parent, out of `images`.
+    def look(self, parents: torch.Tensor, end: int, looks: int) -> Look:
+        """What is known at a look: parents' scores [P, N], images seen so far, looks in all."""
+        return Look(self, parents, end, looks)
 
-        looks: how many there are before all images are seen. A score of the trial that is not
-        finite settles the matter; one of the parent keeps the trial in.
+
+class Look:
+    """One look of a race: tells trials that lose from those that may go on.
+
+    parents: scores [P, N] of all members on all images, those of members with a score that is not
+    finite left aside. end: images seen. looks: how many there are before all images are seen.
+    """
+
+    def __init__(self, racing: Racing, parents: torch.Tensor, end: int, looks: int) -> None:
+        self._level = 1.0 - racing.error / looks
+        known = parents[torch.isfinite(parents).all(dim=1)].double().numpy()
+        self._n, self._images = end, parents.shape[1]
+        self._basis = np.empty((0, end))
+        self._shift = np.empty(0)
+        self._inverse = np.empty((0, 0))
+        self.rank = 0
+        if 0 < _IMAGES_PER_PARENT * len(known) <= end:
+            self._know(known)
+
+    def _know(self, known: np.ndarray) -> None:
+        """Mean and differences of the parents' scores, each in units of its deviation."""
+        mean = known.mean(axis=0)
+        basis = np.concatenate([mean[None], known[:-1] - mean])
+        seen = basis[:, : self._n]
+        centre, deviation = seen.mean(axis=1), seen.std(axis=1)
+        some = deviation > 1e-9 * (np.abs(centre) + deviation.max() + 1e-30)
+        scale = deviation[some]
+        self._basis = (seen[some] - centre[some, None]) / scale[:, None]
+        self._shift = (basis[some].mean(axis=1) - centre[some]) / scale
+        # einsum sums by itself: a matrix product would depend on the number of threads.
+        scatter = np.einsum("in,jn->ij", self._basis, self._basis)
+        values, vectors = np.linalg.eigh(scatter)
+        kept = values > 1e-10 * values.max(initial=0.0)
+        self._inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+        self.rank = int(kept.sum())
+
+    def predict(self, differences: np.ndarray) -> tuple[float, float]:
+        """(D^, se) from d float64 [n]."""
+        n = self._n
+        mean = float(differences.mean())
+        rest = differences - mean
+        slope = self._inverse @ np.einsum("in,n->i", self._basis, rest)
+        rest = rest - np.einsum("i,in->n", slope, self._basis)
+        variance = float((rest * rest).sum()) / (n - 1 - self.rank)
+        spread = 1.0 / n - 1.0 / self._images + float(self._shift @ self._inverse @ self._shift)
+        return mean + float(slope @ self._shift), math.sqrt(variance * spread)
+
+    def loses(self, trial: torch.Tensor, parent: torch.Tensor) -> bool:
+        """Whether to drop a trial after these scores [n] of it and of its parent.
+
+        A score of the trial that is not finite settles the matter; one of the parent keeps the
+        trial in.
         """
         if not bool(torch.isfinite(trial).all()):
             return True
         if not bool(torch.isfinite(parent).all()):
             return False
-        # fsum is exact before its one rounding: the decision depends on no order of summation.
-        differences = (trial.double() - parent.double()).tolist()
-        n = len(differences)
-        mean = math.fsum(differences) / n
-        if mean <= 0.0 or n < 2:
-            return False
-        variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
-        error = math.sqrt(variance * (1.0 - n / images) / n)
-        return mean > t_quantile(1.0 - self.error / looks, n - 1) * error
+        predicted, error = self.predict((trial.double() - parent.double()).numpy())
+        return predicted > t_quantile(self._level, self._n - 1 - self.rank) * error
 
 
 def t_quantile(probability: float, freedom: int) -> float:
