@@ -107,7 +107,7 @@ def load_checkpoint(
     objects other than tensors, or has no state dict where it was looked for.
     """
     path = Path(path)
-    state = _unwrap(_read(path), checkpoint_key, path)
+    state, _ = unwrap(read(path), checkpoint_key, path)
     return strip_prefixes({name: tensor.detach() for name, tensor in state.items()}, expected)
 
 
@@ -146,7 +146,8 @@ def _without_components(name: str) -> str:
     return ".".join(part for part in name.split(".") if f"{part}." not in PREFIXES)
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """What a checkpoint file holds, wrappers and all."""
     if path.suffix not in SUFFIXES:
         raise DeevoError(
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
@@ -202,13 +203,18 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _unwrap(value: Any, checkpoint_key: str | None, path: Path) -> Mapping[str, Tensor]:
+def unwrap(
+    value: Any, checkpoint_key: str | None, path: Path
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The state dict inside what `path` holds, and the keys that lead to it."""
+    keys: list[str] = []
     if checkpoint_key is not None:
         if not isinstance(value, Mapping) or checkpoint_key not in value:
             raise DeevoError(
                 f"{path}: checkpoint_key {checkpoint_key!r} is absent; {_describe(value)}"
             )
         value = value[checkpoint_key]
+        keys.append(checkpoint_key)
     while not _is_state_dict(value):
         key = None
         if isinstance(value, Mapping):
@@ -220,7 +226,8 @@ def _unwrap(value: Any, checkpoint_key: str | None, path: Path) -> Mapping[str, 
                 f"looked for {', '.join(WRAPPERS)}: name the right one with checkpoint_key="
             )
         value = value[key]
-    return value
+        keys.append(key)
+    return value, tuple(keys)
 
 
 def _describe(value: Any) -> str:

@@ -429,8 +429,8 @@ def test_a_population_without_finite_fitness_and_bad_places_are_refused(
     with pytest.raises(deevo.DeevoError, match=r"run_dir .* cannot be a folder"):
         run(checkpoints, tmp_path / "file", generations=2)
     run(checkpoints, tmp_path / "run", generations=2)
-    with pytest.raises(deevo.DeevoError, match=r"ends in \.safetensors"):
-        write_candidate(deevo.replay(tmp_path / "run"), tmp_path / "out.pth")
+    with pytest.raises(deevo.DeevoError, match=r"ends in \.safetensors or \.pth"):
+        write_candidate(deevo.replay(tmp_path / "run"), tmp_path / "out.bin")
 
 
 def test_a_run_catches_a_fitness_function_that_leaves_the_model_in_train_mode() -> None:

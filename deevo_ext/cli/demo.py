@@ -36,7 +36,7 @@ def demo(
     from deevo_ext.demo.training import train_population
     from deevo_ext.evolution.evolve import evolve
     from deevo_ext.evolution.plots import plot_run
-    from deevo_ext.evolution.run import EVOLVED
+    from deevo_ext.evolution.storage import EVOLVED
 
     started = time.perf_counter()
     sets = load(data, seed)

@@ -9,7 +9,7 @@ import typer
 def replay(
     run_dir: Annotated[Path, typer.Argument(help="Folder of the run: where journal.jsonl lies.")],
     out: Annotated[
-        Path | None, typer.Option(help="Write the returned network here (.safetensors).")
+        Path | None, typer.Option(help="Write the returned network here (.safetensors or .pth).")
     ] = None,
     trials: Annotated[Path | None, typer.Option(help="Write every trial here (CSV).")] = None,
     checkpoints: Annotated[

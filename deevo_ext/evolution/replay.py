@@ -16,6 +16,7 @@ from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.storage import serialise
 from deevo_ext.files import write_whole
+from deevo_ext.key_layout import KeyLayout
 from deevo_ext.population import Population
 
 
@@ -104,17 +105,23 @@ def _locate(
 
 
 def write_candidate(result: Replay, path: Path) -> None:
-    """The returned candidate's weights as .safetensors."""
-    if path.suffix != ".safetensors":
-        raise DeevoError(f"the output file is {path}; expected a name that ends in .safetensors")
+    """The returned candidate as .safetensors or .pth, named as in the first checkpoint."""
+    if path.suffix not in (".safetensors", ".pth"):
+        raise DeevoError(
+            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
+        )
     apart = result.course.de.population.statistics_layout.dim > 0
     if apart and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    data = serialise(result.candidate.state_dict(result.course.de), result.candidate.record())
-    write_whole(path, data)
+    de = result.course.de
+    state, keys = result.candidate.state_dict(de), KeyLayout.of_population(de.population)
+    if path.suffix == ".pth":
+        write_whole(path, keys.pickled(state))
+    else:
+        write_whole(path, serialise(keys.named(state), result.candidate.record()))
 
 
 def write_trials(result: Replay, path: Path) -> int:

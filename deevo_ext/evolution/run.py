@@ -23,30 +23,29 @@ from deevo_ext.evolution.scoring import Fitness, Scoring, as_fitness
 from deevo_ext.evolution.storage import (
     encode_statistics,
     initial_checkpoints,
-    serialise,
     write_initial,
+    write_weights,
 )
-from deevo_ext.files import write_whole
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric
+from deevo_ext.key_layout import KeyLayout
 from deevo_ext.tables import CONTRACT_VERSION
-
-EVOLVED = "evolved.safetensors"
 
 
 class Evolution:
     """Runs a DifferentialEvolution to the end of its schedule.
 
     de: fresh, its population just loaded. fitness: a Fitness, or a function of one row. run_dir:
-    where journal.jsonl, metrics.csv and evolved.safetensors go; a folder that holds this run's
-    journal is resumed with the result of an uninterrupted run. evaluator and validation: images
-    that choose the returned candidate (best member, mean, greedy soup) every `validate_every`
-    generations, by `metric` ("loss", "top1" or a function, see `inference.metrics`); without them
-    it is the best member of the last generation. chunk: rows evaluated at a time, the E of peak
-    memory NP + E rows; validation adds the six candidates of the comparison. callbacks: called
-    with each generation's metrics, those of a resumed run's past too. initial: the initial
-    candidates where they have been found already, as `injection.inject_soups` does.
+    where journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth go; a folder that holds
+    this run's journal is resumed with the result of an uninterrupted run. evaluator and validation:
+    images that choose the returned candidate (best member, mean, greedy soup) every
+    `validate_every` generations, by `metric` ("loss", "top1" or a function, see
+    `inference.metrics`); without them it is the best member of the last generation. chunk: rows
+    evaluated at a time, the E of peak memory NP + E rows; validation adds the six candidates of the
+    comparison. callbacks: called with each generation's metrics, those of a resumed run's past too.
+    initial: the initial candidates where they have been found already, as `injection.inject_soups`
+    does.
     """
 
     def __init__(
@@ -96,6 +95,7 @@ class Evolution:
         self.initial_seconds = 0.0
         self._batch: int | None = None
         self._passes_before = 0
+        self.keys = KeyLayout.of_population(de.population)  # while the files are there for sure
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
@@ -125,7 +125,8 @@ class Evolution:
     def run(self) -> Candidate:
         """Runs, or resumes, to the end; returns the chosen candidate.
 
-        With a run folder its weights are in evolved.safetensors too. After an interruption make a
+        With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
+        names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
         new Evolution on a freshly loaded population: the run folder resumes it.
         """
         self._require_fresh()
@@ -179,8 +180,7 @@ class Evolution:
                     last["returned"]["statistics"] = encode_statistics(chosen.statistics)
                 self._journal.append(last)
         if self.run_dir is not None:
-            data = serialise(chosen.state_dict(self.de), chosen.record())
-            write_whole(self.run_dir / EVOLVED, data)
+            write_weights(self.keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _require_fresh(self) -> None:

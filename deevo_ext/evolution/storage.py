@@ -14,15 +14,25 @@ from safetensors.torch import save
 
 from deevo_ext import checkpoints
 from deevo_ext.files import write_whole
+from deevo_ext.key_layout import KeyLayout
 from deevo_ext.population import Population
 
 INITIAL = "initial"
+EVOLVED = "evolved.safetensors"
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
     """A state dict as .safetensors, with where it came from as metadata."""
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     return save(contiguous, metadata={"deevo": json.dumps(provenance)})
+
+
+def write_weights(
+    keys: KeyLayout, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
+) -> None:
+    """The evolved weights as .safetensors and .pth, under the names of the first checkpoint."""
+    write_whole(folder / EVOLVED, serialise(keys.named(state), provenance))
+    write_whole((folder / EVOLVED).with_suffix(".pth"), keys.pickled(state))
 
 
 def initial_checkpoints(population: Population, run_dir: Path | None) -> list[list[str]]:
