@@ -1,4 +1,4 @@
-"""Writing files that are whole or absent."""
+"""Writing files that are whole or absent, and where caches lie."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import tempfile
 from pathlib import Path
 
 from deevo_ext.errors import DeevoError
+
+
+def cache_folder() -> Path:
+    """Where engine tables and images are kept: DEEVO_CACHE_DIR, else ~/.cache/deevo_ext."""
+    if given := os.environ.get("DEEVO_CACHE_DIR"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "deevo_ext"
 
 
 def write_whole(path: Path, data: bytes) -> None:

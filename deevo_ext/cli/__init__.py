@@ -29,6 +29,7 @@ def app() -> "typer.Typer":
     """The typer application with every command registered."""
     import typer
 
+    from deevo_ext.cli.cache import cache
     from deevo_ext.cli.demo import demo
     from deevo_ext.cli.info import info
     from deevo_ext.cli.replay import replay
@@ -41,6 +42,6 @@ def app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
 
-    for command in (demo, replay, info):
+    for command in (demo, cache, replay, info):
         application.command()(command)
     return application

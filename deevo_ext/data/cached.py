@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ class CachedImages(LabelledImages):
         labels: int64 [N] on the CPU, of the images of this set; none negative.
         mean, std: per channel, of values in 0..1: what networks get is (pixel / 255 - mean) / std.
         name: for messages and reports.
-        digests: uint8 [M, 32], SHA-256 of each stored image's bytes; without them they are computed
-            when asked for.
+        digests: uint8 [M, 32], SHA-256 of each stored image's bytes and its label (int64, little
+            end first); without them they are computed when asked for.
         indices: int64 [N] into the store; None for all of it, in order.
         in_memory: whether reading needs no disk.
 
@@ -123,15 +124,22 @@ class CachedImages(LabelledImages):
     def digest(self) -> str:
         """See LabelledImages; from the images' own digests, so that nothing is read."""
         if self.digests is None:
-            flat = self.store.reshape(len(self.store), -1)
-            found = [hashlib.sha256(image.cpu().numpy().data).digest() for image in flat]
-            self.digests = torch.frombuffer(bytearray(b"".join(found)), dtype=torch.uint8)
-            self.digests = self.digests.view(-1, 32)
-        own = self.digests if self.indices is None else self.digests[self.indices]
+            own = self._computed_digests()
+        else:
+            own = self.digests if self.indices is None else self.digests[self.indices]
         digest = hashlib.sha256(f"{self.image_shape} {self.mean} {self.std}".encode())
         digest.update(own.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def _computed_digests(self) -> Tensor:
+        found = bytearray()
+        for number, label in enumerate(self.labels.tolist()):
+            image = self.pixels(number, number + 1).permute(0, 2, 3, 1).contiguous().cpu()
+            digest = hashlib.sha256(image.numpy().data)
+            digest.update(struct.pack("<q", label))
+            found += digest.digest()
+        return torch.frombuffer(found, dtype=torch.uint8).view(-1, 32)
 
     def _with(
         self,

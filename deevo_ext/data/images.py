@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 
 from ..errors import DeevoError
 from .labelled import Indices, LabelledImages
+
+Images = TypeVar("Images", bound=LabelledImages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +166,8 @@ def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def split_class_balanced(
-    images: ImageSet, sizes: Sequence[int], seed: int, names: Sequence[str] | None = None
-) -> list[ImageSet]:
+    images: Images, sizes: Sequence[int], seed: int, names: Sequence[str] | None = None
+) -> list[Images]:
     """Disjoint parts with the class proportions of the whole (within 2 images per class).
 
     Args:
@@ -188,4 +191,5 @@ def split_class_balanced(
         raise DeevoError(f"{images.name}: {len(sizes)} parts but {len(labels)} names")
     order = balanced_order(images.labels, seed).to(images.labels.device)
     parts = torch.split(order[: sum(sizes)], list(sizes))
-    return [images.subset(part, name) for part, name in zip(parts, labels, strict=True)]
+    found = [images.subset(part, name) for part, name in zip(parts, labels, strict=True)]
+    return cast("list[Images]", found)

@@ -72,7 +72,7 @@ class Transform:
         return {
             "resize": _plain(found["resize"]),
             "crop": _plain(found["crop"]),
-            "interpolation": found["interpolation"],
+            "interpolation": None if self.resize is None else self.interpolation,
             "channels": self.channels,
         }
 

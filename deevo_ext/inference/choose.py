@@ -7,7 +7,6 @@ busy the machine was. A second table, by device, saves new runs the timing.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import write_whole
+from deevo_ext.files import cache_folder, write_whole
 from deevo_ext.inference.engines import ENGINES, Bound, Engine, candidates
 from deevo_ext.inference.plan import Convolution, Linear
 
@@ -48,14 +47,6 @@ def _cpu_model() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def cache_folder() -> Path:
-    """Where tables by device are kept: DEEVO_CACHE_DIR, else ~/.cache/deevo_ext."""
-    if given := os.environ.get("DEEVO_CACHE_DIR"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deevo_ext"
 
 
 class EngineTable:

@@ -16,6 +16,7 @@ from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
 from deevo_ext.inference.feed import Pixels, own_labels, shown_pixels, stretches
 from deevo_ext.inference.members import MembersProgram
+from deevo_ext.inference.placement import Placement
 from deevo_ext.inference.plan import Plan
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
@@ -121,6 +122,7 @@ class PopulationForward:
         apart = {name: tensor.detach() for name, tensor in own.items() if name not in elsewhere}
         self._tensors = Tensors(layout, statistics_layout, {**apart, **(fixed or {})})
         self._workers = Workers(self.device)
+        self._placement = Placement(self.device)
 
     @property
     def precision(self) -> str:
@@ -181,7 +183,7 @@ class PopulationForward:
         than the object's own. name: what messages call the images. Logits are not kept. Results lie
         where the labels are.
         """
-        shown, labels = shown_pixels(images), own_labels(images, labels)
+        shown, labels = self._placed(images), own_labels(images, labels)
         self._check(rows, shown, labels, statistics, name)
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
@@ -252,7 +254,7 @@ class PopulationForward:
         The images are start to start + n. Calls come from several threads, and logits are valid
         during the call only.
         """
-        shown = shown_pixels(images)
+        shown = self._placed(images)
         self._check(rows, shown, None, statistics, name)
         self._forward(rows, shown, statistics, head, name)
 
@@ -394,6 +396,9 @@ class PopulationForward:
                     self.device,
                     name,
                 )
+
+    def _placed(self, images: Tensor | LabelledImages) -> Pixels:
+        return shown_pixels(images if isinstance(images, Tensor) else self._placement.of(images))
 
     def _preprocessing(self, images: Pixels) -> Preprocessing:
         """The images' own, if they have one."""

@@ -1,0 +1,281 @@
+"""Labelled pictures on disk, before any transform: folder trees, CIFAR, IDX, any torch Dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import DeevoError
+from .cifar import find_cifar, load_cifar
+from .idx import load_idx_folder
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+"""Files taken as pictures, in any case; those of torchvision's ImageFolder."""
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+"""Names of a tree's two parts, and the folders that may hold them; the first found is taken."""
+
+
+class Pictures(Protocol):
+    """N labelled pictures, in parts that follow each other. Worker processes get a copy (pickle).
+
+    parts: name -> (start, stop). labels: int64 [N], or None where only `read` tells. problems: what
+    is wrong already, by name, such as a class without pictures. channels: 3, or 1 for grey.
+    """
+
+    name: str
+    parts: dict[str, tuple[int, int]]
+    class_names: list[str]
+    labels: np.ndarray | None
+    problems: list[str]
+    channels: int
+
+    def __len__(self) -> int: ...
+
+    def digest(self) -> str:
+        """SHA-256 (hex) that changes when the pictures do."""
+        ...
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """A PIL image or uint8 array [h, w] or [h, w, C], and its label; raises if damaged."""
+        ...
+
+    def name_of(self, index: int) -> str:
+        """What messages call it."""
+        ...
+
+
+@dataclass
+class FolderPictures:
+    """A folder of class folders, or one with a folder of them each for train and val."""
+
+    name: str
+    root: Path
+    parts: dict[str, tuple[int, int]]
+    class_names: list[str]
+    labels: np.ndarray | None
+    files: list[str]
+    problems: list[str]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def digest(self) -> str:
+        """Of names, sizes and times of change: contents are not read."""
+        digest = hashlib.sha256(repr((self.parts, self.class_names)).encode())
+        for file in self.files:
+            try:
+                status = os.stat(self.root / file)
+            except OSError:
+                continue  # reading it will say what is wrong
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """See Pictures."""
+        from PIL import Image
+
+        assert self.labels is not None
+        with Image.open(self.root / self.files[index]) as image:
+            image.load()
+            return image, int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        """The path."""
+        return str(self.root / self.files[index])
+
+
+@dataclass
+class ArrayPictures:
+    """uint8 [N, h, w] or [N, h, w, 3] and int64 [N] in memory."""
+
+    name: str
+    arrays: np.ndarray
+    labels: np.ndarray | None
+    parts: dict[str, tuple[int, int]]
+    class_names: list[str]
+    problems: list[str]
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        self.channels = 3 if self.arrays.ndim == 4 else 1
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def digest(self) -> str:
+        """Of all pixels and labels."""
+        digest = hashlib.sha256(repr((self.arrays.shape, self.parts, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.arrays).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """See Pictures."""
+        assert self.labels is not None
+        return self.arrays[index], int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        """Its number."""
+        return f"{self.name} image {index}"
+
+
+class DatasetPictures:
+    """A torch Dataset of (PIL image or uint8 array, label); it must be picklable.
+
+    Arrays are [h, w] or [h, w, C]. Class names are its `classes` if it has some. fingerprint: says
+    which pictures these are, since a Dataset does not: change it when they change.
+    """
+
+    def __init__(self, dataset: Any, fingerprint: str, part: str = "all") -> None:
+        self.dataset, self.fingerprint = dataset, fingerprint
+        self.name = type(dataset).__name__
+        self.parts = {part: (0, len(dataset))}
+        self.class_names = [str(name) for name in getattr(dataset, "classes", ())]
+        self.labels: np.ndarray | None = None
+        self.problems: list[str] = []
+        self.channels = 3
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def digest(self) -> str:
+        """Of type, length, class names and fingerprint."""
+        kind = type(self.dataset)
+        known = (kind.__module__, kind.__qualname__, len(self), self.class_names, self.fingerprint)
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """See Pictures."""
+        picture, label = self.dataset[index]
+        if not isinstance(picture, np.ndarray) and not hasattr(picture, "convert"):
+            raise TypeError(f"a {type(picture).__name__}, not a PIL image or a uint8 array")
+        return picture, int(label)
+
+    def name_of(self, index: int) -> str:
+        """Its number."""
+        return f"{self.name}[{index}]"
+
+
+@dataclass
+class Selected:
+    """Some of the pictures of a source, chosen by ascending indices."""
+
+    source: Pictures
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        source = self.source
+        assert source.labels is not None
+        self.name, self.class_names = source.name, source.class_names
+        self.problems, self.channels = source.problems, source.channels
+        self.labels: np.ndarray | None = source.labels[self.indices]
+        self.parts = {
+            name: (int(np.searchsorted(self.indices, a)), int(np.searchsorted(self.indices, b)))
+            for name, (a, b) in source.parts.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def digest(self) -> str:
+        """Of the source and the choice."""
+        digest = hashlib.sha256(self.source.digest().encode())
+        digest.update(self.indices.data)
+        return digest.hexdigest()
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """See Pictures."""
+        return self.source.read(int(self.indices[index]))
+
+    def name_of(self, index: int) -> str:
+        """The source's."""
+        return self.source.name_of(int(self.indices[index]))
+
+
+def open_pictures(source: str | Path) -> Pictures:
+    """The pictures at a path, recognised by what lies there.
+
+    An ImageFolder tree with train/ and val/ (or one of their other names), a folder of class
+    folders, CIFAR-10's or CIFAR-100's Python version, or the IDX files of an MNIST-like set.
+
+    Raises DeevoError: none of these, or damaged CIFAR or IDX files.
+    """
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise DeevoError(f"{source}: no such folder")
+    name = root.resolve().name
+    if cifar := find_cifar(root):
+        arrays, labels, parts, class_names = load_cifar(cifar)
+        return ArrayPictures(name, arrays, labels, parts, class_names, [])
+    if any(root.glob("train-images*")):
+        idx = load_idx_folder(root)
+        images = np.concatenate((idx.train_images, idx.test_images))
+        labels = np.concatenate((idx.train_labels, idx.test_labels)).astype(np.int64)
+        count = len(idx.train_labels)
+        parts = {"train": (0, count), "val": (count, len(labels))}
+        classes = [str(label) for label in range(int(labels.max()) + 1)]
+        return ArrayPictures(name, images, labels, parts, classes, [])
+    return _folders(root, name)
+
+
+def _folders(root: Path, name: str) -> FolderPictures:
+    found = {
+        part: next((root / own for own in names if (root / own).is_dir()), None)
+        for part, names in PARTS.items()
+    }
+    tree = {part: folder for part, folder in found.items() if folder is not None}
+    if "train" not in tree:
+        tree = {"all": root}
+    listed = {part: _classes(folder) for part, folder in tree.items()}
+    class_names = sorted({own for classes in listed.values() for own in classes})
+    files: list[str] = []
+    labels: list[int] = []
+    parts: dict[str, tuple[int, int]] = {}
+    problems: list[str] = []
+    for part, folder in tree.items():
+        start = len(files)
+        for label, own in enumerate(class_names):
+            if own not in listed[part]:
+                problems.append(f"{folder / own}: no such class folder, though there is in another")
+                continue
+            pictures = _pictures_below(folder / own, problems)
+            if not pictures:
+                problems.append(f"{folder / own}: a class folder without pictures")
+            files.extend(os.path.relpath(path, root) for path in pictures)
+            labels.extend([label] * len(pictures))
+        parts[part] = (start, len(files))
+    if not files:
+        raise DeevoError(
+            f"{root}: no pictures found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, "
+            "CLASS/*.jpg, CIFAR's Python version (data_batch_1, ...), or IDX files "
+            "(train-images-idx3-ubyte, ...)"
+        )
+    return FolderPictures(
+        name, root.resolve(), parts, class_names, np.array(labels, np.int64), files, problems
+    )
+
+
+def _classes(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _pictures_below(folder: Path, problems: list[str]) -> Sequence[str]:
+    """Paths in a fixed order, sub-folders included; folders that cannot be read are problems."""
+
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found = []
+    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders.sort()
+        own = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
+        found += [os.path.join(base, name) for name in own]
+    return sorted(found)
