@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench import measure
-from bench.inputs import SEED, Weights, fill, new_rows, planned
+from bench.inputs import Weights, fill, new_rows, planned
 from bench.job import Job
-from bench.operators import row, same
+from bench.operators import same
+from bench.row import Row, against_copy
 from deevo_ext import backends
 from deevo_ext.ops.fold import ABSENT, Space, address, with_tiles
 
-CASES = ("fold", "fold_trials", "head")
 MOST_MEMBERS = 8
 CHANNELS, TAPS = 256, 9
 # A ResNet-50's last layers.
@@ -51,72 +52,98 @@ class Network:
         return torch.empty(members, 0), torch.empty(0), self.table, self.eps
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job) -> Row:
     """Checks, then times: the row, without the columns that all rows have in common."""
-    torch.set_num_threads(job.threads)
     return time_head(job) if job.case == "head" else time_fold(job)
 
 
-def time_fold(job: Job) -> dict[str, Any]:
+def time_fold(job: Job) -> Row:
     """fold of at most 8 members' rows, or of their trials, into weights of the rows' dtype."""
     network = Network(job.weights)
     members = min(job.members, MOST_MEMBERS)
-    outputs = network.outputs(members, job.dtype)
+    rows_read = members if job.case == "fold" else job.members
+    traffic = rows_read * job.weights * job.dtype.itemsize
+    traffic += members * (network.weights * job.dtype.itemsize + network.vectors * 4)
+    sets = measure.sets_for(traffic, job.quick)
+    operator = getattr(torch.ops.deevo, job.case)
+    arguments, outputs = [], []
+    for number in range(sets):
+        arguments.append(_operands_of_fold(job, network, members, number))
+        outputs.append(network.outputs(members, job.dtype))
+    _check(job, operator, arguments[0], outputs[0], ("weights", "vectors"))
+    buffers = [(a[0][:members], o[0]) for a, o in zip(arguments, outputs, strict=True)]
+    note = f"{members} members, {network.entries} convolutions"
+    return _time(job, operator, arguments, outputs, buffers, traffic, note)
+
+
+def _operands_of_fold(job: Job, network: Network, members: int, number: int) -> tuple[Any, ...]:
+    operands = network.operands(members)
     if job.case == "fold":
         rows = new_rows(members, job.weights, job.dtype)
-        fill(rows)
+        fill(rows, job.seed + number)
         rows.abs_()  # variances are among them
-        arguments = (rows, *network.operands(members))
-        rows_read, operator = members, torch.ops.deevo.fold
-    else:
-        w = Weights(job, planned(job.members))
-        w.population.abs_()
-        plan = (w.adaptation.choices, w.adaptation.coefficients)
-        genes = (torch.empty(0, dtype=torch.int64), torch.empty(job.members, 0, dtype=torch.int32))
-        some = torch.arange(members)
-        limits = (SEED, w.nonneg_start, float("-inf"), float("inf"))
-        operands = network.operands(members)
-        arguments = (w.population, w.archive, *plan, *genes, some, *limits, *operands)
-        rows, rows_read, operator = w.population, job.members, torch.ops.deevo.fold_trials
+        return (rows, *operands)
+    w = Weights(job, planned(job.members, job.seed), number)
+    w.population.abs_()
+    plan = (w.adaptation.choices, w.adaptation.coefficients)
+    genes = (torch.empty(0, dtype=torch.int64), torch.empty(job.members, 0, dtype=torch.int32))
+    limits = (job.seed, w.nonneg_start, float("-inf"), float("inf"))
+    return (w.population, w.archive, *plan, *genes, torch.arange(members), *limits, *operands)
+
+
+def time_head(job: Job) -> Row:
+    """head of one member and 64 images: 49 positions of 2048 channels, 1000 classes."""
+    draw = torch.Generator().manual_seed(job.seed)
+    traffic = SAMPLES * POSITIONS * FEATURES * job.dtype.itemsize
+    traffic += CLASSES * FEATURES * job.dtype.itemsize
+    arguments, outputs, buffers = [], [], []
+    for _ in range(measure.sets_for(2 * traffic, job.quick)):
+        features = torch.rand(1, SAMPLES, POSITIONS, FEATURES, generator=draw).to(job.dtype)
+        weight = (torch.randn(1, CLASSES, FEATURES, generator=draw) * 0.05).to(job.dtype)
+        bias = torch.randn(1, CLASSES, generator=draw)
+        labels = torch.randint(0, CLASSES, (SAMPLES,), generator=draw)
+        arguments.append((features, weight, bias, labels, 0.1))
+        outputs.append((torch.empty(1, SAMPLES), torch.empty(1, SAMPLES, dtype=torch.int32)))
+        buffers.append((features, torch.zeros_like(features)))
+    _check(job, torch.ops.deevo.head, arguments[0], outputs[0], ("losses", "ranks"))
+    note = f"{SAMPLES} images, {POSITIONS} x {FEATURES} features, {CLASSES} classes"
+    row = _time(job, torch.ops.deevo.head, arguments, outputs, buffers, traffic, note)
+    return {**row, "flops": SAMPLES * FEATURES * (POSITIONS + 2 * CLASSES)}
+
+
+def _check(
+    job: Job,
+    operator: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    outputs: tuple[torch.Tensor, ...],
+    names: tuple[str, ...],
+) -> None:
     expected = [output.clone() for output in outputs]
     with backends.use("reference"):
         operator(*arguments, *expected)
     with backends.use(job.backend):
         operator(*arguments, *outputs)
-    for name, found, wanted in zip(("weights", "vectors"), outputs, expected, strict=True):
+    for name, found, wanted in zip(names, outputs, expected, strict=True):
         same(name, job, found, wanted)
-    traffic = rows_read * job.weights * rows.element_size()
-    traffic += sum(output.numel() * output.element_size() for output in outputs)
-    del expected
-    yardstick = measure.Yardstick(rows[:members], outputs[0], job.threads)
-    with backends.use(job.backend):
-        run: Callable[[], None] = lambda: operator(*arguments, *outputs)  # noqa: E731
-        times = measure.interleaved(run, yardstick, job.repetitions)
-    note = f"{members} members, {network.entries} convolutions"
-    return row(job, times, traffic, yardstick.bytes_copied, note)
 
 
-def time_head(job: Job) -> dict[str, Any]:
-    """head of one member and 64 images: 49 positions of 2048 channels, 1000 classes."""
-    draw = torch.Generator().manual_seed(SEED)
-    features = torch.rand(1, SAMPLES, POSITIONS, FEATURES, generator=draw).to(job.dtype)
-    weight = (torch.randn(1, CLASSES, FEATURES, generator=draw) * 0.05).to(job.dtype)
-    bias = torch.randn(1, CLASSES, generator=draw)
-    labels = torch.randint(0, CLASSES, (SAMPLES,), generator=draw)
-    outputs = (torch.empty(1, SAMPLES), torch.empty(1, SAMPLES, dtype=torch.int32))
-    expected = (torch.empty(1, SAMPLES), torch.empty(1, SAMPLES, dtype=torch.int32))
-    arguments = (features, weight, bias, labels, 0.1)
-    with backends.use("reference"):
-        torch.ops.deevo.head(*arguments, *expected)
+def _time(
+    job: Job,
+    operator: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    outputs: Sequence[tuple[torch.Tensor, ...]],
+    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    traffic: int,
+    note: str,
+) -> Row:
+    runs = [partial(operator, *a, *o) for a, o in zip(arguments, outputs, strict=True)]
+    yardsticks = [measure.Yardstick(*pair, job.threads) for pair in buffers]
     with backends.use(job.backend):
-        torch.ops.deevo.head(*arguments, *outputs)
-    for name, found, wanted in zip(("losses", "ranks"), outputs, expected, strict=True):
-        same(name, job, found, wanted)
-    yardstick = measure.Yardstick(features.view(1, -1), torch.empty_like(features).view(1, -1),
-                                  job.threads)  # fmt: skip
-    with backends.use(job.backend):
-        run: Callable[[], None] = lambda: torch.ops.deevo.head(*arguments, *outputs)  # noqa: E731
-        times = measure.interleaved(run, yardstick, job.repetitions)
-    traffic = features.numel() * features.element_size()
-    note = f"{SAMPLES} images, {POSITIONS} x {FEATURES} features, {CLASSES} classes"
-    return row(job, times, traffic, yardstick.bytes_copied, note)
+        times = measure.interleaved(
+            measure.in_turn(runs),
+            measure.in_turn(yardsticks),
+            job.repetitions,
+            budget_s=job.budget_s,
+        )
+    row = against_copy(times, traffic, yardsticks[0].bytes_copied)
+    return {**row, "clock": "wall", "cold": measure.cold(len(runs)), "note": note}

@@ -1,7 +1,8 @@
-"""What timing on a GPU needs: events, a flushed L2 cache, the device's own copy, and peers."""
+"""What timing on a GPU needs: events, a flushed L2 cache, and the device's own copy."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,8 +10,9 @@ from typing import Any
 
 import torch
 
+from bench.measure import LEAST_REPETITIONS
+from bench.summary import answer, version
 from deevo_ext import info
-from deevo_ext.tables import ChoiceColumn
 
 # Larger than any L2 cache; and writing it keeps the device busy while the host enqueues what is
 # timed, so that events measure the device and not the host.
@@ -48,9 +50,11 @@ def interleaved(
     yardstick: Callable[[], None],
     repetitions: int,
     reset: Callable[[], None] = lambda: None,
+    budget_s: float = float("inf"),
 ) -> tuple[list[float], list[float]]:
     """As `measure.interleaved`, in seconds on the device and with nothing in its L2 cache."""
     events: tuple[list[Any], list[Any]] = ([], [])
+    begun = time.perf_counter()
     for repetition in range(repetitions + 1):
         reset()
         for function, seen in zip((run, yardstick), events, strict=True):
@@ -62,6 +66,8 @@ def interleaved(
             end.record()
             if repetition > 0:
                 seen.append((start, end))
+        if repetition >= LEAST_REPETITIONS and time.perf_counter() - begun > budget_s:
+            break
     torch.cuda.synchronize()
     runs, copies = ([a.elapsed_time(b) * 1e-3 for a, b in seen] for seen in events)
     return runs, copies
@@ -79,50 +85,14 @@ def captured(run: Callable[[], None]) -> Callable[[], None]:
 
 def environment() -> dict[str, Any]:
     """The GPU of this process and what drives it."""
-    gpu = info.collect()["gpu"]
+    report = info.collect()
+    smi = ("nvidia-smi", "--format=csv,noheader,nounits", "--id=0")
+    clocks = answer(*smi, "--query-gpu=clocks.sm,clocks.mem,clocks_event_reasons.active")
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": gpu["driver"],
+        "driver": report["gpu"]["driver"],
         "torch_cuda": torch.version.cuda,
-        "cuda": info.collect()["extension"]["cuda_version"],
+        "cuda": report["extension"]["cuda_version"],
+        "triton": version("triton"),
+        "gpu_clocks": clocks,  # SM and memory in MHz, and what holds them down
     }
-
-
-def _trial(
-    parent: torch.Tensor,
-    base: torch.Tensor,
-    rows: list[torch.Tensor],
-    coefficients: torch.Tensor,
-    rate: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """A trial as one would write it in torch: its own random numbers, no promise of bits."""
-    start = base.float()
-    v = start
-    for m, row in enumerate(rows):
-        v = v + coefficients[m] * (row.float() - start)
-    stored = v.to(parent.dtype)
-    take = (torch.rand(parent.shape, device=parent.device) < rate) & stored.isfinite()
-    out.copy_(torch.where(take, stored, parent))
-
-
-def peer(
-    name: str,
-    population: torch.Tensor,
-    choices: torch.Tensor,
-    coefficients: torch.Tensor,
-    out: torch.Tensor,
-) -> Callable[[], None]:
-    """All members' trials in plain torch, one member after the other, compiled or not."""
-    trial = torch.compile(_trial, dynamic=False) if name == "torch.compile" else _trial
-    rates = (choices[:, ChoiceColumn.THRESHOLD] / 65536.0).float()
-    plans = choices.tolist()
-
-    def run() -> None:
-        for member, choice in enumerate(plans):
-            terms = choice[ChoiceColumn.TERMS]
-            rows = [population[row] for row in choice[ChoiceColumn.ROWS :][:terms]]
-            base = population[choice[ChoiceColumn.BASE_ROW]]
-            trial(population[member], base, rows, coefficients[member], rates[member], out[member])
-
-    return run

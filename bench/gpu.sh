@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, from a checkout:
 #
-#   bash bench/gpu.sh [build|test|sanitize|bench] [OUT_DIR]      (no verb: all four in turn)
+#   bash bench/gpu.sh [build|test|sanitize|bench|networks] [OUT_DIR]      (no verb: all in turn)
 #
 #   build     installs this checkout, compiled for the GPU at hand
 #   test      runs the tests that need a GPU, then the others as far as time goes; none may skip
 #   sanitize  compute-sanitizer's memcheck and racecheck over small cases
-#   bench     measures the operators beside the device's own copy, PyTorch and torch.compile
+#   bench     measures the operators beside the device's own copy and what else one could use
+#   networks  measures populations of networks beside the roofline, eager PyTorch and torch.compile
 #
 # Each verb ends within 9 minutes and keeps what it has by then. OUT_DIR, by default
 # bench/results/<gpu>, gets logs, rows-*.json, rows-*.md, and summary.json: what was run with which
@@ -15,11 +16,11 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-verbs=(build test sanitize bench)
+verbs=(build test sanitize bench networks)
 case "${1:-}" in
-  build | test | sanitize | bench) verbs=("$1") && shift ;;
+  build | test | sanitize | bench | networks) verbs=("$1") && shift ;;
   "" | */* | .*) ;;
-  *) echo "usage: bash bench/gpu.sh [build|test|sanitize|bench] [OUT_DIR]" >&2 && exit 2 ;;
+  *) echo "usage: bash bench/gpu.sh [build|test|sanitize|bench|networks] [OUT_DIR]" >&2 && exit 2 ;;
 esac
 
 query() { nvidia-smi --query-gpu="$1" --format=csv,noheader --id=0 2> /dev/null; }
@@ -94,20 +95,32 @@ sanitize() {
   done
 }
 
+# rows VERB NAME SECONDS OPTIONS...: rows-NAME.json and .md, those that were measured in time.
 rows() {
-  local name=$1 limit=$2
-  shift 2
-  step bench "$name" "$limit" "$python" -m bench --size resnet50 --threads 1 --repetitions 15 \
+  local verb=$1 name=$2 limit=$3
+  shift 3
+  step "$verb" "$name" "$limit" "$python" -m bench --device cuda \
     --json "$out/rows-$name.json" --markdown "$out/rows-$name.md" "$@"
 }
 
 measure() {
-  local backends=cuda,triton
-  rows tables 60 --case plan,tell,plan+tell --np 20,50,100 --backend "$backends"
-  rows weights 220 --case trials,commit --np 10,20,50,100 --backend "$backends"
-  rows graph 70 --case graph --np 20,50 --backend "$backends"
-  rows six 70 --case trials-six --np 20,50 --dtype bfloat16 --backend "$backends"
-  rows torch 110 --case trials --np 20 --backend torch,torch.compile
+  local own=cuda,triton operators=(--size resnet50 --threads 1)
+  rows bench limits 50 --case copy,matmul --dtype float32,tf32,bfloat16,float16 --threads 1
+  rows bench tables 50 --case plan,tell,plan+tell --np 20,50,100 --backend $own
+  rows bench weights 200 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $own
+  rows bench graph 50 --case graph "${operators[@]}" --np 20,50 --backend $own
+  rows bench six 50 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $own
+  rows bench peers 130 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \
+    --backend "$own,torch-loop,torch-vectorised,torch-compile,evox-de,evox-shade,evosax-de"
+}
+
+networks() {
+  rows networks layers 60 --case layers --size resnet50 --dtype float16
+  rows networks forward 260 --case forward --size resnet50,resnet18 --np 8 --dtype float16 \
+    --backend fused,members,eager,channels-last,compile,compile-max
+  rows networks small 110 --case forward --size resnet20 --np 64 --dtype float16 \
+    --backend fused,members,eager,compile
+  rows networks evolve 100 --case evolve,racing --size resnet50 --np 20 --dtype float16
 }
 
 for verb in "${verbs[@]}"; do
@@ -116,6 +129,7 @@ for verb in "${verbs[@]}"; do
     test) run_tests ;;
     sanitize) sanitize ;;
     bench) measure ;;
+    networks) networks ;;
   esac
 done
 exit "$failed"

@@ -14,7 +14,6 @@ from deevo_ext.memory import zero_rows
 from deevo_ext.strategies import Strategy, compile_pool
 from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
 
-SEED = 20_240_229
 NONNEGATIVE = 4_800  # the running variances of a ResNet-18, in columns
 NO_BOUNDS = (-math.inf, math.inf)
 # Base and five further rows, the most that a strategy can have.
@@ -28,9 +27,10 @@ class Adaptation:
     A third of the trials are better than their parents, as in real runs.
     """
 
-    def __init__(self, members: int, pool: tuple[Strategy, ...] = ()) -> None:
+    def __init__(self, members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> None:
         configuration = configure("sa-shade-tri-ensin", **({"strategies": pool} if pool else {}))
-        draw = torch.Generator().manual_seed(SEED)
+        draw = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.settings = configuration.settings()
         self.strategies = compile_pool(configuration.strategies)
         self.state = configuration.initial_state()
@@ -53,12 +53,11 @@ class Adaptation:
         """A copy on a device."""
         other = object.__new__(Adaptation)
         for name, value in vars(self).items():
-            moved = (
-                {k: v.to(device, copy=True) for k, v in value.items()}
-                if name == "_start"
-                else (value.to(device, copy=True))
-            )
-            setattr(other, name, moved)
+            if name == "_start":
+                value = {k: v.to(device, copy=True) for k, v in value.items()}
+            elif isinstance(value, torch.Tensor):
+                value = value.to(device, copy=True)
+            setattr(other, name, value)
         return other
 
     def changed(self) -> dict[str, torch.Tensor]:
@@ -90,7 +89,7 @@ class Adaptation:
             self.fitness,
             self.alive,
             self.generation,
-            SEED,
+            self.seed,
             self.choices,
             self.parameters,
             self.coefficients,
@@ -104,7 +103,7 @@ class Adaptation:
             self.trial_fitness,
             self.choices,
             self.parameters,
-            SEED,
+            self.seed,
             self.state,
             self.fitness,
             self.alive,
@@ -127,9 +126,10 @@ def new_rows(count: int, weights: int, dtype: torch.dtype, device: str = "cpu") 
     return torch.zeros(count, stride, dtype=dtype, device=device)[:, :weights]
 
 
-def fill(rows: torch.Tensor) -> None:
+def fill(rows: torch.Tensor, seed: int) -> None:
     """Members a little apart from one another, as fine-tunings of one network are."""
-    pattern = torch.randn(1 << 20, generator=torch.Generator().manual_seed(SEED)).to(rows.device)
+    count = min(1 << 20, rows.shape[1])
+    pattern = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(rows.device)
     for i, row in enumerate(rows):
         for start in range(0, row.numel(), pattern.numel()):
             part = row[start : start + pattern.numel()]
@@ -145,11 +145,11 @@ def nonneg_start(weights: int) -> int:
 class Weights:
     """trials' and commit's matrices, and the same operators on some columns of them."""
 
-    def __init__(self, job: Job, adaptation: Adaptation) -> None:
+    def __init__(self, job: Job, adaptation: Adaptation, number: int = 0) -> None:
         self.adaptation = adaptation
         self.nonneg_start = nonneg_start(job.weights)
         self.population = new_rows(job.members, job.weights, job.dtype, job.device)
-        fill(self.population)
+        fill(self.population, job.seed + number)
         self.population[:, self.nonneg_start :].abs_()
         self.archive = new_rows(0, job.weights, job.dtype, job.device)
         self.members = torch.arange(job.members, device=job.device)
@@ -180,7 +180,7 @@ class Weights:
             self.adaptation.genes,
             self.adaptation.gene_mask,
             self.members,
-            SEED,
+            self.adaptation.seed,
             self.nonneg_start,
             self.first_weight,
             *NO_BOUNDS,
@@ -197,16 +197,16 @@ class Weights:
             self.adaptation.gene_mask,
             self.adaptation.accepted,
             self.adaptation.archive_slot,
-            SEED,
+            self.adaptation.seed,
             self.nonneg_start,
             self.first_weight,
             *NO_BOUNDS,
         )
 
 
-def planned(members: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:
+def planned(members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:
     """Adaptation with a plan made, by reference on the CPU."""
-    adaptation = Adaptation(members, pool)
+    adaptation = Adaptation(members, seed, pool)
     with backends.use("reference"):
         adaptation.plan()
     return adaptation

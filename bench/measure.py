@@ -1,14 +1,17 @@
-"""Clock, memcpy yardstick, and facts about the machine."""
+"""Clock, memcpy yardstick, cold caches, and facts about the machine."""
 
 from __future__ import annotations
 
 import ctypes
 import datetime
+import itertools
 import os
+import platform
+import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -21,6 +24,9 @@ import torch
 import deevo_ext
 from bench import ROOT
 from deevo_ext.info import read_cpuinfo
+
+LEAST_REPETITIONS = 5
+_MOST_SETS = 512
 
 _memcpy = ctypes.CDLL(None).memcpy
 _memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -64,28 +70,55 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
+def sets_for(bytes_of_one: int, quick: bool = False) -> int:
+    """How many sets of buffers, used in turn, leave nothing of a set in the caches; quick: 2."""
+    return max(
+        1, min(2 if quick else _MOST_SETS, -(-2 * last_level_cache() // max(1, bytes_of_one)))
+    )
+
+
+def in_turn(functions: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    """A function that calls the next of them each time."""
+    if len(functions) == 1:
+        return functions[0]
+    ring = itertools.cycle(functions)
+    return lambda: next(ring)()
+
+
+def cold(sets: int) -> str:
+    """What a row says of its caches."""
+    return f"{sets} sets of buffers in turn" if sets > 1 else "larger than the caches"
+
+
 def interleaved(
-    run: Callable[[], None],
-    yardstick: Callable[[], None],
+    run: Callable[[], Any],
+    yardstick: Callable[[], Any],
     repetitions: int,
     reset: Callable[[], None] = lambda: None,
+    budget_s: float = float("inf"),
+    least: int = LEAST_REPETITIONS,
+    warm_up: bool = True,
 ) -> tuple[list[float], list[float]]:
     """Seconds of each repetition of `run` and of `yardstick`, alternating, after one of each.
 
-    reset: called before each `run`, not timed.
+    reset: called before each `run`, not timed. budget_s: after so many seconds no more repetitions
+    begin, once there are `least`. warm_up: False where `run` was called before.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    for repetition in range(repetitions + 1):
+    begun = time.perf_counter()
+    for repetition in range(0 if warm_up else 1, repetitions + 1):
         reset()
         for function, seconds in zip((run, yardstick), times, strict=True):
             start = time.perf_counter()
             function()
             if repetition > 0:
                 seconds.append(time.perf_counter() - start)
+        if repetition >= least and time.perf_counter() - begun > budget_s:
+            break
     return times
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
+def summary(seconds: Sequence[float]) -> dict[str, float]:
     """median_s, p20_s and p80_s."""
     p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
     return {"median_s": median, "p20_s": p20, "p80_s": p80}
@@ -94,8 +127,13 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def environment() -> dict[str, Any]:
     """Where and when: what every row carries."""
     return {
-        "torch": torch.__version__,
         "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_mhz": _cpu_mhz(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deevo_ext": deevo_ext.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load_average": round(os.getloadavg()[0], 2),
@@ -106,6 +144,38 @@ def environment() -> dict[str, Any]:
 def _cpu_model() -> str:
     name = read_cpuinfo(Path("/proc/cpuinfo").read_text())[0] or os.uname().machine
     return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
+
+
+def _cpu_mhz() -> list[int] | None:
+    """Slowest and fastest core, as the kernel sees them now; None where it does not say."""
+    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(), re.M)
+    clocks = [round(float(mhz)) for mhz in found]
+    return [min(clocks), max(clocks)] if clocks else None
+
+
+@cache
+def last_level_cache() -> int:
+    """Bytes of the largest cache; 32 MiB where the kernel does not say."""
+    sizes = [
+        int(text[:-1]) << {"K": 10, "M": 20}[text[-1]]
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        if (text := path.read_text().strip())[-1:] in ("K", "M")
+    ]
+    return max(sizes, default=32 << 20)
+
+
+def status_bytes(field: str) -> int:
+    """A size out of this process's /proc/self/status."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def available_memory() -> int:
+    """Bytes that may be taken without swapping."""
+    with open("/proc/meminfo") as lines:
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
 
 
 @cache

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from bench import gpu, measure, steps
+from bench import gpu, measure, peers, steps
+from bench.cases import DE_PEERS
 from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
-from bench.job import PEERS, Job
+from bench.job import Job, Skipped, WrongResult
+from bench.row import Row, against_copy
 from deevo_ext import backends
-
-TABLE_CASES = ("plan", "tell", "plan+tell")  # without weights
-
-
-class WrongResult(Exception):
-    """A backend's result differs from reference's: its speed means nothing."""
 
 
 def same(what: str, job: Job, found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -38,7 +33,7 @@ def check_tables(job: Job, run: Callable[[Adaptation], None]) -> None:
     """plan or tell from the same start on both backends."""
     results = []
     for backend, device in ((job.backend, job.device), ("reference", "cpu")):
-        adaptation = planned(job.members, pool(job)).to(device)
+        adaptation = planned(job.members, job.seed, pool(job)).to(device)
         with backends.use(backend):
             run(adaptation)
         results.append(adaptation.changed())
@@ -69,48 +64,43 @@ def check_commit(job: Job, weights: Weights) -> None:
         same(f"population[:, {columns.start}:{columns.stop}]", job, found, part.population)
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job) -> Row:
     """Checks, then times: the row, without the columns that all rows have in common."""
-    torch.set_num_threads(job.threads)
+    if job.backend in DE_PEERS:
+        return peers.run_job(job)
     if job.case == "step":
         return steps.time_step(job)
-    return time_tables(job) if job.case in TABLE_CASES else time_weights(job)
+    return time_weights(job) if job.weights else time_tables(job)
 
 
-def interleaved(
+def timed(
     job: Job,
-    run: Callable[[], None],
-    source: torch.Tensor,
-    target: torch.Tensor,
+    runs: list[Callable[[], None]],
+    buffers: list[tuple[torch.Tensor, torch.Tensor]],
     reset: Callable[[], None],
 ) -> tuple[tuple[list[float], list[float]], int]:
-    """Seconds of run and of copying source to target, by the device's clock; bytes of a copy."""
+    """Seconds of the runs, in turn, and of copying their buffers; bytes of one copy."""
     if job.device == "cuda":
-        copy = gpu.Copy(source, target)
-        return gpu.interleaved(run, copy, job.repetitions, reset), copy.bytes_copied
-    yardstick = measure.Yardstick(source, target, job.threads)
-    return measure.interleaved(run, yardstick, job.repetitions, reset), yardstick.bytes_copied
+        copy = gpu.Copy(*buffers[0])
+        times = gpu.interleaved(runs[0], copy, job.repetitions, reset, job.budget_s)
+        return times, copy.bytes_copied
+    yardsticks = [measure.Yardstick(*pair, job.threads) for pair in buffers]
+    run, copies = measure.in_turn(runs), measure.in_turn(yardsticks)
+    times = measure.interleaved(run, copies, job.repetitions, reset, job.budget_s)
+    return times, yardsticks[0].bytes_copied
 
 
-def row(
-    job: Job, times: tuple[list[float], list[float]], traffic: int, copied: int, note: str
-) -> dict[str, Any]:
-    """limit_s: the time for `traffic` at the speed of the run's memcpy, which reads and writes."""
-    seconds, copies = times
-    limit = measure.summary(copies)["median_s"] * traffic / (2 * copied)
-    result = measure.summary(seconds)
-    return {
-        **result,
-        "bytes": traffic,
-        "limit_s": limit,
-        "ratio": result["median_s"] / limit,
-        "copy_bytes_per_s": traffic / limit,
-        "repetitions": job.repetitions,
-        "note": note,
-    }
+def how(job: Job, sets: int = 1) -> dict[str, str]:
+    """Which clock, and what is in the caches."""
+    if job.device == "cuda":
+        clock = "CUDA graph, CUDA events" if job.case == "graph" else "CUDA events"
+        return {"clock": clock, "cold": "L2 flushed"}
+    if not job.weights:
+        return {"clock": "wall", "cold": "warm"}
+    return {"clock": "wall", "cold": measure.cold(sets)}
 
 
-def time_tables(job: Job) -> dict[str, Any]:
+def time_tables(job: Job) -> Row:
     """plan and tell: a few kilobytes, so what counts is how long a call takes."""
 
     def both(adaptation: Adaptation) -> None:
@@ -118,77 +108,75 @@ def time_tables(job: Job) -> dict[str, Any]:
         adaptation.plan()
 
     cases = {"plan": Adaptation.plan, "tell": Adaptation.tell, "plan+tell": both}
-    adaptation = planned(job.members, pool(job)).to(job.device)
+    adaptation = planned(job.members, job.seed, pool(job)).to(job.device)
     check_tables(job, cases[job.case])
     traffic = adaptation.bytes()
     half = -(-traffic // 2)
     source, target = (torch.zeros(half, dtype=torch.uint8, device=job.device) for _ in range(2))
     with backends.use(job.backend):
         run = partial(cases[job.case], adaptation)
-        times, copied = interleaved(job, run, source, target, adaptation.restoring())
-    return row(job, times, traffic, copied, "latency")
+        times, copied = timed(job, [run], [(source, target)], adaptation.restoring())
+    return {**against_copy(times, traffic, copied), **how(job), "note": "latency"}
 
 
-def time_weights(job: Job) -> dict[str, Any]:
+def time_weights(job: Job) -> Row:
     """trials, commit, the generation of all four operators, and what ends one as a graph."""
-    adaptation = planned(job.members, pool(job)).to(job.device)
-    weights = Weights(job, adaptation)
-    row_bytes = weights.population.stride(0) * weights.population.element_size()
+    adaptation = planned(job.members, job.seed, pool(job)).to(job.device)
     written = int(adaptation.accepted.sum())
-    rows_moved = 0
-    is_peer = job.backend in PEERS
+    makes_trials = job.case in ("trials", "trials-six", "generation", "scaling")
+    commits = job.case in ("commit", "generation", "graph", "scaling")
     # The yardstick copies as many rows as make half the traffic, into the trials where there are
     # any: memory that is not needed otherwise could change the pages' layout.
-    if job.case in ("trials", "trials-six", "generation"):
-        out = new_rows(job.members, job.weights, job.dtype, job.device)
-        if not is_peer:
-            check_trials(job, weights, out)
-        rows_moved += 2 * job.members
-    else:
-        half = -(-(job.members + written) // 2)
-        out = new_rows(half, job.weights, job.dtype, job.device)
-    if job.case in ("commit", "generation", "graph"):
-        check_commit(job, weights)
-        rows_moved += job.members + written
+    others = job.members if makes_trials else -(-(job.members + written) // 2)
+    one = (job.members + others) * -(-job.weights // 64) * 64 * job.dtype.itemsize
+    if job.device == "cpu" and 1.1 * one > measure.available_memory():
+        raise Skipped(
+            f"needs {one >> 30} GiB, of which {measure.available_memory() >> 30} are free"
+        )
+    sets = measure.sets_for(one, job.quick) if job.device == "cpu" else 1
+    weights = [Weights(job, adaptation, number) for number in range(sets)]
+    outs = [new_rows(others, job.weights, job.dtype, job.device) for _ in range(sets)]
+    row_bytes = weights[0].population.stride(0) * job.dtype.itemsize
+    if makes_trials:
+        check_trials(job, weights[0], outs[0])
+    if commits:
+        check_commit(job, weights[0])
+    moved = 2 * job.members * makes_trials + (job.members + written) * commits
 
-    def generation() -> None:
+    def generation(own: Weights, out: torch.Tensor) -> None:
         adaptation.plan()
-        weights.trials(out)
+        own.trials(out)
         adaptation.tell()
-        weights.commit()
+        own.commit()
 
-    def end_of_generation() -> None:
+    def end_of_generation(own: Weights, out: torch.Tensor) -> None:
         adaptation.tell()
-        weights.commit()
+        own.commit()
         adaptation.plan()
 
-    if job.case in ("generation", "graph"):
+    steps_of: dict[str, Callable[[Weights, torch.Tensor], None]] = {
+        "trials": Weights.trials,
+        "trials-six": Weights.trials,
+        "commit": lambda own, out: own.commit(),
+        "generation": generation,
+        "scaling": generation,
+        "graph": end_of_generation,
+    }
+    reset: Callable[[], None] = lambda: None  # noqa: E731
+    if job.case in ("generation", "scaling", "graph"):
         check_tables(job, Adaptation.plan)
         check_tables(job, Adaptation.tell)
-    reset: Callable[[], None] = lambda: None  # noqa: E731
-    if job.case == "generation":
-        reset = adaptation.reset
-    if job.case == "graph":
-        reset = adaptation.restoring()
-    note = f"{written} of {job.members} accepted"
-    if job.case.startswith("trials"):
-        note = "own random numbers, not reference's bits" if is_peer else ""
-    with contextlib.nullcontext() if is_peer else backends.use(job.backend):
-        if is_peer:
-            plan = adaptation.choices, adaptation.coefficients
-            run = gpu.peer(job.backend, weights.population, *plan, out)
-        elif job.case == "graph":
-            run = gpu.captured(end_of_generation)
-        else:
-            runs: dict[str, Callable[[], None]] = {
-                "trials": lambda: weights.trials(out),
-                "trials-six": lambda: weights.trials(out),
-                "commit": weights.commit,
-                "generation": generation,
-            }
-            run = runs[job.case]
-        times, copied = interleaved(job, run, weights.population, out, reset)
-    result = row(job, times, rows_moved * row_bytes, copied, note)
-    if job.case == "trials" and job.dtype.itemsize == 2 and not is_peer:
-        result["note"] = f"{result['ratio'] / 2:.2f} of a float32 copy"
-    return result
+        reset = adaptation.restoring() if job.case == "graph" else adaptation.reset
+    with backends.use(job.backend):
+        runs: list[Callable[[], None]] = [
+            partial(steps_of[job.case], own, out) for own, out in zip(weights, outs, strict=True)
+        ]
+        if job.case == "graph":
+            runs = [gpu.captured(runs[0])]
+        buffers = [(own.population, out) for own, out in zip(weights, outs, strict=True)]
+        times, copied = timed(job, runs, buffers, reset)
+    result = against_copy(times, moved * row_bytes, copied)
+    note = f"{written} of {job.members} accepted" if commits else ""
+    if job.case == "trials" and job.dtype.itemsize == 2:
+        note = f"{result['median_s'] / result['limit_s'] / 2:.2f} of a float32 copy"
+    return {**result, **how(job, sets), "note": note}

@@ -9,11 +9,10 @@ from torch import nn
 
 from bench import measure
 from bench.job import Job
+from bench.row import against_copy
 from deevo_ext import backends
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.population import Population
-
-SEED = 20_240_229
 
 
 def time_step(job: Job) -> dict[str, Any]:
@@ -21,13 +20,13 @@ def time_step(job: Job) -> dict[str, Any]:
 
     What a generation costs over its operators' traffic, so it is meant for few weights.
     """
-    draw = torch.Generator().manual_seed(SEED)
+    draw = torch.Generator().manual_seed(job.seed)
     model = nn.Linear(job.weights, 1, bias=False)
     rows = [torch.randn(1, job.weights, generator=draw) for _ in range(job.members)]
     population = Population.from_state_dicts(
         model, [{"weight": row} for row in rows], dtype=job.dtype
     )
-    evolution = DifferentialEvolution(population, generations=10**6, seed=SEED)
+    evolution = DifferentialEvolution(population, generations=10**6, seed=job.seed)
     losses = torch.rand(64, job.members, dtype=torch.float64, generator=draw)
     members = torch.arange(job.members)
     evolution.ask()
@@ -41,16 +40,6 @@ def time_step(job: Job) -> dict[str, Any]:
 
     yardstick = measure.Yardstick(population.rows, target, 1)
     with backends.use(job.backend):
-        times = measure.interleaved(step, yardstick, job.repetitions)
-    traffic = 2 * yardstick.bytes_copied
-    seconds, copies = times
-    result, limit = measure.summary(seconds), measure.summary(copies)["median_s"]
-    return {
-        **result,
-        "bytes": traffic,
-        "limit_s": limit,
-        "ratio": result["median_s"] / limit,
-        "copy_bytes_per_s": traffic / limit,
-        "repetitions": job.repetitions,
-        "note": "latency",
-    }
+        times = measure.interleaved(step, yardstick, job.repetitions, budget_s=job.budget_s)
+    row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
+    return {**row, "clock": "wall", "cold": "warm", "note": "latency"}

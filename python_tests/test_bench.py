@@ -12,111 +12,243 @@ import pytest
 import torch
 
 import deevo_ext
-from deevo_ext import backends
-from deevo_ext.tables import ChoiceColumn
-from support.operators import random_weights, same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {
-    "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "ratio",
-    "note", "torch", "cpu", "commit", "date", "load_average",
+    "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "seed",
+    "command", "cpu", "cores", "cpu_mhz", "omp_num_threads", "python", "torch", "deevo_ext",
+    "commit", "date", "load_average",
 }  # fmt: skip
 TIMES = {
-    "median_s", "p20_s", "p80_s", "bytes", "limit_s", "copy_bytes_per_s", "repetitions",
+    "median_s", "p20_s", "p80_s", "repetitions", "bytes", "limit_s", "ratio", "bytes_per_s",
+    "copy_bytes_per_s", "of_limit", "bound", "clock", "cold", "note",
 }  # fmt: skip
-MEMORY = {"peaks", "peak_bytes", "floor_bytes", "limit_bytes", "chunk"}
+FLOPS = {"flops", "flops_per_s", "flop_limit_s"}
+MEMORY = {"peaks", "peak_bytes", "floor_bytes", "limit_bytes", "chunk", "ratio", "note"}
 
 
-def bench(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """The suite can be imported, and leaves the number of threads as it was."""
+    monkeypatch.syspath_prepend(ROOT)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def bench(*arguments: object) -> int:
+    from bench.command import main
+
+    return main([str(argument) for argument in arguments])
 
 
 def rows_of(tmp_path: Path, *arguments: object) -> list[dict]:
-    result = bench("--quick", "--threads", 2, *arguments, "--json", tmp_path / "rows.json")
+    assert bench("--quick", "--seed", 7, *arguments, "--json", tmp_path / "rows.json") == 0
+    return json.loads((tmp_path / "rows.json").read_text())
+
+
+def some_row(**fields: object) -> dict:
+    """A row as the suite writes it, for what reads rows."""
+    row = {name: None for name in (*COMMON, *TIMES)} | {
+        "case": "trials", "backend": "cpu", "device": "cpu", "dtype": "float32", "size": "resnet18",
+        "np": 20, "d": 11_689_512, "threads": 2, "instruction_set": "avx512", "median_s": 0.050,
+        "p20_s": 0.049, "p80_s": 0.051, "limit_s": 0.048, "ratio": 0.050 / 0.048, "bytes": 10**9,
+        "bytes_per_s": 2e10, "copy_bytes_per_s": 2.1e10, "of_limit": 0.96, "bound": "memory",
+        "cores": 2, "cpu": "Some CPU", "load_average": 0.5, "date": "2030-01-01T00:00:00+00:00",
+        "note": "",
+    }  # fmt: skip
+    return row | fields
+
+
+def test_quick_measures_everything_and_its_rows_are_complete(tmp_path):
+    command = [sys.executable, "-m", "bench", "--quick", "--seed", "7", "--json"]
+    file = tmp_path / "rows.json"
+    result = subprocess.run([*command, file], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(result.stdout.splitlines()) == 1 + len(rows)
-    return rows
+    rows = json.loads(file.read_text())
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]][: len(rows)] == [
+        row["case"] for row in rows
+    ]
+    from bench.cases import standard
 
-
-def test_rows_of_the_operators(tmp_path):
-    cases = "trials,commit,tell,plan,generation,step"
-    rows = rows_of(tmp_path, "--case", cases, "--size", "20001,resnet8", "--np", 9)
-    assert len(rows) == 4 * 2 * 3 + 2  # plan and tell have neither size nor dtype
+    assert {row["case"] for row in rows} == set(standard())
     for row in rows:
-        assert set(row) == COMMON | TIMES
-        assert row["p20_s"] <= row["median_s"] <= row["p80_s"]
-        assert row["limit_s"] > 0
+        assert "skipped" not in row, row
+        assert set(row) >= COMMON
+        assert row["seed"] == 7 and "--seed 7" in row["command"]
+        assert row["command"].startswith(f"python -m bench --case {row['case']} ")
+        if row["case"] == "memory":
+            assert set(row) == COMMON | MEMORY
+            continue
+        assert set(row) >= COMMON | TIMES, row["case"]
+        assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]
         assert row["ratio"] == pytest.approx(row["median_s"] / row["limit_s"])
         assert row["copy_bytes_per_s"] == pytest.approx(row["bytes"] / row["limit_s"])
-        assert (row["np"], row["backend"], row["device"]) == (9, "cpu", "cpu")
-        assert row["note"] or row["case"] == "trials"
+        slower = max(row["limit_s"], row.get("flop_limit_s", 0.0))
+        assert row["of_limit"] == pytest.approx(slower / row["median_s"])
+        assert (row["bound"] == "compute") == (slower > row["limit_s"])
+        if row["case"] in ("matmul", "head", "layers", "forward", "evolve", "racing"):
+            assert set(row) >= FLOPS
+    by_case = {row["case"]: row for row in rows}
+    assert by_case["forward"]["member_images_per_s"] > 0
+    assert 0 < by_case["racing"]["image_share"] <= 1
+    # SmallResNet's layers: stem, 3 blocks of two convolutions, two shortcuts, the classifier.
+    assert sum(row["case"] == "layers" for row in rows) == 1 + 6 + 2 + 1
+    assert {row["d"] for row in rows if row["case"] == "scaling"} == {3000, 30000}
+    check_page(tmp_path, rows)
+
+
+def check_page(tmp_path: Path, rows: list[dict]) -> None:
+    """The report of these rows: a line each, and pictures."""
+    from bench import report
+
+    folder = tmp_path / "results" / "some-cpu"
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    options = ["--results", str(tmp_path / "results"), "--readme", str(readme)]
+    assert report.main([*options, "--check"]) == 1
+    assert report.main(options) == 0
+    assert report.main([*options, "--check"]) == 0
+    page = (tmp_path / "results/REPORT.md").read_text()
+    for row in rows:
+        assert re.search(rf"^\| {re.escape(row['case'])} +\| {row['backend']} ", page, re.M)
+    assert "seconds per generation grow as D^" in page
+    for picture in ("bandwidth", "peers", "roofline"):
+        data = (folder / f"{picture}.png").read_bytes()
+        assert data.startswith(b"\x89PNG") and f"({folder.name}/{picture}.png)" in page
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "6 members of resnet8" in text
+
+
+def test_the_stored_page_is_what_the_stored_rows_give():
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.report", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_options_select_and_the_command_of_a_row_gives_the_row_again(tmp_path):
+    cases = ("--case", "trials,commit,plan", "--size", "20001,resnet8", "--np", 9)
+    rows = rows_of(tmp_path, *cases, "--dtype", "float32,float16", "--threads", 1)
+    assert len(rows) == 2 * 2 * 2 + 1  # plan has neither size nor dtype
     assert {row["d"] for row in rows} == {0, 20_001, 78_042}
+    assert {row["np"] for row in rows} == {9}
+    from bench import options
 
-
-def test_traffic_is_what_the_operators_cannot_do_without(tmp_path):
-    rows = rows_of(tmp_path, "--case", "trials,commit,generation", "--size", 6400, "--np", 12)
     for row in rows:
-        one = 6400 * {"float32": 4, "bfloat16": 2, "float16": 2}[row["dtype"]]
-        expected = {"trials": 12 + 12, "commit": 12 + 4, "generation": 24 + 16}
-        assert row["bytes"] == expected[row["case"]] * one
+        (job,) = options.parse(row["command"].split()[3:]).jobs
+        assert job.command == row["command"]
 
 
-def test_rows_of_evaluations(tmp_path):
-    rows = rows_of(
-        tmp_path, "--case", "fold,fold_trials,head", "--size", 20_001, "--np", 9, "--dtype",
-        "float32,float16",
-    )  # fmt: skip
-    assert [row["case"] for row in rows] == [
-        c for c in ("fold", "fold_trials", "head") for _ in "ab"
-    ]
-    for row in rows:
-        assert row["median_s"] > 0 and row["ratio"] > 0
-        itemsize = {"float32": 4, "float16": 2}[row["dtype"]]
-        if row["case"] == "head":
-            assert row["bytes"] == 64 * 49 * 2048 * itemsize
-            continue
-        # Two convolutions of 32 channels and their BatchNorms fit 20,001 weights.
-        written = 8 * (2 * 9 * 32 * 32 * itemsize + 2 * 32 * 4)
-        read = (8 if row["case"] == "fold" else 9) * 20_001 * itemsize
-        assert row["bytes"] == read + written
+def test_traffic_is_what_the_cases_cannot_do_without(tmp_path):
+    cases = "trials,commit,generation,fold,fold_trials,head"
+    rows = rows_of(tmp_path, "--case", cases, "--size", 6400, "--np", 12, "--dtype", "float16")
+    found = {row["case"]: row for row in rows}
+    for case, rows_moved in (("trials", 12 + 12), ("commit", 12 + 4), ("generation", 24 + 16)):
+        assert found[case]["bytes"] == rows_moved * 6400 * 2
+        assert found[case]["bytes_per_weight"] == pytest.approx(rows_moved * 2 / 12)
+    # Two convolutions of 16 channels (2,368 weights with their norms) fit 6,400 weights.
+    written = 8 * 2 * (9 * 16 * 16 * 2 + 16 * 4)
+    assert found["fold"]["bytes"] == 8 * 6400 * 2 + written
+    assert found["fold_trials"]["bytes"] == 12 * 6400 * 2 + written
+    assert found["head"]["bytes"] == (64 * 49 * 2048 + 1000 * 2048) * 2
 
 
-def test_rows_of_the_memory_case(tmp_path):
-    rows = rows_of(
-        tmp_path, "--case", "memory", "--size", 10_000, "--np", 6, "--chunk", 4, "--dtype",
-        "bfloat16",
-    )  # fmt: skip
-    assert len(rows) == 1
-    row = rows[0]
-    assert set(row) == COMMON | MEMORY
-    assert row["floor_bytes"] == (6 + 4) * 10_048 * 2  # rows start at multiples of 64 weights
+def test_the_memory_case_counts_rows(tmp_path):
+    rows = rows_of(tmp_path, "--case", "memory", "--size", 10_000, "--np", 6, "--dtype", "bfloat16")
+    (row,) = rows
+    assert row["floor_bytes"] == (6 + 8) * 10_048 * 2  # rows start at multiples of 64 weights
     assert row["limit_bytes"] == row["floor_bytes"] + 64 * 2**20
-    assert row["ratio"] == pytest.approx(row["peak_bytes"] / row["limit_bytes"])
     assert row["peak_bytes"] == max(row["peaks"]) > row["floor_bytes"]
 
 
-def test_the_reference_backend_and_markdown(tmp_path):
-    out = tmp_path / "table.md"
-    rows = rows_of(
-        tmp_path, "--case", "commit", "--backend", "reference", "--size", 501, "--markdown", out
-    )
-    assert {row["instruction_set"] for row in rows} == {"torch"}
-    lines = out.read_text().splitlines()
-    assert len(lines) == 2 + len(rows)
-    assert all(re.fullmatch(r"\|.*\|", line) for line in lines)
-
-
-def test_errors_name_what_is_wrong():
+def test_errors_name_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "old.json").write_text("{}")
     for arguments, named in (
         (("--case", "trails"), "trails"),
         (("--size", "resnet19"), "resnet19"),
+        (("--case", "plan", "--backend", "evox-de"), "nothing to measure"),
+        (("--case", "layers", "--size", "vit_b"), "nothing to measure"),
+        (("--repetitions", "4"), "at least 5"),
     ):
-        result = bench(*arguments)
-        assert result.returncode == 2
-        assert named in result.stderr
+        with pytest.raises(SystemExit) as error:
+            bench(*arguments)
+        assert error.value.code == 2
+        assert named in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="expected a list of rows"):
+        bench("--case", "plan", "--quick", "--compare", tmp_path / "old.json")
 
+
+def test_rows_that_are_not_begun_in_time_say_so(tmp_path):
+    rows = rows_of(tmp_path, "--case", "plan,tell", "--limit", 0)
+    assert {row["skipped"] for row in rows} == {"--limit 0 was over"}
+
+
+# What rows are held against
+
+
+def test_ties_are_alternatives_that_differ_by_less_than_they_vary():
+    from bench.row import mark_ties
+
+    rows = [
+        some_row(instruction_set="avx512"),
+        some_row(instruction_set="avx2", median_s=0.0515, p20_s=0.051, p80_s=0.052),
+        some_row(instruction_set="baseline", median_s=0.09, p20_s=0.08, p80_s=0.10),
+        some_row(np=50),  # no alternative to the others
+        some_row(backend="x", skipped="why") | {"median_s": None},
+    ]
+    rows[4].pop("median_s")
+    mark_ties(rows)
+    assert [row.get("ties") for row in rows] == [["cpu avx2"], ["cpu avx512"], None, None, None]
+
+
+def test_compare_flags_what_is_slower_than_noise_explains():
+    from bench import compare
+
+    old = [some_row(), some_row(case="commit"), some_row(case="plan"), some_row(case="tell")]
+    noisy = some_row(case="plan", median_s=0.06, p20_s=0.05, p80_s=0.07)
+    new = [
+        some_row(median_s=0.056, p20_s=0.055, p80_s=0.057),
+        some_row(case="commit", median_s=0.0535, p20_s=0.0525, p80_s=0.0545),  # 7 %, 8 % noise
+        noisy,
+        some_row(case="tell", median_s=0.04, p20_s=0.039, p80_s=0.041),
+        some_row(cpu="Another CPU", median_s=1.0),
+    ]
+    text, slower = compare.report(old, new)
+    assert slower == 1
+    assert "4 of 5 rows have a counterpart; 1 slower, 1 faster" in text
+    assert "SLOWER 1.12 x: trials cpu" in text and "faster 0.80 x: tell" in text
+
+
+def test_compare_ends_with_3_where_something_is_slower(tmp_path, capsys):
+    old = rows_of(tmp_path, "--case", "plan", "--np", 20)
+    for row in old:
+        for name in ("median_s", "p20_s", "p80_s"):
+            row[name] /= 100
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    again = ("--quick", "--case", "plan", "--np", 20, "--compare", tmp_path / "old.json")
+    assert bench(*again) == 3
+    assert "SLOWER" in capsys.readouterr().out
+
+
+def test_exponents_are_those_of_the_law_behind_the_points():
+    from bench import fits
+
+    d = [some_row(case="scaling", np=8, d=d, median_s=3e-9 * d**1.5) for d in (10, 100, 1000, 9000)]
+    n = [some_row(case="scaling", np=n, d=500, median_s=2e-6 * n) for n in (16, 32, 64)]
+    memory = [some_row(case="memory", np=n, d=100, peak_bytes=2**20 + n * 440) for n in (8, 32, 99)]
+    for row in memory:
+        row.pop("median_s")
+    lines = fits.fits(d + n + memory)
+    assert "grow as D^1.50 from 10 to 9000 at NP = 8" in lines[0]
+    assert "grow as NP^1.00 from 16 to 64 at D = 500" in lines[1]
+    assert "is 1 MiB and 1.100 float32 rows a member" in lines[2]
+
+
+# Wrong results
 
 # Backends whose result is wrong in one bit of the first or the last weight of the last row.
 WRONG = """
@@ -173,6 +305,32 @@ def test_a_wrong_result_is_not_timed():
         assert not out
 
 
+def test_networks_and_layers_that_compute_something_else_are_refused(monkeypatch):
+    from dataclasses import replace
+
+    from bench import forward, layers, networks, options
+    from bench.job import WrongResult
+
+    arguments = ["--quick", "--case", "layers", "--size", "resnet8/conv1", "--seed", "3"]
+    (job,) = options.parse(arguments).jobs
+    own = networks.given(replace(job, members=2))
+    losses = forward.eager(own, own.rows)()
+    forward.check(replace(job, members=2), own, losses)
+    wrong = losses.clone()
+    wrong[1, -1] += 0.01 * losses.max()
+    with pytest.raises(WrongResult, match="losses of resnet8"):
+        forward.check(replace(job, members=2), own, wrong)
+    plan, _ = networks.plan_of(job)
+    layer = plan.layers[0]
+    assert layers.time_layer(job, layer)["median_s"] > 0
+    engine = layers.ENGINES[layer.engine]
+    bound = engine.bind(layer)
+    run = lambda *given: bound.run(*given) * 1.001  # noqa: E731
+    monkeypatch.setattr(type(engine), "bind", lambda self, layer: replace(bound, run=run))
+    with pytest.raises(WrongResult, match="conv1"):
+        layers.time_layer(job, layer)
+
+
 def test_a_source_tree_without_compiled_code_does_not_hide_the_installed_package(tmp_path):
     tree, site = tmp_path / "tree", tmp_path / "site"
     shutil.copytree(ROOT / "bench", tree / "bench")
@@ -190,39 +348,96 @@ def test_a_source_tree_without_compiled_code_does_not_hide_the_installed_package
     assert f"measures {site / 'deevo_ext'}," in result.stderr
 
 
-# Peers and the GPU
+# Peers
 
 
-def test_peers_make_the_same_trials_where_crossover_takes_everything(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from bench import gpu
+def test_handwritten_peers_make_trials_of_the_right_parents():
+    from bench.peers import handwritten
 
-    w = random_weights(6, 500, archive_rows=0, nonneg=0)
-    w.choices[:, ChoiceColumn.THRESHOLD] = 65536
-    out = torch.zeros_like(w.population)
-    gpu.peer("torch", w.population, w.choices, w.coefficients, out)()
-    with backends.use("reference"):
-        assert same_bits(out, w.trials())
-    w.choices[:, ChoiceColumn.THRESHOLD] = 0
-    gpu.peer("torch", w.population, w.choices, w.coefficients, out)()
-    assert same_bits(out, w.population)
+    torch.manual_seed(0)
+    population = torch.randn(6, 500)
+    start = population.clone()
+    chosen = handwritten.donors(6, "cpu")
+    for i, row in enumerate(chosen.T.tolist()):
+        assert len({i, *row}) == 4
+    a, b, c = (start[row] for row in chosen)
+    mutants = a + 0.5 * (b - c)
+    accepted = torch.tensor([True, False, True, False, False, False])
+    found = handwritten.vectorised(population, chosen, accepted, 1.0)
+    assert torch.allclose(found, torch.where(accepted[:, None], mutants, start))
+    assert torch.equal(handwritten.vectorised(population, chosen, accepted, 0.0), start)
+
+    loop = handwritten.Loop(population, cr=1.0)
+    torch.manual_seed(1)
+    loop.make_trials()
+    torch.manual_seed(1)
+    a, b, c = (start[row] for row in handwritten.donors(6, "cpu"))
+    assert torch.allclose(loop.trials, a + 0.5 * (b - c), atol=1e-6)
+    loop.keep(accepted)
+    assert torch.equal(population, torch.where(accepted[:, None], loop.trials, start))
+    assert int(handwritten.better(9, "cpu").sum()) == 3
+
+
+def test_peers_are_rows_or_say_why_not(tmp_path):
+    backends = "torch-loop,evox-de"
+    rows = rows_of(tmp_path, "--case", "generation", "--size", 5000, "--backend", backends)
+    found = {row["backend"]: row for row in rows}
+    loop = found["torch-loop"]
+    assert loop["peak_bytes"] > 0 and loop["median_s"] > 0
+    assert loop["bytes"] == (3 * 20 + 6) * 5056 * 4
+    try:
+        import evox  # noqa: F401
+    except ImportError:
+        assert "No module named 'evox'" in found["evox-de"]["skipped"]
+        assert "pip install" in found["evox-de"]["skipped"]
+    else:
+        assert found["evox-de"]["peer"].startswith("EvoX ")
+
+
+@pytest.mark.slow
+def test_ways_of_torch_agree_with_the_plan(tmp_path):
+    ways = "fused,eager,channels-last,compile,vmap"
+    rows = rows_of(tmp_path, "--case", "forward", "--backend", ways, "--dtype", "float32")
+    assert {row["backend"] for row in rows if "median_s" in row} == set(ways.split(","))
+
+
+def test_the_networks_are_the_published_ones():
+    from bench.cases import SIZES
+    from bench.networks import NETWORKS
+
+    for name, network in NETWORKS.items():
+        model = network.make()
+        assert sum(p.numel() for p in model.parameters()) == SIZES[name]
 
 
 def test_cases_that_are_measured_by_name_alone(tmp_path):
-    rows = rows_of(
-        tmp_path, "--case", "plan+tell,trials-six,graph", "--np", 9, "--dtype", "float32"
-    )
+    rows = rows_of(tmp_path, "--case", "plan+tell,trials-six,graph", "--np", 9)
     assert [row["case"] for row in rows] == ["plan+tell", "trials-six"]  # the CPU has no graphs
 
 
 @pytest.mark.gpu
 def test_rows_of_a_gpu(tmp_path):
-    cases = "trials,commit,tell,plan,plan+tell,trials-six,graph"
-    rows = rows_of(tmp_path, "--case", cases, "--np", 9, "--backend", "cuda,triton,torch")
-    assert {row["backend"] for row in rows} == {"cuda", "triton", "torch"}
+    cases = "copy,matmul,trials,commit,tell,plan,plan+tell,trials-six,graph,generation"
+    backends = "cuda,triton,torch-loop"
+    rows = rows_of(
+        tmp_path, "--device", "cuda", "--case", cases, "--np", 9, "--dtype", "float32", "--backend",
+        backends,
+    )  # fmt: skip
+    assert {row["backend"] for row in rows} == {"cuda", "triton", "torch-loop"}
     for row in rows:
-        assert set(row) == COMMON | TIMES | {"gpu", "driver", "torch_cuda", "cuda"}
+        gpu = {"gpu", "driver", "torch_cuda", "cuda", "triton", "gpu_clocks"}
+        assert set(row) >= COMMON | TIMES | gpu
         assert row["device"] == "cuda" and row["gpu"]
+
+
+@pytest.mark.gpu
+def test_networks_on_a_gpu(tmp_path):
+    rows = rows_of(
+        tmp_path, "--device", "cuda", "--case", "forward,layers,evolve", "--size", "resnet8",
+        "--dtype", "float16", "--backend", "fused,members,eager",
+    )  # fmt: skip
+    assert {row["case"] for row in rows} == {"forward", "layers", "evolve"}
+    assert all(row["median_s"] > 0 for row in rows)
 
 
 # bench/gpu.sh
@@ -274,16 +489,30 @@ def test_gpu_sh_runs_its_verbs_and_sums_up(tmp_path, fakes):
     assert outcomes["test/others"] == "failed with status 3"
     for tool in ("memcheck", "racecheck"):
         assert outcomes[f"sanitize/{tool}"] == "not run: compute-sanitizer is not on PATH"
-    assert {n for n in outcomes if n.startswith("bench/")} == {
-        f"bench/{name}" for name in ("tables", "weights", "graph", "six", "torch")
+    measured = {n for n in outcomes if n.startswith(("bench/", "networks/"))}
+    assert measured == {
+        *(f"bench/{n}" for n in ("limits", "tables", "weights", "graph", "six", "peers")),
+        *(f"networks/{n}" for n in ("layers", "forward", "small", "evolve")),
     }
     for step in steps.values():
         assert (step["gpu"], step["driver"]) == ("NVIDIA Some GPU", "580.1")
         assert step["commit"] and step["torch"]
     calls = (tmp_path / "calls").read_text().splitlines()
+    check_rows_of(calls)
     (install,) = [call for call in calls if "pip install" in call]
     assert install.startswith("1 9.0 ")
     assert all(" 1: -P -m pytest" in call for call in calls if "-m pytest" in call)
+
+
+def check_rows_of(calls: list[str]) -> None:
+    """Every line that measures is one that the suite takes, and asks for rows on the GPU alone."""
+    from bench import options
+
+    asked = [call.partition(" -m bench ")[2].split() for call in calls if " -m bench " in call]
+    assert len(asked) == 10
+    for arguments in asked:
+        jobs = options.parse(arguments).jobs
+        assert jobs and {job.device for job in jobs} == {"cuda"}
 
 
 def test_gpu_sh_sums_up_a_sanitizer_that_refuses_or_finds_something(tmp_path, fakes):

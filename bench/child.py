@@ -1,0 +1,54 @@
+"""Work in a process of its own: memory that is counted, libraries that may fail."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from typing import Any
+
+from bench import ROOT
+from bench.job import Job, Skipped, WrongResult
+
+_MODULES = {
+    "memory": "memory",
+    "generation": "peers",
+    "forward": "forward",
+    "evolve": "evolve",
+    "racing": "evolve",
+}
+LIMIT_S = 300
+
+
+def run(job: Job) -> dict[str, Any]:
+    """What `run_child(job)` of the case's module gives in a new process; its reasons come along."""
+    command = [sys.executable, "-m", "bench", "--child", job.to_json()]
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise Skipped(f"not done in {LIMIT_S} s") from None
+    lines = result.stdout.splitlines()
+    if result.returncode or not lines:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Skipped(f"its process ended with status {result.returncode}: {last[:200]}")
+    answer: dict[str, Any] = json.loads(lines[-1])
+    if "skipped" in answer:
+        raise Skipped(answer["skipped"])
+    if "wrong" in answer:
+        raise WrongResult(answer["wrong"])
+    return answer
+
+
+def main(text: str) -> int:
+    """The new process: prints the answer as JSON, as its last line."""
+    job = Job.from_json(text)
+    module = importlib.import_module(f"bench.{_MODULES[job.case]}")
+    try:
+        answer = module.run_child(job)
+    except Skipped as reason:
+        answer = {"skipped": str(reason)}
+    except WrongResult as error:
+        answer = {"wrong": str(error)}
+    print(json.dumps(answer))
+    return 0

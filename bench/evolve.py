@@ -1,0 +1,117 @@
+"""The cases `evolve` and `racing`: seconds per generation of a whole run, evaluation included.
+
+Backend `fused` is what a user of `Evolution` gets; `eager` is what one would write without this
+package: DE/rand/1/bin in a loop over members, functional_call for their losses. Images are made up,
+labels are those of the network that members are 3 % apart from, so that most trials lose.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import child, measure
+from bench.forward import autocast_of, eager
+from bench.job import Job
+from bench.networks import NETWORKS, Given, given, work_of
+from bench.peers.handwritten import Loop
+from bench.row import Row
+from deevo_ext.data.images import ImageSet
+from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.evolution.run import Evolution
+from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.inference.fitness import ClassificationFitness
+from deevo_ext.inference.racing import Racing
+from deevo_ext.population import Population
+
+ERROR = 0.01
+APART = 0.03
+
+
+def images_of(job: Job) -> int:
+    """Images that a generation's trials are scored on."""
+    if job.batch or job.quick:
+        return job.batch or 128
+    return 6400 if job.device == "cuda" else 1024 if NETWORKS[job.size].size == 32 else 128
+
+
+def run_job(job: Job) -> Row:
+    """The row that its own process gives, with FLOP and bytes of full evaluations."""
+    count = images_of(job)
+    work = work_of(replace(job, batch=0))
+    row = child.run(replace(job, batch=count))
+    share = row.get("image_share", 1.0)
+    return {**row, **work.of(round(job.members * count * share)), "d": work.dim, "batch": count,
+            "member_images_per_s": job.members * count / row["median_s"]}  # fmt: skip
+
+
+def run_child(job: Job) -> Row:
+    """Generations of one run."""
+    torch.set_num_threads(job.threads)
+    own = given(job, count=job.batch, apart=APART)
+    rest: dict[str, Any] = {"clock": "wall", "cold": "as in a run"}
+    if job.backend == "eager":
+        times = _by_hand(job, own)
+        rest["note"] = f"{job.batch} images, DE/rand/1/bin and functional_call in torch"
+    else:
+        history = _evolved(job, own)
+        # The first generation scores the parents and builds the plan.
+        seconds = [one["seconds"] for one in history]
+        times = [b - a for a, b in pairwise(seconds)]
+        rest["note"] = f"{job.batch} images"
+        if job.case == "racing":
+            shares = [one["racing/images"] for one in history[1:]]
+            rest["image_share"] = sum(shares) / len(shares)
+            rest["note"] += f", error {ERROR}, {rest['image_share']:.0%} of them seen"
+    return {**measure.summary(times), **rest, "repetitions": len(times)}
+
+
+def _evolved(job: Job, own: Given) -> list[dict[str, float]]:
+    members = [own.layout.views(row.cpu()) for row in own.rows]
+    whole = {name: tensor.cpu() for name, tensor in own.model.state_dict().items()}
+    states = [{**whole, **{n: t.clone() for n, t in one.items()}} for one in members]
+    population = Population.from_state_dicts(own.model, states, device=job.device)
+    evaluator = Evaluator(
+        own.model,
+        population,
+        device=job.device,
+        precision=job.dtype_name,
+        micro_batch=own.micro_batch,
+        force_precision=True,
+    )
+    images = ImageSet(own.images, own.labels, "images")
+    racing = Racing(ERROR) if job.case == "racing" else None
+    fitness = ClassificationFitness(evaluator, images, racing=racing)
+    generations = job.repetitions + 1
+    de = DifferentialEvolution(population, generations=generations, seed=job.seed)
+    run = Evolution(de, fitness, progress=False)
+    run.run()
+    return run.history
+
+
+def _by_hand(job: Job, own: Given) -> list[float]:
+    """Seconds per generation; parents are scored before."""
+    torch.manual_seed(job.seed)
+    loop = Loop(own.rows)
+
+    def fitness(rows: Tensor) -> Tensor:
+        return eager(own, rows, autocast_of(job))().mean(dim=1)
+
+    parents = fitness(own.rows)
+    times = []
+    for _ in range(job.repetitions + 1):
+        started = time.perf_counter()
+        loop.make_trials()
+        trials = fitness(loop.trials)
+        better = trials < parents
+        loop.keep(better)
+        parents = torch.where(better, trials, parents)
+        if job.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return times[1:]

@@ -1,0 +1,107 @@
+"""The case `layers`: each convolution and linear layer of the inference plan, held to its roofline.
+
+One micro-batch of one member on one torch thread, as a plan's workers run it. A layer's input is
+warm, as it is behind the layer before it. FLOP and bytes are the plan's own: input, residual,
+weights and output once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import gpu, measure
+from bench.job import Job, WrongResult
+from bench.networks import plan_of
+from bench.row import Row
+from deevo_ext.inference.engines import ENGINES
+from deevo_ext.inference.engines.base import activate
+from deevo_ext.inference.plan import Convolution, Linear
+
+# As a plan's own check, of rounding alone: 2^-24, 2^-11 and 2^-8 over sums of thousands.
+_DEVIATION = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def run_job(job: Job) -> list[Row]:
+    """A row for each layer that differs from those before it, or for the one that is named."""
+    plan, own = plan_of(job)
+    wanted = job.size.partition("/")[2]
+    rows, seen = [], set()
+    for layer in plan.layers:
+        if not isinstance(layer, (Convolution, Linear)):
+            continue
+        if (wanted and layer.name != wanted) or layer.signature in seen:
+            continue
+        seen.add(layer.signature)
+        row = time_layer(job, layer)
+        rows.append({"size": f"{own.name}/{layer.name}", "batch": own.micro_batch, **row})
+    return rows
+
+
+def time_layer(job: Job, layer: Convolution | Linear) -> Row:
+    """Checks and times a layer in the hands of its engine."""
+    draw = torch.Generator().manual_seed(job.seed)
+
+    def random(shape: tuple[int, ...]) -> Tensor:
+        value = torch.randn(shape, generator=draw).to(job.device, layer.dtype)
+        if len(shape) == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    weight = random(layer.weights.shape)
+    weight /= weight[0].numel() ** 0.5
+    bias = torch.randn(layer.weights.shape[0], generator=draw).to(job.device)
+    x = random(layer.in_shape)
+    residual = None
+    if isinstance(layer, Convolution) and layer.residual:
+        residual = random(layer.out_shape)
+    bound = ENGINES[layer.engine].bind(layer)
+    prepared = bound.prepare(weight, bias)
+    run: Callable[[], Any] = lambda: bound.run(prepared, x, residual)  # noqa: E731
+    with torch.no_grad():
+        _check(job, layer, run(), weight, bias, x, residual)
+        timed = gpu.interleaved if job.device == "cuda" else measure.interleaved
+        times = timed(run, lambda: None, job.repetitions, budget_s=job.budget_s / 6)[0]
+    shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
+    fused = " + residual" if residual is not None else ""
+    return {
+        **measure.summary(times),
+        "repetitions": len(times),
+        "flops": layer.flops,
+        "bytes": layer.bytes,
+        "d": layer.weights.shape[0] * weight[0].numel(),
+        "clock": "wall" if job.device == "cpu" else "CUDA events",
+        "cold": "warm" if job.device == "cpu" else "L2 flushed",
+        "note": f"{layer.operation}{fused}, {shapes}, {layer.engine}",
+    }
+
+
+def _check(
+    job: Job,
+    layer: Convolution | Linear,
+    found: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+) -> None:
+    """Raises WrongResult unless a layer's output is torch's own in float64."""
+    some = slice(0, 2)
+    if isinstance(layer, Linear):
+        expected = torch.nn.functional.linear(x[some].double(), weight.double(), bias.double())
+    else:
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        expected = torch.nn.functional.conv2d(
+            x[some].double(), weight.double(), bias.double(), *geometry
+        )
+    if residual is not None:
+        expected = expected + residual[some].double()
+    function = activate(layer.activation)
+    if function is not None:
+        expected = function(expected)
+    error = float((found[some].double() - expected).abs().max() / expected.abs().max())
+    if not error <= _DEVIATION[job.dtype_name]:
+        raise WrongResult(f"layers: {layer.name} by {layer.engine} is off by {error:.2g}")

@@ -1,0 +1,215 @@
+"""The networks that are run: what they are, members a little apart, and images for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bench
+from bench.job import Job
+from deevo_ext.demo.network import SmallResNet
+from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.inference.plan import Plan, size_of
+from deevo_ext.layout import Layout
+
+sys.path.append(str(bench.ROOT / "python_tests"))
+
+from support.zoo import CifarResNet, pictures, randomised
+
+MOST_MICRO_BATCH = {"cpu": 64, "cuda": 256}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided) and 1x1 convolution, and a shortcut (arXiv 1512.03385)."""
+
+    def __init__(self, inside: int, width: int, stride: int) -> None:
+        super().__init__()
+        outside = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outside, 1, bias=False), nn.BatchNorm2d(outside)
+        self.downsample = _shortcut(inside, outside, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, inside: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inside, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+def _shortcut(inside: int, outside: int, stride: int) -> nn.Module:
+    if stride == 1 and inside == outside:
+        return nn.Identity()
+    conv = nn.Conv2d(inside, outside, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outside))
+
+
+class ResNet(nn.Module):
+    """The ImageNet networks of the same paper: a 7x7 stem, four stages, 1,000 classes."""
+
+    def __init__(self, block: type[Basic] | type[Bottleneck], depths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inside, stages, wider = 64, [], 4 if block is Bottleneck else 1
+        for stage, depth in enumerate(depths):
+            width = 64 << stage
+            for i in range(depth):
+                stages.append(block(inside, width, 2 if i == 0 and stage else 1))
+                inside = width * wider
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(inside, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        return self.fc(self.blocks(x).mean(dim=(2, 3)))
+
+
+@dataclass(frozen=True)
+class Network:
+    """size: of its square images; batch: images by type of device."""
+
+    make: Callable[[], nn.Module]
+    size: int
+    batch: dict[str, int]
+
+
+NETWORKS = {
+    "resnet8": Network(lambda: SmallResNet(3, 10), 32, {"cpu": 256, "cuda": 256}),
+    "resnet20": Network(CifarResNet, 32, {"cpu": 256, "cuda": 256}),
+    "resnet18": Network(lambda: ResNet(Basic, (2, 2, 2, 2)), 64, {"cpu": 64, "cuda": 256}),
+    "resnet50": Network(lambda: ResNet(Bottleneck, (3, 4, 6, 3)), 224, {"cpu": 8, "cuda": 256}),
+}
+
+
+@dataclass
+class Given:
+    """Networks of one architecture, and images.
+
+    rows [K, D] of members 1 % apart; images float32 [N, 3, H, W]; labels int64 [N], what the
+    network in the middle of the members says.
+    """
+
+    name: str
+    model: nn.Module
+    layout: Layout
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    micro_batch: int
+
+    def forward(self, engine: str, precision: str) -> PopulationForward:
+        """The population forward of these."""
+        return PopulationForward(
+            self.model,
+            self.layout,
+            engine=engine,
+            precision=precision,
+            micro_batch=self.micro_batch,
+            device=self.rows.device,
+        )
+
+
+def batch_of(job: Job) -> int:
+    """Images of a job."""
+    return job.batch or (16 if job.quick else NETWORKS[_name(job)].batch[job.device])
+
+
+def given(job: Job, count: int | None = None, apart: float = 0.01) -> Given:
+    """What a job runs, on its device; count: of images."""
+    network = NETWORKS[_name(job)]
+    model = randomised(network.make, network.size, job.seed)
+    state = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    layout = Layout.build(state, nonneg=[n for n in state if n.endswith("running_var")])
+    rows = torch.zeros(job.members, layout.stride)
+    draw = torch.Generator().manual_seed(job.seed)
+    for row in rows:
+        layout.flatten(state, row)
+        row.mul_(1 + apart * torch.randn(row.shape, generator=draw))
+    count = count or batch_of(job)
+    model, rows = model.to(job.device), rows.to(job.device)
+    shown = pictures(8, network.size, job.seed).to(job.device)
+    noise = torch.Generator(job.device).manual_seed(job.seed)
+    images = torch.empty(count, *shown.shape[1:], device=job.device).normal_(generator=noise)
+    images.mul_(0.3).add_(shown.repeat(-(-count // 8), 1, 1, 1)[:count])
+    with torch.no_grad():
+        labels = torch.cat([model(part).argmax(dim=1) for part in images.split(64)])
+    micro_batch = min(count, MOST_MICRO_BATCH[job.device])
+    return Given(_name(job), model, layout, rows, images, labels, micro_batch)
+
+
+def _name(job: Job) -> str:
+    return job.size.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the fused plan needs for an image: FLOP, bytes moved; and a member's floor of memory.
+
+    floor: weights staged twice, the largest layer's input and output for one micro-batch.
+    """
+
+    flops: float
+    bytes: float
+    floor: int
+    dim: int
+
+    def of(self, member_images: int) -> dict[str, int]:
+        """A row's fields for so many images of members."""
+        flops, moved = (round(member_images * one) for one in (self.flops, self.bytes))
+        return {"flops": flops, "bytes": moved}
+
+
+def plan_of(job: Job) -> tuple[Plan, Given]:
+    """The fused plan of a job's network, engines chosen, and a member with images."""
+    own = given(_one_member(job))
+    shape = tuple(own.images.shape[1:])
+    return own.forward("auto", job.dtype_name).plan(shape), own
+
+
+@cache
+def _work(name: str, dtype_name: str, device: str, micro_batch: int, quick: bool) -> Work:
+    fields: dict[str, Any] = {"isa": "", "repetitions": 5, "budget_s": 1.0, "seed": 0}
+    job = Job(case="layers", backend="fused", device=device, dtype_name=dtype_name, size=name,
+              members=1, weights=0, threads=torch.get_num_threads(), batch=micro_batch,
+              quick=quick, **fields)  # fmt: skip
+    plan, own = plan_of(job)
+    both = [
+        size_of(layer.in_shape, plan.dtype) + size_of(layer.out_shape, plan.dtype)
+        for layer in plan.layers
+    ]
+    moved = sum(layer.bytes for layer in plan.layers)
+    floor = max(both) + 2 * own.layout.dim * plan.dtype.itemsize
+    return Work(plan.flops / micro_batch, moved / micro_batch, floor, own.layout.dim)
+
+
+def work_of(job: Job) -> Work:
+    """What a job's network needs, by its fused plan."""
+    micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
+    return _work(_name(job), job.dtype_name, job.device, micro_batch, job.quick)
+
+
+def _one_member(job: Job) -> Job:
+    return replace(job, members=1)

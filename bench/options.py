@@ -1,0 +1,169 @@
+"""The command line: options and the jobs that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.cases import ALL, BACKENDS, CASES, NETWORKS, SIZES, Axes, standard
+from bench.job import Job
+from bench.measure import LEAST_REPETITIONS
+
+AXES = ("size", "np", "dtype", "backend", "threads", "isa")
+GPU_CASES = ("copy", "matmul", "plan", "tell", "plan+tell", "trials", "trials-six", "commit",
+             "generation", "graph", "layers", "forward", "evolve", "racing")  # fmt: skip
+_DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options as they were given, each checked."""
+    cases = "\n".join(
+        f"  {name:12} {case.what}{' (by name alone)' if case.by_name else ''}"
+        for name, case in CASES.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures deevo_ext beside the machine's limits and beside what else one could "
+        "use.\nWithout options: everything. Options that are given several times or as comma "
+        "lists make\na product; what they leave open is the case's own.",
+        epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option, "
+        "3 where --compare finds something slower",
+    )
+
+    def listed(name: str, convert: Callable[[str], Any], help_: str) -> None:
+        def several(text: str) -> list[Any]:
+            return [convert(part) for part in text.split(",")]
+
+        parser.add_argument(f"--{name}", action="extend", type=several, help=help_)
+
+    def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
+        def convert(text: str) -> str:
+            if text not in allowed:
+                raise argparse.ArgumentTypeError(f"{text!r}; expected {', '.join(allowed)}")
+            return text
+
+        return convert
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
+        return int(text)
+
+    def size(text: str) -> str:
+        return text if text.partition("/")[0] in SIZES else str(number(text))
+
+    listed("case", one_of(tuple(CASES)), "see below")
+    listed("size", size, f"{', '.join(SIZES)} or a number of weights")
+    listed("np", number, "members")
+    listed("dtype", one_of(_DTYPES), "of the population; of networks: what they compute in")
+    listed("backend", one_of(BACKENDS), f"{', '.join(BACKENDS)}")
+    listed("threads", number, "default: all usable cores")
+    listed("isa", one_of(("avx512", "avx2", "baseline")), "of backend cpu; default: the best")
+    parser.add_argument("--batch", type=number, help="images, where networks are run")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where networks and peers run; backends cuda and triton are always on cuda",
+    )
+    parser.add_argument("--repetitions", type=number, help=f"at least {LEAST_REPETITIONS}")
+    parser.add_argument("--budget", type=float, help="seconds for a row's repetitions; default 6")
+    parser.add_argument(
+        "--limit", type=float, metavar="MINUTES", help="rows not begun by then are skipped"
+    )
+    parser.add_argument("--seed", type=int, help="of all inputs; default: a new one")
+    parser.add_argument("--quick", action="store_true", help="small and few: does it run?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD", help="rows of an older --json: say what is slower"
+    )
+    options = parser.parse_args(arguments)
+    if options.repetitions is not None and options.repetitions < LEAST_REPETITIONS:
+        parser.error(f"--repetitions: at least {LEAST_REPETITIONS}")
+    if options.seed is None:
+        options.seed = secrets.randbelow(2**31)
+    options.jobs = jobs(options)
+    if not options.jobs:
+        parser.error(f"nothing to measure: {_what_goes_together(options)}")
+    return options
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The rows to be, without repetitions."""
+    found: dict[Job, None] = {}
+    for name in dict.fromkeys(options.case or standard()):
+        case = CASES[name]
+        given = {
+            axis: tuple(dict.fromkeys(value))
+            for axis in case.axes
+            if (value := getattr(options, axis)) is not None
+        }
+        groups: Sequence[Axes] = (case.quick,) if options.quick else case.standard
+        if options.backend is not None and "backend" not in case.axes:
+            given["backend"] = tuple(b for b in options.backend if b in case.backends)
+        for axes in groups[:1] if given else groups:
+            for values in itertools.product(*(getattr(replace(axes, **given), a) for a in AXES)):
+                job = _job(options, name, axes, *values)
+                if job is not None:
+                    found[job] = None
+    return list(found)
+
+
+def _job(
+    options: argparse.Namespace,
+    name: str,
+    axes: Axes,
+    size: str,
+    members: int,
+    dtype: str,
+    backend: str,
+    threads: int,
+    isa: str,
+) -> Job | None:
+    case = CASES[name]
+    if backend in ("cuda", "triton"):
+        device = "cuda"
+    else:
+        device = "cpu" if backend in ("cpu", "reference") else options.device
+    if name in ("copy", "matmul") and options.device == "cuda":
+        backend = device = "cuda"
+    if backend not in case.backends or (device == "cuda" and name not in GPU_CASES):
+        return None
+    if name == "graph" and device != "cuda":
+        return None
+    runs_networks = name in ("layers", "forward", "evolve", "racing")
+    if runs_networks and size.partition("/")[0] not in NETWORKS:
+        return None
+    in_tables = case.module == "operators" and "size" not in case.axes
+    cores = len(os.sched_getaffinity(0))
+    return Job(
+        case=name,
+        backend=backend,
+        device=device,
+        dtype_name=dtype,
+        size=size,
+        members=members,
+        weights=0 if size == "-" or "/" in size else SIZES.get(size) or int(size),
+        threads=1 if in_tables else threads if threads != ALL else cores,
+        isa=isa if backend == "cpu" else "",
+        repetitions=options.repetitions or axes.repetitions,
+        budget_s=options.budget or (1.0 if options.quick else 6.0),
+        seed=options.seed,
+        batch=(options.batch or 0) if runs_networks else 0,
+        quick=options.quick,
+    )
+
+
+def _what_goes_together(options: argparse.Namespace) -> str:
+    return "; ".join(
+        f"case {name} has backends {', '.join(CASES[name].backends)}"
+        for name in options.case or ("trials",)
+    )

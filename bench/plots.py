@@ -1,0 +1,127 @@
+"""PNG plots of a device's rows: bandwidth, peers, and the roofline of the inference plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.cases import DE_PEERS, OPERATORS
+from bench.fits import series
+from bench.row import Row
+from bench.table import seconds
+
+
+def write(rows: list[Row], folder: Path) -> list[Path]:
+    """Draws what the rows have; returns the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    written = []
+    for name, draw in (("bandwidth", _bandwidth), ("peers", _peers), ("roofline", _roofline)):
+        figure = pyplot.figure(figsize=(10, 4.2), layout="constrained")
+        if draw(figure, [row for row in rows if "median_s" in row]):
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=110, metadata={"Software": None})
+            written.append(path)
+        pyplot.close(figure)
+    return written
+
+
+def _bandwidth(figure: Any, rows: list[Row]) -> bool:
+    """Bandwidth of a generation against D and NP, beside copying; of operators by backend."""
+    axes = figure.subplots(1, 3)
+    drawn = False
+    for axis, along, label in zip(axes, ("d", "np"), ("weights D", "members NP"), strict=False):
+        for value, name in (("bytes_per_s", "a generation"), ("copy_bytes_per_s", "copying")):
+            at, points = series(rows, "scaling", along, value)
+            if len(points) > 1:
+                drawn = True
+                axis.plot(*_in_gb(points), "o-", label=name)
+                axis.set_title(f"{'NP' if along == 'd' else 'D'} = {at}")
+        axis.set(xscale="log", xlabel=label, ylabel="GB/s", ylim=(0, None))
+        if axis.lines:
+            axis.legend()
+    cases = ("trials", "commit", "generation")
+    own = [r for r in rows if r["case"] in cases and r["backend"] in OPERATORS]
+    sizes = [row["size"] for row in own if row["case"] == "commit"]
+    size = max(sizes, key=sizes.count, default="")
+    own = [row for row in own if row["size"] == size]
+    names = dict.fromkeys(_kind(row) for row in own)
+    for name in names:
+        found = {row["case"]: row["bytes_per_s"] / 1e9 for row in own if _kind(row) == name}
+        places = [i + 0.8 * list(names).index(name) / len(names) for i, c in enumerate(cases)
+                  if c in found]  # fmt: skip
+        values = [found[c] for c in cases if c in found]
+        axes[2].bar(places, values, 0.8 / len(names), label=name, align="edge")
+    axes[2].set(ylabel="GB/s", title=f"operators, {size}")
+    axes[2].set_xticks([i + 0.4 for i in range(len(cases))], cases)
+    if names:
+        axes[2].legend(fontsize=6)
+    return drawn or bool(names)
+
+
+def _kind(row: Row) -> str:
+    parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
+    return " ".join(part for part in parts if part)
+
+
+def _in_gb(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y / 1e9 for _, y in points]
+
+
+def _peers(figure: Any, rows: list[Row]) -> bool:
+    """Seconds of a generation and of a forward pass, by who makes it."""
+    axes = figure.subplots(1, 2)
+    steps = [row for row in rows if row["case"] == "generation"]
+    sizes = {row["size"] for row in steps if row["backend"] in DE_PEERS[1:]}
+    steps = [row for row in steps if row["size"] in sizes and row["dtype"] == "float32"]
+    passes = [row for row in rows if row["case"] == "forward"]
+    ways = {row["size"]: sum(one["size"] == row["size"] for one in passes) for row in passes}
+    size = max(ways, key=ways.__getitem__, default="")
+    passes = [row for row in passes if row["size"] == size]
+    most = max((row["threads"] for row in passes), default=0)
+    passes = [row for row in passes if row["threads"] == most]
+    name: Callable[[Row], str] = lambda row: f"{row['backend']} {row['dtype']}"  # noqa: E731
+    for axis, found, title in (
+        (axes[0], steps, "a generation, s"),
+        (axes[1], passes, f"{size}, s for all members"),
+    ):
+        found = sorted(found, key=lambda row: -row["median_s"])
+        times = [row["median_s"] for row in found]
+        if not found:
+            continue
+        bars = axis.barh([name(row) for row in found], times)
+        axis.bar_label(bars, [seconds(t) for t in times], padding=2, fontsize=7)
+        axis.set(xscale="log", title=title)
+        axis.set_xlim(min(times) / 2, max(times) * 4)
+    return bool(steps or passes)
+
+
+def _roofline(figure: Any, rows: list[Row]) -> bool:
+    """FLOP per second of the plan's layers against FLOP per byte, below the machine's two roofs."""
+    layers = [row for row in rows if row["case"] == "layers"]
+    axis = figure.subplots()
+    for dtype in dict.fromkeys(row["dtype"] for row in layers):
+        own = [row for row in layers if row["dtype"] == dtype]
+        intensity = [row["flops"] / row["bytes"] for row in own]
+        first = own[0]
+        copy = first["bytes"] / first["limit_s"]
+        product = first["flops"] / first["flop_limit_s"]
+        low, high = min(intensity) / 2, max(intensity) * 2
+        xs = sorted({low, product / copy, high})
+        roof = [min(product, copy * x) / 1e9 for x in xs]
+        (line,) = axis.plot(xs, roof, label=f"copy bandwidth, matrix product, {dtype}")
+        rates = [row["flops_per_s"] / 1e9 for row in own]
+        axis.plot(intensity, rates, "o", color=line.get_color(), label=f"layers, {dtype}")
+        for row, x, y in zip(own, intensity, rates, strict=True):
+            label = row["size"].partition("/")[2]
+            axis.annotate(label, (x, y), fontsize=5, xytext=(2, 2), textcoords="offset points")
+    axis.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
+    if layers:
+        title = f"layers of {layers[0]['size'].partition('/')[0]}, {layers[0]['batch']} images"
+        axis.set_title(f"{title}, {layers[0]['threads']} thread")
+        axis.legend()
+    return bool(layers)

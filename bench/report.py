@@ -1,0 +1,150 @@
+"""All stored results as one page: ``python -m bench.report`` writes REPORT.md, plots, the README.
+
+Reads bench/results/*/*.json, as --json writes them. ``--check`` writes nothing, and fails where the
+page or the README's excerpt is not what the stored rows give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bench
+
+bench.prefer_installed()
+
+from bench.fits import fits  # noqa: E402
+from bench.headlines import headlines  # noqa: E402
+from bench.row import Row, identity  # noqa: E402
+from bench.table import aligned, table  # noqa: E402
+
+RESULTS = bench.ROOT / "bench" / "results"
+README = bench.ROOT / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SECTIONS = {
+    "The machine": ("copy", "matmul"),
+    "Operators": ("plan", "tell", "plan+tell", "trials", "trials-six", "commit", "step", "graph"),
+    "A generation, and what else one could use for it": ("generation",),
+    "Growth": ("scaling",),
+    "Memory": ("memory",),
+    "What an evaluation needs beside the network": ("fold", "fold_trials", "head"),
+    "Populations of networks": ("forward",),
+    "Layers of the inference plan": ("layers",),
+    "Whole generations of a run": ("evolve", "racing"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the page, the plots and the README's excerpt; with --check 1 where they are stale."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if stale")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS}")
+    parser.add_argument("--readme", type=Path, default=README, help=f"default {README}")
+    parser.add_argument("--no-plots", action="store_true", help="leave the PNG files as they are")
+    options = parser.parse_args(arguments)
+    devices = stored(options.results)
+    if not (options.check or options.no_plots):
+        from bench import plots
+
+        for name, rows in devices.items():
+            for path in plots.write(rows, options.results / name):
+                print(f"wrote {path}", file=sys.stderr)
+    page = options.results / "REPORT.md"
+    readme = options.readme.read_text()
+    wanted = {
+        page: report(devices, options.results),
+        options.readme: with_excerpt(readme, excerpt(devices)),
+    }
+    if options.check:
+        stale = [str(p) for p, text in wanted.items() if not p.exists() or p.read_text() != text]
+        for path in stale:
+            print(f"{path} is not what the stored rows give: run python -m bench.report")
+        return 1 if stale else 0
+    for path, text in wanted.items():
+        path.write_text(text)
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+def stored(results: Path) -> dict[str, list[Row]]:
+    """Rows by folder, of all files in it; of rows that several files have, the newest."""
+    devices: dict[str, dict[tuple[Any, ...], Row]] = {}
+    for path in sorted(results.glob("*/*.json")):
+        if path.name == "summary.json":
+            continue
+        own = devices.setdefault(path.parent.name, {})
+        for row in json.loads(path.read_text()):
+            before = own.get(identity(row))
+            if before is None or before["date"] <= row["date"]:
+                own[identity(row)] = row
+    return {name: list(rows.values()) for name, rows in devices.items() if rows}
+
+
+def report(devices: dict[str, list[Row]], results: Path) -> str:
+    """The whole page; pictures that there are in `results` are shown."""
+    lines = [
+        "# Measured",
+        "",
+        "Made by `python -m bench.report` from the rows stored here; [README.md](README.md) says "
+        "how they were measured and what the columns mean.",
+    ]
+    for name, rows in devices.items():
+        lines += ["", f"## {name}", "", *_machine(rows), ""]
+        lines += [f"- {line}" for line in (*_claims(rows), *fits(rows))]
+        for picture in ("bandwidth", "peers", "roofline"):
+            if (results / name / f"{picture}.png").exists():
+                lines += ["", f"![{picture}]({name}/{picture}.png)"]
+        for title, cases in SECTIONS.items():
+            own = [row for row in rows if row["case"] in cases]
+            if own:
+                lines += ["", f"### {title}", "", table(own, markdown=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(rows: list[Row]) -> list[str]:
+    """What the rows were measured on; each value once, or all that there are."""
+    facts = ("gpu", "driver", "torch_cuda", "cpu", "cores", "python", "torch", "triton",
+             "deevo_ext", "commit", "omp_num_threads", "seed")  # fmt: skip
+    lines = []
+    for fact in facts:
+        values = list(dict.fromkeys(str(row[fact]) for row in rows if row.get(fact) is not None))
+        if values:
+            lines.append((fact, ", ".join(values)))
+    loads = [row["load_average"] for row in rows]
+    dates = sorted(row["date"] for row in rows)
+    lines.append(("date", f"{dates[0]} to {dates[-1]}"))
+    lines.append(("load average", f"{min(loads)} to {max(loads)}, the benchmark's own included"))
+    return aligned(("machine", ""), lines, markdown=True).splitlines()
+
+
+def _claims(rows: list[Row]) -> list[str]:
+    return [f"{what}: {value} ({beside})" for what, value, beside in headlines(rows)]
+
+
+def excerpt(devices: dict[str, list[Row]]) -> str:
+    """The README's few lines: the headlines of each device."""
+    parts = []
+    for name, rows in devices.items():
+        found = headlines(rows)
+        if found:
+            where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
+            header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
+            parts.append(aligned(header, found, markdown=True))
+    return "\n\n".join(parts) or "Nothing has been measured yet."
+
+
+def with_excerpt(readme: str, text: str) -> str:
+    """The README with the text between its two marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"bench.report: the README lacks the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
