@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.plots import plot_run, success_rates
-from deevo_ext.evolution.report import Comparison, Row, bootstrap_interval
+from deevo_ext.evolution.report import Comparison, Row, bootstrap_interval, mcnemar
 from deevo_ext.evolution.soup import average, greedy_soup
 from support.evolution import population
 
@@ -33,6 +34,14 @@ def test_bootstrap_interval_covers_a_normal_mean_as_it_should() -> None:
     width = 2 * 1.96 * float(values.std()) / math.sqrt(1000)
     assert (high - low) == pytest.approx(width, rel=0.1)
     assert bootstrap_interval(values) == (low, high)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    from scipy.stats import binomtest
+
+    for gained, lost in [(0, 0), (1, 0), (3, 9), (9, 3), (40, 40), (120, 90), (3000, 2700)]:
+        expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
 
 
 def comparison(low: float, high: float) -> Comparison:
@@ -57,7 +66,12 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     assert dataclasses.replace(c, note="keep the soup.").format().endswith("keep the soup.")
     c.save(tmp_path / "table.json", data="digits")
     saved = json.loads((tmp_path / "table.json").read_text())
+    assert Comparison.load(tmp_path / "table.json") == c
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(DeevoError, match="not the table of a run"):
+        Comparison.load(tmp_path / "broken.json")
     assert saved["data"] == "digits" and saved["interval"] == [-0.2, -0.1]
+    assert saved["rows"][0]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
     assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport, check_basin, require_basin
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.injection import SOUPS, prepare
-from deevo_ext.evolution.journal import FILE_NAME
+from deevo_ext.evolution.journal import FILE_NAME, line_of, read
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
+from deevo_ext.evolution.preliminaries import Preliminaries, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.inference.evaluator import Evaluator
@@ -55,6 +56,7 @@ def evolve(
     test_images: Images | None = None,
     *,
     generations: int = 100,
+    seconds: float | None = None,
     preset: str = "sa-shade-tri-ensin",
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -83,6 +85,7 @@ def evolve(
     basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    preliminaries: Callable[[Preliminaries], None] | None = None,
     **parameters: Any,
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
@@ -91,24 +94,26 @@ def evolve(
     the evolution, validation chooses what is returned, test is read once, for the comparison.
 
     model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
-    glob. images_per_batch: fitness images per generation, a new class-balanced batch every
-    generations_per_batch generations with all parents re-scored; "auto" is 4,096, at most half of
-    them; None, or as many as there are, is all of them always, which a population over-fits sooner.
-    sampling: "stratified" or "importance", see `ClassificationFitness`. augment: what is done to
-    each batch, "mirror", "shift:PIXELS", "crop:SHARE" or several, see `data.augmentation`.
-    metric: "loss", "top1" or a function of (logits, labels) that gives a score per image, less is
-    better; of fitness and validation. label_smoothing: of the fitness' loss. racing: trials that
-    lose to their parent on the first `racing_first` of the images, on twice as many, and so on, are
-    dropped there; a trial that would win is lost at this error rate (None: all are evaluated on all
-    images). micro_batch: images per forward pass.
-    device: where networks are evaluated. population_device: where the population lies and is
-    evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
+    glob. seconds: evaluation time that decides the number of generations, by a calibration, instead
+    of `generations`; a run folder keeps that number. images_per_batch: fitness images per
+    generation, a new class-balanced batch every generations_per_batch generations with all parents
+    re-scored; "auto" is 4,096, at most half of them; None, or as many as there are, is all of them
+    always, which a population over-fits sooner. sampling: "stratified" or "importance", see
+    `ClassificationFitness`. augment: what is done to each batch, "mirror", "shift:PIXELS",
+    "crop:SHARE" or several, see `data.augmentation`. metric: "loss", "top1" or a function of
+    (logits, labels) that gives a score per image, less is better; of fitness and validation.
+    label_smoothing: of the fitness' loss. racing: trials that lose to their parent on the first
+    `racing_first` of the images, on twice as many, and so on, are dropped there; a trial that would
+    win is lost at this error rate (None: all are evaluated on all images). micro_batch: images per
+    forward pass. device: where networks are evaluated. population_device: where the population lies
+    and is evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
     `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
     batchnorm, checkpoint_key: as in `Population.from_checkpoints`. calibration_images: for
     batchnorm="recalibrate". inject_soups: the population's average and its greedy soup, built on
-    the validation images, become members too. basin: what is done about members whose midpoints
-    are much worse than they are: "warn", "refuse" or "ignore" (which spares the check, at most 24
-    evaluations of 1,000 fitness images). parameters: fields of `Configuration`.
+    the validation images, become members too. basin: what is done about members whose midpoints are
+    much worse than they are: "warn", "refuse" or "ignore" (which spares the check, at most 24
+    evaluations of 1,000 fitness images). preliminaries: called with what can be said before the run
+    starts, see `evolution.preliminaries`; not on resume. parameters: fields of `Configuration`.
     """
     if basin not in _BASIN:
         raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
@@ -152,8 +157,29 @@ def evolve(
     )
     validation = image_set(validation_images, "validation images")
     folder = None if run_dir is None else Path(run_dir)
-    if basin != "ignore" and not (folder is not None and (folder / FILE_NAME).exists()):
-        _look_at_basin(check_basin(evaluator, population, images, seed=seed), basin)
+    recorded = None if folder is None else recorded_generations(folder)
+    if recorded is None:
+        middle = None
+        if basin != "ignore":
+            middle = check_basin(evaluator, population, images, seed=seed)
+        if seconds is not None or preliminaries is not None:
+            found = examine(
+                fitness,
+                validation,
+                middle,
+                members=population.size + (SOUPS if inject_soups else 0),
+                generations=generations,
+                seconds=seconds,
+                validate_every=validate_every,
+                chunk=chunk,
+            )
+            generations = found.generations
+            if preliminaries is not None:
+                preliminaries(found)
+        if middle is not None:
+            _look_at_basin(middle, basin)
+    elif seconds is not None:
+        generations = recorded
     initial = None
     if inject_soups:
         initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
@@ -176,6 +202,16 @@ def evolve(
     if test_images is not None:
         comparison = compare(run, image_set(test_images, "test images"))
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+
+
+def recorded_generations(run_dir: Path) -> int | None:
+    """The schedule's length that a run folder's journal says; None where no run has begun."""
+    path = run_dir / FILE_NAME
+    records = read(path)[0] if path.exists() else []
+    if not records:
+        return None
+    with line_of(path, 1):
+        return int(records[0]["configuration"]["generations"])
 
 
 _BASIN = ("warn", "refuse", "ignore")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
@@ -25,6 +27,7 @@ from deevo_ext.inference.metrics import mean_score
 from deevo_ext.population import Population
 
 SOUP = "initial greedy soup"
+HEAD = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
 INITIAL_NAMES = {"member": "best parent", "mean": "initial weight average", "soup": SOUP}
 
 
@@ -48,6 +51,11 @@ class Row:
     seconds: float
     inference: int
     returned: bool
+
+    @property
+    def mcnemar(self) -> float:
+        """p of McNemar's exact test of gained against lost images."""
+        return mcnemar(self.gained, self.lost)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite are null."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [{**asdict(row), "mcnemar": row.mcnemar} for row in self.rows]
         return {
             "rows": [{k: _finite(v) for k, v in row.items()} for row in rows],
             "difference": _finite(self.difference),
@@ -94,28 +102,48 @@ class Comparison:
             "note": self.note,
         }
 
+    @classmethod
+    def load(cls, path: Path) -> Comparison:
+        """What `save` wrote; raises DeevoError for anything else."""
+        try:
+            saved = json.loads(path.read_text())
+            names = [field.name for field in fields(Row)]
+            rows = [Row(**{name: _number(row[name]) for name in names}) for row in saved["rows"]]
+            low, high = (_number(bound) for bound in saved["interval"])
+            return cls(
+                rows, _number(saved["difference"]), (low, high), saved["images"], saved["note"]
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DeevoError(
+                f"{path} is not the table of a run ({error!r}); expected what deevo evolve or "
+                "deevo demo wrote"
+            ) from error
+
     def save(self, path: Path, **more: Any) -> None:
         """Writes the table as JSON, with `more` top-level values."""
         write_whole(path, (json.dumps({**self.to_json(), **more}, indent=2) + "\n").encode())
 
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table's rows as text, under HEAD."""
+        return [
+            (
+                ("> " if row.returned else "  ") + row.name,
+                f"{row.loss:.4f}",
+                f"{row.top1:.4f}",
+                str(row.gained),
+                str(row.lost),
+                f"{row.mcnemar:.2g}",
+                f"x{row.inference}",
+                f"{row.forward_passes:,}",
+                f"{row.seconds:.1f}",
+            )
+            for row in self.rows
+        ]
+
     def format(self) -> str:
         """The table as aligned text."""
-        head = ("network", "loss", "top-1", "gained", "lost", "inference", "passes", "seconds")
-        lines = [head]
-        for row in self.rows:
-            lines.append(
-                (
-                    ("> " if row.returned else "  ") + row.name,
-                    f"{row.loss:.4f}",
-                    f"{row.top1:.4f}",
-                    str(row.gained),
-                    str(row.lost),
-                    f"x{row.inference}",
-                    f"{row.forward_passes:,}",
-                    f"{row.seconds:.1f}",
-                )
-            )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        lines = [HEAD, *self.cells()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
         text = "\n".join(
             "  ".join(
                 cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -128,6 +156,24 @@ class Comparison:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of McNemar's exact test: were gains and losses equally likely.
+
+    Twice the tail of the binomial distribution with odds 1/2, computed in whole numbers, at most 1.
+    Source: McNemar, Psychometrika 12 (1947).
+    """
+    total = gained + lost
+    term, tail = 1, 1
+    for k in range(min(gained, lost)):
+        term = term * (total - k) // (k + 1)
+        tail += term
+    return min(1.0, float(Fraction(2 * tail, 1 << total)))
 
 
 def bootstrap_interval(

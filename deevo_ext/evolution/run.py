@@ -289,6 +289,9 @@ class Evolution:
         for callback in self.callbacks:
             callback(metrics)
         bar.update(1)
+        rate = record["forward_passes"] / max(record["seconds"], 1e-9)
+        saved = f", {metrics['racing/images']:.0%} evaluated" if "racing" in record else ""
         bar.set_postfix_str(
-            f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}"
+            f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}, "
+            f"{rate:,.0f} member-images/s{saved}"
         )
