@@ -30,7 +30,9 @@ def app() -> "typer.Typer":
     import typer
 
     from deevo_ext.cli.cache import cache
+    from deevo_ext.cli.compare import compare
     from deevo_ext.cli.demo import demo
+    from deevo_ext.cli.evolve import evolve
     from deevo_ext.cli.info import info
     from deevo_ext.cli.replay import replay
 
@@ -42,6 +44,6 @@ def app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
 
-    for command in (demo, cache, replay, info):
+    for command in (demo, cache, evolve, replay, compare, info):
         application.command()(command)
     return application

@@ -32,7 +32,7 @@ def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], pat
         figure_module: Any = importlib.import_module("matplotlib.figure")
     except ImportError:
         raise DeevoError(
-            'plots need matplotlib, which is missing: pip install "deevo_ext[demo]"'
+            'plots need matplotlib, which is missing: pip install "deevo_ext[plots]"'
         ) from None
     generations = [metrics["generation"] for metrics in history]
     figure = figure_module.Figure(figsize=(8, 9), layout="constrained")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -22,10 +24,20 @@ class Net(nn.Module):
         return self.fc(torch.relu(self.bn(self.conv(x))).mean(dim=(2, 3)))
 
 
-def members(count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+def colour_net(num_classes: int = 4) -> nn.Module:
+    """The same for images of three channels, as a factory that the command line finds by name."""
+    net = Net()
+    net.conv = nn.Conv2d(3, 4, 3, bias=False)
+    net.fc = nn.Linear(4, num_classes)
+    return net
+
+
+def members(
+    count: int, seed: int = 0, factory: Callable[[], nn.Module] = Net
+) -> list[dict[str, torch.Tensor]]:
     """State dicts of networks around a common centre, with plausible BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
-    centre = {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+    centre = {name: tensor.clone() for name, tensor in factory().state_dict().items()}
     for name, tensor in centre.items():
         if tensor.is_floating_point() and "running" not in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5)
