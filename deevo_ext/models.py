@@ -63,19 +63,20 @@ def architecture(
     checkpoint_key: str | None = None,
     num_classes: int | None = None,
     transform: str | Path | Transform | None = None,
+    seed: int = 0,
 ) -> Architecture:
     """The network called `arch`, see the module.
 
     checkpoint: one whose classifier says the number of classes. num_classes: that number, if not
     the checkpoint's or the architecture's own. transform: a Transform, a JSON or TOML file, the
     name of torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the
-    model's own.
+    model's own. seed: of the initial weights; the global generators are left as they are.
 
     Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform.
     """
     source, name, make = _find(arch)
     own = f"{source}:{name}" if source in ("torchvision", "timm") else arch
-    model = _made(make, own, num_classes)
+    model = _made(make, own, num_classes, seed)
     if checkpoint is not None and num_classes is None:
         state = load_checkpoint(
             checkpoint, checkpoint_key=checkpoint_key, expected=model.state_dict().keys()
@@ -83,7 +84,7 @@ def architecture(
         found = classes_in(state, model)
         if found is not None:
             num_classes = found
-            model = _made(make, own, found)
+            model = _made(make, own, found, seed)
     return Architecture(own, model, num_classes, _transform(source, name, model, transform))
 
 
@@ -214,10 +215,13 @@ def _factory(module: str, name: str) -> Callable[..., nn.Module]:
     return call
 
 
-def _made(make: Callable[..., nn.Module], name: str, num_classes: int | None) -> nn.Module:
+def _made(
+    make: Callable[..., nn.Module], name: str, num_classes: int | None, seed: int
+) -> nn.Module:
     options = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are replaced; leave no trace
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             model = make(**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DeevoError(f"{name} cannot be made with {options or 'no arguments'}: {error}") from (

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 import deevo_ext as deevo
 from deevo_ext.data import load
-from deevo_ext.demo.recipes import Recipe
 from deevo_ext.demo.training import fine_tune, train_base
 from deevo_ext.evolution.basin import BasinReport, Pair, check_basin
 from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.training.recipes import Recipe
 
 
 def recipe(seed: int) -> Recipe:

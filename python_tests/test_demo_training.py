@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 
 from deevo_ext.data import FourSets, ImageSet
 from deevo_ext.demo.network import SmallResNet
-from deevo_ext.demo.recipes import Plan, Recipe, demo_plan, derived_seed
-from deevo_ext.demo.sgd import augment, score, train
-from deevo_ext.demo.training import RECORD, fine_tune, load_member, train_base, train_population
+from deevo_ext.demo.recipes import Plan, demo_plan
+from deevo_ext.demo.sgd import score, train
+from deevo_ext.demo.training import fine_tune, load_member, train_base, train_population
 from deevo_ext.errors import DeevoError
+from deevo_ext.training.augment import augment
+from deevo_ext.training.recipes import Recipe, derived_seed
+from deevo_ext.training.store import RECORD
 
 
 def _images(count: int, seed: int, name: str) -> ImageSet:

@@ -34,6 +34,7 @@ def app() -> "typer.Typer":
     from deevo_ext.cli.demo import demo
     from deevo_ext.cli.evolve import evolve
     from deevo_ext.cli.info import info
+    from deevo_ext.cli.populate import populate
     from deevo_ext.cli.replay import replay
 
     application = typer.Typer(
@@ -44,6 +45,6 @@ def app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
 
-    for command in (demo, cache, evolve, replay, compare, info):
+    for command in (demo, cache, populate, evolve, replay, compare, info):
         application.command()(command)
     return application

@@ -58,6 +58,33 @@ def validation_size(images: int) -> int:
     return min(VALIDATION_IMAGES, max(images // 5, min(1000, images // 2)))
 
 
+def open_data(
+    data: str | os.PathLike[str],
+    transform: Transform,
+    *,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    train_images: int | None = TRAIN_IMAGES,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
+    progress: bool = True,
+) -> Cache:
+    """The cache of `data`, built if need be: arguments and errors are those of `image_sets`."""
+    path = Path(data)
+    if path.is_file():
+        return open_cache(path)
+    pictures = select_train(open_pictures(path), train_images, seed)
+    target = _default_path(path, transform, pictures, seed) if cache is None else Path(cache)
+    return build_cache(
+        pictures,
+        target,
+        transform,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+    )
+
+
 def image_sets(
     data: str | os.PathLike[str] | None,
     transform: Transform,
@@ -87,15 +114,18 @@ def image_sets(
     Raises DeevoError: see `build_cache`; no images for a set; class names that differ; the same
     images in two sets that were given.
     """
-    options = {"workers": workers, "skip_corrupt": skip_corrupt, "progress": progress}
 
     def opened(source: str | os.PathLike[str], where: str | os.PathLike[str] | None) -> Cache:
-        path = Path(source)
-        if path.is_file():
-            return open_cache(path)
-        pictures = select_train(open_pictures(path), train_images, seed)
-        target = _default_path(path, transform, pictures, seed) if where is None else Path(where)
-        return build_cache(pictures, target, transform, **options)  # type: ignore[arg-type]
+        return open_data(
+            source,
+            transform,
+            seed=seed,
+            cache=where,
+            train_images=train_images,
+            workers=workers,
+            skip_corrupt=skip_corrupt,
+            progress=progress,
+        )
 
     names: list[list[str]] = []
 

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,18 +10,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
 
 from ..data.images import FourSets
 from ..errors import DeevoError
-from ..files import write_whole
+from ..training.recipes import Recipe
+from ..training.store import Store
 from .network import SmallResNet
-from .recipes import Plan, Recipe, demo_plan
+from .recipes import Plan, demo_plan
 from .sgd import train
-
-RECORD = "population.json"
-"""Name of the file beside the checkpoints that says how they were made."""
 
 _FORMAT = 1
 
@@ -121,10 +117,12 @@ def _train_missing(
     chosen: Plan,
     pool: ThreadPoolExecutor,
 ) -> list[Path]:
-    store = _Store(folder, _description(sets, chosen, seed))
+    store = Store(folder, _description(sets, chosen, seed))
     recipes = {"base": chosen.base}
     recipes |= {f"member_{index:02d}": recipe for index, recipe in enumerate(chosen.members)}
-    missing = [name for name, recipe in recipes.items() if not store.has(name, recipe)]
+    missing = [
+        name for name, recipe in recipes.items() if not store.has(name, dataclasses.asdict(recipe))
+    ]
     if "base" in missing:
         # Members are fine-tunings of one base: without that file, none can be trusted.
         missing = list(recipes)
@@ -132,7 +130,7 @@ def _train_missing(
     if "base" in missing:
         report.start("base network")
         task = pool.submit(train_base, sets, recipes["base"], chosen.width, report.step)
-        store.save("base", recipes["base"], task.result())
+        store.save("base", dataclasses.asdict(recipes["base"]), task.result().state_dict())
     members = [name for name in missing if name != "base"]
     if members:
         report.start(f"{len(members)} members")
@@ -143,7 +141,8 @@ def _train_missing(
             pool.submit(fine_tune, base, sets, recipes[name], report.step): name for name in members
         }
         for done in as_completed(tasks):
-            store.save(tasks[done], recipes[tasks[done]], done.result())
+            name = tasks[done]
+            store.save(name, dataclasses.asdict(recipes[name]), done.result().state_dict())
     return [store.path(name) for name in recipes if name != "base"]
 
 
@@ -163,67 +162,6 @@ class _Report:
             self._done += 1
             if self._progress is not None:
                 self._progress(self._what, self._done, self._total)
-
-
-class _Store:
-    """The folder: checkpoints and the record of how each was made."""
-
-    def __init__(self, folder: Path, description: dict[str, object]) -> None:
-        self._folder = folder
-        self._record: dict = {**description, "files": {}}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeevoError(f"{folder}: cannot be made ({error})") from error
-        record = folder / RECORD
-        if record.exists():
-            self._record = self._continued(record, description)
-        elif strangers := sorted(path.name for path in folder.glob("*.safetensors")):
-            raise DeevoError(
-                f"{folder}: holds {strangers[0]} but no {RECORD}; choose another folder"
-            )
-
-    def _continued(self, record: Path, description: dict[str, object]) -> dict:
-        try:
-            found = json.loads(record.read_text())
-            files = found["files"]
-            valid = all({"recipe", "sha256"} <= entry.keys() for entry in files.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DeevoError(f"{record}: not a population's record ({error})") from error
-        if not valid:
-            raise DeevoError(f"{record}: not a population's record")
-        for key, value in description.items():
-            if key != "made_with" and found.get(key) != value:
-                raise DeevoError(
-                    f"{self._folder}: holds a population of another recipe ({key} is "
-                    f"{found.get(key)}, not {value}); choose another folder or delete it"
-                )
-        return {**found, "made_with": description["made_with"]}
-
-    def path(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
-
-    def has(self, name: str, recipe: Recipe) -> bool:
-        """Whether the file is recorded, whole and made by this recipe."""
-        entry, path = self._record["files"].get(name), self.path(name)
-        if entry is None or not path.is_file():
-            return False
-        if entry["recipe"] != dataclasses.asdict(recipe):
-            raise DeevoError(
-                f"{path}: made by another recipe, {entry['recipe']}; choose another folder"
-            )
-        return hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
-
-    def save(self, name: str, recipe: Recipe, network: nn.Module) -> None:
-        """The file first, then its entry: an entry always speaks of a file that exists."""
-        tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-        content = save(tensors, {"format": "pt"})
-        write_whole(self.path(name), content)
-        self._record["files"][name] = {
-            "recipe": dataclasses.asdict(recipe),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        write_whole(self._folder / RECORD, json.dumps(self._record, indent=1).encode())
 
 
 def _description(sets: FourSets, plan: Plan, seed: int) -> dict[str, object]:

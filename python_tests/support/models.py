@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.demo.network import SmallResNet
+
 IMAGES = (4, 3, 6, 6)
 """Shape of a batch for ConvNet and MaskedNet."""
 
@@ -26,6 +28,11 @@ class ConvNet(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(x + self.bn2(self.conv2(x)))
         return self.fc(x.mean(dim=(2, 3)))
+
+
+def small_resnet(num_classes: int = 10) -> nn.Module:
+    """The demo's ResNet-8 for colour images, narrow."""
+    return SmallResNet(3, num_classes, width=8)
 
 
 class TiedNet(nn.Module):

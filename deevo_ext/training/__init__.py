@@ -1,0 +1,1 @@
+"""Making a population: fine-tunings of one network with distinct hyper-parameters."""
