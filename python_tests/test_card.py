@@ -67,6 +67,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         micro_batch=16,
         racing=0.1,
         progress=False,
+        engine="eager",
     )
     written = write_documents(result.run, result.comparison, {"architecture": "Net <tiny> | one"})
     assert {path.name for path in written} >= {"model_card.md", "report.html", "evolution.png"}

@@ -104,7 +104,7 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
         *("--cache", str(place / "pictures.safetensors")),
         *("--out", str(place / out)),
         *("--images-per-batch", "64", "--micro-batch", "16", "--validate-every", "2"),
-        *("--racing", "0.1", "--no-progress", "--generations", "4"),
+        *("--racing", "0.1", "--no-progress", "--generations", "4", "--engine", "eager"),
         *more,
     ]
 

@@ -45,6 +45,10 @@ def test_a_score_depends_on_nothing_but_row_and_images() -> None:
     alone = [evaluator.score(row, data).loss for row in pop.rows]
     fitness = deevo.ClassificationFitness(evaluator, data)
     together = fitness(pop.rows, torch.arange(6), 0)
+    strided = deevo.ImageSet(
+        data.images, data.labels.repeat_interleave(2)[::2], "labels of another stride"
+    )
+    assert evaluator.score(pop.rows[0], strided).loss == alone[0]
     backwards = fitness(pop.rows.flip(0), torch.arange(5, -1, -1), 0)
     assert alone == list(together) == list(backwards)[::-1]
 

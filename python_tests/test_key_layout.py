@@ -48,6 +48,7 @@ def run(paths: Path, folder: Path) -> deevo.Result:
         generations=2,
         micro_batch=40,
         progress=False,
+        engine="eager",
     )
 
 

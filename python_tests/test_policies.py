@@ -236,6 +236,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
             validate_every=3,
             micro_batch=16,
             progress=False,
+            engine="eager",
         )
 
     result = run(tmp_path / "whole")

@@ -50,6 +50,7 @@ def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> P
             images(90, 2),
             run_dir=run_dir,
             progress=False,
+            engine="eager",
             preliminaries=show,
             **values,
         )
@@ -100,6 +101,7 @@ def test_passes_are_those_that_the_run_makes(
         run_dir=tmp_path / "run",
         generations=6,
         progress=False,
+        engine="eager",
         **values,
     )
     spent = result.run.forward_passes
@@ -128,6 +130,7 @@ def test_time_becomes_a_number_of_generations_that_the_journal_keeps(
             images_per_batch=96,
             seconds=seconds,
             progress=False,
+            engine="eager",
         )
 
     first = run(1e-3)

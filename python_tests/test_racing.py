@@ -124,6 +124,7 @@ def run(run_dir: Path | None, **options: object) -> deevo.Result:
         "micro_batch": 16,
         "racing": 0.05,
         "progress": False,
+        "engine": "eager",
         "seed": 3,
         **options,
     }
@@ -202,6 +203,29 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
         assert generation is not None
         scoring.settle(generation)
     assert 0 < dropped < 32
+
+
+def test_a_trial_that_is_its_parent_is_dropped_at_the_first_look() -> None:
+    same = members(1)[0]
+    states = [same, *(dict(same) for _ in range(7))]
+    states[7] = members(1, seed=9)[0]  # one that differs, so that there is a population
+    pop, data = deevo.Population.from_state_dicts(Net(), states), images(700, 1)
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, engine="eager")
+    raced = deevo.ClassificationFitness(evaluator, data, racing=Racing(1e-12))
+    mix = [("among the first", "target + F*(r1 - r2)", "none")]
+    de = deevo.DifferentialEvolution(pop, generations=3, seed=3, strategies=mix)
+    scoring = Scoring(de, raced, 8)
+    de.ask_parents()
+    de.tell(scoring.parents(0))
+    values, note = scoring.trials(0)
+    rows = de.pending.rows(torch.arange(8))  # type: ignore[union-attr]
+    equal = [torch.equal(row, parent) for row, parent in zip(rows, pop.rows, strict=True)]
+    assert 0 < sum(equal) < 8 and note is not None
+    for own, value, seen in zip(equal, values, note["images"], strict=True):
+        if own:
+            assert seen == raced.looks(0)[0] and value == math.inf
+        else:
+            assert seen == 700 or value == math.inf
 
 
 def test_a_race_depends_on_no_chunk(checkpoints: Path, tmp_path: Path) -> None:

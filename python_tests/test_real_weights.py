@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import deevo_ext as deevo
 from deevo_ext.inference.forward import PopulationForward
 from support.zoo import as_row
 
@@ -66,3 +71,56 @@ def test_the_fused_plan_names_cat_coffee_and_rocket(
     eager = nn.functional.cross_entropy(expected, expected.argmax(dim=1), reduction="none")
     # 16-bit rounding moves a logit of 10 by some 0.1; float32's by 1e-4.
     assert torch.allclose(losses[0], eager, rtol=0, atol=0.5 if precision == "bfloat16" else 1e-3)
+
+
+def test_evolved_for_two_generations_it_still_knows_a_cat(
+    network: nn.Module, photographs: Tensor, tmp_path: Path
+) -> None:
+    from skimage import data
+
+    # Members as fine-tunings lie: around the trained weights, a thousandth of their spread away.
+    generator = torch.Generator().manual_seed(0)
+    state = network.state_dict()
+    for i in range(6):
+        member = {}
+        for name, tensor in state.items():
+            member[name] = tensor.clone()
+            if tensor.is_floating_point() and "running" not in name:
+                noise = torch.randn(tensor.shape, generator=generator)
+                spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
+                member[name] += 1e-3 * spread * noise
+        save_file(member, tmp_path / f"member_{i}.safetensors")
+
+    cat = torch.from_numpy(np.array(data.chelsea())).permute(2, 0, 1)
+    crops = [cat[None, :, :, left : left + 224] for left in range(0, 220, 70)]
+    views = [nn.functional.interpolate(crop[:, :, 40:264].float(), size=224) for crop in crops]
+    shown = torch.cat([*views, photographs.float(), photographs.flip(3).float()])
+    shown = (shown - 127) / 128
+    with torch.no_grad():
+        labels = network(shown).argmax(dim=1)
+    cats = [int(label) in PICTURES["chelsea"] for label in labels[: len(views)]]
+    assert sum(cats) >= len(views) - 1  # a crop that shows one ear may be called otherwise
+    fitness = deevo.ImageSet(shown[::2], labels[::2], "fitness")
+    validation = deevo.ImageSet(shown[1::2], labels[1::2], "validation")
+    result = deevo.evolve(
+        network,
+        tmp_path,
+        fitness,
+        validation,
+        generations=2,
+        images_per_batch=None,
+        micro_batch=3,
+        engine="fused",
+        validate_every=2,
+        basin="ignore",
+        run_dir=tmp_path / "run",
+        progress=False,
+    )
+    assert result.candidate.generation >= 1 and len(result.history) == 2
+    evolved = copy.deepcopy(network)
+    evolved.load_state_dict(result.state_dict)
+    assert any(not torch.equal(evolved.state_dict()[name], state[name]) for name in state)
+    centre = (photographs[:1].float() - 127) / 128
+    with torch.no_grad():
+        for seeing in (network, evolved):
+            assert int(seeing(centre).argmax()) in PICTURES["chelsea"]

@@ -189,7 +189,12 @@ class Scoring:
             if racing is not None and look < len(looks) - 1:
                 known = torch.stack([self._parents[m] for m in waiting.members.tolist()])
                 at = racing.look(known, end, len(looks) - 1)
-                lost = {m for m in racers.tolist() if at.loses(scores[m], self._parents[m][:end])}
+                lost = {
+                    m
+                    for m in racers.tolist()
+                    if at.loses(scores[m], self._parents[m][:end])
+                    or (look == 0 and self._is_its_parent(waiting, m, scores[m]))
+                }
                 non_finite += sum(not bool(scores[m].isfinite().all()) for m in lost)
                 racers = torch.tensor([m for m in racers.tolist() if m not in lost])
             if not racers.numel():
@@ -201,3 +206,12 @@ class Scoring:
         kept = {member: scores[member] for member in racers.tolist()}
         note = {"of": looks[-1], "images": list(seen.values()), "non_finite": non_finite}
         return values, kept, note
+
+    def _is_its_parent(self, waiting: Trials, member: int, scores: torch.Tensor) -> bool:
+        """Whether a trial is its parent bit for bit, as a population that has converged makes them.
+
+        Its scores are then the parent's, and no success. Rows are only looked at when scores agree.
+        """
+        if not torch.equal(scores, self._parents[member][: scores.numel()]):
+            return False
+        return torch.equal(waiting.rows([member])[0], self.de.population.rows[member])

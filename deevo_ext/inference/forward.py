@@ -189,7 +189,7 @@ class PopulationForward:
             self.decide_precision(rows, images, labels, statistics)
         smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
         count = labels.numel()
-        target = labels.to(self.device)
+        target = labels.to(self.device).contiguous()
         losses = torch.empty(rows.shape[0], count, device=self.device)
         ranks = torch.empty(rows.shape[0], count, dtype=torch.int32, device=self.device)
         highest = int(labels.max())
