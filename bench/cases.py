@@ -203,6 +203,24 @@ CASES: dict[str, Case] = {
         "the same where trials that lose see part of the images",
         Axes(("resnet8",), (12,), ("float32",), ("fused",), repetitions=5),
     ),
+    "decode": Case(
+        "cache",
+        "pictures into a cache by worker processes, against one process",
+        ("threads",),
+        ("cpu",),
+        (Axes(np=(1,), threads=_BOTH, repetitions=5),),
+        Axes(np=(1,), threads=(1,), repetitions=5),
+        by_name=True,
+    ),
+    "feed": Case(
+        "cache",
+        "losses of networks on images from a cache, against images in memory",
+        ("size", "np", "threads"),
+        ("fused",),
+        (Axes(("resnet18",), (2,), ("float32",), ("fused",), repetitions=9),),
+        Axes(("resnet8",), (2,), ("float32",), ("fused",), repetitions=5),
+        by_name=True,
+    ),
     "scaling": _weights(
         "a generation against the number of weights and of members",
         Axes(

@@ -139,7 +139,7 @@ def _job(
         return None
     if name == "graph" and device != "cuda":
         return None
-    runs_networks = name in ("layers", "forward", "evolve", "racing")
+    runs_networks = name in ("layers", "forward", "evolve", "racing", "feed")
     if runs_networks and size.partition("/")[0] not in NETWORKS:
         return None
     in_tables = case.module == "operators" and "size" not in case.axes

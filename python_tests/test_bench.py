@@ -415,6 +415,12 @@ def test_cases_that_are_measured_by_name_alone(tmp_path):
     assert [row["case"] for row in rows] == ["plan+tell", "trials-six"]  # the CPU has no graphs
 
 
+def test_images_are_decoded_and_fed(tmp_path):
+    decode, feed = rows_of(tmp_path, "--case", "decode,feed")
+    assert decode["bytes"] == decode["batch"] * 224 * 224 * 3 and decode["images_per_s"] > 0
+    assert feed["bytes"] == feed["batch"] * 3 * 32 * 32 and feed["median_s"] > 0
+
+
 @pytest.mark.gpu
 def test_rows_of_a_gpu(tmp_path):
     cases = "copy,matmul,trials,commit,tell,plan,plan+tell,trials-six,graph,generation"
