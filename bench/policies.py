@@ -1,10 +1,10 @@
 """What each evaluation policy does to a real population.
 
-    python -m bench.policies POPULATION [--generations 20] [--images 1000] [--json FILE]
+    python -m bench.policies POPULATION [--generations 10] [--images 1000] [--json FILE]
 
 POPULATION: a folder of `deevo_ext.demo.training.train_population` named seedN, of Fashion-MNIST.
 Each policy evolves it with the same seed and the same number of images in a generation, and the
-network that 3,000 validation images choose is judged on the 10,000 test images. BatchNorm policies
+network that 1,000 validation images choose is judged on the 10,000 test images. BatchNorm policies
 also say what they do to parents, to the trials of the first generation and to the plain average.
 """
 
@@ -22,9 +22,12 @@ import torch
 import deevo_ext as deevo
 from bench.racing import Population
 from deevo_ext.demo.training import load_member
+from deevo_ext.evolution.course import Candidate
+from deevo_ext.evolution.report import bootstrap_interval
 from deevo_ext.evolution.soup import average
+from deevo_ext.inference.evaluator import PerImage
 
-VALIDATION, CALIBRATION = 3000, 512
+VALIDATION, CALIBRATION = 1000, 512
 
 POLICIES: dict[str, dict[str, Any]] = {
     "batchnorm=evolve": {},
@@ -55,7 +58,6 @@ def evolve(population: Population, images: int, policy: dict[str, Any]) -> dict[
         population.paths,
         shown,
         sets.validation.subset(range(VALIDATION)),
-        sets.test,
         generations=population.generations,
         validate_every=population.generations,
         micro_batch=population.micro_batch,
@@ -64,27 +66,32 @@ def evolve(population: Population, images: int, policy: dict[str, Any]) -> dict[
         progress=False,
         **options,
     )
-    assert result.comparison is not None
-    rows = {row.name: row for row in result.comparison.rows}
-    returned = next(row for row in result.comparison.rows if row.returned)
+    seconds = time.perf_counter() - started
+    evaluator, course = result.run.evaluator, result.run.course
+    assert evaluator is not None
+
+    def judged(candidate: Candidate) -> PerImage:
+        return evaluator.per_image(candidate.row, sets.test, candidate.statistics)
+
+    evolved = judged(result.candidate)
+    initial = {kind: judged(candidate) for kind, candidate in course.initial.items()}
+    differences = evolved.losses.double() - initial["soup"].losses.double()
     accepted = [metrics["success_rate"] for metrics in result.history]
     return {
-        "returned": returned.name,
-        "loss": returned.loss,
-        "top1": returned.top1,
-        "against_soup": result.comparison.difference,
-        "interval": result.comparison.interval,
-        "best_parent_loss": rows["best parent"].loss,
-        "initial_mean_loss": rows["initial weight average"].loss,
-        "initial_soup_loss": rows["initial greedy soup"].loss,
+        "returned": f"{result.candidate.kind} of generation {result.candidate.generation}",
+        "loss": float(evolved.losses.double().mean()),
+        "top1": float(evolved.correct.double().mean()),
+        "against_soup": float(differences.mean()),
+        "interval": bootstrap_interval(differences, resamples=2000),
+        **{f"initial_{k}_loss": float(v.losses.double().mean()) for k, v in initial.items()},
         "accepted": sum(accepted) / len(accepted),
         "forward_passes": result.run.forward_passes,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
     }
 
 
 def first_trials(population: Population, batchnorm: str) -> dict[str, float]:
-    """Mean loss on 3,000 validation images of parents and of their first trials."""
+    """Mean loss on 1,000 validation images of parents and of their first trials."""
     sets, model = population.sets, load_member(population.paths[0])
     members = deevo.Population.from_checkpoints(model, population.paths, batchnorm=batchnorm)
     evaluator = deevo.Evaluator(
@@ -120,7 +127,7 @@ def main() -> int:
     """Measures every policy on one population."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("population", type=Path)
-    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--micro-batch", type=int, default=250)
     parser.add_argument("--only", nargs="*", default=list(POLICIES))

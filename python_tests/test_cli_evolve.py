@@ -23,8 +23,9 @@ import deevo_ext
 from deevo_ext.cli import app, main
 from deevo_ext.cli.evolve import evolve
 from deevo_ext.cli.parameters import described, function_of
+from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from support.evolution import colour_net, members
-from support.pictures import write_tree
+from support.pictures import write_fashion, write_tree
 
 SUPPORT = Path(__file__).parent
 
@@ -218,3 +219,53 @@ def test_bad_options_are_one_line(
     code, _, err = run(capsys, *arguments(place, "bad"), *change)
     assert code == 1 and message in err and len(err.strip().splitlines()) == 1
     assert not (place / "bad").exists()
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_from_a_folder_of_pictures_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cache, populate, evolve, replay, compare: what a user types, in that order."""
+    tree, cache = write_fashion(tmp_path / "tree", 500, 400), str(tmp_path / "p.safetensors")
+    transform = {"resize": 20, "crop": 20, "interpolation": "bilinear"}
+    transform |= {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
+    (tmp_path / "transform.json").write_text(json.dumps(transform))
+    options = ["--transform", str(tmp_path / "transform.json")]
+    network = ["--arch", "support.models:small_resnet", "--data", cache, *options]
+    training = [
+        "--members",
+        "6",
+        "--base-epochs",
+        "5",
+        "--epochs",
+        "0.5",
+        "--batch-size",
+        "32",
+        "--shift",
+        "0",
+    ]
+    evolution = ["--generations", "3", "--validate-every", "3", "--images-per-batch", "200"]
+    how = ["--micro-batch", "50", "--engine", "eager", "--no-progress"]
+    found = ["--checkpoints", str(tmp_path / "c" / "member_*.safetensors")]
+    steps = [
+        ["cache", str(tree), "--out", cache, *options],
+        ["populate", *network, "--out", str(tmp_path / "c"), *training],
+        ["evolve", *network, *found, "--out", str(tmp_path / "run"), *evolution, *how],
+        ["replay", str(tmp_path / "run"), "--out", str(tmp_path / "again.pth")],
+        ["compare", str(tmp_path / "run")],
+    ]
+    for argv in steps:
+        code, out, err = run(capsys, *argv)
+        assert code == 0, f"{argv[0]}: {err}"
+    assert "initial greedy soup" in out
+    table = json.loads((tmp_path / "run" / "table.json").read_text())
+    evolved = next(row for row in table["rows"] if row["returned"])
+    parent = next(row for row in table["rows"] if row["name"] == "best parent")
+    # Ten classes: chance is 0.1. Evolution starts from the members, and validation chooses.
+    assert evolved["top1"] > 0.3 and evolved["top1"] > parent["top1"] - 0.1
+    first = torch.load(tmp_path / "run" / "evolved.pth", weights_only=True)
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
