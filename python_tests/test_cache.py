@@ -145,7 +145,7 @@ def test_all_that_is_damaged_is_named_at_once_or_left_out(tree: Path, tmp_path: 
     assert clean.images("train", COLOUR).digest() == train.digest()
 
 
-def _wait(condition: Any, seconds: float = 60) -> None:
+def _wait(condition: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"

@@ -48,7 +48,7 @@ def _pictures() -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "vit_b_16", "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
 def test_torchvisions_transform_is_met_byte_for_byte(name: str) -> None:
     import torchvision
     from PIL import Image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,16 +124,20 @@ class CachedImages(LabelledImages):
 
     def digest(self) -> str:
         """See LabelledImages; from the images' own digests, so that nothing is read."""
-        if self.digests is None:
-            own = self._computed_digests()
-        else:
-            own = self.digests if self.indices is None else self.digests[self.indices]
+        own = self._own_digests()
         digest = hashlib.sha256(f"{self.image_shape} {self.mean} {self.std}".encode())
         digest.update(own.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _computed_digests(self) -> Tensor:
+    def image_digests(self) -> np.ndarray:
+        """One value [N] an image, equal where pixels and label are."""
+        own = self._own_digests().contiguous().numpy()
+        return own.view(f"V{own.shape[1]}").reshape(-1)
+
+    def _own_digests(self) -> Tensor:
+        if self.digests is not None:
+            return self.digests if self.indices is None else self.digests[self.indices]
         found = bytearray()
         for number, label in enumerate(self.labels.tolist()):
             image = self.pixels(number, number + 1).permute(0, 2, 3, 1).contiguous().cpu()

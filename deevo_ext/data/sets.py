@@ -7,8 +7,10 @@ batches; validation and test come from val, which nothing else reads.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from ..errors import DeevoError
 from ..files import cache_folder
 from .cache import build_cache
+from .cached import CachedImages
 from .images import balanced_order, split_class_balanced
 from .labelled import LabelledImages
 from .pictures import Pictures, Selected, open_pictures
@@ -111,6 +114,8 @@ def image_sets(
     val by `validation_size`, test the rest. One folder without parts is halved, class-balanced:
     fitness, and what is treated like val. The order of each set is a seeded, class-balanced one.
 
+    Sets that were given and share images with another are a warning.
+
     Raises DeevoError: see `build_cache`; no images for a set; class names that differ; the same
     images in two sets that were given.
     """
@@ -155,6 +160,8 @@ def image_sets(
     if any(own != names[0] for own in names):
         raise DeevoError("the image sets have other classes than each other; check their folders")
     _require_distinct(sets)
+    if fitness is not None or validation is not None or test is not None:
+        _warn_of_shared(sets)
     classes = 1 + max(int(images.labels.max()) for images in sets.values())
     return ImageSets(**sets, class_names=names[0] if names else [str(i) for i in range(classes)])
 
@@ -194,6 +201,19 @@ def _require_distinct(sets: dict[str, LabelledImages]) -> None:
     for name, images in sets.items():
         if (other := digests.setdefault(images.digest(), name)) != name:
             raise DeevoError(f"{other} and {name} are the same images; they have to be disjoint")
+
+
+def _warn_of_shared(sets: dict[str, LabelledImages]) -> None:
+    """Names sets that were given and share images, as far as their digests tell."""
+    cached = {name: s for name, s in sets.items() if isinstance(s, CachedImages)}
+    for (one, a), (other, b) in itertools.combinations(cached.items(), 2):
+        count = len(np.intersect1d(a.image_digests(), b.image_digests()))
+        if count:
+            warnings.warn(
+                f"{one} and {other} share {count} images: what is chosen on one is no longer "
+                "measured independently on the other",
+                stacklevel=3,
+            )
 
 
 def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:

@@ -48,6 +48,8 @@ class State:
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """The step to go on with; 0 without a file."""
+        for torn in self.path.parent.glob(f".{self.path.name}.*"):
+            torn.unlink(missing_ok=True)  # what a kill left of a save, as large as the network
         if not self.path.is_file():
             return 0
         device = next(network.parameters()).device
