@@ -26,8 +26,8 @@ def cache(
         int | None, typer.Option(help="Or: shorter side to SIZE, centre SIZExSIZE.", min=1)
     ] = None,
     train_images: Annotated[
-        int | None, typer.Option(help="Only so many train images, class-balanced.", min=1)
-    ] = None,
+        int, typer.Option(help="Only so many train images, class-balanced; 0 for all.", min=0)
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of that choice.", min=0)] = 0,
     workers: Annotated[
         int | None, typer.Option(help="Decoding processes; default one a processor.", min=0)
@@ -50,7 +50,7 @@ def cache(
 
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")
-    pictures = select_train(open_pictures(source), train_images, seed)
+    pictures = select_train(open_pictures(source), train_images or None, seed)
     neutral = (0.5,) * pictures.channels  # pixels are stored as they are
     if arch is not None:
         chosen = architecture(arch, transform=transform).needs_transform()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deevo_ext.data.sets import TRAIN_IMAGES
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -44,8 +46,11 @@ def populate(
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Where decoded images are kept.")] = None,
     train_images: Annotated[
-        int | None, typer.Option(help="Learn from so many, class-balanced.", min=1)
-    ] = None,
+        int, typer.Option(help="Learn from so many, class-balanced; 0 for all.", min=0)
+    ] = TRAIN_IMAGES,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out what cannot be read.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[
@@ -64,7 +69,7 @@ def populate(
     from tqdm.auto import tqdm
 
     from deevo_ext.checkpoints import sha256
-    from deevo_ext.data.sets import TRAIN_IMAGES, open_data
+    from deevo_ext.data.sets import open_data
     from deevo_ext.models import architecture, check_fit
     from deevo_ext.training.populate import plan_population
     from deevo_ext.training.populate import populate as train
@@ -72,7 +77,12 @@ def populate(
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     expected = architecture(arch, transform=transform).needs_transform()
     found = open_data(
-        data, expected, cache=cache, train_images=train_images or TRAIN_IMAGES, workers=workers
+        data,
+        expected,
+        cache=cache,
+        train_images=train_images or None,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
     )
     parts = list(found.description.parts)
     images = found.images("train" if "train" in parts else parts[0], expected)

@@ -207,10 +207,10 @@ def open_pictures(source: str | Path) -> Pictures:
 
     Raises DeevoError: none of these, or damaged CIFAR or IDX files.
     """
-    root = Path(source).expanduser()
+    root = Path(source).expanduser().resolve()
     if not root.is_dir():
         raise DeevoError(f"{source}: no such folder")
-    name = root.resolve().name
+    name = root.name
     if cifar := find_cifar(root):
         arrays, labels, parts, class_names = load_cifar(cifar)
         return ArrayPictures(name, arrays, labels, parts, class_names, [])
@@ -258,7 +258,7 @@ def _folders(root: Path, name: str) -> FolderPictures:
             "(train-images-idx3-ubyte, ...)"
         )
     return FolderPictures(
-        name, root.resolve(), parts, class_names, np.array(labels, np.int64), files, problems
+        name, root, parts, class_names, np.array(labels, np.int64), files, problems
     )
 
 
