@@ -37,7 +37,7 @@ def images_of(job: Job) -> int:
     """Images that a generation's trials are scored on."""
     if job.batch or job.quick:
         return job.batch or 128
-    return 6400 if job.device == "cuda" else 1024 if NETWORKS[job.size].size == 32 else 128
+    return 6400 if job.device == "cuda" else 512 if NETWORKS[job.size].size == 32 else 128
 
 
 def run_job(job: Job) -> Row:

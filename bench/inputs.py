@@ -130,12 +130,13 @@ def fill(rows: torch.Tensor, seed: int) -> None:
     """Members a little apart from one another, as fine-tunings of one network are."""
     count = min(1 << 20, rows.shape[1])
     pattern = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    twice = torch.cat([pattern, pattern])  # any stretch of it is the pattern, turned
+    common, own = 0.05 * twice, 0.01 * twice
     for i, row in enumerate(rows):
-        for start in range(0, row.numel(), pattern.numel()):
-            part = row[start : start + pattern.numel()]
-            common = pattern.roll(start // pattern.numel())[: part.numel()]
-            own = pattern.roll(7_919 * (i + 1) + start)[: part.numel()]
-            part.copy_(0.05 * common + 0.01 * own)
+        for start in range(0, row.numel(), count):
+            part = row[start : start + count]
+            a, b = start // count * 31 % count, (7_919 * (i + 1) + start // 3) % count
+            part.copy_(common[a : a + len(part)] + own[b : b + len(part)])
 
 
 def nonneg_start(weights: int) -> int:

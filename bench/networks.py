@@ -182,11 +182,11 @@ class Work:
         return {"flops": flops, "bytes": moved}
 
 
-def plan_of(job: Job) -> tuple[Plan, Given]:
-    """The fused plan of a job's network, engines chosen, and a member with images."""
+def plan_of(job: Job, engine: str = "auto") -> tuple[Plan, Given]:
+    """The plan of a job's network, its engines chosen by timing, and a member with images."""
     own = given(_one_member(job))
     shape = tuple(own.images.shape[1:])
-    return own.forward("auto", job.dtype_name).plan(shape), own
+    return own.forward(engine, job.dtype_name).plan(shape), own
 
 
 @cache
@@ -195,7 +195,7 @@ def _work(name: str, dtype_name: str, device: str, micro_batch: int, quick: bool
     job = Job(case="layers", backend="fused", device=device, dtype_name=dtype_name, size=name,
               members=1, weights=0, threads=torch.get_num_threads(), batch=micro_batch,
               quick=quick, **fields)  # fmt: skip
-    plan, own = plan_of(job)
+    plan, own = plan_of(job, "fused")
     both = [
         size_of(layer.in_shape, plan.dtype) + size_of(layer.out_shape, plan.dtype)
         for layer in plan.layers
