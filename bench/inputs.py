@@ -136,7 +136,11 @@ def fill(rows: torch.Tensor, seed: int) -> None:
         for start in range(0, row.numel(), count):
             part = row[start : start + count]
             a, b = start // count * 31 % count, (7_919 * (i + 1) + start // 3) % count
-            part.copy_(common[a : a + len(part)] + own[b : b + len(part)])
+            apart = (common[a : a + len(part)], own[b : b + len(part)])
+            if rows.dtype == torch.float32:
+                torch.add(*apart, out=part)
+            else:
+                part.copy_(torch.add(*apart))
 
 
 def nonneg_start(weights: int) -> int:
