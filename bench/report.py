@@ -35,6 +35,7 @@ SECTIONS = {
     "Populations of networks": ("forward",),
     "Layers of the inference plan": ("layers",),
     "Whole generations of a run": ("evolve", "racing"),
+    "Images": ("decode", "feed"),
 }
 
 
