@@ -95,7 +95,7 @@ class Evolution:
         self.initial_seconds = 0.0
         self._batch: int | None = None
         self._passes_before = 0
-        self.keys = KeyLayout.of_population(de.population)  # while the files are there for sure
+        self._keys: KeyLayout | None = None
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
@@ -133,6 +133,7 @@ class Evolution:
         records: list[Record] = []
         if self.run_dir is not None:
             header = self.header()
+            self._keys = KeyLayout.of_population(self.de.population)  # while its files are there
             self._journal, records = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None:
@@ -179,8 +180,8 @@ class Evolution:
                 if self.evaluator is not None and self.evaluator.recalibrates:
                     last["returned"]["statistics"] = encode_statistics(chosen.statistics)
                 self._journal.append(last)
-        if self.run_dir is not None:
-            write_weights(self.keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
+        if self.run_dir is not None and self._keys is not None:
+            write_weights(self._keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _require_fresh(self) -> None:
