@@ -245,15 +245,3 @@ def _check(strategy: Strategy) -> None:
                 f"strategy {strategy.name!r} has {field} {share}; expected a share above 0"
                 + ("" if field == "odds" else ", at most 1")
             )
-
-
-def interpolation_pool(trig_odds: float = 0.2, trig_cap: float = 0.8) -> tuple[Strategy, ...]:
-    """The paper's pool: four interpolations towards a random and the best member, and trig."""
-    share = (1.0 - trig_odds) / 4.0
-    return (
-        Strategy("to-random", "target + F*(r1 - target)", odds=share),
-        Strategy("to-best", "target + F*(best - target)", odds=share),
-        Strategy("to-both", "target + F*(r1 - target) + F*(best - target)", odds=share),
-        Strategy("to-both-u", "target + F*U*(best - target) + F*(r1 - target)", odds=share),
-        Strategy("trig", "trig(r1, r2, r3)", "none", odds=trig_odds, cap=trig_cap),
-    )

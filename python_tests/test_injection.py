@@ -136,3 +136,12 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
     )
     initial = result.run.course.initial
     assert result.candidate.score <= min(initial["soup"].score, initial["mean"].score)
+
+
+@pytest.mark.parametrize(("preset", "members"), [("sa-shade-tri-ensin", 9), ("paper", 8)])
+def test_the_authors_method_has_no_soups_unless_asked(
+    checkpoints: Path, preset: str, members: int
+) -> None:
+    result = run(checkpoints, None, inject_soups=None, preset=preset, generations=1)
+    greedy = 1 < len(result.run.course.initial["soup"].members) < 8
+    assert result.run.de.population.size == members + (greedy and preset != "paper")

@@ -182,7 +182,7 @@ def test_metrics_reach_callbacks_and_add_up() -> None:
 
 
 def test_trial_records_describe_what_was_done() -> None:
-    de = deevo.DifferentialEvolution(population(), seed=2)
+    de = deevo.DifferentialEvolution(population(), "paper", seed=2)
     advance(de, 1)
     de.ask()
     result = de.tell(torch.full((8,), -1.0, dtype=torch.float64))

@@ -14,7 +14,8 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.strategies import Strategy, interpolation_pool, parse
+from deevo_ext.pools import interpolation_pool
+from deevo_ext.strategies import Strategy, parse
 from deevo_ext.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
 from support.operators import BACKENDS, BIG_SEED, Evolution, configurations, evolution, words
 

@@ -30,6 +30,14 @@ def checkpoints(tmp_path: Path) -> Path:
     return folder
 
 
+SHORT: dict = {
+    "images_per_batch": 96,
+    "validate_every": 3,
+    "micro_batch": 32,
+    "inject_soups": False,
+}
+
+
 class Stop(Exception):
     pass
 
@@ -41,7 +49,7 @@ def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> P
         found.append(preliminaries)
         raise Stop
 
-    values: dict = {"images_per_batch": 96, "validate_every": 3, "micro_batch": 32, **options}
+    values: dict = {**SHORT, **options}
     with pytest.raises(Stop):
         deevo.evolve(
             Net(),
@@ -92,7 +100,7 @@ def test_passes_are_those_that_the_run_makes(
     checkpoints: Path, tmp_path: Path, options: dict
 ) -> None:
     found = look(checkpoints, **options)
-    values = {"images_per_batch": 96, "validate_every": 3, "micro_batch": 32, **options}
+    values = {**SHORT, **options}
     result = deevo.evolve(
         Net(),
         checkpoints,

@@ -258,7 +258,7 @@ def test_every_prefix_of_a_race_resumes_to_the_same_run(checkpoints: Path, tmp_p
 
 
 def test_savings_are_in_metrics_and_header(checkpoints: Path, tmp_path: Path) -> None:
-    run(tmp_path / "run", folder=checkpoints)
+    run(tmp_path / "run", folder=checkpoints, inject_soups=False)
     header, *lines = records(tmp_path / "run")
     assert header["fitness"]["racing"] == {"error": 0.05, "first": 1 / 32}
     with (tmp_path / "run" / "metrics.csv").open() as file:

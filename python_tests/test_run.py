@@ -48,6 +48,7 @@ def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Res
         "micro_batch": 32,
         "progress": False,
         "seed": 3,
+        "inject_soups": False,
         **options,
     }
     return deevo.evolve(

@@ -12,11 +12,11 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import configure
+from deevo_ext.pools import POOLS, interpolation_pool
 from deevo_ext.strategies import (
     Strategy,
     Terms,
     compile_pool,
-    interpolation_pool,
     members_needed,
     parse,
 )
@@ -277,3 +277,15 @@ def test_wrong_pools_are_refused(pool: list[Strategy], message: str) -> None:
 def test_strategies_survive_json() -> None:
     for strategy in MIXED:
         assert Strategy(**json.loads(json.dumps(strategy.to_json()))) == strategy
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pools_go_by_their_names(name: str) -> None:
+    c = configure("paper", strategies=name, archive_size=8)
+    assert c.strategies == POOLS[name]()
+    assert c.members_needed <= 5
+
+
+def test_trigonometric_mutation_keeps_its_share() -> None:
+    pool = POOLS["difference"]()
+    assert odds_of(pool) == pytest.approx([0.475, 0.475, 0.05])

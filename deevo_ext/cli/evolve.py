@@ -158,13 +158,12 @@ def evolve(
         ),
     ] = "evolve",
     inject_soups: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--inject-soups",
-            help="The uniform and the greedy soup become members.",
+            help='The uniform and the greedy soup become members; default unless preset "paper".',
             rich_help_panel=_WHAT,
         ),
-    ] = False,
+    ] = None,
     frozen: Annotated[
         list[str] | None,
         typer.Option(

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.strategies import Strategy, compile_pool, interpolation_pool, members_needed, parse
+from deevo_ext.pools import POOLS, difference_pool, interpolation_pool
+from deevo_ext.strategies import Strategy, compile_pool, members_needed, parse
 from deevo_ext.tables import Setting, StateLayout, StrategyColumn, state_layout
 
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
@@ -28,8 +29,8 @@ CROSSOVER_UNITS = ("weight", "channel", "tensor")
 class Configuration:
     """Parameters of SA-SHADE-tri-ensin; the defaults are preset "paper".
 
-    strategies: the pool (D/E: four interpolations and trigonometric mutation with initial odds 0.2,
-        capped at 0.8).
+    strategies: the pool, or the name of one, "interp" (D/E: four interpolations and trigonometric
+        mutation with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference".
     generations: horizon G of the schedule (D/E 100 to 300).
     adapt_strategies: strategy odds follow success rates (SaDE, D/E), else they stay as given.
     strategy_period: generations in the success window (E: 10).
@@ -261,8 +262,12 @@ _CHOICES: dict[str, Collection[str]] = {
 
 
 def _pool(given: Any) -> tuple[Strategy, ...]:
+    if isinstance(given, str) and given in POOLS:
+        return POOLS[given]()
     if isinstance(given, (str, dict, Strategy)) or not isinstance(given, Iterable):
-        raise DeevoError(f"strategies is {given!r}; expected a list of strategies")
+        raise DeevoError(
+            f"strategies is {given!r}; expected a list of strategies or one of {', '.join(POOLS)}"
+        )
     return tuple(_strategy(strategy) for strategy in given)
 
 
@@ -285,9 +290,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
     # counted before replacement, a lone winner at index 0 heard, 0/0 ruled out, float64 fitness.
     "paper": {},
-    # With more of each mutant taken, a first sinusoid that does oscillate, and the best member not
-    # wasting its trials on moving towards itself.
+    # What docs/evidence.md supports: differences of members in place of interpolations, whose
+    # population contracts to a soup; F around the classic 0.5; more of each mutant taken; a first
+    # sinusoid that does oscillate; the best member not wasting its trials on moving to itself.
     "sa-shade-tri-ensin": {
+        "strategies": difference_pool(),
+        "f_init": 0.5,
+        "f_std": 0.2,
+        "f_max": 1.0,
         "cr_init": 0.9,
         "sinusoid_1_frequency": 0.1,
         "best_excludes_target": True,

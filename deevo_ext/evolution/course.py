@@ -79,8 +79,10 @@ def as_returned(candidate: Candidate, returned: Record) -> Candidate:
 
 
 def candidates_of(population: Population, everyone: list[int], score: Score) -> dict[str, Any]:
-    """A record's "validation" part: the candidates among members `everyone`, and their scores."""
-    scores = [math.inf] * population.size
+    """A record's "validation" part: the candidates among members `everyone` (ascending), and all
+    scores up to the last one's.
+    """
+    scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
         scores[i] = score(population.rows[i], population.statistics[i])
     member = min(everyone, key=scores.__getitem__)

@@ -81,7 +81,7 @@ def evolve(
     batchnorm: str = "evolve",
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
-    inject_soups: bool = False,
+    inject_soups: bool | None = None,
     basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
@@ -110,13 +110,16 @@ def evolve(
     `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
     batchnorm, checkpoint_key: as in `Population.from_checkpoints`. calibration_images: for
     batchnorm="recalibrate". inject_soups: the population's average and its greedy soup, built on
-    the validation images, become members too. basin: what is done about members whose midpoints are
-    much worse than they are: "warn", "refuse" or "ignore" (which spares the check, at most 24
-    evaluations of 1,000 fitness images). preliminaries: called with what can be said before the run
-    starts, see `evolution.preliminaries`; not on resume. parameters: fields of `Configuration`.
+    the validation images, become members too; None: unless the preset is "paper". basin: what is
+    done about members whose midpoints are much worse than they are: "warn", "refuse" or "ignore"
+    (which spares the check, at most 24 evaluations of 1,000 fitness images). preliminaries: called
+    with what can be said before the run starts, see `evolution.preliminaries`; not on resume.
+    parameters: fields of `Configuration`.
     """
     if basin not in _BASIN:
         raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
+    if inject_soups is None:
+        inject_soups = preset != "paper"
     population = Population.from_checkpoints(
         model,
         paths,
