@@ -1,0 +1,116 @@
+"""The experiments on populations: recipes, learned soups, statistics, and the committed tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from deevo_ext.demo.recipes import Recipe
+from deevo_ext.demo.sgd import train
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
+
+from experiments import report  # noqa: E402
+from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
+from experiments.networks import ARCHITECTURES  # noqa: E402
+from experiments.populations import MEMBERS, SETTINGS, recipes  # noqa: E402
+from experiments.variants import VARIANTS  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from a second thread, and wait for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from deevo_ext.data import load
+
+    return load("digits")
+
+
+def members(architecture: str, digits, count: int = 4) -> list[dict[str, torch.Tensor]]:
+    factory = ARCHITECTURES[architecture]
+    network = factory(1, 10, 4, torch.Generator().manual_seed(0))
+    train(network, digits.train, Recipe(seed=0, steps=60, batch_size=32, learning_rate=0.05))
+    base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    states = []
+    for i in range(count):
+        network.load_state_dict(base)
+        recipe = Recipe(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
+        train(network, digits.train, recipe)
+        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    return states
+
+
+def loss(network: torch.nn.Module, state: dict[str, torch.Tensor], images) -> float:
+    with torch.inference_mode():
+        logits = functional_call(network.eval(), state, (images.images,))
+    return float(F.cross_entropy(logits.double(), images.labels))
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits) -> None:
+    states = members(architecture, digits)
+    factory = ARCHITECTURES[architecture]
+    soup = {
+        name: (states[0][name] + states[2][name]) / 2
+        for name, tensor in states[0].items()
+        if tensor.is_floating_point()
+    }
+    losses = {"soup": loss(factory(1, 10, 4), soup, digits.fitness)}
+    for by_tensor in (False, True):
+        found = learned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness, by_tensor)
+        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, digits.fitness)
+        if not by_tensor:  # an affine combination: fitted coefficients, 1 in sum, give it again
+            stack = torch.stack([state["fc.weight"].flatten() for state in states]).double()
+            differences = (stack[1:] - stack[0]).T
+            target = (found["fc.weight"].flatten().double() - stack[0])[:, None]
+            solution = torch.linalg.lstsq(differences, target).solution
+            assert torch.allclose(differences @ solution, target, atol=1e-5)
+    tuned = tuned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness)
+    assert loss(factory(1, 10, 4), tuned, digits.fitness) < losses["soup"]
+    assert losses["False"] < losses["soup"]
+    assert losses["True"] < losses["soup"]
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_members_have_recipes_of_their_own(name: str, digits) -> None:
+    base, tuned = recipes(SETTINGS[name], digits, 3)
+    assert len(tuned) == MEMBERS == len({recipe.seed for recipe in [base, *tuned]}) - 1
+    assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
+    other, _ = recipes(SETTINGS[name], digits, 4)
+    assert other.seed != base.seed
+
+
+def test_the_rank_test_is_one_sided() -> None:
+    """Twelve differences of one sign: the exact p is 2 ** -12; of the other sign, near 1."""
+    down = [-0.01 * (i + 1) for i in range(12)]
+    assert report.better(down) == pytest.approx(2**-12)
+    assert report.better([-d for d in down]) == pytest.approx(1.0)
+    assert report.better(down[:4]) is None
+
+
+def test_every_variant_is_a_configuration() -> None:
+    from deevo_ext.evolution.configuration import configure
+
+    evolve_only = {"preset", "inject_soups", "metric", "images_per_batch", "generations_per_batch"}
+    for variant in VARIANTS.values():
+        changes = {k: v for k, v in variant.options.items() if k not in evolve_only}
+        configure(variant.options.get("preset", "sa-shade-tri-ensin"), **changes)
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> None:
+    report.write(ROOT / "experiments" / "results", tmp_path)
+    tables = "evidence-tables.md"
+    assert (tmp_path / tables).read_text() == (ROOT / "docs" / tables).read_text()
