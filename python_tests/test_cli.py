@@ -63,8 +63,10 @@ def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> 
     assert "4 generations replayed (finished)" in done.stdout
     evolved = (folder / "run" / "evolved.safetensors").read_bytes()
     assert (folder / "w.safetensors").read_bytes() == evolved
+    header = json.loads((folder / "run" / "journal.jsonl").read_text().splitlines()[0])
+    soups = header["population"]["averages"]  # which join the 12 members
     with (folder / "t.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4 * 12
+        assert len(list(csv.DictReader(file))) == 4 * (12 + len(soups))
 
 
 @pytest.mark.parametrize(
