@@ -22,8 +22,11 @@ from safetensors.torch import load_file
 import deevo_ext
 from deevo_ext.cli import app, main
 from deevo_ext.cli.evolve import evolve
-from deevo_ext.cli.parameters import described, function_of
+from deevo_ext.cli.parameters import described, function_of, given
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
+from deevo_ext.errors import DeevoError
+from deevo_ext.evolution.configuration import configure
+from deevo_ext.pools import POOLS
 from support.evolution import colour_net, members
 from support.pictures import write_fashion, write_tree
 
@@ -269,3 +272,12 @@ def test_from_a_folder_of_pictures_alone(
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_strategies_are_formulas_and_pools_by_name() -> None:
+    found = given({"strategies": ["sade", "near=target + F*(best - target), bin"]})
+    configured = configure("paper", **found).strategies
+    assert configured[:-1] == POOLS["sade"]()
+    assert configured[-1].name == "near"
+    with pytest.raises(DeevoError, match="difference"):
+        given({"strategies": ["jade"]})

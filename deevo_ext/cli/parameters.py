@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -11,6 +11,8 @@ import typer
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.configuration import Configuration
+from deevo_ext.pools import POOLS
+from deevo_ext.strategies import Strategy
 
 EVOLUTION = "Parameters of the evolution"
 
@@ -31,20 +33,24 @@ def given(parameters: dict[str, Any]) -> dict[str, Any]:
     """The fields of Configuration that were given."""
     found = {name: value for name, value in parameters.items() if value not in (None, [])}
     if "strategies" in found:
-        found["strategies"] = [_strategy(text) for text in found["strategies"]]
+        found["strategies"] = [s for text in found["strategies"] for s in _strategies(text)]
     return found
 
 
-def _strategy(text: str) -> tuple[str, ...]:
+def _strategies(text: str) -> Sequence[Strategy | tuple[str, ...]]:
+    """Those of a pool's name, or the one of a formula."""
+    if text in POOLS:
+        return POOLS[text]()
     name, equals, rest = text.partition("=")
     formula, comma, crossover = (rest if equals else text).rpartition(",")
     if not comma:
         raise DeevoError(
-            f'strategies is {text!r}; expected "FORMULA, CROSSOVER" or "NAME=FORMULA, CROSSOVER", '
-            'as "target + F*(best - target), bin"'
+            f"strategies is {text!r}; expected a pool ({', '.join(POOLS)}), "
+            '"FORMULA, CROSSOVER" or "NAME=FORMULA, CROSSOVER", as '
+            '"target + F*(best - target), bin"'
         )
     parts = (formula.strip(), crossover.strip())
-    return (name.strip(), *parts) if equals else parts
+    return [(name.strip(), *parts) if equals else parts]
 
 
 def described(documentation: str) -> dict[str, str]:
