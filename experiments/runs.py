@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import deevo_ext as deevo
+from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.journal import FILE_NAME
 from deevo_ext.evolution.soup import greedy_soup
 from deevo_ext.files import write_whole
@@ -79,8 +80,7 @@ def run(root: Path, results: Path, setting: Setting, seed: int, variant: Variant
         target.with_suffix(".journal.gz"),
         gzip.compress((folder / FILE_NAME).read_bytes(), mtime=0),
     )
-    write_whole(target, (json.dumps(record) + "\n").encode())
-    return record
+    return _kept(target, record)
 
 
 def random_soups(root: Path, results: Path, setting: Setting, seed: int) -> dict[str, Any]:
@@ -99,10 +99,7 @@ def random_soups(root: Path, results: Path, setting: Setting, seed: int) -> dict
     population = deevo.Population.from_checkpoints(network, paths)
     evaluator = deevo.Evaluator(network, population, micro_batch=MICRO_BATCH, precision="float32")
     everyone = list(range(population.size))
-    losses = [score.loss for score in evaluator.scores(population.rows, validation)]
-    greedy, _ = greedy_soup(
-        population, everyone, losses, lambda row, _: evaluator.score(row, validation).loss
-    )
+    greedy = _greedy(population, evaluator, validation)
     generator = np.random.Generator(np.random.PCG64(seed))
     finalists = [population.mean(greedy)]
     batches = GENERATIONS * (GENERATIONS_PER_BATCH + 1) // GENERATIONS_PER_BATCH
@@ -122,9 +119,7 @@ def random_soups(root: Path, results: Path, setting: Setting, seed: int) -> dict
         "forward_passes": passes,
         "test": {"greedy soup": [soup.loss, soup.top1], "learned": [found.loss, found.top1]},
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, (json.dumps(record) + "\n").encode())
-    return record
+    return _kept(target, record)
 
 
 def _random_soup(population: deevo.Population, generator: np.random.Generator) -> torch.Tensor:
@@ -145,12 +140,7 @@ def bound(root: Path, results: Path, setting: Setting, seed: int, kind: str) -> 
     network = new_network(setting, sets)
     population = deevo.Population.from_state_dicts(network, members)
     evaluator = deevo.Evaluator(network, population, micro_batch=MICRO_BATCH, precision="float32")
-    everyone = list(range(len(paths)))
-    losses = [score.loss for score in evaluator.scores(population.rows, validation)]
-    greedy, _ = greedy_soup(
-        *(population, everyone, losses),
-        lambda row, _: evaluator.score(row, validation).loss,
-    )
+    greedy = _greedy(population, evaluator, validation)
     given = (new_network(setting, sets), members, greedy, sets.fitness)
     if kind == "tuned-soup":
         state = tuned_soup(*given)
@@ -170,6 +160,22 @@ def bound(root: Path, results: Path, setting: Setting, seed: int, kind: str) -> 
             "greedy soup": [scores[0].loss, scores[0].top1],
             "learned": [scores[1].loss, scores[1].top1],
         }
+    return _kept(target, record)
+
+
+def _greedy(
+    population: deevo.Population, evaluator: deevo.Evaluator, validation: ImageSet
+) -> list[int]:
+    """The members of the greedy soup that the validation images build."""
+    losses = [score.loss for score in evaluator.scores(population.rows, validation)]
+    return greedy_soup(
+        *(population, range(population.size), losses),
+        lambda row, _: evaluator.score(row, validation).loss,
+    )[0]
+
+
+def _kept(target: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record, which is now in its file too."""
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, (json.dumps(record) + "\n").encode())
     return record

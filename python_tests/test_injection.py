@@ -8,20 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
-from support.evolution import Net, images, members, population
+from support.evolution import Net, images, population, save_members
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for i, state in enumerate(members(8)):
-        save_file(state, folder / f"m{i}.safetensors")
-    return folder
+    return save_members(tmp_path / "checkpoints", 8)
 
 
 def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Result:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
@@ -18,16 +17,12 @@ from deevo_ext.evolution.preliminaries import (
     duration_text,
     seconds_of,
 )
-from support.evolution import Net, images, members
+from support.evolution import Net, images, save_members
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    folder = tmp_path / "c"
-    folder.mkdir()
-    for i, state in enumerate(members(8)):
-        save_file(state, folder / f"m{i}.safetensors")
-    return folder
+    return save_members(tmp_path / "c", 8)
 
 
 SHORT: dict = {

@@ -17,7 +17,7 @@ from deevo_ext.evolution import journal
 from deevo_ext.evolution.scoring import Scoring
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.racing import Racing, t_quantile
-from support.evolution import Net, images, members, population
+from support.evolution import Net, images, members, population, save_members
 
 
 def test_quantiles_are_student_ts() -> None:
@@ -135,13 +135,7 @@ def run(run_dir: Path | None, **options: object) -> deevo.Result:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    from safetensors.torch import save_file
-
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for i, state in enumerate(members(8)):
-        save_file(state, folder / f"m{i}.safetensors")
-    return folder
+    return save_members(tmp_path / "checkpoints", 8)
 
 
 def records(folder: Path) -> list[dict]:

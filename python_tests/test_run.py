@@ -23,7 +23,7 @@ import deevo_ext as deevo
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.replay import write_candidate, write_trials
 from deevo_ext.inference.choose import ENGINES_FILE
-from support.evolution import Net, images, members, population, sphere
+from support.evolution import Net, images, population, save_members, sphere
 
 SUPPORT = Path(__file__).parent
 
@@ -31,11 +31,7 @@ SUPPORT = Path(__file__).parent
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
     """A folder of eight checkpoints of the tiny network."""
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for i, state in enumerate(members(8)):
-        save_file(state, folder / f"m{i}.safetensors")
-    return folder
+    return save_members(tmp_path / "checkpoints", 8)
 
 
 def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Result:

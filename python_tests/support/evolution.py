@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from deevo_ext import Population
@@ -52,6 +54,14 @@ def members(
             state[name] = (tensor + noise).abs() if name.endswith("var") else tensor + noise
         states.append(state)
     return states
+
+
+def save_members(folder: Path, count: int) -> Path:
+    """A new folder, which is returned, with `members(count)` as m0.safetensors, ... in it."""
+    folder.mkdir()
+    for i, state in enumerate(members(count)):
+        save_file(state, folder / f"m{i}.safetensors")
+    return folder
 
 
 def population(count: int = 8, seed: int = 0, **options: object) -> Population:
