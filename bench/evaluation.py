@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from bench import measure
-from bench.inputs import Weights, fill, new_rows, planned
+from bench.inputs import NO_BOUNDS, Weights, fill, new_rows, planned
 from bench.job import Job
-from bench.operators import same
+from bench.operators import how, same, timed
 from bench.row import Row, against_copy
 from deevo_ext import backends
 from deevo_ext.ops.fold import ABSENT, Space, address, with_tiles
@@ -43,13 +43,15 @@ class Network:
         self.eps = torch.full((self.entries,), 1e-5, dtype=torch.float64)
         self.weights, self.vectors = self.entries * kernel, self.entries * channels
 
-    def outputs(self, members: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        return new_rows(members, self.weights, dtype), new_rows(
-            members, self.vectors, torch.float32
+    def outputs(self, members: int, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            new_rows(members, self.weights, job.dtype, job.device),
+            new_rows(members, self.vectors, torch.float32, job.device),
         )
 
-    def operands(self, members: int) -> tuple[torch.Tensor, ...]:
-        return torch.empty(members, 0), torch.empty(0), self.table, self.eps
+    def operands(self, members: int, device: str) -> tuple[torch.Tensor, ...]:
+        operands = (torch.empty(members, 0), torch.empty(0), self.table, self.eps)
+        return tuple(operand.to(device) for operand in operands)
 
 
 def run_job(job: Job) -> Row:
@@ -64,12 +66,12 @@ def time_fold(job: Job) -> Row:
     rows_read = members if job.case == "fold" else job.members
     traffic = rows_read * job.weights * job.dtype.itemsize
     traffic += members * (network.weights * job.dtype.itemsize + network.vectors * 4)
-    sets = measure.sets_for(traffic, job.quick)
+    sets = _sets(job, traffic)
     operator = getattr(torch.ops.deevo, job.case)
     arguments, outputs = [], []
     for number in range(sets):
         arguments.append(_operands_of_fold(job, network, members, number))
-        outputs.append(network.outputs(members, job.dtype))
+        outputs.append(network.outputs(members, job))
     _check(job, operator, arguments[0], outputs[0], ("weights", "vectors"))
     buffers = [(a[0][:members], o[0]) for a, o in zip(arguments, outputs, strict=True)]
     note = f"{members} members, {network.entries} convolutions"
@@ -77,18 +79,18 @@ def time_fold(job: Job) -> Row:
 
 
 def _operands_of_fold(job: Job, network: Network, members: int, number: int) -> tuple[Any, ...]:
-    operands = network.operands(members)
+    operands = network.operands(members, job.device)
     if job.case == "fold":
-        rows = new_rows(members, job.weights, job.dtype)
+        rows = new_rows(members, job.weights, job.dtype, job.device)
         fill(rows, job.seed + number)
         rows.abs_()  # variances are among them
         return (rows, *operands)
-    w = Weights(job, planned(job.members, job.seed), number)
+    w = Weights(job, planned(job.members, job.seed).to(job.device), number)
     w.population.abs_()
     plan = (w.adaptation.choices, w.adaptation.coefficients)
-    genes = (torch.empty(0, dtype=torch.int64), torch.empty(job.members, 0, dtype=torch.int32))
-    limits = (job.seed, w.nonneg_start, float("-inf"), float("inf"))
-    return (w.population, w.archive, *plan, *genes, torch.arange(members), *limits, *operands)
+    genes = (w.adaptation.genes, w.adaptation.gene_mask)
+    limits = (job.seed, w.nonneg_start, *NO_BOUNDS)
+    return (w.population, w.archive, *plan, *genes, w.members[:members], *limits, *operands)
 
 
 def time_head(job: Job) -> Row:
@@ -97,18 +99,24 @@ def time_head(job: Job) -> Row:
     traffic = SAMPLES * POSITIONS * FEATURES * job.dtype.itemsize
     traffic += CLASSES * FEATURES * job.dtype.itemsize
     arguments, outputs, buffers = [], [], []
-    for _ in range(measure.sets_for(2 * traffic, job.quick)):
+    for _ in range(_sets(job, 2 * traffic)):
         features = torch.rand(1, SAMPLES, POSITIONS, FEATURES, generator=draw).to(job.dtype)
         weight = (torch.randn(1, CLASSES, FEATURES, generator=draw) * 0.05).to(job.dtype)
         bias = torch.randn(1, CLASSES, generator=draw)
         labels = torch.randint(0, CLASSES, (SAMPLES,), generator=draw)
-        arguments.append((features, weight, bias, labels, 0.1))
-        outputs.append((torch.empty(1, SAMPLES), torch.empty(1, SAMPLES, dtype=torch.int32)))
-        buffers.append((features, torch.zeros_like(features)))
+        inputs = [t.to(job.device) for t in (features, weight, bias, labels)]
+        arguments.append((*inputs, 0.1))
+        ranks = torch.empty(1, SAMPLES, dtype=torch.int32, device=job.device)
+        outputs.append((torch.empty(1, SAMPLES, device=job.device), ranks))
+        buffers.append((inputs[0], torch.zeros_like(inputs[0])))
     _check(job, torch.ops.deevo.head, arguments[0], outputs[0], ("losses", "ranks"))
     note = f"{SAMPLES} images, {POSITIONS} x {FEATURES} features, {CLASSES} classes"
     row = _time(job, torch.ops.deevo.head, arguments, outputs, buffers, traffic, note)
     return {**row, "flops": SAMPLES * FEATURES * (POSITIONS + 2 * CLASSES)}
+
+
+def _sets(job: Job, traffic: int) -> int:
+    return 1 if job.device == "cuda" else measure.sets_for(traffic, job.quick)
 
 
 def _check(
@@ -118,9 +126,9 @@ def _check(
     outputs: tuple[torch.Tensor, ...],
     names: tuple[str, ...],
 ) -> None:
-    expected = [output.clone() for output in outputs]
+    expected = [output.cpu().clone() for output in outputs]
     with backends.use("reference"):
-        operator(*arguments, *expected)
+        operator(*(a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments), *expected)
     with backends.use(job.backend):
         operator(*arguments, *outputs)
     for name, found, wanted in zip(names, outputs, expected, strict=True):
@@ -136,14 +144,9 @@ def _time(
     traffic: int,
     note: str,
 ) -> Row:
-    runs = [partial(operator, *a, *o) for a, o in zip(arguments, outputs, strict=True)]
-    yardsticks = [measure.Yardstick(*pair, job.threads) for pair in buffers]
+    runs: list[Callable[[], None]] = [
+        partial(operator, *a, *o) for a, o in zip(arguments, outputs, strict=True)
+    ]
     with backends.use(job.backend):
-        times = measure.interleaved(
-            measure.in_turn(runs),
-            measure.in_turn(yardsticks),
-            job.repetitions,
-            budget_s=job.budget_s,
-        )
-    row = against_copy(times, traffic, yardsticks[0].bytes_copied)
-    return {**row, "clock": "wall", "cold": measure.cold(len(runs)), "note": note}
+        times, copied = timed(job, runs, list(buffers), lambda: None)
+    return {**against_copy(times, traffic, copied), **how(job, len(runs)), "note": note}

@@ -107,10 +107,13 @@ measure() {
   local own=cuda,triton operators=(--size resnet50 --threads 1)
   rows bench limits 50 --case copy,matmul --dtype float32,tf32,bfloat16,float16 --threads 1
   rows bench tables 50 --case plan,tell,plan+tell --np 20,50,100 --backend $own
-  rows bench weights 200 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $own
-  rows bench graph 50 --case graph "${operators[@]}" --np 20,50 --backend $own
-  rows bench six 50 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $own
-  rows bench peers 130 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \
+  rows bench weights 170 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $own
+  rows bench graph 40 --case graph "${operators[@]}" --np 20,50 --backend $own
+  rows bench six 40 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $own
+  rows bench fold 45 --case fold,fold_trials --size resnet18 --np 20 --threads 1 \
+    --dtype float32,float16 --backend $own
+  rows bench head 15 --case head --threads 1 --dtype float32,float16 --backend cuda
+  rows bench peers 120 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \
     --backend "$own,torch-loop,torch-vectorised,torch-compile,evox-de,evox-shade,evosax-de"
 }
 

@@ -246,6 +246,7 @@ def test_machine_notices_kernels_that_are_wrong() -> None:
 SANITIZED = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
+import test_cuda_evaluation_on_host as e
 import test_cuda_on_host as t
 for dtype in t.DTYPES:
     for variant in t.VARIANTS.values():
@@ -255,6 +256,9 @@ for dtype in t.DTYPES:
 t.test_trials_gather_what_no_tile_holds(torch.bfloat16, "genes")
 t.test_tall_populations_narrow_the_tile(300, True)
 t.test_every_machine_makes_the_same_plans("mixed", "shuffled")
+e.test_every_machine_folds_trials_alike(torch.bfloat16, "genes", "shuffled")
+for offset in (1, 8):
+    e.test_trials_of_rows_that_begin_anywhere(offset)
 print("all the same")
 """
 

@@ -9,11 +9,12 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
+from support import cuda_on_host
 from support.folding import DTYPES, Problem, varied
 from support.operators import OPERATORS, Weights, num_threads, random_weights, same_bits
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
 
 
 def weights_and_problem(
@@ -36,15 +37,14 @@ def fold_trials(
     return weights, vectors
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("source", DTYPES)
 @pytest.mark.parametrize("target", DTYPES)
-def test_is_fold_of_trials(backend: str, source: torch.dtype, target: torch.dtype) -> None:
+def test_is_fold_of_trials(source: torch.dtype, target: torch.dtype) -> None:
     w, p, members = weights_and_problem(source, [4, 0, 4, 2])
     with backends.use("reference"):
         p.rows = w.trials(members)
         expected = p.fold(target)
-    for threads in (1, 3):
+    for backend, threads in (*((name, 1) for name in BACKENDS), ("cpu", 3)):
         with backends.use(backend), num_threads(threads):
             for found, wanted in zip(fold_trials(w, p, members, target), expected, strict=True):
                 assert same_bits(found, wanted)
@@ -58,8 +58,11 @@ def test_all_kinds_of_crossover_and_limits(more: dict[str, Any]) -> None:
     with backends.use("reference"):
         p.rows = w.trials(members)
         expected = p.fold(torch.float16)
-    for found, wanted in zip(fold_trials(w, p, members, torch.float16), expected, strict=True):
-        assert same_bits(found, wanted)
+    for backend in BACKENDS:
+        with backends.use(backend):
+            found = fold_trials(w, p, members, torch.float16)
+        for ours, wanted in zip(found, expected, strict=True):
+            assert same_bits(ours, wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

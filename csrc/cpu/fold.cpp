@@ -1,13 +1,12 @@
 // fold on the CPU: tiles of output channels over threads. A tile's weights are scaled and rounded
 // into a buffer in L1 in the order in which they are read, then written channels-last.
 // Bytes per weight: the stored type read once, the target type written once.
-#include "deevo/fold.h"
-
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <vector>
 
+#include "deevo/fold_trials.h"
 #include "inference.h"
 #include "threads.h"
 #include "tile.h"
@@ -189,21 +188,6 @@ void dispatch(Number source, Number target, const Run& run) {
       return with_source(FromFloat16());
   }
 }
-
-template <class From>
-struct StorageOf;
-template <>
-struct StorageOf<FromFloat32> {
-  using Type = Float32;
-};
-template <>
-struct StorageOf<FromBFloat16> {
-  using Type = BFloat16;
-};
-template <>
-struct StorageOf<FromFloat16> {
-  using Type = Float16;
-};
 
 }  // namespace
 

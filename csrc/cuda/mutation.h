@@ -106,6 +106,25 @@ DEEVO_DEVICE Record make_record(const Generation& g, int32_t member, const RowOf
   return r;
 }
 
+// The vector at `column` of a row in global memory: of the population, or of the archive behind it.
+template <class S>
+DEEVO_DEVICE Vector row_vector(const Generation& g, uint32_t row, int64_t column, int left,
+                               bool wide) {
+  const bool in_archive = row >= g.population.count;
+  const Rows& of = in_archive ? g.archive : g.population;
+  const int64_t index = in_archive ? row - g.population.count : row;
+  return load_weights(static_cast<const typename S::Stored*>(of.data) + index * of.stride + column,
+                      left, wide);
+}
+
+// Whether every row of a matrix starts at a multiple of 16 bytes.
+template <class Stored>
+bool aligned(const Rows& rows) {
+  const auto address = reinterpret_cast<uintptr_t>(rows.data);
+  const bool steps = rows.count < 2 || rows.stride * static_cast<int64_t>(sizeof(Stored)) % 16 == 0;
+  return rows.count == 0 || (address % 16 == 0 && steps);
+}
+
 // The gene that weight `flat` belongs to: the last one that starts at or before it.
 DEEVO_DEVICE int64_t gene_of(const Generation& g, int64_t flat) {
   int64_t first = 0, end = g.num_genes;

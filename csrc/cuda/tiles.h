@@ -303,14 +303,6 @@ tile_kernel(DEEVO_PARAMETERS TileArguments a) {
   TileBlock<S, kCommit>(a, shared).run();
 }
 
-// Whether every row of a matrix starts at a multiple of 16 bytes.
-template <class Stored>
-bool aligned(const Rows& rows) {
-  const auto address = reinterpret_cast<uintptr_t>(rows.data);
-  const bool steps = rows.count < 2 || rows.stride * static_cast<int64_t>(sizeof(Stored)) % 16 == 0;
-  return rows.count == 0 || (address % 16 == 0 && steps);
-}
-
 // Whether tiles of these arguments fit a block's shared memory.
 inline bool tiles_fit(const TileArguments& a, bool commit, const Limits& limits) {
   const int64_t all_rows = a.g.population.count + a.g.archive.count;

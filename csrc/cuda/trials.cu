@@ -37,11 +37,7 @@ gather_kernel(DEEVO_PARAMETERS TileArguments a) {
                                       [](int32_t row) { return static_cast<uint32_t>(row); });
     const int64_t gene = a.g.num_genes > 0 ? gene_of(a.g, a.g.first_weight + column) : 0;
     const auto load = [&](uint32_t row) {
-      const bool in_archive = row >= a.g.population.count;
-      const Rows& of = in_archive ? a.g.archive : a.g.population;
-      const int64_t index = in_archive ? row - a.g.population.count : row;
-      return load_weights(static_cast<const Stored*>(of.data) + index * of.stride + column, left,
-                          a.wide_loads);
+      return row_vector<S>(a.g, row, column, left, a.wide_loads);
     };
     Vector parent;
     const Vector made = trial_vector<S>(a.g, record, column, gene, load, &parent);
