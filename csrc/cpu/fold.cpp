@@ -49,15 +49,15 @@ struct Piece {
 
 // One output channel's weights; source: the entry's weights; target: the first of the entry's.
 template <class From, class To>
-void fold_weights(const int64_t* entry, const FoldTile& tile, int64_t out, float scale,
-                  Piece<typename From::Stored> source, typename To::Stored* target) {
+void fold_weights(const int64_t* entry, const FoldTile& tile, int64_t out, Scale scale_all,
+                  float scale, Piece<typename From::Stored> source, typename To::Stored* target) {
   const int64_t ins = entry[kFoldIn], taps = entry[kFoldTaps], padded = entry[kFoldPadded];
   const int64_t channels = tile.in_end - tile.in;
   alignas(64) typename To::Stored buffer[kFoldTile];
   const typename From::Stored* from = source.at((out * ins + tile.in) * taps);
   typename To::Stored* to = target + out * taps * padded + tile.in;
   typename To::Stored* made = taps == 1 ? to : buffer;
-  for (int64_t j = 0; j < channels * taps; ++j) made[j] = To::store(From::widen(from[j]) * scale);
+  scale_all(from, made, channels * taps, scale);
   if (taps > 1) transpose_taps(buffer, to, channels, taps, padded);
   if (tile.in_end < ins || padded == ins) return;
   for (int64_t r = 0; r < taps; ++r) {
@@ -87,6 +87,10 @@ void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile, const Row
   float* vectors = static_cast<float*>(f.vectors.data) + member * f.vectors.stride;
   Target* weights = static_cast<Target*>(f.weights.data) + member * f.weights.stride;
   const int64_t weight = entry[kFoldWeight];
+  const auto* source_loops = loops().evaluation.scale;
+  const int target_type = static_cast<int>(f.target);
+  const Scale scale_row = source_loops[static_cast<int>(f.source)][target_type];
+  const Scale scale_apart = source_loops[static_cast<int>(Number::kFloat32)][target_type];
   for (int64_t out = tile.out; out < tile.out_end; ++out) {
     const FoldChannel channel =
         fold_channel(entry, f.eps[tile.entry], [&](int column, double absent) -> double {
@@ -101,9 +105,9 @@ void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile, const Row
     if (weight < 0) continue;
     Target* target = weights + entry[kFoldToWeight];
     if (fold_space(weight) == 0) {
-      fold_weights<From, To>(entry, tile, out, scale, pieces[kFoldWeight], target);
+      fold_weights<From, To>(entry, tile, out, scale_row, scale, pieces[kFoldWeight], target);
     } else {
-      fold_weights<FromFloat32, To>(entry, tile, out, scale, apart(weight), target);
+      fold_weights<FromFloat32, To>(entry, tile, out, scale_apart, scale, apart(weight), target);
     }
   }
 }

@@ -1,8 +1,12 @@
-// The inner loops of trials and commit, compiled once per instruction set and chosen at run time.
+// The inner loops of the operators over weights and features, compiled once per instruction set and
+// chosen at run time.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "deevo/fold.h"
+#include "deevo/head.h"
 #include "deevo/trials.h"
 
 namespace deevo::cpu {
@@ -31,6 +35,34 @@ struct Span {
       stream;  // write past the caches, where the machine can; `out` lies at a multiple of 64 bytes
 };
 
+// Rows of one call of `products`.
+constexpr int64_t kMostSamples = 32, kMostClasses = 8;
+
+// What a sample's logits add up to, for loss_from_sums, and the true class's rank.
+struct LossSums {
+  int64_t exponentials, gaps;
+  double label_gap;
+  int32_t rank;
+};
+
+// to[i] = from[i] factor, as fold.h widens and rounds.
+using Scale = void (*)(const void* from, void* to, int64_t count, float factor);
+
+// Types of numbers are counted as Number does: float32, bfloat16, float16.
+struct EvaluationLoops {
+  Scale scale[3][3];  // by source, then target
+  void (*widen[3])(const void* from, float* to, int64_t count);
+  // Means of features [positions, channels] over positions, which are added in order.
+  void (*pool[3])(const void* features, int64_t positions, int64_t channels, float* pooled);
+  // out[n * stride + j] = x[n] . w[j], rows of `channels`, a multiple of kHeadLanes, at most
+  // kMostSamples of x and kMostClasses of w: lane l adds channels l, l + 16, ... in order, then
+  // lanes are added by halves.
+  void (*products)(const float* x, int64_t samples, const float* w, int64_t classes,
+                   int64_t channels, float* out, int64_t stride);
+  // bits: gap_bits(classes). False, and nothing written, if a logit is not finite.
+  bool (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits, LossSums* sums);
+};
+
 // A set of loops; all sets give the same bits.
 struct Loops {
   const char* name;
@@ -43,6 +75,7 @@ struct Loops {
   void (*trial_float32)(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg);
   void (*trial_bfloat16)(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg);
   void (*trial_float16)(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg);
+  EvaluationLoops evaluation;
 
   void trial(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg) const {
     trial_float32(span, out, size, nonneg);

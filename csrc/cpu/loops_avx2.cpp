@@ -22,6 +22,7 @@ constexpr int kFloats = 8;
 typedef float Floats __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint16_t Few __attribute__((vector_size(16)));
 typedef uint64_t Lanes __attribute__((vector_size(32)));
 
 #include "loops_choose.h"
@@ -62,7 +63,16 @@ inline void stream(void* to, V vector) {
   _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(vector));
 }
 
+inline Floats widen_few(Few stored) {
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(stored)));
+}
+inline Few narrow_few(Floats v) {
+  return reinterpret_cast<Few>(
+      _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+
 #include "loops_body.h"
+#include "loops_evaluation.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -71,8 +81,8 @@ inline void stream(void* to, V vector) {
 
 }  // namespace
 
-const Loops kAvx2Loops = {"avx2",         supported,       draw_mask,
-                          trial<Float32>, trial<BFloat16>, trial<Float16>};
+const Loops kAvx2Loops = {"avx2",          supported,      draw_mask,  trial<Float32>,
+                          trial<BFloat16>, trial<Float16>, kEvaluation};
 
 }  // namespace deevo::cpu
 

@@ -27,6 +27,7 @@ constexpr int kFloats = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(64)));
+typedef uint16_t Few __attribute__((vector_size(32)));
 typedef uint64_t Lanes __attribute__((vector_size(64)));
 
 inline Lanes multiply(Lanes a, Lanes b) {
@@ -79,7 +80,16 @@ inline void stream(void* to, V vector) {
   _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<__m512i>(vector));
 }
 
+inline Floats widen_few(Few stored) {
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xFFFF, reinterpret_cast<__m256i>(stored)));
+}
+inline Few narrow_few(Floats v) {
+  return reinterpret_cast<Few>(
+      _mm512_maskz_cvtps_ph(0xFFFF, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+
 #include "loops_body.h"
+#include "loops_evaluation.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -88,8 +98,8 @@ inline void stream(void* to, V vector) {
 
 }  // namespace
 
-const Loops kAvx512Loops = {"avx512",       supported,       draw_mask,
-                            trial<Float32>, trial<BFloat16>, trial<Float16>};
+const Loops kAvx512Loops = {"avx512",        supported,      draw_mask,  trial<Float32>,
+                            trial<BFloat16>, trial<Float16>, kEvaluation};
 
 }  // namespace deevo::cpu
 

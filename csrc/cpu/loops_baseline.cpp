@@ -14,6 +14,7 @@ constexpr int kFloats = 4;
 typedef float Floats __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
+typedef uint16_t Few __attribute__((vector_size(8)));
 typedef uint64_t Lanes __attribute__((vector_size(16)));
 inline Lanes pair(Lanes a, Lanes b) { return (a & 0xFFFFFFFFu) | (b << 32); }
 
@@ -99,13 +100,25 @@ inline Halves round_half(const Floats* parts) {
   return reinterpret_cast<Halves>(round_half(parts[0]) | round_half(parts[1]) << 16);
 }
 
+inline Floats widen_few(Few stored) {
+  const Words half = __builtin_convertvector(stored, Words), magnitude = half & 0x7FFFu;
+  const Words special = 0x7F800000u | (half & 0x3FFu) << 13 | (half & 0x8000u) << 16;
+  return reinterpret_cast<Integers>(magnitude) < 0x7C00 ? widen_half(half)
+                                                        : reinterpret_cast<Floats>(special);
+}
+inline Few narrow_few(Floats v) {
+  const Words quiet = Words{} + 0x7E00u;
+  return __builtin_convertvector(v != v ? quiet : round_half(v), Few);
+}
+
 #include "loops_body.h"
+#include "loops_evaluation.h"
 
 bool supported() { return true; }
 
 }  // namespace
 
-const Loops kBaselineLoops = {"baseline",     supported,       draw_mask,
-                              trial<Float32>, trial<BFloat16>, trial<Float16>};
+const Loops kBaselineLoops = {"baseline",      supported,      draw_mask,  trial<Float32>,
+                              trial<BFloat16>, trial<Float16>, kEvaluation};
 
 }  // namespace deevo::cpu

@@ -16,22 +16,27 @@ constexpr int kHeadLanes = 16;  // partial sums of a dot product: lane l has cha
 constexpr int kExpBits = 40;
 constexpr double kLargestGap = 0x1p20;
 
-// rint of a float64 in [0, 2^51].
-DEEVO_HD double round_half_even(double x) { return (x + 0x1p52) - 0x1p52; }
+// rint of a float64 in [0, 2^51]: what the sum with 2^52 has in its low bits. Many CPUs convert
+// single numbers only.
+DEEVO_HD int64_t round_half_even(double x) {
+  return static_cast<int64_t>(bits_of(x + 0x1p52) - bits_of(0x1p52));
+}
 
 // rint(2^40 exp(-gap)), gap >= 0: -gap = k ln 2 + r, |r| <= ln 2 / 2, Taylor series of exp(r) up to
 // r^11. The series' error is below 1e-14, the rounding's 2^-41.
 DEEVO_HD int64_t exp_fixed(double gap) {
-  const double x = gap > 32.0 ? -32.0 : -gap;  // from 28.5 on it rounds to 0
-  const double k = -round_half_even(-(x * 1.4426950408889634));
+  const double x = gap > 32.0 ? -32.0 : -gap;                 // from 28.5 on it rounds to 0
+  const double shifted = -(x * 1.4426950408889634) + 0x1p52;  // rounds, as round_half_even
+  const double k = -(shifted - 0x1p52);
   const double r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
   constexpr double kInverseFactorials[12] = {
       1.0,       1.0,        1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,
       1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
   double p = kInverseFactorials[11];
   for (int n = 10; n >= 0; --n) p = p * r + kInverseFactorials[n];
-  const uint64_t exponent = static_cast<uint64_t>(1023 + kExpBits + static_cast<int64_t>(k));
-  return static_cast<int64_t>(round_half_even(p * double_of(exponent << 52)));
+  const uint64_t exponent =
+      static_cast<uint64_t>(1023 + kExpBits) - (bits_of(shifted) - bits_of(0x1p52));
+  return round_half_even(p * double_of(exponent << 52));
 }
 
 // Fraction bits of the class sum of label smoothing, so that it fits 63 bits.
@@ -43,7 +48,7 @@ DEEVO_HD int gap_bits(int64_t classes) {
 
 DEEVO_HD int64_t gap_fixed(double gap, int bits) {
   const double limited = gap > kLargestGap ? kLargestGap : gap;
-  return static_cast<int64_t>(round_half_even(limited * double_of((1023ull + bits) << 52)));
+  return round_half_even(limited * double_of((1023ull + bits) << 52));
 }
 
 // The loss from what the passes over the classes gave: exponentials' sum, gaps' sum, label's gap.
