@@ -200,6 +200,64 @@ def test_engines_agree(activation: Activation | None, dtype: torch.dtype) -> Non
     _agree(layer, exact, x, weight, bias, None)
 
 
+# Input map, kernel, stride and padding, and whether `positions` claims the layer.
+SMALL_MAPS = [
+    ((2, 2), (3, 3), (1, 1), (1, 1), True),
+    ((4, 4), (3, 3), (2, 2), (1, 1), True),
+    ((3, 2), (3, 5), (1, 1), (1, 2), True),
+    ((5, 3), (3, 3), (2, 1), (1, 1), True),
+    ((3, 3), (7, 7), (2, 2), (3, 3), True),
+    ((1, 1), (3, 3), (1, 1), (1, 1), True),
+    ((4, 4), (3, 3), (1, 1), (1, 1), False),  # 16 positions
+    ((3, 3), (3, 3), (1, 1), (0, 0), False),  # no padding
+    ((2, 2), (1, 1), (1, 1), (1, 1), False),  # and 16 positions, 12 of which see padding alone
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "claimed"), SMALL_MAPS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_engines_agree_on_small_maps(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    claimed: bool,
+    residual: bool,
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    channels, taps = 8, kernel[0] * kernel[1]
+    weight = draw(6, channels, *kernel) / math.sqrt(channels * taps)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    x, bias = draw(3, channels, *size).contiguous(memory_format=torch.channels_last), draw(6)
+    exact = nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride, padding)
+    other = draw(*exact.shape).contiguous(memory_format=torch.channels_last) if residual else None
+    layer = Convolution(
+        "conv",
+        (0,),
+        1,
+        tuple(x.shape),
+        tuple(exact.shape),
+        dtype,
+        weights=Weights("w", "b", None, tuple(weight.shape)),
+        stride=stride,
+        padding=padding,
+        dilation=(1, 1),
+        groups=1,
+        residual=residual,
+        activation=Activation("relu"),
+    )
+    names = {engine.name for engine in candidates(layer, CPU)}
+    if ENGINES["onednn"].why_not(layer, CPU) is None:  # a CPU that multiplies this dtype
+        assert ("positions" in names) == claimed
+    _agree(layer, exact if other is None else exact + other.double(), x, weight, bias, other)
+
+
 def _agree(
     layer: Convolution | Linear,
     exact: torch.Tensor,
@@ -228,7 +286,8 @@ def _agree(
         prepared = bound.prepare(weight.to(layer.dtype), bias)
         other = None if residual is None else residual.to(layer.dtype)
         found = bound.run(prepared, x.to(layer.dtype), other)
-        # Inputs, weights, bias, residual and result are rounded; |terms| < 4, sums of 72 at most.
+        # Inputs, weights, bias, residual and result are rounded; |terms| < 4, sums of 72 at most
+        # (392 of smaller terms on small maps).
         u = 2.0**-24 * 72 if layer.dtype == torch.float32 else 2.0**-9 * 8
         assert float((found.double() - exact).abs().max()) <= 8 * u, engine.name
 

@@ -42,9 +42,11 @@ def run_members(
     """Runs rows [K, D] on micro-batches, of which the first sizes[i] images count.
 
     A member is prepared (folded, packed) once, beside the micro-batches of the one before it, and
-    its weights are freed after its last micro-batch.
+    its weights are freed after its last micro-batch; on the CPU, where members have one micro-batch
+    each, right before it and by the same thread, in whose caches they then are.
     """
     count = rows.shape[0]
+    at_once = device.type == "cpu" and len(batches) == 1
 
     def prepare(k: int) -> Any:
         return program.prepare(*member_of(rows, statistics, k, device))
@@ -56,6 +58,8 @@ def run_members(
     def run(k: int, i: int) -> None:
         own = ready[k]
         assert own is not None
+        if at_once:
+            own.make()
         head(k, starts[i], logits_of(program, own.get(), batches[i], name)[: sizes[i]])
         left[k] -= 1
         if not left[k]:
@@ -63,10 +67,10 @@ def run_members(
 
     tasks: list[Callable[[], None]] = []
     for k, once in enumerate(ready):
-        if k == 0 and once is not None:
+        if k == 0 and once is not None and not at_once:
             tasks.append(once.make)
         following = ready[k + 1] if k + 1 < count else None
-        if following is not None:
+        if following is not None and not at_once:
             tasks.append(following.make)
         tasks.extend(functools.partial(run, k, i) for i in range(len(batches)))
     workers.run(tasks)

@@ -1,8 +1,8 @@
 """Engines: ways to compute a convolution or a linear layer of a plan.
 
 `aten` serves everything, everywhere; `onednn` and `onednn-packed` are the CPU's, with fused
-post-operations; `cudnn` is CUDA's, with bias, residual and ReLU inside the convolution; `triton` is
-our own kernel.
+post-operations, and `positions` its matrix products for small maps; `cudnn` is CUDA's, with bias,
+residual and ReLU inside the convolution; `triton` is our own kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deevo_ext.inference.engines import aten, cudnn, onednn, triton
+from deevo_ext.inference.engines import aten, cudnn, onednn, positions, triton
 from deevo_ext.inference.engines.base import Bound, Engine
 from deevo_ext.inference.plan import Convolution, Linear
 
@@ -20,6 +20,7 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         onednn.OneDNN(packed=False),
         onednn.OneDNN(packed=True),
+        positions.Positions(),
         cudnn.CuDNN(),
         triton.Triton(),
         aten.ATen(),
