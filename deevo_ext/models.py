@@ -25,6 +25,7 @@ from deevo_ext.checkpoints import PathLike, load_checkpoint
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_extra
 
 _HOW = (
     'expected "torchvision:NAME", "timm:NAME", a bare name of either, or "package.module:factory"'
@@ -153,12 +154,12 @@ def _find(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
     if not separator:
         return _bare(arch)
     if source == "torchvision":
-        models = _import("torchvision").models
+        models = import_extra("torchvision").models
         if name not in models.list_models(module=models):
             raise DeevoError(f"torchvision has no classifier {name!r}; {_HOW}")
         return source, name, lambda **options: models.get_model(name, weights=None, **options)
     if source == "timm":
-        timm = _import("timm")
+        timm = import_extra("timm")
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5])
             raise DeevoError(f"timm has no model {name!r}{f' ({close}, ...)' if close else ''}")
@@ -170,7 +171,7 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
     missing = []
     for source in ("torchvision", "timm"):
         try:
-            _import(source)
+            import_extra(source)
         except DeevoError as error:
             missing.append(str(error))
             continue
@@ -180,20 +181,6 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
             continue
     reason = " ".join(missing) or "neither torchvision nor timm has it"
     raise DeevoError(f"arch is {arch!r}: {reason}; {_HOW}")
-
-
-def _import(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise DeevoError(
-            f'{package} is not installed ({error}): pip install "deevo_ext[imagenet]"'
-        ) from error
-    except RuntimeError as error:  # its operators were built for another torch
-        raise DeevoError(
-            f"{package} cannot be imported beside torch {torch.__version__} ({error}); install the "
-            "pair that constraints.txt names, from one index"
-        ) from error
 
 
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
@@ -240,7 +227,7 @@ def _transform(
     if given is not None and Path(given).suffix in (".json", ".toml"):
         return Transform.from_file(given)
     if source == "torchvision":
-        weights = _import("torchvision").models.get_model_weights(name)
+        weights = import_extra("torchvision").models.get_model_weights(name)
         known = list(weights.__members__)
         if given is not None and given not in known:
             raise DeevoError(
@@ -267,19 +254,25 @@ def _of_torchvision(preset: Any) -> Transform:
 
 def _of_timm(model: nn.Module, name: str) -> Transform:
     """From pretrained_cfg, as timm.data.create_transform builds its evaluation transform."""
-    config = _import("timm.data").resolve_model_data_config(model)
+    config = import_extra("timm.data").resolve_model_data_config(model)
     height, width = config["input_size"][-2:]
-    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
+    scaled = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
     mode = config.get("crop_mode") or "center"
-    if mode not in ("center", "squash") or (mode == "center" and height != width):
+    fits = {"center": "cover", "squash": "bend", "border": "contain"}
+    if mode not in fits:
         raise DeevoError(
-            f"timm's {name} is evaluated with crop_mode {mode!r} at {height}x{width}, which is not "
-            "a resize and a centre crop; give --transform FILE"
+            f"timm's {name} is evaluated with crop_mode {mode!r}; expected one of "
+            f"{', '.join(fits)}; give --transform FILE"
         )
+    # timm leaves a square target's centre crop to torchvision, which rounds in another way.
+    simple = mode == "center" and scaled[0] == scaled[1]
+    mean = tuple(config["mean"])
     return Transform(
-        scaled[0] if mode == "center" else (scaled[0], scaled[1]),
+        scaled[0] if simple else scaled,
         (height, width),
         config["interpolation"],
-        tuple(config["mean"]),
+        mean,
         tuple(config["std"]),
+        fit="bend" if simple else fits[mode],
+        fill=tuple(round(255 * value) for value in mean) if mode == "border" else None,
     )

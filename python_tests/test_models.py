@@ -13,7 +13,7 @@ from torch import nn
 from deevo_ext import ImageSet
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.models import _of_torchvision, architecture, check_fit
+from deevo_ext.models import _of_timm, _of_torchvision, architecture, check_fit
 from support import zoo
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -85,6 +85,55 @@ def test_timms_transform_is_met_byte_for_byte(name: str) -> None:
         image = Image.fromarray(picture).convert("RGB")
         normal = (found.transform.apply(image) / 255 - found.transform.mean) / found.transform.std
         np.testing.assert_allclose(normal.transpose(2, 0, 1), expected(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
+@pytest.mark.parametrize("mode", ["center", "squash", "border", None])
+def test_timms_crop_modes_are_met_byte_for_byte(
+    mode: str | None, crop_pct: float, interpolation: str
+) -> None:
+    import timm
+    from PIL import Image
+
+    for size, mean in (((96, 96), MEAN), ((120, 64), (0.5, 0.25, 1.0)), ((97, 150), MEAN)):
+        model = nn.Identity()
+        model.pretrained_cfg = {  # type: ignore[assignment]
+            "input_size": (3, *size),
+            "crop_pct": crop_pct,
+            "crop_mode": mode,
+            "interpolation": interpolation,
+            "mean": mean,
+            "std": STD,
+        }
+        found = _of_timm(model, "any")
+        config = timm.data.resolve_model_data_config(model)
+        expected = timm.data.create_transform(**config, is_training=False, normalize=False)
+        for picture in _pictures():
+            image = Image.fromarray(picture).convert("RGB")
+            pixels = found.apply(image)
+            np.testing.assert_array_equal(pixels.transpose(2, 0, 1), expected(image).numpy())
+            assert pixels.shape[:2] == found.size_of(image.height, image.width) == size
+        again = json.loads(json.dumps({**found.__dict__}))
+        assert Transform.from_mapping(again, "its own values") == found
+
+
+def test_pixels_name_what_decides_them() -> None:
+    half = ((0.5,) * 3, (0.5,) * 3)
+    plain = Transform((9, 9), (8, 8), "bilinear", *half)
+    assert plain.pixels() == Transform((9, 9), (8, 8), "bilinear", *half, fill=(0, 0, 0)).pixels()
+    others = [
+        Transform((9, 9), (8, 8), "bilinear", *half, fit="contain"),
+        Transform((9, 9), (8, 8), "bilinear", *half, fit="cover"),
+        Transform((9, 9), (8, 8), "bilinear", *half, fill=(9, 0, 0)),
+        plain,
+    ]
+    assert len({json.dumps(transform.pixels()) for transform in others}) == 4
+    for wrong in ({"fit": "stretch"}, {"fill": (0, 0)}, {"fill": (0, 0, 256)}):
+        with pytest.raises(DeevoError, match="fit \\(bend, cover, contain\\)"):
+            Transform((9, 9), (8, 8), "bilinear", *half, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(DeevoError, match="fit"):
+        Transform(9, (8, 8), "bilinear", *half, fit="contain")
 
 
 def test_squashing_and_padding_are_torchvisions() -> None:

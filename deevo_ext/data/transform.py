@@ -20,11 +20,13 @@ from ..errors import DeevoError
 if TYPE_CHECKING:
     from PIL import Image
 
+FITS = ("bend", "cover", "contain")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _EXPECTED = (
     "expected resize (whole number: the shorter side; or [height, width]), crop (whole number or "
     f"[height, width]), interpolation ({', '.join(INTERPOLATIONS)}), mean and std (one number a "
-    "channel, of values in 0..1)"
+    "channel, of values in 0..1); where resize is [height, width] also fit "
+    f"({', '.join(FITS)}); and fill (0..255 a channel)"
 )
 
 
@@ -33,11 +35,14 @@ class Transform:
     """Resize, then centre crop, then (pixel / 255 - mean) / std.
 
     Args:
-        resize: length of the shorter side, or (height, width), which bends the picture; None leaves
-            its size.
-        crop: (height, width) of the centre, what is missing filled with black; None for no crop.
+        resize: length of the shorter side, or (height, width), see `fit`; None leaves its size.
+        crop: (height, width) of the centre, what is missing filled with `fill`; None for no crop.
         interpolation: one of INTERPOLATIONS.
         mean, std: per channel, of values in 0..1; three for colour, one for grey.
+        fit: what resize = (height, width) does to a picture of other proportions: "bend" it to that
+            size, or keep its proportions and "cover" that size, or be "contain"ed in it, as timm's
+            crop_mode squash, center and border.
+        fill: whole numbers 0..255 per channel; None for black.
 
     Raises:
         DeevoError: a value is not as above.
@@ -48,6 +53,8 @@ class Transform:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = "bend"
+    fill: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         sides = (*_sides(self.resize), *_sides(self.crop))
@@ -57,6 +64,10 @@ class Transform:
             and len(self.mean) == len(self.std)
             and len(self.mean) in (1, 3)
             and all(value > 0 for value in self.std)
+            and self.fit in FITS
+            and (self.fit == "bend" or isinstance(self.resize, tuple))
+            and (self.fill is None or len(self.fill) == len(self.mean))
+            and all(isinstance(value, int) and 0 <= value <= 255 for value in self.fill or ())
         )
         if not good:
             raise DeevoError(f"transform is {asdict(self)}; {_EXPECTED}")
@@ -69,12 +80,18 @@ class Transform:
     def pixels(self) -> dict[str, Any]:
         """What decides the uint8 pixels, as plain values: all but the normalisation."""
         found = asdict(self)
-        return {
+        plain: dict[str, Any] = {
             "resize": _plain(found["resize"]),
             "crop": _plain(found["crop"]),
             "interpolation": None if self.resize is None else self.interpolation,
             "channels": self.channels,
         }
+        # Named where they matter only, so that caches of the other transforms stay valid.
+        if self.fit != "bend":
+            plain["fit"] = self.fit
+        if self.crop is not None and any(self.fill or ()):
+            plain["fill"] = _plain(self.fill)
+        return plain
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what a picture of this size becomes."""
@@ -97,14 +114,24 @@ class Transform:
         if self.crop is not None and self.crop != (height, width):
             top = _offset(height, self.crop[0])
             left = _offset(width, self.crop[1])
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+            if self.fill is None:  # Pillow fills with black
+                image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+            else:
+                fill = self.fill if self.channels == 3 else self.fill[0]
+                ground = Image.new(image.mode, (self.crop[1], self.crop[0]), fill)
+                ground.paste(image, (-left, -top))
+                image = ground
         return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is None:
             return height, width
         if not isinstance(self.resize, int):
-            return self.resize
+            if self.fit == "bend":
+                return self.resize
+            ratios = height / self.resize[0], width / self.resize[1]
+            ratio = min(ratios) if self.fit == "cover" else max(ratios)
+            return round(height / ratio), round(width / ratio)
         short, long = min(height, width), max(height, width)
         sides = (self.resize, int(self.resize * long / short))
         return sides if height <= width else (sides[1], sides[0])
@@ -118,7 +145,8 @@ class Transform:
         known = {field.name for field in fields(cls)}
         missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
         # No resize or no crop is said by leaving it out.
-        missing = [field for field in missing if field not in ("resize", "crop", "interpolation")]
+        optional = ("resize", "crop", "interpolation", "fit", "fill")
+        missing = [field for field in missing if field not in optional]
         if missing or unknown:
             raise DeevoError(
                 f"{name}: {'without ' + ', '.join(missing) if missing else ''}"
@@ -134,6 +162,8 @@ class Transform:
                 values.get("interpolation", "bilinear"),
                 tuple(float(value) for value in values["mean"]),
                 tuple(float(value) for value in values["std"]),
+                values.get("fit", "bend"),
+                None if values.get("fill") is None else tuple(values["fill"]),
             )
         except (TypeError, ValueError) as error:
             raise DeevoError(f"{name}: {error}; {_EXPECTED}") from error

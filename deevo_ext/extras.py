@@ -1,0 +1,30 @@
+"""Optional packages, imported when used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from .errors import DeevoError
+
+
+def import_extra(module: str) -> Any:
+    """A module of torchvision or timm.
+
+    Raises DeevoError that says how to mend it: the package is not installed, or its operators were
+    built for another torch.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DeevoError(
+            f'{package} is not installed ({error}): pip install "deevo_ext[imagenet]"'
+        ) from error
+    except RuntimeError as error:
+        raise DeevoError(
+            f"{package} cannot be imported beside torch {torch.__version__} ({error}); install the "
+            "pair that constraints.txt names, from one index"
+        ) from error
