@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import warnings
 from pathlib import Path
@@ -36,10 +37,14 @@ _SMI_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
 def collect() -> dict[str, Any]:
-    """The report as plain data (JSON-serialisable): versions, cpu, extension, gpu, backends."""
+    """The report as plain data (JSON-serialisable).
+
+    Its parts: versions, extras, cpu, extension, gpu, backends.
+    """
     extension, gpu = _extension_facts(), _gpu_facts()
     return {
         "versions": _versions(),
+        "extras": _extras(),
         "cpu": _cpu_facts(),
         "extension": extension,
         "gpu": gpu,
@@ -52,6 +57,7 @@ def format_report(report: dict[str, Any]) -> str:
     versions, cpu, extension, gpu = (report[k] for k in ("versions", "cpu", "extension", "gpu"))
     sections: dict[str, list[tuple[str, str]]] = {
         "versions": [(name, value or "not installed") for name, value in versions.items()],
+        "extras": _extras_lines(report["extras"]),
         "cpu": [
             ("model", cpu["model"]),
             ("instructions", " ".join(cpu["instructions"]) or "none of those looked for"),
@@ -89,6 +95,42 @@ def _versions() -> dict[str, str | None]:
         "triton": _installed("triton"),
         "platform": platform.platform(),
     }
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """Each extra's packages, those of the extras it includes too, and their versions or None."""
+    own: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("deevo_ext") or []:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
+        if extra is not None:
+            own.setdefault(extra[1], []).append(requirement.strip())
+
+    def packages(extra: str, within: tuple[str, ...] = ()) -> list[str]:
+        found: list[str] = []
+        for requirement in own.get(extra, []):
+            parts = re.fullmatch(r"([\w.-]+)\s*(?:\[([^\]]*)\])?.*", requirement)
+            if parts is None:
+                continue
+            if re.sub(r"[-_.]+", "-", parts[1]).lower() != "deevo-ext":
+                found.append(parts[1])
+                continue
+            for other in (parts[2] or "").split(","):
+                if other.strip() not in (extra, *within):
+                    found += packages(other.strip(), (extra, *within))
+        return list(dict.fromkeys(found))
+
+    return {extra: {name: _installed(name) for name in packages(extra)} for extra in own}
+
+
+def _extras_lines(extras: dict[str, dict[str, str | None]]) -> list[tuple[str, str]]:
+    lines = []
+    for extra, packages in extras.items():
+        words = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        missing = ", ".join(name for name, version in packages.items() if version is None)
+        how = f'missing: {missing}: pip install "deevo_ext[{extra}]"' if missing else ""
+        lines.append((extra, "; ".join(filter(None, (words, how)))))
+    return lines
 
 
 def _installed(distribution: str) -> str | None:

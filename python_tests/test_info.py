@@ -1,5 +1,6 @@
 """The environment report and the command line around it."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -41,6 +42,32 @@ def test_versions_are_those_of_the_running_process(report):
     assert versions["torch"] == torch.__version__
     assert versions["numpy"] == numpy.__version__
     assert (versions["triton"] is None) == (importlib.util.find_spec("triton") is None)
+
+
+def test_extras_are_those_of_the_package(report):
+    import tomllib
+
+    folder = Path(__file__).parents[1]
+    declared = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    extras = report["extras"]
+    assert extras.keys() == declared["optional-dependencies"].keys()
+    assert extras["plots"].keys() == {"matplotlib"}
+    # An extra that includes another has its packages, too.
+    assert extras["plots"].items() <= extras["imagenet"].items() <= extras["zoo"].items()
+    assert extras["imagenet"].keys() == {"matplotlib", "torchvision", "timm", "pillow"}
+    for packages in extras.values():
+        for name, version in packages.items():
+            try:
+                assert version == importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                assert version is None
+
+
+def test_what_an_extra_lacks_is_said_with_its_remedy(report):
+    changed = {**report, "extras": {"a": {"x": "1.2", "y": None, "z": None}, "b": {"x": "1.2"}}}
+    text = info.format_report(changed)
+    assert 'x 1.2; missing: y, z: pip install "deevo_ext[a]"' in text
+    assert text.count("missing:") == 1
 
 
 def test_cpu_facts(report):
