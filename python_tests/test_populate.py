@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.training import finetune
 from deevo_ext.training.finetune import State, fine_tune
+from deevo_ext.training.mixing import draw_mixing
 from deevo_ext.training.populate import PopulationPlan, Progress, plan_population, populate
 from deevo_ext.training.recipes import Recipe
+from support import zoo
 from support.models import small_resnet
 from support.pictures import write_fashion
 
@@ -94,8 +97,13 @@ def test_mixup_is_cross_entropy_with_mixed_targets() -> None:
     before = [p.detach().clone().double().requires_grad_() for p in network.parameters()]
     fine_tune(network, images, recipe)
     ((_, x, labels),) = finetune._batches(images, recipe, 0, torch.device("cpu"))
-    share, order = finetune._mixing(recipe, 0, 16)
-    assert 0 < share < 1 and sorted(labels.tolist()) == sorted(images.labels.tolist())
+    mixing = draw_mixing(recipe, 0, 16, 8, 8)
+    share, order = mixing.share, mixing.order
+    assert (
+        mixing.box is None
+        and 0 < share < 1
+        and sorted(labels.tolist()) == sorted(images.labels.tolist())
+    )
     one_hot = nn.functional.one_hot(labels, 3).double() * 0.9 + 0.1 / 3
     mixed = (share * x + (1 - share) * x[order]).double().flatten(1)
     target = share * one_hot + (1 - share) * one_hot[order]
@@ -125,8 +133,13 @@ def test_epochs_show_each_image_once_normalised_and_moved_within_bounds() -> Non
     assert torch.equal(rest[0][1], batches[6][1])
 
 
-def test_a_run_goes_on_from_its_state_bit_for_bit(tmp_path: Path) -> None:
-    recipe = Recipe(7, 20, 8, 0.05, 1e-3, 0.1, shift=1, mirror=True, mixup=0.2)
+@pytest.mark.parametrize(
+    "more", [{}, {"crop": 0.3, "jitter": 0.3, "trivial": True, "erase": 0.5, "cutmix": 1.0}]
+)
+def test_a_run_goes_on_from_its_state_bit_for_bit(more: dict[str, Any], tmp_path: Path) -> None:
+    if more:
+        zoo._torchvision()
+    recipe = Recipe(7, 20, 8, 0.05, 1e-3, 0.1, shift=1, mirror=True, mixup=0.2, **more)
     expected = _net()
     torch.manual_seed(11)
     before = torch.get_rng_state()

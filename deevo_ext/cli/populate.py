@@ -41,6 +41,13 @@ def populate(
         int, typer.Option(help="Some members move images by up to so many pixels.", min=0)
     ] = 0,
     mirror: Annotated[bool, typer.Option(help="Whether a mirrored image keeps its class.")] = True,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="What some members draw: none, or crop:SHARE, jitter:STRENGTH, erase:PROBABILITY, "
+            "mixup:ALPHA, cutmix:ALPHA, trivial with commas between; auto goes by the images."
+        ),
+    ] = "auto",
     transform: Annotated[
         str | None, typer.Option(help="JSON or TOML file, or torchvision's name of weights.")
     ] = None,
@@ -71,9 +78,12 @@ def populate(
     from deevo_ext.checkpoints import sha256
     from deevo_ext.data.sets import open_data
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.training.pictures import functional
     from deevo_ext.training.populate import plan_population
     from deevo_ext.training.populate import populate as train
+    from deevo_ext.training.recipes import Choices
 
+    given = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     expected = architecture(arch, transform=transform).needs_transform()
     found = open_data(
@@ -94,6 +104,9 @@ def populate(
         _load(network.model, checkpoint, base_epochs > 0)
     elif not base_epochs:
         raise _nothing_to_start_from()
+    choices = given or Choices.for_images(*images.image_shape)
+    if choices.crop or choices.jitter or choices.trivial:
+        functional()
     plan = plan_population(
         len(images),
         members,
@@ -107,6 +120,7 @@ def populate(
         base_learning_rate=base_learning_rate,
         snapshots=snapshots,
         seed=seed,
+        choices=choices,
     )
     origin = {
         "arch": network.name,

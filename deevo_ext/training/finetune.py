@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from ..data.labelled import LabelledImages
 from ..errors import DeevoError
 from ..files import write_whole
 from ..inference.preprocessing import Preprocessing
-from .augment import augment
+from .augment import augment, erase
+from .mixing import draw_mixing
+from .pictures import change_pictures, functional
 from .recipes import Recipe, derived_seed
 
 _ORDER, _STEP = 1, 2  # what a seed is derived for
@@ -85,6 +86,8 @@ def fine_tune(
     Raises DeevoError when the loss is not finite: the learning rate is too high.
     """
     device = next(network.parameters()).device
+    if recipe.crop or recipe.jitter or recipe.trivial:
+        functional()  # a missing package is an error here, not in the reading thread
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -105,17 +108,18 @@ def fine_tune(
             torch.manual_seed(derived_seed(derived_seed(recipe.seed, _STEP), step))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
-            share, order = _mixing(recipe, step, len(labels))
-            if share < 1:
-                x = share * x + (1 - share) * x[order.to(device)]
+            mixing = draw_mixing(recipe, step, len(labels), *x.shape[2:])
+            x = mixing(x)
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 logits = network(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-            if share < 1:
+            if mixing.share < 1:
                 other = F.cross_entropy(
-                    logits.float(), labels[order.to(device)], label_smoothing=recipe.label_smoothing
+                    logits.float(),
+                    labels[mixing.order.to(device)],
+                    label_smoothing=recipe.label_smoothing,
                 )
-                loss = share * loss + (1 - share) * other
+                loss = mixing.share * loss + (1 - mixing.share) * other
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -140,6 +144,8 @@ def _batches(
     size = min(recipe.batch_size, len(images))
     each = len(images) // size  # batches of an epoch
     normalise = Preprocessing(images.mean, images.std).normalise
+    # What is erased is the mean colour: zero, once normalised.
+    ground = tuple(round(255 * value) for value in images.mean or (0.0,) * images.image_shape[0])
 
     def read(step: int) -> tuple[Tensor, Tensor]:
         epoch, number = divmod(step, each)
@@ -148,6 +154,8 @@ def _batches(
         chosen = images.subset(order[number * size : (number + 1) * size])
         generator = torch.Generator().manual_seed(derived_seed(recipe.seed + step, _STEP))
         moved = augment(chosen.pixels(0, size), recipe.shift, recipe.mirror, generator)
+        moved = change_pictures(moved, recipe.crop, recipe.jitter, recipe.trivial, generator)
+        moved = erase(moved, recipe.erase, ground, generator)
         if device.type == "cuda":
             moved = moved.pin_memory()
         return moved, chosen.labels
@@ -160,12 +168,3 @@ def _batches(
             following = reader.submit(read, step + 1) if step + 1 < recipe.steps else None
             moved = pixels.to(device, non_blocking=True)
             yield step, normalise(moved, device), labels.to(device, non_blocking=True)
-
-
-def _mixing(recipe: Recipe, step: int, size: int) -> tuple[float, Tensor]:
-    """The share of mixup and the order of the images that are mixed in."""
-    if not recipe.mixup:
-        return 1.0, torch.arange(size)
-    generator = np.random.Generator(np.random.PCG64((recipe.seed, step)))
-    share = float(generator.beta(recipe.mixup, recipe.mixup))
-    return share, torch.from_numpy(generator.permutation(size))

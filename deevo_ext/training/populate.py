@@ -18,11 +18,11 @@ from ..data.labelled import LabelledImages
 from ..errors import DeevoError
 from ..files import write_whole
 from .finetune import State, fine_tune
-from .recipes import VARIATIONS, Recipe, derived_seed
+from .recipes import VARIATIONS, Choices, Recipe, derived_seed
 from .store import Store
 
 RECIPES = "recipes.csv"
-_FORMAT = 1
+_FORMAT = 2
 
 Progress = Callable[[str, int, int], None]
 """Called after every step with what is trained, steps done and steps in all, kept ones included."""
@@ -63,13 +63,14 @@ def plan_population(
     base_learning_rate: float = 0.1,
     snapshots: bool = False,
     seed: int = 0,
+    choices: Choices | None = None,
 ) -> PopulationPlan:
     """Recipes of a population, no two of which are alike.
 
     Learning rates are 1 to 4 times `learning_rate`, a tenth lower in each further dozen; weight
     decays 1e-4 to 1e-3 and label smoothings 0 to 0.02 follow the same table of twelve. Every other
-    pair of members mixes its images up (alpha 0.1), every other three move them by up to `shift`
-    pixels, and all but every fourth mirror them, where `mirror` allows. Learning rates stay
+    three members move images by up to `shift` pixels, and all but every fourth mirror them, where
+    `mirror` allows; `choices` says what else some do, by default mixup alone. Learning rates stay
     constant unless `anneal` says over which share they fall: members end around the minimum they
     share, not in it, so that averages are better than any of them and evolution has room. Member i
     does not depend on how many there are.
@@ -85,6 +86,7 @@ def plan_population(
             f"members is {members}, epochs {epochs:g}, base_epochs {base_epochs:g}, seed {seed}; "
             "expected at least 2 members, more than 0 epochs, and the others 0 or more"
         )
+    choices = choices or Choices()
     each = max(1, images // max(1, min(batch_size, images)))
 
     def recipe(index: int) -> Recipe:
@@ -100,7 +102,7 @@ def plan_population(
             shift=shift if row // 3 % 2 == 1 else 0,
             mirror=mirror and row % 4 != 3,
             anneal=anneal,
-            mixup=0.1 if row // 2 % 2 == 1 else 0.0,
+            **choices.of_row(row),
         )
 
     base = None

@@ -1,6 +1,10 @@
 """Recipes of stochastic gradient descent, and what distinguishes the members of a population."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +29,11 @@ class Recipe:
             another order, by a share drawn from Beta(alpha, alpha); 0 for none.
         anneal: share of the steps, at the end, over which the learning rate falls linearly to
             zero; 0 keeps it constant.
+        crop: least share of the area that random resized crops take, in (0, 1]; 0 for none.
+        jitter: how far brightness, contrast and saturation go from 1, in [0, 1]; 0 for none.
+        trivial: whether TrivialAugment changes each image (see `training/pictures.py`).
+        erase: probability that a rectangle of an image is erased (`training/augment.py`).
+        cutmix: alpha of cutmix (`training/mixing.py`); 0 for none.
 
     Raises:
         DeevoError: a value is out of its range.
@@ -41,6 +50,11 @@ class Recipe:
     momentum: float = 0.9
     anneal: float = 0.0
     mixup: float = 0.0
+    crop: float = 0.0
+    jitter: float = 0.0
+    trivial: bool = False
+    erase: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         ranges = {
@@ -54,6 +68,10 @@ class Recipe:
             "momentum": 0 <= self.momentum < 1,
             "anneal": 0 <= self.anneal <= 1,
             "mixup": self.mixup >= 0,
+            "crop": 0 <= self.crop <= 1,
+            "jitter": 0 <= self.jitter <= 1,
+            "erase": 0 <= self.erase <= 1,
+            "cutmix": self.cutmix >= 0,
         }
         for field, valid in ranges.items():
             if not valid:
@@ -64,6 +82,62 @@ class Recipe:
         rise = (step + 1) / max(1.0, 0.05 * self.steps)
         fall = (self.steps - step) / max(1.0, self.anneal * self.steps)
         return self.learning_rate * min(1.0, rise, fall if self.anneal else 1.0)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What recipes may draw, each for some members; fields are a Recipe's. 0: for none."""
+
+    mixup: float = 0.1
+    crop: float = 0.0
+    jitter: float = 0.0
+    trivial: bool = False
+    erase: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Choices:
+        """From "none", or parts such as "crop:0.35,jitter:0.2,trivial" with commas between."""
+        values: dict[str, float] = {"mixup": 0.0}
+        for part in () if text == "none" else text.split(","):
+            name, _, value = part.strip().partition(":")
+            try:
+                values[name] = 1.0 if name == "trivial" and not value else float(value)
+            except ValueError:
+                values[name] = math.nan
+        highest = {"mixup": 10, "crop": 1, "jitter": 1, "trivial": 1, "erase": 1, "cutmix": 10}
+        if not values.keys() <= highest.keys() or not all(
+            0 <= value <= highest[name] for name, value in values.items()
+        ):
+            raise DeevoError(
+                f"augment is {text!r}; expected none, or some of crop:SHARE, jitter:STRENGTH, "
+                "erase:PROBABILITY (each at most 1), mixup:ALPHA, cutmix:ALPHA (at most 10) and "
+                "trivial, with commas between"
+            )
+        return cls(**{**values, "trivial": bool(values.get("trivial"))})  # type: ignore[arg-type]
+
+    @classmethod
+    def for_images(cls, channels: int, height: int, width: int) -> Choices:
+        """The default: pictures of 64 pixels and more in colour take what ImageNet's do."""
+        if channels == 3 and min(height, width) >= 64:
+            return cls(crop=0.35, jitter=0.2, erase=0.1, cutmix=1.0)
+        return cls()
+
+    def of_row(self, row: int) -> dict[str, Any]:
+        """A recipe's fields of row 0..11; the first has none of them.
+
+        Mixup is for rows 2, 3, 6, 7, 10, 11; cutmix for the half of the others from 4 on; crops for
+        odd rows; of three rows, one has jitter, one erases and one takes TrivialAugment.
+        """
+        mixes = row // 2 % 2 == 1
+        return {
+            "mixup": self.mixup if mixes else 0.0,
+            "cutmix": self.cutmix if not mixes and row >= 4 else 0.0,
+            "crop": self.crop if row % 2 == 1 else 0.0,
+            "jitter": self.jitter if row % 3 == 1 else 0.0,
+            "erase": self.erase if row % 3 == 2 else 0.0,
+            "trivial": self.trivial and row % 3 == 0 and row > 0,
+        }
 
 
 def derived_seed(seed: int, index: int) -> int:
