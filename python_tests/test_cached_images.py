@@ -99,7 +99,7 @@ def test_losses_are_those_of_floats_in_memory(
     expected = evaluator.per_images(pop.rows, plain)
     whole = evaluator.per_images(pop.rows, images)
     # Three micro-batches at a time: 3 * 16 * 100 float32 pixels.
-    monkeypatch.setattr(forward_module, "_IMAGES_BYTES", 3 * 16 * 400)
+    monkeypatch.setitem(forward_module._IMAGES_BYTES, "cpu", 3 * 16 * 400)
     for one, other, reference in zip(
         evaluator.per_images(pop.rows, images), whole, expected, strict=True
     ):

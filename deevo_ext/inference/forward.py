@@ -33,8 +33,9 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Prepared images held at a time; members' weights are staged anew for each such part.
-_IMAGES_BYTES = 256 << 20
+# Prepared images held at a time; members' weights are staged anew for each such part, which takes
+# less than a hundredth of its time.
+_IMAGES_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 class Losses(NamedTuple):
@@ -62,10 +63,15 @@ class PopulationForward:
     image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
     1/255, applied to float images as well when given. table: engines that are fixed already.
 
-    On the CPU micro-batches and members spread over torch.get_num_threads() threads, one torch
-    thread each. Memory beside the rows: on each thread the activations of one micro-batch of one
-    member, two staging copies of the weights and oneDNN's packed ones, and 256 MiB of images;
-    with engine="triton" 2 GiB of activations and weights, or one member's, and the images.
+    On the CPU micro-batches and members spread over T = torch.get_num_threads() threads, one torch
+    thread each. Memory there, beside rows and results, whatever K and N:
+    T * (activations + largest weight) + (T + 1) * 2 * weights + images, with `activations` the
+    layers' outputs that are needed at once in one micro-batch of one member, `weights` a member's
+    folded weights (twice: oneDNN may have packed them), the largest layer's being packed inside a
+    call, and 64 MiB of prepared images, or one micro-batch. Of one micro-batch of images: T copies
+    of the weights, not T + 1. glibc keeps up to 64 MiB of what each thread freed, and oneDNN's own
+    code takes tens of MiB. On CUDA: two staging copies and 256 MiB of images; with engine="triton"
+    2 GiB of activations and weights, or one member's, and the images.
     """
 
     def __init__(
@@ -375,7 +381,7 @@ class PopulationForward:
             )
         dtype = _DTYPES[self.precision]
         size = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
-        part = self.micro_batch * max(1, _IMAGES_BYTES // size)
+        part = self.micro_batch * max(1, _IMAGES_BYTES[self.device.type] // size)
         for start, shown in stretches(images, part, self.device):
             batches = preprocessing.batches(shown, self.micro_batch, dtype, self.device)
             sizes = [batch.shape[0] for batch in shown.split(self.micro_batch)]

@@ -51,27 +51,32 @@ def run_members(
     def prepare(k: int) -> Any:
         return program.prepare(*member_of(rows, statistics, k, device))
 
+    # Only this list may hold members' weights: whoever else did would keep all K of them.
     ready: list[Once | None] = [Once(functools.partial(prepare, k)) for k in range(count)]
     left = [len(batches)] * count
     starts = [first + sum(sizes[:i]) for i in range(len(sizes))]
 
-    def run(k: int, i: int) -> None:
+    def member(k: int) -> Once:
         own = ready[k]
         assert own is not None
+        return own
+
+    def begin(k: int) -> None:
+        member(k).make()
+
+    def run(k: int, i: int) -> None:
         if at_once:
-            own.make()
-        head(k, starts[i], logits_of(program, own.get(), batches[i], name)[: sizes[i]])
+            begin(k)
+        own = member(k).get()
+        head(k, starts[i], logits_of(program, own, batches[i], name)[: sizes[i]])
         left[k] -= 1
         if not left[k]:
             ready[k] = None
 
     tasks: list[Callable[[], None]] = []
-    for k, once in enumerate(ready):
-        if k == 0 and once is not None and not at_once:
-            tasks.append(once.make)
-        following = ready[k + 1] if k + 1 < count else None
-        if following is not None and not at_once:
-            tasks.append(following.make)
+    for k in range(count):
+        ahead = () if at_once else (0, 1) if k == 0 else (k + 1,)
+        tasks.extend(functools.partial(begin, other) for other in ahead if other < count)
         tasks.extend(functools.partial(run, k, i) for i in range(len(batches)))
     workers.run(tasks)
 
