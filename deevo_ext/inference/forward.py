@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.inference.arguments import (
+    check_labels,
+    check_options,
+    check_rows,
+    check_statistics,
+    evaluating_device,
+)
 from deevo_ext.inference.build import Built, Tensors, build, float32_products, validate
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
@@ -25,8 +32,6 @@ from deevo_ext.inference.workers import Workers
 from deevo_ext.layout import Layout
 from deevo_ext.population import Population
 
-ENGINE_CHOICES = ("auto", "fused", "triton", "compile", "eager")
-PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 _DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -93,27 +98,8 @@ class PopulationForward:
         if isinstance(layout, Population):
             statistics_layout, fixed = layout.statistics_layout, layout.fixed
             layout = layout.layout
-        if not isinstance(model, nn.Module) or not isinstance(layout, Layout):
-            raise DeevoError(
-                f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
-                "a torch.nn.Module and a population or its layout"
-            )
-        for name, given, allowed in (
-            ("engine", engine, ENGINE_CHOICES),
-            ("precision", precision, PRECISIONS),
-        ):
-            if given not in allowed:
-                raise DeevoError(f"{name} is {given!r}; expected one of {', '.join(allowed)}")
-        if micro_batch < 1:
-            raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
-        if not 0 <= label_smoothing < 1:
-            raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
-        try:
-            self.device = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
-        if precision == "tf32" and self.device.type != "cuda":
-            raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
+        check_options(model, layout, engine, precision, micro_batch, label_smoothing)
+        self.device = evaluating_device(device, precision)
         if statistics_layout is not None and not statistics_layout.dim:
             statistics_layout = None
         self.layout, self.statistics_layout = layout, statistics_layout
@@ -200,7 +186,7 @@ class PopulationForward:
         ranks = torch.empty(rows.shape[0], count, dtype=torch.int32, device=self.device)
         highest = int(labels.max())
 
-        def check_labels(classes: int) -> None:
+        def check_classes(classes: int) -> None:
             if highest >= classes:
                 raise DeevoError(
                     f"{name} have label {highest}, but the model has {classes} classes; expected "
@@ -208,7 +194,7 @@ class PopulationForward:
                 )
 
         def head(k: int, start: int, logits: Tensor) -> None:
-            check_labels(logits.shape[1])
+            check_classes(logits.shape[1])
             own = slice(start, start + logits.shape[0])
             torch.ops.deevo.loss_and_rank(
                 logits[None],
@@ -220,7 +206,7 @@ class PopulationForward:
 
         built = self._built(shown.image_shape, rows.dtype)
         if isinstance(built.program, MembersProgram):
-            check_labels(built.program.plan.classes)
+            check_classes(built.program.plan.classes)
         scores = Scores(target, smoothing, losses, ranks)
         self._forward(rows, shown, statistics, head, name, scores)
         return Losses(losses.to(labels.device), ranks.to(labels.device))
@@ -325,27 +311,11 @@ class PopulationForward:
         statistics: Tensor | None,
         name: str,
     ) -> None:
-        if rows.dim() != 2 or rows.shape[1] < self.layout.dim or not rows.is_floating_point():
-            raise DeevoError(
-                f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {self.layout.dim}"
-                "], as the population's"
-            )
         shape = (len(images), *images.image_shape)
+        check_rows(rows, self.layout)
         self._preprocessing(images).check(shape, images.dtype, name)
-        if labels is not None and (
-            labels.shape != (len(images),) or labels.dtype != torch.int64 or int(labels.min()) < 0
-        ):
-            raise DeevoError(
-                f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [N] with N = "
-                f"{len(images)}, none negative"
-            )
-        expected = (rows.shape[0], self.statistics_layout.dim) if self.statistics_layout else None
-        given = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
-        if given != expected:
-            raise DeevoError(
-                f"statistics have shape {given}; expected {expected}: BatchNorm's statistics of "
-                "each row where they are held apart, and none otherwise"
-            )
+        check_labels(labels, len(images))
+        check_statistics(statistics, rows.shape[0], self.statistics_layout)
 
     def _forward(
         self,
