@@ -14,6 +14,7 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.evolution.card import write_documents
 from deevo_ext.evolution.document import Heading, Paragraph, Table, to_html, to_markdown
+from deevo_ext.evolution.report import Comparison
 from support.evolution import Net, images, members
 
 
@@ -69,7 +70,8 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         progress=False,
         engine="eager",
     )
-    written = write_documents(result.run, result.comparison, {"architecture": "Net <tiny> | one"})
+    about = {"architecture": "Net <tiny> | one", "images": "300 of them, some for each purpose"}
+    written = write_documents(result.run, result.comparison, about)
     assert {path.name for path in written} >= {"model_card.md", "report.html", "evolution.png"}
     card = (folder / "model_card.md").read_text()
     journal = (folder / "journal.jsonl").read_bytes()
@@ -97,6 +99,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         at = reader.cells.index(row.name)
         assert reader.cells[at : at + 5] == cells
     saved = json.loads((folder / "table.json").read_text())
+    assert Comparison.load(folder / "table.json") == result.comparison and saved["about"] == about
     assert saved["returned"]["weights_sha256"] == result.candidate.digest
     model = Net()
     model.load_state_dict(torch.load(folder / "evolved.pth", weights_only=True))

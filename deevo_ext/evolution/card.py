@@ -49,7 +49,8 @@ def write_documents(
     write_whole(folder / REPORT, to_html(report, f"deevo_ext: {folder.name}").encode())
     written = [folder / CARD, folder / REPORT, folder / PICTURE]
     if comparison is not None:
-        comparison.save(folder / TABLE, returned=run.course.chosen().record(), **(about or {}))
+        returned = run.course.chosen().record()
+        comparison.save(folder / TABLE, returned=returned, about=dict(about or {}))
         written.append(folder / TABLE)
     return written
 
@@ -69,7 +70,8 @@ def card_blocks(
         Paragraph(
             f"One network, evolved without gradients from the {population.read} checkpoints below "
             f"by differential evolution: {kinds[chosen.kind]} of the population at generation "
-            f"{chosen.generation}, which validation images chose ({len(chosen.members)} members, "
+            f"{chosen.generation}, which validation images chose "
+            f"({len(chosen.members)} member{'s' * (len(chosen.members) > 1)}, "
             f"validation score {chosen.score:.5g}). It costs what one of its parents costs."
         ),
     ]

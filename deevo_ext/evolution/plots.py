@@ -58,6 +58,7 @@ def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], pat
     bottom.set_ylabel("RMS distance between members")
     bottom.set_ylim(0, None)
     bottom.set_xlabel("generation")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
