@@ -31,14 +31,16 @@ def test_quantiles_are_student_ts() -> None:
 
 @pytest.mark.parametrize("size", [100, 4096, 10_000, 50_000])
 @pytest.mark.parametrize("micro_batch", [1, 64, 250])
-def test_looks_double_and_fall_on_micro_batches(size: int, micro_batch: int) -> None:
+def test_looks_grow_by_root_two_and_fall_on_micro_batches(size: int, micro_batch: int) -> None:
     looks = Racing(0.01).looks(size, micro_batch)
     assert looks[-1] == size and looks == sorted(set(looks))
     for look in looks[:-1]:
         assert look % micro_batch == 0 and look > 1
-    shares = [2.0**-k for k in range(5, 0, -1)]
-    for look, share in zip(reversed(looks[:-1]), reversed(shares), strict=False):
-        assert share * size <= look < share * size + micro_batch
+    shares = [2.0 ** -(k / 2) for k in range(10, 0, -1)]
+    assert len(looks) <= len(shares) + 1
+    for share in shares:  # the first whole micro-batch, of at least two images, from there on
+        next_look = next(look for look in looks if look >= share * size)
+        assert next_look < max(share * size + micro_batch, 3) or next_look == size
     assert Racing(0.01, first=1.0).looks(size, micro_batch) == [size]
 
 

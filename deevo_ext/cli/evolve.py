@@ -265,6 +265,10 @@ def evolve(
     )
     check_fit(found, sets.fitness, sets.class_names)
     typer.echo(sets.describe())
+    typer.echo(
+        f"{len(files)} checkpoints: engines are timed and every member looked at, for minutes "
+        "where networks are large."
+    )
     calibration_images = None
     if batchnorm == "recalibrate":
         some = batch_indices(sets.fitness.labels, min(calibration, len(sets.fitness)), 0, seed)

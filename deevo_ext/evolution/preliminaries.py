@@ -113,7 +113,7 @@ class Preliminaries:
             for name, score in self.members
         ]
         if self.basin is not None:
-            lines.append(f"Between them: {self.basin}")
+            lines.append(f"Between them, on the first of the fitness images: {self.basin}")
         for device, memory in self.memory.items():
             lines.append(
                 f"Memory, {device}: about {_gib(memory.needed)} of {_gib(memory.available)}"

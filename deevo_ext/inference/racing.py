@@ -21,6 +21,7 @@ who is not dropped is evaluated in full.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -31,6 +32,9 @@ import torch
 
 from deevo_ext.errors import DeevoError
 
+# Looks for each doubling of the images seen: more spend the error thinner, fewer drop later. On
+# stored scores of real populations two saved 1 to 2 % of the images over one.
+_LOOKS_PER_DOUBLING = 2
 # Images seen per parent before the parents' scores are used: fewer could be fitted by chance.
 _IMAGES_PER_PARENT = 8
 
@@ -41,7 +45,7 @@ class Racing:
 
     error: probability, at most, that a trial is dropped which a full evaluation would accept; above
     0, below 0.5. first: share of the images before the first look, above 0 and at most 1; each
-    further look doubles it.
+    second look from there on doubles it.
     """
 
     error: float = 0.01
@@ -64,12 +68,13 @@ class Racing:
     def looks(self, images: int, micro_batch: int) -> list[int]:
         """Images seen at each look, ascending, whole micro-batches; the last one is all of them."""
         ends: list[int] = []
-        share = self.first
-        while share < 1.0:
+        for k in itertools.count():
+            share = self.first * 2.0 ** (k / _LOOKS_PER_DOUBLING)
+            if share >= 1.0:
+                break
             end = math.ceil(share * images / micro_batch) * micro_batch
             if end < images and end > (ends[-1] if ends else 1):
                 ends.append(end)
-            share *= 2.0
         return [*ends, images]
 
     def look(self, parents: torch.Tensor, end: int, looks: int) -> Look:
