@@ -292,6 +292,12 @@ def _agree(
         assert float((found.double() - exact).abs().max()) <= 8 * u, engine.name
 
 
+def test_a_new_engine_has_layers_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = device_cache(CPU).path
+    monkeypatch.setitem(ENGINES, "another", ENGINES["aten"])
+    assert device_cache(CPU).path != before
+
+
 def test_engines_are_timed_once_and_kept(tmp_path: Path) -> None:
     pop, data = population(4), images(20)
     path = tmp_path / "run" / "engines.json"

@@ -6,6 +6,7 @@ busy the machine was. A second table, by device, saves new runs the timing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -90,9 +91,10 @@ class EngineTable:
 
 
 def device_cache(device: torch.device) -> EngineTable:
-    """The machine's own table; one that cannot be read is begun anew."""
+    """The machine's own table for the engines there are; one that cannot be read is begun anew."""
     name = "".join(c if c.isalnum() else "-" for c in device_name(device)).lower()
-    path = cache_folder() / f"engines-{name}.json"
+    known = hashlib.sha256(" ".join(sorted(ENGINES)).encode()).hexdigest()[:8]
+    path = cache_folder() / f"engines-{name}-{known}.json"
     try:
         return EngineTable(device, path)
     except DeevoError:
