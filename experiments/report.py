@@ -18,6 +18,8 @@ from .variants import BOUNDS, PEERS, VARIANTS
 
 SOUP = "initial greedy soup"
 DEFAULT, PAPER = "default", "paper"
+# In the plot of diversity, which has room for a few.
+SHOWN = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 Record = dict[str, Any]
 
 
@@ -41,6 +43,13 @@ def better(differences: list[float]) -> float | None:
     if len(differences) < 5 or not any(differences):
         return None
     return float(wilcoxon(differences, alternative="less").pvalue)
+
+
+def differ(differences: list[float]) -> float | None:
+    """p of the paired two-sided Wilcoxon test; None if untestable."""
+    if len(differences) < 5 or not any(differences):
+        return None
+    return float(wilcoxon(differences).pvalue)
 
 
 def write(results: Path, docs: Path) -> None:
@@ -79,27 +88,35 @@ def _networks(found: dict[str, dict[int, Record]]) -> list[str]:
 def _variants(found: dict[str, dict[int, Record]]) -> list[str]:
     lines = [
         "| variant | n | loss - greedy soup | better in | p | loss - paper | p | "
-        "top-1 - greedy soup | gained / lost | passes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "loss - default | p, two-sided | top-1 - greedy soup | gained / lost | passes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, records in found.items():
         ours = {seed: evolved(record) for seed, record in records.items()}
         soup = {seed: row_of(record, SOUP) for seed, record in records.items()}
         loss = [ours[seed]["loss"] - soup[seed]["loss"] for seed in ours]
         top1 = [ours[seed]["top1"] - soup[seed]["top1"] for seed in ours]
-        paper = found.get(PAPER, {}) if name != PAPER else {}
-        against = [
-            ours[seed]["loss"] - evolved(paper[seed])["loss"] for seed in ours if seed in paper
-        ]
+        against, changed = (_paired(ours, found.get(other, {})) for other in (PAPER, DEFAULT))
         lines.append(
             f"| {name} | {len(loss)} | {statistics.median(loss):+.4f} | "
             f"{sum(d < 0 for d in loss)} | {_p(better(loss))} | "
-            f"{f'{statistics.median(against):+.4f}' if against else ''} | {_p(better(against))} | "
+            f"{_middle(against)} | {_p(better(against))} | "
+            f"{_middle(changed)} | {_p(differ(changed))} | "
             f"{statistics.median(top1):+.4f} | {_median(list(ours.values()), 'gained'):.0f} / "
             f"{_median(list(ours.values()), 'lost'):.0f} | "
             f"{statistics.median(r['forward_passes'] for r in records.values()):,.0f} |"
         )
     return lines
+
+
+def _paired(ours: dict[int, Record], other: dict[int, Record]) -> list[float]:
+    """Test losses of evolved networks less those that another variant made of the populations."""
+    return [ours[s]["loss"] - evolved(other[s])["loss"] for s in ours if s in other]
+
+
+def _middle(differences: list[float]) -> str:
+    """The median; nothing for a variant against itself."""
+    return f"{statistics.median(differences):+.4f}" if any(differences) else ""
 
 
 def _bounds(results: Path, setting: str) -> list[str]:
@@ -145,13 +162,13 @@ def _populations(records: dict[int, Record]) -> list[str]:
 
 
 def _plot(found: dict[str, dict[int, Record]], path: Path) -> None:
-    """Diversity of every variant; success rates by strategy of `paper` and the default."""
+    """Diversity of variants `SHOWN`; success rates by strategy of `paper` and the default."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for name, records in found.items():
-        histories = [record["history"] for record in records.values()]
+    for name in (name for name in SHOWN if name in found):
+        histories = [record["history"] for record in found[name].values()]
         length = min(map(len, histories))
         axes[0].semilogy(
             range(1, length + 1),

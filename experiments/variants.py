@@ -65,6 +65,12 @@ VARIANTS: dict[str, Variant] = {
         ),
         Variant("uniform-odds", "strategies drawn evenly", _but(adapt_strategies=False)),
         Variant("no-memories", "F and CR around their first values", _but(adapt_memories=False)),
+        Variant(
+            "constant-f",
+            "neither memories nor a schedule",
+            _but(adapt_memories=False, sinusoid="none"),
+        ),
+        Variant("arithmetic", "CR's memory by arithmetic means", _but(cr_mean="arithmetic")),
         Variant("no-sinusoid", "F from the memories alone", _but(sinusoid="none")),
         Variant("sinusoid-1", "the decreasing sinusoid alone", _but(sinusoid="decreasing")),
         Variant("sinusoid-2", "the increasing sinusoid alone", _but(sinusoid="increasing")),
@@ -83,6 +89,11 @@ VARIANTS: dict[str, Variant] = {
             _but(images_per_batch=4000, generations=15),
         ),
         Variant("fixed", "the same 2,000 images throughout", _but(generations_per_batch=1000)),
+        Variant(
+            "long",
+            "four times the generations, and the passes",
+            _but(generations=120, validate_every=30),
+        ),
     )
 }
 

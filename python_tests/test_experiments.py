@@ -104,7 +104,10 @@ def test_the_rank_test_is_one_sided() -> None:
 def test_every_variant_is_a_configuration() -> None:
     from deevo_ext.evolution.configuration import configure
 
-    evolve_only = {"preset", "inject_soups", "metric", "images_per_batch", "generations_per_batch"}
+    evolve_only = {
+        *("preset", "inject_soups", "metric", "validate_every"),
+        *("images_per_batch", "generations_per_batch"),
+    }
     for variant in VARIANTS.values():
         changes = {k: v for k, v in variant.options.items() if k not in evolve_only}
         configure(variant.options.get("preset", "sa-shade-tri-ensin"), **changes)
