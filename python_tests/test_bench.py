@@ -496,8 +496,9 @@ def test_gpu_sh_runs_its_verbs_and_sums_up(tmp_path, fakes):
     for tool in ("memcheck", "racecheck"):
         assert outcomes[f"sanitize/{tool}"] == "not run: compute-sanitizer is not on PATH"
     measured = {n for n in outcomes if n.startswith(("bench/", "networks/"))}
+    operators = ("limits", "tables", "weights", "graph", "fold", "head", "six", "peers")
     assert measured == {
-        *(f"bench/{n}" for n in ("limits", "tables", "weights", "graph", "six", "peers")),
+        *(f"bench/{n}" for n in operators),
         *(f"networks/{n}" for n in ("layers", "forward", "small", "evolve")),
     }
     for step in steps.values():
@@ -515,7 +516,7 @@ def check_rows_of(calls: list[str]) -> None:
     from bench import options
 
     asked = [call.partition(" -m bench ")[2].split() for call in calls if " -m bench " in call]
-    assert len(asked) == 10
+    assert len(asked) == 12
     for arguments in asked:
         jobs = options.parse(arguments).jobs
         assert jobs and {job.device for job in jobs} == {"cuda"}
