@@ -70,11 +70,16 @@ inline V load(const T* from) {
 }
 
 template <class V, class T>
+inline void keep(T* to, V v) {
+  memcpy(to, &v, sizeof v);
+}
+
+template <class V, class T>
 inline void store(T* to, V v, bool streaming) {
   if (streaming) {
     stream(to, v);
   } else {
-    memcpy(to, &v, sizeof v);
+    keep(to, v);
   }
 }
 

@@ -7,11 +7,6 @@
 // Every sum over numbers has the order that its formula states: what is worked on at the same time
 // are the lanes of a dot product, samples, classes, or channels.
 
-template <class V, class T>
-inline void keep(T* to, V v) {
-  memcpy(to, &v, sizeof v);
-}
-
 template <class From>
 inline Floats read(const typename From::Stored* from) {
   if constexpr (std::is_same_v<From, FromFloat32>) {
