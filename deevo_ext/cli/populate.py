@@ -78,7 +78,7 @@ def populate(
     from deevo_ext.checkpoints import sha256
     from deevo_ext.data.sets import open_data
     from deevo_ext.models import architecture, check_fit
-    from deevo_ext.training.pictures import functional
+    from deevo_ext.training.pictures import require_operations
     from deevo_ext.training.populate import plan_population
     from deevo_ext.training.populate import populate as train
     from deevo_ext.training.recipes import Choices
@@ -105,8 +105,7 @@ def populate(
     elif not base_epochs:
         raise _nothing_to_start_from()
     choices = given or Choices.for_images(*images.image_shape)
-    if choices.crop or choices.jitter or choices.trivial:
-        functional()
+    require_operations(choices)
     plan = plan_population(
         len(images),
         members,

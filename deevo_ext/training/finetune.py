@@ -22,7 +22,7 @@ from ..files import write_whole
 from ..inference.preprocessing import Preprocessing
 from .augment import augment, erase
 from .mixing import draw_mixing
-from .pictures import change_pictures, functional
+from .pictures import change_pictures, require_operations
 from .recipes import Recipe, derived_seed
 
 _ORDER, _STEP = 1, 2  # what a seed is derived for
@@ -86,8 +86,7 @@ def fine_tune(
     Raises DeevoError when the loss is not finite: the learning rate is too high.
     """
     device = next(network.parameters()).device
-    if recipe.crop or recipe.jitter or recipe.trivial:
-        functional()  # a missing package is an error here, not in the reading thread
+    require_operations(recipe)  # here, not in the reading thread
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         network.parameters(),

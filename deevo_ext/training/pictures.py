@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import DeevoError
 from ..extras import import_extra
+from .recipes import Choices, Recipe
 
 _RATIO = (3 / 4, 4 / 3)
 _BINS = 31  # magnitudes of TrivialAugment
@@ -31,6 +32,12 @@ def functional() -> Any:
             f"the augmentations crop, jitter and trivial are torchvision's; {error}; or leave them "
             "out of --augment"
         ) from error
+
+
+def require_operations(recipe: Recipe | Choices) -> None:
+    """Raises DeevoError where a recipe draws what torchvision does and that cannot be imported."""
+    if recipe.crop or recipe.jitter or recipe.trivial:
+        functional()
 
 
 def change_pictures(
