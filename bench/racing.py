@@ -30,8 +30,9 @@ from deevo_ext.data import FourSets, load
 from deevo_ext.demo.training import load_member
 from deevo_ext.evolution.course import Course
 from deevo_ext.inference.metrics import Metric
-from deevo_ext.inference.racing import Racing
+from deevo_ext.inference.racing import LOOKS_PER_DOUBLING, Racing
 
+PRESET = "sa-shade-tri-ensin"
 _LOSS = Metric("loss")
 
 
@@ -52,7 +53,9 @@ class Population:
         population = deevo.Population.from_checkpoints(model, self.paths)
         evaluator = deevo.Evaluator(model, population, micro_batch=self.micro_batch)
         fitness = deevo.ClassificationFitness(evaluator, self.sets.fitness, racing=racing)
-        de = deevo.DifferentialEvolution(population, generations=self.generations, seed=0)
+        de = deevo.DifferentialEvolution(
+            population, preset=PRESET, generations=self.generations, seed=0
+        )
         everyone = torch.arange(population.size)
         looks = fitness.looks(0)
 
@@ -124,7 +127,9 @@ def measure(population: Population, racing: Racing) -> dict[str, Any]:
         "fitness_images": len(population.sets.fitness),
         "generations": population.generations,
         "racing": racing.describe(),
+        "looks_per_doubling": LOOKS_PER_DOUBLING,
         "micro_batch": population.micro_batch,
+        "strategies": PRESET,
         **{key: full[key] for key in full if key != "by_generation"},
         "raced_share": raced["share"],
         "raced_test_loss": raced["evolved_test_loss"],

@@ -34,7 +34,7 @@ from deevo_ext.errors import DeevoError
 
 # Looks for each doubling of the images seen: more spend the error thinner, fewer drop later. On
 # stored scores of real populations two saved 1 to 2 % of the images over one.
-_LOOKS_PER_DOUBLING = 2
+LOOKS_PER_DOUBLING = 2
 # Images seen per parent before the parents' scores are used: fewer could be fitted by chance.
 _IMAGES_PER_PARENT = 8
 
@@ -69,7 +69,7 @@ class Racing:
         """Images seen at each look, ascending, whole micro-batches; the last one is all of them."""
         ends: list[int] = []
         for k in itertools.count():
-            share = self.first * 2.0 ** (k / _LOOKS_PER_DOUBLING)
+            share = self.first * 2.0 ** (k / LOOKS_PER_DOUBLING)
             if share >= 1.0:
                 break
             end = math.ceil(share * images / micro_batch) * micro_batch
