@@ -98,12 +98,8 @@ def _job(name: str, what: str, seed: int, root: Path) -> None:
     setting = SETTINGS[name]
     if what == "populate":
         populations.make(root, setting, seed)
-    elif what in BOUNDS:
-        runs.bound(root, RESULTS, setting, seed, what)
-    elif what in PEERS:
-        runs.random_soups(root, RESULTS, setting, seed)
     else:
-        runs.run(root, RESULTS, setting, seed, VARIANTS[what])
+        runs.record_of(root, RESULTS, setting, seed, what)
 
 
 if __name__ == "__main__":

@@ -38,18 +38,14 @@ def evolved(record: Record) -> Record:
     return next(row for row in record["comparison"]["rows"] if row["returned"])
 
 
-def better(differences: list[float]) -> float | None:
-    """p of the paired one-sided Wilcoxon test that differences lie below 0; None if untestable."""
+def better(differences: list[float], alternative: str = "less") -> float | None:
+    """p of the paired Wilcoxon test, one-sided: that differences lie below 0; None if untestable.
+
+    alternative: scipy's; "two-sided" asks whether they lie on either side.
+    """
     if len(differences) < 5 or not any(differences):
         return None
-    return float(wilcoxon(differences, alternative="less").pvalue)
-
-
-def differ(differences: list[float]) -> float | None:
-    """p of the paired two-sided Wilcoxon test; None if untestable."""
-    if len(differences) < 5 or not any(differences):
-        return None
-    return float(wilcoxon(differences).pvalue)
+    return float(wilcoxon(differences, alternative=alternative).pvalue)
 
 
 def write(results: Path, docs: Path) -> None:
@@ -101,7 +97,7 @@ def _variants(found: dict[str, dict[int, Record]]) -> list[str]:
             f"| {name} | {len(loss)} | {statistics.median(loss):+.4f} | "
             f"{sum(d < 0 for d in loss)} | {_p(better(loss))} | "
             f"{_middle(against)} | {_p(better(against))} | "
-            f"{_middle(changed)} | {_p(differ(changed))} | "
+            f"{_middle(changed)} | {_p(better(changed, 'two-sided'))} | "
             f"{statistics.median(top1):+.4f} | {_median(list(ours.values()), 'gained'):.0f} / "
             f"{_median(list(ours.values()), 'lost'):.0f} | "
             f"{statistics.median(r['forward_passes'] for r in records.values()):,.0f} |"

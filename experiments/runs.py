@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import deevo_ext as deevo
+from deevo_ext.data import FourSets
 from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.journal import FILE_NAME
 from deevo_ext.evolution.soup import greedy_soup
@@ -20,7 +24,7 @@ from deevo_ext.inference.fitness import batch_indices
 
 from .bounds import learned_soup, tuned_soup
 from .populations import Setting, folder_of, images_of, make, new_network
-from .variants import Variant
+from .variants import BOUNDS, PEERS, VARIANTS, Variant
 
 # Common to all variants: what a run costs, and how its result is chosen.
 GENERATIONS = 30
@@ -31,17 +35,51 @@ VALIDATION = 4000
 MICRO_BATCH = 500
 
 
-def run(root: Path, results: Path, setting: Setting, seed: int, variant: Variant) -> dict[str, Any]:
-    """Evolves a population by a variant, unless that has been done; the record of the result."""
-    target = results / setting.name / variant.name / f"{seed:02d}.json"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A population and what it is evaluated with; network: its architecture, untrained."""
+
+    folder: Path
+    seed: int
+    paths: list[Path]
+    sets: FourSets
+    validation: ImageSet
+    network: nn.Module
+
+
+def record_of(root: Path, results: Path, setting: Setting, seed: int, what: str) -> Record:
+    """The record of a variant, peer or bound on a population, which is made unless it is there."""
+    target = results / setting.name / what / f"{seed:02d}.json"
     if target.exists():
         return json.loads(target.read_text())
-    paths = make(root, setting, seed)
-    sets = images_of(seed)
-    validation = sets.validation.subset(range(VALIDATION))
-    network = new_network(setting, sets)
-    folder = folder_of(root, setting, seed) / "runs" / variant.name
-    options: dict[str, Any] = {
+    paths, sets = make(root, setting, seed), images_of(seed)
+    case = Case(
+        folder_of(root, setting, seed),
+        seed,
+        paths,
+        sets,
+        sets.validation.subset(range(VALIDATION)),
+        new_network(setting, sets),
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if what in BOUNDS:
+        found = _bound(case, what)
+    elif what in PEERS:
+        found = _random_soups(case)
+    else:
+        found = _run(case, VARIANTS[what], target.with_suffix(".journal.gz"))
+    record = {"setting": setting.name, "seed": seed, "variant": what, **found}
+    write_whole(target, (json.dumps(record) + "\n").encode())
+    return record
+
+
+def _run(case: Case, variant: Variant, journal: Path) -> Record:
+    """Evolves the population by a variant; its journal is kept in `journal`."""
+    folder = case.folder / "runs" / variant.name
+    options: Record = {
         "generations": GENERATIONS,
         "images_per_batch": IMAGES_PER_BATCH,
         "generations_per_batch": GENERATIONS_PER_BATCH,
@@ -50,21 +88,19 @@ def run(root: Path, results: Path, setting: Setting, seed: int, variant: Variant
         **variant.options,
     }
     result = deevo.evolve(
-        *(network, paths, sets.fitness, validation, sets.test),
+        *(case.network, case.paths, case.sets.fitness, case.validation, case.sets.test),
         run_dir=folder,
-        seed=seed,
+        seed=case.seed,
         precision="float32",
         basin="ignore",
-        chunk=len(paths) + 2,
+        chunk=len(case.paths) + 2,
         progress=False,
         **options,
     )
     assert result.comparison is not None
     course = result.run.course
-    record = {
-        "setting": setting.name,
-        "seed": seed,
-        "variant": variant.name,
+    write_whole(journal, gzip.compress((folder / FILE_NAME).read_bytes(), mtime=0))
+    return {
         "comparison": result.comparison.to_json(),
         "validation": {
             "initial": {kind: c.score for kind, c in course.initial.items()},
@@ -75,73 +111,51 @@ def run(root: Path, results: Path, setting: Setting, seed: int, variant: Variant
         "seconds": result.run.seconds,
         "history": [_rounded(metrics) for metrics in result.history],
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        target.with_suffix(".journal.gz"),
-        gzip.compress((folder / FILE_NAME).read_bytes(), mtime=0),
-    )
-    return _kept(target, record)
 
 
-def random_soups(root: Path, results: Path, setting: Setting, seed: int) -> dict[str, Any]:
+def _random_soups(case: Case) -> Record:
     """The best of as many random soups as a run has evaluations: what search alone is worth.
 
     A soup is of any number of random members, its coefficients drawn evenly from the simplex. It
     is scored on batches like a run's; the best of each, and the greedy soup, go before validation.
     """
-    target = results / setting.name / "random-soups" / f"{seed:02d}.json"
-    if target.exists():
-        return json.loads(target.read_text())
-    paths = make(root, setting, seed)
-    sets = images_of(seed)
-    validation = sets.validation.subset(range(VALIDATION))
-    network = new_network(setting, sets)
-    population = deevo.Population.from_checkpoints(network, paths)
-    evaluator = deevo.Evaluator(network, population, micro_batch=MICRO_BATCH, precision="float32")
+    sets, validation = case.sets, case.validation
+    population = deevo.Population.from_checkpoints(case.network, case.paths)
+    evaluator = _evaluator(case, population)
     everyone = list(range(population.size))
     greedy = _greedy(population, evaluator, validation)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(case.seed))
     finalists = [population.mean(greedy)]
     batches = GENERATIONS * (GENERATIONS_PER_BATCH + 1) // GENERATIONS_PER_BATCH
     for batch in range(batches):
-        rows = torch.stack([_random_soup(population, generator) for _ in range(len(everyone) + 2)])
-        chosen = batch_indices(sets.fitness.labels, IMAGES_PER_BATCH, batch, seed)
+        rows = torch.stack([_drawn_soup(population, generator) for _ in range(len(everyone) + 2)])
+        chosen = batch_indices(sets.fitness.labels, IMAGES_PER_BATCH, batch, case.seed)
         scores = evaluator.scores(rows, sets.fitness.subset(chosen))
         finalists.append(rows[min(range(len(scores)), key=lambda i: scores[i].loss)])
     on_validation = [score.loss for score in evaluator.scores(torch.stack(finalists), validation)]
     best = finalists[min(range(len(finalists)), key=on_validation.__getitem__)]
     passes = evaluator.forward_passes
     soup, found = evaluator.scores(torch.stack([finalists[0], best]), sets.test)
-    record = {
-        "setting": setting.name,
-        "seed": seed,
-        "variant": "random-soups",
+    return {
         "forward_passes": passes,
         "test": {"greedy soup": [soup.loss, soup.top1], "learned": [found.loss, found.top1]},
     }
-    return _kept(target, record)
 
 
-def _random_soup(population: deevo.Population, generator: np.random.Generator) -> torch.Tensor:
+def _drawn_soup(population: deevo.Population, generator: np.random.Generator) -> torch.Tensor:
     count = int(generator.integers(1, population.size + 1))
     members = generator.permutation(population.size)[:count].tolist()
     return population.mean(members, generator.dirichlet(np.ones(count)).tolist())
 
 
-def bound(root: Path, results: Path, setting: Setting, seed: int, kind: str) -> dict[str, Any]:
-    """One of `BOUNDS` of a population, from its greedy soup: losses on each image set."""
-    target = results / setting.name / kind / f"{seed:02d}.json"
-    if target.exists():
-        return json.loads(target.read_text())
-    paths = make(root, setting, seed)
-    sets = images_of(seed)
-    members = [load_file(path) for path in paths]
-    validation = sets.validation.subset(range(VALIDATION))
-    network = new_network(setting, sets)
-    population = deevo.Population.from_state_dicts(network, members)
-    evaluator = deevo.Evaluator(network, population, micro_batch=MICRO_BATCH, precision="float32")
+def _bound(case: Case, kind: str) -> Record:
+    """One of `BOUNDS`, from the greedy soup: losses on each image set."""
+    sets, validation = case.sets, case.validation
+    members = [load_file(path) for path in case.paths]
+    population = deevo.Population.from_state_dicts(case.network, members)
+    evaluator = _evaluator(case, population)
     greedy = _greedy(population, evaluator, validation)
-    given = (new_network(setting, sets), members, greedy, sets.fitness)
+    given = (copy.deepcopy(case.network), members, greedy, sets.fitness)
     if kind == "tuned-soup":
         state = tuned_soup(*given)
     else:
@@ -149,7 +163,7 @@ def bound(root: Path, results: Path, setting: Setting, seed: int, kind: str) -> 
     row = torch.zeros_like(population.rows[0])
     population.layout.flatten(state, row)
     soup = population.mean(greedy)
-    record: dict[str, Any] = {"setting": setting.name, "seed": seed, "variant": kind}
+    record: Record = {}
     for name, images in (
         ("fitness", sets.fitness),
         ("validation", validation),
@@ -160,7 +174,11 @@ def bound(root: Path, results: Path, setting: Setting, seed: int, kind: str) -> 
             "greedy soup": [scores[0].loss, scores[0].top1],
             "learned": [scores[1].loss, scores[1].top1],
         }
-    return _kept(target, record)
+    return record
+
+
+def _evaluator(case: Case, population: deevo.Population) -> deevo.Evaluator:
+    return deevo.Evaluator(case.network, population, micro_batch=MICRO_BATCH, precision="float32")
 
 
 def _greedy(
@@ -172,13 +190,6 @@ def _greedy(
         *(population, range(population.size), losses),
         lambda row, _: evaluator.score(row, validation).loss,
     )[0]
-
-
-def _kept(target: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record, which is now in its file too."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, (json.dumps(record) + "\n").encode())
-    return record
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float | None]:
