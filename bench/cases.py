@@ -153,9 +153,6 @@ CASES: dict[str, Case] = {
     "fold": _weights(
         "batch norms folded into 8 members' weights", _RESNET18, module="evaluation"
     ),
-    "fold_trials": _weights(
-        "the same of 8 trials that are never stored", _RESNET18, module="evaluation"
-    ),
     "head": Case(
         "evaluation",
         "pooling, classifier, loss and rank of 64 images of a ResNet-50",

@@ -17,7 +17,7 @@ from bench.measure import LEAST_REPETITIONS
 
 AXES = ("size", "np", "dtype", "backend", "threads", "isa")
 GPU_CASES = ("copy", "matmul", "plan", "tell", "plan+tell", "trials", "trials-six", "commit",
-             "generation", "graph", "fold", "fold_trials", "head", "layers", "forward", "evolve",
+             "generation", "graph", "fold", "head", "layers", "forward", "evolve",
              "racing")  # fmt: skip
 _DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
 

@@ -127,34 +127,6 @@ PYBIND11_MODULE(_C, m) {
           check(error);
         });
 
-  m.def("fold_trials",
-        [](const std::string& dtype, const py::tuple& population, const py::tuple& archive,
-           int64_t columns, int64_t nonneg_start, Address choices, Address coefficients,
-           const py::tuple& genes, float lower, float upper, int64_t seed, int64_t threads,
-           Address members, const std::string& target, const py::tuple& statistics,
-           Address constants, Address table, Address eps, int64_t entries, const py::tuple& weights,
-           const py::tuple& vectors) {
-          const auto g = generation(dtype, population, archive, columns, nonneg_start, 0, choices,
-                                    coefficients, genes, lower, upper, seed, threads);
-          const deevo::cpu::Fold f = {deevo::number(dtype),
-                                      deevo::number(target),
-                                      {},
-                                      deevo::blocks(statistics),
-                                      at<float>(constants),
-                                      at<int64_t>(table),
-                                      at<double>(eps),
-                                      entries,
-                                      deevo::blocks(weights),
-                                      deevo::blocks(vectors),
-                                      threads};
-          const char* error;
-          {
-            const py::gil_scoped_release release;
-            error = deevo::cpu::fold_trials(f, g, at<int64_t>(members));
-          }
-          check(error);
-        });
-
   m.def("philox4x32", [](int rounds, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
                          uint32_t k0, uint32_t k1) {
     if (rounds != deevo::kMaskRounds && rounds != deevo::kRounds) {

@@ -136,20 +136,6 @@ void bind_cuda(py::module_& m) {
                                                     table, eps, entries, weights, vectors)));
         });
 
-  m.def("cuda_fold_trials",
-        [](const py::tuple& queue, const std::string& dtype, const py::tuple& population,
-           const py::tuple& archive, int64_t columns, int64_t nonneg_start, Address choices,
-           Address coefficients, const py::tuple& genes, float lower, float upper, int64_t seed,
-           Address members, const std::string& target, const py::tuple& statistics,
-           Address constants, Address table, Address eps, int64_t entries, const py::tuple& weights,
-           const py::tuple& vectors) {
-          const auto g = generation(dtype, population, archive, columns, nonneg_start, 0, choices,
-                                    coefficients, genes, lower, upper, seed);
-          const auto f = folding(dtype, target, population, statistics, constants, table, eps,
-                                 entries, weights, vectors);
-          check(cuda::fold_trials(queue_of(queue), f, g, at<int64_t>(members)));
-        });
-
   m.def("cuda_head", [](const py::tuple& queue, const std::string& dtype, const py::tuple& features,
                         const py::tuple& weight, const py::tuple& bias, int64_t positions,
                         int64_t channels, Address labels, int64_t samples, int64_t classes,

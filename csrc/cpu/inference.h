@@ -1,5 +1,5 @@
-// The CPU backend's entry points for evaluating networks: fold, fold_trials, head and
-// loss_and_rank. Arguments have been checked, but for the values of a plan.
+// The CPU backend's entry points for evaluating networks: fold, head and
+// loss_and_rank. Arguments have been checked.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +31,6 @@ struct Fold {
 };
 
 void fold(const Fold& f);
-
-// fold of the trials of members [f.weights.count], which are not stored; f.rows is not used. An
-// error text, null when all went well.
-const char* fold_trials(const Fold& f, const Generation& g, const int64_t* members);
 
 struct Losses {
   const int64_t* labels;  // [samples]

@@ -112,10 +112,6 @@ const char* commit(const Queue& queue, const Generation& g, const uint8_t* accep
 
 const char* fold(const Queue& queue, const Fold& f);
 
-// fold of the trials of members [f.weights.count], which are not stored; f.rows is not used.
-const char* fold_trials(const Queue& queue, const Fold& f, const Generation& g,
-                        const int64_t* members);
-
 const char* loss_and_rank(const Queue& queue, Storage storage, Rows logits, const Losses& l);
 
 const char* head(const Queue& queue, Storage storage, Rows features, Rows weight, Rows bias,

@@ -11,7 +11,7 @@ from deevo_ext.backends.cpu.inference import fold, head, loss_and_rank
 from deevo_ext.errors import DeevoError
 from deevo_ext.tables import NUM_STRATEGY_COLUMNS
 
-__all__ = ["commit", "fold", "fold_trials", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -136,52 +136,6 @@ def trials(
         members.data_ptr(),
         members.numel(),
         _matrix(out),
-    )
-
-
-def fold_trials(
-    population: torch.Tensor,
-    archive: torch.Tensor,
-    choices: torch.Tensor,
-    coefficients: torch.Tensor,
-    genes: torch.Tensor,
-    gene_mask: torch.Tensor,
-    members: torch.Tensor,
-    seed: int,
-    nonneg_start: int,
-    lower: float,
-    upper: float,
-    statistics: torch.Tensor,
-    constants: torch.Tensor,
-    table: torch.Tensor,
-    eps: torch.Tensor,
-    weights: torch.Tensor,
-    vectors: torch.Tensor,
-) -> None:
-    """As `deevo_ext.backends.reference.fold_trials`, on torch.get_num_threads() threads."""
-    _call(
-        "fold_trials",
-        _dtype(population),
-        _matrix(population),
-        _matrix(archive),
-        population.shape[1],
-        nonneg_start,
-        choices.data_ptr(),
-        coefficients.data_ptr(),
-        _genes(genes, gene_mask),
-        lower,
-        upper,
-        seed,
-        torch.get_num_threads(),
-        members.data_ptr(),
-        _dtype(weights),
-        _matrix(statistics),
-        constants.data_ptr(),
-        table.data_ptr(),
-        eps.data_ptr(),
-        table.shape[0],
-        _matrix(weights),
-        _matrix(vectors),
     )
 
 

@@ -13,9 +13,9 @@ from deevo_ext.tables import NUM_STRATEGY_COLUMNS
 
 # Relative, so that the kernels' sources on the CPU can be called through the same files.
 from .calls import call, dtype_of, genes_of, rows_of
-from .inference import fold, fold_trials, head, loss_and_rank
+from .inference import fold, head, loss_and_rank
 
-__all__ = ["commit", "fold", "fold_trials", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
 
 
 def plan(

@@ -1,10 +1,10 @@
-"""fold, fold_trials, head and loss_and_rank of the CUDA backend."""
+"""fold, head and loss_and_rank of the CUDA backend."""
 
 from __future__ import annotations
 
 import torch
 
-from .calls import call, dtype_of, genes_of, rows_of
+from .calls import call, dtype_of, rows_of
 
 
 def fold(
@@ -23,52 +23,6 @@ def fold(
         dtype_of(rows),
         dtype_of(weights),
         rows_of(rows),
-        rows_of(statistics),
-        constants.data_ptr(),
-        table.data_ptr(),
-        eps.data_ptr(),
-        table.shape[0],
-        rows_of(weights),
-        rows_of(vectors),
-    )
-
-
-def fold_trials(
-    population: torch.Tensor,
-    archive: torch.Tensor,
-    choices: torch.Tensor,
-    coefficients: torch.Tensor,
-    genes: torch.Tensor,
-    gene_mask: torch.Tensor,
-    members: torch.Tensor,
-    seed: int,
-    nonneg_start: int,
-    lower: float,
-    upper: float,
-    statistics: torch.Tensor,
-    constants: torch.Tensor,
-    table: torch.Tensor,
-    eps: torch.Tensor,
-    weights: torch.Tensor,
-    vectors: torch.Tensor,
-) -> None:
-    """As `deevo_ext.backends.reference.fold_trials`."""
-    call(
-        "fold_trials",
-        population,
-        dtype_of(population),
-        rows_of(population),
-        rows_of(archive),
-        population.shape[1],
-        nonneg_start,
-        choices.data_ptr(),
-        coefficients.data_ptr(),
-        genes_of(genes, gene_mask),
-        lower,
-        upper,
-        seed,
-        members.data_ptr(),
-        dtype_of(weights),
         rows_of(statistics),
         constants.data_ptr(),
         table.data_ptr(),

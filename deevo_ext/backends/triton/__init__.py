@@ -6,10 +6,9 @@ tested without a GPU. Needs the package `triton`, which torch's CUDA builds brin
 
 from deevo_ext.backends.triton.commit import commit
 from deevo_ext.backends.triton.fold import fold
-from deevo_ext.backends.triton.fold_trials import fold_trials
 from deevo_ext.backends.triton.head import head, loss_and_rank
 from deevo_ext.backends.triton.plan import plan
 from deevo_ext.backends.triton.tell import tell
 from deevo_ext.backends.triton.trials import trials
 
-__all__ = ["commit", "fold", "fold_trials", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]

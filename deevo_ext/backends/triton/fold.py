@@ -64,13 +64,12 @@ def tile_bits(v, KIND: tl.constexpr):
 
 
 @triton.jit
-def source(row, statistics, constants, address, at_row, i, exists, absent):
-    """Element i of a source, in float32; `absent` where the table has none. Of a row's, element 0
-    lies at row + at_row."""
+def source(row, statistics, constants, address, i, exists, absent):
+    """Element i of a source, in float32; `absent` where the table has none."""
     address += tl.zeros_like(i)  # the interpreter wants masks made of blocks
     space = address >> 48
     at = (address & OFFSET) + i
-    own = widen(tl.load(row + at_row + i, mask=exists & (space == 0), other=0))
+    own = widen(tl.load(row + at, mask=exists & (space == 0), other=0))
     held = tl.load(statistics + at, mask=exists & (space == 1), other=0.0)
     shared = tl.load(constants + at, mask=exists & (space == 2), other=0.0)
     value = tl.where(space == 0, own, tl.where(space == 1, held, shared))
@@ -120,14 +119,9 @@ def count_tiles(table, entries):
 @triton.jit
 def fold_tile(
     row, statistics, constants, entry, epsilon, weights, vectors, scales,
-    out, out_end, first_in, in_end, ins,
-    at_weight, at_bias, at_gamma, at_beta, at_mean, at_var,
-    BLOCK: tl.constexpr, KIND: tl.constexpr,
+    out, out_end, first_in, in_end, ins, BLOCK: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Folds one tile; a row's sources lie where the at_... say, weights and vectors are a member's.
-
-    Begins after a barrier, where others have filled the row's sources, and ends with one.
-    """
+    """Folds one tile; row, statistics, weights and vectors are a member's. Ends with a barrier."""
     lane = tl.arange(0, BLOCK)
     spaces = (row, statistics, constants)
     var_address = tl.load(entry + VAR)
@@ -135,11 +129,11 @@ def fold_tile(
     for start in range(0, out_end - out, BLOCK):
         o = out + start + lane
         exists = o < out_end
-        gamma = source(*spaces, tl.load(entry + GAMMA), at_gamma, o, exists, 1.0)
-        var = source(*spaces, var_address, at_var, o, exists, 1.0)
-        bias = source(*spaces, tl.load(entry + BIAS), at_bias, o, exists, 0.0)
-        mean = source(*spaces, tl.load(entry + MEAN), at_mean, o, exists, 0.0)
-        beta = source(*spaces, tl.load(entry + BETA), at_beta, o, exists, 0.0)
+        gamma = source(*spaces, tl.load(entry + GAMMA), o, exists, 1.0)
+        var = source(*spaces, var_address, o, exists, 1.0)
+        bias = source(*spaces, tl.load(entry + BIAS), o, exists, 0.0)
+        mean = source(*spaces, tl.load(entry + MEAN), o, exists, 0.0)
+        beta = source(*spaces, tl.load(entry + BETA), o, exists, 0.0)
         scale = gamma.to(tl.float64)
         divided = scale / tl.sqrt(var.to(tl.float64) + epsilon)
         scale = tl.where(var_address < 0, scale, divided)
@@ -168,7 +162,7 @@ def fold_tile(
             weight_out = out + channel
             real = inside & (c < in_end)
             i = (weight_out * ins + c) * taps + r
-            w = source(*spaces, address, at_weight, i, real, 0.0)
+            w = source(*spaces, address, i, real, 0.0)
             factor = tl.load(scales + channel, mask=inside, other=0.0)
             folded = tl.where(real, w * factor, 0.0)
             place = (weight_out * taps + r) * padded + c
@@ -193,9 +187,7 @@ def fold_kernel(
             rows + member * rows_stride, statistics + member * statistics_stride, constants,
             entry, tl.load(eps + at), weights + member * weights_stride,
             vectors + member * vectors_stride, scales, out, out_end, first_in, in_end, ins,
-            tl.load(entry + WEIGHT) & OFFSET, tl.load(entry + BIAS) & OFFSET,
-            tl.load(entry + GAMMA) & OFFSET, tl.load(entry + BETA) & OFFSET,
-            tl.load(entry + MEAN) & OFFSET, tl.load(entry + VAR) & OFFSET, BLOCK, KIND,
+            BLOCK, KIND,
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 NAME = "cuda-on-host"
 ORDERS = ("forward", "reverse", "shuffled")
-KERNELS = ("plan", "tell", "trials", "commit", "fold", "fold_trials", "head", "loss_and_rank")
+KERNELS = ("plan", "tell", "trials", "commit", "fold", "head", "loss_and_rank")
 SOURCES = (
     *(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in KERNELS),
     ROOT / "csrc" / "bindings_cuda.cpp",
