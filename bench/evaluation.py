@@ -37,7 +37,7 @@ class Network:
             norm = [start + kernel + i * channels for i in range(4)]
             sources = [address(Space.ROWS, at) for at in (start, *norm)]
             sizes = [channels, channels, TAPS, channels]
-            outputs = [n * kernel, n * channels, ABSENT]
+            outputs = [n * kernel, n * channels]
             table.append([sources[0], ABSENT, *sources[1:], *sizes, *outputs])
         self.table = with_tiles(torch.tensor(table))
         self.eps = torch.full((self.entries,), 1e-5, dtype=torch.float64)

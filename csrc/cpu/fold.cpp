@@ -85,7 +85,6 @@ void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile) {
     if (tile.in == 0) {
       const float shift = static_cast<float>(channel.shift);
       if (entry[kFoldToShift] >= 0) vectors[entry[kFoldToShift] + out] = ToFloat32::store(shift);
-      if (entry[kFoldToScale] >= 0) vectors[entry[kFoldToScale] + out] = ToFloat32::store(scale);
     }
     if (weight < 0) continue;
     Target* target = weights + entry[kFoldToWeight];

@@ -156,9 +156,8 @@ class FoldBlock {
       const float scale = static_cast<float>(made.scale);
       scales_[i] = scale;
       if (tile_.in > 0) continue;
-      const int64_t to_shift = entry_[kFoldToShift], to_scale = entry_[kFoldToScale];
+      const int64_t to_shift = entry_[kFoldToShift];
       if (to_shift >= 0) vectors[to_shift + out] = ToFloat32::store(static_cast<float>(made.shift));
-      if (to_scale >= 0) vectors[to_scale + out] = ToFloat32::store(scale);
     }
   }
 

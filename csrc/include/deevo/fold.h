@@ -26,7 +26,6 @@ enum FoldColumn {
   kFoldPadded,
   kFoldToWeight,
   kFoldToShift,
-  kFoldToScale,
   kFoldFirstTile,
   kFoldColumns
 };

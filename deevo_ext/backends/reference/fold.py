@@ -36,7 +36,7 @@ def fold(
     weights: torch.Tensor,
     vectors: torch.Tensor,
 ) -> None:
-    """Writes the folded weights, shifts and scales of every entry and member."""
+    """Writes the folded weights and shifts of every entry and member."""
     require_subnormals()
     for member in range(rows.shape[0]):
         spaces = (rows[member], statistics[member], constants)
@@ -70,9 +70,8 @@ def fold_entry(
         scale = scale / torch.sqrt(channel(FoldColumn.VAR, 0.0) + eps)
     shift = channel(FoldColumn.BIAS, 0.0) - channel(FoldColumn.MEAN, 0.0)
     shift = channel(FoldColumn.BETA, 0.0) + shift * scale
-    for column, vector in ((FoldColumn.TO_SHIFT, shift), (FoldColumn.TO_SCALE, scale)):
-        if (start := entry[column]) != ABSENT:
-            vectors[start : start + out] = narrow(vector.float(), torch.float32)
+    if (start := entry[FoldColumn.TO_SHIFT]) != ABSENT:
+        vectors[start : start + out] = narrow(shift.float(), torch.float32)
 
     channels, taps = entry[FoldColumn.IN_CHANNELS], entry[FoldColumn.TAPS]
     weight = source(FoldColumn.WEIGHT, out * channels * taps)

@@ -3,8 +3,8 @@
 scale = gamma / sqrt(var + eps) and shift = beta + (bias - mean) scale per output channel, in
 float64; weight[o, r, c] = W[o, c, r] float32(scale[o]) in float32, rounded to the target type.
 A program takes tiles of the table, one after the other, and for each
-1. makes the scales of the tile's channels, writes them (and the shifts) where the table wants them,
-   and keeps them in its own workspace, float32 [TILE];
+1. makes the tile's channels' shifts, which it writes, and scales, which it keeps in its own
+   workspace, float32 [TILE];
 2. after a barrier writes the tile's weights in the order of the target. A kernel's taps are apart
    there and side by side in the source, whose lines stay in L1 in between.
 Bytes per weight: the stored type read once, the target type written once.
@@ -33,7 +33,6 @@ TAPS = tl.constexpr(int(FoldColumn.TAPS))
 PADDED = tl.constexpr(int(FoldColumn.PADDED))
 TO_WEIGHT = tl.constexpr(int(FoldColumn.TO_WEIGHT))
 TO_SHIFT = tl.constexpr(int(FoldColumn.TO_SHIFT))
-TO_SCALE = tl.constexpr(int(FoldColumn.TO_SCALE))
 FIRST_TILE = tl.constexpr(int(FoldColumn.FIRST_TILE))
 
 OFFSET = tl.constexpr(2**48 - 1)
@@ -125,7 +124,7 @@ def fold_tile(
     lane = tl.arange(0, BLOCK)
     spaces = (row, statistics, constants)
     var_address = tl.load(entry + VAR)
-    to_shift, to_scale = tl.load(entry + TO_SHIFT), tl.load(entry + TO_SCALE)
+    to_shift = tl.load(entry + TO_SHIFT)
     for start in range(0, out_end - out, BLOCK):
         o = out + start + lane
         exists = o < out_end
@@ -139,13 +138,11 @@ def fold_tile(
         scale = tl.where(var_address < 0, scale, divided)
         shift = (bias.to(tl.float64) - mean.to(tl.float64)) * scale
         shift = (beta.to(tl.float64) + shift).to(tl.float32)
-        scale32 = scale.to(tl.float32)
-        tl.store(scales + start + lane, scale32, mask=exists)
+        tl.store(scales + start + lane, scale.to(tl.float32), mask=exists)
         zero = tl.zeros_like(o)
         wanted = exists & (first_in + zero == 0)
-        shift_bits, scale_bits = tile_bits(shift, FLOAT32), tile_bits(scale32, FLOAT32)
-        tl.store(vectors + to_shift + o, shift_bits, mask=wanted & (to_shift + zero >= 0))
-        tl.store(vectors + to_scale + o, scale_bits, mask=wanted & (to_scale + zero >= 0))
+        wanted &= to_shift + zero >= 0
+        tl.store(vectors + to_shift + o, tile_bits(shift, FLOAT32), mask=wanted)
     tl.debug_barrier()
     address = tl.load(entry + WEIGHT)
     if address >= 0:
