@@ -255,7 +255,7 @@ import contextlib, io, json, sys
 import bench
 bench.prefer_installed()
 import torch
-import deevo_ext.backends.cpu as cpu
+import deevo_ext.backends.native.cpu as cpu
 from bench.command import main
 
 OUTPUT = {"trials": 12, "commit": 0, "plan": 9, "tell": 6}

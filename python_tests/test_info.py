@@ -126,7 +126,7 @@ def test_extension_facts(report):
     assert Path(extension["path"]).name.startswith("_C.")
     assert extension["compiler_version"]
     assert "-ffp-contract=off" in extension["flags"].split()
-    built_with_cuda = hasattr(_extension.load(), "cuda_plan")
+    built_with_cuda = hasattr(_extension.load(), "cuda")
     assert (extension["cuda_version"] is not None) == built_with_cuda
     assert bool(extension["cuda_architectures"]) == built_with_cuda
 

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "inference.h"
 #include "loops.h"
+#include "operators.h"
 #include "threads.h"
 
 namespace deevo::cpu {
@@ -56,7 +56,7 @@ void fold_weights(const int64_t* entry, const FoldTile& tile, int64_t out, Scale
 }
 
 template <class From, class To>
-void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile) {
+void fold_tile_of(const FoldArguments& f, int64_t member, const FoldTile& tile) {
   using Target = typename To::Stored;
   const int64_t* entry = f.table + tile.entry * kFoldColumns;
   const float* statistics = static_cast<const float*>(f.statistics.data) +
@@ -99,10 +99,10 @@ void fold_tile_of(const Fold& f, int64_t member, const FoldTile& tile) {
 constexpr int64_t kTilesWorthAThread = 16;
 
 template <class From, class To>
-void run(const Fold& f) {
+void run(const FoldArguments& f, int64_t threads) {
   const int64_t tiles = fold_num_tiles(f.table, f.entries);
   const int64_t items = tiles * f.rows.count;
-  parallel_for((items + kTilesWorthAThread - 1) / kTilesWorthAThread, f.threads,
+  parallel_for((items + kTilesWorthAThread - 1) / kTilesWorthAThread, threads,
                [&](int64_t, int64_t item) {
                  const int64_t end = std::min(items, (item + 1) * kTilesWorthAThread);
                  for (int64_t i = item * kTilesWorthAThread; i < end; ++i) {
@@ -113,7 +113,7 @@ void run(const Fold& f) {
 
 // Calls run(From(), To()) with the types of source and target.
 template <class Run>
-void dispatch(Number source, Number target, const Run& run) {
+void dispatch_fold(Number source, Number target, const Run& run) {
   const auto with_source = [&](auto from) {
     switch (target) {
       case Number::kFloat32:
@@ -136,8 +136,10 @@ void dispatch(Number source, Number target, const Run& run) {
 
 }  // namespace
 
-void fold(const Fold& f) {
-  dispatch(f.source, f.target, [&](auto from, auto to) { run<decltype(from), decltype(to)>(f); });
+const char* fold(const FoldArguments& a, int64_t threads) {
+  dispatch_fold(a.source, a.target,
+                [&](auto from, auto to) { run<decltype(from), decltype(to)>(a, threads); });
+  return nullptr;
 }
 
 }  // namespace deevo::cpu

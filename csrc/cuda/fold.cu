@@ -97,7 +97,7 @@ class FoldBlock {
   static constexpr int kAll = 16 / static_cast<int>(sizeof(Target));
 
  public:
-  DEEVO_DEVICE FoldBlock(const Fold& f, unsigned char* shared)
+  DEEVO_DEVICE FoldBlock(const FoldArguments& f, unsigned char* shared)
       : f_(f),
         next_(reinterpret_cast<FoldTile*>(shared)),
         scales_(reinterpret_cast<float*>(shared + kFoldScalesAt)),
@@ -247,7 +247,7 @@ class FoldBlock {
 #endif
   }
 
-  const Fold& f_;
+  const FoldArguments& f_;
   FoldTile* next_;
   float* scales_;
   Target* staged_;
@@ -260,31 +260,31 @@ class FoldBlock {
 
 template <class From, class To>
 DEEVO_KERNEL(kFoldThreads, kFoldBlocks)
-fold_kernel(DEEVO_PARAMETERS Fold f) {
+fold_kernel(DEEVO_PARAMETERS FoldArguments f) {
   DEEVO_SHARED(shared);
   FoldBlock<From, To>(f, shared).run();
 }
 
 // Calls run(From(), To()) with the types of source and target.
 template <class Run>
-const char* dispatch_fold(Storage source, Storage target, const Run& run) {
+const char* dispatch_fold(Number source, Number target, const Run& run) {
   const auto with_source = [&](auto from) -> const char* {
     switch (target) {
-      case Storage::kFloat32:
+      case Number::kFloat32:
         return run(from, ToFloat32());
-      case Storage::kBFloat16:
+      case Number::kBFloat16:
         return run(from, ToBFloat16());
-      case Storage::kFloat16:
+      case Number::kFloat16:
         return run(from, ToFloat16());
     }
     return "no kernel for this target";
   };
   switch (source) {
-    case Storage::kFloat32:
+    case Number::kFloat32:
       return with_source(FromFloat32());
-    case Storage::kBFloat16:
+    case Number::kBFloat16:
       return with_source(FromBFloat16());
-    case Storage::kFloat16:
+    case Number::kFloat16:
       return with_source(FromFloat16());
   }
   return "no kernel for this source";
@@ -292,7 +292,7 @@ const char* dispatch_fold(Storage source, Storage target, const Run& run) {
 
 }  // namespace
 
-const char* fold(const Queue& queue, const Fold& f) {
+const char* fold(const FoldArguments& f, const Queue& queue) {
   if (f.entries == 0 || f.weights.count == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);

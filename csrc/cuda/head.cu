@@ -29,10 +29,7 @@ constexpr int kClassesEach = 4;      // that 16 lanes have at a time
 constexpr int64_t kFewest = 64;      // classes of a tile
 constexpr int64_t kSumsBytes = 512;  // of LossSums and the labels' logits
 
-struct HeadArguments {
-  Losses l;
-  Rows features, weight, bias;
-  int64_t positions, channels;
+struct HeadLaunch : HeadArguments {
   int64_t tile;  // classes whose logits are kept at a time
   bool wide;     // features may be read 16 bytes at a time
 };
@@ -42,7 +39,7 @@ class HeadBlock {
   using Stored = typename From::Stored;
 
  public:
-  DEEVO_DEVICE HeadBlock(const HeadArguments& a, unsigned char* shared)
+  DEEVO_DEVICE HeadBlock(const HeadLaunch& a, unsigned char* shared)
       : a_(a),
         classes_(a.l.classes),
         channels_(a.channels),
@@ -181,7 +178,7 @@ class HeadBlock {
     });
   }
 
-  const HeadArguments& a_;
+  const HeadLaunch& a_;
   const int64_t classes_, channels_;
   LossSums* sums_;
   float *label_logits_, *pooled_, *logits_;
@@ -191,20 +188,20 @@ class HeadBlock {
 
 template <class From, int kSamples>
 DEEVO_KERNEL(kHeadThreads, kHeadBlocks)
-head_kernel(DEEVO_PARAMETERS HeadArguments a) {
+head_kernel(DEEVO_PARAMETERS HeadLaunch a) {
   DEEVO_SHARED(shared);
   HeadBlock<From, kSamples>(a, shared).run();
 }
 
 // Room for a tile of classes beside the means of that many samples; below 1 if there is none.
-int64_t room(const HeadArguments& a, int64_t samples, const Limits& limits) {
+int64_t room(const HeadLaunch& a, int64_t samples, const Limits& limits) {
   const int64_t left =
       static_cast<int64_t>(limits.shared_bytes) - kSumsBytes - samples * a.channels * 4;
   return left / (samples * 4);
 }
 
 template <class From, int kSamples>
-const char* launch_head(const Queue& queue, HeadArguments a, const Limits& limits) {
+const char* launch_head(const Queue& queue, HeadLaunch a, const Limits& limits) {
   const int64_t most = room(a, kSamples, limits);
   a.tile = a.l.classes < most ? a.l.classes : most;
   const int64_t bytes = kSumsBytes + kSamples * (a.channels + a.tile) * 4;
@@ -216,7 +213,7 @@ const char* launch_head(const Queue& queue, HeadArguments a, const Limits& limit
 }
 
 template <class From>
-const char* choose_head(const Queue& queue, HeadArguments a, const Limits& limits) {
+const char* choose_head(const Queue& queue, HeadLaunch a, const Limits& limits) {
   constexpr int64_t kSize = sizeof(typename From::Stored);
   const bool steps = a.features.count < 2 || a.features.stride * kSize % 16 == 0;
   a.wide = reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 && steps &&
@@ -236,20 +233,19 @@ const char* choose_head(const Queue& queue, HeadArguments a, const Limits& limit
 
 }  // namespace
 
-const char* head(const Queue& queue, Storage storage, Rows features, Rows weight, Rows bias,
-                 int64_t positions, int64_t channels, const Losses& l) {
-  if (l.losses.count == 0 || l.samples == 0) return nullptr;
+const char* head(const HeadArguments& arguments, const Queue& queue) {
+  if (arguments.l.losses.count == 0 || arguments.l.samples == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
-  const HeadArguments a = {l, features, weight, bias, positions, channels, 0, false};
-  switch (storage) {
-    case Storage::kFloat32:
+  const HeadLaunch a = {arguments, 0, false};
+  switch (a.number) {
+    case Number::kFloat32:
       return choose_head<FromFloat32>(queue, a, limits);
-    case Storage::kBFloat16:
+    case Number::kBFloat16:
       return choose_head<FromBFloat16>(queue, a, limits);
-    case Storage::kFloat16:
+    case Number::kFloat16:
       return choose_head<FromFloat16>(queue, a, limits);
   }
   return "no kernel for this storage type";

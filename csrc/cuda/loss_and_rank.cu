@@ -14,15 +14,13 @@ namespace {
 constexpr int kLossThreads = 256;
 constexpr int kLossBlocks = 4;  // of a multiprocessor
 
-struct LossArguments {
-  Losses l;
-  Rows logits;
+struct LossLaunch : LossAndRankArguments {
   int lanes;  // of a sample, a power of two up to 32
 };
 
 template <class From>
 DEEVO_KERNEL(kLossThreads, kLossBlocks)
-loss_and_rank_kernel(DEEVO_PARAMETERS LossArguments a) {
+loss_and_rank_kernel(DEEVO_PARAMETERS LossLaunch a) {
   using Stored = typename From::Stored;
   const int64_t total = a.l.losses.count * a.l.samples, classes = a.l.classes;
   const int lane = thread_index() % a.lanes, bits = gap_bits(classes);
@@ -47,30 +45,31 @@ loss_and_rank_kernel(DEEVO_PARAMETERS LossArguments a) {
 }
 
 template <class From>
-const char* launch(const Queue& queue, const LossArguments& a, int64_t blocks) {
+const char* launch(const Queue& queue, const LossLaunch& a, int64_t blocks) {
   return DEEVO_LAUNCH(loss_and_rank_kernel<From>, blocks, kLossThreads, 0, queue.stream, a);
 }
 
 }  // namespace
 
-const char* loss_and_rank(const Queue& queue, Storage storage, Rows logits, const Losses& l) {
+const char* loss_and_rank(const LossAndRankArguments& arguments, const Queue& queue) {
+  const Losses& l = arguments.l;
   const int64_t total = l.losses.count * l.samples;
   if (total == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
-  LossArguments a = {l, logits, 1};
+  LossLaunch a = {arguments, 1};
   while (a.lanes < 32 && a.lanes < l.classes) a.lanes *= 2;
   const int64_t a_block = kLossThreads / a.lanes, wanted = (total + a_block - 1) / a_block;
   const int64_t most = int64_t{limits.multiprocessors} * kLossBlocks * 2;
   const int64_t blocks = wanted < most ? wanted : most;
-  switch (storage) {
-    case Storage::kFloat32:
+  switch (a.number) {
+    case Number::kFloat32:
       return launch<FromFloat32>(queue, a, blocks);
-    case Storage::kBFloat16:
+    case Number::kBFloat16:
       return launch<FromBFloat16>(queue, a, blocks);
-    case Storage::kFloat16:
+    case Number::kFloat16:
       return launch<FromFloat16>(queue, a, blocks);
   }
   return "no kernel for this storage type";

@@ -28,6 +28,7 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "triton": ("cuda", "cpu"),
 }
 NAMES = tuple(DEVICES)
+_FOLDERS = {"cpu": "native.cpu", "cuda": "native.cuda"}  # of modules that are not named as backends
 
 _forced: list[str] = []
 
@@ -49,7 +50,7 @@ def why_unavailable(name: str) -> str | None:
         return _why_no_triton()
     if name in ("cpu", "cuda") and (reason := _extension.why_missing()) is not None:
         return reason
-    if name == "cuda" and not hasattr(_extension.load(), "cuda_plan"):
+    if name == "cuda" and not hasattr(_extension.load(), "cuda"):
         return (
             "the extension was built without CUDA kernels. Rebuild it where nvcc is found: "
             'FORCE_CUDA=1 pip install --force-reinstall --no-deps ".", in the source checkout.'
@@ -104,7 +105,7 @@ def select(device: torch.device, operator: str) -> ModuleType:
 
 @functools.cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{_FOLDERS.get(name, name)}")
 
 
 def _load(name: str, device: torch.device, operator: str, source: str) -> ModuleType:
