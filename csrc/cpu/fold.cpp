@@ -66,7 +66,7 @@ void fold_tile_of(const FoldArguments& f, int64_t member, const FoldTile& tile) 
     return (fold_space(address) == 1 ? statistics : f.constants) + fold_offset(address);
   };
   const auto element = [&](int64_t address, int64_t i) -> float {
-    return fold_space(address) == 0 ? From::widen(row[fold_offset(address) + i])
+    return fold_space(address) == 0 ? From::widen_any(row[fold_offset(address) + i])
                                     : apart(address)[i];
   };
   float* vectors = static_cast<float*>(f.vectors.data) + member * f.vectors.stride;
@@ -84,14 +84,14 @@ void fold_tile_of(const FoldArguments& f, int64_t member, const FoldTile& tile) 
     const float scale = static_cast<float>(channel.scale);
     if (tile.in == 0) {
       const float shift = static_cast<float>(channel.shift);
-      if (entry[kFoldToShift] >= 0) vectors[entry[kFoldToShift] + out] = ToFloat32::store(shift);
+      if (entry[kFoldToShift] >= 0) vectors[entry[kFoldToShift] + out] = Float32::round_any(shift);
     }
     if (weight < 0) continue;
     Target* target = weights + entry[kFoldToWeight];
     if (fold_space(weight) == 0) {
       fold_weights<From, To>(entry, tile, out, scale_row, scale, row + fold_offset(weight), target);
     } else {
-      fold_weights<FromFloat32, To>(entry, tile, out, scale_apart, scale, apart(weight), target);
+      fold_weights<Float32, To>(entry, tile, out, scale_apart, scale, apart(weight), target);
     }
   }
 }
@@ -111,34 +111,12 @@ void run(const FoldArguments& f, int64_t threads) {
                });
 }
 
-// Calls run(From(), To()) with the types of source and target.
-template <class Run>
-void dispatch_fold(Number source, Number target, const Run& run) {
-  const auto with_source = [&](auto from) {
-    switch (target) {
-      case Number::kFloat32:
-        return run(from, ToFloat32());
-      case Number::kBFloat16:
-        return run(from, ToBFloat16());
-      case Number::kFloat16:
-        return run(from, ToFloat16());
-    }
-  };
-  switch (source) {
-    case Number::kFloat32:
-      return with_source(FromFloat32());
-    case Number::kBFloat16:
-      return with_source(FromBFloat16());
-    case Number::kFloat16:
-      return with_source(FromFloat16());
-  }
-}
-
 }  // namespace
 
 const char* fold(const FoldArguments& a, int64_t threads) {
-  dispatch_fold(a.source, a.target,
-                [&](auto from, auto to) { run<decltype(from), decltype(to)>(a, threads); });
+  dispatch(a.source, [&](auto from) {
+    dispatch(a.target, [&](auto to) { run<decltype(from), decltype(to)>(a, threads); });
+  });
   return nullptr;
 }
 

@@ -12,7 +12,6 @@
 #include "deevo/fold.h"
 #include "device.h"
 #include "launch.h"
-#include "numbers.h"
 #include "operators.h"
 #include "vectors.h"
 
@@ -22,22 +21,22 @@ namespace {
 constexpr int kFoldThreads = 256;
 constexpr int kFoldBlocks = 4;  // of a multiprocessor
 
-// Rounding by the instructions there are, with one pattern for every NaN, as To::store.
+// Rounding by the instructions there are, with one pattern for every NaN, as To::round_any.
 template <class To>
 DEEVO_DEVICE typename To::Stored narrow(float x) {
-  return To::store(x);
+  return To::round_any(x);
 }
 
 #if defined(__CUDA_ARCH__)
 template <>
-DEEVO_DEVICE uint16_t narrow<ToBFloat16>(float x) {
+DEEVO_DEVICE uint16_t narrow<BFloat16>(float x) {
   uint16_t stored;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(stored) : "f"(x));
   return x != x ? uint16_t{0x7FC0} : stored;
 }
 
 template <>
-DEEVO_DEVICE uint16_t narrow<ToFloat16>(float x) {
+DEEVO_DEVICE uint16_t narrow<Float16>(float x) {
   uint16_t stored;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored) : "f"(x));
   return x != x ? uint16_t{0x7E00} : stored;
@@ -126,7 +125,7 @@ class FoldBlock {
       if (fold_space(weight) == 0) {
         stage<From>(Span<Stored>(row_ + first, count));
       } else {
-        stage<FromFloat32>(Span<float>(apart(weight) + first - fold_offset(weight), count));
+        stage<Float32>(Span<float>(apart(weight) + first - fold_offset(weight), count));
       }
       sync_block();
       write();
@@ -150,14 +149,14 @@ class FoldBlock {
       const FoldChannel made = fold_channel(entry_, eps, [&](int column, double absent) -> double {
         const int64_t source = entry_[column];
         if (source < 0) return absent;
-        return fold_space(source) == 0 ? From::widen(row_[fold_offset(source) + out])
+        return fold_space(source) == 0 ? From::widen_any(row_[fold_offset(source) + out])
                                        : apart(source)[out];
       });
-      const float scale = static_cast<float>(made.scale);
-      scales_[i] = scale;
+      scales_[i] = static_cast<float>(made.scale);
       if (tile_.in > 0) continue;
       const int64_t to_shift = entry_[kFoldToShift];
-      if (to_shift >= 0) vectors[to_shift + out] = ToFloat32::store(static_cast<float>(made.shift));
+      if (to_shift < 0) continue;
+      vectors[to_shift + out] = Float32::round_any(static_cast<float>(made.shift));
     }
   }
 
@@ -265,31 +264,6 @@ fold_kernel(DEEVO_PARAMETERS FoldArguments f) {
   FoldBlock<From, To>(f, shared).run();
 }
 
-// Calls run(From(), To()) with the types of source and target.
-template <class Run>
-const char* dispatch_fold(Number source, Number target, const Run& run) {
-  const auto with_source = [&](auto from) -> const char* {
-    switch (target) {
-      case Number::kFloat32:
-        return run(from, ToFloat32());
-      case Number::kBFloat16:
-        return run(from, ToBFloat16());
-      case Number::kFloat16:
-        return run(from, ToFloat16());
-    }
-    return "no kernel for this target";
-  };
-  switch (source) {
-    case Number::kFloat32:
-      return with_source(FromFloat32());
-    case Number::kBFloat16:
-      return with_source(FromBFloat16());
-    case Number::kFloat16:
-      return with_source(FromFloat16());
-  }
-  return "no kernel for this source";
-}
-
 }  // namespace
 
 const char* fold(const FoldArguments& f, const Queue& queue) {
@@ -298,11 +272,13 @@ const char* fold(const FoldArguments& f, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
-  return dispatch_fold(f.source, f.target, [&](auto from, auto to) {
-    const auto kernel = fold_kernel<decltype(from), decltype(to)>;
-    constexpr int kShared = fold_shared_bytes<typename decltype(to)::Stored>();
-    return DEEVO_LAUNCH(kernel, limits.multiprocessors * kFoldBlocks, kFoldThreads, kShared,
-                        queue.stream, f);
+  return dispatch(f.source, [&](auto from) {
+    return dispatch(f.target, [&](auto to) {
+      const auto kernel = fold_kernel<decltype(from), decltype(to)>;
+      constexpr int kShared = fold_shared_bytes<typename decltype(to)::Stored>();
+      return DEEVO_LAUNCH(kernel, limits.multiprocessors * kFoldBlocks, kFoldThreads, kShared,
+                          queue.stream, f);
+    });
   });
 }
 
