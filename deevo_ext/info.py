@@ -6,7 +6,6 @@ is imported just to read its version, and no memory is taken on a GPU.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -271,8 +270,6 @@ def _backend(name: str, extension: dict[str, Any], gpu: dict[str, Any]) -> dict[
 def _missing_for(name: str, extension: dict[str, Any], gpu: dict[str, Any]) -> list[str]:
     """Everything that stands between this machine and backend `name`, in words."""
     reasons = []
-    if not _has_module(f"deevo_ext.backends.{name}"):
-        reasons.append(f"deevo_ext {__version__} does not have this backend")
     if name in ("cpu", "cuda") and not extension["present"]:
         reasons.append(f"the compiled extension is missing: {extension['reason']}")
     elif name == "cuda" and extension["cuda_version"] is None:
@@ -282,13 +279,6 @@ def _missing_for(name: str, extension: dict[str, Any], gpu: dict[str, Any]) -> l
     if name in ("cuda", "triton") and not gpu["torch_devices"]:
         reasons.append(f"torch sees no GPU ({gpu['torch_problem']})")
     return reasons
-
-
-def _has_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent package does not exist
-        return False
 
 
 def _read(path: str) -> str:
