@@ -23,7 +23,6 @@ import torch
 
 import deevo_ext
 from bench import ROOT
-from deevo_ext.info import read_cpuinfo
 
 LEAST_REPETITIONS = 5
 _MOST_SETS = 512
@@ -142,7 +141,8 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _cpu_model() -> str:
-    name = read_cpuinfo(Path("/proc/cpuinfo").read_text())[0] or os.uname().machine
+    found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    name = found[1] if found else os.uname().machine
     return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
 
 
