@@ -171,13 +171,6 @@ def status_bytes(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def available_memory() -> int:
-    """Bytes that may be taken without swapping."""
-    with open("/proc/meminfo") as lines:
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
-
-
 @cache
 def _commit() -> str | None:
     """The checkout's commit if deevo_ext runs in it, else the one that the package was built at."""

@@ -1,8 +1,9 @@
-"""Memory for rows of weights, in huge pages where Linux gives them on request.
+"""Memory for rows of weights, and how much of it can be had.
 
-With 4 KiB pages a pass over a population spends a tenth of its time on looking up addresses, and
-its first touch several times that of copying it. ``/sys/kernel/mm/transparent_hugepage/enabled``
-says whether requests are heard ("madvise", the usual setting, or "always").
+Rows lie in huge pages where Linux gives them on request. With 4 KiB pages a pass over a population
+spends a tenth of its time on looking up addresses, and its first touch several times that of
+copying it. ``/sys/kernel/mm/transparent_hugepage/enabled`` says whether requests are heard
+("madvise", the usual setting, or "always").
 """
 
 from __future__ import annotations
@@ -14,7 +15,26 @@ from collections.abc import Callable
 
 import torch
 
+from deevo_ext.errors import DeevoError
+
 _HUGE = 2 * 1024 * 1024
+
+
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can be had on a device.
+
+    On a GPU that is what is free there and what torch holds without using it; on the host it is
+    what Linux expects to give without swapping.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise DeevoError("/proc/meminfo lacks MemAvailable: Linux 3.14 or newer is needed")
 
 
 def zero_rows(
