@@ -25,6 +25,7 @@ from deevo_ext.files import write_whole
 from deevo_ext.inference.evaluator import Evaluator, PerImage
 from deevo_ext.inference.metrics import mean_score
 from deevo_ext.population import Population
+from deevo_ext.text import text_table
 
 SOUP = "initial greedy soup"
 HEAD = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
@@ -142,16 +143,7 @@ class Comparison:
 
     def format(self) -> str:
         """The table as aligned text."""
-        lines = [HEAD, *self.cells()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-        text = "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-        return f"{text}\n\n{self.verdict} {self.note}".rstrip()
+        return f"{text_table(HEAD, self.cells())}\n\n{self.verdict} {self.note}".rstrip()
 
 
 def _finite(value: Any) -> Any:
