@@ -43,27 +43,23 @@ def zero_rows(
     """Zeros [count, stride] that nothing else shares."""
     rows = torch.empty(count, stride, dtype=dtype, device=device)
     if rows.device.type == "cpu":
-        request_huge_pages(rows)
+        _request_huge_pages(rows)
     return rows.zero_()
 
 
-def request_huge_pages(tensor: torch.Tensor) -> bool:
-    """Asks for huge pages under a CPU tensor, for what has not been touched yet; True if heard.
+def _request_huge_pages(tensor: torch.Tensor) -> None:
+    """Asks for huge pages under a CPU tensor that has not been touched yet.
 
-    Values do not change. Smaller tensors than two huge pages are left alone.
+    Values do not change. A tensor that holds no whole huge page is left alone.
     """
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
-    advise = _madvise()
-    if advise is None or end - start < _HUGE:
-        return False
-    return advise(start, end - start, mmap.MADV_HUGEPAGE) == 0
+    if start < end:
+        _madvise()(start, end - start, mmap.MADV_HUGEPAGE)
 
 
 @functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
+def _madvise() -> Callable[[int, int, int], int]:
     function = ctypes.CDLL(None).madvise
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     function.restype = ctypes.c_int

@@ -40,13 +40,6 @@ def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
     assert "hg" not in flags(small.data_ptr())
 
 
-def test_a_request_changes_no_value_and_spares_small_tensors() -> None:
-    large, small = torch.arange(2**21), torch.arange(100)
-    memory.request_huge_pages(large)
-    assert torch.equal(large, torch.arange(2**21))
-    assert not memory.request_huge_pages(small)
-
-
 def test_available_memory_is_part_of_what_the_machine_has() -> None:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < memory.available_memory() <= installed

@@ -16,16 +16,16 @@ def compare(
     from deevo_ext.reports.card import TABLE
     from deevo_ext.text import text_table
 
-    found = []
+    compared = []
     for run in runs:
         path = run / TABLE if run.is_dir() else run
-        found.append((run, Comparison.load(path)))
-    for run, comparison in found:
+        compared.append((run, Comparison.load(path)))
+    for run, comparison in compared:
         typer.echo(f"{run}\n{comparison.format()}\n")
-    if len(found) < 2:
+    if len(compared) < 2:
         return
     lines = []
-    for run, comparison in found:
+    for run, comparison in compared:
         evolved = next(row for row in comparison.rows if row.returned)
         low, high = comparison.interval
         interval = f"[{low:+.5f}, {high:+.5f}]"

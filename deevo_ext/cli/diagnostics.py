@@ -44,7 +44,9 @@ def format_report(report: dict[str, Any]) -> str:
     processor = report["processor"]
     sections: dict[str, dict[str, str]] = {
         "packages": {name: v or "not installed" for name, v in report["packages"].items()},
-        "extras": {name: _extra_text(name, found) for name, found in report["extras"].items()},
+        "extras": {
+            name: _extra_text(name, versions) for name, versions in report["extras"].items()
+        },
         "extension": {
             name.replace("_", " "): " ".join(value) if isinstance(value, list) else value
             for name, value in report["extension"].items()

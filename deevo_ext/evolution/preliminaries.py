@@ -20,6 +20,7 @@ from deevo_ext.inference.evaluator import Evaluator, Score
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.sampling import batch_indices
 from deevo_ext.memory import available_memory
+from deevo_ext.text import text_table
 
 IMAGES = 1000
 _CANDIDATES = 6  # rows that validation keeps for the comparison
@@ -107,12 +108,11 @@ class Preliminaries:
                 )
 
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.members)
-        lines = [f"Members on {self.images:,} fitness images:"]
-        lines += [
-            f"  {name.ljust(width)}  top-1 {score.top1:.3f}  loss {score.loss:.4f}"
+        members = [
+            (f"  {name}", f"top-1 {score.top1:.3f}", f"loss {score.loss:.4f}")
             for name, score in self.members
         ]
+        lines = [f"Members on {self.images:,} fitness images:", text_table((), members, "<")]
         if self.basin is not None:
             lines.append(f"Between them, on the first of the fitness images: {self.basin}")
         for device, memory in self.memory.items():

@@ -1,7 +1,8 @@
 """The comparison that says whether evolution was worth it, on images nothing else has read.
 
-Rows: best parent, initial weight average, initial greedy soup, logit ensemble (NP times the
-inference cost), and the evolved member, mean and soup, each the best of its kind by validation.
+It measures the best parent, the initial weight average, the initial greedy soup, the logit ensemble
+(NP times the inference cost), and the evolved member, mean and soup, each the best of its kind by
+validation.
 """
 
 from __future__ import annotations
@@ -221,29 +222,29 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
         SOUP: (2 * members - 1) * each,
         ENSEMBLE: 0,
     }
-    found = {INITIAL_NAMES[kind]: measure(run.course.initial[kind]) for kind in KINDS}
-    found[ENSEMBLE] = ensemble(evaluator, population, images)
-    found |= {f"evolved {kind}": measure(run.course.evolved[kind]) for kind in KINDS}
-    returned, soup = f"evolved {chosen.kind}", found[SOUP]
+    per_image = {INITIAL_NAMES[kind]: measure(run.course.initial[kind]) for kind in KINDS}
+    per_image[ENSEMBLE] = ensemble(evaluator, population, images)
+    per_image |= {f"evolved {kind}": measure(run.course.evolved[kind]) for kind in KINDS}
+    returned, soup = f"evolved {chosen.kind}", per_image[SOUP]
     rows = []
-    for name, per_image in found.items():
+    for name, scores in per_image.items():
         passes = initial_passes.get(name, run.forward_passes)
         seconds = passes * share if name in initial_passes else run.seconds
         rows.append(
             Measured(
                 name=name,
-                loss=mean_score(per_image.losses, evaluator.micro_batch),
-                top1=float(per_image.correct.double().mean()),
+                loss=mean_score(scores.losses, evaluator.micro_batch),
+                top1=float(scores.correct.double().mean()),
                 images=len(images),
-                gained=int((per_image.correct & ~soup.correct).sum()),
-                lost=int((~per_image.correct & soup.correct).sum()),
+                gained=int((scores.correct & ~soup.correct).sum()),
+                lost=int((~scores.correct & soup.correct).sum()),
                 forward_passes=passes,
                 seconds=round(seconds, 3),
                 inference=members if name == ENSEMBLE else 1,
                 returned=name == returned,
             )
         )
-    differences = found[returned].losses.double() - soup.losses.double()
+    differences = per_image[returned].losses.double() - soup.losses.double()
     best = min(run.course.initial.values(), key=lambda candidate: candidate.score)
     note = ""
     if best.score < chosen.score:
