@@ -123,6 +123,13 @@ def test_report_without_extension_says_why(monkeypatch):
         _extension.load()
 
 
+def test_engine_tables_are_those_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
+    assert "none yet" in diagnostics.format_report(diagnostics.collect())
+    (tmp_path / "engines-some-cpu-1.json").touch()
+    assert diagnostics.collect()["caches"]["engine_tables"] == ["engines-some-cpu-1.json"]
+
+
 def test_text_names_every_backend_version_and_gpu(report):
     gpu = "GPU A, compute capability 9.0, 3.0 GiB"
     text = diagnostics.format_report({**report, "gpus": [gpu]})

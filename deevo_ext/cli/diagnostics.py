@@ -17,6 +17,7 @@ import torch
 from torch.utils import collect_env
 
 from deevo_ext import _extension, backends
+from deevo_ext.files import cache_folder
 
 
 def collect() -> dict[str, Any]:
@@ -35,6 +36,10 @@ def collect() -> dict[str, Any]:
         "gpus": gpus,
         "why_no_gpu": problem,
         "backends": {name: why_unusable(name, problem) for name in backends.NAMES},
+        "caches": {
+            "folder": str(cache_folder()),
+            "engine_tables": sorted(path.name for path in cache_folder().glob("engines-*.json")),
+        },
         "torch": collect_env.get_env_info()._asdict(),
     }
 
@@ -61,6 +66,10 @@ def format_report(report: dict[str, Any]) -> str:
         "backends": {
             name: f"not usable: {reason}" if reason else "usable"
             for name, reason in report["backends"].items()
+        },
+        "caches": {
+            "folder": report["caches"]["folder"],
+            "engine tables": ", ".join(report["caches"]["engine_tables"]) or "none yet",
         },
     }
     width = max(len(label) for lines in sections.values() for label in lines)
