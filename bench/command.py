@@ -24,6 +24,7 @@ from bench.table import table
 from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.text import markdown_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +116,7 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
 def _write(rows: list[Row], to_json: Path | None, to_markdown: Path | None) -> None:
     for path, text in (
         (to_json, json.dumps(rows, indent=1)),
-        (to_markdown, table(rows, markdown=True)),
+        (to_markdown, table(rows, markdown_table)),
     ):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

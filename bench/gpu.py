@@ -12,7 +12,6 @@ import torch
 
 from bench.measure import LEAST_REPETITIONS
 from bench.summary import answer, version
-from deevo_ext import info
 
 # Larger than any L2 cache; and writing it keeps the device busy while the host enqueues what is
 # timed, so that events measure the device and not the host.
@@ -85,14 +84,15 @@ def captured(run: Callable[[], None]) -> Callable[[], None]:
 
 def environment() -> dict[str, Any]:
     """The GPU of this process and what drives it."""
-    report = info.collect()
+    from deevo_ext import _build_info
+
     smi = ("nvidia-smi", "--format=csv,noheader,nounits", "--id=0")
     clocks = answer(*smi, "--query-gpu=clocks.sm,clocks.mem,clocks_event_reasons.active")
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": report["gpu"]["driver"],
+        "driver": answer(*smi, "--query-gpu=driver_version"),
         "torch_cuda": torch.version.cuda,
-        "cuda": report["extension"]["cuda_version"],
+        "cuda": _build_info.cuda_version,
         "triton": version("triton"),
         "gpu_clocks": clocks,  # SM and memory in MHz, and what holds them down
     }

@@ -23,7 +23,6 @@ import torch
 
 import deevo_ext
 from bench import ROOT
-from deevo_ext.info import read_cpuinfo
 
 LEAST_REPETITIONS = 5
 _MOST_SETS = 512
@@ -142,7 +141,8 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _cpu_model() -> str:
-    name = read_cpuinfo(Path("/proc/cpuinfo").read_text())[0] or os.uname().machine
+    found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    name = found[1] if found else os.uname().machine
     return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
 
 
@@ -168,13 +168,6 @@ def status_bytes(field: str) -> int:
     """A size out of this process's /proc/self/status."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
-
-
-def available_memory() -> int:
-    """Bytes that may be taken without swapping."""
-    with open("/proc/meminfo") as lines:
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024
 
 

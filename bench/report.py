@@ -20,7 +20,8 @@ bench.prefer_installed()
 from bench.fits import fits  # noqa: E402
 from bench.headlines import headlines  # noqa: E402
 from bench.row import Row, identity  # noqa: E402
-from bench.table import aligned, table  # noqa: E402
+from bench.table import table  # noqa: E402
+from deevo_ext.text import markdown_table  # noqa: E402
 
 RESULTS = bench.ROOT / "bench" / "results"
 README = bench.ROOT / "README.md"
@@ -102,7 +103,7 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
         for title, cases in SECTIONS.items():
             own = [row for row in rows if row["case"] in cases]
             if own:
-                lines += ["", f"### {title}", "", table(own, markdown=True)]
+                lines += ["", f"### {title}", "", table(own, markdown_table)]
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +120,7 @@ def _machine(rows: list[Row]) -> list[str]:
     dates = sorted(row["date"] for row in rows)
     lines.append(("date", f"{dates[0]} to {dates[-1]}"))
     lines.append(("load average", f"{min(loads)} to {max(loads)}, the benchmark's own included"))
-    return aligned(("machine", ""), lines, markdown=True).splitlines()
+    return markdown_table(("machine", ""), lines, "<").splitlines()
 
 
 def _claims(rows: list[Row]) -> list[str]:
@@ -134,7 +135,7 @@ def excerpt(devices: dict[str, list[Row]]) -> str:
         if found:
             where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
             header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
-            parts.append(aligned(header, found, markdown=True))
+            parts.append(markdown_table(header, found, "<"))
     return "\n\n".join(parts) or "Nothing has been measured yet."
 
 

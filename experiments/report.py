@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy.stats import wilcoxon
 
-from deevo_ext.evolution.plots import success_rates
 from deevo_ext.files import write_whole
+from deevo_ext.reports.plots import success_rates
 
 from .populations import SETTINGS
 from .variants import BOUNDS, PEERS, VARIANTS

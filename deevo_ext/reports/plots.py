@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_extra
 from deevo_ext.files import write_whole
 
 WINDOW = 10  # generations that a plotted success rate sums over
@@ -28,12 +26,7 @@ def success_rates(history: Sequence[dict[str, float]], strategy: str) -> list[fl
 
 def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], path: Path) -> None:
     """Writes the picture as PNG; raises DeevoError if matplotlib is missing."""
-    try:
-        figure_module: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise DeevoError(
-            'plots need matplotlib, which is missing: pip install "deevo_ext[plots]"'
-        ) from None
+    figure_module = import_extra("matplotlib.figure", "plots")
     generations = [metrics["generation"] for metrics in history]
     figure = figure_module.Figure(figsize=(8, 9), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
