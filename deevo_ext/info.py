@@ -273,7 +273,7 @@ def _missing_for(name: str, extension: dict[str, Any], gpu: dict[str, Any]) -> l
     reasons = []
     if not _has_module(f"deevo_ext.backends.{name}"):
         reasons.append(f"deevo_ext {__version__} does not have this backend")
-    if name in ("cpu", "cuda") and not extension["present"]:
+    if name != "reference" and not extension["present"]:
         reasons.append(f"the compiled extension is missing: {extension['reason']}")
     elif name == "cuda" and extension["cuda_version"] is None:
         reasons.append("the extension was built without CUDA kernels")

@@ -159,7 +159,8 @@ def test_reasons_for_missing_backends(monkeypatch):
         "torch sees no GPU (no driver)",
     ]
     assert info._missing_for("cuda", *facts(cuda_version="13.0", devices=[{}])) == []
-    assert info._missing_for("triton", *facts()) == [
+    assert info._missing_for("triton", *facts(present=False)) == [
+        "the compiled extension is missing: not built",
         "triton is not installed",
         "torch sees no GPU (no driver)",
     ]

@@ -1,41 +1,64 @@
-"""What plan and tell share: the state's layout, fitness as it is compared, the order of ranks."""
+"""plan and tell of the Triton backend: computed by the compiled CPU backend.
+
+Both move a few kilobytes, whatever the size of the networks, so a kernel would be no faster than
+the copies. Tensors on a CUDA device are therefore copied to the CPU, where the compiled operator
+runs, and what it changed is copied back in place. Tensors on the CPU are used where they are.
+
+The host waits for the device in every call: unlike those of the backend `cuda`, these calls cannot
+be captured in a CUDA graph.
+"""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from typing import Any
 
-from deevo_ext.backends.triton.tables import MEMORY_SIZE, STRATEGY_PERIOD
+import torch
 
-
-@triton.jit
-def memory_slots(settings, num_strategies):
-    """Memories H and H x K, int64: memory_f is the first [H, K], then memory_cr and frequency."""
-    memory_size = tl.load(settings + MEMORY_SIZE).to(tl.int64)
-    return memory_size, memory_size * num_strategies
+from deevo_ext import backends
 
 
-@triton.jit
-def state_offsets(settings, num_strategies):
-    """Offsets of pointer, odds, sinusoid1_odds, archive_count and the windows of strategies and
-    sinusoids: `deevo_ext.tables.state_layout`."""
-    pointer = 3 * memory_slots(settings, num_strategies)[1]
-    odds = pointer + num_strategies
-    sinusoid1_odds = odds + num_strategies
-    strategy_window = sinusoid1_odds + 2
-    rows = tl.load(settings + STRATEGY_PERIOD).to(tl.int64)
-    sinusoid_window = strategy_window + rows * num_strategies * 2
-    return pointer, odds, sinusoid1_odds, sinusoid1_odds + 1, strategy_window, sinusoid_window
+def plan(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    alive: torch.Tensor,
+    generation: torch.Tensor,
+    seed: int,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    coefficients: torch.Tensor,
+    gene_mask: torch.Tensor,
+) -> None:
+    """Does what `deevo_ext.backends.reference.plan` does."""
+    inputs = (settings, strategies, state, fitness, alive, generation, seed)
+    _run_on_cpu("plan", inputs, (choices, parameters, coefficients, gene_mask))
 
 
-@triton.jit
-def load_fitness(fitness, member, exists):
-    """Fitness, NaN read as +inf."""
-    x = tl.load(fitness + member, mask=exists, other=0.0)
-    return tl.where(x == x, x, float("inf"))
+def tell(
+    settings: torch.Tensor,
+    strategies: torch.Tensor,
+    trial_fitness: torch.Tensor,
+    choices: torch.Tensor,
+    parameters: torch.Tensor,
+    seed: int,
+    state: torch.Tensor,
+    fitness: torch.Tensor,
+    alive: torch.Tensor,
+    generation: torch.Tensor,
+    accepted: torch.Tensor,
+    archive_slot: torch.Tensor,
+) -> None:
+    """Does what `deevo_ext.backends.reference.tell` does."""
+    inputs = (settings, strategies, trial_fitness, choices, parameters, seed)
+    _run_on_cpu("tell", inputs, (state, fitness, alive, generation, accepted, archive_slot))
 
 
-@triton.jit
-def is_better(f, member, other_f, other):
-    """Whether other ranks before member: smaller fitness, equal fitness by lower index."""
-    return (other_f < f) | ((other_f == f) & (other < member))
+def _run_on_cpu(operator: str, inputs: tuple[Any, ...], changed: tuple[torch.Tensor, ...]) -> None:
+    """Calls the CPU operator with the inputs, then the tensors that it changes."""
+    read = [value.cpu() if isinstance(value, torch.Tensor) else value for value in inputs]
+    written = [tensor.cpu() for tensor in changed]
+    getattr(backends.compiled_cpu(), operator)(*read, *written)
+    for tensor, result in zip(changed, written, strict=True):
+        if result is not tensor:
+            tensor.data.copy_(result)  # .data: the caller counts the tensor's versions

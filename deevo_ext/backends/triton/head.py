@@ -20,13 +20,11 @@ import triton
 import triton.language as tl
 
 from deevo_ext.backends.reference.head import gap_bits
-from deevo_ext.backends.triton.exact_math import exact_log, rint
+from deevo_ext.backends.triton.exact_math import LN2_HIGH, LN2_LOW, exact_log, rint
 from deevo_ext.backends.triton.launch import power_of_two, require_device, stored
 from deevo_ext.backends.triton.mean import grid_launch, mean, require_conversions
 from deevo_ext.backends.triton.storage import widen
 
-LN2_HIGH = tl.constexpr(6.93147180369123816490e-01)
-LN2_LOW = tl.constexpr(1.90821492927058770002e-10)
 INVERSE_FACTORIALS = tl.constexpr(tuple(1.0 / math.factorial(n) for n in range(12)))
 EXP_BITS = tl.constexpr(40)
 LARGEST_GAP = tl.constexpr(2.0**20)
