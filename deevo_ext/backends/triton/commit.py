@@ -203,7 +203,7 @@ def commit(
     kept = workspace(device, programs * num_rows * tile * size)
     launch(
         commit_kernel,
-        programs,
+        (programs,),
         device,
         stored(population),
         stored(archive),

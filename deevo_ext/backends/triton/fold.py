@@ -227,7 +227,7 @@ def fold(
     shared = constants if constants.numel() else filled
     launch(
         fold_kernel,
-        programs,
+        (programs,),
         rows.device,
         stored(rows),
         filled,

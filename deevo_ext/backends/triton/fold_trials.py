@@ -150,7 +150,7 @@ def fold_trials(
     workspace = population.new_empty(programs * SOURCES * (TILE + 64))
     launch(
         fold_trials_kernel,
-        programs,
+        (programs,),
         population.device,
         stored(population),
         stored(archive),

@@ -21,8 +21,8 @@ import triton.language as tl
 
 from deevo_ext.backends.reference.head import gap_bits
 from deevo_ext.backends.triton.exact_math import LN2_HIGH, LN2_LOW, exact_log, rint
-from deevo_ext.backends.triton.launch import power_of_two, require_device, stored
-from deevo_ext.backends.triton.mean import grid_launch, mean, require_conversions
+from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
+from deevo_ext.backends.triton.mean import mean, require_conversions
 from deevo_ext.backends.triton.storage import widen
 
 INVERSE_FACTORIALS = tl.constexpr(tuple(1.0 / math.factorial(n) for n in range(12)))
@@ -237,13 +237,19 @@ def head(
     classes = weight.shape[1]
     pooled = torch.empty(members, samples, channels, device=features.device)
     mean(features, pooled)
-    arguments = (pooled, weight, bias, labels, losses, ranks, samples, channels, classes)
-    strides = (weight.stride(0), bias.stride(0), losses.stride(0), ranks.stride(0))
-    grid_launch(
+    sizes = (samples, channels, classes)
+    strides = (tensor.stride(0) for tensor in (weight, bias, losses, ranks))
+    launch(
         head_kernel,
         (triton.cdiv(samples, SAMPLES), members),
         features.device,
-        *arguments,
+        pooled,
+        weight,
+        bias,
+        labels,
+        losses,
+        ranks,
+        *sizes,
         *strides,
         **sums(classes, smoothing),
         **head_tiles(classes, channels, weight.dtype),
@@ -262,14 +268,20 @@ def loss_and_rank(
     """As `deevo_ext.backends.reference.head`, the same bits."""
     require_device("loss_and_rank", losses_kernel, logits.device)
     members, samples, classes = logits.shape
-    arguments = (stored(logits), labels, losses, ranks, samples, classes)
     tiles = loss_tiles(classes)
-    grid_launch(
+    launch(
         losses_kernel,
         (triton.cdiv(samples, tiles["SAMPLES"]), members),
         logits.device,
-        *arguments,
-        *(logits.stride(0), losses.stride(0), ranks.stride(0)),
+        stored(logits),
+        labels,
+        losses,
+        ranks,
+        samples,
+        classes,
+        logits.stride(0),
+        losses.stride(0),
+        ranks.stride(0),
         **sums(classes, smoothing),
         **tiles,
         num_warps=WARPS,

@@ -34,13 +34,17 @@ def require_device(operator: str, kernel: object, device: torch.device) -> None:
     require_subnormals()
 
 
-def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **meta: Any) -> None:
-    """Runs `programs` programs on the device's current stream."""
+def launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **meta: Any
+) -> None:
+    """Runs a grid of programs on the device's current stream; nothing if the grid is empty."""
+    if 0 in grid:
+        return
     if device.type == "cuda":
         with torch.cuda.device(device):
-            kernel[(programs,)](*arguments, **meta, **OPTIONS)
+            kernel[grid](*arguments, **meta, **OPTIONS)
     else:
-        kernel[(programs,)](*arguments, **meta)
+        kernel[grid](*arguments, **meta)
 
 
 def power_of_two(n: int) -> int:

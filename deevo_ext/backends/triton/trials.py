@@ -143,7 +143,7 @@ def trials(
     )
     launch(
         trials_kernel,
-        triton.cdiv(columns, tile),
+        (triton.cdiv(columns, tile),),
         population.device,
         stored(population),
         stored(archive),

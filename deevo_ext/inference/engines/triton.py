@@ -41,10 +41,15 @@ class Triton:
 
     def bind(self, layer: Convolution | Linear) -> Bound:
         """Weights as they are, a stem's padded."""
-        from deevo_ext.inference.triton.convolution import conv2d  # imports Triton
+        from deevo_ext.inference.triton.convolution import (  # imports Triton
+            Operands,
+            Operation,
+            conv2d,
+        )
 
         assert isinstance(layer, Convolution)
         more = padded(layer.in_shape[1]) - layer.in_shape[1]
+        geometry = (layer.stride, layer.padding, layer.dilation)
         activation = "none" if layer.activation is None else "relu"
 
         def prepare(weight: Tensor, bias: Tensor | None) -> Any:
@@ -58,18 +63,15 @@ class Triton:
             images = _channels_last(x)
             n, channels, height, width = layer.out_shape
             out = torch.empty((1, n, height, width, channels), dtype=x.dtype, device=x.device)
-            conv2d(
+            operands = Operands(
                 functional.pad(images, (0, more)) if more else images,
                 weight,
                 bias,
+                out,
                 None if residual is None else _channels_last(residual),
-                out=out,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                activation=activation,
-                precision=precision_of(layer, x.device),
             )
+            precision = precision_of(layer, x.device)
+            conv2d(operands, Operation(*geometry, activation, precision))
             return out[0].permute(0, 3, 1, 2)
 
         return Bound(prepare, run)
