@@ -66,8 +66,12 @@ def weight_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
         for everything in (True, False) if architecture == 90 else (True,):
             members, tile = tile_shape(52 if everything else 50, 50, size)
             constants = {
-                **{"MEMBERS": members, "TILE": tile, "WIDE": True},
-                **dict.fromkeys(("ARCHIVE", "BOUNDED", "GENES"), everything),
+                "MEMBERS": members,
+                "TILE": tile,
+                "WIDE": True,
+                "ARCHIVE": everything,
+                "BOUNDED": everything,
+                "GENES": everything,
             }
             name = f"{dtype}{', everything' if everything else ''}"
             common = (constants, architecture, stored)

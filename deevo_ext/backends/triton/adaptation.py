@@ -16,49 +16,23 @@ import torch
 
 from deevo_ext import backends
 
-
-def plan(
-    settings: torch.Tensor,
-    strategies: torch.Tensor,
-    state: torch.Tensor,
-    fitness: torch.Tensor,
-    alive: torch.Tensor,
-    generation: torch.Tensor,
-    seed: int,
-    choices: torch.Tensor,
-    parameters: torch.Tensor,
-    coefficients: torch.Tensor,
-    gene_mask: torch.Tensor,
-) -> None:
-    """Does what `deevo_ext.backends.reference.plan` does."""
-    inputs = (settings, strategies, state, fitness, alive, generation, seed)
-    _run_on_cpu("plan", inputs, (choices, parameters, coefficients, gene_mask))
+# How many of an operator's last arguments are tensors that it changes.
+CHANGED_BY_PLAN, CHANGED_BY_TELL = 4, 6
 
 
-def tell(
-    settings: torch.Tensor,
-    strategies: torch.Tensor,
-    trial_fitness: torch.Tensor,
-    choices: torch.Tensor,
-    parameters: torch.Tensor,
-    seed: int,
-    state: torch.Tensor,
-    fitness: torch.Tensor,
-    alive: torch.Tensor,
-    generation: torch.Tensor,
-    accepted: torch.Tensor,
-    archive_slot: torch.Tensor,
-) -> None:
-    """Does what `deevo_ext.backends.reference.tell` does."""
-    inputs = (settings, strategies, trial_fitness, choices, parameters, seed)
-    _run_on_cpu("tell", inputs, (state, fitness, alive, generation, accepted, archive_slot))
+def plan(*arguments: Any) -> None:
+    """Does what `deevo_ext.backends.reference.plan` does, with the same arguments."""
+    _run_on_cpu("plan", arguments, CHANGED_BY_PLAN)
 
 
-def _run_on_cpu(operator: str, inputs: tuple[Any, ...], changed: tuple[torch.Tensor, ...]) -> None:
-    """Calls the CPU operator with the inputs, then the tensors that it changes."""
-    read = [value.cpu() if isinstance(value, torch.Tensor) else value for value in inputs]
-    written = [tensor.cpu() for tensor in changed]
-    getattr(backends.compiled_cpu(), operator)(*read, *written)
-    for tensor, result in zip(changed, written, strict=True):
+def tell(*arguments: Any) -> None:
+    """Does what `deevo_ext.backends.reference.tell` does, with the same arguments."""
+    _run_on_cpu("tell", arguments, CHANGED_BY_TELL)
+
+
+def _run_on_cpu(operator: str, arguments: tuple[Any, ...], changed: int) -> None:
+    on_cpu = [a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments]
+    getattr(backends.compiled_cpu(), operator)(*on_cpu)
+    for tensor, result in zip(arguments[-changed:], on_cpu[-changed:], strict=True):
         if result is not tensor:
             tensor.data.copy_(result)  # .data: the caller counts the tensor's versions

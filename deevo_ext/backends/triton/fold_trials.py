@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.checks import check_choices, check_genes
+from deevo_ext.backends.checks import check_choices, check_genes
 from deevo_ext.backends.triton.fold import BETA as BETA_COLUMN
 from deevo_ext.backends.triton.fold import (
     BIAS,

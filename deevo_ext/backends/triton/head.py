@@ -19,7 +19,6 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.head import gap_bits
 from deevo_ext.backends.triton.exact_math import LN2_HIGH, LN2_LOW, exact_log, rint
 from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
 from deevo_ext.backends.triton.mean import mean, require_conversions
@@ -200,7 +199,7 @@ def losses_kernel(
 
 
 def head_tiles(classes: int, channels: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """Samples, classes and channels of head's tiles, small enough for the registers."""
+    """Returns the samples, classes and channels of a tile of head that the registers hold."""
     widest = 64 if dtype == torch.float32 else 128
     return {
         "SAMPLES": SAMPLES,
@@ -211,14 +210,15 @@ def head_tiles(classes: int, channels: int, dtype: torch.dtype) -> dict[str, int
 
 
 def loss_tiles(classes: int) -> dict[str, int]:
-    """Samples and classes of loss_and_rank's tiles."""
+    """Returns the samples and classes of a tile of loss_and_rank."""
     width = min(256, power_of_two(classes))
     return {"SAMPLES": 1024 // width, "CLASSES": width}
 
 
 def sums(classes: int, smoothing: float) -> dict[str, float]:
-    """Constants of the class sums."""
-    return {"SMOOTHING": smoothing, "GAP_UNIT": 2.0 ** gap_bits(classes)}
+    """Returns the constants of the class sums."""
+    gap_bits = min(31, 42 - (classes - 1).bit_length())  # the sum over classes must fit 63 bits
+    return {"SMOOTHING": smoothing, "GAP_UNIT": 2.0**gap_bits}
 
 
 def head(
@@ -230,7 +230,7 @@ def head(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.head`, but for the order in which logits are summed."""
+    """Does what `deevo_ext.backends.reference.head` does, but sums logits in another order."""
     require_device("head", head_kernel, features.device)
     require_conversions("head", features)
     members, samples, _, channels = features.shape
@@ -265,7 +265,7 @@ def loss_and_rank(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.head`, the same bits."""
+    """Does what `deevo_ext.backends.reference.loss_and_rank` does, to the same bits."""
     require_device("loss_and_rank", losses_kernel, logits.device)
     members, samples, classes = logits.shape
     tiles = loss_tiles(classes)

@@ -65,7 +65,7 @@ def mean(x: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def require_conversions(operator: str, x: torch.Tensor) -> None:
-    """Refuses bfloat16 in the interpreter, which converts it wrongly."""
+    """Raises DeevoError for bfloat16 in the interpreter, which converts it wrongly."""
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         raise DeevoError(
             f"deevo::{operator}: bfloat16 on the CPU, where Triton's interpreter converts it "

@@ -24,12 +24,12 @@ class Configuration:
 
 
 def packed(channels: int) -> bool:
-    """Whether a step of the K loop spans taps, since the channels are not a multiple of 16."""
+    """Says whether a step of the K loop spans taps: where channels are no multiple of 16."""
     return channels % 16 != 0
 
 
 def block_k_of(channels: int, taps: int, dtype: torch.dtype) -> int:
-    """Terms per step: as many as 128 bytes of channels hold, and a divisor of the channels."""
+    """Returns the terms of a step: what 128 bytes of channels hold, a divisor of the channels."""
     largest = 32 if dtype == torch.float32 else 64
     if packed(channels):
         return min(32, max(16, power_of_two(channels * taps)))
@@ -42,9 +42,9 @@ def block_k_of(channels: int, taps: int, dtype: torch.dtype) -> int:
 def default(
     positions: int, out_channels: int, channels: int, taps: int, members: int, dtype: torch.dtype
 ) -> Configuration:
-    """The configuration for `positions` output positions (N Ho Wo) of each of `members` members.
+    """Chooses for `positions` output positions (N Ho Wo) of each of `members` members.
 
-    Wide tiles while they still fill the machine; narrower ones for small images and batches.
+    Tiles are wide while they still fill the machine, and narrower for small images and batches.
     """
     block_k = block_k_of(channels, taps, dtype)
     block_n = min(128, max(16, power_of_two(out_channels)))
