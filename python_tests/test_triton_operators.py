@@ -138,7 +138,11 @@ def check_adaptation(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mixed", "reduced"])
-def test_adaptation(name: str) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_adaptation(name: str, copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, and by copies there and back, as of tensors on a GPU."""
+    if copied:
+        monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
     check_adaptation(name, "cpu")
 
 

@@ -88,15 +88,15 @@ class Engine:
                 e = b.entries[-1]
                 norm = f"{name}.1"
                 sources += [
-                    *((e.weight, f"{name}.0.weight"), (e.gamma, f"{norm}.weight")),
-                    *((e.beta, f"{norm}.bias"), (e.mean, f"{norm}.running_mean")),
+                    (e.weight, f"{name}.0.weight"),
+                    (e.gamma, f"{norm}.weight"),
+                    (e.beta, f"{norm}.bias"),
+                    (e.mean, f"{norm}.running_mean"),
                     (e.var, f"{norm}.running_var"),
                 ]
             elif isinstance(module, nn.Linear):
-                b.add(
-                    *(module.out_features, module.in_features),
-                    bias=True, affine=None, statistics=None,
-                )  # fmt: skip
+                sizes = (module.out_features, module.in_features)
+                b.add(*sizes, bias=True, affine=None, statistics=None)
                 e = b.entries[-1]
                 sources += [(e.weight, f"{name}.weight"), (e.bias, f"{name}.bias")]
             else:

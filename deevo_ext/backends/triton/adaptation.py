@@ -1,8 +1,8 @@
 """plan and tell of the Triton backend: computed by the compiled CPU backend.
 
-Both move a few kilobytes, whatever the size of the networks, so a kernel would be no faster than
-the copies. Tensors on a CUDA device are therefore copied to the CPU, where the compiled operator
-runs, and what it changed is copied back in place. Tensors on the CPU are used where they are.
+Both move a few kilobytes, whatever the size of the networks, which is too little to keep Triton
+kernels for. Tensors on a CUDA device are copied to the CPU, where the compiled operator runs, and
+what it changed is copied back in place. Tensors on the CPU are used where they are.
 
 The host waits for the device in every call: unlike those of the backend `cuda`, these calls cannot
 be captured in a CUDA graph.
