@@ -144,7 +144,13 @@ CASES: dict[str, Case] = {
         Axes(("resnet18",), (20,), ("float32",), ("torch-loop",), repetitions=5),
         backends=(*OPERATORS, *DE_PEERS),
     ),
-    "graph": _weights("tell, commit and the next plan as one CUDA graph", _RESNET18, by_name=True),
+    # Triton's plan and tell run on the CPU, which no graph captures.
+    "graph": _weights(
+        "tell, commit and the next plan as one CUDA graph",
+        _RESNET18,
+        backends=("cuda",),
+        by_name=True,
+    ),
     "step": _weights(
         "ask, trials and tell of the optimizer as a user calls it",
         Axes(("30",), (20, 50, 100), ("float32",), repetitions=300),

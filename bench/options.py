@@ -138,8 +138,6 @@ def _job(
         backend = device = "cuda"
     if backend not in case.backends or (device == "cuda" and name not in GPU_CASES):
         return None
-    if name == "graph" and device != "cuda":
-        return None
     runs_networks = name in ("layers", "forward", "evolve", "racing", "feed")
     if runs_networks and size.partition("/")[0] not in NETWORKS:
         return None

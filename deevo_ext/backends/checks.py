@@ -1,4 +1,7 @@
-"""What the operators refuse by value, before anything is written; every backend does the same."""
+"""What the operators refuse by value, before anything is written, as every backend must.
+
+`reference` and Triton's interpreter ask these functions; the compiled backends have their own.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def require_subnormals() -> None:
     products = tiny.expand(32768 * torch.get_num_threads()).contiguous() * 1.0
     if (products.view(torch.int32) == 0).any().item() or 2.0**-1074 * 1.0 == 0.0:
         raise DeevoError(
-            "the reference backend needs subnormal numbers, but a thread of this process flushes "
+            "this backend needs subnormal numbers, but a thread of this process flushes "
             "them to zero: leave out torch.set_flush_denormal(True)"
         )
 
