@@ -20,6 +20,15 @@ NO_BOUNDS = (-math.inf, math.inf)
 SIX_ROWS = Strategy("six", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)")
 CHECKED = 4_096  # columns at each end of a row that are compared with reference
 
+# The tensors of an `Adaptation`, in the order in which operators take them.
+_STATE = ("state", "fitness", "alive", "generation")
+_TABLES = ("choices", "parameters")
+_OF_TRIALS = ("choices", "coefficients", "genes", "gene_mask")
+_OF_PLAN = ("settings", "strategies", *_STATE, "seed", *_TABLES, "coefficients", "gene_mask")
+_TOLD = ("accepted", "archive_slot")
+_OF_TELL = ("settings", "strategies", "trial_fitness", *_TABLES, "seed", *_STATE, *_TOLD)
+_WRITTEN = (*_STATE, *_TABLES, "coefficients", "gene_mask", *_TOLD)
+
 
 class Adaptation:
     """plan's and tell's small tensors, of the default preset or a pool, with random fitness.
@@ -62,13 +71,11 @@ class Adaptation:
 
     def changed(self) -> dict[str, torch.Tensor]:
         """What plan and tell write, by name."""
-        names = ("state", "fitness", "alive", "generation", "choices", "parameters")
-        plan = ("coefficients", "gene_mask", "accepted", "archive_slot")
-        return {name: getattr(self, name) for name in (*names, *plan)}
+        return {name: getattr(self, name) for name in _WRITTEN}
 
     def reset(self) -> None:
         """Back to the first generation; a plan that was made stays."""
-        for name in ("state", "fitness", "alive", "generation"):
+        for name in _STATE:
             getattr(self, name).copy_(self._start[name])
 
     def restoring(self) -> Callable[[], None]:
@@ -82,35 +89,10 @@ class Adaptation:
         return restore
 
     def plan(self) -> None:
-        torch.ops.deevo.plan(
-            self.settings,
-            self.strategies,
-            self.state,
-            self.fitness,
-            self.alive,
-            self.generation,
-            self.seed,
-            self.choices,
-            self.parameters,
-            self.coefficients,
-            self.gene_mask,
-        )
+        torch.ops.deevo.plan(*(getattr(self, name) for name in _OF_PLAN))
 
     def tell(self) -> None:
-        torch.ops.deevo.tell(
-            self.settings,
-            self.strategies,
-            self.trial_fitness,
-            self.choices,
-            self.parameters,
-            self.seed,
-            self.state,
-            self.fitness,
-            self.alive,
-            self.generation,
-            self.accepted,
-            self.archive_slot,
-        )
+        torch.ops.deevo.tell(*(getattr(self, name) for name in _OF_TELL))
 
     def bytes(self) -> int:
         """Of all these tensors, each touched once."""
@@ -177,36 +159,20 @@ class Weights:
         return part
 
     def trials(self, out: torch.Tensor) -> None:
-        torch.ops.deevo.trials(
-            self.population,
-            self.archive,
-            self.adaptation.choices,
-            self.adaptation.coefficients,
-            self.adaptation.genes,
-            self.adaptation.gene_mask,
-            self.members,
-            self.adaptation.seed,
-            self.nonneg_start,
-            self.first_weight,
-            *NO_BOUNDS,
-            out,
-        )
+        torch.ops.deevo.trials(*self._rows(), self.members, *self._places(), out)
 
     def commit(self) -> None:
-        torch.ops.deevo.commit(
-            self.population,
-            self.archive,
-            self.adaptation.choices,
-            self.adaptation.coefficients,
-            self.adaptation.genes,
-            self.adaptation.gene_mask,
-            self.adaptation.accepted,
-            self.adaptation.archive_slot,
-            self.adaptation.seed,
-            self.nonneg_start,
-            self.first_weight,
-            *NO_BOUNDS,
-        )
+        told = (self.adaptation.accepted, self.adaptation.archive_slot)
+        torch.ops.deevo.commit(*self._rows(), *told, *self._places())
+
+    def _rows(self) -> tuple[torch.Tensor, ...]:
+        """What trials are made of."""
+        plan = (getattr(self.adaptation, name) for name in _OF_TRIALS)
+        return (self.population, self.archive, *plan)
+
+    def _places(self) -> tuple[float, ...]:
+        """The seed, where columns must not be negative, and where the first of them is."""
+        return (self.adaptation.seed, self.nonneg_start, self.first_weight, *NO_BOUNDS)
 
 
 def planned(members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:

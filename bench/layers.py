@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import gpu, measure
-from bench.job import Job, WrongResult
+from bench import measure
+from bench.job import Job, check_close
 from bench.networks import plan_of
 from bench.row import Row
 from deevo_ext.inference.engines import ENGINES
@@ -63,18 +63,17 @@ def time_layer(job: Job, layer: Convolution | Linear) -> Row:
     run: Callable[[], Any] = lambda: bound.run(prepared, x, residual)  # noqa: E731
     with torch.no_grad():
         _check(job, layer, run(), weight, bias, x, residual)
-        timed = gpu.interleaved if job.device == "cuda" else measure.interleaved
-        times = timed(run, lambda: None, job.repetitions, budget_s=job.budget_s / 6)[0]
+        times, _ = measure.interleaved(
+            run, repetitions=job.repetitions, budget_s=job.budget_s / 6, device=job.device
+        )
     shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
     fused = " + residual" if residual is not None else ""
     return {
         **measure.summary(times),
-        "repetitions": len(times),
         "flops": layer.flops,
         "bytes": layer.bytes,
         "d": layer.weights.shape[0] * weight[0].numel(),
-        "clock": "wall" if job.device == "cpu" else "CUDA events",
-        "cold": "warm" if job.device == "cpu" else "L2 flushed",
+        **measure.how(job.device),
         "note": f"{layer.operation}{fused}, {shapes}, {layer.engine}",
     }
 
@@ -102,6 +101,5 @@ def _check(
     function = activate(layer.activation)
     if function is not None:
         expected = function(expected)
-    error = float((found[some].double() - expected).abs().max() / expected.abs().max())
-    if not error <= _DEVIATION[job.dtype_name]:
-        raise WrongResult(f"layers: {layer.name} by {layer.engine} is off by {error:.2g}")
+    what = f"layers: {layer.name} by {layer.engine}"
+    check_close(what, found[some].double(), expected, _DEVIATION[job.dtype_name])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench import gpu, measure, peers, steps
+from bench import machine, measure, peers, steps
 from bench.cases import DE_PEERS
 from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
 from bench.job import Job, Skipped, WrongResult
@@ -80,24 +80,23 @@ def timed(
     reset: Callable[[], None],
 ) -> tuple[tuple[list[float], list[float]], int]:
     """Seconds of the runs, in turn, and of copying their buffers; bytes of one copy."""
-    if job.device == "cuda":
-        copy = gpu.Copy(*buffers[0])
-        times = gpu.interleaved(runs[0], copy, job.repetitions, reset, job.budget_s)
-        return times, copy.bytes_copied
-    yardsticks = [measure.Yardstick(*pair, job.threads) for pair in buffers]
-    run, copies = measure.in_turn(runs), measure.in_turn(yardsticks)
-    times = measure.interleaved(run, copies, job.repetitions, reset, job.budget_s)
-    return times, yardsticks[0].bytes_copied
+    copies = [measure.Copy(*pair, job.threads) for pair in buffers]
+    times = measure.interleaved(
+        measure.in_turn(runs),
+        measure.in_turn(copies),
+        repetitions=job.repetitions,
+        reset=reset,
+        budget_s=job.budget_s,
+        device=job.device,
+    )
+    return times, copies[0].bytes_copied
 
 
 def how(job: Job, sets: int = 1) -> dict[str, str]:
     """Which clock, and what is in the caches."""
-    if job.device == "cuda":
-        clock = "CUDA graph, CUDA events" if job.case == "graph" else "CUDA events"
-        return {"clock": clock, "cold": "L2 flushed"}
-    if not job.weights:
-        return {"clock": "wall", "cold": "warm"}
-    return {"clock": "wall", "cold": measure.cold(sets)}
+    clock = "CUDA graph, CUDA events" if job.case == "graph" else "CUDA events"
+    cold = f"{sets} sets of buffers in turn" if sets > 1 else "larger than the caches"
+    return measure.how(job.device, cold if job.weights else "warm", clock)
 
 
 def time_tables(job: Job) -> Row:
@@ -129,9 +128,9 @@ def time_weights(job: Job) -> Row:
     # any: memory that is not needed otherwise could change the pages' layout.
     others = job.members if makes_trials else -(-(job.members + written) // 2)
     one = (job.members + others) * -(-job.weights // 64) * 64 * job.dtype.itemsize
-    if job.device == "cpu" and 1.1 * one > measure.available_memory():
+    if job.device == "cpu" and 1.1 * one > machine.available_memory():
         raise Skipped(
-            f"needs {one >> 30} GiB, of which {measure.available_memory() >> 30} are free"
+            f"needs {one >> 30} GiB, of which {machine.available_memory() >> 30} are free"
         )
     sets = measure.sets_for(one, job.quick) if job.device == "cpu" else 1
     weights = [Weights(job, adaptation, number) for number in range(sets)]
@@ -172,7 +171,7 @@ def time_weights(job: Job) -> Row:
             partial(steps_of[job.case], own, out) for own, out in zip(weights, outs, strict=True)
         ]
         if job.case == "graph":
-            runs = [gpu.captured(runs[0])]
+            runs = [measure.captured(runs[0])]
         buffers = [(own.population, out) for own, out in zip(weights, outs, strict=True)]
         times, copied = timed(job, runs, buffers, reset)
     result = against_copy(times, moved * row_bytes, copied)

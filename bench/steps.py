@@ -38,8 +38,10 @@ def time_step(job: Job) -> dict[str, Any]:
         trials.rows(members)
         evolution.tell(losses[trials.generation % 64])
 
-    yardstick = measure.Yardstick(population.rows, target, 1)
+    yardstick = measure.Copy(population.rows, target, 1)
     with backends.use(job.backend):
-        times = measure.interleaved(step, yardstick, job.repetitions, budget_s=job.budget_s)
+        times = measure.interleaved(
+            step, yardstick, repetitions=job.repetitions, budget_s=job.budget_s
+        )
     row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
-    return {**row, "clock": "wall", "cold": "warm", "note": "latency"}
+    return {**row, **measure.how("cpu"), "note": "latency"}
