@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -56,27 +57,18 @@ class Adaptation:
         self.trial_fitness = torch.where(better, self.fitness * 0.5, self.fitness * 2.0)
         self.accepted = better.to(torch.uint8)
         self.archive_slot = torch.full((members,), -1, dtype=torch.int32)
-        self._start = {name: tensor.clone() for name, tensor in self.changed().items()}
 
     def to(self, device: str) -> Adaptation:
         """A copy on a device."""
-        other = object.__new__(Adaptation)
+        other = copy.copy(self)
         for name, value in vars(self).items():
-            if name == "_start":
-                value = {k: v.to(device, copy=True) for k, v in value.items()}
-            elif isinstance(value, torch.Tensor):
-                value = value.to(device, copy=True)
-            setattr(other, name, value)
+            if isinstance(value, torch.Tensor):
+                setattr(other, name, value.to(device, copy=True))
         return other
 
     def changed(self) -> dict[str, torch.Tensor]:
         """What plan and tell write, by name."""
         return {name: getattr(self, name) for name in _WRITTEN}
-
-    def reset(self) -> None:
-        """Back to the first generation; a plan that was made stays."""
-        for name in _STATE:
-            getattr(self, name).copy_(self._start[name])
 
     def restoring(self) -> Callable[[], None]:
         """A function that puts all that plan and tell write back to what it is now."""

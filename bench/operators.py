@@ -161,11 +161,11 @@ def time_weights(job: Job) -> Row:
         "scaling": generation,
         "graph": end_of_generation,
     }
-    reset: Callable[[], None] = lambda: None  # noqa: E731
+    reset = measure.nothing
     if job.case in ("generation", "scaling", "graph"):
         check_tables(job, Adaptation.plan)
         check_tables(job, Adaptation.tell)
-        reset = adaptation.restoring() if job.case == "graph" else adaptation.reset
+        reset = adaptation.restoring()
     with backends.use(job.backend):
         runs: list[Callable[[], None]] = [
             partial(steps_of[job.case], own, out) for own, out in zip(weights, outs, strict=True)

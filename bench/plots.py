@@ -32,14 +32,14 @@ def write(rows: list[Row], folder: Path) -> list[Path]:
 
 def _bandwidth(figure: Any, rows: list[Row]) -> bool:
     """Bandwidth of a generation against D and NP, beside copying; of operators by backend."""
-    axes = figure.subplots(1, 3)
-    drawn = False
-    for axis, along, label in zip(axes, ("d", "np"), ("weights D", "members NP"), strict=False):
+    *along_axes, bars = figure.subplots(1, 3)
+    for axis, along, label in zip(
+        along_axes, ("d", "np"), ("weights D", "members NP"), strict=True
+    ):
         for value, name in (("bytes_per_s", "a generation"), ("copy_bytes_per_s", "copying")):
             at, points = series(rows, "scaling", along, value)
             if len(points) > 1:
-                drawn = True
-                axis.plot(*_in_gb(points), "o-", label=name)
+                axis.plot([x for x, _ in points], [y / 1e9 for _, y in points], "o-", label=name)
                 axis.set_title(f"{'NP' if along == 'd' else 'D'} = {at}")
         axis.set(xscale="log", xlabel=label, ylabel="GB/s", ylim=(0, None))
         if axis.lines:
@@ -48,28 +48,20 @@ def _bandwidth(figure: Any, rows: list[Row]) -> bool:
     own = [r for r in rows if r["case"] in cases and r["backend"] in OPERATORS]
     sizes = [row["size"] for row in own if row["case"] == "commit"]
     size = max(sizes, key=sizes.count, default="")
-    own = [row for row in own if row["size"] == size]
-    names = dict.fromkeys(_kind(row) for row in own)
-    for name in names:
-        found = {row["case"]: row["bytes_per_s"] / 1e9 for row in own if _kind(row) == name}
-        places = [i + 0.8 * list(names).index(name) / len(names) for i, c in enumerate(cases)
-                  if c in found]  # fmt: skip
-        values = [found[c] for c in cases if c in found]
-        axes[2].bar(places, values, 0.8 / len(names), label=name, align="edge")
-    axes[2].set(ylabel="GB/s", title=f"operators, {size}")
-    axes[2].set_xticks([i + 0.4 for i in range(len(cases))], cases)
-    if names:
-        axes[2].legend(fontsize=6)
-    return drawn or bool(names)
-
-
-def _kind(row: Row) -> str:
-    parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
-    return " ".join(part for part in parts if part)
-
-
-def _in_gb(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y / 1e9 for _, y in points]
+    kinds: dict[str, dict[str, float]] = {}
+    for row in (row for row in own if row["size"] == size):
+        parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
+        kind = kinds.setdefault(" ".join(filter(None, parts)), {})
+        kind[row["case"]] = row["bytes_per_s"] / 1e9
+    width = 0.8 / max(1, len(kinds))
+    for number, (name, found) in enumerate(kinds.items()):
+        values = {i + number * width: found[c] for i, c in enumerate(cases) if c in found}
+        bars.bar(list(values), list(values.values()), width, label=name, align="edge")
+    bars.set(ylabel="GB/s", title=f"operators, {size}")
+    bars.set_xticks([i + 0.4 for i in range(len(cases))], cases)
+    if kinds:
+        bars.legend(fontsize=6)
+    return bool(kinds) or any(axis.lines for axis in along_axes)
 
 
 def _peers(figure: Any, rows: list[Row]) -> bool:

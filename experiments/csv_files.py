@@ -28,7 +28,10 @@ _OF_A_SETTING = ("variant", "population")
 
 
 def read(folder: Path, name: str) -> list[Row]:
-    """The lines of a file, with numbers as numbers and None for what is empty; none without it."""
+    """Reads the lines of a file: numbers as numbers, an empty cell as None.
+
+    A file that does not exist has no lines.
+    """
     path = folder / f"{name}.csv"
     if not path.exists():
         return []
@@ -37,7 +40,10 @@ def read(folder: Path, name: str) -> list[Row]:
 
 
 def save(folder: Path, found: Found) -> None:
-    """Puts the lines of a run into their files, in place of what an older run of its kind left."""
+    """Writes the lines of a run into their files, in place of those of an older run like it.
+
+    A file shows the old lines or the new ones, whatever interrupts. Only one process may write.
+    """
     for name, rows in found.items():
         new = {key_of(name, row) for row in rows}
         kept = [row for row in read(folder, name) if key_of(name, row) not in new]
@@ -52,7 +58,7 @@ def save(folder: Path, found: Found) -> None:
 
 
 def key_of(name: str, row: Row) -> tuple[Any, ...]:
-    """What tells the run that a line belongs to from the other runs of the file `name`."""
+    """Names the run that a line of the file `name` belongs to."""
     return tuple(row[column] for column in _KEYS.get(name, _OF_A_SETTING))
 
 

@@ -37,7 +37,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 
 def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
-    """The line of a policy on a population in `policies.csv`."""
+    """Evolves a population by a policy; returns its line of `policies.csv`."""
     case, policy = case_of(root, setting, seed), POLICIES[name]
     options: dict[str, Any] = {
         "validation_images": _validation(case),
@@ -79,7 +79,7 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
 
 
 def _first_trials(case: Case, batchnorm: str) -> Row:
-    """Mean loss on the validation images of parents, of their first trials and of the average."""
+    """Scores parents, their first trials and the plain average on the validation images."""
     members = deevo.Population.from_checkpoints(case.network, case.paths, batchnorm=batchnorm)
     evaluator = deevo.Evaluator(
         case.network, members, micro_batch=MICRO_BATCH, calibration=_calibration(case)

@@ -29,7 +29,7 @@ MICRO_BATCH = 64
 
 
 def measure(root: Path, setting: Setting, seed: int, generations: int, error: float) -> Found:
-    """The line of a population in `racing.csv`."""
+    """Races a population; returns its line of `racing.csv`."""
     case, racing = case_of(root, setting, seed), Racing(error)
     full = _evolve(case, generations, racing, raced=False)
     raced = full
@@ -55,7 +55,10 @@ def measure(root: Path, setting: Setting, seed: int, generations: int, error: fl
 
 
 def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row:
-    """One run; raced: whether the races decide, instead of only being watched."""
+    """Evolves the population once.
+
+    raced: whether the races decide, instead of only being watched.
+    """
     test, validation = case.sets.test, case.sets.validation
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     evaluator = deevo.Evaluator(case.network, population, micro_batch=MICRO_BATCH)
@@ -102,9 +105,7 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row
         parents[won] = trials[won]
     course = Course(de, evaluator.statistics_of)
     loss = Metric("loss")
-    course.validate(
-        lambda row, statistics: evaluator.score_by(row, validation, loss, statistics),
-    )
+    course.validate(lambda row, statistics: evaluator.score_by(row, validation, loss, statistics))
     decisions = generations * population.size
     return {
         "share": seen / (decisions * looks[-1]),

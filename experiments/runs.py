@@ -49,7 +49,7 @@ class Case:
 
 
 def case_of(root: Path, setting: Setting, seed: int) -> Case:
-    """A population, which is trained as far as it is missing."""
+    """Loads a population and its images; trains the members that are missing."""
     paths, sets = make(root, setting, seed), images_of(seed)
     validation = sets.validation.subset(range(VALIDATION))
     folder = folder_of(root, setting, seed)
@@ -57,7 +57,7 @@ def case_of(root: Path, setting: Setting, seed: int) -> Case:
 
 
 def run(root: Path, setting: Setting, seed: int, what: str) -> Found:
-    """Runs a variant, peer or bound on a population: the lines that it adds to the records."""
+    """Runs a variant, peer or bound on a population and returns its lines of the records."""
     case = case_of(root, setting, seed)
     networks, generations = _evolved(case, what) if what in VARIANTS else (_found(case, what), [])
     about = {"variant": what, "population": seed}
@@ -68,7 +68,7 @@ def run(root: Path, setting: Setting, seed: int, what: str) -> Found:
 
 
 def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
-    """One run of `deevo.evolve`; one of the same name that was cut off goes on."""
+    """Runs `deevo.evolve` on a population; a run of this name that was cut off goes on."""
     return deevo.evolve(
         case.network,
         case.paths,
@@ -82,10 +82,11 @@ def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
 
 
 def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
-    """Evolves the population by a variant: its networks, and its generations where plots show it.
+    """Evolves the population by a variant; returns the lines of its networks and generations.
 
-    A line of a network has its test loss, top-1 and what it took, and its loss on validation where
-    it was a candidate; that of the returned one also has the difference to the greedy soup.
+    Each network has its test loss, its top-1 and what it took; the candidates of validation also
+    have their loss there, and the one that was returned its difference to the greedy soup.
+    Generations are kept of the variants that the plots show.
     """
     options: dict[str, Any] = {
         "generations": GENERATIONS,
@@ -125,7 +126,10 @@ def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
 
 
 def _generation(metrics: dict[str, float], rated: bool) -> Row:
-    """The line of a generation in `curves.csv`; rated: with the successes of each strategy."""
+    """Makes the line of a generation in `curves.csv`.
+
+    rated: whether trials and successes of each strategy are kept, too.
+    """
     row: Row = {
         "generation": int(metrics["generation"]),
         "diversity": float(f"{metrics['diversity']:.5g}"),
@@ -139,7 +143,7 @@ def _generation(metrics: dict[str, float], rated: bool) -> Row:
 
 
 def _found(case: Case, what: str) -> list[Row]:
-    """What a peer or bound gives, beside the greedy soup that it began from."""
+    """Runs a peer or a bound; returns the lines of its network and of the greedy soup."""
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     evaluator = _evaluator(case, population)
     greedy = _greedy(population, evaluator, case.validation)
@@ -161,7 +165,7 @@ def _found(case: Case, what: str) -> list[Row]:
 def _random_soups(
     case: Case, population: deevo.Population, evaluator: deevo.Evaluator, greedy: list[int]
 ) -> torch.Tensor:
-    """The best of as many random soups as a run has evaluations: what search alone is worth.
+    """Finds the best of as many random soups as a run has evaluations: what search alone is worth.
 
     A soup is of any number of random members, its coefficients drawn evenly from the simplex. It
     is scored on batches like a run's; the best of each, and the greedy soup, go before validation.
@@ -186,7 +190,7 @@ def _drawn_soup(population: deevo.Population, generator: np.random.Generator) ->
 
 
 def _bound(case: Case, population: deevo.Population, greedy: list[int], kind: str) -> torch.Tensor:
-    """The row of one of `BOUNDS`, from the greedy soup."""
+    """Fits one of `BOUNDS`, from the greedy soup on; returns its weights as a row."""
     members = [load_file(path) for path in case.paths]
     network, fitness = copy.deepcopy(case.network), case.sets.fitness
     if kind == "tuned-soup":
