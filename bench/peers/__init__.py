@@ -8,31 +8,17 @@ own adaptive ones), ours mixes its own: the peers' traffic is set to what our ge
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any, Protocol
 
 from bench import child, machine, measure
 from bench.inputs import fill, new_rows
 from bench.job import Job, Skipped
 from bench.row import Row, against_copy
 
-_MODULES = {
-    "torch-loop": "handwritten",
-    "torch-vectorised": "handwritten",
-    "torch-compile": "handwritten",
-    "evox-de": "evox_de",
-    "evox-jade": "evox_de",
-    "evox-shade": "evox_de",
-    "evosax-de": "evosax_de",
-}
+# By how a backend's name begins: a module whose `make(job)` gives the generation as a function, and
+# the peer's version.
+_MODULES = {"torch": "handwritten", "evox": "evox_de", "evosax": "evosax_de"}
 ACCEPTED = 3
 """One in so many trials is better than its parent."""
-
-
-class Make(Protocol):
-    """What a peer's module has: the generation as a function, and the peer's version."""
-
-    def __call__(self, job: Job) -> tuple[Callable[[], Any], str]: ...
 
 
 def run_job(job: Job) -> Row:
@@ -44,7 +30,7 @@ def run_job(job: Job) -> Row:
 
 def run_child(job: Job) -> Row:
     """One peer, timed in turn with a copy of as much memory as its population takes."""
-    module = importlib.import_module(f"bench.peers.{_MODULES[job.backend]}")
+    module = importlib.import_module(f"bench.peers.{_MODULES[job.backend.partition('-')[0]]}")
     before = machine.memory("cpu")
     try:
         generation, version = module.make(job)
