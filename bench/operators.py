@@ -7,13 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from bench import machine, measure, peers, steps
+from bench import machine, measure, peers
 from bench.cases import DE_PEERS
 from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
 from bench.job import Job, Skipped, WrongResult
 from bench.row import Row, against_copy
 from deevo_ext import backends
+from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.population import Population
 
 
 def same(what: str, job: Job, found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -69,7 +72,7 @@ def run_job(job: Job) -> Row:
     if job.backend in DE_PEERS:
         return peers.run_job(job)
     if job.case == "step":
-        return steps.time_step(job)
+        return time_step(job)
     return time_weights(job) if job.weights else time_tables(job)
 
 
@@ -179,3 +182,35 @@ def time_weights(job: Job) -> Row:
     if job.case == "trials" and job.dtype.itemsize == 2:
         note = f"{result['median_s'] / result['limit_s'] / 2:.2f} of a float32 copy"
     return {**result, **how(job, sets), "note": note}
+
+
+def time_step(job: Job) -> Row:
+    """ask, all trials in new memory, tell; the yardstick copies the population once.
+
+    What a generation costs over its operators' traffic, so it is meant for few weights.
+    """
+    draw = torch.Generator().manual_seed(job.seed)
+    model = nn.Linear(job.weights, 1, bias=False)
+    rows = [torch.randn(1, job.weights, generator=draw) for _ in range(job.members)]
+    population = Population.from_state_dicts(
+        model, [{"weight": row} for row in rows], dtype=job.dtype
+    )
+    evolution = DifferentialEvolution(population, generations=10**6, seed=job.seed)
+    losses = torch.rand(64, job.members, dtype=torch.float64, generator=draw)
+    members = torch.arange(job.members)
+    evolution.ask()
+    evolution.tell(losses[0])
+    target = torch.zeros_like(population.rows)
+
+    def step() -> None:
+        trials = evolution.ask()
+        trials.rows(members)
+        evolution.tell(losses[trials.generation % 64])
+
+    yardstick = measure.Copy(population.rows, target, 1)
+    with backends.use(job.backend):
+        times = measure.interleaved(
+            step, yardstick, repetitions=job.repetitions, budget_s=job.budget_s
+        )
+    row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
+    return {**row, **measure.how("cpu"), "note": "latency"}
