@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import deevo_ext
-from bench import compare, gpu, measure, options
+from bench import compare, machine, options
 from bench.cases import CASES
 from bench.fits import fits
 from bench.job import Job, Skipped, WrongResult
@@ -92,7 +92,6 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
         if not extension.use_instruction_set(job.isa):
             raise DeevoError(f"this machine has no {job.isa}; leave --isa out")
         used = extension.instruction_set()
-    facts = {**measure.environment(), **(gpu.environment() if job.device == "cuda" else {})}
     common = {
         "case": job.case,
         "backend": job.backend,
@@ -109,7 +108,7 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
     except Skipped as reason:
         measured = {"skipped": str(reason)}
     found = measured if isinstance(measured, list) else [measured]
-    rest = {"seed": job.seed, "command": job.command, **facts}
+    rest = {"seed": job.seed, "command": job.command, **machine.environment(job.device)}
     return [finish(job, {**common, **row, **rest}) for row in found]
 
 

@@ -96,7 +96,8 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
     ]
     for name, rows in devices.items():
         lines += ["", f"## {name}", "", *_machine(rows), ""]
-        lines += [f"- {line}" for line in (*_claims(rows), *fits(rows))]
+        lines += [f"- {what}: {value} ({beside})" for what, value, beside in headlines(rows)]
+        lines += [f"- {line}" for line in fits(rows)]
         for picture in ("bandwidth", "peers", "roofline"):
             if (results / name / f"{picture}.png").exists():
                 lines += ["", f"![{picture}]({name}/{picture}.png)"]
@@ -121,10 +122,6 @@ def _machine(rows: list[Row]) -> list[str]:
     lines.append(("date", f"{dates[0]} to {dates[-1]}"))
     lines.append(("load average", f"{min(loads)} to {max(loads)}, the benchmark's own included"))
     return markdown_table(("machine", ""), lines, "<").splitlines()
-
-
-def _claims(rows: list[Row]) -> list[str]:
-    return [f"{what}: {value} ({beside})" for what, value, beside in headlines(rows)]
 
 
 def excerpt(devices: dict[str, list[Row]]) -> str:
