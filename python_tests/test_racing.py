@@ -179,14 +179,14 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
     de.tell(parents)
     looks, dropped = raced.looks(0), 0
     for _ in range(4):
-        values, note = scoring.trials(0)
-        assert note is not None and note["of"] == 700
+        values, race = scoring.trials(0)
+        assert race is not None and race.of == 700
         rows = de.pending.rows(everyone)  # type: ignore[union-attr]
         exact = full(rows, everyone, 0)
         statistics = full.statistics(rows, everyone)
         trial = full.part(rows, 0, 0, statistics)
         parent = full.part(pop.rows, 0, 0, full.statistics(pop.rows, everyone))
-        for m, (value, seen) in enumerate(zip(values, note["images"], strict=True)):
+        for m, (value, seen) in enumerate(zip(values, race.images, strict=True)):
             lost = [
                 end
                 for end in looks[:-1]
@@ -213,11 +213,11 @@ def test_a_trial_that_is_its_parent_is_dropped_at_the_first_look() -> None:
     scoring = Scoring(de, raced, 8)
     de.ask_parents()
     de.tell(scoring.parents(0))
-    values, note = scoring.trials(0)
+    values, race = scoring.trials(0)
     rows = de.pending.rows(torch.arange(8))  # type: ignore[union-attr]
     equal = [torch.equal(row, parent) for row, parent in zip(rows, pop.rows, strict=True)]
-    assert 0 < sum(equal) < 8 and note is not None
-    for own, value, seen in zip(equal, values, note["images"], strict=True):
+    assert 0 < sum(equal) < 8 and race is not None
+    for own, value, seen in zip(equal, values, race.images, strict=True):
         if own:
             assert seen == raced.looks(0)[0] and value == math.inf
         else:

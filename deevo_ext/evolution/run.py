@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +20,14 @@ from deevo_ext.evolution.injection import Initial
 from deevo_ext.evolution.journal import Journal, Record, line_of, to_hex
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
-from deevo_ext.evolution.scoring import Fitness, Scoring, as_fitness
+from deevo_ext.evolution.scoring import Scoring
 from deevo_ext.evolution.storage import (
     encode_statistics,
     initial_checkpoints,
     write_initial,
     write_weights,
 )
+from deevo_ext.inference.base_fitness import Fitness, as_fitness
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric
@@ -81,7 +83,7 @@ class Evolution:
         self.callbacks = list(callbacks)
         self.initial = initial
         self.course = Course(de, evaluator.statistics_of if evaluator else None)
-        for user in (evaluator, self._own_evaluator()):
+        for user in (evaluator, self.fitness.evaluator):
             if user is not None and user.population is not de.population:
                 raise DeevoError(
                     "an evaluator was made for another population than de's; make it with "
@@ -154,7 +156,7 @@ class Evolution:
         with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
             done = [record for record in records if "returned" not in record]
             if any("trials" in record for record in done):
-                self.scoring.prepare()  # it has been accounted for in the first generation
+                self.fitness.prepare()  # it has been accounted for in the first generation
             for number, record in enumerate(done, start=2):
                 with line_of(cast(Journal, self._journal).path, number):
                     self._account(record)
@@ -220,7 +222,7 @@ class Evolution:
         trials, race = self.scoring.trials(batch)
         record["trials"] = to_hex(trials)
         if race is not None:
-            record["racing"] = race
+            record["racing"] = asdict(race)
         generation = self.course.advance(trials)
         self.scoring.settle(generation)
         due = number % self.validate_every == 0 or number == self.de.configuration.generations
@@ -246,20 +248,16 @@ class Evolution:
             self._journal.append(record)
 
     def _passes(self) -> int:
-        evaluators = {id(e): e for e in (self.evaluator, self._own_evaluator()) if e is not None}
+        evaluators = {id(e): e for e in (self.evaluator, self.fitness.evaluator) if e is not None}
         return sum(evaluator.forward_passes for evaluator in evaluators.values())
 
     def _keep_engines(self, folder: Path, resumed: bool) -> None:
-        """Engines are chosen once a run; evaluators of their own have tables of their own."""
-        own = self._own_evaluator()
+        """Engines are chosen once a run; a second evaluator has a table to itself."""
+        of_fitness = self.fitness.evaluator
         if self.evaluator is not None:
             self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)
-        if own is not None and own is not self.evaluator:
-            own.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
-
-    def _own_evaluator(self) -> Evaluator | None:
-        own = getattr(self.fitness, "evaluator", None)
-        return own if isinstance(own, Evaluator) else None
+        if of_fitness is not None and of_fitness is not self.evaluator:
+            of_fitness.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
 
     def _account(self, record: Record) -> None:
         self.forward_passes += record["forward_passes"]
