@@ -104,7 +104,7 @@ def test_fitness_values_are_those_of_the_model_loaded_from_its_state_dict(
 ) -> None:
     run(checkpoints, tmp_path / "run", images_per_batch=None)
     record = lines(tmp_path / "run")[2]
-    fitness = journal.from_hex(record["parents"])
+    fitness = [float.fromhex(text) for text in record["parents"]]
     data = images(150, 1)
     for path, value in zip(sorted(checkpoints.iterdir()), fitness, strict=True):
         model = Net().eval()
@@ -179,7 +179,7 @@ def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     for after in (5, 30, 77):
         assert evolve("killed", after) == -signal.SIGKILL
         # 8 evaluations of the parents at first, then 8 a generation, all but the last finished.
-        before, whole = whole, len(journal.read(tmp_path / "killed" / journal.FILE_NAME)[0])
+        before, whole = whole, len(lines(tmp_path / "killed"))
         first = 8 if before <= 2 else 0
         assert whole == max(before, 2) + max(0, after - 1 - first) // 8
     assert evolve("killed", never) == 0
@@ -288,8 +288,9 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_later(tmp_path: Path) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
-    records, whole = journal.read(folder / journal.FILE_NAME)
-    assert whole == (folder / journal.FILE_NAME).stat().st_size and len(records) > 2
+    recording = journal.read(folder / journal.FILE_NAME)
+    assert recording.whole == (folder / journal.FILE_NAME).stat().st_size
+    assert len(recording.generations) > 1
     de = deevo.DifferentialEvolution(population(), generations=20, seed=1)
     assert deevo.Evolution(de, sphere, run_dir=folder, progress=False).run().digest == (
         expected.digest
@@ -410,7 +411,7 @@ def test_the_candidate_is_the_best_by_validation_and_the_table_is_of_the_test_im
 
 def test_top1_metric_and_bfloat16_population_run(checkpoints: Path, tmp_path: Path) -> None:
     result = run(checkpoints, tmp_path / "run", metric="top1", dtype=torch.bfloat16)
-    values = journal.from_hex(lines(tmp_path / "run")[2]["trials"])
+    values = map(float.fromhex, lines(tmp_path / "run")[2]["trials"])
     assert all(abs(value * 60 - round(value * 60)) < 1e-9 for value in values)
     assert deevo.replay(tmp_path / "run").candidate.digest == result.candidate.digest
     assert math.isfinite(result.candidate.score)

@@ -16,9 +16,10 @@ from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport, check_basin, require_basin
+from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate
-from deevo_ext.evolution.injection import SOUPS, prepare
-from deevo_ext.evolution.journal import FILE_NAME, line_of, read
+from deevo_ext.evolution.injection import SOUPS, inject_recorded, prepare
+from deevo_ext.evolution.journal import Recording, line_of, read_folder
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.preliminaries import Preliminaries, examine
 from deevo_ext.evolution.report import Comparison, compare
@@ -160,8 +161,9 @@ def evolve(
     )
     validation = image_set(validation_images, "validation images")
     folder = None if run_dir is None else Path(run_dir)
-    recorded = None if folder is None else recorded_generations(folder)
-    if recorded is None:
+    recording = read_folder(folder)
+    initial = None
+    if recording is None:
         middle = None
         if basin != "ignore":
             middle = check_basin(evaluator, population, images, seed=seed)
@@ -181,11 +183,13 @@ def evolve(
                 preliminaries(found)
         if middle is not None:
             _look_at_basin(middle, basin)
-    elif seconds is not None:
-        generations = recorded
-    initial = None
-    if inject_soups:
-        initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
+        if inject_soups:
+            initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
+    else:
+        if seconds is not None:
+            generations = _generations_of(recording)
+        if inject_soups:
+            inject_recorded(population, recording)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
@@ -207,14 +211,11 @@ def evolve(
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 
-def recorded_generations(run_dir: Path) -> int | None:
-    """The schedule's length that a run folder's journal says; None where no run has begun."""
-    path = run_dir / FILE_NAME
-    records = read(path)[0] if path.exists() else []
-    if not records:
-        return None
-    with line_of(path, 1):
-        return int(records[0]["configuration"]["generations"])
+def _generations_of(recording: Recording) -> int:
+    """The length of the schedule that a run began with."""
+    assert recording.header is not None
+    with line_of(recording.path, 1):
+        return Configuration.from_json(recording.header.configuration).generations
 
 
 _BASIN = ("warn", "refuse", "ignore")

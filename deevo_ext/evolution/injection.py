@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.evolution import journal
 from deevo_ext.evolution.course import candidates_of
+from deevo_ext.evolution.journal import Recording, ValidationRecord, line_of
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import Metric
@@ -27,10 +26,10 @@ UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
 class Initial:
     """The initial candidates, found before a run began.
 
-    found: the "validation" part of generation 0's record; forward_passes, seconds: what they cost.
+    validation: what the journal keeps of them; forward_passes, seconds: what they cost.
     """
 
-    found: dict[str, Any]
+    validation: ValidationRecord
     forward_passes: int
     seconds: float
 
@@ -45,26 +44,22 @@ def inject_soups(
     """
     started, before = time.perf_counter(), evaluator.forward_passes
     everyone = list(range(population.size))
-    found = candidates_of(
+    validated = candidates_of(
         population,
         everyone,
         lambda row, statistics: evaluator.score_by(row, validation, metric, statistics),
     )
-    _append(population, found["soup"]["members"])
+    _append(population, validated.soup.members)
     passes = evaluator.forward_passes - before
-    return Initial(found, passes, time.perf_counter() - started)
+    return Initial(validated, passes, time.perf_counter() - started)
 
 
-def inject_recorded(population: Population, run_dir: Path) -> bool:
-    """Appends what the journal of `run_dir` says was appended; False where there is no journal."""
-    path = run_dir / journal.FILE_NAME
-    records = journal.read(path)[0] if path.exists() else []
-    if not records:
-        return False
-    with journal.line_of(path, 1):
-        for each in records[0]["population"].get("averages", []):
+def inject_recorded(population: Population, recording: Recording) -> None:
+    """Appends what a run's journal says was appended."""
+    assert recording.header is not None
+    with line_of(recording.path, 1):
+        for each in recording.header.population.get("averages", []):
             population.append_average(each["name"], each["members"])
-    return True
 
 
 def prepare(
@@ -73,11 +68,9 @@ def prepare(
     validation: LabelledImages,
     metric: Metric,
     run_dir: Path | None,
-) -> Initial | None:
-    """Soups injected, from the run folder's journal if it holds one (then None)."""
+) -> Initial:
+    """Soups injected into the population of a run that begins."""
     if run_dir is not None:
-        if inject_recorded(population, run_dir):
-            return None
         # The candidates' scores are the run's: with its engines, which its folder keeps.
         run_dir.mkdir(parents=True, exist_ok=True)
         evaluator.keep_engines(run_dir / ENGINES_FILE, resumed=False)

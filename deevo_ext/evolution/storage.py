@@ -1,14 +1,12 @@
-"""Files of a run besides its journal: initial checkpoints, evolved weights, encoded statistics."""
+"""Files of a run besides its journal: initial checkpoints, evolved weights."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -76,15 +74,3 @@ def _relative(path: str, run_dir: Path | None) -> str:
     if run_dir is not None and absolute.is_relative_to(run_dir.resolve()):
         return absolute.relative_to(run_dir.resolve()).as_posix()
     return str(absolute)
-
-
-def encode_statistics(statistics: torch.Tensor | None) -> str | None:
-    """float32 statistics as base64 text."""
-    if statistics is None:
-        return None
-    return base64.b64encode(statistics.cpu().contiguous().numpy().tobytes()).decode("ascii")
-
-
-def decode_statistics(text: str) -> torch.Tensor:
-    """The inverse of `encode_statistics`."""
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float32).copy())
