@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
+from deevo_ext.evolution.course import Validation
 from deevo_ext.evolution.replay import write_candidate, write_trials
 from deevo_ext.inference.choose import ENGINES_FILE
+from deevo_ext.inference.metrics import Metric
 from support.evolution import Net, images, population, save_members, sphere
 
 SUPPORT = Path(__file__).parent
@@ -322,7 +324,7 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path: Path) -> None:
         first.wait()
 
 
-def test_evolution_refuses_a_used_optimizer_and_half_a_validation(tmp_path: Path) -> None:
+def test_evolution_refuses_a_used_optimizer_and_what_cannot_be(tmp_path: Path) -> None:
     de = deevo.DifferentialEvolution(population())
     de.ask()
     de.tell([1.0] * 8)
@@ -346,8 +348,10 @@ def test_evolution_refuses_a_used_optimizer_and_half_a_validation(tmp_path: Path
     with pytest.raises(deevo.DeevoError, match="used already"):
         once.run()
     fresh = deevo.DifferentialEvolution(population())
-    with pytest.raises(deevo.DeevoError, match="belong together"):
-        deevo.Evolution(fresh, sphere, validation=images(10))
+    with pytest.raises(deevo.DeevoError, match="chunk is 0"):
+        deevo.Evolution(fresh, sphere, chunk=0)
+    with pytest.raises(deevo.DeevoError, match="validate_every is 0"):
+        Validation(other, images(10), Metric("loss"), every=0)
     with pytest.raises(deevo.DeevoError, match=r"holds no journal\.jsonl"):
         deevo.replay(tmp_path)
 

@@ -13,7 +13,7 @@ from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 
 if TYPE_CHECKING:
-    from deevo_ext.evolution.preliminaries import Preliminaries
+    from deevo_ext.evolution.preliminaries import Preflight
 
 _WHAT, _IMAGES = "What is evolved", "Images and fitness"
 _RUNNING = "Where and how it runs"
@@ -274,7 +274,7 @@ def evolve(
         some = batch_indices(sets.fitness.labels, min(calibration, len(sets.fitness)), 0, seed)
         calibration_images = sets.fitness.subset(some, "calibration images")
 
-    def show(preliminaries: "Preliminaries") -> None:
+    def show(preliminaries: "Preflight") -> None:
         typer.echo(str(preliminaries))
         if not force:
             preliminaries.require_memory()

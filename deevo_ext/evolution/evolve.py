@@ -15,13 +15,13 @@ from deevo_ext.checkpoints import PathLike
 from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.basin import BasinReport, check_basin, require_basin
+from deevo_ext.evolution.basin import check_basin, require_basin
 from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.evolution.course import Candidate
-from deevo_ext.evolution.injection import SOUPS, inject_recorded, prepare
+from deevo_ext.evolution.course import Candidate, Validation
+from deevo_ext.evolution.injection import SOUPS, append_recorded, append_soups
 from deevo_ext.evolution.journal import Recording, line_of, read_folder
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
-from deevo_ext.evolution.preliminaries import Preliminaries, examine
+from deevo_ext.evolution.preliminaries import Preflight, Schedule, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.inference.evaluator import Evaluator
@@ -86,7 +86,7 @@ def evolve(
     basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
-    preliminaries: Callable[[Preliminaries], None] | None = None,
+    preliminaries: Callable[[Preflight], None] | None = None,
     **parameters: Any,
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
@@ -159,46 +159,32 @@ def evolve(
         racing=None if racing is None else Racing(racing, racing_first),
         seed=seed,
     )
-    validation = image_set(validation_images, "validation images")
+    validation = Validation(
+        evaluator,
+        image_set(validation_images, "validation images"),
+        Metric.of(metric),
+        validate_every,
+    )
     folder = None if run_dir is None else Path(run_dir)
     recording = read_folder(folder)
     initial = None
     if recording is None:
-        middle = None
-        if basin != "ignore":
-            middle = check_basin(evaluator, population, images, seed=seed)
-        if seconds is not None or preliminaries is not None:
-            found = examine(
-                fitness,
-                validation,
-                middle,
-                members=population.size + (SOUPS if inject_soups else 0),
-                generations=generations,
-                seconds=seconds,
-                validate_every=validate_every,
-                chunk=chunk,
-            )
-            generations = found.generations
-            if preliminaries is not None:
-                preliminaries(found)
-        if middle is not None:
-            _look_at_basin(middle, basin)
+        members = population.size + (SOUPS if inject_soups else 0)
+        schedule = Schedule(members, generations, seconds, chunk)
+        generations = _look(fitness, validation, schedule, basin, preliminaries)
         if inject_soups:
-            initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
+            initial = append_soups(validation, folder)
     else:
         if seconds is not None:
             generations = _generations_of(recording)
         if inject_soups:
-            inject_recorded(population, recording)
+            append_recorded(population, recording)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
         fitness,
-        run_dir=run_dir,
-        evaluator=evaluator,
+        run_dir=folder,
         validation=validation,
-        validate_every=validate_every,
-        metric=metric,
         chunk=chunk,
         progress=progress,
         callbacks=callbacks,
@@ -211,6 +197,29 @@ def evolve(
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 
+def _look(
+    fitness: ClassificationFitness,
+    validation: Validation,
+    schedule: Schedule,
+    basin: str,
+    show: Callable[[Preflight], None] | None,
+) -> int:
+    """Looks at members, basin and time before a run begins; its number of generations."""
+    report, generations = None, schedule.generations
+    if basin != "ignore":
+        report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
+    if schedule.seconds is not None or show is not None:
+        preflight = examine(fitness, validation, report, schedule)
+        generations = preflight.generations
+        if show is not None:
+            show(preflight)
+    if report is not None and basin == "refuse":
+        require_basin(report)
+    elif report is not None and not report.shared:
+        warnings.warn(str(report), stacklevel=3)
+    return generations
+
+
 def _generations_of(recording: Recording) -> int:
     """The length of the schedule that a run began with."""
     assert recording.header is not None
@@ -219,10 +228,3 @@ def _generations_of(recording: Recording) -> int:
 
 
 _BASIN = ("warn", "refuse", "ignore")
-
-
-def _look_at_basin(report: BasinReport, action: str) -> None:
-    if action == "refuse":
-        require_basin(report)
-    elif not report.shared:
-        warnings.warn(str(report), stacklevel=3)

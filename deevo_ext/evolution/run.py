@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from deevo_ext import _version
-from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.course import KINDS, Candidate, Course, as_returned
+from deevo_ext.evolution.course import KINDS, Candidate, Course, Validation, as_returned
 from deevo_ext.evolution.generation import Generation, diversity
 from deevo_ext.evolution.injection import Initial
 from deevo_ext.evolution.journal import (
@@ -22,7 +21,6 @@ from deevo_ext.evolution.journal import (
     Header,
     Journal,
     Recording,
-    ValidationRecord,
 )
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
@@ -31,7 +29,6 @@ from deevo_ext.evolution.storage import initial_checkpoints, write_initial, writ
 from deevo_ext.inference.base_fitness import Fitness, as_fitness
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.metrics import ImageScores, Metric
 from deevo_ext.key_layout import KeyLayout
 from deevo_ext.tables import CONTRACT_VERSION
 
@@ -41,14 +38,12 @@ class Evolution:
 
     de: fresh, its population just loaded. fitness: a Fitness, or a function of one row. run_dir:
     where journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth go; a folder that holds
-    this run's journal is resumed with the result of an uninterrupted run. evaluator and validation:
-    images that choose the returned candidate (best member, mean, greedy soup) every
-    `validate_every` generations, by `metric` ("loss", "top1" or a function, see
-    `inference.metrics`); without them it is the best member of the last generation. chunk: rows
-    evaluated at a time, the E of peak memory NP + E rows; validation adds the six candidates of the
-    comparison. callbacks: called with each generation's metrics, those of a resumed run's past too.
-    initial: the initial candidates where they have been found already, as `injection.inject_soups`
-    does.
+    this run's journal is resumed with the result of an uninterrupted run. validation: chooses the
+    returned candidate (best member, mean, greedy soup); without it that is the best member of the
+    last generation. chunk: rows evaluated at a time, the E of peak memory NP + E rows; validation
+    adds the six candidates of the comparison. callbacks: called with each generation's metrics,
+    those of a resumed run's past too. initial: the initial candidates where they are known already,
+    as `injection.append_soups` leaves them.
     """
 
     def __init__(
@@ -57,35 +52,26 @@ class Evolution:
         fitness: Fitness | Callable[[torch.Tensor], float],
         *,
         run_dir: str | Path | None = None,
-        evaluator: Evaluator | None = None,
-        validation: LabelledImages | None = None,
-        validate_every: int = 10,
-        metric: str | ImageScores | Metric = "loss",
+        validation: Validation | None = None,
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
         initial: Initial | None = None,
     ) -> None:
-        if (validation is None) != (evaluator is None):
-            raise DeevoError("evaluator and validation belong together: give both or neither")
-        if validate_every < 1 or chunk < 1:
-            raise DeevoError(
-                f"validate_every is {validate_every} and chunk {chunk}; expected at least 1"
-            )
+        if chunk < 1:
+            raise DeevoError(f"chunk is {chunk}; expected at least 1")
         self.de = de
         self.fitness = as_fitness(fitness)
         self.scoring = Scoring(de, self.fitness, chunk)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.evaluator = evaluator
         self.validation = validation
-        self.validate_every = validate_every
-        self.metric = Metric.of(metric)
+        self.evaluator = None if validation is None else validation.evaluator
         self.progress = progress
         self.callbacks = list(callbacks)
         self.initial = initial
-        self.course = Course(de, evaluator.statistics_of if evaluator else None)
-        for user in (evaluator, self.fitness.evaluator):
-            if user is not None and user.population is not de.population:
+        self.course = Course(de, self.evaluator.statistics_of if self.evaluator else None)
+        for evaluator in self._evaluators():
+            if evaluator.population is not de.population:
                 raise DeevoError(
                     "an evaluator was made for another population than de's; make it with "
                     "Evaluator(model, de.population)"
@@ -105,15 +91,6 @@ class Evolution:
     def header(self) -> Header:
         """The journal's first line: everything that decides the run."""
         population = self.de.population
-        validation = None
-        if self.validation is not None and self.evaluator is not None:
-            validation = {
-                "images": len(self.validation),
-                "sha256": self.validation.digest(),
-                "every": self.validate_every,
-                **self.metric.describe(),
-                "evaluator": self.evaluator.describe(),
-            }
         return Header(
             contract=CONTRACT_VERSION,
             deevo_ext=_version.__version__,
@@ -123,7 +100,7 @@ class Evolution:
             population=population.recipe(),
             checkpoints=initial_checkpoints(population, self.run_dir),
             fitness=self.fitness.describe(),
-            validation=validation,
+            validation=None if self.validation is None else self.validation.describe(),
         )
 
     def run(self) -> Candidate:
@@ -210,7 +187,7 @@ class Evolution:
             self._passes_before -= self.initial.forward_passes
             started -= self.initial.seconds
         elif self.validation is not None:
-            validation = self._validate()
+            validation = self.course.validate(self.validation.score)
         self._account(self._record(started, generation=0, validation=validation))
 
     def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
@@ -228,7 +205,11 @@ class Evolution:
         trials, race = self.scoring.trials(batch)
         generation = self.course.advance(trials)
         self.scoring.settle(generation)
-        due = number % self.validate_every == 0 or number == self.de.configuration.generations
+        validation = None
+        if self.validation is not None:
+            last = number == self.de.configuration.generations
+            if last or number % self.validation.every == 0:
+                validation = self.course.validate(self.validation.score)
         record = self._record(
             started,
             generation=number,
@@ -236,14 +217,9 @@ class Evolution:
             parents=parents,
             trials=trials,
             racing=race,
-            validation=self._validate() if self.validation is not None and due else None,
+            validation=validation,
         )
         return record, generation
-
-    def _validate(self) -> ValidationRecord:
-        assert self.evaluator is not None and self.validation is not None
-        evaluator, images = self.evaluator, self.validation
-        return self.course.validate(lambda row, s: evaluator.score_by(row, images, self.metric, s))
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
         """A generation's record with its costs, which is in the journal then."""
@@ -258,9 +234,13 @@ class Evolution:
             self._journal.append(record)
         return record
 
+    def _evaluators(self) -> list[Evaluator]:
+        """Those of validation and fitness, which may be one."""
+        both = (self.evaluator, self.fitness.evaluator)
+        return list({id(one): one for one in both if one is not None}.values())
+
     def _passes(self) -> int:
-        evaluators = {id(e): e for e in (self.evaluator, self.fitness.evaluator) if e is not None}
-        return sum(evaluator.forward_passes for evaluator in evaluators.values())
+        return sum(evaluator.forward_passes for evaluator in self._evaluators())
 
     def _keep_engines(self, folder: Path, resumed: bool) -> None:
         """Engines are chosen once a run; a second evaluator has a table to itself."""
