@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
-from deevo_ext.evolution.course import Validation
 from deevo_ext.evolution.replay import write_candidate, write_trials
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.metrics import Metric
 from support.evolution import Net, images, population, save_members, sphere

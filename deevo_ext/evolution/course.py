@@ -7,63 +7,24 @@ replay applies them alone. Both give the same bits, because fitness values are i
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.journal import (
-    CandidateRecord,
     GenerationRecord,
     Returned,
     ValidationRecord,
 )
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.record_json import to_json
-from deevo_ext.evolution.soup import average, greedy_soup
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.metrics import Metric
-from deevo_ext.population import Population
+from deevo_ext.evolution.soup import ScoreRow, average, candidates_of
 
 KINDS = ("member", "mean", "soup")
-Score = Callable[[torch.Tensor, torch.Tensor | None], float]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Images that choose the returned candidate, and how: by the mean score of a metric.
-
-    evaluator: puts the images through networks. every: generations between two validations; the
-    last generation has one always.
-    """
-
-    evaluator: Evaluator
-    images: LabelledImages
-    metric: Metric
-    every: int = 10
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise DeevoError(f"validate_every is {self.every}; expected at least 1")
-
-    def score(self, row: torch.Tensor, inherited: torch.Tensor | None) -> float:
-        """The score of a row; inherited: its BatchNorm statistics, unless they are recomputed."""
-        return self.evaluator.score_by(row, self.images, self.metric, inherited)
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values that decide the scores, for the journal's header."""
-        return {
-            "images": len(self.images),
-            "sha256": self.images.digest(),
-            "every": self.every,
-            **self.metric.describe(),
-            "evaluator": self.evaluator.describe(),
-        }
 
 
 @dataclass(frozen=True)
@@ -116,22 +77,6 @@ def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
     return candidate
 
 
-def candidates_of(population: Population, everyone: list[int], score: Score) -> ValidationRecord:
-    """The candidates among members `everyone` (ascending), and all scores up to the last one's."""
-    scores = [math.inf] * (everyone[-1] + 1)
-    for i in everyone:
-        scores[i] = score(population.rows[i], population.statistics[i])
-    member = min(everyone, key=scores.__getitem__)
-    soup, soup_score = greedy_soup(population, everyone, scores, score)
-    mean_score = score(*average(population, everyone))
-    return ValidationRecord(
-        CandidateRecord([member], scores[member]),
-        CandidateRecord(everyone, mean_score),
-        CandidateRecord(soup, soup_score),
-        scores,
-    )
-
-
 class Course:
     """An optimizer and the candidates of its run so far.
 
@@ -181,7 +126,7 @@ class Course:
             self.consider(record.validation)
         return generation
 
-    def validate(self, score: Score) -> ValidationRecord:
+    def validate(self, score: ScoreRow) -> ValidationRecord:
         """Scores the present candidates with `score(row, inherited statistics)` and keeps the best.
 
         Members that were appended to the population are no initial candidates: they were made from
@@ -197,9 +142,9 @@ class Course:
     def consider(self, validation: ValidationRecord) -> None:
         """Keeps those of the present candidates that are the best of their kind so far."""
         group = self.initial if self.de.generation == 0 else self.evolved
-        for kind, found in validation.candidates.items():
-            if kind not in group or found.score < group[kind].score:
-                group[kind] = self._candidate(kind, found.members, found.score)
+        for kind, candidate in validation.candidates.items():
+            if kind not in group or candidate.score < group[kind].score:
+                group[kind] = self._candidate(kind, candidate.members, candidate.score)
 
     def chosen(self) -> Candidate:
         """The evolved candidate of least validation score; the best member when none was taken."""

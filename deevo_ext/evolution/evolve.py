@@ -17,13 +17,14 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import check_basin, require_basin
 from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.evolution.course import Candidate, Validation
-from deevo_ext.evolution.injection import SOUPS, append_recorded, append_soups
+from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.journal import Recording, line_of, read_folder
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.preliminaries import Preflight, Schedule, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
+from deevo_ext.evolution.soup import SOUPS, append_recorded, append_soups
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness, image_set
 from deevo_ext.inference.metrics import ImageScores, Metric

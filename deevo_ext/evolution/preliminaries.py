@@ -16,7 +16,7 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport
-from deevo_ext.evolution.course import Validation
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.evaluator import Evaluator, Score
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.sampling import batch_indices

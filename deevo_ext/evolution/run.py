@@ -13,9 +13,8 @@ import torch
 
 from deevo_ext import _version
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.course import KINDS, Candidate, Course, Validation, as_returned
+from deevo_ext.evolution.course import KINDS, Candidate, Course, as_returned
 from deevo_ext.evolution.generation import Generation, diversity
-from deevo_ext.evolution.injection import Initial
 from deevo_ext.evolution.journal import (
     GenerationRecord,
     Header,
@@ -25,7 +24,9 @@ from deevo_ext.evolution.journal import (
 from deevo_ext.evolution.metrics import MetricsFile
 from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.scoring import Scoring
+from deevo_ext.evolution.soup import Initial
 from deevo_ext.evolution.storage import initial_checkpoints, write_initial, write_weights
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.base_fitness import Fitness, as_fitness
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
@@ -43,7 +44,7 @@ class Evolution:
     last generation. chunk: rows evaluated at a time, the E of peak memory NP + E rows; validation
     adds the six candidates of the comparison. callbacks: called with each generation's metrics,
     those of a resumed run's past too. initial: the initial candidates where they are known already,
-    as `injection.append_soups` leaves them.
+    as `soup.append_soups` leaves them.
     """
 
     def __init__(
