@@ -99,16 +99,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(place: Path, out: str, *more: str) -> list[str]:
+    options = {
+        "arch": "support.evolution:colour_net",
+        "checkpoints": place / "c" / "*.pth",
+        "data": place / "tree",
+        "transform": place / "transform.json",
+        "cache": place / "pictures.safetensors",
+        "out": place / out,
+        "images-per-batch": 64,
+        "micro-batch": 16,
+        "validate-every": 2,
+        "racing": 0.1,
+        "generations": 4,
+        "engine": "eager",
+    }
     return [
         "evolve",
-        *("--arch", "support.evolution:colour_net"),
-        *("--checkpoints", str(place / "c" / "*.pth")),
-        *("--data", str(place / "tree")),
-        *("--transform", str(place / "transform.json")),
-        *("--cache", str(place / "pictures.safetensors")),
-        *("--out", str(place / out)),
-        *("--images-per-batch", "64", "--micro-batch", "16", "--validate-every", "2"),
-        *("--racing", "0.1", "--no-progress", "--generations", "4", "--engine", "eager"),
+        *(f"--{name}={value}" for name, value in options.items()),
+        "--no-progress",
         *more,
     ]
 

@@ -122,7 +122,10 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
     """On one fixed batch, of fitness and validation alike, the best member only gets better."""
     same = images(120, 2)
     result = deevo.evolve(
-        *(Net(), checkpoints, same, same),
+        Net(),
+        checkpoints,
+        same,
+        same,
         generations=5,
         images_per_batch=None,
         micro_batch=32,

@@ -98,7 +98,8 @@ def evolve(
     metric: Annotated[
         str,
         typer.Option(
-            help='Score of an image: "loss", "top1" or package.module:function of (logits, labels).',
+            help='Score of an image: "loss", "top1" or package.module:function. The function gets '
+            "logits and labels.",
             rich_help_panel=IMAGES,
         ),
     ] = "loss",

@@ -1,4 +1,4 @@
-"""The course of a run: its records applied to an optimizer, and the candidates found on the way.
+"""The course of a run: its records applied to an optimizer, and the candidates met on the way.
 
 A record is what the journal keeps of a generation. The run loop makes records and applies them;
 replay applies them alone. Both give the same bits, because fitness values are inputs.

@@ -6,29 +6,29 @@ import math
 from typing import Any
 
 
-def first_difference(own: Any, other: Any, where: str = "") -> str | None:
+def first_difference(present: Any, recorded: Any, where: str = "") -> str | None:
     """Where two JSON values differ first, as "a.b: x, not y"; None when they are equal."""
-    if isinstance(own, dict) and isinstance(other, dict):
+    if isinstance(present, dict) and isinstance(recorded, dict):
         # The layout's hash follows from the rest, which says more.
-        for key in sorted(set(own) | set(other), key=lambda key: (key == "layout", key)):
+        for key in sorted(set(present) | set(recorded), key=lambda key: (key == "layout", key)):
             name = f"{where}.{key}" if where else key
-            if key not in own or key not in other:
-                return f"{name} is only in the {'journal' if key in other else 'present run'}"
-            found = first_difference(own[key], other[key], name)
-            if found:
-                return found
+            if key not in present or key not in recorded:
+                return f"{name} is only in the {'journal' if key in recorded else 'present run'}"
+            difference = first_difference(present[key], recorded[key], name)
+            if difference:
+                return difference
         return None
-    if isinstance(own, list) and isinstance(other, list) and len(own) == len(other):
-        for i, (a, b) in enumerate(zip(own, other, strict=True)):
-            found = first_difference(a, b, f"{where}[{i}]")
-            if found:
-                return found
+    if isinstance(present, list) and isinstance(recorded, list) and len(present) == len(recorded):
+        for i, (a, b) in enumerate(zip(present, recorded, strict=True)):
+            difference = first_difference(a, b, f"{where}[{i}]")
+            if difference:
+                return difference
         return None
-    if isinstance(own, list) and isinstance(other, list):
-        return f"{where} has {len(other)} entries in the journal, {len(own)} now"
-    if own == other or (_is_nan(own) and _is_nan(other)):
+    if isinstance(present, list) and isinstance(recorded, list):
+        return f"{where} has {len(recorded)} entries in the journal, {len(present)} now"
+    if present == recorded or (_is_nan(present) and _is_nan(recorded)):
         return None
-    return f"{where} is {_short(other)} in the journal, {_short(own)} now"
+    return f"{where} is {_short(recorded)} in the journal, {_short(present)} now"
 
 
 def _short(value: Any) -> str:

@@ -83,9 +83,9 @@ class Initial:
 def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial:
     """Appends the average of all members, and the greedy soup where it is neither that nor one.
 
-    The population is that of the validation's evaluator. Scores are those that the run's own
-    initial candidates would have; the run takes the result over and does not score them again.
-    run_dir: of the run, whose engines score them.
+    The population is that of the validation's evaluator. The scores are those that the run would
+    find for its initial candidates: it takes them over and does not score them again. run_dir:
+    folder of the run, which keeps the engines that were chosen.
     """
     evaluator = validation.evaluator
     population = evaluator.population

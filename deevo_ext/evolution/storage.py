@@ -51,7 +51,7 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
 
 
 def write_initial(population: Population, run_dir: Path, named: list[list[str]]) -> None:
-    """Writes the members that have no file of their own, as `initial_checkpoints` named them.
+    """Writes the members that were read from no file, as `initial_checkpoints` named them.
 
     Without them the journal could not be replayed. Files that are there already are kept: the
     journal's header has been compared with the population by now.

@@ -171,10 +171,8 @@ class ClassificationFitness(Fitness):
                 images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
             ends = self.looks(number)
             stretches = list(zip([0, *ends[:-1]], ends, strict=True))
-            parts = [images.stretch(*own) for own in stretches] if len(ends) > 1 else [images]
-            shares = (
-                None if weights is None else [weights[slice(*own)].float() for own in stretches]
-            )
+            parts = [images.stretch(a, b) for a, b in stretches] if len(ends) > 1 else [images]
+            shares = None if weights is None else [weights[a:b].float() for a, b in stretches]
             self._current = (number, Batch(parts, shares))
         return self._current[1]
 
@@ -187,9 +185,9 @@ class ClassificationFitness(Fitness):
         self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
     ) -> torch.Tensor:
         """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
-        found = self.batch(batch)
-        scores = self.evaluator.image_scores(rows, found.parts[look], self.metric, statistics)
-        return scores if found.weights is None else scores * found.weights[look].to(scores.device)
+        images = self.batch(batch)
+        scores = self.evaluator.image_scores(rows, images.parts[look], self.metric, statistics)
+        return scores if images.weights is None else scores * images.weights[look].to(scores.device)
 
     def reduce(self, scores: torch.Tensor) -> float:
         """The fitness of scores [N] on all images of a batch."""
