@@ -92,31 +92,45 @@ def evolve(
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
 
-    The image sets must be disjoint, from each other and from the training images: fitness drives
-    the evolution, validation chooses what is returned, test is read once, for the comparison.
+    The image sets must be disjoint, from each other and from the training images: fitness images
+    drive the evolution, validation images choose what is returned, and test images are read once,
+    for the comparison. The options are:
 
-    model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
-    glob. seconds: evaluation time that decides the number of generations, by a calibration, instead
-    of `generations`; a run folder keeps that number. images_per_batch: fitness images per
-    generation, a new class-balanced batch every generations_per_batch generations with all parents
-    re-scored; "auto" is 4,096, at most half of them; None, or as many as there are, is all of them
-    always, which a population over-fits sooner. sampling: "stratified" or "importance", see
-    `ClassificationFitness`. augment: what is done to each batch, "mirror", "shift:PIXELS",
-    "crop:SHARE" or several, see `data.augmentation`. metric: "loss", "top1" or a function of
-    (logits, labels) that gives a score per image, less is better; of fitness and validation.
-    label_smoothing: of the fitness' loss. racing: trials that lose to their parent on the first
-    `racing_first` of the images, on twice as many, and so on, are dropped there; a trial that would
-    win is lost at this error rate (None: all are evaluated on all images). micro_batch: images per
-    forward pass. device: where networks are evaluated. population_device: where the population lies
-    and is evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
-    `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
-    batchnorm, checkpoint_key: as in `Population.from_checkpoints`. calibration_images: for
-    batchnorm="recalibrate". inject_soups: the population's average and its greedy soup, built on
-    the validation images, become members too; None: unless the preset is "paper". basin: what is
-    done about members whose midpoints are much worse than they are: "warn", "refuse" or "ignore"
-    (which spares the check, at most 24 evaluations of 1,000 fitness images). preliminaries: called
-    with what can be said before the run starts, see `evolution.preliminaries`; not on resume.
-    parameters: fields of `Configuration`.
+    model: a module of the architecture, which is not modified.
+    paths: the checkpoint files, a folder or a glob.
+    generations: the length of the schedule.
+    seconds: a time for evaluation, which decides the number of generations by a calibration, in
+        place of `generations`. A run folder keeps that number.
+    run_dir: the folder that makes the run resumable, and replayable on any device.
+    images_per_batch: the number of fitness images per generation. A new class-balanced batch is
+        drawn every `generations_per_batch` generations, and all parents are scored again. "auto" is
+        4,096, but at most half of the images. None is all of them in every generation, which a
+        population over-fits sooner.
+    sampling: how batches are drawn, "stratified" or "importance", see `ClassificationFitness`.
+    augment: what is done to each batch: "mirror", "shift:PIXELS", "crop:SHARE" or several, see
+        `data.augmentation`.
+    metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
+        or a function of (logits, labels).
+    label_smoothing: that of the fitness' loss.
+    racing: an error rate. Trials that lose to their parent on the first `racing_first` of the
+        images, on twice as many, and so on, are dropped there, and a trial that would win is lost
+        at this rate. None evaluates all trials on all images.
+    validate_every: the number of generations from one validation to the next.
+    micro_batch: the number of images per forward pass.
+    device: where networks are evaluated.
+    population_device: where the population lies and is evolved. Trials go to `device` by chunks.
+    chunk: the number of rows evaluated together.
+    precision, engine, force_precision: as in `Evaluator`.
+    dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
+    calibration_images: what batchnorm="recalibrate" computes statistics on.
+    inject_soups: whether the population's average and its greedy soup, built on the validation
+        images, become members too. None says yes, unless the preset is "paper".
+    basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
+        or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
+    preliminaries: a function that is called with what is known before the run starts, see
+        `evolution.preliminaries`. It is not called where a run is resumed.
+    callbacks: functions that are called with the metrics of each generation.
+    parameters: fields of `Configuration`, in place of the preset's.
     """
     if basin not in _BASIN:
         raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")

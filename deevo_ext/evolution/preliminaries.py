@@ -29,7 +29,10 @@ _CANDIDATES = 6  # rows that validation keeps for the comparison
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes, images times members: of a generation on average, and before the first."""
+    """Forward passes (images times members) that a run needs.
+
+    trials, parents, validation: in a generation, on average. initial: before the first generation.
+    """
 
     trials: int
     parents: float
@@ -38,11 +41,11 @@ class Passes:
 
     @property
     def generation(self) -> float:
-        """Of a whole generation, racing's savings not counted."""
+        """Passes of a whole generation, without what racing saves."""
         return self.trials + self.parents + self.validation
 
     def generations_in(self, seconds: float, seconds_per_pass: float) -> int:
-        """Generations that fit into a time, at least 1."""
+        """The number of generations that fit into a time, at least 1."""
         left = seconds - self.initial * seconds_per_pass
         return max(1, math.floor(left / (self.generation * seconds_per_pass)))
 
@@ -51,8 +54,8 @@ class Passes:
 class Schedule:
     """How large a run is, as far as it is decided before the run begins.
 
-    members: of the run, injected ones included. generations: how many, unless seconds, a time for
-    evaluation, decides their number. chunk: rows evaluated together.
+    members: the number of members, soups included. generations: the number of generations, unless
+    seconds, a time for evaluation, decides it. chunk: the number of rows evaluated together.
     """
 
     members: int
@@ -62,7 +65,7 @@ class Schedule:
 
 
 def count_passes(fitness: ClassificationFitness, validation: Validation, members: int) -> Passes:
-    """From the images and the schedule; validation at its most expensive."""
+    """The passes that a run of so many members needs, with validation at its most expensive."""
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
@@ -89,7 +92,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known before the run starts; members: name, score on `images` fitness images."""
+    """What is known before the run starts.
+
+    members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
+    some of them. memory: by device.
+    """
 
     members: tuple[tuple[str, Score], ...]
     images: int
@@ -101,12 +108,12 @@ class Preflight:
 
     @property
     def seconds_per_generation(self) -> float:
-        """Of evaluation, which is nearly all."""
+        """The time that evaluation takes, which is nearly all."""
         return self.passes.generation * self.seconds_per_pass
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, racing's savings not counted."""
+        """The time that the whole run takes, without what racing saves."""
         initial = self.passes.initial * self.seconds_per_pass
         return initial + self.generations * self.seconds_per_generation
 

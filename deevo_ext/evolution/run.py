@@ -37,14 +37,18 @@ from deevo_ext.tables import CONTRACT_VERSION
 class Evolution:
     """Runs a DifferentialEvolution to the end of its schedule.
 
-    de: fresh, its population just loaded. fitness: a Fitness, or a function of one row. run_dir:
-    where journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth go; a folder that holds
-    this run's journal is resumed with the result of an uninterrupted run. validation: chooses the
-    returned candidate (best member, mean, greedy soup); without it that is the best member of the
-    last generation. chunk: rows evaluated at a time, the E of peak memory NP + E rows; validation
-    adds the six candidates of the comparison. callbacks: called with each generation's metrics,
-    those of a resumed run's past too. initial: the initial candidates where they are known already,
-    as `soup.append_soups` leaves them.
+    de: must be fresh, its population just loaded.
+    fitness: a Fitness, or a function of one row.
+    run_dir: the folder for journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth. A
+        folder that holds this run's journal is resumed, with the result of an uninterrupted run.
+    validation: chooses the returned candidate: the best member, the mean or the greedy soup.
+        Without it that is the best member of the last generation.
+    chunk: the number of rows evaluated at a time, the E of peak memory NP + E rows. Validation adds
+        the six candidates of the comparison.
+    callbacks: functions that are called with each generation's metrics, those of a resumed run's
+        past too.
+    initial: the initial candidates where they are known already, as `soup.append_soups` leaves
+        them.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Evolution:
         self._require_fresh()
         self.history: list[dict[str, float]] = []
         self.forward_passes = 0  # of the whole run, resumed parts included
-        self.initial_forward_passes = 0  # of those, for the initial candidates
+        self.initial_forward_passes = 0  # spent on the initial candidates
         self.seconds = 0.0
         self.initial_seconds = 0.0
         self._batch: int | None = None
