@@ -208,16 +208,16 @@ def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
         later[evaluator.device] = 2 * chunks
     host = torch.device("cpu")
     later[host] = later.get(host, 0) + scores
-    found = {}
+    by_device = {}
     for device, more in later.items():
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             held = torch.cuda.memory_allocated(device)
-            found[str(device)] = Memory(peak + more, available_memory(device) + held)
+            by_device[str(device)] = Memory(peak + more, available_memory(device) + held)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            found["host"] = Memory(peak + more, available_memory() + peak)
-    return found
+            by_device["host"] = Memory(peak + more, available_memory() + peak)
+    return by_device
 
 
 def _gib(count: int) -> str:
