@@ -20,8 +20,8 @@ from deevo_ext.evolution.evolve import Result, evolve
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.replay import replay
 from deevo_ext.evolution.run import Evolution
-from deevo_ext.evolution.scoring import Fitness
 from deevo_ext.evolution.trials import Trials
+from deevo_ext.inference.base_fitness import Fitness
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.forward import Losses, PopulationForward

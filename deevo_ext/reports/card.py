@@ -82,11 +82,15 @@ def contents(
         "forward passes": f"{run.forward_passes:,}",
         "seconds": f"{run.seconds:.1f}",
         "BatchNorm statistics": population.batchnorm,
-        "deevo_ext": f"{_version.__version__}, contract {header['contract']}",
+        "deevo_ext": f"{_version.__version__}, contract {header.contract}",
         **about,
     }
-    sources = zip(population.names, header["checkpoints"], strict=False)
-    decides = {name: header[name] for name in ("configuration", "fitness", "validation")}
+    sources = zip(population.names, header.checkpoints, strict=False)
+    decides = {
+        "configuration": header.configuration,
+        "fitness": header.fitness,
+        "validation": header.validation,
+    }
     return {
         "title": f"deevo_ext: {folder.name}",
         "summary": f"One network, evolved without gradients from the {population.read} checkpoints "
