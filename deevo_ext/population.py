@@ -14,8 +14,8 @@ Three kinds of tensors:
   member, which a child takes from its parent or which are recomputed from its weights;
 * **fixed**, kept once, from the first member: frozen tensors, integer and bool buffers.
 
-``recipe()`` says in some kilobytes of JSON how the members' files were read: with the same files
-``from_recipe`` gives every bit of the population again, without the model.
+``manifest()`` says in some kilobytes of JSON how the members' files were read: with the same files
+``from_manifest`` gives every bit of the population again, without the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.layout import dtype_name, dtype_of
 from deevo_ext.members import Members, Paths, Source, in_files, in_memory, read_members
 
-_RECIPE_VERSION = 1
+_MANIFEST_VERSION = 1
 
 
 class Population:
@@ -140,34 +140,34 @@ class Population:
         return cls._read(architecture, given, dtype, device, None, spare)
 
     @classmethod
-    def from_recipe(
+    def from_manifest(
         cls,
-        recipe: Mapping[str, Any],
+        manifest: Mapping[str, Any],
         paths: Paths,
         *,
         device: torch.device | str = "cpu",
     ) -> Population:
-        """The population of a ``recipe``, from the same files in the same order, bit for bit.
+        """The population of a ``manifest``, from the same files in the same order, bit for bit.
 
         The files may lie elsewhere by now; that they are the same is for the caller to check, by
-        ``sources``. Raises DeevoError for a recipe of another version, and for a wrong number of
+        ``sources``. Raises DeevoError for a manifest of another version, and for a wrong number of
         files.
         """
         try:
-            if recipe["version"] != _RECIPE_VERSION:
+            if manifest["version"] != _MANIFEST_VERSION:
                 raise DeevoError(
-                    f"the population's recipe has version {recipe['version']!r}; this package "
-                    f"reads version {_RECIPE_VERSION}: use the deevo_ext that wrote it"
+                    f"the population's manifest has version {manifest['version']!r}; this package "
+                    f"reads version {_MANIFEST_VERSION}: use the deevo_ext that wrote it"
                 )
-            architecture = Architecture.from_json(recipe["architecture"])
-            dtype, key = dtype_of(recipe["dtype"]), recipe["checkpoint_key"]
-            names = [str(name) for name in recipe["members"]]
+            architecture = Architecture.from_json(manifest["architecture"])
+            dtype, key = dtype_of(manifest["dtype"]), manifest["checkpoint_key"]
+            names = [str(name) for name in manifest["members"]]
             averages = [
                 (str(each["name"]), [int(i) for i in each["members"]])
-                for each in recipe.get("averages", [])
+                for each in manifest.get("averages", [])
             ]
         except (TypeError, KeyError, ValueError) as error:
-            raise DeevoError(f"not the recipe of a population: {error!r}") from error
+            raise DeevoError(f"not the manifest of a population: {error!r}") from error
         files = in_files(paths, key, names)
         population = cls._read(architecture, files, dtype, device, key, len(averages))
         for name, members in averages:
@@ -213,10 +213,10 @@ class Population:
         """The policy for BatchNorm's statistics."""
         return self.architecture.batchnorm
 
-    def recipe(self) -> dict[str, Any]:
-        """Plain JSON values from which ``from_recipe`` makes the population as it was when read."""
-        recipe: dict[str, Any] = {
-            "version": _RECIPE_VERSION,
+    def manifest(self) -> dict[str, Any]:
+        """Plain JSON values, from which ``from_manifest`` reads the same population again."""
+        manifest: dict[str, Any] = {
+            "version": _MANIFEST_VERSION,
             "architecture": self.architecture.to_json(),
             "dtype": dtype_name(self.rows.dtype),
             "checkpoint_key": self.checkpoint_key,
@@ -224,8 +224,8 @@ class Population:
         }
         if self.averages:
             appended = zip(self.names[self.read :], self.averages, strict=True)
-            recipe["averages"] = [{"name": name, "members": of} for name, of in appended]
-        return recipe
+            manifest["averages"] = [{"name": name, "members": of} for name, of in appended]
+        return manifest
 
     def append_average(self, name: str, members: Sequence[int]) -> None:
         """Adds the plain average of ``members``, by ``mean``, as one more member called ``name``.

@@ -1,4 +1,4 @@
-"""One flat buffer and back: exactness, views, policies, means, recipes."""
+"""One flat buffer and back: exactness, views, policies, means."""
 
 from __future__ import annotations
 

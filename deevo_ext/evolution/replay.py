@@ -48,7 +48,7 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     header = records[0]
     with journal.line_of(path, 1):
         files = _locate(header["checkpoints"], folder, checkpoint_dir)
-        population = Population.from_recipe(header["population"], files)
+        population = Population.from_manifest(header["population"], files)
         if population.layout.hash != header["layout"]:
             raise DeevoError("the checkpoints give another layout than the journal records")
         configuration = Configuration.from_json(header["configuration"])

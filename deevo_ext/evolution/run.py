@@ -108,7 +108,7 @@ class Evolution:
             "configuration": self.de.configuration.to_json(),
             "seed": self.de.seed,
             "layout": population.layout.hash,
-            "population": population.recipe(),
+            "population": population.manifest(),
             "checkpoints": initial_checkpoints(population, self.run_dir),
             "fitness": self.fitness.describe(),
             "validation": None

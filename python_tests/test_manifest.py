@@ -1,4 +1,4 @@
-"""A population's recipe: the same bits again from the same files, with no model at hand."""
+"""A population's manifest: the same bits again from the same files, with no model at hand."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def save(states: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     return files
 
 
-def through_json(recipe: dict[str, Any]) -> dict[str, Any]:
-    given = json.loads(json.dumps(recipe, allow_nan=False))
-    assert given == recipe  # lists, not tuples: journals compare recipes that were read with own
+def through_json(manifest: dict[str, Any]) -> dict[str, Any]:
+    given = json.loads(json.dumps(manifest, allow_nan=False))
+    assert given == manifest  # lists, no tuples: a journal's manifest is compared with a new one
     return given
 
 
@@ -51,12 +51,12 @@ def assert_same(given: Population, expected: Population) -> None:
         a, b = given.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
         assert list(a) == list(b) and all(a[n].dtype == b[n].dtype for n in b)
         assert all(torch.equal(a[n], b[n]) for n in b)
-    assert given.recipe() == expected.recipe()
+    assert given.manifest() == expected.manifest()
 
 
 def assert_replayed(model: nn.Module, files: list[Path], **kwargs: Any) -> Population:
     population = Population.from_checkpoints(model, files, **kwargs)
-    given = Population.from_recipe(through_json(population.recipe()), files)
+    given = Population.from_manifest(through_json(population.manifest()), files)
     assert_same(given, population)
     assert given.sources == population.sources
     return given
@@ -142,7 +142,7 @@ def test_names_are_kept_wherever_the_files_lie(tmp_path: Path) -> None:
     population = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*/last.pth")
     assert population.names == ["a/last", "b/last"]
     moved = save([first, second], tmp_path)
-    given = Population.from_recipe(through_json(population.recipe()), moved)
+    given = Population.from_manifest(through_json(population.manifest()), moved)
     assert_same(given, population)
     assert given.sources is not None and population.sources is not None
     assert [path for path, _ in given.sources] == [str(file) for file in moved]
@@ -152,7 +152,7 @@ def test_of_state_dicts(tmp_path: Path) -> None:
     population = build(names=["x", "y", "z"])
     assert population.checkpoint_key is None
     files = save(members(ConvNet, 3), tmp_path)
-    assert_same(Population.from_recipe(through_json(population.recipe()), files), population)
+    assert_same(Population.from_manifest(through_json(population.manifest()), files), population)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -169,9 +169,9 @@ def test_from_architecture_is_from_checkpoints(dtype: torch.dtype, tmp_path: Pat
 def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
     one, two = members(ConvNet, 2)
     files = save([one, two, one], tmp_path)
-    recipe = build().recipe()
+    manifest = build().manifest()
     calls: list[Callable[[], Population]] = [
-        lambda: Population.from_recipe(recipe, files),
+        lambda: Population.from_manifest(manifest, files),
         lambda: Population.from_architecture(Architecture.of(ConvNet()), files),
         lambda: Population.from_checkpoints(ConvNet(), files),
     ]
@@ -182,35 +182,35 @@ def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    recipe = build().recipe()
+    manifest = build().manifest()
     files = save(members(ConvNet, 3), tmp_path)
     with pytest.raises(DeevoError, match=r"2 files given for 3 members \(member0, member1, member"):
-        Population.from_recipe(recipe, files[:2])
+        Population.from_manifest(manifest, files[:2])
     torch.save(members(TiedNet, 1)[0], files[1])
     with pytest.raises(DeevoError, match=r"run1\.pth: tensor 'conv1.weight' .* is missing"):
-        Population.from_recipe(recipe, files)
+        Population.from_manifest(manifest, files)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, "recipe has version 2; this package reads version 1"),
-        ({"version": None}, "recipe has version None"),
-        ({"version": ...}, "not the recipe of a population: KeyError"),
-        ({"architecture": ...}, "not the recipe of a population"),
+        ({"version": 2}, "manifest has version 2; this package reads version 1"),
+        ({"version": None}, "manifest has version None"),
+        ({"version": ...}, "not the manifest of a population: KeyError"),
+        ({"architecture": ...}, "not the manifest of a population"),
         ({"architecture": {"version": 7}}, "architecture's JSON has version 7"),
         ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
         ({"dtype": "float64"}, "dtype torch.float64 of a population"),
-        ({"dtype": 3}, "not the recipe of a population"),
-        ({"members": 3}, "not the recipe of a population"),
-        ({"checkpoint_key": ...}, "not the recipe of a population"),
+        ({"dtype": 3}, "not the manifest of a population"),
+        ({"members": 3}, "not the manifest of a population"),
+        ({"checkpoint_key": ...}, "not the manifest of a population"),
     ],
 )
-def test_other_recipes_are_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
-    recipe = {**build().recipe(), **damage}
-    recipe = {key: value for key, value in recipe.items() if value is not ...}
+def test_other_manifests_are_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    manifest = {**build().manifest(), **damage}
+    manifest = {key: value for key, value in manifest.items() if value is not ...}
     with pytest.raises(DeevoError, match=message):
-        Population.from_recipe(recipe, save(members(ConvNet, 3), tmp_path))
+        Population.from_manifest(manifest, save(members(ConvNet, 3), tmp_path))
 
 
 class ResNet50(nn.Module):
