@@ -9,8 +9,8 @@ import torch
 
 from bench.job import Job
 from deevo_ext import backends, ops  # noqa: F401  (importing ops registers torch.ops.deevo)
+from deevo_ext.allocation import zero_rows
 from deevo_ext.evolution.configuration import configure
-from deevo_ext.memory import zero_rows
 from deevo_ext.strategies import Strategy, compile_pool
 from deevo_ext.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
 

@@ -5,7 +5,7 @@ A strategy is data: a formula and a crossover. The formula is an affine combinat
     "target + F*(best - target) + F*(r1 - r2)"
 
 with rows target, best, pbest, r1..r5, archive and factors that are affine in 1, F, U and F*U (U is
-uniform on (0, 1), one per member and generation), or ``"trig(r1, r2, r3)"``, Fan & Lampinen's
+uniform on (0, 1), one per member and generation), or `"trig(r1, r2, r3)"`, Fan & Lampinen's
 trigonometric mutation of three rows. Crossover is "bin" (binomial, with the member's CR) or "none".
 The first row that a formula names is its base; at most five further rows may appear.
 """
@@ -188,7 +188,7 @@ def members_needed(terms: Terms) -> int:
 
 
 def compile_pool(pool: Sequence[Strategy]) -> torch.Tensor:
-    """The pool as the operators' ``strategies`` tensor, float64 [K, 32]; odds sum to 1."""
+    """The pool as the operators' `strategies` tensor, float64 [K, 32]; odds sum to 1."""
     if not pool:
         raise DeevoError("strategies is empty; expected at least one Strategy")
     names = [strategy.name for strategy in pool]

@@ -1,16 +1,16 @@
 """Where each number lies in the small tensors that the operators share.
 
-The same list as ``csrc/include/deevo/tables.h``. A generation works on
+The same list as `csrc/include/deevo/tables.h`. A generation works on
 
-- ``settings`` float64 [len(Setting)], constant during a run;
-- ``strategies`` float64 [K, len(StrategyColumn)], a compiled pool (see `strategies`);
-- ``state`` float64 [state_layout(...).size], what the adaptation remembers;
-- ``fitness`` float64 [NP], ``alive`` uint8 [NP] and ``generation`` int64 [1];
-- the plan: ``choices`` int32 [NP, len(ChoiceColumn)], ``parameters`` float64
-  [NP, len(ParameterColumn)], ``coefficients`` float32 [NP, MAX_TERMS] and ``gene_mask`` int32
+- `settings` float64 [len(Setting)], constant during a run;
+- `strategies` float64 [K, len(StrategyColumn)], a compiled pool (see `strategies`);
+- `state` float64 [state_layout(...).size], what the adaptation remembers;
+- `fitness` float64 [NP], `alive` uint8 [NP] and `generation` int64 [1];
+- the plan: `choices` int32 [NP, len(ChoiceColumn)], `parameters` float64
+  [NP, len(ParameterColumn)], `coefficients` float32 [NP, MAX_TERMS] and `gene_mask` int32
   [NP, gene_words(G)], bits of unsigned words: which of the G genes take the mutant (G = 0: weights
   draw for themselves);
-- ``genes`` int64 [G], where each contiguous segment of a row starts.
+- `genes` int64 [G], where each contiguous segment of a row starts.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ NUM_PARAMETER_COLUMNS = 4
 class StateLayout:
     """Offsets into the adaptation state.
 
-    ``memory_*`` [H, K], ``pointer`` and ``odds`` [K], ``sinusoid1_odds`` and ``archive_count`` [1],
-    ``strategy_window`` [strategy period, K, 2] and ``sinusoid_window`` [sinusoid period, 2, 2]
+    `memory_*` [H, K], `pointer` and `odds` [K], `sinusoid1_odds` and `archive_count` [1],
+    `strategy_window` [strategy period, K, 2] and `sinusoid_window` [sinusoid period, 2, 2]
     (successes, failures).
     """
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
+from deevo_ext.inventory import Inventory
 from deevo_ext.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
@@ -44,7 +44,7 @@ def assert_same(given: Population, expected: Population) -> None:
     ):
         assert layout == other and layout.hash == other.hash
     assert_equal(given.fixed, expected.fixed)
-    assert given.architecture == expected.architecture
+    assert given.inventory == expected.inventory
     assert (given.names, given.batchnorm) == (expected.names, expected.batchnorm)
     assert given.checkpoint_key == expected.checkpoint_key
     for i in range(given.size):
@@ -86,13 +86,13 @@ def test_frozen_tensors(
     factory: type[nn.Module], frozen: str | list[str], policy: str, tmp_path: Path
 ) -> None:
     states = members(factory, 3)
-    held = {n for t in Architecture.of(factory(), frozen).tensors if t.role == "fixed"
+    held = {n for t in Inventory.of(factory(), frozen).tensors if t.role == "fixed"
             for n in t.names}  # fmt: skip
     for state in states:
         state.update({name: states[0][name] for name in held})
     given = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
     assert given.fixed.keys() == held
-    assert given.architecture.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
+    assert given.inventory.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
 
 
 def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_dtypes_of_the_files_and_of_the_model(tmp_path: Path) -> None:
                  tmp_path)  # fmt: skip
     given = assert_replayed(ConvNet().double(), files)
     assert {entry.dtype for entry in given.layout.entries} == {"float32"}
-    assert {t.dtype for t in given.architecture.tensors} == {torch.float64, torch.int64}
+    assert {t.dtype for t in given.inventory.tensors} == {torch.float64, torch.int64}
 
 
 def test_a_checkpoint_with_one_of_the_tied_names(tmp_path: Path) -> None:
@@ -155,24 +155,12 @@ def test_of_state_dicts(tmp_path: Path) -> None:
     assert_same(Population.from_manifest(through_json(population.manifest()), files), population)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_from_architecture_is_from_checkpoints(dtype: torch.dtype, tmp_path: Path) -> None:
-    files = save([{"net": state} for state in members(ConvNet, 3)], tmp_path)
-    architecture = Architecture.of(ConvNet(), batchnorm="inherit")
-    options: dict[str, Any] = {"dtype": dtype, "checkpoint_key": "net"}
-    given = Population.from_architecture(architecture, files, **options)
-    expected = Population.from_checkpoints(ConvNet(), files, batchnorm="inherit", **options)
-    assert_same(given, expected)
-    assert given.architecture is architecture and given.sources == expected.sources
-
-
 def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
     one, two = members(ConvNet, 2)
     files = save([one, two, one], tmp_path)
     manifest = build().manifest()
     calls: list[Callable[[], Population]] = [
         lambda: Population.from_manifest(manifest, files),
-        lambda: Population.from_architecture(Architecture.of(ConvNet()), files),
         lambda: Population.from_checkpoints(ConvNet(), files),
     ]
     for call in calls:
@@ -198,7 +186,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ({"version": None}, "manifest has version None"),
         ({"version": ...}, "not the manifest of a population: KeyError"),
         ({"architecture": ...}, "not the manifest of a population"),
-        ({"architecture": {"version": 7}}, "architecture's JSON has version 7"),
+        ({"architecture": {"version": 7}}, "inventory's JSON has version 7"),
         ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
         ({"dtype": "float64"}, "dtype torch.float64 of a population"),
         ({"dtype": 3}, "not the manifest of a population"),
@@ -246,8 +234,8 @@ def test_a_large_models_architecture_stays_small() -> None:
     with torch.device("meta"):
         model = ResNet50()
     assert sum(p.numel() for p in model.parameters()) == 25_557_032
-    architecture = Architecture.of(model, batchnorm="recalibrate")
-    assert len(architecture.order) == 320
-    text = json.dumps(architecture.to_json())
+    inventory = Inventory.of(model, batchnorm="recalibrate")
+    assert len(inventory.order) == 320
+    text = json.dumps(inventory.to_json())
     assert len(text) < 40_000
-    assert Architecture.from_json(json.loads(text)) == architecture
+    assert Inventory.from_json(json.loads(text)) == inventory

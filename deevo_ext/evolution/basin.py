@@ -85,7 +85,7 @@ def check_basin(
     images: any labelled ones; the first 1,000 are used. Costs at most 24 evaluations of them.
     Statistics held apart are averaged like the weights, or recomputed, by the population's policy.
     """
-    count = population.read
+    count = population.initial_size
     some = images.subset(range(min(IMAGES, len(images))))
     classes = int(images.labels.max()) + 1
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -68,8 +68,9 @@ def card_blocks(
     blocks: list[Block] = [
         Heading("Model card", 1),
         Paragraph(
-            f"One network, evolved without gradients from the {population.read} checkpoints below "
-            f"by differential evolution: {kinds[chosen.kind]} of the population at generation "
+            f"One network, evolved without gradients from the {population.initial_size} "
+            f"checkpoints below by differential evolution: {kinds[chosen.kind]} of the population "
+            f"at generation "
             f"{chosen.generation}, which validation images chose "
             f"({len(chosen.members)} member{'s' * (len(chosen.members) > 1)}, "
             f"validation score {chosen.score:.5g}). It costs what one of its parents costs."

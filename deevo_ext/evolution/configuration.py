@@ -148,7 +148,7 @@ class Configuration:
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
 
     def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
-        """The operators' ``settings`` tensor, float64 [len(Setting)].
+        """The operators' `settings` tensor, float64 [len(Setting)].
 
         weights: length of a row up to its last weight that is no pad, which j_rand is drawn from;
         genes: segments that crossover exchanges, 0 for single weights.

@@ -158,7 +158,7 @@ class Course:
         population = self.de.population
         first = self.de.generation == 0
         # What was appended to the population is no initial candidate: it was made from them.
-        everyone = list(range(population.read)) if first else self.de.living.tolist()
+        everyone = list(range(population.initial_size)) if first else self.de.living.tolist()
         found = candidates_of(population, everyone, score)
         self._consider(found)
         return found

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from deevo_ext.allocation import zero_rows
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.bounds import held_bounds
 from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.staging import Staging
 from deevo_ext.evolution.trials import Trials
-from deevo_ext.memory import zero_rows
 from deevo_ext.ops.library import Prepared
 from deevo_ext.population import Population
 from deevo_ext.strategies import compile_pool

@@ -16,7 +16,7 @@ from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.storage import serialise
 from deevo_ext.files import write_whole
-from deevo_ext.key_layout import KeyLayout
+from deevo_ext.naming import Naming
 from deevo_ext.population import Population
 
 
@@ -117,7 +117,7 @@ def write_candidate(result: Replay, path: Path) -> None:
             "are known at its end only: resume it first"
         )
     de = result.course.de
-    state, keys = result.candidate.state_dict(de), KeyLayout.of_population(de.population)
+    state, keys = result.candidate.state_dict(de), Naming.of_population(de.population)
     if path.suffix == ".pth":
         write_whole(path, keys.pickled(state))
     else:

@@ -29,7 +29,7 @@ from deevo_ext.evolution.storage import (
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric
-from deevo_ext.key_layout import KeyLayout
+from deevo_ext.naming import Naming
 from deevo_ext.tables import CONTRACT_VERSION
 
 
@@ -95,7 +95,7 @@ class Evolution:
         self.initial_seconds = 0.0
         self._batch: int | None = None
         self._passes_before = 0
-        self._keys: KeyLayout | None = None
+        self._keys: Naming | None = None
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
@@ -133,7 +133,7 @@ class Evolution:
         records: list[Record] = []
         if self.run_dir is not None:
             header = self.header()
-            self._keys = KeyLayout.of_population(self.de.population)  # while its files are there
+            self._keys = Naming.of_population(self.de.population)  # while its files are there
             self._journal, records = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None:

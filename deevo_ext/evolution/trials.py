@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Trials:
     """What waits for fitness values: a generation's trials, or the parents themselves.
 
-    Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
-    parents), ``members`` (int64, ascending: whose rows want a score; all of them but those that
-    population reduction has taken out), ``size`` (NP: the fitness values to tell).
+    Attributes: `generation` (0 for the initial parents), `parents` (True when the rows are the
+    parents), `members` (int64, ascending: whose rows want a score; all of them but those that
+    population reduction has taken out), `size` (NP: the fitness values to tell).
     """
 
     def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:

@@ -64,7 +64,7 @@ class Prepared:
 
     The arguments are checked once, here; a call is then free of checks and of torch's dispatcher,
     which together take some 40 microseconds, more than a small generation's arithmetic. For owners
-    that give no one else the means to resize the tensors; others call ``torch.ops.deevo``.
+    that give no one else the means to resize the tensors; others call `torch.ops.deevo`.
     """
 
     def __init__(self, operator: str, *arguments: Any) -> None:

@@ -35,7 +35,7 @@ def assert_equal(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def changed(state: Mapping[str, Tensor], **changes: Any) -> State:
-    """A copy with tensors replaced, or dropped where None; ``__`` in a keyword means a dot."""
+    """A copy with tensors replaced, or dropped where None; `__` in a keyword means a dot."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return {n: t.clone() for n, t in ({**state, **changes}).items() if t is not None}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deevo_ext import memory
+from deevo_ext import allocation
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -27,20 +27,23 @@ def flags(address: int) -> list[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(0, 64), (3, 64), (5, 2**22)])
 def test_rows_are_zero_and_contiguous(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    rows = memory.zero_rows(*shape, dtype)
+    rows = allocation.zero_rows(*shape, dtype)
     assert rows.shape == shape and rows.dtype == dtype and rows.is_contiguous()
     assert not rows.any()
 
 
 @pytest.mark.skipif(not ENABLED.exists(), reason="this kernel has no huge pages")
 def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
-    rows, small = memory.zero_rows(4, 2**24, torch.float32), memory.zero_rows(4, 64, torch.float32)
+    rows, small = (
+        allocation.zero_rows(4, 2**24, torch.float32),
+        allocation.zero_rows(4, 64, torch.float32),
+    )
     assert "hg" in flags(rows.data_ptr() + rows.nbytes // 2)
     assert "hg" not in flags(small.data_ptr())
 
 
 def test_a_request_changes_no_value_and_spares_small_tensors() -> None:
     large, small = torch.arange(2**21), torch.arange(100)
-    memory.request_huge_pages(large)
+    allocation.request_huge_pages(large)
     assert torch.equal(large, torch.arange(2**21))
-    assert not memory.request_huge_pages(small)
+    assert not allocation.request_huge_pages(small)
