@@ -1,4 +1,4 @@
-"""What every operator demands of its tensors, in one place. Errors name operator and argument."""
+"""What all operators demand of their tensors. Errors name the operator and the argument."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Checker:
         self.operator = operator
         self.device = device
 
-    def fail(self, argument: str, given: object, expected: str) -> None:
+    def fail(self, argument: str, actual: object, expected: str) -> None:
         """Raises the one kind of error that operators have."""
-        raise DeevoError(f"deevo::{self.operator}: {argument} is {given}; expected {expected}")
+        raise DeevoError(f"deevo::{self.operator}: {argument} is {actual}; expected {expected}")
 
     def tensor(
         self, argument: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None
