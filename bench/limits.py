@@ -15,7 +15,7 @@ import torch
 
 from bench import gpu, measure
 from bench.job import Job
-from deevo_ext.allocation import zero_rows
+from deevo_ext.population.allocation import zero_rows
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 MATRIX = {"cpu": 2048, "cuda": 8192}

@@ -11,8 +11,8 @@ from bench import measure
 from bench.job import Job
 from bench.row import against_copy
 from deevo_ext import backends
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 
 def time_step(job: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deevo_ext import allocation
+from deevo_ext.population import allocation
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deevo_ext.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
 from support.models import ConvNet, members
 
 STATE = members(ConvNet, 1)[0]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import PRESETS, Configuration, configure
-from deevo_ext.strategies import Strategy
-from deevo_ext.tables import Setting
+from deevo_ext.ops.tables import Setting
+from deevo_ext.search.configuration import PRESETS, Configuration, configure
+from deevo_ext.search.strategies import Strategy
 from support.operators import SADE, SHADE, configurations
 
 

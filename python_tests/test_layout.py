@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Entry, Layout
+from deevo_ext.population.layout import Entry, Layout
 
 SHAPES = {"a": (3, 5), "var": (5,), "scalar": (), "b": (2, 2, 2), "empty": (0, 4), "c": (7,)}
 

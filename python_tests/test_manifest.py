@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.inventory import Inventory
-from deevo_ext.population import Population
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.tables import Setting
+from deevo_ext.ops.tables import Setting
+from deevo_ext.search.configuration import configure
 from support.operators import OPERATORS, SHADE, evolution, random_weights, same_bits
 
 Change = Callable[[torch.Tensor], Any]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deevo_ext.evolution.configuration import configure
+from deevo_ext.search.configuration import configure
 from support.operators import (
     OPERATORS,
     SHADE,

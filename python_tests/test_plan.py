@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from deevo_ext import backends
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.pools import interpolation_pool
-from deevo_ext.strategies import Strategy, parse
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.pools import interpolation_pool
+from deevo_ext.search.strategies import Strategy, parse
 from support.operators import BACKENDS, BIG_SEED, Evolution, configurations, evolution, words
 
 CONFIGURATIONS = configurations()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.population import Population
 from support.models import IMAGES, ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     FACTORIES,
@@ -312,7 +312,7 @@ def test_mean_is_the_float64_sum_in_member_order(monkeypatch: pytest.MonkeyPatch
         assert mean.dtype == torch.float32 and mean.shape == (population.dim,)
         assert torch.equal(mean, (acc / sum(scale)).float())
         with monkeypatch.context() as patch:  # neither chunks nor threads change a bit
-            patch.setattr("deevo_ext.averages._CHUNK", {"cpu": 7})
+            patch.setattr("deevo_ext.population.averages._CHUNK", {"cpu": 7})
             assert torch.equal(population.mean(members_, weights), mean)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

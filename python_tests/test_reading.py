@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     POLICIES,

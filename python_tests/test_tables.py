@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deevo_ext import _extension, tables
+from deevo_ext import _extension
+from deevo_ext.ops import tables
 
 
 def test_sizes_agree_with_the_compiled_ones() -> None:

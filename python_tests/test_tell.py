@@ -13,9 +13,9 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.strategies import Strategy, parse
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.strategies import Strategy, parse
 from support.operators import (
     BACKENDS,
     BIG_SEED,

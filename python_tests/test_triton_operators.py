@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from deevo_ext import backends
-from deevo_ext.evolution.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration, configure
 from support.operators import (
     BIG_SEED,
     INTERPRETED,

@@ -231,7 +231,6 @@ def evolve(
     """
     import torch
 
-    from deevo_ext.checkpoints import expand_paths
     from deevo_ext.data import image_sets
     from deevo_ext.evolution.basin import require_basin
     from deevo_ext.evolution.card import REPORT, write_documents
@@ -241,6 +240,7 @@ def evolve(
     from deevo_ext.evolution.tensorboard import TensorBoard
     from deevo_ext.inference.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.population.checkpoints import expand_paths
 
     seconds = None if time is None else seconds_of(time)
     per_batch = _images_per_batch(images_per_batch)

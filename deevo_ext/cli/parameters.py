@@ -10,9 +10,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.pools import POOLS
-from deevo_ext.strategies import Strategy
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.pools import POOLS
+from deevo_ext.search.strategies import Strategy
 
 EVOLUTION = "Parameters of the evolution"
 

@@ -17,7 +17,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.soup import average
 from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 PAIRS = 8
 IMAGES = 1000

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.journal import Record, from_hex, to_hex
-from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.soup import average, greedy_soup
 from deevo_ext.evolution.storage import decode_statistics
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 KINDS = ("member", "mean", "soup")
 Score = Callable[[torch.Tensor, torch.Tensor | None], float]

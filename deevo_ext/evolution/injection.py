@@ -16,7 +16,7 @@ from deevo_ext.evolution.course import candidates_of
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import Metric
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 SOUPS = 2
 """How many members `inject_soups` may append: a population needs as many spare rows."""

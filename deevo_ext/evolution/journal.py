@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
 
 FILE_NAME = "journal.jsonl"
 Record = dict[str, Any]

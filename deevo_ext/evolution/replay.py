@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution import journal
-from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate, Course, as_returned
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.storage import serialise
 from deevo_ext.files import write_whole
-from deevo_ext.naming import Naming
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 
 @dataclass

@@ -24,7 +24,7 @@ from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
 from deevo_ext.inference.evaluator import Evaluator, PerImage
 from deevo_ext.inference.metrics import mean_score
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 SOUP = "initial greedy soup"
 HEAD = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")

@@ -14,11 +14,9 @@ from deevo_ext import _version
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import Candidate, Course, as_returned
-from deevo_ext.evolution.generation import Generation, diversity
 from deevo_ext.evolution.injection import Initial
 from deevo_ext.evolution.journal import Journal, Record, line_of, to_hex
 from deevo_ext.evolution.metrics import MetricsFile
-from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.scoring import Fitness, Scoring, as_fitness
 from deevo_ext.evolution.storage import (
     encode_statistics,
@@ -29,8 +27,10 @@ from deevo_ext.evolution.storage import (
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric
-from deevo_ext.naming import Naming
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.naming import Naming
+from deevo_ext.search.generation import Generation, diversity
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 
 class Evolution:

@@ -9,10 +9,10 @@ from typing import Any, Protocol, cast
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.trials import Trials
 from deevo_ext.inference.racing import Racing
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.search.trials import Trials
 
 
 class Fitness(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 ScoreRow = Callable[[torch.Tensor, torch.Tensor | None], float]
 

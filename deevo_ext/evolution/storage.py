@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from deevo_ext import checkpoints
 from deevo_ext.files import write_whole
-from deevo_ext.naming import Naming
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"

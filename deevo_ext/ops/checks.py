@@ -8,7 +8,7 @@ import math
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
     NUM_PARAMETER_COLUMNS,

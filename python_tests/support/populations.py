@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 
 POLICIES = ["evolve", "inherit", "recalibrate"]

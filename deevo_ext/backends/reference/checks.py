@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     ChoiceColumn,
     Setting,

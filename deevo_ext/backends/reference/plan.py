@@ -21,8 +21,8 @@ from deevo_ext.backends.reference.checks import (
     require_subnormals,
 )
 from deevo_ext.backends.reference.exact_math import cauchy_quantile, normal_quantile, sin2pi
-from deevo_ext.backends.reference.philox import draw, mask_draws, mulhi, uniform
-from deevo_ext.tables import (
+from deevo_ext.ops.philox import draw, mask_draws, mulhi, uniform
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
@@ -301,7 +301,7 @@ def plan(
     coefficients: torch.Tensor,
     gene_mask: torch.Tensor,
 ) -> None:
-    """Fills choices, parameters, coefficients and gene_mask (shapes: `deevo_ext.tables`)."""
+    """Fills choices, parameters, coefficients and gene_mask (shapes: `deevo_ext.ops.tables`)."""
     require_subnormals()
     table = strategies.reshape(-1, NUM_STRATEGY_COLUMNS).tolist()
     check_generation("plan", int(generation.item()))

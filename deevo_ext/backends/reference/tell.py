@@ -15,9 +15,9 @@ from deevo_ext.backends.reference.checks import (
     check_told,
     require_subnormals,
 )
-from deevo_ext.backends.reference.philox import draw, mulhi
 from deevo_ext.backends.reference.plan import clean_fitness, layout_of
-from deevo_ext.tables import (
+from deevo_ext.ops.philox import draw, mulhi
+from deevo_ext.ops.tables import (
     NUM_STRATEGY_COLUMNS,
     ChoiceColumn,
     ParameterColumn,

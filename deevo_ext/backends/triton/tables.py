@@ -1,11 +1,11 @@
-"""`deevo_ext.tables` as the compile-time constants that a Triton kernel may name."""
+"""`deevo_ext.ops.tables` as the compile-time constants that a Triton kernel may name."""
 
 from __future__ import annotations
 
 import triton.language as tl
 
-from deevo_ext import tables
-from deevo_ext.tables import (
+from deevo_ext.ops import tables
+from deevo_ext.ops.tables import (
     ChoiceColumn,
     ParameterColumn,
     Purpose,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
-from deevo_ext.pools import difference_pool, interpolation_pool, pool_of
-from deevo_ext.strategies import Strategy, compile_pool, members_needed, parse
-from deevo_ext.tables import Setting, StateLayout, StrategyColumn, state_layout
+from deevo_ext.ops.tables import Setting, StateLayout, StrategyColumn, state_layout
+from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
+from deevo_ext.search.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
+from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 
 @dataclass(frozen=True)

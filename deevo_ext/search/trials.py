@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.row_source import RowSource
+from deevo_ext.search.row_source import RowSource
 
 
 class Trials:

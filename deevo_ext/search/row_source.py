@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.allocation import zero_rows
-from deevo_ext.evolution.adaptation import Adaptation
-from deevo_ext.evolution.bounds import held_bounds
-from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.evolution.staging import Staging
 from deevo_ext.ops.library import BoundOperator
-from deevo_ext.population import Population
+from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.population import Population
+from deevo_ext.search.adaptation import Adaptation
+from deevo_ext.search.bounds import held_bounds
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.staging import Staging
 
 
 class RowSource:

@@ -6,23 +6,23 @@ import math
 
 import torch
 
-from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.ops.library import BoundOperator
-from deevo_ext.population import Population
-from deevo_ext.strategies import compile_pool
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
     NUM_PARAMETER_COLUMNS,
     gene_words,
 )
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.strategies import compile_pool
 
 
 class Adaptation:
     """What a run has learnt and plans: the tensors that `plan` fills and `tell` learns from.
 
-    The attributes have the names and shapes of the operators' arguments (`deevo_ext.tables`). They
-    are changed in place, which lets the operators be bound to them once.
+    The attributes have the names and shapes of the operators' arguments (`deevo_ext.ops.tables`).
+    They are changed in place, which lets the operators be bound to them once.
     """
 
     def __init__(self, configuration: Configuration, population: Population, seed: int) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
 _JSON_VERSION = 1
 _PIECE = 1 << 18  # weights looked at in one go

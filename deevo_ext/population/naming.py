@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.checkpoints import read_wrapped, strip_prefixes, unwrap
-from deevo_ext.population import Population
+from deevo_ext.population.checkpoints import read_wrapped, strip_prefixes, unwrap
+from deevo_ext.population.population import Population
 
 
 @dataclass(frozen=True)

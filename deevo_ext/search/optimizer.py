@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.adaptation import Adaptation
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.row_source import RowSource
-from deevo_ext.evolution.trials import Trials
-from deevo_ext.population import Population
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.population import Population
+from deevo_ext.search.adaptation import Adaptation
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.row_source import RowSource
+from deevo_ext.search.trials import Trials
 
 Callback = Callable[[dict[str, float]], None]
 

@@ -42,7 +42,7 @@ POPULATION_MEMBER = 0xFFFFFFFF  # third counter word of draws that belong to no 
 
 
 class Setting(IntEnum):
-    """Index of each setting; the meanings and sources are `evolution.configuration`'s."""
+    """Index of each setting; the meanings and sources are `search.configuration`'s."""
 
     GENERATIONS = 0
     SWITCH_GENERATION = 1

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deevo_ext.averages import average_rows
 from deevo_ext.errors import DeevoError
-from deevo_ext.inventory import Inventory
-from deevo_ext.manifest import Manifest
-from deevo_ext.reading import MemberRows, Paths, in_files, in_memory, read_members
-from deevo_ext.tensors import converted, dtype_of
+from deevo_ext.population.averages import average_rows
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.manifest import Manifest
+from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
+from deevo_ext.population.tensors import converted, dtype_of
 
 
 class Population:

@@ -7,8 +7,8 @@ import math
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
 
 
 def _rounded_to_0(bound: float, dtype: torch.dtype) -> float:

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deevo_ext import checkpoints
-from deevo_ext.allocation import zero_rows
 from deevo_ext.errors import DeevoError
-from deevo_ext.inventory import Inventory
-from deevo_ext.layout import Layout
-from deevo_ext.tensors import wider
+from deevo_ext.population import checkpoints
+from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.tensors import wider
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]

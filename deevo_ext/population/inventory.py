@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout
-from deevo_ext.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
 POLICIES = ("evolve", "inherit", "recalibrate")
-"""What may become of BatchNorm statistics; `deevo_ext.population` explains each policy."""
+"""What may become of BatchNorm statistics; population.py explains each policy."""
 ROLES = ("row", "statistic", "fixed")
 """A tensor is evolved in the rows, held apart by the policy, or kept once for all members."""
 _JSON_VERSION = 1

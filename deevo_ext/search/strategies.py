@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import MAX_TERMS, NUM_STRATEGY_COLUMNS, StrategyColumn, TermCode
+from deevo_ext.ops.tables import MAX_TERMS, NUM_STRATEGY_COLUMNS, StrategyColumn, TermCode
 
 CROSSOVERS = {"none": 0, "bin": 1}
 ROWS = {code.name.lower(): code for code in TermCode}

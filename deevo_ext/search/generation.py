@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Generation:
         strategies, crossovers: the names and crossovers of the pool's strategies.
         members: the n members that were alive in it, int64, ascending; the tensors below have one
             line for each of them.
-        choices, parameters: their plan, with the columns of `deevo_ext.tables`.
+        choices, parameters: their plan, with the columns of `deevo_ext.ops.tables`.
         parent_fitness, trial_fitness: float64 [n].
         accepted: bool [n], whether the trial replaced its parent.
         odds: the odds of each strategy for the next generation.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.inventory import Inventory
-from deevo_ext.tensors import dtype_name, dtype_of
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.tensors import dtype_name, dtype_of
 
 _VERSION = 1
 

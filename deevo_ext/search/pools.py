@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.strategies import Strategy
+from deevo_ext.search.strategies import Strategy
 
 
 def trigonometric(fixed: float | None = None, odds: float = 0.2, cap: float = 0.8) -> Strategy:
