@@ -102,7 +102,7 @@ def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:
 
 def test_initial_state() -> None:
     c = configure("paper", memory_size=3, frequency_init=0.25)
-    at, state = c.layout(), c.initial_state()
+    at, state = c.offsets(), c.initial_state()
     assert state.shape == (at.size,)
     assert (state[at.memory_f : at.memory_cr] == 0.6).all()
     assert (state[at.memory_cr : at.memory_frequency] == 0.8).all()

@@ -33,7 +33,7 @@ MUTATED = {
 def run_and_weights() -> tuple[Evolution, Weights]:
     c = configure("paper", strategies=SHADE, archive_size=3)
     run = evolution(c, torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]))
-    run.state[c.layout().archive_count] = 3
+    run.state[c.offsets().archive_count] = 3
     run.plan()
     w = random_weights(5, 40, archive_rows=3)
     w.choices, w.coefficients = run.choices.clone(), run.coefficients.clone()

@@ -15,7 +15,7 @@ from deevo_ext.ops.tables import (
     NUM_STRATEGY_COLUMNS,
     Setting,
     gene_words,
-    state_layout,
+    state_offsets,
 )
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,8 +109,8 @@ class Checker:
             names = ", ".join(setting.name.lower() for setting in _SIZES)
             self.fail("settings", f"{sizes} for {names}", "whole numbers from 1")
         memory_size, strategy_period, sinusoid_period = (int(size) for size in sizes)
-        layout = state_layout(memory_size, strategies.shape[0], strategy_period, sinusoid_period)
-        self.tensor("state", state, torch.float64, layout.size)
+        offsets = state_offsets(memory_size, strategies.shape[0], strategy_period, sinusoid_period)
+        self.tensor("state", state, torch.float64, offsets.size)
 
     def plan(self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None) -> None:
         """A plan's tensors for NP members."""

@@ -185,9 +185,8 @@ class Inventory:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back equal.
 
-        `tensors` has one record per name, in the order of the state dict: that of a tied tensor's
-        further names has only `tied`, the first name. False flags and absent counters are left
-        out.
+        `tensors` has one record per name, in the order of the state dict: a tied tensor's further
+        names have only `tied`, its first name. False flags and absent counters are left out.
         """
         first = {tensor.name: tensor for tensor in self.tensors}
         tied = {alias: tensor.name for tensor in self.tensors for alias in tensor.aliases}

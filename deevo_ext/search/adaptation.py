@@ -46,7 +46,7 @@ class Adaptation:
         self.gene_mask = table(torch.int32, size, gene_words(genes))
         self.accepted = table(torch.uint8, size)
         self.archive_slot = table(torch.int32, size).fill_(-1)
-        at = configuration.layout()
+        at = configuration.offsets()
         self.odds = self.state[at.odds : at.sinusoid1_odds]  # of the strategies
         self.plan = BoundOperator(
             "plan",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.tables import Setting, StateLayout, StrategyColumn, state_layout
+from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
 from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
 from deevo_ext.search.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
@@ -154,15 +154,15 @@ class Configuration:
         }
         return torch.tensor([float(values[setting]) for setting in Setting], dtype=torch.float64)
 
-    def layout(self) -> StateLayout:
+    def offsets(self) -> StateOffsets:
         """Where each part of the adaptation state lies."""
-        return state_layout(
+        return state_offsets(
             self.memory_size, len(self.strategies), self.strategy_period, self.sinusoid_period
         )
 
     def initial_state(self) -> torch.Tensor:
-        """The adaptation state before the first generation, float64 [layout().size]."""
-        at = self.layout()
+        """The adaptation state before the first generation, float64 [offsets().size]."""
+        at = self.offsets()
         state = torch.zeros(at.size, dtype=torch.float64)
         state[at.memory_f : at.memory_cr] = self.f_init
         state[at.memory_cr : at.memory_frequency] = self.cr_init

@@ -12,7 +12,7 @@ from deevo_ext.ops.tables import (
     MAX_TERMS,
     ChoiceColumn,
     Setting,
-    StateLayout,
+    StateOffsets,
     StrategyColumn,
     TermCode,
 )
@@ -111,7 +111,7 @@ def check_told(
     num_strategies: int,
     choices: list[list[int]],
     state: list[float],
-    at: StateLayout,
+    at: StateOffsets,
     generation: int,
 ) -> None:
     """A plan and a state that belong to this generation and pool."""

@@ -18,7 +18,7 @@ def memory_slots(settings, num_strategies):
 @triton.jit
 def state_offsets(settings, num_strategies):
     """Offsets of pointer, odds, sinusoid1_odds, archive_count and the windows of strategies and
-    sinusoids: `deevo_ext.ops.tables.state_layout`."""
+    sinusoids: `deevo_ext.ops.tables.state_offsets`."""
     pointer = 3 * memory_slots(settings, num_strategies)[1]
     odds = pointer + num_strategies
     sinusoid1_odds = odds + num_strategies

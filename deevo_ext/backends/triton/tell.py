@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from deevo_ext.backends.reference.checks import alive_members, check_told
-from deevo_ext.backends.reference.plan import layout_of
+from deevo_ext.backends.reference.plan import offsets_of
 from deevo_ext.backends.triton.adaptation import is_better, load_fitness, state_offsets
 from deevo_ext.backends.triton.exact_math import is_finite, rint
 from deevo_ext.backends.triton.launch import launch, power_of_two, require_device
@@ -258,7 +258,7 @@ def tell(
     if device.type == "cpu":
         alive_members("tell", alive)
         numbers, told = settings.tolist(), int(generation.item())
-        at = layout_of(numbers, num_strategies)
+        at = offsets_of(numbers, num_strategies)
         check_told(numbers, num_strategies, choices.tolist(), state.tolist(), at, told)
     num_members = fitness.numel()
     members = power_of_two(num_members)
