@@ -17,8 +17,8 @@ def flags(address: int) -> list[str]:
     """VmFlags of the mapping that holds an address; hg: huge pages were asked for."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(found[1], 16) <= address < int(found[2], 16)
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= address < int(span[2], 16)
         elif inside and line.startswith("VmFlags:"):
             return line.split()[1:]
     return []

@@ -50,10 +50,10 @@ def outcome(w: Weights) -> tuple[torch.Tensor, torch.Tensor]:
 
 def results(w: Weights) -> tuple[torch.Tensor, ...]:
     """Trials, and population and archive after a commit; w stays."""
-    own = w.clone()
-    trials = own.trials()
-    own.commit(*outcome(own))
-    return trials, own.population, own.archive
+    changed = w.clone()
+    trials = changed.trials()
+    changed.commit(*outcome(changed))
+    return trials, changed.population, changed.archive
 
 
 def assert_as_reference(w: Weights, names: tuple[str, ...] = ("",)) -> None:
@@ -62,10 +62,10 @@ def assert_as_reference(w: Weights, names: tuple[str, ...] = ("",)) -> None:
     for name in names:
         if name:
             with instruction_set(name):
-                found = results(w)
+                actual = results(w)
         else:
-            found = results(w)
-        for a, b in zip(found, expected, strict=True):
+            actual = results(w)
+        for a, b in zip(actual, expected, strict=True):
             assert same_bits(a, b), name
 
 
@@ -196,8 +196,8 @@ def test_two_commits_at_once() -> None:
 
     def work(i: int) -> None:
         for _ in range(5):
-            found = results(cases[i])
-            if not all(same_bits(a, b) for a, b in zip(found, expected[i], strict=True)):
+            actual = results(cases[i])
+            if not all(same_bits(a, b) for a, b in zip(actual, expected[i], strict=True)):
                 wrong.append(i)
 
     with num_threads(2):

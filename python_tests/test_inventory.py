@@ -79,9 +79,9 @@ def test_tied_weights_are_one_entry() -> None:
     assert (entry.name, entry.aliases) == ("embed.weight", ("decoder.weight",))
     views = population.views(0)
     assert views["embed.weight"] is views["decoder.weight"]
-    given = population.state_dict(0)
-    assert torch.equal(given["embed.weight"], given["decoder.weight"])
-    assert given["embed.weight"] is not given["decoder.weight"]
+    state = population.state_dict(0)
+    assert torch.equal(state["embed.weight"], state["decoder.weight"])
+    assert state["embed.weight"] is not state["decoder.weight"]
 
 
 def test_shared_modules_with_batchnorm() -> None:

@@ -28,38 +28,38 @@ def save(states: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def through_json(manifest: dict[str, Any]) -> dict[str, Any]:
-    given = json.loads(json.dumps(manifest, allow_nan=False))
-    assert given == manifest  # lists, no tuples: a journal's manifest is compared with a new one
-    return given
+    replayed = json.loads(json.dumps(manifest, allow_nan=False))
+    assert replayed == manifest  # lists, no tuples: a journal's manifest is compared with a new one
+    return replayed
 
 
-def assert_same(given: Population, expected: Population) -> None:
+def assert_same(replayed: Population, expected: Population) -> None:
     for name in ("rows", "statistics"):
-        a, b = getattr(given, name), getattr(expected, name)
+        a, b = getattr(replayed, name), getattr(expected, name)
         assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
         assert a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
     for layout, other in (
-        (given.layout, expected.layout),
-        (given.statistics_layout, expected.statistics_layout),
+        (replayed.layout, expected.layout),
+        (replayed.statistics_layout, expected.statistics_layout),
     ):
         assert layout == other and layout.hash == other.hash
-    assert_equal(given.fixed, expected.fixed)
-    assert given.inventory == expected.inventory
-    assert (given.names, given.batchnorm) == (expected.names, expected.batchnorm)
-    assert given.checkpoint_key == expected.checkpoint_key
-    for i in range(given.size):
-        a, b = given.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
+    assert_equal(replayed.fixed, expected.fixed)
+    assert replayed.inventory == expected.inventory
+    assert (replayed.names, replayed.batchnorm) == (expected.names, expected.batchnorm)
+    assert replayed.checkpoint_key == expected.checkpoint_key
+    for i in range(replayed.size):
+        a, b = replayed.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
         assert list(a) == list(b) and all(a[n].dtype == b[n].dtype for n in b)
         assert all(torch.equal(a[n], b[n]) for n in b)
-    assert given.manifest() == expected.manifest()
+    assert replayed.manifest() == expected.manifest()
 
 
 def assert_replayed(model: nn.Module, files: list[Path], **kwargs: Any) -> Population:
     population = Population.from_checkpoints(model, files, **kwargs)
-    given = Population.from_manifest(through_json(population.manifest()), files)
-    assert_same(given, population)
-    assert given.sources == population.sources
-    return given
+    replayed = Population.from_manifest(through_json(population.manifest()), files)
+    assert_same(replayed, population)
+    assert replayed.sources == population.sources
+    return replayed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,9 +90,9 @@ def test_frozen_tensors(
             for n in t.names}  # fmt: skip
     for state in states:
         state.update({name: states[0][name] for name in held})
-    given = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
-    assert given.fixed.keys() == held
-    assert given.inventory.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
+    replayed = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
+    assert replayed.fixed.keys() == held
+    assert replayed.inventory.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
 
 
 def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
     ]
     files = save(wrapped, tmp_path)
     assert assert_replayed(ConvNet(), files).checkpoint_key is None
-    given = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
-    assert given.checkpoint_key == "model_ema"
-    assert torch.equal(given.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
+    replayed = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
+    assert replayed.checkpoint_key == "model_ema"
+    assert torch.equal(replayed.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
 
 
 def test_absent_counters_are_the_models(tmp_path: Path) -> None:
@@ -113,18 +113,18 @@ def test_absent_counters_are_the_models(tmp_path: Path) -> None:
     states = [changed(state, **tracked) for state in members(ConvNet, 3)]
     model = ConvNet()
     model.bn1.num_batches_tracked = torch.tensor(2**53 + 1)
-    given = assert_replayed(model, save(states, tmp_path))
-    assert given.fixed["bn1.num_batches_tracked"].tolist() == 2**53 + 1
-    assert given.fixed["bn2.num_batches_tracked"].dtype == torch.int64
+    replayed = assert_replayed(model, save(states, tmp_path))
+    assert replayed.fixed["bn1.num_batches_tracked"].tolist() == 2**53 + 1
+    assert replayed.fixed["bn2.num_batches_tracked"].dtype == torch.int64
 
 
 def test_dtypes_of_the_files_and_of_the_model(tmp_path: Path) -> None:
     one, two = members(ConvNet, 2)
     files = save([one, {n: t.half() if t.is_floating_point() else t for n, t in two.items()}],
                  tmp_path)  # fmt: skip
-    given = assert_replayed(ConvNet().double(), files)
-    assert {entry.dtype for entry in given.layout.entries} == {"float32"}
-    assert {t.dtype for t in given.inventory.tensors} == {torch.float64, torch.int64}
+    replayed = assert_replayed(ConvNet().double(), files)
+    assert {entry.dtype for entry in replayed.layout.entries} == {"float32"}
+    assert {t.dtype for t in replayed.inventory.tensors} == {torch.float64, torch.int64}
 
 
 def test_a_checkpoint_with_one_of_the_tied_names(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_names_are_kept_wherever_the_files_lie(tmp_path: Path) -> None:
     population = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*/last.pth")
     assert population.names == ["a/last", "b/last"]
     moved = save([first, second], tmp_path)
-    given = Population.from_manifest(through_json(population.manifest()), moved)
-    assert_same(given, population)
-    assert given.sources is not None and population.sources is not None
-    assert [path for path, _ in given.sources] == [str(file) for file in moved]
+    replayed = Population.from_manifest(through_json(population.manifest()), moved)
+    assert_same(replayed, population)
+    assert replayed.sources is not None and population.sources is not None
+    assert [path for path, _ in replayed.sources] == [str(file) for file in moved]
 
 
 def test_of_state_dicts(tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ def test_fake_tensors_and_the_meta_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_state_is_untouched(name: str) -> None:
-    given = arguments(name)
+    operands = arguments(name)
     before = torch.get_rng_state()
-    operator(name)(*given)
+    operator(name)(*operands)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -1,8 +1,8 @@
 """Memory for rows of weights, in huge pages where Linux gives them on request.
 
 With 4 KiB pages a pass over a population spends a tenth of its time on looking up addresses, and
-its first touch several times that of copying it. `/sys/kernel/mm/transparent_hugepage/enabled`
-says whether requests are heard ("madvise", the usual setting, or "always").
+its first touch several times that of copying it. Linux grants requests where
+`/sys/kernel/mm/transparent_hugepage/enabled` says "madvise", the usual setting, or "always".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def zero_rows(
 
 
 def request_huge_pages(tensor: torch.Tensor) -> bool:
-    """Asks for huge pages under a CPU tensor, for what has not been touched yet; True if heard.
+    """Asks for huge pages under a CPU tensor, where it has not been touched; True if granted.
 
     Values do not change. Smaller tensors than two huge pages are left alone.
     """

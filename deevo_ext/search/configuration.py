@@ -186,7 +186,7 @@ class Configuration:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
-    # counted before replacement, a lone winner at index 0 heard, 0/0 ruled out, float64 fitness.
+    # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
     "paper": {},
     # What docs/evidence.md supports: differences of members in place of interpolations, whose
     # population contracts to a soup; F around the classic 0.5; more of each mutant taken; a first

@@ -26,12 +26,12 @@ def build(factory: type[nn.Module] = ConvNet, count: int = 3, **kwargs: Any) -> 
     return Population.from_state_dicts(factory(), members(factory, count), **kwargs)
 
 
-def assert_equal(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert list(given) == list(expected)
+def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(actual) == list(expected)
     for name, tensor in expected.items():
-        assert given[name].dtype == tensor.dtype, name
-        assert given[name].shape == tensor.shape, name
-        assert given[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        assert actual[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 def changed(state: Mapping[str, Tensor], **changes: Any) -> State:
