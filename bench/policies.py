@@ -2,7 +2,7 @@
 
     python -m bench.policies POPULATION [--generations 10] [--images 1000] [--json FILE]
 
-POPULATION: a folder of `deevo_ext.demo.training.train_population` named seedN, of Fashion-MNIST.
+POPULATION: a folder of checkpoints that `deevo demo` made, named seedN, of Fashion-MNIST.
 Each policy evolves it with the same seed and the same number of images in a generation, and the
 network that 1,000 validation images choose is judged on the 10,000 test images. BatchNorm policies
 also say what they do to parents, to the trials of the first generation and to the plain average.
@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 import deevo_ext as deevo
-from bench.racing import Population
-from deevo_ext.demo.training import load_member
+from bench.racing import Population, load_member
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.report import bootstrap_interval
 from deevo_ext.evolution.soup import average

@@ -2,14 +2,14 @@
 
     python -m bench.racing POPULATION ... [--generations 100] [--error 0.01] [--json FILE]
 
-POPULATION: a folder that `deevo_ext.demo.training.train_population` filled, named after the seed of
-its data split and training as seedN; data: Fashion-MNIST, 10,000 fitness images, all of them in
-every generation. Each population is evolved with full evaluations. Every trial is also raced, on
-the scores that the full evaluation has given: how many images it would have seen, and whether the
-decision would have been another. As a dropped trial is a rejected one, a raced run is the same run
-bit for bit up to its first other decision; if there is one, the population is evolved a second time
-with the races' decisions. The change is that of the loss of the network that 10,000 validation
-images choose, on the 10,000 test images.
+POPULATION: a folder of checkpoints that `deevo demo` made, named after the seed of its data split
+and training as seedN; data: Fashion-MNIST, 10,000 fitness images, all of them in every generation.
+Each population is evolved with full evaluations. Every trial is also raced, on the scores that the
+full evaluation has given: how many images it would have seen, and whether the decision would have
+been another. As a dropped trial is a rejected one, a raced run is the same run bit for bit up to
+its first other decision; if there is one, the population is evolved a second time with the races'
+decisions. The change is that of the loss of the network that 10,000 validation images choose, on
+the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -24,16 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.data import FourSets, load
-from deevo_ext.demo.training import load_member
 from deevo_ext.evolution.course import Course
 from deevo_ext.inference.metrics import Metric
 from deevo_ext.inference.racing import LOOKS_PER_DOUBLING, Racing
+from deevo_ext.zoo import SmallResNet
 
 PRESET = "sa-shade-tri-ensin"
 _LOSS = Metric("loss")
+
+
+def load_member(path: Path) -> SmallResNet:
+    """A network of the demo from one of its files, in eval mode."""
+    state = load_file(path)
+    width, channels = state["conv1.weight"].shape[:2]
+    network = SmallResNet(channels, len(state["fc.bias"]), width)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 class Population:

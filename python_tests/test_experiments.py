@@ -1,4 +1,4 @@
-"""The experiments on populations: recipes, learned soups, statistics, and the committed tables."""
+"""The experiments: populations, learned soups, statistics, and the committed tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from deevo_ext.demo.recipes import Recipe
-from deevo_ext.demo.sgd import train
+from deevo_ext.training.fine_tune import fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the i
 from experiments import report  # noqa: E402
 from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
-from experiments.populations import MEMBERS, SETTINGS, recipes  # noqa: E402
+from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
 
 
@@ -42,13 +42,14 @@ def digits():
 def members(architecture: str, digits, count: int = 4) -> list[dict[str, torch.Tensor]]:
     factory = ARCHITECTURES[architecture]
     network = factory(1, 10, 4, torch.Generator().manual_seed(0))
-    train(network, digits.train, Recipe(seed=0, steps=60, batch_size=32, learning_rate=0.05))
+    base_parameters = HyperParameters(seed=0, steps=60, batch_size=32, learning_rate=0.05)
+    fine_tune(network, digits.train, base_parameters)
     base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     states = []
     for i in range(count):
         network.load_state_dict(base)
-        recipe = Recipe(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
-        train(network, digits.train, recipe)
+        own = HyperParameters(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
+        fine_tune(network, digits.train, own)
         states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     return states
 
@@ -85,12 +86,14 @@ def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits)
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_members_have_recipes_of_their_own(name: str, digits) -> None:
-    base, tuned = recipes(SETTINGS[name], digits, 3)
-    assert len(tuned) == MEMBERS == len({recipe.seed for recipe in [base, *tuned]}) - 1
+def test_members_have_hyper_parameters_of_their_own(name: str, digits) -> None:
+    population = plan(SETTINGS[name], digits, 3)
+    assert population.base is not None
+    tuned = list(population.members.values())
+    assert len(tuned) == MEMBERS == len({run.seed for run in [population.base, *tuned]}) - 1
     assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
-    other, _ = recipes(SETTINGS[name], digits, 4)
-    assert other.seed != base.seed
+    other = plan(SETTINGS[name], digits, 4).base
+    assert other is not None and other.seed != population.base.seed
 
 
 def test_the_rank_test_is_one_sided() -> None:
