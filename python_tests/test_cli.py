@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,12 @@ def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str])
         assert row["images"] > 0 and row["forward_passes"] >= 0
 
 
-def test_demo_is_repeatable(demo: tuple[Path, str], tmp_path: Path) -> None:
+def test_demo_is_repeatable_and_trains_only_what_is_missing(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, _ = demo
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "again" / "checkpoints")
+    (tmp_path / "again" / "checkpoints" / "member_03.safetensors").unlink()
     done = deevo("demo", "--generations", "4", "--out", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = load_file(folder / "run" / "evolved.safetensors")
