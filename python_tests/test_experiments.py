@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ from deevo_ext.training.hyper_parameters import HyperParameters
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
 
-from experiments import report  # noqa: E402
-from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
+from experiments import bounds, report  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
 from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
@@ -42,8 +42,8 @@ def digits():
 def members(architecture: str, digits, count: int = 4) -> list[dict[str, torch.Tensor]]:
     factory = ARCHITECTURES[architecture]
     network = factory(1, 10, 4, torch.Generator().manual_seed(0))
-    base_parameters = HyperParameters(seed=0, steps=60, batch_size=32, learning_rate=0.05)
-    fine_tune(network, digits.train, base_parameters)
+    first = HyperParameters(seed=0, steps=60, batch_size=32, learning_rate=0.05)
+    fine_tune(network, digits.train, first)
     base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     states = []
     for i in range(count):
@@ -61,7 +61,11 @@ def loss(network: torch.nn.Module, state: dict[str, torch.Tensor], images) -> fl
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits) -> None:
+def test_learned_soups_bound_the_soup_they_begin_from(
+    architecture: str, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "TUNING", replace(bounds.TUNING, steps=40))
+    images = digits.fitness.subset(range(300))
     states = members(architecture, digits)
     factory = ARCHITECTURES[architecture]
     soup = {
@@ -69,18 +73,18 @@ def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits)
         for name, tensor in states[0].items()
         if tensor.is_floating_point()
     }
-    losses = {"soup": loss(factory(1, 10, 4), soup, digits.fitness)}
+    losses = {"soup": loss(factory(1, 10, 4), soup, images)}
     for by_tensor in (False, True):
-        found = learned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness, by_tensor)
-        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, digits.fitness)
+        found = bounds.learned_soup(factory(1, 10, 4), states, [0, 2], images, by_tensor)
+        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, images)
         if not by_tensor:  # an affine combination: fitted coefficients, 1 in sum, give it again
             stack = torch.stack([state["fc.weight"].flatten() for state in states]).double()
             differences = (stack[1:] - stack[0]).T
             target = (found["fc.weight"].flatten().double() - stack[0])[:, None]
             solution = torch.linalg.lstsq(differences, target).solution
             assert torch.allclose(differences @ solution, target, atol=1e-5)
-    tuned = tuned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness)
-    assert loss(factory(1, 10, 4), tuned, digits.fitness) < losses["soup"]
+    tuned = bounds.tuned_soup(factory(1, 10, 4), states, [0, 2], images)
+    assert loss(factory(1, 10, 4), tuned, images) < losses["soup"]
     assert losses["False"] < losses["soup"]
     assert losses["True"] < losses["soup"]
 

@@ -185,6 +185,23 @@ def test_training_learns_and_leaves_the_global_generator_alone() -> None:
         assert float((network(brighter).argmax(1) == labels).float().mean()) > 0.9
 
 
+def test_adamw_is_torchs() -> None:
+    network, twin = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(2))
+    twin.load_state_dict(network.state_dict())
+    hyper = _hyper(steps=3, weight_decay=0.1, optimizer="adamw")
+    fine_tune(network, noise(), hyper)
+    optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=0.1)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = hyper.rate(step)
+        pixels, labels = TrainingBatches(noise(), hyper)[step]
+        loss = nn.functional.cross_entropy(twin((pixels.float() / 255 - 0.4) / 0.3), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for parameter, expected in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("more", [{}, EVERYTHING])
 def test_a_run_goes_on_from_its_state_bit_for_bit(
     more: dict[str, Any], tmp_path: Path, torchvision: None

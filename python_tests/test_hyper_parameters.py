@@ -24,7 +24,12 @@ def test_rate_rises_stays_and_falls() -> None:
     falling = dataclasses.replace(flat, anneal=0.5)
     rates = [falling.rate(step) for step in range(100)]
     assert rates[49] == 0.1 and rates[75] == pytest.approx(0.05) and 0 < rates[99] < 0.003
-    for field, value in {"steps": 0, "learning_rate": 0.0, "label_smoothing": 1.0}.items():
+    for field, value in {
+        "steps": 0,
+        "learning_rate": 0.0,
+        "label_smoothing": 1.0,
+        "optimizer": "lbfgs",
+    }.items():
         with pytest.raises(DeevoError, match=field):
             dataclasses.replace(flat, **{field: value})
 

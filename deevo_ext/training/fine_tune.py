@@ -76,7 +76,7 @@ def fine_tune(
     on_step: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> None:
-    """Trains `network` in place by stochastic gradient descent; it is left in eval mode.
+    """Trains `network` in place by gradient descent; it is left in eval mode.
 
     On a CUDA device that has bfloat16 it runs under autocast. No global generator is moved.
 
@@ -93,13 +93,7 @@ def fine_tune(
     normalise = Preprocessing(images.mean, images.std).normalise
     # Weights of 3x3 convolutions are a quarter faster in channels_last, on the CPU too.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=hyper.learning_rate,
-        momentum=hyper.momentum,
-        weight_decay=hyper.weight_decay,
-        nesterov=hyper.momentum > 0,
-    )
+    optimizer = _optimizer(network, hyper)
     first = 0 if state is None else state.load(network, optimizer)
     if on_step is not None:
         on_step(first)
@@ -145,6 +139,20 @@ def fine_tune(
                 on_step(step + 1)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
+
+
+def _optimizer(network: nn.Module, hyper: HyperParameters) -> torch.optim.Optimizer:
+    if hyper.optimizer == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(), lr=hyper.learning_rate, weight_decay=hyper.weight_decay
+        )
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=hyper.learning_rate,
+        weight_decay=hyper.weight_decay,
+        momentum=hyper.momentum,
+        nesterov=hyper.momentum > 0,
+    )
 
 
 def _loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import DeevoError
 
 @dataclass(frozen=True)
 class HyperParameters:
-    """One run of SGD with Nesterov momentum.
+    """One run of gradient descent.
 
     Args:
         seed: of batches and augmentation (and of the initial weights, for a base network).
@@ -24,7 +24,7 @@ class HyperParameters:
         label_smoothing: share of each label spread over all classes, in [0, 1).
         shift: each image moves by up to this many pixels in each direction, its border repeated.
         mirror: each image is mirrored with probability one half.
-        momentum: of SGD, in [0, 1).
+        momentum: of SGD, Nesterov's, in [0, 1).
         mixup: alpha of mixup (Zhang et al., arXiv 1710.09412): each batch is mixed with itself in
             another order, by a share drawn from Beta(alpha, alpha); 0 for none.
         anneal: share of the steps, at the end, over which the learning rate falls linearly to
@@ -39,6 +39,7 @@ class HyperParameters:
         cutmix: alpha of cutmix (Yun et al., arXiv 1905.04899), which replaces a box of each image
             by that of another; 0 for none. With both mixup and cutmix, each batch takes one of
             them by chance.
+        optimizer: "sgd" or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
 
     Raises:
         DeevoError: a value is out of its range.
@@ -60,6 +61,7 @@ class HyperParameters:
     trivial: bool = False
     erase: float = 0.0
     cutmix: float = 0.0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         ranges = {
@@ -77,6 +79,7 @@ class HyperParameters:
             "jitter": 0 <= self.jitter <= 1,
             "erase": 0 <= self.erase <= 1,
             "cutmix": self.cutmix >= 0,
+            "optimizer": self.optimizer in ("sgd", "adamw"),
         }
         for field, valid in ranges.items():
             if not valid:

@@ -80,8 +80,9 @@ class PopulationPlan:
         rows = [["member", *fields, *(["taken_at_step"] if self.snapshots else [])]]
         taken = dict(zip(self.members, self.snapshots, strict=False))
         for name, hyper in self.members.items():
-            values = [f"{getattr(hyper, field):g}" for field in fields if field != "seed"]
-            rows.append([name, str(hyper.seed), *values, *([str(taken[name])] if taken else [])])
+            values = [getattr(hyper, field) for field in fields]
+            shown = [f"{v:g}" if isinstance(v, float) else f"{v}" for v in values]
+            rows.append([name, *shown, *([str(taken[name])] if taken else [])])
         return rows
 
 
