@@ -16,6 +16,7 @@ from deevo_ext.training import fine_tune as loop
 from deevo_ext.training.augment import TrainingBatches, batch_mixing
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
+from deevo_ext.zoo import SmallResNet
 from support import zoo
 from support.training import DropNet, drop_net, noise, same
 
@@ -183,6 +184,15 @@ def test_training_learns_and_leaves_the_global_generator_alone() -> None:
     assert not network.training
     with torch.inference_mode():
         assert float((network(brighter).argmax(1) == labels).float().mean()) > 0.9
+
+
+def test_narrow_strided_shortcuts_are_not_trained_in_channels_last_on_the_cpu() -> None:
+    """Where oneDNN writes past its workspace; such a network used to crash the process."""
+    cpu = torch.device("cpu")
+    assert loop._memory_format(SmallResNet(3, 4, 8), cpu) is torch.contiguous_format
+    assert loop._memory_format(SmallResNet(3, 4, 16), cpu) is torch.channels_last
+    assert loop._memory_format(SmallResNet(3, 4, 8), torch.device("cuda")) is torch.channels_last
+    fine_tune(SmallResNet(3, 3, 8), noise(16, side=64), _hyper(steps=3))
 
 
 def test_adamw_is_torchs() -> None:

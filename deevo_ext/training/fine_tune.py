@@ -91,8 +91,8 @@ def fine_tune(
     batches = TrainingBatches(images, hyper)
     mixing = batch_mixing(hyper, int(images.labels.max()) + 1)
     normalise = Preprocessing(images.mean, images.std).normalise
-    # Weights of 3x3 convolutions are a quarter faster in channels_last, on the CPU too.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = _memory_format(network, device)
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = _optimizer(network, hyper)
     first = 0 if state is None else state.load(network, optimizer)
     if on_step is not None:
@@ -122,7 +122,7 @@ def fine_tune(
             if mixing is not None:
                 x, targets = mixing(x, targets)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = network(x.contiguous(memory_format=torch.channels_last))
+                logits = network(x.contiguous(memory_format=layout))
             loss = _loss(logits.float(), targets, hyper.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -139,6 +139,22 @@ def fine_tune(
                 on_step(step + 1)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
+
+
+def _memory_format(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """Channels-last, which trains convolutions a quarter faster, where it is safe.
+
+    On the CPU, oneDNN's gradient of a strided 1x1 convolution of so few channels writes past its
+    workspace: https://github.com/uxlfoundation/oneDNN/issues/6035.
+    """
+    risky = any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < 16
+        for module in network.modules()
+    )
+    return torch.contiguous_format if risky and device.type == "cpu" else torch.channels_last
 
 
 def _optimizer(network: nn.Module, hyper: HyperParameters) -> torch.optim.Optimizer:
