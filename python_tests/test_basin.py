@@ -31,7 +31,7 @@ def networks() -> dict[str, list]:
     sets = load("digits")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # batches this small: more would wait for each other
-    untrained = [SmallResNet(1, 10, 8, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    untrained = [SmallResNet(1, 10, 4, torch.Generator().manual_seed(seed)) for seed in range(4)]
     strangers = [trained(network, sets.train, seed) for seed, network in enumerate(untrained)]
     tuned = [trained(strangers[0], sets.train, 10 + seed) for seed in range(4)]
     torch.set_num_threads(threads)
@@ -63,7 +63,7 @@ def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
     found = report(networks["tuned"])
     pair = found.pairs[0]
     a, b = (networks["tuned"][i].state_dict() for i in (pair.first, pair.second))
-    network = type(networks["tuned"][0])(1, 10, 8)
+    network = type(networks["tuned"][0])(1, 10, 4)
     network.load_state_dict({k: (a[k] + b[k]) / 2 if a[k].is_floating_point() else a[k] for k in a})
     with torch.inference_mode():
         logits = network.eval()(images.images)
