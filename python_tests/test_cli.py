@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from deevo_ext.cli.demo import options_of
+from deevo_ext.data import FourSets, ImageSet
+from deevo_ext.training.plan import plan_population
 
 
 def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -59,6 +64,21 @@ def test_demo_is_repeatable_and_trains_only_what_is_missing(
     first = load_file(folder / "run" / "evolved.safetensors")
     second = load_file(tmp_path / "again" / "evolved.safetensors")
     assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision() -> None:
+    images = torch.zeros(300, 1, 8, 8)
+    one = ImageSet(images, torch.arange(300) % 3, "images")
+    steps = {}
+    for name in ("digits", "clothes"):
+        sets = FourSets(one, one, one, one, num_classes=3, name=name, mirror=name == "clothes")
+        plan = plan_population(300, options_of(sets, 5))
+        assert plan.base is not None and len(plan.members) == 12
+        members = plan.members.values()
+        steps[name] = (plan.base.steps, *{member.steps for member in members})
+        assert not any(member.mixup or member.shift for member in members)
+        assert any(member.mirror for member in members) == sets.mirror
+    assert steps == {"digits": (75, 50), "clothes": (700, 120)}
 
 
 def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> None:

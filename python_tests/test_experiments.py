@@ -17,7 +17,7 @@ from deevo_ext.training.hyper_parameters import HyperParameters
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
 
-from experiments import bounds, report  # noqa: E402
+from experiments import bounds, populations, report  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
 from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
@@ -98,6 +98,21 @@ def test_members_have_hyper_parameters_of_their_own(name: str, digits) -> None:
     assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
     other = plan(SETTINGS[name], digits, 4).base
     assert other is not None and other.seed != population.base.seed
+
+
+def test_a_population_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(populations, "SOURCE", "digits")
+    monkeypatch.setattr(populations, "_STEPS", {"wide": 2})
+    monkeypatch.setattr(populations, "_SHORT", (1, 2))
+    setting = SETTINGS["vgg-wide"]
+    paths = populations.make(tmp_path, setting, 3)
+    contents = {path: path.read_bytes() for path in paths}
+    assert len(paths) == MEMBERS == len(set(contents.values()))
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    assert populations.make(tmp_path, setting, 3) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == stamps
+    other = populations.make(tmp_path, setting, 4)
+    assert set(contents.values()).isdisjoint(path.read_bytes() for path in other)
 
 
 def test_the_rank_test_is_one_sided() -> None:

@@ -81,7 +81,7 @@ class PopulationPlan:
         taken = dict(zip(self.members, self.snapshots, strict=False))
         for name, hyper in self.members.items():
             values = [getattr(hyper, field) for field in fields]
-            shown = [f"{v:g}" if isinstance(v, float) else f"{v}" for v in values]
+            shown = [f"{v:g}" if isinstance(v, float | bool) else str(v) for v in values]
             rows.append([name, *shown, *([str(taken[name])] if taken else [])])
         return rows
 
