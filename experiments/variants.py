@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from deevo_ext.pools import difference_pool, sade_pool, shade_pool, trigonometric
+from deevo_ext.search.pools import difference_pool, sade_pool, shade_pool, trigonometric
 
 TO_PBEST, RAND_1, TRIG = difference_pool()
 
@@ -86,3 +86,9 @@ BOUNDS = ("learned-member", "learned-tensor", "tuned-soup")
 
 # Search without evolution, at the same number of forward passes; `experiments.runs`.
 PEERS = ("random-soups",)
+
+# Of these the generations are kept, for the plot of diversity, which has room for a few; and of
+# these also the successes of each strategy.
+DEFAULT, PAPER = "default", "paper"
+PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
+RATED = (PAPER, DEFAULT)

@@ -1,25 +1,29 @@
-"""The experiments on populations: recipes, learned soups, statistics, and the committed tables."""
+"""The experiments: populations, learned soups, statistics, and the committed tables."""
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from typer.testing import CliRunner
 
-from deevo_ext.demo.recipes import Recipe
-from deevo_ext.demo.sgd import train
+from deevo_ext.training.fine_tune import fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
 
-from experiments import report  # noqa: E402
-from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
+from experiments import __main__ as commands  # noqa: E402
+from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
-from experiments.populations import MEMBERS, SETTINGS, recipes  # noqa: E402
+from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
 
 
@@ -42,13 +46,14 @@ def digits():
 def members(architecture: str, digits, count: int = 4) -> list[dict[str, torch.Tensor]]:
     factory = ARCHITECTURES[architecture]
     network = factory(1, 10, 4, torch.Generator().manual_seed(0))
-    train(network, digits.train, Recipe(seed=0, steps=60, batch_size=32, learning_rate=0.05))
+    first = HyperParameters(seed=0, steps=60, batch_size=32, learning_rate=0.05)
+    fine_tune(network, digits.train, first)
     base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     states = []
     for i in range(count):
         network.load_state_dict(base)
-        recipe = Recipe(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
-        train(network, digits.train, recipe)
+        own = HyperParameters(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
+        fine_tune(network, digits.train, own)
         states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     return states
 
@@ -60,7 +65,11 @@ def loss(network: torch.nn.Module, state: dict[str, torch.Tensor], images) -> fl
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits) -> None:
+def test_learned_soups_bound_the_soup_they_begin_from(
+    architecture: str, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "TUNING", replace(bounds.TUNING, steps=40))
+    images = digits.fitness.subset(range(300))
     states = members(architecture, digits)
     factory = ARCHITECTURES[architecture]
     soup = {
@@ -68,29 +77,46 @@ def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits)
         for name, tensor in states[0].items()
         if tensor.is_floating_point()
     }
-    losses = {"soup": loss(factory(1, 10, 4), soup, digits.fitness)}
+    losses = {"soup": loss(factory(1, 10, 4), soup, images)}
     for by_tensor in (False, True):
-        found = learned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness, by_tensor)
-        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, digits.fitness)
+        found = bounds.learned_soup(factory(1, 10, 4), states, [0, 2], images, by_tensor)
+        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, images)
         if not by_tensor:  # an affine combination: fitted coefficients, 1 in sum, give it again
             stack = torch.stack([state["fc.weight"].flatten() for state in states]).double()
             differences = (stack[1:] - stack[0]).T
             target = (found["fc.weight"].flatten().double() - stack[0])[:, None]
             solution = torch.linalg.lstsq(differences, target).solution
             assert torch.allclose(differences @ solution, target, atol=1e-5)
-    tuned = tuned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness)
-    assert loss(factory(1, 10, 4), tuned, digits.fitness) < losses["soup"]
+    tuned = bounds.tuned_soup(factory(1, 10, 4), states, [0, 2], images)
+    assert loss(factory(1, 10, 4), tuned, images) < losses["soup"]
     assert losses["False"] < losses["soup"]
     assert losses["True"] < losses["soup"]
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_members_have_recipes_of_their_own(name: str, digits) -> None:
-    base, tuned = recipes(SETTINGS[name], digits, 3)
-    assert len(tuned) == MEMBERS == len({recipe.seed for recipe in [base, *tuned]}) - 1
+def test_members_have_hyper_parameters_of_their_own(name: str, digits) -> None:
+    population = plan(SETTINGS[name], digits, 3)
+    assert population.base is not None
+    tuned = list(population.members.values())
+    assert len(tuned) == MEMBERS == len({run.seed for run in [population.base, *tuned]}) - 1
     assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
-    other, _ = recipes(SETTINGS[name], digits, 4)
-    assert other.seed != base.seed
+    other = plan(SETTINGS[name], digits, 4).base
+    assert other is not None and other.seed != population.base.seed
+
+
+def test_a_population_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(populations, "SOURCE", "digits")
+    monkeypatch.setattr(populations, "_STEPS", {"wide": 2})
+    monkeypatch.setattr(populations, "_SHORT", (1, 2))
+    setting = SETTINGS["vgg-wide"]
+    paths = populations.make(tmp_path, setting, 3)
+    contents = {path: path.read_bytes() for path in paths}
+    assert len(paths) == MEMBERS == len(set(contents.values()))
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    assert populations.make(tmp_path, setting, 3) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == stamps
+    other = populations.make(tmp_path, setting, 4)
+    assert set(contents.values()).isdisjoint(path.read_bytes() for path in other)
 
 
 def test_the_rank_test_is_one_sided() -> None:
@@ -102,7 +128,7 @@ def test_the_rank_test_is_one_sided() -> None:
 
 
 def test_every_variant_is_a_configuration() -> None:
-    from deevo_ext.evolution.configuration import configure
+    from deevo_ext.search.configuration import configure
 
     evolve_only = {
         *("preset", "inject_soups", "metric", "validate_every"),
@@ -113,7 +139,100 @@ def test_every_variant_is_a_configuration() -> None:
         configure(variant.options.get("preset", "sa-shade-tri-ensin"), **changes)
 
 
-def test_the_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> None:
-    report.write(ROOT / "experiments" / "results", tmp_path)
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    report.write(ROOT / "experiments" / "records", tmp_path)
     tables = "evidence-tables.md"
     assert (tmp_path / tables).read_text() == (ROOT / "docs" / tables).read_text()
+
+
+def test_lines_are_read_as_written_and_a_run_replaces_its_own(tmp_path: Path) -> None:
+    """Numbers keep their bits and kinds; lines of other runs stay, those of the same run go."""
+    first = [
+        {"variant": "b", "population": 1, "network": "x, y", "loss": 0.1 + 0.2, "low": None},
+        {"variant": "b", "population": 1, "network": "z", "loss": 1e-300, "low": -0.0},
+    ]
+    other = [{"variant": "a", "population": 10, "network": "z", "loss": float("inf"), "low": 3}]
+    csv_files.save(tmp_path, {"some": first})
+    csv_files.save(tmp_path, {"some": other})
+    assert csv_files.read(tmp_path, "some") == [*other, *first]
+    assert str(csv_files.read(tmp_path, "some")[2]["low"]) == "-0.0"
+    csv_files.save(tmp_path, {"some": [first[1] | {"more": "words"}]})
+    lines = csv_files.read(tmp_path, "some")
+    assert [line["network"] for line in lines] == ["z", "z"]
+    assert [line["more"] for line in lines] == [None, "words"]
+    assert csv_files.read(tmp_path, "none") == []
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Populations of digits and runs of a few seconds, so that all of an experiment is run."""
+    monkeypatch.setattr(populations, "SOURCE", "digits")
+    monkeypatch.setattr(populations, "MEMBERS", 4)
+    monkeypatch.setattr(populations, "WIDTH", 4)
+    monkeypatch.setitem(populations._STEPS, "wide", 20)
+    monkeypatch.setattr(populations, "_SHORT", (10,))
+    monkeypatch.setattr(bounds, "_STEPS", 2)
+    for module, constants in (
+        (runs, {"GENERATIONS": 3, "IMAGES_PER_BATCH": 40, "VALIDATE_EVERY": 2, "VALIDATION": 60}),
+        (policies, {"GENERATIONS": 2, "IMAGES": 40, "VALIDATION": 60, "CALIBRATION": 40}),
+    ):
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.usefixtures("small")
+def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
+    for what in ("paper", "default", "random-soups", "learned-member"):
+        csv_files.save(records, runs.run(tmp_path, setting, 0, what))
+    report.write(records, tmp_path)
+    tables = (tmp_path / "evidence-tables.md").read_text()
+    assert re.search(r"^\| default \| 1 \| [+-]0\.\d{4} \|", tables, re.M)
+    assert "`learned-member` (1 populations)" in tables and "on fitness" in tables
+    assert (tmp_path / "evidence-vgg-wide.png").exists()
+    kept = report.load(records, "vgg-wide")["default"][0]
+    assert len(csv_files.read(records, "curves")) == 2 * 3
+    initial = kept["initial greedy soup"]
+    assert report.evolved(kept)["difference"] == pytest.approx(
+        report.evolved(kept)["loss"] - initial["loss"], abs=1e-6
+    )
+    assert initial["validation_loss"] > 0 and initial["fitness_loss"] is None
+    # A finished run whose lines were lost is found again in its folder.
+    csv_files.save(records, runs.run(tmp_path, setting, 0, "default"))
+    assert report.load(records, "vgg-wide")["default"][0] == kept
+
+
+@pytest.mark.usefixtures("small")
+def test_racing_and_policies_are_measured(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["resnet-wide"]
+    csv_files.save(records, racing.measure(tmp_path, setting, 0, generations=2, error=0.01))
+    for name in ("batchnorm=recalibrate", "fixed images"):
+        csv_files.save(records, policies.measure(tmp_path, setting, 0, name))
+    committed = ROOT / "experiments" / "records"
+    for name, count in (("racing", 1), ("policies", 2)):
+        lines = csv_files.read(records, name)
+        assert len(lines) == count
+        assert list(lines[0]) == list(csv_files.read(committed, name)[0])
+    (raced,) = csv_files.read(records, "racing")
+    assert 0 < raced["share"] <= 1 and raced["decisions"] == 8
+    recalibrated, fixed = csv_files.read(records, "policies")
+    assert recalibrated["trials_loss"] <= recalibrated["worst_trial_loss"]
+    assert fixed["parents_loss"] is None and fixed["forward_passes"] > 0
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only runs without lines become jobs, and each one's lines are in the file when it ends."""
+    monkeypatch.setattr(commands, "RECORDS", tmp_path)
+    line = {"variant": "paper", "population": 0, "network": "x", "loss": 1.0}
+    csv_files.save(tmp_path, {"vgg-wide": [line]})
+    asked: list[list] = []
+    monkeypatch.setattr(commands, "_all", lambda jobs, processes: asked.append(jobs))
+    options = ["--setting", "vgg-wide", "--variant", "paper", "--seeds", "0-1"]
+    assert CliRunner().invoke(commands.app, ["run", *options]).exit_code == 0
+    ((job,),) = asked
+    assert job.args[2:] == (1, "paper")
+    assert CliRunner().invoke(commands.app, ["run", "--variant", "fly"]).exit_code == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(commands, "RECORDS", tmp_path)
+    commands._all([partial(dict, {"vgg-wide": [line | {"population": 1}]})], 1)
+    assert [row["population"] for row in csv_files.read(tmp_path, "vgg-wide")] == [0, 1]

@@ -12,6 +12,7 @@ from deevo_ext.data.augmentation import Augmentation, AugmentedImages
 from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.inference.base_fitness import Fitness
 from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric, mean_score
 from deevo_ext.inference.racing import Racing
@@ -46,7 +47,7 @@ class Batch:
     weights: list[torch.Tensor] | None
 
 
-class ClassificationFitness:
+class ClassificationFitness(Fitness):
     """Mean score of a population's rows on a fixed or rotating batch of labelled images.
 
     images: the fitness set. images_per_batch: None for all of them in every generation; otherwise a
@@ -57,6 +58,8 @@ class ClassificationFitness:
     "loss", "top1" (then fitness is 1 - top-1) or a function, see `inference.metrics`;
     label_smoothing: of the loss. racing: drops trials that lose before they have seen all images.
     """
+
+    evaluator: Evaluator
 
     def __init__(
         self,
@@ -98,11 +101,6 @@ class ClassificationFitness:
         self._current: tuple[int, Batch] | None = None
         self._difficulty: np.ndarray | None = None
         evaluator.check_precision(images)
-
-    @property
-    def device(self) -> torch.device:
-        """Where networks are evaluated."""
-        return self.evaluator.device
 
     def describe(self) -> dict[str, Any]:
         """What decides the fitness values, for the journal's header."""
@@ -173,10 +171,8 @@ class ClassificationFitness:
                 images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
             ends = self.looks(number)
             stretches = list(zip([0, *ends[:-1]], ends, strict=True))
-            parts = [images.stretch(*own) for own in stretches] if len(ends) > 1 else [images]
-            shares = (
-                None if weights is None else [weights[slice(*own)].float() for own in stretches]
-            )
+            parts = [images.stretch(a, b) for a, b in stretches] if len(ends) > 1 else [images]
+            shares = None if weights is None else [weights[a:b].float() for a, b in stretches]
             self._current = (number, Batch(parts, shares))
         return self._current[1]
 
@@ -189,16 +185,10 @@ class ClassificationFitness:
         self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
     ) -> torch.Tensor:
         """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
-        found = self.batch(batch)
-        scores = self.evaluator.image_scores(rows, found.parts[look], self.metric, statistics)
-        return scores if found.weights is None else scores * found.weights[look].to(scores.device)
+        images = self.batch(batch)
+        scores = self.evaluator.image_scores(rows, images.parts[look], self.metric, statistics)
+        return scores if images.weights is None else scores * images.weights[look].to(scores.device)
 
     def reduce(self, scores: torch.Tensor) -> float:
         """The fitness of scores [N] on all images of a batch."""
         return mean_score(scores, self.evaluator.micro_batch)
-
-    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> list[float]:
-        """Fitness, minimised, of rows [E, D] that are members' trials (or the members)."""
-        statistics = self.statistics(rows, members)
-        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
-        return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]

@@ -164,12 +164,12 @@ class MembersProgram:
 
     def run(self, prepared: Prepared, images: Tensor) -> Tensor:
         """One member's logits float32 [N, classes], for inspection: the product is ATen's."""
-        from deevo_ext.inference.triton.pooling import global_avg_pool
+        from deevo_ext.backends.triton.mean import mean
 
         features = self.features(prepared, self.images(images))
-        shape = (*features.shape[:2], features.shape[4])
+        pooled = torch.empty((*features.shape[:2], features.shape[4]), device=self.device)
         with _ONE_AT_A_TIME:
-            pooled = global_avg_pool(features, torch.empty(shape, device=self.device))
+            mean(features.flatten(2, 3), pooled)
         weight, bias = prepared.classifier
         return torch.baddbmm(bias[:, None], pooled, weight.float().mT)[0]
 
@@ -234,7 +234,7 @@ class MembersProgram:
 
     def _convolution(self, step: _Step, layer: Convolution) -> Run:
         from deevo_ext.inference.triton.configurations import default
-        from deevo_ext.inference.triton.convolution import conv2d
+        from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
 
         n, channels, height, width = step.out_shape
         into, taps = layer.weights.shape[1], layer.weights.shape[2] * layer.weights.shape[3]
@@ -248,7 +248,13 @@ class MembersProgram:
             assert isinstance(shortcut, Convolution)
             stride2 = shortcut.stride
             last = shortcut if shortcut.residual else layer
-        activation = "none" if last.activation is None else "relu"
+        operation = Operation(
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            activation="none" if last.activation is None else "relu",
+            precision="tf32" if self.tf32 else "ieee",
+        )
         index, first, second = step.index, step.reads[0], step.reads[-1]
         residual = layer.residual and stride2 is None
 
@@ -257,36 +263,22 @@ class MembersProgram:
             downsample = None
             if stride2 is not None and weight2 is not None:
                 downsample = (registers[second], weight2, stride2)
-            return conv2d(
-                registers[first],
-                weight,
-                bias,
-                registers[second] if residual else None,
-                out=self._empty((members, n, height, width, channels)),
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                activation=activation,
-                downsample=downsample,
-                precision="tf32" if self.tf32 else "ieee",
-                configuration=configuration,
-            )
+            out = self._empty((members, n, height, width, channels))
+            added = registers[second] if residual else None
+            operands = Operands(registers[first], weight, bias, out, added, downsample)
+            return conv2d(operands, operation, configuration)
 
         return run
 
     def _pool(self, window: Geometry, source: int, out_shape: Sequence[int]) -> Run:
-        from deevo_ext.inference.triton.pooling import avg_pool2d, max_pool2d
+        from deevo_ext.inference.triton.pooling import pool2d
 
         n, channels, height, width = out_shape
-        geometry = (window.kernel, window.stride, window.padding)
 
         def run(registers: list[Any], prepared: Prepared, members: int) -> Tensor:
             x = registers[source].flatten(0, 1)
             out = self._empty((members * n, height, width, channels))
-            if window.maximum:
-                max_pool2d(x, *geometry, out)
-            else:
-                avg_pool2d(x, *geometry, out, window.count_padding)
+            pool2d(x, window, out)
             return out.view(members, n, height, width, channels)
 
         return run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.backends.reference.checks import require_subnormals
+from deevo_ext.backends.checks import require_subnormals
 from deevo_ext.backends.reference.trials import widen
 from deevo_ext.ops.fold import ABSENT, FoldColumn
 

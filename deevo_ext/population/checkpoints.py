@@ -1,0 +1,241 @@
+"""Checkpoint files: from a path to a flat `dict[str, Tensor]` on the CPU.
+
+Two kinds of files are read: `.safetensors`, and what `torch.save` writes (`.pth`, `.pt`, `.bin`,
+`.ckpt`, `.tar`), the latter with `weights_only=True` and `argparse.Namespace` allowed: training
+scripts such as torchvision's and timm's keep their arguments beside the weights.
+
+Training scripts also wrap the weights. Where the file's top level is not itself a state dict, the
+first of the keys `state_dict`, `model`, `model_state_dict`, `model_ema` that is present is
+taken, in this fixed order: so the raw weights come before their moving average. `checkpoint_key`
+chooses another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+FOLDER_SUFFIXES = (".safetensors", ".pth", ".pt")
+"""Suffixes of the files that are taken from a folder; its other files may be anything."""
+SUFFIXES = (*FOLDER_SUFFIXES, ".bin", ".ckpt", ".tar")
+"""Suffixes of the files that are read when they are named one by one."""
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
+"""Keys under which training scripts keep the weights, in order of preference."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Prefixes that DataParallel, AveragedModel and the like, and torch.compile put before a name."""
+
+# In the messages of torch.load where a file is sound but holds more than tensors.
+_CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript")
+
+
+def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """The checkpoint files that `paths` names: a list of files, one file, a folder or a glob.
+
+    A list keeps its order. A folder gives its `*.safetensors`, `*.pth` and `*.pt` files and
+    a glob its files, sorted by path (as text: `epoch_10` comes before `epoch_9`). Raises
+    DeevoError when a listed file does not exist, or there is no file at all.
+    """
+    if not isinstance(paths, (str, os.PathLike)):
+        files = [Path(path).expanduser() for path in paths]
+        for file in files:
+            if not file.is_file():
+                raise DeevoError(f"checkpoint {file} does not exist or is not a file")
+        if not files:
+            raise DeevoError("the list of checkpoints is empty; give at least two files")
+        return files
+    path = Path(paths).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in FOLDER_SUFFIXES and p.is_file())
+        if not files:
+            raise DeevoError(
+                f"folder {path} holds no checkpoint; expected files ending in "
+                f"{', '.join(FOLDER_SUFFIXES)} (name others one by one or by a glob)"
+            )
+        return files
+    files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    if not files:
+        raise DeevoError(
+            f"no file, folder or glob match at {path}; expected checkpoints ending in "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return files
+
+
+def short_names(files: Sequence[Path]) -> list[str]:
+    """The files' stems, with as many parent folders as it takes to tell them apart."""
+    paths = [file.absolute().with_suffix("") for file in files]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    # The same file twice, or a.pth beside a.pt: number them.
+    stems = [file.stem for file in files]
+    return [f"{stem}#{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
+
+
+def sha256(path: PathLike) -> str:
+    """The SHA-256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_checkpoint(
+    path: PathLike,
+    *,
+    checkpoint_key: str | None = None,
+    expected: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Reads one file to a flat state dict of CPU tensors with the dtypes of the file.
+
+    `checkpoint_key` names the wrapper that holds the weights; `expected` are the model's
+    tensor names, which settle whether `module.` is a wrapper's prefix or the model's own (see
+    `strip_prefixes`). Raises DeevoError, naming the file, when it cannot be read, holds pickled
+    objects other than tensors, or has no state dict where it was looked for.
+    """
+    path = Path(path)
+    state, _ = unwrap(read_wrapped(path), checkpoint_key, path)
+    return strip_prefixes({name: tensor.detach() for name, tensor in state.items()}, expected)
+
+
+def strip_prefixes(
+    state: Mapping[str, Tensor], expected: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Drops `module.` and `_orig_mod.` prefixes, repeated or nested ones too.
+
+    Without `expected` a prefix is dropped while all names carry it. With `expected` as many are
+    dropped as make the most names agree; prefixes that only some names carry, or that stand inside
+    a name (a compiled submodule), are dropped only if all the resulting names are expected.
+    `n_averaged`, which torch's AveragedModel keeps beside its `module.`, goes with the prefix.
+    """
+    candidates = [dict(state)]
+    body = {name: t for name, t in state.items() if name != "n_averaged"}
+    while prefix := next((p for p in PREFIXES if body and all(n.startswith(p) for n in body)), ""):
+        body = {name.removeprefix(prefix): tensor for name, tensor in body.items()}
+        candidates.append(body)
+    if expected is None:
+        return candidates[-1]
+    wanted = set(expected)
+    for rename in (_without_prefixes, _without_components):
+        renamed = {rename(name): tensor for name, tensor in body.items()}
+        if len(renamed) == len(body) and renamed.keys() <= wanted:
+            candidates.append(renamed)
+    return max(candidates, key=lambda names: len(wanted.intersection(names)))  # first of equals
+
+
+def _without_prefixes(name: str) -> str:
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _without_components(name: str) -> str:
+    return ".".join(part for part in name.split(".") if f"{part}." not in PREFIXES)
+
+
+def read_wrapped(path: Path) -> Any:
+    """The whole content of a checkpoint file, with the wrappers around the weights."""
+    if path.suffix not in SUFFIXES:
+        raise DeevoError(
+            f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
+            f"{', '.join(SUFFIXES)}; rename the file if its content is one of these"
+        )
+    if not path.is_file():
+        raise DeevoError(f"checkpoint {path} does not exist or is not a file")
+    reader: Callable[[Path], Any] = _read_torch
+    if path.suffix == ".safetensors":
+        reader = _read_safetensors
+    try:
+        return reader(path)
+    except (DeevoError, ImportError, MemoryError):
+        raise
+    # A broken file surfaces as RuntimeError, UnpicklingError, EOFError, SafetensorError and more,
+    # depending on where it breaks: all mean the same to the user.
+    except Exception as error:
+        if any(mark in str(error) for mark in _CODE_MARKS):
+            raise DeevoError(
+                f"{path}: holds pickled objects besides tensors, which are not loaded as they may "
+                f"run code; save model.state_dict() alone ({_reason(error)})"
+            ) from error
+        raise DeevoError(
+            f"{path}: cannot be read; the file is truncated or corrupt, or its suffix is wrong: "
+            f"copy, download or save it again ({_reason(error)})"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path, device="cpu")
+
+
+def _read_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    """The telling line of an error; torch's weights-only messages begin with much advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if any(mark in line for mark in (*_CODE_MARKS, "operand"))]
+    text = (telling or lines or [""])[0].removeprefix("WeightsUnpickler error: ")[:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def unwrap(
+    value: Any, checkpoint_key: str | None, path: Path
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The state dict inside what `path` holds, and the keys that lead to it."""
+    keys: list[str] = []
+    if checkpoint_key is not None:
+        if not isinstance(value, Mapping) or checkpoint_key not in value:
+            raise DeevoError(
+                f"{path}: checkpoint_key {checkpoint_key!r} is absent; {_describe(value)}"
+            )
+        value = value[checkpoint_key]
+        keys.append(checkpoint_key)
+    while not _is_state_dict(value):
+        key = None
+        if isinstance(value, Mapping):
+            key = next((k for k in WRAPPERS if isinstance(value.get(k), Mapping)), None)
+        if key is None:
+            where = "" if checkpoint_key is None else f" under checkpoint_key {checkpoint_key!r}"
+            raise DeevoError(
+                f"{path}: no state dict (names to tensors){where}; {_describe(value)}; "
+                f"looked for {', '.join(WRAPPERS)}: name the right one with checkpoint_key="
+            )
+        value = value[key]
+        keys.append(key)
+    return value, tuple(keys)
+
+
+def _describe(value: Any) -> str:
+    """What a file holds in place of a state dict, for error messages."""
+    if not isinstance(value, Mapping):
+        return f"it holds a {type(value).__name__}"
+    if _is_state_dict(value):
+        return "it is a state dict itself, so leave checkpoint_key out"
+    keys = [f"{key!r} ({type(item).__name__})" for key, item in value.items()]
+    shown = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
+    return f"available keys: {shown or 'none'}"

@@ -1,0 +1,71 @@
+"""Evolved weights under the names of the checkpoints they come from: prefixes, wrappers and all.
+
+So what loads the one loads the other. Optimizer states, epochs and arguments stay behind: they are
+one training run's.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.population.checkpoints import read_wrapped, strip_prefixes, unwrap
+from deevo_ext.population.population import Population
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a checkpoint file calls the model's tensors, and what it has around them.
+
+    Attributes:
+        names: the file's name for each of the model's names, in the file's order.
+        extra: tensors that only the file has, such as AveragedModel's n_averaged.
+        wrappers: the keys around the tensors, outermost first.
+    """
+
+    names: Mapping[str, str]
+    extra: Mapping[str, Tensor]
+    wrappers: tuple[str, ...]
+
+    @classmethod
+    def of_file(cls, path: Path, checkpoint_key: str | None, expected: Collection[str]) -> Naming:
+        """The naming of a checkpoint file; `expected` are the model's names."""
+        state, wrappers = unwrap(read_wrapped(path), checkpoint_key, path)
+        stripped = strip_prefixes(state, expected)
+        # Stripping keeps the order, and drops at most n_averaged.
+        in_file = [name for name in state if len(stripped) == len(state) or name != "n_averaged"]
+        pairs = zip(stripped, in_file, strict=True)
+        names = {in_model: name for in_model, name in pairs if in_model in expected}
+        known = set(names.values())
+        extra = {name: tensor for name, tensor in state.items() if name not in known}
+        return cls(names, extra, wrappers)
+
+    @classmethod
+    def of_population(cls, population: Population) -> Naming:
+        """The naming of a population's first checkpoint, the model's where there are no files."""
+        expected = population.inventory.order
+        if population.sources is None:
+            return cls({name: name for name in expected}, {}, ())
+        path, _ = population.sources[0]
+        return cls.of_file(Path(path), population.checkpoint_key, expected)
+
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A model's state dict under the file's names; tensors that the file lacks keep theirs."""
+        renamed = {self.names[name]: state[name] for name in self.names if name in state}
+        kept = {name: tensor for name, tensor in state.items() if name not in self.names}
+        return {**renamed, **kept, **self.extra}
+
+    def pickled(self, state: Mapping[str, Tensor]) -> bytes:
+        """The renamed state dict in the file's wrappers, as torch.save writes it."""
+        value: Any = {name: tensor.contiguous() for name, tensor in self.named(state).items()}
+        for key in reversed(self.wrappers):
+            value = {key: value}
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()

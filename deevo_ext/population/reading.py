@@ -1,0 +1,197 @@
+"""Reading members: networks, from files or in memory, one at a time into rows.
+
+`read_members` takes an `Inventory` and a `Source` for each member, and checks what it reads: that
+it fits the inventory, is finite, and differs from the other members.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.population import checkpoints
+from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.tensors import wider
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
+# Warnings name the line that calls Population.from_...: the check, read_members and from_... lie
+# between.
+_CALLER = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a member comes from.
+
+    Attributes:
+        name: the member's name.
+        label: what messages call it: the file's path, where there is a file.
+        load: gives the state dict; it is told the names that the model expects.
+        file: the checkpoint, None for a state dict in memory.
+    """
+
+    name: str
+    label: str
+    load: Callable[[Collection[str]], Mapping[str, Tensor]]
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class MemberRows:
+    """All members as `read_members` leaves them; the attributes are those of `Population`.
+
+    The matrices have `spare` rows of zeros behind those of the members.
+    """
+
+    inventory: Inventory
+    names: list[str]
+    sources: list[tuple[str, str]] | None
+    rows: Tensor
+    layout: Layout
+    statistics: Tensor
+    statistics_layout: Layout
+    fixed: dict[str, Tensor]
+
+
+def in_files(
+    paths: Paths, checkpoint_key: str | None, names: Sequence[str] | None = None
+) -> list[Source]:
+    """The files meant by `paths`, as sources called `names`, by default short names of the files.
+
+    `checkpoint_key` is the key of the weights in each file, None where they are found without one.
+    """
+    files = checkpoints.expand_paths(paths)
+    if names is None:
+        names = checkpoints.short_names(files)
+    if len(names) != len(files):
+        raise DeevoError(
+            f"{len(files)} files given for {len(names)} members ({', '.join(names)}); expected one "
+            "for each, in this order"
+        )
+    read_file = functools.partial(checkpoints.load_checkpoint, checkpoint_key=checkpoint_key)
+
+    def source(name: str, file: Path) -> Source:
+        return Source(name, str(file), lambda expected: read_file(file, expected=expected), file)
+
+    return [source(name, file) for name, file in zip(names, files, strict=True)]
+
+
+def in_memory(
+    state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
+) -> list[Source]:
+    """State dicts as sources called `names`, by default member0, member1, ..."""
+    if names is None:
+        names = [f"member{i}" for i in range(len(state_dicts))]
+    if len(names) != len(state_dicts) or len(set(names)) < len(names):
+        raise DeevoError(f"names must be {len(state_dicts)} different ones, given {names}")
+    return [
+        Source(name, name, functools.partial(checkpoints.strip_prefixes, state))
+        for name, state in zip(names, state_dicts, strict=True)
+    ]
+
+
+def read_members(
+    inventory: Inventory,
+    sources: Sequence[Source],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    spare: int = 0,
+) -> MemberRows:
+    """Reads the members into rows of `dtype`, with only one state dict in memory at a time.
+
+    Behind them lie `spare` rows of zeros, for members that are appended later.
+    """
+    labels = [source.label for source in sources]
+    if dtype not in DTYPES:
+        raise DeevoError(
+            f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
+        )
+    if len(sources) < 2:
+        raise DeevoError(f"{len(sources)} member given ({', '.join(labels)}); expected >= 2")
+    layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
+    if not layout.dim:
+        raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
+    rows = zero_rows(len(sources) + spare, layout.stride, dtype, device)
+    statistics = torch.zeros(
+        len(sources) + spare, statistics_layout.stride, dtype=torch.float32, device=device
+    )
+    fixed: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    differing: dict[str, list[str]] = {}
+    expected = frozenset(inventory.order)
+
+    def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
+        state, label = sources[i].load(expected), labels[i]
+        inventory.check_names(state, label)
+        for part, matrix in ((layout, rows), (statistics_layout, statistics)):
+            part.flatten(state, matrix[i], source=label)
+            part.check_values(matrix[i], source=label)
+        for tensor in inventory.tensors:
+            name, value = tensor.name, tensor.value_in(state, label)
+            if tensor.role != "fixed":
+                dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
+            elif i == 0:
+                kept = value.detach().to(device, copy=True).contiguous()
+                fixed.update(dict.fromkeys(tensor.names, kept))
+            elif tensor.floating and not torch.equal(value.to(fixed[name]), fixed[name]):
+                differing.setdefault(name, []).append(label)
+
+    for i in range(len(sources)):
+        read_one(i)
+    rows = rows[:, : layout.dim]
+    _check_duplicates(rows[: len(sources)], labels)
+    _warn_of_frozen(differing, labels[0])
+    return MemberRows(
+        inventory=inventory,
+        names=[source.name for source in sources],
+        sources=[(str(s.file), checkpoints.sha256(s.file)) for s in sources if s.file] or None,
+        rows=rows,
+        layout=layout.with_dtypes(dtypes),
+        statistics=statistics[:, : statistics_layout.dim],
+        statistics_layout=statistics_layout.with_dtypes(dtypes),
+        fixed=fixed,
+    )
+
+
+def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
+    """Refuses rows that are all equal, and warns of pairs that are."""
+    bits = rows.view(torch.int32 if rows.dtype == torch.float32 else torch.int16)
+    groups: dict[int, list[int]] = {}  # by a cheap fingerprint: equal rows have equal sums
+    pairs: list[tuple[int, int]] = []
+    for i in range(len(rows)):
+        fingerprint = sum(int(piece.sum(dtype=torch.int64)) for piece in bits[i].split(1 << 18))
+        same = groups.setdefault(fingerprint, [])
+        match = next((j for j in same if torch.equal(rows[i], rows[j])), None)
+        if match is None:
+            same.append(i)
+        else:
+            pairs.append((match, i))
+    if len(pairs) == len(rows) - 1:
+        raise DeevoError(
+            f"all {len(rows)} members have the weights of {labels[0]}: one checkpoint repeated "
+            f"{len(rows)} times has no differences to evolve; give differently trained networks"
+        )
+    if pairs:
+        listed = ", ".join(f"{labels[j]} and {labels[i]}" for j, i in pairs)
+        warnings.warn(f"members with the same weights: {listed}", stacklevel=_CALLER)
+
+
+def _warn_of_frozen(differing: Mapping[str, Sequence[str]], kept: str) -> None:
+    if differing:
+        listed = [f"{name!r} in {', '.join(where)}" for name, where in differing.items()]
+        more = f"; and {len(listed) - 8} more tensors" if len(listed) > 8 else ""
+        warnings.warn(
+            f"frozen tensors differ between members and are kept from {kept}: "
+            f"{'; '.join(listed[:8])}{more}",
+            stacklevel=_CALLER,
+        )

@@ -1,0 +1,281 @@
+"""Ask/tell differential evolution of a population: a thin driver of the four operators.
+
+Trials are never state: `Trials` regenerates any of them from counters whenever it is asked, and
+`tell` makes the accepted ones again in place. Peak memory is NP rows and the rows in hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.population import Population
+from deevo_ext.search.adaptation import Adaptation
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.row_source import RowSource
+from deevo_ext.search.trials import Trials
+
+Callback = Callable[[dict[str, float]], None]
+
+
+class DifferentialEvolution:
+    """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
+
+    population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin" or
+    "paper". seed: 0..2^63-1. callbacks: called with a generation's metrics (dict of floats) after
+    each `tell` of trials. Further keywords: any field of `Configuration`, each documented there
+    with its source.
+
+        de = DifferentialEvolution(population, generations=100)
+        trials = de.ask()                        # first the parents themselves: they need scores
+        de.tell([loss(row) for row in trials.rows(range(population.size))])
+
+    Fitness is minimised. NaN counts as +inf; +inf is never accepted.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        preset: str = "sa-shade-tri-ensin",
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **parameters: Any,
+    ) -> None:
+        self._begin(population, configure(preset, **parameters), seed, callbacks)
+
+    @classmethod
+    def from_configuration(
+        cls, population: Population, configuration: Configuration, seed: int
+    ) -> DifferentialEvolution:
+        """The optimizer of a ready configuration, as a journal's header keeps one."""
+        self = cls.__new__(cls)
+        self._begin(population, configuration, seed, ())
+        return self
+
+    def _begin(
+        self,
+        population: Population,
+        configuration: Configuration,
+        seed: int,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        needed = max(configuration.members_needed, 4)
+        if population.size < needed:
+            raise DeevoError(
+                f"population has {population.size} members; the strategies need at least {needed} "
+                "(the target and distinct random members): give more checkpoints or strategies "
+                "with fewer of r1..r5"
+            )
+        if configuration.population_min > population.size:
+            raise DeevoError(
+                f"population_min is {configuration.population_min}, above the population's "
+                f"{population.size} members; expected at most that"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")
+        self.population = population
+        self.configuration = configuration
+        self.seed = seed
+        self.callbacks = list(callbacks)
+        self.pending: Trials | None = None
+        self.scored = False  # whether the parents have a fitness
+
+        self._completed = 0  # the generation counter without a look at the device
+        self._adaptation = Adaptation(configuration, population, seed)
+        self._source = RowSource(population, configuration, self._adaptation, seed)
+        self._names = tuple(strategy.name for strategy in configuration.strategies)
+        self._crossovers = tuple(strategy.crossover for strategy in configuration.strategies)
+
+    @property
+    def generation(self) -> int:
+        """Generations completed."""
+        return self._completed
+
+    @property
+    def living(self) -> torch.Tensor:
+        """The members that population reduction has left, int64, ascending; at first all."""
+        if self.configuration.population_min == 0:
+            return torch.arange(self.population.size)
+        return self._adaptation.alive.cpu().nonzero().reshape(-1)
+
+    @property
+    def fitness(self) -> torch.Tensor:
+        """The parents' fitness, float64 [NP], a copy; +inf unless scored and alive."""
+        return self._adaptation.fitness.clone()
+
+    @property
+    def best(self) -> int:
+        """The member of least fitness, the lowest index among equals."""
+        if not self.scored:
+            raise DeevoError("no member is best yet: ask() and tell() the parents' fitness first")
+        fitness = self._adaptation.fitness
+        if bool((fitness == math.inf).all()):
+            raise DeevoError("no member is best: every fitness is +inf or NaN; mend the evaluation")
+        return int(fitness.argmin().item())
+
+    @property
+    def strategy_odds(self) -> dict[str, float]:
+        """The present odds of each strategy."""
+        return dict(zip(self._names, self._adaptation.odds.tolist(), strict=True))
+
+    @property
+    def archive(self) -> torch.Tensor:
+        """Parents that were replaced and are kept, [archive_size, D]."""
+        return self._source.archive
+
+    def ask(self) -> Trials:
+        """The next generation's trials; at first the parents themselves, who need a score too.
+
+        Nothing is materialised yet. Asking again before `tell` gives the same trials.
+        """
+        if not self.scored:
+            return self.ask_parents()
+        done = self.generation
+        if done >= self.configuration.generations:
+            raise DeevoError(
+                f"all {self.configuration.generations} generations of the schedule are done; to go "
+                "on from here, begin a new run on the evolved networks"
+            )
+        self._adaptation.plan()
+        return self._await(Trials(self._source, done + 1, self.living, parents=False))
+
+    def ask_parents(self) -> Trials:
+        """The parents' own rows, to be scored (again), as when the fitness images change."""
+        return self._await(Trials(self._source, self.generation, self.living, parents=True))
+
+    def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
+        """Takes the fitness of what was asked for, float64 [NP], minimised.
+
+        Values for members that population reduction has taken out are ignored. After trials it
+        selects, adapts and commits, and returns what the generation did; after parents it keeps
+        their scores and returns None. Raises DeevoError before anything is changed.
+        """
+        pending, adaptation = self.pending, self._adaptation
+        if pending is None:
+            raise DeevoError("tell() without ask(): ask for trials first")
+        values = self._checked(fitness)
+        on_device = values.to(adaptation.fitness.device)
+        if pending.population_was_written():
+            raise DeevoError(
+                "the population was written to since ask(), as norm layers do in train mode: call "
+                "model.eval() before evaluating, and begin again on a freshly loaded population"
+            )
+        self._end_pending()
+        if pending.parents:
+            adaptation.score_parents(on_device)
+            self.scored = True
+            return None
+        parents, members = adaptation.fitness.clone(), pending.members
+        adaptation.tell(on_device)
+        self._source.commit()
+        self._completed += 1
+        self.population.pristine = False
+        all_live = members.numel() == self.population.size
+
+        def of_living(tensor: torch.Tensor) -> torch.Tensor:
+            host = tensor.cpu()
+            return host[members] if not all_live else host.clone() if host is tensor else host
+
+        result = Generation(
+            generation=pending.generation,
+            strategies=self._names,
+            crossovers=self._crossovers,
+            members=members,
+            choices=of_living(adaptation.choices),
+            parameters=of_living(adaptation.parameters),
+            parent_fitness=of_living(parents),
+            trial_fitness=of_living(values),
+            accepted=of_living(adaptation.accepted).bool(),
+            odds=self.strategy_odds,
+        )
+        if self.callbacks:
+            metrics = result.metrics()
+            for callback in self.callbacks:
+                callback(metrics)
+        return result
+
+    def _await(self, trials: Trials) -> Trials:
+        self._end_pending()
+        self.pending = trials
+        return trials
+
+    def _end_pending(self) -> None:
+        if self.pending is not None:
+            self.pending.over = True
+        self.pending = None
+
+    def _checked(self, fitness: torch.Tensor | Sequence[float]) -> torch.Tensor:
+        try:
+            values = torch.as_tensor(fitness, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DeevoError(f"fitness is not a row of numbers ({error})") from None
+        if values.shape != (self.population.size,):
+            raise DeevoError(
+                f"fitness has shape {tuple(values.shape)}; expected ({self.population.size},), one "
+                "number per member"
+            )
+        return values.contiguous()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of a run's state: tensors (copies) and plain values.
+
+        torch.load(weights_only=True) reads it back; resuming from it gives the bits of an
+        uninterrupted run.
+        """
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        return {**self._identity(), "scored": self.scored, **tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned; raises DeevoError before anything is changed."""
+        identity, tensors = self._identity(), self._tensors()
+        missing = [name for name in (*identity, "scored", *tensors) if name not in state]
+        if missing:
+            raise DeevoError(
+                f"the state lacks {missing[0]!r}; expected what state_dict() of a "
+                "DifferentialEvolution gave"
+            )
+        for name, value in identity.items():
+            if state[name] != value:
+                raise DeevoError(
+                    f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
+                    f"{value!r}; make the optimizer with the parameters of the run"
+                )
+        for name, tensor in tensors.items():
+            saved = state[name]
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                raise DeevoError(
+                    f"the state's {name} is {saved.dtype} of shape {tuple(saved.shape)}; expected "
+                    f"{tensor.dtype} of shape {tuple(tensor.shape)}, as this population has"
+                )
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
+        self.scored = bool(state["scored"])
+        self._completed = int(self._adaptation.generation.item()) - 1
+        self._end_pending()
+        self.population.pristine = False
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "contract": CONTRACT_VERSION,
+            "configuration": self.configuration.to_json(),
+            "layout": self.population.layout.hash,
+            "seed": self.seed,
+        }
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "rows": self.population.rows,
+            "statistics": self.population.statistics,
+            "archive": self._source.archive,
+            "state": self._adaptation.state,
+            "fitness": self._adaptation.fitness,
+            "alive": self._adaptation.alive,
+            "generation": self._adaptation.generation,
+        }
