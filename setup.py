@@ -34,7 +34,7 @@ import build_cuda  # noqa: E402
 PACKAGE = "deevo_ext"
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cpp"))
 CUDA_SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cu"))
-CUDA_BINDINGS = "csrc/bindings_cuda.cpp"
+CUDA_BINDINGS = "csrc/python/cuda.cpp"
 
 # The results are promised bit for bit on every machine and backend. So no -march=native, no
 # -ffast-math, and no contraction of a*b+c into one rounding: each would let the compiler or the CPU
@@ -84,7 +84,8 @@ def include_flags(work: Path) -> list[str]:
     link.symlink_to(Path(pybind11.get_include()) / "pybind11")
     # -isystem: warnings are for this package's own code.
     system = [link.parent, sysconfig.get_path("include")]
-    return [f"-I{ROOT / 'csrc' / 'include'}", *(f"-isystem{path}" for path in system)]
+    own = [ROOT / "csrc" / "include", ROOT / "csrc"]
+    return [*(f"-I{path}" for path in own), *(f"-isystem{path}" for path in system)]
 
 
 def jobs() -> int:

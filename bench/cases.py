@@ -52,7 +52,7 @@ _WORDS = {
     "layer": ("size", "dtype", "backend"),
     "fed": ("size", "np", "threads"),
     "tables": ("plan", "tell", "plan+tell"),
-    "on-weights": ("trials", "trials-six", "commit", "generation", "graph", "fold", "fold_trials"),
+    "on-weights": ("trials", "trials-six", "commit", "generation", "graph", "fold"),
 }
 """Words of the tables below that stand for several."""
 
@@ -76,7 +76,6 @@ generation   operators   weights        anyone       plan, trials, tell, commit;
 graph        operators   weights        cuda         tell, commit, next plan as one CUDA graph
 step         operators   weights        operators    ask, trials and tell as a user calls them
 fold         evaluation  weights        operators    batch norms folded into 8 members' weights
-fold_trials  evaluation  weights        operators    the same of 8 trials that are never stored
 head         evaluation  head           operators    pooling, classifier, loss, rank of 64 images
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members

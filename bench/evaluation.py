@@ -1,4 +1,4 @@
-"""The cases that time what an evaluation needs beside the network: fold, fold_trials and head."""
+"""The cases that time what an evaluation needs beside the network: fold and head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench import measure
-from bench.inputs import NO_BOUNDS, Weights, fill, new_rows, planned
+from bench.inputs import fill, new_rows
 from bench.job import Job
 from bench.operators import how, same, timed
 from bench.row import Row, against_copy
@@ -37,7 +37,7 @@ class Network:
             norm = [start + kernel + i * channels for i in range(4)]
             sources = [address(Space.ROWS, at) for at in (start, *norm)]
             sizes = [channels, channels, TAPS, channels]
-            outputs = [n * kernel, n * channels, ABSENT]
+            outputs = [n * kernel, n * channels]
             table.append([sources[0], ABSENT, *sources[1:], *sizes, *outputs])
         self.table = with_tiles(torch.tensor(table))
         self.eps = torch.full((self.entries,), 1e-5, dtype=torch.float64)
@@ -60,37 +60,24 @@ def run_job(job: Job) -> Row:
 
 
 def time_fold(job: Job) -> Row:
-    """fold of at most 8 members' rows, or of their trials, into weights of the rows' dtype."""
+    """fold of at most 8 members' rows into weights of the rows' dtype."""
     network = Network(job.weights)
     members = min(job.members, MOST_MEMBERS)
-    rows_read = members if job.case == "fold" else job.members
-    traffic = rows_read * job.weights * job.dtype.itemsize
+    traffic = members * job.weights * job.dtype.itemsize
     traffic += members * (network.weights * job.dtype.itemsize + network.vectors * 4)
     sets = _sets(job, traffic)
-    operator = getattr(torch.ops.deevo, job.case)
+    operator = torch.ops.deevo.fold
     arguments, outputs = [], []
     for number in range(sets):
-        arguments.append(_operands_of_fold(job, network, members, number))
-        outputs.append(network.outputs(members, job))
-    _check(job, operator, arguments[0], outputs[0], ("weights", "vectors"))
-    buffers = [(a[0][:members], o[0]) for a, o in zip(arguments, outputs, strict=True)]
-    note = f"{members} members, {network.entries} convolutions"
-    return _time(job, operator, arguments, outputs, buffers, traffic, note)
-
-
-def _operands_of_fold(job: Job, network: Network, members: int, number: int) -> tuple[Any, ...]:
-    operands = network.operands(members, job.device)
-    if job.case == "fold":
         rows = new_rows(members, job.weights, job.dtype, job.device)
         fill(rows, job.seed + number)
         rows.abs_()  # variances are among them
-        return (rows, *operands)
-    w = Weights(job, planned(job.members, job.seed).to(job.device), number)
-    w.population.abs_()
-    plan = (w.adaptation.choices, w.adaptation.coefficients)
-    genes = (w.adaptation.genes, w.adaptation.gene_mask)
-    limits = (job.seed, w.nonneg_start, *NO_BOUNDS)
-    return (w.population, w.archive, *plan, *genes, w.members[:members], *limits, *operands)
+        arguments.append((rows, *network.operands(members, job.device)))
+        outputs.append(network.outputs(members, job))
+    _check(job, operator, arguments[0], outputs[0], ("weights", "vectors"))
+    buffers = [(a[0], o[0]) for a, o in zip(arguments, outputs, strict=True)]
+    note = f"{members} members, {network.entries} convolutions"
+    return _time(job, operator, arguments, outputs, buffers, traffic, note)
 
 
 def time_head(job: Job) -> Row:

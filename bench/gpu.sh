@@ -103,7 +103,7 @@ measure() {
   rows bench weights 170 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $own
   rows bench graph 40 --case graph "${operators[@]}" --np 20,50 --backend $own
   rows bench six 40 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $own
-  rows bench fold 45 --case fold,fold_trials --size resnet18 --np 20 --threads 1 \
+  rows bench fold 45 --case fold --size resnet18 --np 20 --threads 1 \
     --dtype float32,float16 --backend $own
   rows bench head 15 --case head --threads 1 --dtype float32,float16 --backend cuda
   rows bench peers 120 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \

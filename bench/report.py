@@ -32,7 +32,7 @@ SECTIONS = {
     "A generation, and what else one could use for it": ("generation",),
     "Growth": ("scaling",),
     "Memory": ("memory",),
-    "What an evaluation needs beside the network": ("fold", "fold_trials", "head"),
+    "What an evaluation needs beside the network": ("fold", "head"),
     "Populations of networks": ("forward",),
     "Layers of the inference plan": ("layers",),
     "Whole generations of a run": ("evolve", "racing"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deevo_ext import backends
+from deevo_ext.backends.native import cpu
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.library import BoundOperator
 from deevo_ext.ops.tables import ChoiceColumn
@@ -230,3 +231,14 @@ def test_bound_operators_check_once_and_do_the_same() -> None:
         BoundOperator("trials", **{k: v for k, v in arguments.items() if k != "members"})
     with pytest.raises(TypeError, match="unexpected keyword argument 'member'"):
         BoundOperator("trials", **arguments, member=members)
+
+
+# Refusals
+
+
+def test_what_the_extension_refuses_is_an_error_of_ours() -> None:
+    """Of an evaluation's operators as well; `ops` would have refused this before."""
+    losses, ranks = torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int32)
+    logits, labels = torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(DeevoError, match=r"deevo::loss_and_rank: no kernel for torch\.float64"):
+        cpu.loss_and_rank(logits, labels, 0.0, losses, ranks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from test_fold import test_every_half_and_every_rounding as check_every_half
-from test_fold_trials import fold_trials, weights_and_problem
 from test_head import head, loss_and_rank, random_head
 from test_head import test_extreme_logits as check_extreme_logits
 
@@ -59,18 +58,6 @@ def test_numbers_of_every_kind_in_rows_of_every_length(
 def test_every_instruction_set_widens_and_rounds_halves(name: str) -> None:
     with instruction_set(name):
         check_every_half("cpu")
-
-
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_instruction_set_folds_trials_alike(dtype: torch.dtype, name: str) -> None:
-    w, p, members = weights_and_problem(dtype, [2, 0])
-    with backends.use("reference"):
-        p.rows = w.trials(members)
-        expected = p.fold(torch.float16)
-    with instruction_set(name):
-        for found, wanted in zip(fold_trials(w, p, members, torch.float16), expected, strict=True):
-            assert same_bits(found, wanted)
 
 
 @pytest.mark.parametrize("name", SETS)

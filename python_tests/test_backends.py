@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deevo_ext import _extension, backends
-from deevo_ext.backends import cpu, cuda, reference
+from deevo_ext.backends import reference
+from deevo_ext.backends.native import cpu, cuda
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
 from support.operators import evolution
@@ -83,9 +84,7 @@ def pretend(
     """A build with or without CUDA, and a Triton backend or why there is none."""
     monkeypatch.delenv("DEEVO_BACKEND", raising=False)
     monkeypatch.setattr(_extension, "why_missing", lambda: None)
-    monkeypatch.setattr(
-        _extension, "load", lambda: Extension("cuda_plan") if compiled else Extension()
-    )
+    monkeypatch.setattr(_extension, "load", lambda: Extension("cuda") if compiled else Extension())
     monkeypatch.setattr(backends, "_why_no_triton", lambda: triton)
     fake = ModuleType("triton")
     fake.plan = fake.only_triton = None  # type: ignore[attr-defined]

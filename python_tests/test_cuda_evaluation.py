@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from test_cuda import no_synchronisation
-from test_fold_trials import fold_trials, weights_and_problem
 
 from deevo_ext import backends
 from support.folding import DTYPES, Problem, varied
-from support.operators import OPERATORS, Weights, same_bits
+from support.operators import OPERATORS, same_bits
 
 pytestmark = pytest.mark.gpu
 
@@ -36,13 +34,6 @@ def on_gpu(p: Problem, dtype: torch.dtype) -> list[torch.Tensor]:
     return arguments
 
 
-def trials_on_gpu(w: Weights, p: Problem, members: torch.Tensor, dtype: torch.dtype) -> list[Any]:
-    """fold_trials' arguments, with fold's outputs."""
-    trials = w.trials_arguments(members, torch.empty(0))[:-1]
-    moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in trials]
-    return [*moved[:9], *moved[10:], *on_gpu(p, dtype)[1:]]
-
-
 @pytest.mark.parametrize("target", DTYPES)
 @pytest.mark.parametrize("source", DTYPES)
 def test_folds(backend: str, source: torch.dtype, target: torch.dtype) -> None:
@@ -54,19 +45,6 @@ def test_folds(backend: str, source: torch.dtype, target: torch.dtype) -> None:
         OPERATORS.fold(*arguments)
         for found, wanted in zip(arguments[5:], expected, strict=True):
             assert same_bits(found.cpu().contiguous(), wanted.contiguous())
-
-
-@pytest.mark.parametrize("more", [{}, {"genes": 97}, {"forced": True}, {"nonneg": 0}])
-@pytest.mark.parametrize("source", DTYPES)
-def test_folds_trials(backend: str, source: torch.dtype, more: dict[str, Any]) -> None:
-    w, p, members = weights_and_problem(source, [4, 0, 4, 2], archive_rows=2, **more)
-    with backends.use("reference"):
-        expected = fold_trials(w, p, members, torch.float16)
-    p.rows = torch.empty(members.numel(), 0)
-    arguments = trials_on_gpu(w, p, members, torch.float16)
-    OPERATORS.fold_trials(*arguments)
-    for found, wanted in zip(arguments[-2:], expected, strict=True):
-        assert same_bits(found.cpu().contiguous(), wanted.contiguous())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -98,28 +76,22 @@ def test_labels_that_do_not_exist_have_the_worst_loss(backend: str) -> None:
 
 
 def test_folding_neither_waits_nor_allocates_and_replays(backend: str) -> None:
-    w, p, members = weights_and_problem(torch.float32, [4, 0])
-    p.rows = w.population[members].contiguous()
-    arguments = {
-        OPERATORS.fold: on_gpu(p, torch.float16),
-        OPERATORS.fold_trials: trials_on_gpu(w, p, members, torch.float16),
-    }
-    for operator, given in arguments.items():
-        operator(*given)  # loads what is loaded once
-        torch.cuda.synchronize()
-        weights = given[-2]
-        expected = weights.clone()
-        with no_synchronisation():
-            operator(*given)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            operator(*given)
-        weights.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        written = expected != 7.0
-        assert same_bits(weights[written], expected[written])
+    given = on_gpu(varied().problem(), torch.float16)
+    OPERATORS.fold(*given)  # loads what is loaded once
+    torch.cuda.synchronize()
+    weights = given[-2]
+    expected = weights.clone()
+    with no_synchronisation():
+        OPERATORS.fold(*given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        OPERATORS.fold(*given)
+    weights.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    written = expected != 7.0
+    assert same_bits(weights[written], expected[written])
 
 
 @pytest.mark.parametrize(("positions", "channels", "classes"), [(49, 512, 1000), (3, 33, 7)])

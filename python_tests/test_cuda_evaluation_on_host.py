@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_fold_trials import fold_trials, weights_and_problem
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.tables import ChoiceColumn
 from support import cuda_on_host
 from support.folding import DTYPES, Builder, Problem, varied
-from support.operators import OPERATORS, random_weights, same_bits
+from support.operators import OPERATORS, same_bits
 
 MACHINES: dict[str, dict[str, Any]] = {
     "reverse": {"order": "reverse", "threads": 96},
@@ -84,72 +82,6 @@ def test_every_shape_of_a_tile(channels: int, taps: int, padded: int) -> None:
         with cuda_on_host.play(order="shuffled"):
             for ours, wanted in zip(p.fold(target), expected, strict=True):
                 assert same_bits(ours, wanted)
-
-
-TRIALS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "genes": {"genes": 97},
-    "forced": {"forced": True},
-    "bounds": {"bounds": (-0.5, 0.25)},
-    "nonneg": {"nonneg": 0},
-}
-
-
-CASES_OF_TRIALS = list(zip(TRIALS, (*MACHINES, "shuffled"), strict=True))
-
-
-@pytest.mark.parametrize(("variant", "machine"), CASES_OF_TRIALS)
-@pytest.mark.parametrize("source", DTYPES)
-def test_every_machine_folds_trials_alike(source: torch.dtype, variant: str, machine: str) -> None:
-    """Rows of an archive among the sources; a member asked for twice."""
-    w, p, members = weights_and_problem(source, [2, 0, 2], archive_rows=2, **TRIALS[variant])
-    with backends.use("reference"):
-        p.rows = w.trials(members)
-        expected = p.fold(torch.bfloat16)
-    with cuda_on_host.play(**MACHINES[machine]) as played:
-        before = played.launches()
-        found = fold_trials(w, p, members, torch.bfloat16)
-        assert played.launches() == before + 1
-    for ours, wanted in zip(found, expected, strict=True):
-        assert same_bits(ours, wanted)
-
-
-@pytest.mark.parametrize("offset", [1, 8])
-def test_trials_of_rows_that_begin_anywhere(offset: int) -> None:
-    """Whole vectors are read only where all rows allow; nothing behind a row's end is."""
-    p = Builder().add(5, 3, 9).add(2, 4097, 1, bias=True).add(3, 7, 1).problem(members=2)
-    columns = p.rows.shape[1]
-    for source in DTYPES:
-        w = random_weights(5, columns, source, 2)
-        with backends.use("reference"):
-            p.rows = w.trials(torch.tensor([3, 0]))
-            expected = p.fold(torch.float16)
-        for name in ("population", "archive"):
-            rows = getattr(w, name)
-            wide = torch.full((rows.shape[0], columns + 16), torch.nan, dtype=source)
-            wide[:, offset : offset + columns] = rows
-            setattr(w, name, wide[:, offset : offset + columns])
-        with cuda_on_host.play(order="reverse"):
-            found = fold_trials(w, p, torch.tensor([3, 0]), torch.float16)
-        for ours, wanted in zip(found, expected, strict=True):
-            assert same_bits(ours, wanted)
-
-
-def test_rows_that_no_trial_needs_are_not_folded() -> None:
-    """Poison in them would show up: they are not even finite."""
-    p = Builder().add(4, 30, 9).problem(members=2)
-    w = random_weights(8, p.rows.shape[1], archive_rows=3)
-    w.choices[:, ChoiceColumn.BASE_ROW : ChoiceColumn.FORCED] = 1
-    members = torch.tensor([2, 5])
-    with backends.use("reference"):
-        p.rows = w.trials(members)
-        expected = p.fold(torch.float32)
-    w.population[[0, 3, 4, 6, 7]] = torch.nan
-    w.archive.fill_(torch.nan)
-    with cuda_on_host.play():
-        found = fold_trials(w, p, members, torch.float32)
-    for ours, wanted in zip(found, expected, strict=True):
-        assert same_bits(ours, wanted)
 
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

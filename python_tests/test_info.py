@@ -91,7 +91,7 @@ def test_extension_facts(report):
     assert extension["instruction_set"] == _extension.load().instruction_set()
     assert extension["compiler"]
     assert "-ffp-contract=off" in extension["flags"].split()
-    built_with_cuda = hasattr(_extension.load(), "cuda_plan")
+    built_with_cuda = hasattr(_extension.load(), "cuda")
     assert extension["CUDA"].startswith("none") != built_with_cuda
     assert bool(extension["GPU_architectures"]) == built_with_cuda
 

@@ -12,7 +12,8 @@ namespace deevo::cpu {
 namespace {
 
 template <class S>
-void run(const Generation& g, const std::vector<int64_t>& members, const int32_t* archive_slot) {
+void run(const Generation& g, const std::vector<int64_t>& members, const int32_t* archive_slot,
+         int64_t threads) {
   using Stored = typename S::Stored;
   const int64_t num_members = static_cast<int64_t>(members.size());
   const std::vector<int32_t> read = rows_read(g, members.data(), num_members);
@@ -36,7 +37,7 @@ void run(const Generation& g, const std::vector<int64_t>& members, const int32_t
   const int64_t num_copied = static_cast<int64_t>(copied.size());
   const int64_t width =
       tile_columns(g.columns, static_cast<int64_t>(read.size()) + num_copied, sizeof(Stored));
-  const int64_t threads = g.columns * static_cast<int64_t>(read.size()) < (1 << 16) ? 1 : g.threads;
+  if (g.columns * static_cast<int64_t>(read.size()) < (1 << 16)) threads = 1;
   std::vector<Stored> scratch_rows(threads * num_copied * width);
   parallel_tiles(g.columns, width, threads, [&](int64_t worker, Tile tile, Tile next) {
     Stored* copies = scratch_rows.data() + worker * num_copied * width;
@@ -66,13 +67,14 @@ void run(const Generation& g, const std::vector<int64_t>& members, const int32_t
 
 }  // namespace
 
-const char* commit(const Generation& g, const uint8_t* accepted, const int32_t* archive_slot) {
+const char* commit(const CommitArguments& a, int64_t threads) {
+  const Generation& g = a.g;
   std::vector<int64_t> members;
   std::vector<bool> taken(g.archive.count, false);
   for (int64_t member = 0; member < g.population.count; ++member) {
-    if (!accepted[member]) continue;
+    if (!a.accepted[member]) continue;
     if (const char* error = check_choice(g, member)) return error;
-    const int32_t slot = archive_slot[member];
+    const int32_t slot = a.archive_slot[member];
     if (slot >= g.archive.count) return "archive_slot names a row that does not exist";
     if (slot >= 0 && taken[slot]) return "archive_slot names a row twice";
     if (slot >= 0) taken[slot] = true;
@@ -80,7 +82,8 @@ const char* commit(const Generation& g, const uint8_t* accepted, const int32_t* 
   }
   if (const char* error = check_genes(g)) return error;
   if (members.empty()) return nullptr;
-  dispatch(g.storage, [&](auto storage) { run<decltype(storage)>(g, members, archive_slot); });
+  dispatch(g.number,
+           [&](auto number) { run<decltype(number)>(g, members, a.archive_slot, threads); });
   return nullptr;
 }
 

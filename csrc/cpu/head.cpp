@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "inference.h"
 #include "loops.h"
+#include "operators.h"
 #include "threads.h"
 
 namespace deevo::cpu {
@@ -30,25 +30,27 @@ void finish(const Losses& l, const float* z, int64_t member, int64_t sample) {
 
 // Calls body(member, first sample, samples) for all blocks of samples.
 template <class Body>
-void parallel_samples(const Losses& l, const Body& body) {
-  const int64_t share = (l.losses.count * l.samples + l.threads - 1) / l.threads;
+void parallel_samples(const Losses& l, int64_t threads, const Body& body) {
+  const int64_t share = (l.losses.count * l.samples + threads - 1) / threads;
   const int64_t block = std::clamp<int64_t>((share + 3) / 4 * 4, 4, kMostSamples);
   const int64_t blocks = (l.samples + block - 1) / block;
-  parallel_for(l.losses.count * blocks, l.threads, [&](int64_t, int64_t item) {
+  parallel_for(l.losses.count * blocks, threads, [&](int64_t, int64_t item) {
     const int64_t first = item % blocks * block;
     body(item / blocks, first, std::min(block, l.samples - first));
   });
 }
 
 template <class Stored>
-void run_head(int number, Blocks features, Blocks weight, Blocks bias, int64_t positions,
-              int64_t channels, const Losses& l) {
+void run_head(const HeadArguments& a, int64_t threads) {
+  const int number = static_cast<int>(a.number);
+  const int64_t positions = a.positions, channels = a.channels;
+  const Losses& l = a.l;
   const EvaluationLoops& kernel = loops().evaluation;
   const int64_t padded = (channels + kHeadLanes - 1) / kHeadLanes * kHeadLanes;
-  parallel_samples(l, [&](int64_t member, int64_t first, int64_t samples) {
-    const Stored* x = static_cast<const Stored*>(features.data) + member * features.stride;
-    const Stored* w = static_cast<const Stored*>(weight.data) + member * weight.stride;
-    const float* b = static_cast<const float*>(bias.data) + member * bias.stride;
+  parallel_samples(l, threads, [&](int64_t member, int64_t first, int64_t samples) {
+    const Stored* x = static_cast<const Stored*>(a.features.data) + member * a.features.stride;
+    const Stored* w = static_cast<const Stored*>(a.weight.data) + member * a.weight.stride;
+    const float* b = static_cast<const float*>(a.bias.data) + member * a.bias.stride;
     // Zeros in the pads: a sum that began at +0 does not change by a product that is +0.
     std::vector<float> pooled(samples * padded), rows(kMostClasses * padded);
     std::vector<float> logits(samples * l.classes);
@@ -73,12 +75,14 @@ void run_head(int number, Blocks features, Blocks weight, Blocks bias, int64_t p
 }
 
 template <class Stored>
-void run_losses(int number, Blocks logits, const Losses& l) {
-  parallel_samples(l, [&](int64_t member, int64_t first, int64_t samples) {
-    const Stored* z = static_cast<const Stored*>(logits.data) + member * logits.stride;
+void run_losses(const LossAndRankArguments& a, int64_t threads) {
+  const Losses& l = a.l;
+  parallel_samples(l, threads, [&](int64_t member, int64_t first, int64_t samples) {
+    const Stored* z = static_cast<const Stored*>(a.logits.data) + member * a.logits.stride;
     std::vector<float> row(l.classes);
     for (int64_t n = first; n < first + samples; ++n) {
-      loops().evaluation.widen[number](z + n * l.classes, row.data(), l.classes);
+      loops().evaluation.widen[static_cast<int>(a.number)](z + n * l.classes, row.data(),
+                                                           l.classes);
       finish(l, row.data(), member, n);
     }
   });
@@ -86,15 +90,16 @@ void run_losses(int number, Blocks logits, const Losses& l) {
 
 }  // namespace
 
-void head(Number number, Blocks features, Blocks weight, Blocks bias, int64_t positions,
-          int64_t channels, const Losses& l) {
-  const auto run = number == Number::kFloat32 ? run_head<float> : run_head<uint16_t>;
-  run(static_cast<int>(number), features, weight, bias, positions, channels, l);
+const char* head(const HeadArguments& a, int64_t threads) {
+  const auto run = a.number == Number::kFloat32 ? run_head<float> : run_head<uint16_t>;
+  run(a, threads);
+  return nullptr;
 }
 
-void loss_and_rank(Number number, Blocks logits, const Losses& l) {
-  const auto run = number == Number::kFloat32 ? run_losses<float> : run_losses<uint16_t>;
-  run(static_cast<int>(number), logits, l);
+const char* loss_and_rank(const LossAndRankArguments& a, int64_t threads) {
+  const auto run = a.number == Number::kFloat32 ? run_losses<float> : run_losses<uint16_t>;
+  run(a, threads);
+  return nullptr;
 }
 
 }  // namespace deevo::cpu

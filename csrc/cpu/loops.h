@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "deevo/fold.h"
 #include "deevo/head.h"
+#include "deevo/number.h"
 #include "deevo/trials.h"
 
 namespace deevo::cpu {
@@ -45,7 +45,7 @@ struct LossSums {
   int32_t rank;
 };
 
-// to[i] = from[i] factor, as fold.h widens and rounds.
+// to[i] = from[i] factor, widened and rounded as any floats (number.h).
 using Scale = void (*)(const void* from, void* to, int64_t count, float factor);
 
 // Types of numbers are counted as Number does: float32, bfloat16, float16.

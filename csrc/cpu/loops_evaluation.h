@@ -9,9 +9,9 @@
 
 template <class From>
 inline Floats read(const typename From::Stored* from) {
-  if constexpr (std::is_same_v<From, FromFloat32>) {
+  if constexpr (std::is_same_v<From, Float32>) {
     return load<Floats>(from);
-  } else if constexpr (std::is_same_v<From, FromBFloat16>) {
+  } else if constexpr (std::is_same_v<From, BFloat16>) {
     return reinterpret_cast<Floats>(__builtin_convertvector(load<Few>(from), Words) << 16);
   } else {
     return widen_few(load<Few>(from));
@@ -21,9 +21,9 @@ inline Floats read(const typename From::Stored* from) {
 template <class To>
 inline void write(typename To::Stored* to, Floats v) {
   const Floats x = v != v ? Floats{} + float_of(0x7FC00000u) : v;  // one pattern for every NaN
-  if constexpr (std::is_same_v<To, ToFloat32>) {
+  if constexpr (std::is_same_v<To, Float32>) {
     keep(to, x);
-  } else if constexpr (std::is_same_v<To, ToBFloat16>) {
+  } else if constexpr (std::is_same_v<To, BFloat16>) {
     const Words bits = reinterpret_cast<Words>(x);
     keep(to, __builtin_convertvector((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, Few));
   } else {
@@ -35,7 +35,7 @@ template <class From, class To>
 void scale(const void* source, void* target, int64_t count, float factor) {
   const auto* from = static_cast<const typename From::Stored*>(source);
   auto* to = static_cast<typename To::Stored*>(target);
-  constexpr bool kHalf = std::is_same_v<From, FromFloat16> || std::is_same_v<To, ToFloat16>;
+  constexpr bool kHalf = std::is_same_v<From, Float16> || std::is_same_v<To, Float16>;
   int64_t i = 0;
   if (kFloats > 4 || kHalf) {  // elsewhere compilers find more of the instructions that pack
     for (; i + kFloats <= count; i += kFloats) write<To>(to + i, read<From>(from + i) * factor);
@@ -46,7 +46,7 @@ void scale(const void* source, void* target, int64_t count, float factor) {
     write<To>(to + i, read<From>(from + i) * factor);
     return;
   }
-  for (; i < count; ++i) to[i] = To::store(From::widen(from[i]) * factor);
+  for (; i < count; ++i) to[i] = To::round_any(From::widen_any(from[i]) * factor);
 }
 
 template <class From>
@@ -54,7 +54,7 @@ void widen(const void* source, float* to, int64_t count) {
   const auto* from = static_cast<const typename From::Stored*>(source);
   int64_t i = 0;
   for (; i + kFloats <= count; i += kFloats) keep(to + i, read<From>(from + i));
-  for (; i < count; ++i) to[i] = From::widen(from[i]);
+  for (; i < count; ++i) to[i] = From::widen_any(from[i]);
 }
 
 template <class From>
@@ -68,7 +68,7 @@ void pool(const void* source, int64_t positions, int64_t channels, float* pooled
     for (; c + kFloats <= channels; c += kFloats) {
       keep(pooled + c, load<Floats>(pooled + c) + read<From>(at + c));
     }
-    for (; c < channels; ++c) pooled[c] = pooled[c] + From::widen(at[c]);
+    for (; c < channels; ++c) pooled[c] = pooled[c] + From::widen_any(at[c]);
   }
   for (int64_t c = 0; c < channels; ++c) pooled[c] = pooled[c] * inverse;
 }
@@ -165,12 +165,10 @@ bool sum_losses(const float* z, int64_t classes, int64_t label, int bits, LossSu
 }
 
 constexpr EvaluationLoops kEvaluation = {
-    {{scale<FromFloat32, ToFloat32>, scale<FromFloat32, ToBFloat16>, scale<FromFloat32, ToFloat16>},
-     {scale<FromBFloat16, ToFloat32>, scale<FromBFloat16, ToBFloat16>,
-      scale<FromBFloat16, ToFloat16>},
-     {scale<FromFloat16, ToFloat32>, scale<FromFloat16, ToBFloat16>,
-      scale<FromFloat16, ToFloat16>}},
-    {widen<FromFloat32>, widen<FromBFloat16>, widen<FromFloat16>},
-    {pool<FromFloat32>, pool<FromBFloat16>, pool<FromFloat16>},
+    {{scale<Float32, Float32>, scale<Float32, BFloat16>, scale<Float32, Float16>},
+     {scale<BFloat16, Float32>, scale<BFloat16, BFloat16>, scale<BFloat16, Float16>},
+     {scale<Float16, Float32>, scale<Float16, BFloat16>, scale<Float16, Float16>}},
+    {widen<Float32>, widen<BFloat16>, widen<Float16>},
+    {pool<Float32>, pool<BFloat16>, pool<Float16>},
     products,
     sum_losses};

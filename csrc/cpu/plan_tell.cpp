@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "deevo/plan.h"
+#include "deevo/tell.h"
 #include "operators.h"
 #include "threads.h"
 
@@ -45,38 +47,39 @@ const char* check_state(const TellInputs& in, const double* state) {
 
 }  // namespace
 
-const char* plan(const double* settings, const double* strategies, int64_t num_strategies,
-                 const double* state, const double* fitness, const uint8_t* alive,
-                 int64_t num_members, int64_t generation, Key key, const PlanTables& out) {
+const char* plan(const PlanArguments& a, int64_t) {
+  const Configuration& c = a.configuration;
+  const int64_t generation = *a.generation;
   if (const char* error = check_generation(generation)) return error;
-  for (int64_t k = 0; k < num_strategies; ++k) {
-    if (const char* error = check_strategy(strategies + k * kStrategyColumns)) return error;
+  for (int64_t k = 0; k < c.num_strategies; ++k) {
+    if (const char* error = check_strategy(c.strategies + k * kStrategyColumns)) return error;
   }
   const FloatEnvironment environment;
-  std::vector<double> clean(num_members);
-  std::transform(fitness, fitness + num_members, clean.begin(), clean_fitness);
+  std::vector<double> clean(c.num_members);
+  std::transform(a.fitness, a.fitness + c.num_members, clean.begin(), clean_fitness);
   std::vector<int32_t> living, by_rank;
-  for (int64_t i = 0; i < num_members; ++i) {
-    if (alive[i]) living.push_back(static_cast<int32_t>(i));
+  for (int64_t i = 0; i < c.num_members; ++i) {
+    if (a.alive[i]) living.push_back(static_cast<int32_t>(i));
   }
   if (const char* error = check_living(static_cast<int64_t>(living.size()))) return error;
   by_rank = living;
   std::stable_sort(by_rank.begin(), by_rank.end(),
-                   [&](int32_t a, int32_t b) { return clean[a] < clean[b]; });
+                   [&](int32_t i, int32_t j) { return clean[i] < clean[j]; });
   const double infinity = clean_fitness(double_of(0x7FF8000000000000ull));
   const int64_t num_valid =
       std::count_if(living.begin(), living.end(), [&](int32_t i) { return clean[i] < infinity; });
   const PlanInputs in = {
-      settings,     strategies,    num_strategies, state,
-      clean.data(), living.data(), by_rank.data(), static_cast<int64_t>(living.size()),
-      num_valid,    num_members,   generation,     key};
-  const int64_t genes = static_cast<int64_t>(settings[kGenes]), words = gene_words(genes);
+      c.settings,   c.strategies,  c.num_strategies, a.state,
+      clean.data(), living.data(), by_rank.data(),   static_cast<int64_t>(living.size()),
+      num_valid,    c.num_members, generation,       c.key};
+  const int64_t genes = static_cast<int64_t>(c.settings[kGenes]);
+  const int64_t words = a.gene_mask_words;
   int64_t position = 0;
-  for (int64_t i = 0; i < num_members; ++i) {
-    const PlanRow row = {out.choices + i * kChoiceColumns, out.parameters + i * kParameterColumns,
-                         out.coefficients + i * kMaxTerms};
-    int32_t* mask = out.gene_mask + i * words;
-    if (!alive[i]) {
+  for (int64_t i = 0; i < c.num_members; ++i) {
+    const PlanRow row = {a.choices + i * kChoiceColumns, a.parameters + i * kParameterColumns,
+                         a.coefficients + i * kMaxTerms};
+    int32_t* mask = a.gene_mask + i * words;
+    if (!a.alive[i]) {
       plan_dead(in, i, row);
       std::fill(mask, mask + words, 0);
       continue;
@@ -84,29 +87,31 @@ const char* plan(const double* settings, const double* strategies, int64_t num_s
     const int32_t forced = plan_member(in, position++, row);
     for (int64_t word = 0; word < words; ++word) {
       mask[word] = static_cast<int32_t>(
-          gene_mask_word(word, genes, generation, i, row.choices[kThreshold], forced, key));
+          gene_mask_word(word, genes, generation, i, row.choices[kThreshold], forced, c.key));
     }
   }
   return nullptr;
 }
 
-const char* tell(const TellInputs& in, double* state, double* fitness, uint8_t* alive,
-                 int64_t* generation, uint8_t* accepted, int32_t* archive_slot) {
-  if (const char* error = check_generation(*generation)) return error;
+const char* tell(const TellArguments& a, int64_t) {
+  const Configuration& c = a.configuration;
+  const TellInputs in = {c.settings, c.strategies, c.num_strategies, a.trial_fitness,
+                         a.choices,  a.parameters, c.num_members,    c.key};
+  if (const char* error = check_generation(*a.generation)) return error;
   for (int64_t i = 0; i < in.num_members; ++i) {
     const int32_t* choice = in.choices + i * kChoiceColumns;
-    if (choice[kGeneration] != *generation) return "choices are of another generation";
+    if (choice[kGeneration] != *a.generation) return "choices are of another generation";
     if (choice[kStrategy] < 0 || choice[kStrategy] >= in.num_strategies) {
       return "choices name a strategy that does not exist";
     }
   }
   const auto lives = [](uint8_t value) { return value != 0; };
-  const int64_t living = std::count_if(alive, alive + in.num_members, lives);
+  const int64_t living = std::count_if(a.alive, a.alive + in.num_members, lives);
   if (const char* error = check_living(living)) return error;
-  if (const char* error = check_state(in, state)) return error;
+  if (const char* error = check_state(in, a.state)) return error;
   const FloatEnvironment environment;
   std::vector<double> improvement(in.num_members), scratch(2 * power_of_two(in.num_members));
-  tell_generation(in, {state, fitness, alive, generation, accepted, archive_slot,
+  tell_generation(in, {a.state, a.fitness, a.alive, a.generation, a.accepted, a.archive_slot,
                        improvement.data(), scratch.data()});
   return nullptr;
 }

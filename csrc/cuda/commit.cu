@@ -11,8 +11,8 @@
 
 namespace deevo::cuda {
 
-const char* commit(const Queue& queue, const Generation& g, const uint8_t* accepted,
-                   const int32_t* archive_slot) {
+const char* commit(const CommitArguments& arguments, const Queue& queue) {
+  const Generation& g = arguments.g;
   if (g.population.count == 0 || g.columns == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
@@ -21,8 +21,8 @@ const char* commit(const Queue& queue, const Generation& g, const uint8_t* accep
   TileArguments a = {};
   a.g = g;
   a.num_trials = g.population.count;
-  a.accepted = accepted;
-  a.archive_slot = archive_slot;
+  a.accepted = arguments.accepted;
+  a.archive_slot = arguments.archive_slot;
   if (!tiles_fit(a, true, limits)) {
     thread_local std::string text;
     text = "population and archive have " + std::to_string(g.population.count + g.archive.count) +
@@ -31,8 +31,8 @@ const char* commit(const Queue& queue, const Generation& g, const uint8_t* accep
            "smaller archive, or keep the population on the CPU";
     return text.c_str();
   }
-  return dispatch(g.storage, [&](auto storage) {
-    return launch_tiles<decltype(storage), true>(queue, a, limits);
+  return dispatch(g.number, [&](auto number) {
+    return launch_tiles<decltype(number), true>(queue, a, limits);
   });
 }
 

@@ -13,10 +13,8 @@
 // for the sums.
 #include <string>
 
-#include "deevo/fold.h"
 #include "device.h"
 #include "losses.h"
-#include "numbers.h"
 #include "vectors.h"
 
 namespace deevo::cuda {
@@ -29,20 +27,17 @@ constexpr int kClassesEach = 4;      // that 16 lanes have at a time
 constexpr int64_t kFewest = 64;      // classes of a tile
 constexpr int64_t kSumsBytes = 512;  // of LossSums and the labels' logits
 
-struct HeadArguments {
-  Losses l;
-  Rows features, weight, bias;
-  int64_t positions, channels;
+struct HeadLaunch : HeadArguments {
   int64_t tile;  // classes whose logits are kept at a time
   bool wide;     // features may be read 16 bytes at a time
 };
 
-template <class From, int kSamples>
+template <class S, int kSamples>
 class HeadBlock {
-  using Stored = typename From::Stored;
+  using Stored = typename S::Stored;
 
  public:
-  DEEVO_DEVICE HeadBlock(const HeadArguments& a, unsigned char* shared)
+  DEEVO_DEVICE HeadBlock(const HeadLaunch& a, unsigned char* shared)
       : a_(a),
         classes_(a.l.classes),
         channels_(a.channels),
@@ -92,7 +87,7 @@ class HeadBlock {
     const Stored* x = static_cast<const Stored*>(a_.features.data) + member_ * a_.features.stride +
                       first_ * a_.positions * channels_;
     const float inverse = static_cast<float>(1.0 / static_cast<double>(a_.positions));
-    constexpr int kAll = kWeights<From>;
+    constexpr int kAll = kWeights<S>;
     const int each = a_.wide ? kAll : 1;
     const int pieces = static_cast<int>(channels_ / each);
     for (int item = thread_index(); item < kSamples * pieces; item += block_threads()) {
@@ -102,12 +97,12 @@ class HeadBlock {
       if (n < count_ && a_.wide) {
         for (int64_t p = 0; p < a_.positions; ++p) {
           float v[kAll];
-          widen<From>(load_vector(at + p * channels_), v);
+          widen<S>(load_vector(at + p * channels_), v);
           for (int i = 0; i < kAll; ++i) sums[i] = sums[i] + v[i];
         }
       } else if (n < count_) {
         for (int64_t p = 0; p < a_.positions; ++p) {
-          sums[0] = sums[0] + widened<From>(at[p * channels_]);
+          sums[0] = sums[0] + widened<S>(at[p * channels_]);
         }
       }
       DEEVO_UNROLL
@@ -134,7 +129,7 @@ class HeadBlock {
       float sums[kSamples][kClassesEach] = {};
       for (int64_t c = lane; c < channels_; c += kHeadLanes) {
         float weight[kClassesEach];
-        for (int i = 0; i < kClassesEach; ++i) weight[i] = widened<From>(rows[i][c]);
+        for (int i = 0; i < kClassesEach; ++i) weight[i] = widened<S>(rows[i][c]);
         for (int n = 0; n < kSamples; ++n) {
           const float x = pooled_[n * channels_ + c];
           for (int i = 0; i < kClassesEach; ++i) sums[n][i] = sums[n][i] + x * weight[i];
@@ -181,7 +176,7 @@ class HeadBlock {
     });
   }
 
-  const HeadArguments& a_;
+  const HeadLaunch& a_;
   const int64_t classes_, channels_;
   LossSums* sums_;
   float *label_logits_, *pooled_, *logits_;
@@ -189,43 +184,43 @@ class HeadBlock {
   int count_ = 0;
 };
 
-template <class From, int kSamples>
+template <class S, int kSamples>
 DEEVO_KERNEL(kHeadThreads, kHeadBlocks)
-head_kernel(DEEVO_PARAMETERS HeadArguments a) {
+head_kernel(DEEVO_PARAMETERS HeadLaunch a) {
   DEEVO_SHARED(shared);
-  HeadBlock<From, kSamples>(a, shared).run();
+  HeadBlock<S, kSamples>(a, shared).run();
 }
 
 // Room for a tile of classes beside the means of that many samples; below 1 if there is none.
-int64_t room(const HeadArguments& a, int64_t samples, const Limits& limits) {
+int64_t room(const HeadLaunch& a, int64_t samples, const Limits& limits) {
   const int64_t left =
       static_cast<int64_t>(limits.shared_bytes) - kSumsBytes - samples * a.channels * 4;
   return left / (samples * 4);
 }
 
-template <class From, int kSamples>
-const char* launch_head(const Queue& queue, HeadArguments a, const Limits& limits) {
+template <class S, int kSamples>
+const char* launch_head(const Queue& queue, HeadLaunch a, const Limits& limits) {
   const int64_t most = room(a, kSamples, limits);
   a.tile = a.l.classes < most ? a.l.classes : most;
   const int64_t bytes = kSumsBytes + kSamples * (a.channels + a.tile) * 4;
   const int64_t items = a.l.losses.count * ((a.l.samples + kSamples - 1) / kSamples);
   const int64_t blocks = items < (1 << 30) ? items : 1 << 30;
-  const auto kernel = head_kernel<From, kSamples>;
+  const auto kernel = head_kernel<S, kSamples>;
   if (const char* error = DEEVO_ALLOW_SHARED(kernel, bytes)) return error;
   return DEEVO_LAUNCH(kernel, blocks, kHeadThreads, bytes, queue.stream, a);
 }
 
-template <class From>
-const char* choose_head(const Queue& queue, HeadArguments a, const Limits& limits) {
-  constexpr int64_t kSize = sizeof(typename From::Stored);
+template <class S>
+const char* choose_head(const Queue& queue, HeadLaunch a, const Limits& limits) {
+  constexpr int64_t kSize = sizeof(typename S::Stored);
   const bool steps = a.features.count < 2 || a.features.stride * kSize % 16 == 0;
   a.wide = reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 && steps &&
-           a.channels % kWeights<From> == 0;
+           a.channels % kWeights<S> == 0;
   const int64_t wanted = a.l.classes < kFewest ? a.l.classes : kFewest;
   if (room(a, kMostSamples, limits) >= wanted) {
-    return launch_head<From, kMostSamples>(queue, a, limits);
+    return launch_head<S, kMostSamples>(queue, a, limits);
   }
-  if (room(a, 1, limits) >= wanted) return launch_head<From, 1>(queue, a, limits);
+  if (room(a, 1, limits) >= wanted) return launch_head<S, 1>(queue, a, limits);
   thread_local std::string text;
   text = "features has " + std::to_string(a.channels) + " channels; expected at most the " +
          std::to_string(room(a, 1, limits) + a.channels - wanted) +
@@ -236,23 +231,15 @@ const char* choose_head(const Queue& queue, HeadArguments a, const Limits& limit
 
 }  // namespace
 
-const char* head(const Queue& queue, Storage storage, Rows features, Rows weight, Rows bias,
-                 int64_t positions, int64_t channels, const Losses& l) {
-  if (l.losses.count == 0 || l.samples == 0) return nullptr;
+const char* head(const HeadArguments& arguments, const Queue& queue) {
+  if (arguments.l.losses.count == 0 || arguments.l.samples == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
-  const HeadArguments a = {l, features, weight, bias, positions, channels, 0, false};
-  switch (storage) {
-    case Storage::kFloat32:
-      return choose_head<FromFloat32>(queue, a, limits);
-    case Storage::kBFloat16:
-      return choose_head<FromBFloat16>(queue, a, limits);
-    case Storage::kFloat16:
-      return choose_head<FromFloat16>(queue, a, limits);
-  }
-  return "no kernel for this storage type";
+  const HeadLaunch a = {arguments, 0, false};
+  return dispatch(a.number,
+                  [&](auto number) { return choose_head<decltype(number)>(queue, a, limits); });
 }
 
 }  // namespace deevo::cuda

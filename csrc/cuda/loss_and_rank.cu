@@ -4,7 +4,6 @@
 // (label smoothing s: Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016); float64
 // and exact sums over classes (deevo/head.h). A warp, or a part of one where classes are few, has
 // a sample. Bytes: a logit read once, and once more from the caches; 8 written per sample.
-#include "deevo/fold.h"
 #include "device.h"
 #include "losses.h"
 
@@ -14,16 +13,14 @@ namespace {
 constexpr int kLossThreads = 256;
 constexpr int kLossBlocks = 4;  // of a multiprocessor
 
-struct LossArguments {
-  Losses l;
-  Rows logits;
+struct LossLaunch : LossAndRankArguments {
   int lanes;  // of a sample, a power of two up to 32
 };
 
-template <class From>
+template <class S>
 DEEVO_KERNEL(kLossThreads, kLossBlocks)
-loss_and_rank_kernel(DEEVO_PARAMETERS LossArguments a) {
-  using Stored = typename From::Stored;
+loss_and_rank_kernel(DEEVO_PARAMETERS LossLaunch a) {
+  using Stored = typename S::Stored;
   const int64_t total = a.l.losses.count * a.l.samples, classes = a.l.classes;
   const int lane = thread_index() % a.lanes, bits = gap_bits(classes);
   const int64_t together = 32 / a.lanes, warps = block_threads() / 32;
@@ -36,7 +33,7 @@ loss_and_rank_kernel(DEEVO_PARAMETERS LossArguments a) {
     const int64_t sample = exists ? item - member * a.l.samples : 0;
     const Stored* z =
         static_cast<const Stored*>(a.logits.data) + member * a.logits.stride + sample * classes;
-    const auto logit = [&](int64_t j) { return From::widen(z[j]); };
+    const auto logit = [&](int64_t j) { return S::widen_any(z[j]); };
     const int64_t label = a.l.labels[sample];
     const float label_logit = label >= 0 && label < classes ? logit(label) : 0.0f;
     LossSums sums = no_classes();
@@ -46,34 +43,25 @@ loss_and_rank_kernel(DEEVO_PARAMETERS LossArguments a) {
   }
 }
 
-template <class From>
-const char* launch(const Queue& queue, const LossArguments& a, int64_t blocks) {
-  return DEEVO_LAUNCH(loss_and_rank_kernel<From>, blocks, kLossThreads, 0, queue.stream, a);
-}
-
 }  // namespace
 
-const char* loss_and_rank(const Queue& queue, Storage storage, Rows logits, const Losses& l) {
+const char* loss_and_rank(const LossAndRankArguments& arguments, const Queue& queue) {
+  const Losses& l = arguments.l;
   const int64_t total = l.losses.count * l.samples;
   if (total == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
-  LossArguments a = {l, logits, 1};
+  LossLaunch a = {arguments, 1};
   while (a.lanes < 32 && a.lanes < l.classes) a.lanes *= 2;
   const int64_t a_block = kLossThreads / a.lanes, wanted = (total + a_block - 1) / a_block;
   const int64_t most = int64_t{limits.multiprocessors} * kLossBlocks * 2;
   const int64_t blocks = wanted < most ? wanted : most;
-  switch (storage) {
-    case Storage::kFloat32:
-      return launch<FromFloat32>(queue, a, blocks);
-    case Storage::kBFloat16:
-      return launch<FromBFloat16>(queue, a, blocks);
-    case Storage::kFloat16:
-      return launch<FromFloat16>(queue, a, blocks);
-  }
-  return "no kernel for this storage type";
+  return dispatch(a.number, [&](auto number) {
+    return DEEVO_LAUNCH(loss_and_rank_kernel<decltype(number)>, blocks, kLossThreads, 0,
+                        queue.stream, a);
+  });
 }
 
 }  // namespace deevo::cuda

@@ -3,6 +3,7 @@
 // i}|. float64. About 250 bytes per member, so what counts is latency: two block-wide barriers.
 // Gene masks, ceil(G / 32) words a member, are drawn by a second kernel with as many blocks as
 // help.
+#include "deevo/plan.h"
 #include "tables.h"
 
 namespace deevo::cuda {
@@ -118,7 +119,7 @@ gene_mask_kernel(DEEVO_PARAMETERS PlanArguments a) {
 
 }  // namespace
 
-const char* plan(const Queue& queue, const PlanArguments& a) {
+const char* plan(const PlanArguments& a, const Queue& queue) {
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "deevo/tables.h"
 #include "device.h"
 #include "launch.h"
 #include "operators.h"

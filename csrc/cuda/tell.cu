@@ -2,6 +2,7 @@
 // sources). Members are dealt out to threads, the weighted means to warps, each of which adds
 // halves in the contract's order:  s[i] = s[i] + s[i + half], half = P/2, P/4, ..., 1. float64.
 // About 150 bytes per member, so what counts is latency: some ten block-wide barriers.
+#include "deevo/tell.h"
 #include "tables.h"
 
 namespace deevo::cuda {
@@ -297,7 +298,7 @@ tell_kernel(DEEVO_PARAMETERS TellParameters parameters) {
 
 }  // namespace
 
-const char* tell(const Queue& queue, const TellArguments& a) {
+const char* tell(const TellArguments& a, const Queue& queue) {
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();

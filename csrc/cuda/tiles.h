@@ -328,18 +328,4 @@ const char* launch_tiles(const Queue& queue, TileArguments a, const Limits& limi
                       a);
 }
 
-// Calls run with the storage type that the population has.
-template <class Run>
-const char* dispatch(Storage storage, const Run& run) {
-  switch (storage) {
-    case Storage::kFloat32:
-      return run(Float32());
-    case Storage::kBFloat16:
-      return run(BFloat16());
-    case Storage::kFloat16:
-      return run(Float16());
-  }
-  return "no kernel for this storage type";
-}
-
 }  // namespace deevo::cuda

@@ -57,21 +57,21 @@ const char* launch_gather(const Queue& queue, TileArguments a, const Limits& lim
 
 }  // namespace
 
-const char* trials(const Queue& queue, const Generation& g, const int64_t* members,
-                   int64_t num_trials, Rows out) {
-  if (num_trials == 0 || g.columns == 0) return nullptr;
+const char* trials(const TrialsArguments& arguments, const Queue& queue) {
+  const Generation& g = arguments.g;
+  if (arguments.num_trials == 0 || g.columns == 0) return nullptr;
   Limits limits;
   const DeviceGuard guard(queue.device);
   if (guard.error() != nullptr) return guard.error();
   if (const char* error = limits_of(queue.device, &limits)) return error;
   TileArguments a = {};
   a.g = g;
-  a.num_trials = num_trials;
-  a.members = members;
-  a.out = out;
+  a.num_trials = arguments.num_trials;
+  a.members = arguments.members;
+  a.out = arguments.out;
   const bool tiles = tiles_fit(a, false, limits);
-  return dispatch(g.storage, [&](auto storage) {
-    using S = decltype(storage);
+  return dispatch(g.number, [&](auto number) {
+    using S = decltype(number);
     return tiles ? launch_tiles<S, false>(queue, a, limits) : launch_gather<S>(queue, a, limits);
   });
 }

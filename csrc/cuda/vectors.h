@@ -30,12 +30,18 @@ DEEVO_HD float beyond_storage<Float16>() {
   return float_of(0x477FF000u);
 }
 
+// A stored number in float32, infinity and NaN among them.
+template <class S>
+DEEVO_DEVICE float widened(typename S::Stored x) {
+  return S::widen_any(x);
+}
+
 // The two weights of a word of a 16-bit type, in float32. Conversions by single instructions where
 // there are any; these keep subnormals and round to nearest even, as S does.
 template <class S>
 DEEVO_DEVICE void widen_pair(uint32_t pair, float* low, float* high) {
-  *low = S::widen(static_cast<uint16_t>(pair));
-  *high = S::widen(static_cast<uint16_t>(pair >> 16));
+  *low = S::widen_any(static_cast<uint16_t>(pair));
+  *high = S::widen_any(static_cast<uint16_t>(pair >> 16));
 }
 
 template <>
@@ -50,6 +56,13 @@ DEEVO_DEVICE uint32_t round_pair(float low, float high) {
 }
 
 #if defined(__CUDA_ARCH__)
+template <>
+DEEVO_DEVICE float widened<Float16>(uint16_t x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+
 template <>
 DEEVO_DEVICE void widen_pair<Float16>(uint32_t pair, float* low, float* high) {
   asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"

@@ -29,6 +29,7 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "triton": ("cuda", "cpu"),
 }
 NAMES = tuple(DEVICES)
+_FOLDERS = {"cpu": "native.cpu", "cuda": "native.cuda"}  # of modules that are not named as backends
 
 _forced: list[str] = []
 
@@ -52,7 +53,7 @@ def why_unavailable(name: str) -> str | None:
         return reason
     if name == "triton":
         return _why_no_triton()
-    if name == "cuda" and not hasattr(_extension.load(), "cuda_plan"):
+    if name == "cuda" and not hasattr(_extension.load(), "cuda"):
         return (
             "the extension was built without CUDA kernels. Rebuild it where nvcc is found: "
             'FORCE_CUDA=1 pip install --force-reinstall --no-deps ".", in the source checkout.'
@@ -112,7 +113,7 @@ def compiled_cpu() -> ModuleType:
 
 @functools.cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{_FOLDERS.get(name, name)}")
 
 
 def _load(name: str, device: torch.device, operator: str, source: str) -> ModuleType:

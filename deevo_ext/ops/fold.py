@@ -39,8 +39,7 @@ class FoldColumn(IntEnum):
     PADDED = 9  # input channels that are written, zeros beyond IN_CHANNELS
     TO_WEIGHT = 10  # element of `weights`, a multiple of 8, or ABSENT
     TO_SHIFT = 11  # element of `vectors`, or ABSENT
-    TO_SCALE = 12
-    FIRST_TILE = 13  # work tiles before this entry; `with_tiles` fills it
+    FIRST_TILE = 12  # work tiles before this entry; `with_tiles` fills it
 
 
 _SOURCES = tuple(FoldColumn)[FoldColumn.WEIGHT : FoldColumn.VAR + 1]
@@ -52,7 +51,7 @@ def address(space: int, offset: int) -> int:
 
 
 def with_tiles(table: torch.Tensor) -> torch.Tensor:
-    """A fold table with its last column: [L, 13] or [L, 14] on the CPU -> a new [L, 14].
+    """A fold table with its last column: [L, 12] or [L, 13] on the CPU -> a new [L, 13].
 
     A tile is the work of one thread block: whole output channels of together at most TILE source
     weights, or, of larger channels, as many input channels with all their taps.
@@ -102,7 +101,7 @@ def check_table(
 ) -> None:
     """Refuses a table that reaches beyond its operands or writes an element twice.
 
-    table: [L, 14] on the CPU; the rest: columns of the operands. `fold` does this for CPU tensors;
+    table: [L, 13] on the CPU; the rest: columns of the operands. `fold` does this for CPU tensors;
     on a GPU, where looking at the table would stop the stream, do it once before the table moves.
     """
     c = Checker("fold", torch.device("cpu"))
@@ -126,8 +125,7 @@ def check_table(
                    "addresses within rows, statistics and constants")  # fmt: skip
     written = outs * taps * entries[:, FoldColumn.PADDED]
     _check_outputs(c, "weights", weights, entries[:, FoldColumn.TO_WEIGHT], written)
-    starts = np.concatenate([entries[:, FoldColumn.TO_SHIFT], entries[:, FoldColumn.TO_SCALE]])
-    _check_outputs(c, "vectors", vectors, starts, np.concatenate([outs, outs]))
+    _check_outputs(c, "vectors", vectors, entries[:, FoldColumn.TO_SHIFT], outs)
     if (entries[:, FoldColumn.TO_WEIGHT] % 8)[entries[:, FoldColumn.TO_WEIGHT] >= 0].any():
         c.fail("table", "a table with weights at odd places", "multiples of 8 in to_weight")
 
@@ -156,7 +154,7 @@ def check(
     """Folds K members: convolution or linear weights with the BatchNorm behind them.
 
     rows [K, D] float32, bfloat16 or float16, any row stride; statistics [K, S] float32 (S = 0 where
-    they are in the rows); constants [X] float32, the same for all members; table int64 [L, 14]
+    they are in the rows); constants [X] float32, the same for all members; table int64 [L, 13]
     (`FoldColumn`, `with_tiles`) and eps float64 [L]. Per output channel, in float64, and one
     product per weight, in float32::
 
@@ -165,7 +163,7 @@ def check(
 
     W in C order [out, in, kernel]; written channels-last [out, kernel, padded in], in the dtype of
     `weights` [K, W], rounded to nearest even (beyond its range: infinity; NaN: the quiet NaN 0x7E00
-    and the like). vectors [K, V] float32 take shifts and scales. What no entry writes stays.
+    and the like). vectors [K, V] float32 take the shifts. What no entry writes stays.
     Traffic: D weights read and W written per member. Raises DeevoError naming the argument.
     """
     c = Checker("fold", rows.device)

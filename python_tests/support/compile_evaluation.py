@@ -18,11 +18,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from deevo_ext.backends.triton.fold import BLOCK, fold_kernel
-from deevo_ext.backends.triton.fold_trials import (
-    COLUMNS_AT_ONCE,
-    SOURCES,
-    fold_trials_kernel,
-)
 from deevo_ext.backends.triton.head import (
     STAGES,
     WARPS,
@@ -48,18 +43,6 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
         {"rows": "*i16", "table": "*i64", "eps": "*fp64", "weights": "*i32", "vectors": "*i32"},
         {"ENTRIES": 64, "BLOCK": BLOCK, "KIND": 0},
     ),
-    "fold_trials float32 to float16": (
-        fold_trials_kernel,
-        {
-            **{"choices": "*i32", "gene_mask": "*i32", "genes": "*i64", "members": "*i64"},
-            **{"table": "*i64", "eps": "*fp64", "weights": "*i16", "vectors": "*i32"},
-            **{"seed": "i64", "nonneg_start": "i64", "lower": "fp32", "upper": "fp32"},
-        },
-        {
-            **{"SOURCES": SOURCES, "TILE": COLUMNS_AT_ONCE, "ARCHIVE": True, "BOUNDED": True},
-            **{"GENES": False, "ENTRIES": 64, "BLOCK": BLOCK, "KIND": 2},
-        },
-    ),
     "head float16": (
         head_kernel,
         {"weight": "*fp16", "labels": "*i64", "ranks": "*i32"},
@@ -78,9 +61,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "mean float16": (mean_kernel, {"x": "*fp16"}, {"BLOCK_P": 16, "BLOCK_C": 128}),
 }
 POINTERS = ("rows", "statistics", "constants", "table", "eps", "weights", "vectors", "workspace",
-            "x", "weight", "bias", "labels", "losses", "ranks", "logits", "out", "population",
-            "archive", "choices", "coefficients", "genes", "gene_mask", "members",
-            "scales")  # fmt: skip
+            "x", "weight", "bias", "labels", "losses", "ranks", "logits", "out")  # fmt: skip
 
 
 def main(architecture: int) -> None:

@@ -31,7 +31,6 @@ class Entry:
     var: tuple[Space, int] | None = None
     to_weight: int = -1
     to_shift: int = -1
-    to_scale: int = -1
     eps: float = 1e-5
 
     def row(self) -> list[int]:
@@ -39,7 +38,7 @@ class Entry:
         sources = [getattr(self, name) for name in names]
         addresses = [-1 if s is None else address(*s) for s in sources]
         sizes = [self.out, self.channels, self.taps, max(self.padded, self.channels)]
-        return [*addresses, *sizes, self.to_weight, self.to_shift, self.to_scale]
+        return [*addresses, *sizes, self.to_weight, self.to_shift]
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Problem:
 
     def table(self) -> torch.Tensor:
         rows = [entry.row() for entry in self.entries]
-        return with_tiles(torch.tensor(rows, dtype=torch.int64).reshape(-1, 13))
+        return with_tiles(torch.tensor(rows, dtype=torch.int64).reshape(-1, 12))
 
     def eps(self) -> torch.Tensor:
         return torch.tensor([entry.eps for entry in self.entries], dtype=torch.float64)
@@ -100,7 +99,6 @@ class Builder:
         affine: Space | None = Space.ROWS,
         statistics: Space | None = Space.ROWS,
         padded: int = 0,
-        scale: bool = False,
         eps: float = 1e-5,
     ) -> Builder:
         e = Entry(out, channels, taps, max(padded, channels), eps=eps)
@@ -115,8 +113,6 @@ class Builder:
             e.mean, e.var = self.place(statistics, out), self.place(statistics, out)
             self.variances.append((*e.var, out))
         e.to_shift, self.vectors = self.vectors, self.vectors + out + 1
-        if scale:
-            e.to_scale, self.vectors = self.vectors, self.vectors + out
         self.entries.append(e)
         return self
 
@@ -145,8 +141,8 @@ def varied() -> Builder:
     b.add(7, 5, 4, bias=True, statistics=Space.STATISTICS)
     b.add(2, 4100, 1, weight=Space.CONSTANTS)
     b.add(9, 1, 25, affine=Space.CONSTANTS, statistics=Space.STATISTICS, eps=1e-3)  # depthwise
-    b.add(130, weight=None, scale=True)  # a BatchNorm with nothing before it
-    b.add(6, 7, 2, affine=None, scale=True)
+    b.add(130, weight=None)  # a BatchNorm with nothing before it
+    b.add(6, 7, 2, affine=None)
     b.add(1, 4097, 3, affine=None, statistics=None)
     return b
 
@@ -189,8 +185,6 @@ def oracle(p: Problem, member: int, dtype: torch.dtype) -> tuple[dict[int, int],
                 shift = (at(e.bias, o, 0.0) - at(e.mean, o, 0.0)) * scale + at(e.beta, o, 0.0)
                 if e.to_shift >= 0:
                     vectors[e.to_shift + o] = stored(np.float32(shift), torch.float32)
-                if e.to_scale >= 0:
-                    vectors[e.to_scale + o] = stored(np.float32(scale), torch.float32)
                 if e.weight is None:
                     continue
                 source = spaces[e.weight[0]][e.weight[1] :]

@@ -12,6 +12,7 @@
 
 #include "cpu/loops.h"
 #include "cpu/operators.h"
+#include "deevo/tables.h"
 
 namespace deevo::cpu {
 namespace {
@@ -43,7 +44,7 @@ struct Inputs {
   std::vector<int64_t> genes;
   Generation g;
 
-  Inputs(const Case& c, Storage storage) {
+  Inputs(const Case& c, Number number) {
     const int64_t stride = c.columns + below(3);
     population = rows(c.members, stride, c.columns);
     archive = rows(c.archive, stride, c.columns);
@@ -67,7 +68,7 @@ struct Inputs {
       gene_mask.push_back(static_cast<int32_t>(source()));
     }
     const float bound = c.bounded ? 0.75f : INFINITY;
-    g = {storage,
+    g = {number,
          {population.data(), c.members, stride},
          {archive.data(), c.archive, stride},
          c.columns,
@@ -79,8 +80,7 @@ struct Inputs {
          count,
          gene_mask.data(),
          {-bound, bound},
-         key_of(0x7A5C012389ABCDEF),
-         c.threads};
+         key_of(0x7A5C012389ABCDEF)};
   }
 
   static std::vector<Stored> rows(int64_t count, int64_t stride, int64_t columns) {
@@ -131,9 +131,9 @@ struct Inputs {
 };
 
 template <class S>
-void check_weights(const Case& c, Storage storage) {
+void check_weights(const Case& c, Number number) {
   using Stored = typename S::Stored;
-  Inputs<S> in(c, storage);
+  Inputs<S> in(c, number);
   std::vector<Stored> expected(c.members * c.columns), out(expected.size());
   for (int64_t i = 0; i < c.members; ++i) {
     for (int64_t j = 0; j < c.columns; ++j) expected[i * c.columns + j] = in.trial(i, j);
@@ -143,7 +143,8 @@ void check_weights(const Case& c, Storage storage) {
   // Two callers at once, as two populations would be.
   std::vector<Stored> other(out.size());
   const auto call = [&](std::vector<Stored>& to) {
-    succeed(trials(in.g, members.data(), c.members, {to.data(), c.members, c.columns}));
+    const Rows rows = {to.data(), c.members, c.columns};
+    succeed(trials({in.g, members.data(), c.members, rows}, c.threads));
   };
   std::thread beside([&] { call(other); });
   call(out);
@@ -166,7 +167,7 @@ void check_weights(const Case& c, Storage storage) {
       if (slots[i] >= 0) replaced.push_back(in.at(i, j));
     }
   }
-  succeed(commit(in.g, accepted.data(), slots.data()));
+  succeed(commit({in.g, accepted.data(), slots.data()}, c.threads));
   size_t kept = 0;
   for (int64_t i = 0; i < c.members; ++i) {
     for (int64_t j = 0; j < c.columns; ++j) {
@@ -211,17 +212,18 @@ void check_tables(int64_t members, int64_t genes) {
   std::vector<uint8_t> alive(members, 1), accepted(members);
   for (double& value : fitness) value = static_cast<double>(source());
   int64_t generation = 1;
-  const Key key = key_of(5);
+  const Configuration configuration = {settings.data(), strategies.data(), 2,
+                                       at.size,         members,           key_of(5)};
   while (generation <= 30) {
-    succeed(plan(settings.data(), strategies.data(), 2, state.data(), fitness.data(), alive.data(),
-                 members, generation, key,
-                 {choices.data(), parameters.data(), coefficients.data(), mask.data()}));
+    succeed(plan(
+        {configuration, state.data(), fitness.data(), alive.data(), &generation, choices.data(),
+         parameters.data(), coefficients.data(), mask.data(), gene_words(genes)},
+        1));
     std::vector<double> trial(members);
     for (double& value : trial) value = below(9) == 0 ? NAN : static_cast<double>(source());
-    succeed(tell({settings.data(), strategies.data(), 2, trial.data(), choices.data(),
-                  parameters.data(), members, key},
-                 state.data(), fitness.data(), alive.data(), &generation, accepted.data(),
-                 slots.data()));
+    succeed(tell({configuration, trial.data(), choices.data(), parameters.data(), state.data(),
+                  fitness.data(), alive.data(), &generation, accepted.data(), slots.data()},
+                 1));
   }
   require(std::accumulate(alive.begin(), alive.end(), 0) == 5, "the population is not reduced");
 }
@@ -237,15 +239,15 @@ void check_all(const char* set) {
       const Case c = {
           columns > 2000 ? 5 : 12, variant * 3, columns, variant == 1 ? 70 : 0, variant + 1,
           variant % 2 == 1,        variant >= 2};
-      check_weights<Float32>(c, Storage::kFloat32);
-      check_weights<BFloat16>(c, Storage::kBFloat16);
-      check_weights<Float16>(c, Storage::kFloat16);
+      check_weights<Float32>(c, Number::kFloat32);
+      check_weights<BFloat16>(c, Number::kBFloat16);
+      check_weights<Float16>(c, Number::kFloat16);
       cases += 3;
     }
   }
   // Enough columns for several threads and tiles.
-  check_weights<Float32>({5, 2, 40001, 0, 3, false, true}, Storage::kFloat32);
-  check_weights<BFloat16>({300, 9, 401, 0, 2, true, false}, Storage::kBFloat16);
+  check_weights<Float32>({5, 2, 40001, 0, 3, false, true}, Number::kFloat32);
+  check_weights<BFloat16>({300, 9, 401, 0, 2, true, false}, Number::kBFloat16);
   std::printf("%s: %lld cases\n", set, static_cast<long long>(cases + 2));
 }
 

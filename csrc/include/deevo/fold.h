@@ -26,7 +26,6 @@ enum FoldColumn {
   kFoldPadded,
   kFoldToWeight,
   kFoldToShift,
-  kFoldToScale,
   kFoldFirstTile,
   kFoldColumns
 };
@@ -95,59 +94,6 @@ DEEVO_HD FoldTile fold_tile(const int64_t* table, int64_t entries, int64_t tile)
   const int64_t out = index / chunks, in = index % chunks * chunk;
   return {at, out, out + 1, in, fold_least(ins, in + chunk)};
 }
-
-// Targets: float32 rounded to nearest even, overflow to infinity, any NaN to one quiet NaN.
-struct ToFloat32 {
-  using Stored = float;
-  static DEEVO_HD float store(float x) { return x != x ? float_of(0x7FC00000u) : x; }
-};
-
-struct ToBFloat16 {
-  using Stored = uint16_t;
-  static DEEVO_HD uint16_t store(float x) {
-    const uint32_t bits = bits_of(x);
-    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return static_cast<uint16_t>(x != x ? 0x7FC0u : rounded);
-  }
-};
-
-struct ToFloat16 {
-  using Stored = uint16_t;
-  static DEEVO_HD uint16_t store(float x) {
-    const uint32_t bits = bits_of(x);
-    const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
-    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
-    // Below the least normal half the sum with 1/2 has its last place at 2^-24, as the half has.
-    const float shifted = float_of(magnitude < 0x38800000u ? magnitude : 0u) + 0.5f;
-    uint32_t half = magnitude < 0x38800000u ? bits_of(shifted) - 0x3F000000u : normal;
-    half = magnitude >= 0x477FF000u ? 0x7C00u : half;
-    half = sign | half;
-    return static_cast<uint16_t>(magnitude > 0x7F800000u ? 0x7E00u : half);
-  }
-};
-
-// Float32 of a stored half, with infinity and NaN.
-DEEVO_HD float fold_widen_half(uint16_t x) {
-  const uint32_t sign = (x & 0x8000u) << 16, magnitude = x & 0x7FFFu;
-  const float finite = float_of(magnitude << 13) * 0x1p112f;
-  const uint32_t special = 0x7F800000u | (magnitude & 0x3FFu) << 13;
-  return float_of((magnitude >= 0x7C00u ? special : bits_of(finite)) | sign);
-}
-
-struct FromFloat32 {
-  using Stored = float;
-  static DEEVO_HD float widen(float x) { return x; }
-};
-
-struct FromBFloat16 {
-  using Stored = uint16_t;
-  static DEEVO_HD float widen(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
-};
-
-struct FromFloat16 {
-  using Stored = uint16_t;
-  static DEEVO_HD float widen(uint16_t x) { return fold_widen_half(x); }
-};
 
 struct FoldChannel {
   double scale, shift;

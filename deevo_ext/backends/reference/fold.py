@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.backends.checks import check_choices, check_genes, require_subnormals
-from deevo_ext.backends.reference.trials import Generation, trial, widen
+from deevo_ext.backends.checks import require_subnormals
+from deevo_ext.backends.reference.trials import widen
 from deevo_ext.ops.fold import ABSENT, FoldColumn
 
 
@@ -36,47 +36,12 @@ def fold(
     weights: torch.Tensor,
     vectors: torch.Tensor,
 ) -> None:
-    """Writes the folded weights, shifts and scales of every entry and member."""
+    """Writes the folded weights and shifts of every entry and member."""
     require_subnormals()
     for member in range(rows.shape[0]):
         spaces = (rows[member], statistics[member], constants)
         for entry, epsilon in zip(table.tolist(), eps.tolist(), strict=True):
             fold_entry(spaces, entry, epsilon, weights[member], vectors[member])
-
-
-def fold_trials(
-    population: torch.Tensor,
-    archive: torch.Tensor,
-    choices: torch.Tensor,
-    coefficients: torch.Tensor,
-    genes: torch.Tensor,
-    gene_mask: torch.Tensor,
-    members: torch.Tensor,
-    seed: int,
-    nonneg_start: int,
-    lower: float,
-    upper: float,
-    statistics: torch.Tensor,
-    constants: torch.Tensor,
-    table: torch.Tensor,
-    eps: torch.Tensor,
-    weights: torch.Tensor,
-    vectors: torch.Tensor,
-) -> None:
-    """fold of the trials of these members."""
-    require_subnormals()
-    numbers = members.tolist()
-    rows = (population.shape[0], archive.shape[0])
-    check_choices("fold_trials", choices.tolist(), numbers, *rows)
-    check_genes("fold_trials", genes)
-    g = Generation(
-        *(population, archive, choices, coefficients, genes, gene_mask),
-        *(seed, nonneg_start, 0, lower, upper),
-    )
-    for e, member in enumerate(numbers):
-        made = trial(g, member)[None]
-        own = (statistics[e : e + 1], constants, table, eps)
-        fold(made, *own, weights[e : e + 1], vectors[e : e + 1])
 
 
 def fold_entry(
@@ -105,9 +70,8 @@ def fold_entry(
         scale = scale / torch.sqrt(channel(FoldColumn.VAR, 0.0) + eps)
     shift = channel(FoldColumn.BIAS, 0.0) - channel(FoldColumn.MEAN, 0.0)
     shift = channel(FoldColumn.BETA, 0.0) + shift * scale
-    for column, vector in ((FoldColumn.TO_SHIFT, shift), (FoldColumn.TO_SCALE, scale)):
-        if (start := entry[column]) != ABSENT:
-            vectors[start : start + out] = narrow(vector.float(), torch.float32)
+    if (start := entry[FoldColumn.TO_SHIFT]) != ABSENT:
+        vectors[start : start + out] = narrow(shift.float(), torch.float32)
 
     channels, taps = entry[FoldColumn.IN_CHANNELS], entry[FoldColumn.TAPS]
     weight = source(FoldColumn.WEIGHT, out * channels * taps)

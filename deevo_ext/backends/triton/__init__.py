@@ -8,8 +8,7 @@ which move a few kilobytes, have no kernels: the compiled CPU backend serves the
 from deevo_ext.backends.triton.adaptation import plan, tell
 from deevo_ext.backends.triton.commit import commit
 from deevo_ext.backends.triton.fold import fold
-from deevo_ext.backends.triton.fold_trials import fold_trials
 from deevo_ext.backends.triton.head import head, loss_and_rank
 from deevo_ext.backends.triton.trials import trials
 
-__all__ = ["commit", "fold", "fold_trials", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]

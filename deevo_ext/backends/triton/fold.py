@@ -3,8 +3,8 @@
 scale = gamma / sqrt(var + eps) and shift = beta + (bias - mean) scale per output channel, in
 float64; weight[o, r, c] = W[o, c, r] float32(scale[o]) in float32, rounded to the target type.
 A program takes tiles of the table, one after the other, and for each
-1. makes the scales of the tile's channels, writes them (and the shifts) where the table wants them,
-   and keeps them in its own workspace, float32 [TILE];
+1. makes the tile's channels' shifts, which it writes, and scales, which it keeps in its own
+   workspace, float32 [TILE];
 2. after a barrier writes the tile's weights in the order of the target. A kernel's taps are apart
    there and side by side in the source, whose lines stay in L1 in between.
 Bytes per weight: the stored type read once, the target type written once.
@@ -33,7 +33,6 @@ TAPS = tl.constexpr(int(FoldColumn.TAPS))
 PADDED = tl.constexpr(int(FoldColumn.PADDED))
 TO_WEIGHT = tl.constexpr(int(FoldColumn.TO_WEIGHT))
 TO_SHIFT = tl.constexpr(int(FoldColumn.TO_SHIFT))
-TO_SCALE = tl.constexpr(int(FoldColumn.TO_SCALE))
 FIRST_TILE = tl.constexpr(int(FoldColumn.FIRST_TILE))
 
 OFFSET = tl.constexpr(2**48 - 1)
@@ -64,13 +63,12 @@ def tile_bits(v, KIND: tl.constexpr):
 
 
 @triton.jit
-def source(row, statistics, constants, address, at_row, i, exists, absent):
-    """Element i of a source, in float32; `absent` where the table has none. Of a row's, element 0
-    lies at row + at_row."""
+def source(row, statistics, constants, address, i, exists, absent):
+    """Element i of a source, in float32; `absent` where the table has none."""
     address += tl.zeros_like(i)  # the interpreter wants masks made of blocks
     space = address >> 48
     at = (address & OFFSET) + i
-    own = widen(tl.load(row + at_row + i, mask=exists & (space == 0), other=0))
+    own = widen(tl.load(row + at, mask=exists & (space == 0), other=0))
     held = tl.load(statistics + at, mask=exists & (space == 1), other=0.0)
     shared = tl.load(constants + at, mask=exists & (space == 2), other=0.0)
     value = tl.where(space == 0, own, tl.where(space == 1, held, shared))
@@ -120,38 +118,31 @@ def count_tiles(table, entries):
 @triton.jit
 def fold_tile(
     row, statistics, constants, entry, epsilon, weights, vectors, scales,
-    out, out_end, first_in, in_end, ins,
-    at_weight, at_bias, at_gamma, at_beta, at_mean, at_var,
-    BLOCK: tl.constexpr, KIND: tl.constexpr,
+    out, out_end, first_in, in_end, ins, BLOCK: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Folds one tile; a row's sources lie where the at_... say, weights and vectors are a member's.
-
-    Begins after a barrier, where others have filled the row's sources, and ends with one.
-    """
+    """Folds one tile; row, statistics, weights and vectors are a member's. Ends with a barrier."""
     lane = tl.arange(0, BLOCK)
     spaces = (row, statistics, constants)
     var_address = tl.load(entry + VAR)
-    to_shift, to_scale = tl.load(entry + TO_SHIFT), tl.load(entry + TO_SCALE)
+    to_shift = tl.load(entry + TO_SHIFT)
     for start in range(0, out_end - out, BLOCK):
         o = out + start + lane
         exists = o < out_end
-        gamma = source(*spaces, tl.load(entry + GAMMA), at_gamma, o, exists, 1.0)
-        var = source(*spaces, var_address, at_var, o, exists, 1.0)
-        bias = source(*spaces, tl.load(entry + BIAS), at_bias, o, exists, 0.0)
-        mean = source(*spaces, tl.load(entry + MEAN), at_mean, o, exists, 0.0)
-        beta = source(*spaces, tl.load(entry + BETA), at_beta, o, exists, 0.0)
+        gamma = source(*spaces, tl.load(entry + GAMMA), o, exists, 1.0)
+        var = source(*spaces, var_address, o, exists, 1.0)
+        bias = source(*spaces, tl.load(entry + BIAS), o, exists, 0.0)
+        mean = source(*spaces, tl.load(entry + MEAN), o, exists, 0.0)
+        beta = source(*spaces, tl.load(entry + BETA), o, exists, 0.0)
         scale = gamma.to(tl.float64)
         divided = scale / tl.sqrt(var.to(tl.float64) + epsilon)
         scale = tl.where(var_address < 0, scale, divided)
         shift = (bias.to(tl.float64) - mean.to(tl.float64)) * scale
         shift = (beta.to(tl.float64) + shift).to(tl.float32)
-        scale32 = scale.to(tl.float32)
-        tl.store(scales + start + lane, scale32, mask=exists)
+        tl.store(scales + start + lane, scale.to(tl.float32), mask=exists)
         zero = tl.zeros_like(o)
         wanted = exists & (first_in + zero == 0)
-        shift_bits, scale_bits = tile_bits(shift, FLOAT32), tile_bits(scale32, FLOAT32)
-        tl.store(vectors + to_shift + o, shift_bits, mask=wanted & (to_shift + zero >= 0))
-        tl.store(vectors + to_scale + o, scale_bits, mask=wanted & (to_scale + zero >= 0))
+        wanted &= to_shift + zero >= 0
+        tl.store(vectors + to_shift + o, tile_bits(shift, FLOAT32), mask=wanted)
     tl.debug_barrier()
     address = tl.load(entry + WEIGHT)
     if address >= 0:
@@ -168,7 +159,7 @@ def fold_tile(
             weight_out = out + channel
             real = inside & (c < in_end)
             i = (weight_out * ins + c) * taps + r
-            w = source(*spaces, address, at_weight, i, real, 0.0)
+            w = source(*spaces, address, i, real, 0.0)
             factor = tl.load(scales + channel, mask=inside, other=0.0)
             folded = tl.where(real, w * factor, 0.0)
             place = (weight_out * taps + r) * padded + c
@@ -193,9 +184,7 @@ def fold_kernel(
             rows + member * rows_stride, statistics + member * statistics_stride, constants,
             entry, tl.load(eps + at), weights + member * weights_stride,
             vectors + member * vectors_stride, scales, out, out_end, first_in, in_end, ins,
-            tl.load(entry + WEIGHT) & OFFSET, tl.load(entry + BIAS) & OFFSET,
-            tl.load(entry + GAMMA) & OFFSET, tl.load(entry + BETA) & OFFSET,
-            tl.load(entry + MEAN) & OFFSET, tl.load(entry + VAR) & OFFSET, BLOCK, KIND,
+            BLOCK, KIND,
         )  # fmt: skip
 
 

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
 #include "cuda/device.h"
+#include "python/bindings.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

@@ -1,0 +1,35 @@
+// The operators of backend cpu for Python. The interpreter goes on while they run.
+#include "bindings.h"
+#include "cpu/operators.h"
+
+namespace deevo {
+namespace {
+
+// Defines an operator; read makes the launcher's arguments of Python's.
+template <class Arguments, class... Given>
+void define(pybind11::module_& m, const char* name, Arguments (*read)(Given...),
+            const char* (*launch)(const Arguments&, int64_t)) {
+  m.def(name, [read, launch](int64_t threads, Given... given) {
+    const Arguments arguments = read(given...);
+    const char* error;
+    {
+      const pybind11::gil_scoped_release release;
+      error = launch(arguments, threads);
+    }
+    check(error);
+  });
+}
+
+}  // namespace
+
+void bind_cpu(pybind11::module_ m) {
+  define(m, "plan", read_plan, cpu::plan);
+  define(m, "tell", read_tell, cpu::tell);
+  define(m, "trials", read_trials, cpu::trials);
+  define(m, "commit", read_commit, cpu::commit);
+  define(m, "fold", read_fold, cpu::fold);
+  define(m, "head", read_head, cpu::head);
+  define(m, "loss_and_rank", read_loss_and_rank, cpu::loss_and_rank);
+}
+
+}  // namespace deevo
