@@ -97,7 +97,7 @@ def _memory(job: Job, peak: bool) -> int:
 
 def _fold_share(forward: Any, own: Given, seconds: float, job: Job) -> float:
     """Folding and packing one member, as a share of its evaluation on 256 images on a thread."""
-    program = forward._built(tuple(own.images.shape[1:]), own.rows.dtype).program
+    program = forward._built(tuple(own.images.shape[1:]), own.rows.dtype).runner.program
     prepare: Callable[[], Any] = lambda: program.prepare(own.rows[0], None)  # noqa: E731
     times = measure.interleaved(prepare, lambda: None, 7)[0]
     fold = measure.summary(times)["median_s"]

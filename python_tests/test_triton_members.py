@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deevo_ext as deevo
-from deevo_ext.inference import members
+from deevo_ext.inference import batched_runner
+from deevo_ext.inference.batched_runner import BatchedRunner
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.forward import PopulationForward
 from deevo_ext.inference.plan import Convolution
@@ -236,15 +237,15 @@ def test_chunks_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             model, layout, engine="triton", micro_batch=2, mean=MEAN, std=STD, precision="float32"
         )
 
-    program = forward()._built((3, 9, 9), torch.float32).program
-    assert isinstance(program, members.MembersProgram)
-    each = live + program.stager.staged_bytes
-    assert program.chunk == members.CHUNK_BYTES // each
+    runner = forward()._built((3, 9, 9), torch.float32).runner
+    assert isinstance(runner, BatchedRunner)
+    each = live + runner.stager.staged_bytes
+    assert runner.chunk == batched_runner.CHUNK_BYTES // each
     for limit, chunk in ((2 * each + 1, 2), (each // 2, 1)):
-        monkeypatch.setattr(members, "CHUNK_BYTES", limit)
+        monkeypatch.setattr(batched_runner, "CHUNK_BYTES", limit)
         limited = forward()
-        own = limited._built((3, 9, 9), torch.float32).program
-        assert isinstance(own, members.MembersProgram) and own.chunk == chunk
+        runner = limited._built((3, 9, 9), torch.float32).runner
+        assert isinstance(runner, BatchedRunner) and runner.chunk == chunk
         found = limited(rows, raw, labels)
         alone = limited(rows[2:], raw, labels).losses
         assert torch.equal(found.losses[2:], alone)

@@ -184,7 +184,7 @@ class Evaluator:
             own = slice(start, start + len(logits))
             scores[k, own] = metric.of_logits(logits.float(), labels[own])
 
-        self.forward.each(rows, images, statistics, head, name=images.name)
+        self.forward.each(rows, images, statistics, head)
         self.forward_passes += len(images) * len(rows)
         return scores
 
@@ -209,20 +209,14 @@ class Evaluator:
     ) -> Losses:
         self._settle(images)
         self.forward_passes += len(images) * len(rows)
-        return self.forward(
-            rows,
-            images,
-            statistics=statistics,
-            label_smoothing=label_smoothing,
-            name=images.name,
-        )
+        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
     def logits(
         self, row: torch.Tensor, images: LabelledImages, statistics: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits float32 [N, classes] of one row with given statistics, where the images are."""
         self._settle(images)
-        found = self.forward.logits(row, images, statistics, name=images.name)
+        found = self.forward.logits(row, images, statistics)
         self.forward_passes += len(images)
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,29 +17,19 @@ from deevo_ext.inference.arguments import (
     check_statistics,
     evaluating_device,
 )
-from deevo_ext.inference.build import Built, Tensors, build, float32_products, validate
+from deevo_ext.inference.build import Builder, Built
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
-from deevo_ext.inference.feed import Pixels, own_labels, shown_pixels, stretches
-from deevo_ext.inference.members import MembersProgram
-from deevo_ext.inference.placement import Placement
+from deevo_ext.inference.feed import ImageFeed, Images, TensorImages
 from deevo_ext.inference.plan import Plan
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
-from deevo_ext.inference.schedule import Head, Scores, member_of, run_chunks, run_members
+from deevo_ext.inference.runner import DTYPES, Execution
+from deevo_ext.inference.sinks import FunctionSink, LogitsSink, LossSink, Sink, TakeLogits
+from deevo_ext.inference.tensors import Tensors
 from deevo_ext.inference.workers import Workers
 from deevo_ext.layout import Layout
 from deevo_ext.population import Population
-
-_DTYPES = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-# Prepared images held at a time; members' weights are staged anew for each such part, which takes
-# less than a hundredth of its time.
-_IMAGES_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 class Losses(NamedTuple):
@@ -104,7 +93,8 @@ class PopulationForward:
             statistics_layout = None
         self.layout, self.statistics_layout = layout, statistics_layout
         self.engine, self.micro_batch = engine, micro_batch
-        self.preprocessing, self.label_smoothing = Preprocessing(mean, std), label_smoothing
+        self.label_smoothing = label_smoothing
+        self._feed = ImageFeed(self.device, micro_batch, Preprocessing(mean, std))
         self._asked = precision
         self._programs: dict[tuple[tuple[int, ...], torch.dtype], Built] = {}
         self.use_table(EngineTable(self.device) if table is None else table)
@@ -114,7 +104,6 @@ class PopulationForward:
         apart = {name: tensor.detach() for name, tensor in own.items() if name not in elsewhere}
         self._tensors = Tensors(layout, statistics_layout, {**apart, **(fixed or {})})
         self._workers = Workers(self.device)
-        self._placement = Placement(self.device)
 
     @property
     def precision(self) -> str:
@@ -165,71 +154,36 @@ class PopulationForward:
         statistics: Tensor | None = None,
         *,
         label_smoothing: float | None = None,
-        name: str = "images",
     ) -> Losses:
         """Per-image losses and ranks of K networks.
 
         rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating, or a set,
-        which brings labels and normalisation of its own and is read by stretches; labels int64 [N];
-        statistics [K, S] where BatchNorm's are held apart from the rows. label_smoothing: other
-        than the object's own. name: what messages call the images. Logits are not kept. Results lie
-        where the labels are.
+        which brings labels and normalisation of its own and is read slice by slice; labels int64
+        [N]; statistics [K, S] where BatchNorm's are held apart from the rows. label_smoothing:
+        other than the object's own. Logits are not kept. Results lie where the labels are.
         """
-        shown, labels = self._placed(images), own_labels(images, labels)
-        self._check(rows, shown, labels, statistics, name)
+        if labels is None:
+            if isinstance(images, Tensor):
+                raise DeevoError("labels are missing; expected int64 [N] beside a tensor of images")
+            labels = images.labels
+        shown = self._checked(rows, images, statistics)
+        check_labels(labels, len(shown))
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
         smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
-        count = labels.numel()
-        target = labels.to(self.device).contiguous()
-        losses = torch.empty(rows.shape[0], count, device=self.device)
-        ranks = torch.empty(rows.shape[0], count, dtype=torch.int32, device=self.device)
-        highest = int(labels.max())
-
-        def check_classes(classes: int) -> None:
-            if highest >= classes:
-                raise DeevoError(
-                    f"{name} have label {highest}, but the model has {classes} classes; expected "
-                    f"labels 0..{classes - 1}"
-                )
-
-        def head(k: int, start: int, logits: Tensor) -> None:
-            check_classes(logits.shape[1])
-            own = slice(start, start + logits.shape[0])
-            torch.ops.deevo.loss_and_rank(
-                logits[None],
-                target[own],
-                smoothing,
-                losses[k : k + 1, own],
-                ranks[k : k + 1, own],
-            )
-
-        built = self._built(shown.image_shape, rows.dtype)
-        if isinstance(built.program, MembersProgram):
-            check_classes(built.program.plan.classes)
-        scores = Scores(target, smoothing, losses, ranks)
-        self._forward(rows, shown, statistics, head, name, scores)
-        return Losses(losses.to(labels.device), ranks.to(labels.device))
+        sink = LossSink(labels, len(rows), smoothing, self.device)
+        self._run(rows, shown, statistics, sink)
+        return Losses(sink.losses.to(labels.device), sink.ranks.to(labels.device))
 
     @torch.no_grad()
     def logits(
-        self,
-        row: Tensor,
-        images: Tensor | LabelledImages,
-        statistics: Tensor | None = None,
-        *,
-        name: str = "images",
+        self, row: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None = None
     ) -> Tensor:
         """Logits float32 [N, classes] of one row [D], for ensembles and inspection."""
-        given = None if statistics is None else statistics[None]
-        parts: dict[int, Tensor] = {}
-
-        def head(k: int, start: int, logits: Tensor) -> None:
-            parts[start] = logits.float().clone()
-
-        self.each(row[None], images, given, head, name=name)
-        home = images.labels.device if isinstance(images, LabelledImages) else images.device
-        return torch.cat([parts[start] for start in sorted(parts)]).to(home)
+        sink = LogitsSink()
+        self._take(row[None], images, None if statistics is None else statistics[None], sink)
+        home = images if isinstance(images, Tensor) else images.labels
+        return sink.logits().to(home.device)
 
     @torch.no_grad()
     def each(
@@ -237,18 +191,14 @@ class PopulationForward:
         rows: Tensor,
         images: Tensor | LabelledImages,
         statistics: Tensor | None,
-        head: Head,
-        *,
-        name: str = "images",
+        take: TakeLogits,
     ) -> None:
-        """Calls head(k, start, logits) with each micro-batch's logits [n, classes] of row k.
+        """Calls take(k, start, logits) with each micro-batch's logits [n, classes] of row k.
 
         The images are start to start + n. Calls come from several threads, and logits are valid
         during the call only.
         """
-        shown = self._placed(images)
-        self._check(rows, shown, None, statistics, name)
-        self._forward(rows, shown, statistics, head, name)
+        self._take(rows, images, statistics, FunctionSink(take))
 
     def precision_check(
         self,
@@ -282,8 +232,8 @@ class PopulationForward:
             precision=precision,
             engine=self.engine,
             micro_batch=self.micro_batch,
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
+            mean=self._feed.preprocessing.mean,
+            std=self._feed.preprocessing.std,
             label_smoothing=self.label_smoothing,
             device=self.device,
         )
@@ -303,99 +253,43 @@ class PopulationForward:
                 self.table.precision = "float16"
         self.table.save()
 
-    def _check(
-        self,
-        rows: Tensor,
-        images: Pixels,
-        labels: Tensor | None,
-        statistics: Tensor | None,
-        name: str,
-    ) -> None:
-        shape = (len(images), *images.image_shape)
+    def _checked(
+        self, rows: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None
+    ) -> Images:
+        """The images as the feed reads them; raises DeevoError for what cannot be evaluated."""
+        shown = TensorImages(images) if isinstance(images, Tensor) else images
         check_rows(rows, self.layout)
-        self._preprocessing(images).check(shape, images.dtype, name)
-        check_labels(labels, len(images))
+        self._feed.check(shown)
         check_statistics(statistics, rows.shape[0], self.statistics_layout)
+        return shown
 
-    def _forward(
+    def _take(
         self,
         rows: Tensor,
-        images: Pixels,
+        images: Tensor | LabelledImages,
         statistics: Tensor | None,
-        head: Head,
-        name: str,
-        scores: Scores | None = None,
+        sink: Sink,
     ) -> None:
-        """Micro-batches through the program: logits to `head`, or results straight to `scores`."""
-        built = self._built(images.image_shape, rows.dtype)
-        program = built.program
-        preprocessing = self._preprocessing(images)
+        self._run(rows, self._checked(rows, images, statistics), statistics, sink)
+
+    def _run(self, rows: Tensor, images: Images, statistics: Tensor | None, sink: Sink) -> None:
+        """The one way in: the feed's micro-batches through the runner into the sink."""
         if statistics is not None and not statistics.numel():
             statistics = None
+        built, dtype = self._built(images.image_shape, rows.dtype), DTYPES[self.precision]
         if built.plan is not None and not built.plan.checked:
-            first = images.pixels(0, min(self.micro_batch, len(images)))
-            batch, *_ = preprocessing.batches(
-                first, self.micro_batch, _DTYPES[self.precision], self.device
-            )
-            row, own = member_of(rows, statistics, 0, self.device)
-            validate(
-                built,
-                self._model,
-                self._tensors,
-                row,
-                own,
-                batch,
-                precision=self.precision,
-                workers=self._workers,
-                name=name,
-            )
-        dtype = _DTYPES[self.precision]
-        size = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
-        part = self.micro_batch * max(1, _IMAGES_BYTES[self.device.type] // size)
-        for start, shown in stretches(images, part, self.device):
-            batches = preprocessing.batches(shown, self.micro_batch, dtype, self.device)
-            sizes = [batch.shape[0] for batch in shown.split(self.micro_batch)]
-            with float32_products(self.device, tf32=self.precision == "tf32"):
-                if scores is not None and isinstance(program, MembersProgram):
-                    rest = (scores, self._workers, self.device)
-                    run_chunks(program, rows, statistics, batches, sizes, start, *rest)
-                    continue
-                run_members(
-                    program,
-                    rows,
-                    statistics,
-                    batches,
-                    sizes,
-                    start,
-                    head,
-                    self._workers,
-                    self.device,
-                    name,
-                )
+            first = None if statistics is None else statistics[0]
+            self._builder().check(built, rows[0], first, self._feed.first(images, dtype))
+        built.runner.run(rows, statistics, self._feed.batches(images, dtype), sink)
 
-    def _placed(self, images: Tensor | LabelledImages) -> Pixels:
-        return shown_pixels(images if isinstance(images, Tensor) else self._placement.of(images))
-
-    def _preprocessing(self, images: Pixels) -> Preprocessing:
-        """The images' own, if they have one."""
-        own = images.mean is not None
-        return Preprocessing(images.mean, images.std) if own else self.preprocessing
+    def _builder(self) -> Builder:
+        """Makes runners, once the precision is decided."""
+        execution = Execution(self.device, self.precision, self.micro_batch, self._workers)
+        return Builder(self._model, self._tensors, self.engine, self.table, execution)
 
     def _built(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> Built:
         key = (image_shape, row_dtype)
         if key not in self._programs:
-            self._programs[key] = build(
-                self._model,
-                self._tensors,
-                image_shape,
-                row_dtype,
-                engine=self.engine,
-                precision=self.precision,
-                dtype=_DTYPES[self.precision],
-                micro_batch=self.micro_batch,
-                table=self.table,
-                workers=self._workers,
-                device=self.device,
-            )
+            self._programs[key] = self._builder().build(image_shape, row_dtype)
             self.why_unfused = self._programs[key].why_unfused
         return self._programs[key]

@@ -1,4 +1,4 @@
-"""Images as networks want them: normalised once for all members, in micro-batches of one size."""
+"""What is done to pixels on their way into networks: normalisation per channel."""
 
 from __future__ import annotations
 
@@ -50,15 +50,3 @@ class Preprocessing:
         std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
         shift = -torch.tensor(self.mean, device=device).view(1, -1, 1, 1) / std
         return x.float() * (1.0 / (std * unit)) + shift
-
-    def batches(
-        self, images: Tensor, size: int, dtype: torch.dtype, device: torch.device
-    ) -> list[Tensor]:
-        """Micro-batches of `size`, the last one padded by its first image, channels-last."""
-        found = []
-        for batch in images.split(size):
-            x = self.normalise(batch, device)
-            if batch.shape[0] < size:
-                x = torch.cat([x, x[:1].expand(size - batch.shape[0], *x.shape[1:])])
-            found.append(x.to(dtype).contiguous(memory_format=torch.channels_last))
-        return found

@@ -31,7 +31,7 @@ class Program(Protocol):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class FoldedWeights:
     """A member's weights: by layer as engines want them, ATen's parameters, the prologue's results.
 
     lease: the staging memory that these may show.
@@ -56,7 +56,7 @@ class FusedProgram:
         row: Tensor,
         statistics: Tensor | None,
         buffers: tuple[Tensor, Tensor] | None = None,
-    ) -> Prepared:
+    ) -> FoldedWeights:
         """Folds, casts and packs; runs what depends on the weights alone."""
         staged = self.stager.stage(row, statistics, buffers)
         ready: list[Any] = [None] * len(self.plan.layers)
@@ -65,7 +65,7 @@ class FusedProgram:
         registers: Registers = [None] * self.plan.registers
         for step in self._prologue:
             step(registers, ready, staged.parameters)
-        return Prepared(ready, staged.parameters, registers, staged.lease)
+        return FoldedWeights(ready, staged.parameters, registers, staged.lease)
 
     def run(self, prepared: Any, images: Tensor) -> Tensor:
         """Logits of one micro-batch."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.inference.plan import Aten, Convolution, Linear, Parameter, Plan, Weights
-from deevo_ext.layout import Layout
+from deevo_ext.inference.tensors import Tensors
 from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
 
 _ALIGN = 8  # elements; 16 bytes in 16 bits
@@ -90,22 +90,21 @@ class _Table:
 class Stager:
     """Makes a plan's weights from rows of one layout.
 
-    fixed: tensors by name that are the same for all members. row_dtype: of the rows. padded: input
-    channels, zeros beyond the layer's own, that convolutions' weights get, by index in the plan.
+    row_dtype: of the rows. padded: input channels, zeros beyond the layer's own, that convolutions'
+    weights get, by index in the plan.
     """
 
     def __init__(
         self,
         plan: Plan,
-        layout: Layout,
-        statistics_layout: Layout | None,
-        fixed: Mapping[str, Tensor],
+        tensors: Tensors,
         row_dtype: torch.dtype,
         device: torch.device,
         padded: Mapping[int, int] | None = None,
     ) -> None:
         self.plan, self.dtype, self.row_dtype, self.device = plan, plan.dtype, row_dtype, device
-        self._fixed = fixed
+        layout, statistics_layout = tensors.layout, tensors.statistics_layout
+        self._fixed = tensors.fixed
         self._addresses: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         for space, source in enumerate((layout, statistics_layout)):
             for entry in source.entries if source is not None else ():
