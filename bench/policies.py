@@ -26,6 +26,7 @@ from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.report import bootstrap_interval
 from deevo_ext.evolution.soup import average
 from deevo_ext.inference.evaluator import PerImage
+from deevo_ext.inference.statistics import Inherited
 
 VALIDATION, CALIBRATION = 1000, 512
 
@@ -106,11 +107,13 @@ def first_trials(population: Population, batchnorm: str) -> dict[str, float]:
     de = deevo.DifferentialEvolution(
         members, strategies="interp", generations=population.generations, seed=0
     )
-    parents = [s.loss for s in evaluator.scores(members.rows, images, members.statistics)]
+    parents = [
+        s.loss for s in evaluator.scores(members.rows, images, Inherited(members.statistics))
+    ]
     de.ask()
     de.tell(parents)
     rows = de.ask().rows(range(members.size))
-    trials = [s.loss for s in evaluator.scores(rows, images, members.statistics)]
+    trials = [s.loss for s in evaluator.scores(rows, images, Inherited(members.statistics))]
     mean = evaluator.score(*_with_images(average(members, range(members.size)), images)).loss
     return {
         "parents_loss": sum(parents) / len(parents),
@@ -121,9 +124,9 @@ def first_trials(population: Population, batchnorm: str) -> dict[str, float]:
 
 
 def _with_images(
-    found: tuple[torch.Tensor, torch.Tensor | None], images: deevo.ImageSet
-) -> tuple[torch.Tensor, deevo.ImageSet, torch.Tensor | None]:
-    row, statistics = found
+    soup: tuple[torch.Tensor, Inherited | None], images: deevo.ImageSet
+) -> tuple[torch.Tensor, deevo.ImageSet, Inherited | None]:
+    row, statistics = soup
     return row, images, statistics
 
 

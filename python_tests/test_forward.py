@@ -343,7 +343,7 @@ def test_a_wrong_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("deevo_ext.inference.build.fuse", wrong)
     pop, data = population(4), images(20)
-    with pytest.raises(deevo.DeevoError, match="fused plan of Net gives logits that differ"):
+    with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
         PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)
 
 

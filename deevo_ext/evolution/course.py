@@ -18,12 +18,13 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.journal import Record, from_hex, to_hex
 from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.soup import average, greedy_soup
+from deevo_ext.evolution.soup import ScoreRow, average, greedy_soup
 from deevo_ext.evolution.storage import decode_statistics
+from deevo_ext.inference.statistics import Inherited, Used
 from deevo_ext.population import Population
 
 KINDS = ("member", "mean", "soup")
-Score = Callable[[torch.Tensor, torch.Tensor | None], float]
+StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Candidate:
     members: tuple[int, ...]
     score: float
     row: torch.Tensor
-    statistics: torch.Tensor | None
+    statistics: Used | None
 
     @property
     def digest(self) -> str:
@@ -69,7 +70,7 @@ class Candidate:
 def as_returned(candidate: Candidate, returned: Record) -> Candidate:
     """A replayed candidate, checked against the journal's last line and with its statistics."""
     if "statistics" in returned:
-        candidate = replace(candidate, statistics=decode_statistics(returned["statistics"]))
+        candidate = replace(candidate, statistics=Used(decode_statistics(returned["statistics"])))
     if candidate.digest != returned["weights_sha256"]:
         raise DeevoError(
             f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
@@ -78,13 +79,13 @@ def as_returned(candidate: Candidate, returned: Record) -> Candidate:
     return candidate
 
 
-def candidates_of(population: Population, everyone: list[int], score: Score) -> dict[str, Any]:
+def candidates_of(population: Population, everyone: list[int], score: ScoreRow) -> dict[str, Any]:
     """A record's "validation" part: the candidates among members `everyone` (ascending), and all
     scores up to the last one's.
     """
     scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
-        scores[i] = score(population.rows[i], population.statistics[i])
+        scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
     member = min(everyone, key=scores.__getitem__)
     soup, soup_score = greedy_soup(population, everyone, scores, score)
     mean_score = score(*average(population, everyone))
@@ -107,13 +108,12 @@ class Course:
     def __init__(
         self,
         de: DifferentialEvolution,
-        statistics_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None]
-        | None = None,
+        statistics_of: StatisticsOf | None = None,
     ) -> None:
         self.de = de
         self.initial: dict[str, Candidate] = {}
         self.evolved: dict[str, Candidate] = {}
-        self._statistics_of = statistics_of or (lambda row, inherited: inherited)
+        self._statistics_of = statistics_of or _as_inherited
 
     def score_parents(self, fitness: list[float]) -> None:
         """Applies the parents' (re-)scores; a live run has asked for them already, a replay not."""
@@ -146,7 +146,7 @@ class Course:
             self._consider(record["validation"])
         return generation
 
-    def validate(self, score: Score, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    def validate(self, score: ScoreRow, found: dict[str, Any] | None = None) -> dict[str, Any]:
         """Scores the present candidates with `score(row, inherited statistics)`.
 
         Returns the record's "validation" part after taking it into account. found: that part where
@@ -174,9 +174,9 @@ class Course:
         population = self.de.population
         if kind == "member":
             row = population.rows[members[0]].float().clone()
-            inherited: torch.Tensor | None = None
+            inherited: Inherited | None = None
             if population.statistics_layout.dim:
-                inherited = population.statistics[members[0]].clone()
+                inherited = Inherited(population.statistics[members[0]].clone())
         else:
             row, inherited = average(population, members)
         generation = self.de.generation
@@ -189,3 +189,8 @@ class Course:
             score = float.fromhex(found[kind]["score"])
             if kind not in group or score < group[kind].score:
                 group[kind] = self._candidate(kind, list(found[kind]["members"]), score)
+
+
+def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
+    """Where no evaluator applies a policy, rows are used with what they inherited."""
+    return None if inherited is None else Used(inherited)

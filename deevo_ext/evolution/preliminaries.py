@@ -19,6 +19,7 @@ from deevo_ext.evolution.basin import BasinReport
 from deevo_ext.inference.evaluator import Evaluator, Score
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.sampling import batch_indices
+from deevo_ext.inference.statistics import Inherited
 
 IMAGES = 1000
 _CANDIDATES = 6  # rows that validation keeps for the comparison
@@ -51,8 +52,9 @@ def count_passes(
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
-    if evaluator.recalibrates and evaluator.calibration is not None:
-        extra = len(evaluator.calibration)
+    policy = evaluator.policy
+    if policy.recalibrates and policy.calibration is not None:
+        extra = len(policy.calibration)
     rotates = fitness.images_per_batch is not None
     # Members, mean, a soup for each member but the first; then three candidates are kept.
     soups = 2 * members * (len(validation) + extra) + 3 * extra
@@ -173,7 +175,7 @@ def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Sc
     for start in range(0, population.size, chunk):
         own = slice(start, start + chunk)
         rows = population.rows[own].to(evaluator.device)
-        found += evaluator.scores(rows, images, population.statistics[own])
+        found += evaluator.scores(rows, images, Inherited(population.statistics[own]))
     return found
 
 

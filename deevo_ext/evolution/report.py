@@ -24,6 +24,7 @@ from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
 from deevo_ext.inference.evaluator import Evaluator, PerImage
 from deevo_ext.inference.metrics import mean_score
+from deevo_ext.inference.statistics import Inherited
 from deevo_ext.population import Population
 
 SOUP = "initial greedy soup"
@@ -194,7 +195,7 @@ def ensemble(evaluator: Evaluator, population: Population, images: LabelledImage
     total = torch.zeros(())
     for i in range(population.read):
         row, statistics = population.reread(i)
-        used = evaluator.statistics_of(row, statistics)
+        used = evaluator.statistics_of(row, Inherited(statistics))
         total = total + evaluator.logits(row, images, used).double()
     mean = (total / population.read).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")

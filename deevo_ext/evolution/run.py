@@ -177,7 +177,7 @@ class Evolution:
                     chosen = as_returned(chosen, records[-1]["returned"])
             else:
                 last = {"returned": chosen.record()}
-                if self.evaluator is not None and self.evaluator.recalibrates:
+                if self.evaluator is not None and self.evaluator.policy.recalibrates:
                     last["returned"]["statistics"] = encode_statistics(chosen.statistics)
                 self._journal.append(last)
         if self.run_dir is not None and self._keys is not None:

@@ -13,6 +13,7 @@ from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.trials import Trials
 from deevo_ext.inference.racing import Racing
+from deevo_ext.inference.statistics import Used
 
 
 class Fitness(Protocol):
@@ -47,12 +48,12 @@ class RacingFitness(Fitness, Protocol):
         """Images seen at the end of each part; the last is all of them."""
         ...
 
-    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> torch.Tensor | None:
+    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
         """BatchNorm statistics [E, S] for the rows; None: the rows have them."""
         ...
 
     def part(
-        self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
+        self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
     ) -> torch.Tensor:
         """Scores [E, n] on the images of one part."""
         ...
@@ -181,7 +182,7 @@ class Scoring:
                 if look == 0:
                     own = fitness.statistics(rows, members)
                     statistics.update(zip(names, own, strict=True) if own is not None else ())
-                used = torch.stack([statistics[m] for m in names]) if statistics else None
+                used = Used(torch.stack([statistics[m] for m in names])) if statistics else None
                 found = fitness.part(rows, batch, look, used).cpu()
                 for member, part in zip(names, found, strict=True):
                     scores[member] = torch.cat([scores[member], part]) if look else part.clone()

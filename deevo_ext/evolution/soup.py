@@ -6,17 +6,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from deevo_ext.inference.statistics import Inherited
 from deevo_ext.population import Population
 
-ScoreRow = Callable[[torch.Tensor, torch.Tensor | None], float]
+ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
+"""function(row [D], the statistics it inherits): its score, less is better."""
 
 
 def average(
     population: Population, members: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, Inherited | None]:
     """The plain average of members: row float32 [D], and statistics [S] if held apart."""
     apart = population.statistics_layout.dim > 0
-    statistics = population.mean_statistics(members) if apart else None
+    statistics = Inherited(population.mean_statistics(members)) if apart else None
     return population.mean(members), statistics
 
 

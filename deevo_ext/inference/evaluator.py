@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.forward import Losses, PopulationForward
 from deevo_ext.inference.metrics import Metric, mean_score
-from deevo_ext.inference.preprocessing import Preprocessing
-from deevo_ext.inference.workers import Modules, Workers
+from deevo_ext.inference.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.population import Population
 
 # What the precision check looks at.
@@ -32,8 +30,8 @@ _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024
 class PerImage:
     """losses float32 [N] (cross-entropy in nats) and correct bool [N] (top-1)."""
 
-    losses: torch.Tensor
-    correct: torch.Tensor
+    losses: Tensor
+    correct: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Evaluator:
     precision and engine: as in `PopulationForward`. force_precision: selection in 16 bits is
     refused where the population fails the precision check, unless this is set.
 
-    Attribute ``forward_passes``: images put through a network so far, calibration included, checks
-    of plan and precision not.
+    `score`, `scores` and `score_by` apply the policy to inherited statistics; the other methods
+    take those that rows are used with, which `statistics_of` and `used_statistics` give.
     """
 
     def __init__(
@@ -71,17 +69,8 @@ class Evaluator:
         engine: str = "auto",
         force_precision: bool = False,
     ) -> None:
-        self.recalibrates = population.batchnorm == "recalibrate" and bool(
-            population.statistics_layout.dim
-        )
-        if self.recalibrates and calibration is None:
-            raise DeevoError(
-                'calibration is missing: batchnorm="recalibrate" recomputes statistics from each '
-                "row; give a few hundred training images (evolve: calibration_images=)"
-            )
         self.population = population
         self.micro_batch = micro_batch
-        self.calibration = calibration
         self.forward = PopulationForward(
             model,
             population,
@@ -91,19 +80,28 @@ class Evaluator:
             device=device,
         )
         self.device = self.forward.device
-        self.forward_passes = 0
+        self.policy = StatisticsPolicy(
+            population, self.forward.module, calibration, micro_batch, self.device
+        )
         self._asked = {"precision": precision, "engine": engine}
         self._force_precision = force_precision
-        self._workers = Workers(self.device)
-        # Batch statistics ask for the module itself.
-        self._modules = Modules(self.forward.module, 1)
+        self._image_passes = 0
+
+    @property
+    def forward_passes(self) -> int:
+        """Images put through a network so far, calibration's included.
+
+        Checks of network graphs and of the precision are not counted.
+        """
+        return self._image_passes + self.policy.forward_passes
 
     def describe(self) -> dict[str, Any]:
         """What decides the scores besides row and images, for the journal's header."""
+        calibration = self.policy.calibration
         return {
             "micro_batch": self.micro_batch,
             "device": self.device.type,
-            "calibration": self.calibration.digest() if self.calibration else None,
+            "calibration": calibration.digest() if calibration else None,
             **self._asked,
         }
 
@@ -130,165 +128,108 @@ class Evaluator:
                 'precision="float32", or force_precision=True'
             )
 
-    def statistics_of(
-        self, row: torch.Tensor, inherited: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """The BatchNorm statistics that `row` is evaluated with, [S]; None under "evolve".
+    def statistics_of(self, row: Tensor, inherited: Inherited | None) -> Used | None:
+        """The statistics [S] that `row` [D] is evaluated with; None where the row holds them."""
+        return self.policy.of_row(row, inherited)
 
-        inherited: those of the row's parent (or the mean of several parents').
-        """
-        if not self.population.statistics_layout.dim:
-            return None
-        return self._recalibrated(row) if self.recalibrates else inherited
+    def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
+        """`statistics_of` several rows, [K, S]."""
+        return self.policy.of_rows(rows, inherited)
 
     def per_image(
-        self, row: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
+        self, row: Tensor, images: LabelledImages, statistics: Used | None = None
     ) -> PerImage:
         """Losses and hits of one row ([D], any floating dtype) on images."""
-        return self.per_images(row[None], images, None if inherited is None else inherited[None])[0]
+        apart = None if statistics is None else Used(statistics[None])
+        return self.per_images(row[None], images, apart)[0]
 
     def per_images(
-        self, rows: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
+        self, rows: Tensor, images: LabelledImages, statistics: Used | None = None
     ) -> list[PerImage]:
-        """Losses and hits of rows [K, D] on images; inherited [K, S] as in `statistics_of`."""
-        losses, ranks = self._losses(rows, images, self.used_statistics(rows, inherited), 0.0)
+        """Losses and hits of rows [K, D] with statistics [K, S] on images."""
+        losses, ranks = self._losses(rows, images, statistics, 0.0)
         return [PerImage(one, rank == 0) for one, rank in zip(losses, ranks, strict=True)]
-
-    def used_statistics(
-        self, rows: torch.Tensor, inherited: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """`statistics_of` several rows, [K, S]."""
-        if not self.population.statistics_layout.dim:
-            return None
-        given = [None] * len(rows) if inherited is None else list(inherited)
-        own = [self.statistics_of(row, s) for row, s in zip(rows, given, strict=True)]
-        found = [s for s in own if s is not None]
-        return torch.stack(found) if len(found) == len(rows) else None
 
     def image_scores(
         self,
-        rows: torch.Tensor,
+        rows: Tensor,
         images: LabelledImages,
         metric: Metric,
-        statistics: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Scores float32 [K, N] by a metric of rows [K, D] used with statistics [K, S]."""
+        statistics: Used | None = None,
+    ) -> Tensor:
+        """Scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S]."""
         if metric.function is None:
-            found = self._losses(rows, images, statistics, metric.label_smoothing)
-            return metric.of_results(*found)
+            losses, ranks = self._losses(rows, images, statistics, metric.label_smoothing)
+            return metric.of_results(losses, ranks)
         self._settle(images)
         labels = images.labels.to(self.device)
         scores = torch.empty(len(rows), len(images), device=self.device)
 
-        def head(k: int, start: int, logits: torch.Tensor) -> None:
-            own = slice(start, start + len(logits))
-            scores[k, own] = metric.of_logits(logits.float(), labels[own])
+        def take(k: int, start: int, logits: Tensor) -> None:
+            places = slice(start, start + len(logits))
+            scores[k, places] = metric.of_logits(logits.float(), labels[places])
 
-        self.forward.each(rows, images, statistics, head)
-        self.forward_passes += len(images) * len(rows)
+        self.forward.each(rows, images, statistics, take)
+        self._image_passes += len(images) * len(rows)
         return scores
+
+    def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
+        """Logits float32 [N, classes] of one row, where the images are."""
+        self._settle(images)
+        self._image_passes += len(images)
+        return self.forward.logits(row, images, statistics)
 
     def score_by(
         self,
-        row: torch.Tensor,
+        row: Tensor,
         images: LabelledImages,
         metric: Metric,
-        inherited: torch.Tensor | None = None,
+        inherited: Inherited | None = None,
     ) -> float:
         """The mean of one row's scores by a metric."""
-        own = self.statistics_of(row, inherited)
-        scores = self.image_scores(row[None], images, metric, None if own is None else own[None])
-        return mean_score(scores[0], self.micro_batch)
-
-    def _losses(
-        self,
-        rows: torch.Tensor,
-        images: LabelledImages,
-        statistics: torch.Tensor | None,
-        label_smoothing: float,
-    ) -> Losses:
-        self._settle(images)
-        self.forward_passes += len(images) * len(rows)
-        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
-
-    def logits(
-        self, row: torch.Tensor, images: LabelledImages, statistics: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits float32 [N, classes] of one row with given statistics, where the images are."""
-        self._settle(images)
-        found = self.forward.logits(row, images, statistics)
-        self.forward_passes += len(images)
-        return found
+        used = self.statistics_of(row, inherited)
+        apart = None if used is None else Used(used[None])
+        return mean_score(self.image_scores(row[None], images, metric, apart)[0], self.micro_batch)
 
     def score(
-        self, row: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
+        self, row: Tensor, images: LabelledImages, inherited: Inherited | None = None
     ) -> Score:
         """Mean loss and top-1 of one row on images."""
-        return self.scores(row[None], images, None if inherited is None else inherited[None])[0]
+        apart = None if inherited is None else Inherited(inherited[None])
+        return self.scores(row[None], images, apart)[0]
 
     def scores(
-        self, rows: torch.Tensor, images: LabelledImages, inherited: torch.Tensor | None = None
+        self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None
     ) -> list[Score]:
         """Mean loss and top-1 of rows [K, D] on images."""
+        results = self.per_images(rows, images, self.used_statistics(rows, inherited))
         return [
             Score(
                 mean_score(result.losses, self.micro_batch),
                 float(result.correct.double().mean()),
                 len(images),
             )
-            for result in self.per_images(rows, images, inherited)
+            for result in results
         ]
+
+    def _losses(
+        self,
+        rows: Tensor,
+        images: LabelledImages,
+        statistics: Used | None,
+        label_smoothing: float,
+    ) -> Losses:
+        self._settle(images)
+        self._image_passes += len(images) * len(rows)
+        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
     def _settle(self, images: LabelledImages) -> None:
         if self.forward.precision == "auto":
             self.forward.decide_precision(*self._sample(images))
 
-    def _sample(self, images: LabelledImages) -> tuple[Any, ...]:
+    def _sample(self, images: LabelledImages) -> tuple[Tensor, LabelledImages, Tensor, Tensor]:
         """Members and images for a precision check, with the members' own statistics."""
         some = slice(0, _CHECK_MEMBERS)
         rows, statistics = self.population.rows[some], self.population.statistics[some]
         shown = images.stretch(0, min(len(images), _CHECK_IMAGES))
         return rows, shown, shown.labels, statistics
-
-    def _float32(self, row: torch.Tensor) -> torch.Tensor:
-        return row.to(self.device, torch.float32)
-
-    def _recalibrated(self, row: torch.Tensor) -> torch.Tensor:
-        """Statistics of the row's own activations on the calibration images (SWA's update_bn)."""
-        images = self.calibration
-        assert images is not None
-        layout = self.population.statistics_layout
-        fresh = torch.zeros(layout.dim, device=self.device)
-        tensors = self.population.views(self._float32(row), statistics=fresh)
-        own = {name.rpartition(".")[0] for name in layout.names}
-        # Norm layers write counters and statistics; what is frozen is the population's own.
-        for name in tensors.keys() - set(layout.names):
-            if name.rpartition(".")[0] in own and "num_batches_tracked" in name:
-                tensors[name] = torch.zeros_like(tensors[name])
-            elif name.rpartition(".")[2] in ("running_mean", "running_var"):
-                tensors[name] = tensors[name].clone()
-        preprocessing = Preprocessing(images.mean, images.std)
-        # Whole micro-batches, so that each weighs the same.
-        size = min(self.micro_batch, len(images))
-        starts = range(0, len(images) // size * size, size)
-
-        def forward() -> None:
-            with self._modules.take() as model:
-                norms = [module for name, module in model.named_modules() if name in own]
-                momenta = [norm.momentum for norm in norms]
-                try:
-                    for norm in norms:
-                        norm.train()
-                        norm.momentum = None  # a plain average over the micro-batches
-                    for start in starts:
-                        batch = images.pixels(start, start + size)
-                        shown = preprocessing.normalise(batch, self.device)
-                        functional_call(model, tensors, (shown,))
-                finally:
-                    for norm, momentum in zip(norms, momenta, strict=True):
-                        norm.eval()
-                        norm.momentum = momentum
-
-        self._workers.run([forward])
-        self.forward_passes += len(starts) * size
-        return layout.flatten(tensors, torch.zeros(layout.dim))

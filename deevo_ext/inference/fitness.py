@@ -16,6 +16,7 @@ from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.metrics import ImageScores, Metric, mean_score
 from deevo_ext.inference.racing import Racing
 from deevo_ext.inference.sampling import batch_indices, batch_order, importance_order
+from deevo_ext.inference.statistics import Inherited, Used
 
 SAMPLINGS = ("stratified", "importance")
 # Importance: the initial members that judge how hard an image is, and the least it counts as.
@@ -124,7 +125,7 @@ class ClassificationFitness:
         if self.sampling == "importance" and self._difficulty is None:
             population, some = self.evaluator.population, slice(0, _JUDGES)
             statistics = self.evaluator.used_statistics(
-                population.rows[some], population.statistics[some]
+                population.rows[some], Inherited(population.statistics[some])
             )
             losses = self.evaluator.image_scores(
                 population.rows[some], self.images, Metric("loss"), statistics
@@ -180,13 +181,13 @@ class ClassificationFitness:
             self._current = (number, Batch(parts, shares))
         return self._current[1]
 
-    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> torch.Tensor | None:
+    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
         """BatchNorm statistics [E, S] that members' rows [E, D] are evaluated with."""
         population = self.evaluator.population
-        return self.evaluator.used_statistics(rows, population.statistics[members])
+        return self.evaluator.used_statistics(rows, Inherited(population.statistics[members]))
 
     def part(
-        self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
+        self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
     ) -> torch.Tensor:
         """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
         found = self.batch(batch)
