@@ -15,7 +15,7 @@ import bench
 from bench.job import Job
 from deevo_ext.demo.network import SmallResNet
 from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Plan, size_of
+from deevo_ext.inference.network_graph import NetworkGraph, size_of
 from deevo_ext.layout import Layout
 
 sys.path.append(str(bench.ROOT / "python_tests"))
@@ -166,7 +166,7 @@ def _name(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What the fused plan needs for an image: FLOP, bytes moved; and a member's floor of memory.
+    """What the network graph needs for an image: FLOP, bytes moved; and a member's floor of memory.
 
     floor: weights staged twice, the largest layer's input and output for one micro-batch.
     """
@@ -182,11 +182,11 @@ class Work:
         return {"flops": flops, "bytes": moved}
 
 
-def plan_of(job: Job, engine: str = "auto") -> tuple[Plan, Given]:
-    """The plan of a job's network, its engines chosen by timing, and a member with images."""
+def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Given]:
+    """The graph of a job's network, its engines chosen by timing, and a member with images."""
     own = given(_one_member(job))
     shape = tuple(own.images.shape[1:])
-    return own.forward(engine, job.dtype_name).plan(shape), own
+    return own.forward(engine, job.dtype_name).graph(shape), own
 
 
 @cache
@@ -195,18 +195,18 @@ def _work(name: str, dtype_name: str, device: str, micro_batch: int, quick: bool
     job = Job(case="layers", backend="fused", device=device, dtype_name=dtype_name, size=name,
               members=1, weights=0, threads=torch.get_num_threads(), batch=micro_batch,
               quick=quick, **fields)  # fmt: skip
-    plan, own = plan_of(job, "fused")
+    graph, own = graph_of(job, "fused")
     both = [
-        size_of(layer.in_shape, plan.dtype) + size_of(layer.out_shape, plan.dtype)
-        for layer in plan.layers
+        size_of(layer.in_shape, graph.dtype) + size_of(layer.out_shape, graph.dtype)
+        for layer in graph.layers
     ]
-    moved = sum(layer.bytes for layer in plan.layers)
-    floor = max(both) + 2 * own.layout.dim * plan.dtype.itemsize
-    return Work(plan.flops / micro_batch, moved / micro_batch, floor, own.layout.dim)
+    moved = sum(layer.bytes for layer in graph.layers)
+    floor = max(both) + 2 * own.layout.dim * graph.dtype.itemsize
+    return Work(graph.flops / micro_batch, moved / micro_batch, floor, own.layout.dim)
 
 
 def work_of(job: Job) -> Work:
-    """What a job's network needs, by its fused plan."""
+    """What a job's network needs, by its network graph."""
     micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
     return _work(_name(job), job.dtype_name, job.device, micro_batch, job.quick)
 

@@ -320,8 +320,8 @@ def test_networks_and_layers_that_compute_something_else_are_refused(monkeypatch
     wrong[1, -1] += 0.01 * losses.max()
     with pytest.raises(WrongResult, match="losses of resnet8"):
         forward.check(replace(job, members=2), own, wrong)
-    plan, _ = networks.plan_of(job)
-    layer = plan.layers[0]
+    graph, _ = networks.graph_of(job)
+    layer = graph.layers[0]
     assert layers.time_layer(job, layer)["median_s"] > 0
     engine = layers.ENGINES[layer.engine]
     bound = engine.bind(layer)

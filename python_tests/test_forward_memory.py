@@ -1,4 +1,4 @@
-"""PopulationForward's memory: bounded by threads and plan, whatever the members and images."""
+"""PopulationForward's memory: bounded by threads and graph, whatever the members and images."""
 
 from __future__ import annotations
 

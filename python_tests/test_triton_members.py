@@ -22,7 +22,7 @@ from deevo_ext.inference import batched_runner
 from deevo_ext.inference.batched_runner import BatchedRunner
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Convolution
+from deevo_ext.inference.network_graph import Convolution
 from deevo_ext.inference.workers import Workers
 from support.convolutions import DEVICE, ROUNDING
 from support.residual import ResNet
@@ -113,7 +113,7 @@ def against_eager(name: str, precision: str, device: str) -> PopulationForward:
 def test_networks(name: str, precision: str) -> None:
     forward = against_eager(name, precision, "cpu")
     size = NETWORKS[name][1]
-    found = [p for p in forward.plan((3, size, size)).layers if isinstance(p, Convolution)]
+    found = [p for p in forward.graph((3, size, size)).layers if isinstance(p, Convolution)]
     merged = [p.name for p in found if p.engine.startswith("in ")]
     shortcuts = [p.name for p in found if "shortcut" in p.name or "downsample" in p.name]
     assert merged == shortcuts and {p.engine for p in found if p.name not in merged} == {"triton"}
@@ -125,8 +125,8 @@ def test_torchvisions_resnets_are_taken_whole(name: str, shortcuts: int) -> None
     """Plans at full width; their kernels are too slow to interpret."""
     model = torchvision_model(name)
     layout, _ = as_row(model)
-    plan = PopulationForward(model, layout, engine="triton", micro_batch=2).plan((3, 64, 64))
-    found = Counter(p.engine if p.engine[:3] != "in " else "in" for p in plan.layers)
+    graph = PopulationForward(model, layout, engine="triton", micro_batch=2).graph((3, 64, 64))
+    found = Counter(p.engine if p.engine[:3] != "in " else "in" for p in graph.layers)
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     # In other launches: shortcuts in their blocks', mean pool and flattening in the head's.
     assert found == {"triton": convolutions - shortcuts + 1, "in": shortcuts + 2, "deevo.head": 1}
@@ -164,7 +164,7 @@ def test_no_aten_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
             model, layout, engine=engine, micro_batch=2, mean=MEAN, std=STD, precision="float32"
         )
         rows = rows_of(row, 3)
-        forward(rows, raw, labels)  # the plan is made and checked
+        forward(rows, raw, labels)  # the graph is made and checked
         with Calls() as calls:
             forward(rows, raw, labels)
         found[engine] = calls.count

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Aten, Convolution, Linear, Plan
+from deevo_ext.inference.network_graph import Aten, Convolution, Linear, NetworkGraph
 from support.zoo import (
     CifarResNet,
     as_row,
@@ -24,7 +24,7 @@ from support.zoo import (
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
 
 
-def bound(plan: Plan, precision: str, largest: float) -> float:
+def bound(graph: NetworkGraph, precision: str, largest: float) -> float:
     """How far logits may lie from eager float32's, |logits| <= largest.
 
     A layer's result is off by u for each rounding: in float32 the sums of n products are off by
@@ -33,38 +33,40 @@ def bound(plan: Plan, precision: str, largest: float) -> float:
     eager's own errors, for the largest of two thousand logits instead of a typical one, and for the
     growth that depth does bring: random networks of 100 layers amplify a little.
     """
-    layers = [layer for layer in plan.layers if isinstance(layer, (Convolution, Linear))]
+    layers = [layer for layer in graph.layers if isinstance(layer, (Convolution, Linear))]
     longest = max(math.prod(layer.weights.shape[1:]) for layer in layers)
     u = UNIT_ROUNDOFF[precision]
     each = math.sqrt(longest) * u if precision == "float32" else math.sqrt(3) * u
-    return 4 * math.sqrt(len(plan.layers)) * each * largest
+    return 4 * math.sqrt(len(graph.layers)) * each * largest
 
 
-def check(make: Callable[[], nn.Module], size: int, precisions: tuple[str, ...]) -> list[Plan]:
+def check(
+    make: Callable[[], nn.Module], size: int, precisions: tuple[str, ...]
+) -> list[NetworkGraph]:
     model = randomised(make, size)
     layout, row = as_row(model)
     images = pictures(2, size)
     with torch.no_grad():
         expected = model(images)
     largest = float(expected.abs().max())
-    plans = []
+    graphs = []
     for precision in precisions:
         forward = PopulationForward(
             model, layout, precision=precision, engine="fused", micro_batch=2
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a plan, or the test fails
+            warnings.simplefilter("error")  # a graph, or the test fails
             found = forward.logits(row, images)
-            plans.append(forward.plan((3, size, size)))
-        limit = bound(plans[-1], precision, largest)
+            graphs.append(forward.graph((3, size, size)))
+        limit = bound(graphs[-1], precision, largest)
         assert float((found - expected).abs().max()) <= limit
-        if precision == "float32":  # else a wrong plan could pass
+        if precision == "float32":  # else a wrong graph could pass
             assert float((expected[0] - expected[1]).abs().max()) > 20 * limit
-    return plans
+    return graphs
 
 
-def norms_left(plan: Plan) -> int:
-    return sum(isinstance(p, Aten) and "batch_norm" in p.operation for p in plan.layers)
+def norms_left(graph: NetworkGraph) -> int:
+    return sum(isinstance(p, Aten) and "batch_norm" in p.operation for p in graph.layers)
 
 
 BOTH = ("float32", "bfloat16")
@@ -100,25 +102,25 @@ TIMM = [
 
 @pytest.mark.parametrize("name, size, precisions, left", TORCHVISION)
 def test_torchvision(name: str, size: int, precisions: tuple[str, ...], left: int) -> None:
-    for plan in check(lambda: torchvision_model(name), size, precisions):
-        assert norms_left(plan) == left and plan.how == "torch.export"
+    for graph in check(lambda: torchvision_model(name), size, precisions):
+        assert norms_left(graph) == left and graph.how == "torch.export"
 
 
 @pytest.mark.parametrize("name, size, precisions, left", TIMM)
 def test_timm(name: str, size: int, precisions: tuple[str, ...], left: int) -> None:
-    for plan in check(lambda: timm_model(name), size, precisions):
-        assert norms_left(plan) == left and plan.how == "torch.export"
+    for graph in check(lambda: timm_model(name), size, precisions):
+        assert norms_left(graph) == left and graph.how == "torch.export"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet101", "vgg16_bn", "mobilenet_v3_large", "vit_b_16"])
 def test_large_torchvision(name: str) -> None:
-    (plan,) = check(lambda: torchvision_model(name), 224, ("float32",))
-    assert norms_left(plan) == 0
+    (graph,) = check(lambda: torchvision_model(name), 224, ("float32",))
+    assert norms_left(graph) == 0
 
 
 def test_small_resnet() -> None:
-    for plan in check(CifarResNet, 32, BOTH):
-        convolutions = [layer for layer in plan.layers if isinstance(layer, Convolution)]
-        assert len(convolutions) == 19 and norms_left(plan) == 0
+    for graph in check(CifarResNet, 32, BOTH):
+        convolutions = [layer for layer in graph.layers if isinstance(layer, Convolution)]
+        assert len(convolutions) == 19 and norms_left(graph) == 0
         assert sum(layer.residual for layer in convolutions) == 9

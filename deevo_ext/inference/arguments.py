@@ -26,12 +26,12 @@ def check_options(
             f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
             "a torch.nn.Module and a population or its layout"
         )
-    for name, given, allowed in (
+    for name, value, allowed in (
         ("engine", engine, ENGINE_CHOICES),
         ("precision", precision, PRECISIONS),
     ):
-        if given not in allowed:
-            raise DeevoError(f"{name} is {given!r}; expected one of {', '.join(allowed)}")
+        if value not in allowed:
+            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
     if micro_batch < 1:
         raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
     if not 0 <= label_smoothing < 1:
@@ -41,12 +41,12 @@ def check_options(
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
     """The device with its index, if torch can use it and it has the precision."""
     try:
-        found = torch.empty(0, device=device).device
+        usable = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
-    if precision == "tf32" and found.type != "cuda":
+    if precision == "tf32" and usable.type != "cuda":
         raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
-    return found
+    return usable
 
 
 def check_rows(rows: Tensor, layout: Layout) -> None:
@@ -72,9 +72,9 @@ def check_labels(labels: Tensor | None, count: int) -> None:
 def check_statistics(statistics: Tensor | None, members: int, layout: Layout | None) -> None:
     """Refuses statistics other than [members, S] where the layout has some, none elsewhere."""
     expected = (members, layout.dim) if layout else None
-    given = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
-    if given != expected:
+    shape = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
+    if shape != expected:
         raise DeevoError(
-            f"statistics have shape {given}; expected {expected}: BatchNorm's statistics of "
+            f"statistics have shape {shape}; expected {expected}: BatchNorm's statistics of "
             "each row where they are held apart, and none otherwise"
         )

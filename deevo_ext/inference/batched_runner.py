@@ -16,7 +16,7 @@ from torch import Tensor
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.engines.triton import padded
 from deevo_ext.inference.feed import MicroBatch
-from deevo_ext.inference.plan import Convolution, Plan
+from deevo_ext.inference.network_graph import Convolution, NetworkGraph
 from deevo_ext.inference.runner import Execution, Runner
 from deevo_ext.inference.sinks import LossSink, Sink
 from deevo_ext.inference.steps import LayerWeights, MembersWeights, Steps
@@ -40,15 +40,18 @@ class BatchedRunner(Runner):
     """
 
     def __init__(
-        self, plan: Plan, make_stager: Callable[[Mapping[int, int]], Stager], execution: Execution
+        self,
+        graph: NetworkGraph,
+        make_stager: Callable[[Mapping[int, int]], Stager],
+        execution: Execution,
     ) -> None:
         super().__init__(execution)
-        self.plan, self._device = plan, execution.device
+        self.graph, self._device = graph, execution.device
         try:
             import triton  # noqa: F401
         except ImportError as error:
             raise DeevoError(f'engine="triton" needs Triton, which is not here: {error}') from None
-        steps = Steps(plan, self._device)
+        steps = Steps(graph, self._device)
         self._tail = steps.tail
         self.stager = make_stager(steps.padded)
         each = steps.live_bytes() + self.stager.staged_bytes
@@ -64,7 +67,7 @@ class BatchedRunner(Runner):
         sink: Sink,
     ) -> None:
         if isinstance(sink, LossSink):
-            sink.check_classes(self.plan.classes, micro_batches[0].name)
+            sink.check_classes(self.graph.classes, micro_batches[0].name)
 
         def run() -> None:
             images = [self._images(batch.images) for batch in micro_batches]
@@ -113,8 +116,8 @@ class BatchedRunner(Runner):
 
     def _features(self, weights: MembersWeights, images: Tensor) -> Tensor:
         """The classifier's input before its pool, [K, N, H, W, C]."""
-        registers: list[Any] = [None] * self.plan.registers
-        registers[self.plan.image] = images
+        registers: list[Any] = [None] * self.graph.registers
+        registers[self.graph.image] = images
         with _ONE_AT_A_TIME:
             for step, launch in self._launches:
                 registers[step.writes] = launch(registers, weights)

@@ -19,7 +19,7 @@ from deevo_ext.inference.cuda_graphs import GraphedProgram
 from deevo_ext.inference.export import NotExportable, as_dtype, capture
 from deevo_ext.inference.feed import MicroBatch
 from deevo_ext.inference.fuse import fuse
-from deevo_ext.inference.plan import Convolution, Linear, Plan
+from deevo_ext.inference.network_graph import Convolution, Linear, NetworkGraph
 from deevo_ext.inference.program import FusedProgram, ModuleProgram
 from deevo_ext.inference.runner import Execution, MemberRunner, Runner
 from deevo_ext.inference.sinks import LogitsSink
@@ -39,7 +39,7 @@ class Built:
     """A runner; its network graph where it has one, else why not."""
 
     runner: Runner
-    plan: Plan | None
+    graph: NetworkGraph | None
     why_unfused: str = ""
 
 
@@ -65,11 +65,11 @@ class Builder:
         why = f'engine="{self.engine}"'
         if self.engine in ("auto", "fused", "triton"):
             try:
-                plan = fuse(capture(model, (run.micro_batch, *image_shape), run.dtype), run.dtype)
+                graph = fuse(capture(model, (run.micro_batch, *image_shape), run.dtype), run.dtype)
             except NotExportable as error:
                 why = str(error)
             else:
-                return Built(self._fused(plan, row_dtype), plan)
+                return Built(self._fused(graph, row_dtype), graph)
             if self.engine == "triton":
                 raise DeevoError(f'engine="triton" cannot run {name}, which has no graph: {why}')
             warnings.warn(f"{name} is served unfused, by functional_call: {why}", stacklevel=2)
@@ -86,8 +86,8 @@ class Builder:
 
         Raises DeevoError where they differ by more than rounding explains.
         """
-        plan, device = built.plan, self.execution.device
-        if plan is None or plan.checked:
+        graph, device = built.graph, self.execution.device
+        if graph is None or graph.checked:
             return
         count, precision = min(CHECKED, len(batch.images)), self.execution.precision
         sink = LogitsSink()
@@ -109,24 +109,24 @@ class Builder:
             (expected,) = self.execution.workers.run([module_logits])
         size = float(expected.abs().max())
         deviation = float((logits - expected).abs().max())
-        plan.checked = (
+        graph.checked = (
             not math.isfinite(size)
             or deviation <= _DEVIATION[precision] * size
             # An overflow is the network's, and its loss is +inf.
             or (precision == "float16" and not math.isfinite(deviation))
         )
-        if not plan.checked:
+        if not graph.checked:
             raise DeevoError(
                 f"the network graph of {type(self.module).__name__} gives logits that differ from "
                 f"the module's by {deviation:.3g} (largest logit {size:.3g}): use "
                 'engine="eager", and please report this network'
             )
 
-    def _fused(self, plan: Plan, row_dtype: torch.dtype) -> Runner:
+    def _fused(self, graph: NetworkGraph, row_dtype: torch.dtype) -> Runner:
         run = self.execution
-        stager = functools.partial(Stager, plan, self.tensors, row_dtype, run.device)
+        stager = functools.partial(Stager, graph, self.tensors, row_dtype, run.device)
         if self.engine == "triton":
-            return BatchedRunner(plan, stager, run)
+            return BatchedRunner(graph, stager, run)
 
         def measure(task: Callable[[], float]) -> float:
             with run.float32_products():
@@ -135,13 +135,13 @@ class Builder:
         forced = None if self.engine == "auto" else self.engine
         chooser = Chooser(run.device, self.table, forced, measure)
         bounds = {}
-        for index, layer in enumerate(plan.layers):
+        for index, layer in enumerate(graph.layers):
             if isinstance(layer, (Convolution, Linear)):
                 chosen = chooser.choose(layer)
                 layer.engine = chosen.name
                 bounds[index] = chosen.bind(layer)
         chooser.save()
-        program = FusedProgram(plan, stager(), bounds)
+        program = FusedProgram(graph, stager(), bounds)
         if run.device.type == "cuda":
             return MemberRunner(GraphedProgram(program, self.tensors.layout.stride, row_dtype), run)
         return MemberRunner(program, run)

@@ -20,7 +20,7 @@ from torch import Tensor
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import cache_folder, write_whole
 from deevo_ext.inference.engines import ENGINES, Bound, Engine, candidates
-from deevo_ext.inference.plan import Convolution, Linear
+from deevo_ext.inference.network_graph import Convolution, Linear
 
 ENGINES_FILE = "engines.json"
 _VERSION = 1
@@ -122,26 +122,26 @@ class Chooser:
 
     def choose(self, layer: Convolution | Linear) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
-        found = candidates(layer, self.device)
-        if self._forced is not None or len(found) == 1:
-            return found[0]
+        usable = candidates(layer, self.device)
+        if self._forced is not None or len(usable) == 1:
+            return usable[0]
         name = self.table.engines.get(layer.signature)
         if name is not None:
-            given = ENGINES.get(name)
+            engine = ENGINES.get(name)
             reason = "there is no such engine"
-            if given is not None:
-                reason = given.why_not(layer, self.device) or ""
-            if given is None or reason:
+            if engine is not None:
+                reason = engine.why_not(layer, self.device) or ""
+            if engine is None or reason:
                 raise DeevoError(
                     f"the engine table {self.table.path or ''} has {name!r} for layer "
                     f"{layer.name}, which cannot serve here: {reason}; resume on the machine where "
                     "the run began, or start a new run folder"
                 )
-            return given
+            return engine
         name = self._cache.engines.get(layer.signature)
-        names = [engine.name for engine in found]
+        names = [engine.name for engine in usable]
         if name not in names:
-            name = names[self._fastest(layer, found)]
+            name = names[self._fastest(layer, usable)]
             self._cache.engines[layer.signature] = name
         self.table.engines[layer.signature] = name
         return ENGINES[name]

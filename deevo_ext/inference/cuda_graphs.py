@@ -71,29 +71,29 @@ class GraphedProgram:
         return slot.logits
 
     def _capture(self, statistics: Tensor | None) -> None:
-        plan, device = self.program.plan, self.program.stager.device
-        shape = plan.image_shape
-        images = torch.zeros(shape, dtype=plan.dtype, device=device)
+        graph, device = self.program.graph, self.program.stager.device
+        shape = graph.image_shape
+        images = torch.zeros(shape, dtype=graph.dtype, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
         for _ in range(2):
             row = torch.zeros(self._stride, dtype=self._row_dtype, device=device)
-            own = None if statistics is None else torch.zeros_like(statistics)
+            apart = None if statistics is None else torch.zeros_like(statistics)
             buffers = self.program.stager.buffers()
             self._side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._side):
                 for _ in range(_WARM_UPS):
-                    self.program.run(self.program.prepare(row, own, buffers), images)
+                    self.program.run(self.program.prepare(row, apart, buffers), images)
             torch.cuda.current_stream().wait_stream(self._side)
             prepare, run = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(prepare):
-                prepared = self.program.prepare(row, own, buffers)
+                prepared = self.program.prepare(row, apart, buffers)
             prepare.replay()
             with torch.cuda.graph(run):
                 logits = self.program.run(prepared, images)
             self._slots.append(
                 _Slot(
                     row,
-                    own,
+                    apart,
                     prepare,
                     run,
                     images,

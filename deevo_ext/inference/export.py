@@ -69,9 +69,9 @@ def capture(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Cap
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # deprecations inside torch itself
-                found = attempt(model, image)
-            _check(found)
-            return found
+                captured = attempt(model, image)
+            _check(captured)
+            return captured
         except _NOT_OURS:
             raise
         except Exception as error:
@@ -134,8 +134,8 @@ def _traced(model: nn.Module, image: Tensor) -> Capture:
     return Capture(traced.graph, placeholders[-1], names, constants, result, "torch.fx")
 
 
-def _check(found: Capture) -> None:
-    for node in found.graph.nodes:
+def _check(captured: Capture) -> None:
+    for node in captured.graph.nodes:
         if node.op not in ("placeholder", "call_function", "get_attr", "output"):
             raise NotExportable(f"the graph has a {node.op} node")
         target = node.target
@@ -144,14 +144,14 @@ def _check(found: Capture) -> None:
         if isinstance(target, torch._ops.OpOverload):
             seeded = torch.Tag.nondeterministic_seeded in target.tags
             if target is torch.ops.aten.scaled_dot_product_attention.default:
-                given = {**dict(enumerate(node.args)), **node.kwargs}
-                seeded = bool(given.get(4, given.get("dropout_p", 0.0)))
+                arguments = {**dict(enumerate(node.args)), **node.kwargs}
+                seeded = bool(arguments.get(4, arguments.get("dropout_p", 0.0)))
             if seeded and node.users:
                 raise NotExportable(f"{target} draws random numbers in eval mode")
             if target._schema.is_mutable:
                 raise NotExportable(f"{target} writes in place")
             if target.overloadpacket is torch.ops.aten.as_strided:
                 raise NotExportable("as_strided depends on the memory layout")
-    value = found.output.meta.get("val")
+    value = captured.output.meta.get("val")
     if not isinstance(value, Tensor):
         raise NotExportable("the output is no tensor")

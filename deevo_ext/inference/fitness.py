@@ -173,11 +173,11 @@ class ClassificationFitness:
                 numbers = torch.arange(len(self.images)) if indices is None else indices
                 images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
             ends = self.looks(number)
-            stretches = list(zip([0, *ends[:-1]], ends, strict=True))
-            parts = [images.stretch(*own) for own in stretches] if len(ends) > 1 else [images]
-            shares = (
-                None if weights is None else [weights[slice(*own)].float() for own in stretches]
-            )
+            looks = list(zip([0, *ends[:-1]], ends, strict=True))
+            parts = [images.stretch(*look) for look in looks] if len(looks) > 1 else [images]
+            if weights is not None:
+                weights = weights.float()
+            shares = None if weights is None else [weights[slice(*look)] for look in looks]
             self._current = (number, Batch(parts, shares))
         return self._current[1]
 
@@ -190,9 +190,11 @@ class ClassificationFitness:
         self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
     ) -> torch.Tensor:
         """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
-        found = self.batch(batch)
-        scores = self.evaluator.image_scores(rows, found.parts[look], self.metric, statistics)
-        return scores if found.weights is None else scores * found.weights[look].to(scores.device)
+        current = self.batch(batch)
+        scores = self.evaluator.image_scores(rows, current.parts[look], self.metric, statistics)
+        if current.weights is None:
+            return scores
+        return scores * current.weights[look].to(scores.device)
 
     def reduce(self, scores: torch.Tensor) -> float:
         """The fitness of scores [N] on all images of a batch."""

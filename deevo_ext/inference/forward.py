@@ -21,7 +21,7 @@ from deevo_ext.inference.build import Builder, Built
 from deevo_ext.inference.choose import EngineTable
 from deevo_ext.inference.export import as_dtype
 from deevo_ext.inference.feed import ImageFeed, Images, TensorImages
-from deevo_ext.inference.plan import Plan
+from deevo_ext.inference.network_graph import NetworkGraph
 from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
 from deevo_ext.inference.runner import DTYPES, Execution
@@ -50,7 +50,7 @@ class PopulationForward:
     rows, in `fixed` or among the statistics. layout: of the rows, or the population itself, which
     knows statistics_layout and fixed too. precision: "float32"; "tf32" (CUDA); "bfloat16" or
     "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first
-    rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the plan is
+    rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the graph is
     built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
     is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
@@ -99,9 +99,9 @@ class PopulationForward:
         self._programs: dict[tuple[tuple[int, ...], torch.dtype], Built] = {}
         self.use_table(EngineTable(self.device) if table is None else table)
         self._model = as_dtype(model, torch.float32, self.device)
-        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        state = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         elsewhere = {*layout.names, *(statistics_layout.names if statistics_layout else ())}
-        apart = {name: tensor.detach() for name, tensor in own.items() if name not in elsewhere}
+        apart = {name: tensor.detach() for name, tensor in state.items() if name not in elsewhere}
         self._tensors = Tensors(layout, statistics_layout, {**apart, **(fixed or {})})
         self._workers = Workers(self.device)
 
@@ -121,7 +121,7 @@ class PopulationForward:
         return self._model
 
     def use_table(self, table: EngineTable) -> None:
-        """Engines and precision from here on by `table`; plans made before are made anew."""
+        """Engines and precision from here on by `table`; graphs made before are made anew."""
         if self._asked != "auto" and table.precision not in ("", self._asked):
             raise DeevoError(
                 f"precision is {self._asked!r}, but the engine table {table.path or ''} was made "
@@ -132,18 +132,20 @@ class PopulationForward:
         if self.precision != "auto":
             table.save()
 
-    def plan(self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32) -> Plan:
-        """The fused plan for images [C, H, W], its engines chosen; print it for the table.
+    def graph(
+        self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
+    ) -> NetworkGraph:
+        """The network graph for images [C, H, W], its engines chosen; print it for the table.
 
         Raises DeevoError where the network is served unfused, saying why.
         """
         built = self._built(tuple(image_shape), row_dtype)
-        if built.plan is None:
-            raise DeevoError(f"the network is served without a plan: {built.why_unfused}")
-        return built.plan
+        if built.graph is None:
+            raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
+        return built.graph
 
     why_unfused: str = ""
-    """Why networks are served by functional_call; empty where they have a plan."""
+    """Why networks are served by functional_call; empty where they have a graph."""
 
     @torch.no_grad()
     def __call__(
@@ -217,10 +219,10 @@ class PopulationForward:
         if rows.shape[0] < 2:
             raise DeevoError(f"rows hold {rows.shape[0]} networks; expected at least 2 to compare")
         asked = precision or self.precision
-        found = [
+        losses = [
             self._sibling(p)(rows, images, labels, statistics).losses for p in ("float32", asked)
         ]
-        return compare_losses(asked, *found)
+        return compare_losses(asked, *losses)
 
     def _sibling(self, precision: str) -> PopulationForward:
         """The same in another precision, with a table of its own."""
@@ -277,7 +279,7 @@ class PopulationForward:
         if statistics is not None and not statistics.numel():
             statistics = None
         built, dtype = self._built(images.image_shape, rows.dtype), DTYPES[self.precision]
-        if built.plan is not None and not built.plan.checked:
+        if built.graph is not None and not built.graph.checked:
             first = None if statistics is None else statistics[0]
             self._builder().check(built, rows[0], first, self._feed.first(images, dtype))
         built.runner.run(rows, statistics, self._feed.batches(images, dtype), sink)

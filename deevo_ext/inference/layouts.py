@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.plan import Aten, Layer
+from deevo_ext.inference.network_graph import Aten, Layer
 
 aten = torch.ops.aten
 

@@ -35,23 +35,23 @@ class Metric:
     function: ImageScores | None = None
 
     @classmethod
-    def of(cls, given: str | ImageScores | Metric, label_smoothing: float = 0.0) -> Metric:
+    def of(cls, metric: str | ImageScores | Metric, label_smoothing: float = 0.0) -> Metric:
         """From "loss", "top1" or a function of (logits, labels)."""
-        if isinstance(given, Metric):
-            return given
+        if isinstance(metric, Metric):
+            return metric
         if not 0 <= label_smoothing < 1:
             raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
-        if label_smoothing and given != "loss":
+        if label_smoothing and metric != "loss":
             raise DeevoError('label_smoothing is for metric="loss"; a function smooths by itself')
-        if isinstance(given, str) and given in METRICS:
-            return cls(given, label_smoothing)
-        if not callable(given):
+        if isinstance(metric, str) and metric in METRICS:
+            return cls(metric, label_smoothing)
+        if not callable(metric):
             raise DeevoError(
-                f"metric is {given!r}; expected one of {', '.join(METRICS)} or a function of "
+                f"metric is {metric!r}; expected one of {', '.join(METRICS)} or a function of "
                 "(logits, labels) that gives a score per image"
             )
-        kind = given if hasattr(given, "__qualname__") else type(given)
-        return cls(f"{kind.__module__}.{kind.__qualname__}", 0.0, given)
+        kind = metric if hasattr(metric, "__qualname__") else type(metric)
+        return cls(f"{kind.__module__}.{kind.__qualname__}", 0.0, metric)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a run's configuration record."""
@@ -69,9 +69,9 @@ class Metric:
         assert self.function is not None
         scores = self.function(logits, labels)
         if not isinstance(scores, Tensor) or scores.shape != labels.shape:
-            found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            what = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise DeevoError(
-                f"metric {self.name} gave {found} for {labels.numel()} images; expected a tensor "
+                f"metric {self.name} gave {what} for {labels.numel()} images; expected a tensor "
                 f"[{labels.numel()}], one score per image"
             )
         broken = ~torch.isfinite(logits).all(dim=1)

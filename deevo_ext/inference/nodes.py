@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from deevo_ext.inference.plan import Activation, Norm, size_of
+from deevo_ext.inference.network_graph import Activation, Norm, size_of
 
 aten = torch.ops.aten
 
@@ -44,13 +44,13 @@ def activation_of(node: fx.Node) -> Activation | None:
 
 def reachable(output: fx.Node) -> set[fx.Node]:
     """All nodes that a node is made of, itself included."""
-    found, waiting = set(), [output]
+    nodes, waiting = set(), [output]
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
+        if node not in nodes:
+            nodes.add(node)
             waiting.extend(node.all_input_nodes)
-    return found
+    return nodes
 
 
 def is_plain_sum(node: fx.Node) -> bool:
@@ -73,14 +73,14 @@ def owner_of(name: str) -> str:
 
 def taken_in(norm: Norm | None, residual: Any, activation: Activation | None) -> tuple[str, ...]:
     """What a layer took in, in words."""
-    found = []
+    parts = []
     if norm is not None:
-        found.append(f"batch norm {owner_of(norm.mean)}")
+        parts.append(f"batch norm {owner_of(norm.mean)}")
     if residual is not None:
-        found.append("residual")
+        parts.append("residual")
     if activation is not None:
-        found.append(str(activation))
-    return tuple(found)
+        parts.append(str(activation))
+    return tuple(parts)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

@@ -48,16 +48,16 @@ class PrecisionReport:
         )
 
 
-def compare_losses(precision: str, exact: Tensor, found: Tensor) -> PrecisionReport:
+def compare_losses(precision: str, exact: Tensor, rounded: Tensor) -> PrecisionReport:
     """The report from losses [K, N] of the same networks and images, K >= 2."""
     finite = torch.isfinite(exact).all(dim=0)
-    overflows = int((~torch.isfinite(found[:, finite])).sum())
-    usable = finite & torch.isfinite(found).all(dim=0)
+    overflows = int((~torch.isfinite(rounded[:, finite])).sum())
+    usable = finite & torch.isfinite(rounded).all(dim=0)
     differences, errors = [], []
     for k in range(exact.shape[0] - 1):
         pair = [
             float((losses[k, usable].double() - losses[k + 1, usable].double()).mean())
-            for losses in (exact, found)
+            for losses in (exact, rounded)
         ]
         differences.append(pair[0])
         errors.append(pair[1] - pair[0])

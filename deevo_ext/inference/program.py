@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.inference.engines import Bound
-from deevo_ext.inference.plan import Aten, Convolution, Layer, Linear, Parameter, Plan, Register
+from deevo_ext.inference.network_graph import (
+    Aten,
+    Convolution,
+    Layer,
+    Linear,
+    NetworkGraph,
+    Parameter,
+    Register,
+)
 from deevo_ext.inference.weights import Lease, Stager
 from deevo_ext.inference.workers import Modules
 
@@ -44,12 +52,12 @@ class FoldedWeights:
 
 
 class FusedProgram:
-    """A plan with its engines."""
+    """A graph with its engines."""
 
-    def __init__(self, plan: Plan, stager: Stager, bounds: Mapping[int, Bound]) -> None:
-        self.plan, self.stager, self.bounds = plan, stager, bounds
-        self._prologue = [_aten_step(layer) for layer in plan.prologue if isinstance(layer, Aten)]
-        self._steps = [self._step(index, layer) for index, layer in enumerate(plan.layers)]
+    def __init__(self, graph: NetworkGraph, stager: Stager, bounds: Mapping[int, Bound]) -> None:
+        self.graph, self.stager, self.bounds = graph, stager, bounds
+        self._prologue = [_aten_step(layer) for layer in graph.prologue if isinstance(layer, Aten)]
+        self._steps = [self._step(index, layer) for index, layer in enumerate(graph.layers)]
 
     def prepare(
         self,
@@ -59,10 +67,10 @@ class FusedProgram:
     ) -> FoldedWeights:
         """Folds, casts and packs; runs what depends on the weights alone."""
         staged = self.stager.stage(row, statistics, buffers)
-        ready: list[Any] = [None] * len(self.plan.layers)
+        ready: list[Any] = [None] * len(self.graph.layers)
         for index, bound in self.bounds.items():
             ready[index] = bound.prepare(*staged.layers[index])
-        registers: Registers = [None] * self.plan.registers
+        registers: Registers = [None] * self.graph.registers
         for step in self._prologue:
             step(registers, ready, staged.parameters)
         return FoldedWeights(ready, staged.parameters, registers, staged.lease)
@@ -71,10 +79,10 @@ class FusedProgram:
         """Logits of one micro-batch."""
         ready, parameters = prepared.layers, prepared.parameters
         registers = list(prepared.registers)
-        registers[self.plan.image] = images
+        registers[self.graph.image] = images
         for step in self._steps:
             step(registers, ready, parameters)
-        return registers[self.plan.output]
+        return registers[self.graph.output]
 
     def _step(self, index: int, layer: Layer) -> Callable[..., None]:
         if isinstance(layer, Aten):

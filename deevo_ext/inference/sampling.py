@@ -21,11 +21,11 @@ def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
     1/2) / class size is least are taken, in this order: so every class is represented in
-    proportion, in each stretch of the batch as well as in the whole.
+    proportion, in each slice of the batch as well as in the whole.
     """
-    own = labels.cpu().numpy()
-    keys = image_keys(own.size, batch, seed)
-    return torch.from_numpy(_class_balanced(own, keys)[:size].copy())
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, batch, seed)
+    return torch.from_numpy(_class_balanced(classes, keys)[:size].copy())
 
 
 def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -56,10 +56,10 @@ def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
         return np.ones(difficulty.size)
     while True:
         rest = size - int(certain.sum())
-        found = np.where(certain, 1.0, difficulty * (rest / difficulty[~certain].sum()))
-        more = (found >= 1.0) & ~certain
+        probabilities = np.where(certain, 1.0, difficulty * (rest / difficulty[~certain].sum()))
+        more = (probabilities >= 1.0) & ~certain
         if not more.any():
-            return found
+            return probabilities
         certain |= more
 
 
@@ -74,15 +74,16 @@ def importance_order(
     mean of the batch Horvitz and Thompson's estimator of the mean over all N images: unbiased
     whatever the difficulties are. The order is shuffled, class by class in proportion.
     """
-    own = labels.cpu().numpy()
-    keys = image_keys(own.size, batch, seed)
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, batch, seed)
     probabilities = inclusion_probabilities(difficulty, size)
-    line = np.lexsort((keys, own))
+    line = np.lexsort((keys, classes))
     ends = np.cumsum(probabilities[line])
     ends *= size / ends[-1]  # what rounding added or took
     last_block = (int(Purpose.BATCH), batch, POPULATION_MEMBER, np.array([0xFFFFFFFF], np.uint64))
     start = (float(philox4x32(last_block, key_of(seed), ROUNDS)[0][0]) + 0.5) / 2.0**32
-    taken = line[np.minimum(np.searchsorted(ends, start + np.arange(size), "right"), own.size - 1)]
-    order = taken[_class_balanced(own[taken], keys[taken])]
-    weights = size / (own.size * probabilities[order])
+    places = np.searchsorted(ends, start + np.arange(size), "right")
+    taken = line[np.minimum(places, classes.size - 1)]
+    order = taken[_class_balanced(classes[taken], keys[taken])]
+    weights = size / (classes.size * probabilities[order])
     return torch.from_numpy(order.copy()), torch.from_numpy(weights)

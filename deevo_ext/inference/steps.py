@@ -15,7 +15,7 @@ from torch import Tensor
 from deevo_ext.inference.engines import ENGINES
 from deevo_ext.inference.engines.triton import padded
 from deevo_ext.inference.layouts import Geometry, movement, pool, refusal, served
-from deevo_ext.inference.plan import Aten, Convolution, Layer, Plan, size_of
+from deevo_ext.inference.network_graph import Aten, Convolution, Layer, NetworkGraph, size_of
 from deevo_ext.inference.tails import Tail, merged_shortcuts, tail_of
 
 LayerWeights = tuple[Tensor, Tensor, Tensor | None]
@@ -58,31 +58,31 @@ class Steps:
         padded: channels to which images are padded, by the index of each layer that reads them.
     """
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.plan, self.device = plan, device
-        if plan.prologue:
-            raise refusal(plan.prologue[0], "it computes weights from weights")
-        for layer in plan.layers:
+    def __init__(self, graph: NetworkGraph, device: torch.device) -> None:
+        self.graph, self.device = graph, device
+        if graph.prologue:
+            raise refusal(graph.prologue[0], "it computes weights from weights")
+        for layer in graph.layers:
             reason = None
             if isinstance(layer, Convolution):
                 reason = ENGINES["triton"].why_not(layer, device)
             if reason is not None:
                 raise refusal(layer, reason)
-        self.tail: Tail = served(plan.layers[-1], lambda: tail_of(plan))
+        self.tail: Tail = served(graph.layers[-1], lambda: tail_of(graph))
         self.steps = self._schedule()
         self.padded = {
             index: padded(layer.in_shape[1])
-            for index, layer in enumerate(plan.layers)
-            if isinstance(layer, Convolution) and layer.reads[0] == plan.image
+            for index, layer in enumerate(graph.layers)
+            if isinstance(layer, Convolution) and layer.reads[0] == graph.image
         }
-        plan.layers[self.tail.classifier].dtype = plan.dtype  # the head's; its logits are float32
+        graph.layers[self.tail.classifier].dtype = graph.dtype  # the head's; its logits are float32
 
     def live_bytes(self) -> int:
         """The most bytes of one member's activations that are alive at a time."""
         live: dict[int, int] = {}
         most = 0
         for step in self.steps:
-            live[step.writes] = size_of(step.out_shape, self.plan.dtype)
+            live[step.writes] = size_of(step.out_shape, self.graph.dtype)
             most = max(most, sum(live.values()))
             for number in step.frees:
                 live.pop(number, None)
@@ -97,8 +97,8 @@ class Steps:
 
     def _schedule(self) -> list[Step]:
         """Layers in order, shortcuts merged."""
-        plan, layers = self.plan, self.plan.layers
-        pairs = merged_shortcuts(plan)
+        graph, layers = self.graph, self.graph.layers
+        pairs = merged_shortcuts(graph)
         inside = {first for pair in pairs.values() for first in pair} - set(pairs)
         steps = []
         for index, layer in enumerate(layers):
@@ -107,7 +107,7 @@ class Steps:
                 continue
             if not isinstance(layer, (Convolution, Aten)):
                 raise refusal(layer, "it is not the classifier at the end")
-            if plan.image in layer.reads[0 if isinstance(layer, Aten) else 1 :]:
+            if graph.image in layer.reads[0 if isinstance(layer, Aten) else 1 :]:
                 raise refusal(layer, "it reads the images, which only convolutions do here")
             layer.engine = "triton"
             if index in inside:
@@ -122,7 +122,7 @@ class Steps:
                 kept.fused = (*kept.fused, f"shortcut {taken.name}")
             steps.append(step)
         layers[self.tail.classifier].engine = "deevo.head"
-        seen = {self.tail.features, plan.image}
+        seen = {self.tail.features, graph.image}
         for step in reversed(steps):
             step.frees = tuple({r for r in step.reads if r not in seen})
             seen.update(step.reads)
@@ -147,13 +147,13 @@ class Steps:
 
         n, channels, height, width = step.out_shape
         into, taps = layer.weights.shape[1], layer.weights.shape[2] * layer.weights.shape[3]
-        positions, dtype = n * height * width, self.plan.dtype
+        positions, dtype = n * height * width, self.graph.dtype
         configuration = default(
             positions, channels, self.padded.get(step.index, into), taps, chunk, dtype
         )
         last, stride2 = layer, None
         if step.shortcut is not None:
-            shortcut = self.plan.layers[step.shortcut]
+            shortcut = self.graph.layers[step.shortcut]
             assert isinstance(shortcut, Convolution)
             stride2 = shortcut.stride
             last = shortcut if shortcut.residual else layer
@@ -201,4 +201,4 @@ class Steps:
         return launch
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=self.plan.dtype, device=self.device)
+        return torch.empty(shape, dtype=self.graph.dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""From flat rows to a plan's weights: folded and cast ones are staged, the rest viewed in place.
+"""From flat rows to a graph's weights: folded and cast ones are staged, the rest viewed in place.
 
 A convolution's weight is scaled by its batch norm and laid out channels-last; a linear layer's is
 used where it lies, unless it has a norm or another dtype. So are all other parameters.
@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deevo_ext.inference.plan import Aten, Convolution, Linear, Parameter, Plan, Weights
+from deevo_ext.inference.network_graph import (
+    Aten,
+    Convolution,
+    Linear,
+    NetworkGraph,
+    Parameter,
+    Weights,
+)
 from deevo_ext.inference.tensors import Tensors
 from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
 
@@ -28,8 +35,8 @@ Buffers = tuple[Tensor, Tensor]
 class Staged:
     """One member's weights.
 
-    layers: (weight, bias) of each convolution and linear layer by its index in the plan; weight
-    [out, in, kh, kw] with channels-last strides or [out, in], in the plan's dtype; bias float32 or
+    layers: (weight, bias) of each convolution and linear layer by its index in the graph; weight
+    [out, in, kh, kw] with channels-last strides or [out, in], in the graph's dtype; bias float32 or
     None. parameters: what ATen calls read.
     """
 
@@ -88,21 +95,21 @@ class _Table:
 
 
 class Stager:
-    """Makes a plan's weights from rows of one layout.
+    """Makes a graph's weights from rows of one layout.
 
     row_dtype: of the rows. padded: input channels, zeros beyond the layer's own, that convolutions'
-    weights get, by index in the plan.
+    weights get, by index in the graph.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        graph: NetworkGraph,
         tensors: Tensors,
         row_dtype: torch.dtype,
         device: torch.device,
         padded: Mapping[int, int] | None = None,
     ) -> None:
-        self.plan, self.dtype, self.row_dtype, self.device = plan, plan.dtype, row_dtype, device
+        self.graph, self.dtype, self.row_dtype, self.device = graph, graph.dtype, row_dtype, device
         layout, statistics_layout = tensors.layout, tensors.statistics_layout
         self._fixed = tensors.fixed
         self._addresses: dict[str, tuple[int, int, tuple[int, ...]]] = {}
@@ -117,12 +124,12 @@ class Stager:
         self._layers: dict[int, tuple[_Place, _Place | None]] = {}
         self._parameters: dict[Parameter, _Place] = {}
         self._direct: dict[Parameter, Tensor] = {}
-        for index, layer in enumerate(plan.layers):
+        for index, layer in enumerate(graph.layers):
             if isinstance(layer, (Convolution, Linear)):
                 self._layers[index] = self._layer(
                     layer.weights, layer.dtype, (padded or {}).get(index, layer.weights.shape[1])
                 )
-        for layer in (*plan.prologue, *plan.layers):
+        for layer in (*graph.prologue, *graph.layers):
             if isinstance(layer, Aten):
                 for item in _parameters((layer.args, layer.kwargs)):
                     self._parameter(item)
@@ -157,12 +164,12 @@ class Stager:
         """The weights of `row` [D] with `statistics` [S]; they live as long as row and lease."""
         lease = Lease(self._pool, self.buffers) if buffers is None else None
         weights, vectors = lease.buffers if lease is not None else buffers or self.buffers()
-        own = None if statistics is None else statistics[None]
-        spaces = self._fold(row[None], own, weights[None], vectors[None])
+        apart = None if statistics is None else statistics[None]
+        spaces = self._fold(row[None], apart, weights[None], vectors[None])
 
         def find(place: _Place) -> Tensor:
-            found = place.find(spaces)[0]
-            return found.permute(0, 3, 1, 2) if place.channels_last else found
+            tensor = place.find(spaces)[0]
+            return tensor.permute(0, 3, 1, 2) if place.channels_last else tensor
 
         layers = {
             index: (find(weight), None if bias is None else find(bias))
@@ -211,21 +218,24 @@ class Stager:
     def _dtype_in(self, space: int) -> torch.dtype:
         return self.row_dtype if space == 0 else torch.float32
 
-    def _layer(self, own: Weights, dtype: torch.dtype, padded: int) -> tuple[_Place, _Place | None]:
-        space, offset, shape = self._source(own.weight)
+    def _layer(
+        self, weights: Weights, dtype: torch.dtype, padded: int
+    ) -> tuple[_Place, _Place | None]:
+        space, offset, shape = self._source(weights.weight)
         if dtype != self.dtype:  # the head, in float32
-            return self._vector(own.weight), self._vector(own.bias) if own.bias else None
+            bias = self._vector(weights.bias) if weights.bias else None
+            return self._vector(weights.weight), bias
         taps = torch.Size(shape[2:]).numel()
         same_layout = (taps == 1 or shape[1] == 1) and padded == shape[1]
-        if own.norm is None and same_layout and self._dtype_in(space) == self.dtype:
+        if weights.norm is None and same_layout and self._dtype_in(space) == self.dtype:
             weight = _Place(space, offset, shape, len(shape) == 4)
-            return weight, self._vector(own.bias) if own.bias else None
-        entry, sources = self._entry(shape[0], shape[1], taps), {"WEIGHT": own.weight}
+            return weight, self._vector(weights.bias) if weights.bias else None
+        entry, sources = self._entry(shape[0], shape[1], taps), {"WEIGHT": weights.weight}
         entry[FoldColumn.PADDED], shape = padded, (shape[0], padded, *shape[2:])
-        if own.bias is not None:
-            sources["BIAS"] = own.bias
-        if own.norm is not None:
-            norm = own.norm
+        if weights.bias is not None:
+            sources["BIAS"] = weights.bias
+        if weights.norm is not None:
+            norm = weights.norm
             for column, name in (("GAMMA", norm.gamma), ("BETA", norm.beta)):
                 if name is not None:
                     sources[column] = name
@@ -235,11 +245,11 @@ class Stager:
             entry[FoldColumn[column]] = address(at, start)
         entry[FoldColumn.TO_WEIGHT] = self._table.reserve("weights", shape[0] * shape[1] * taps)
         weight = _Place(3, entry[FoldColumn.TO_WEIGHT], shape, len(shape) == 4)
-        bias: _Place | None = None
-        if own.bias is not None or own.norm is not None:
+        bias = None
+        if weights.bias is not None or weights.norm is not None:
             entry[FoldColumn.TO_SHIFT] = self._table.reserve("vectors", shape[0])
             bias = _Place(4, entry[FoldColumn.TO_SHIFT], (shape[0],))
-        self._add(entry, own.norm.eps if own.norm else 0.0)
+        self._add(entry, weights.norm.eps if weights.norm else 0.0)
         return weight, bias
 
     def _vector(self, name: str) -> _Place:
@@ -293,5 +303,5 @@ def _parameters(value: object) -> list[Parameter]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [found for part in value for found in _parameters(part)]
+        return [parameter for part in value for parameter in _parameters(part)]
     return []

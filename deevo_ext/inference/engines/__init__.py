@@ -1,4 +1,4 @@
-"""Engines: ways to compute a convolution or a linear layer of a plan.
+"""Engines: ways to compute a convolution or a linear layer of a graph.
 
 `aten` serves everything, everywhere; `onednn` and `onednn-packed` are the CPU's, with fused
 post-operations, and `positions` its matrix products for small maps; `cudnn` is CUDA's, with bias,
@@ -13,7 +13,7 @@ import torch
 
 from deevo_ext.inference.engines import aten, cudnn, onednn, positions, triton
 from deevo_ext.inference.engines.base import Bound, Engine
-from deevo_ext.inference.plan import Convolution, Linear
+from deevo_ext.inference.network_graph import Convolution, Linear
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine

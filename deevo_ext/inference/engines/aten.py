@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.inference.engines.base import Bound, activate
-from deevo_ext.inference.plan import Convolution, Linear
+from deevo_ext.inference.network_graph import Convolution, Linear
 
 
 def cast_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deevo_ext.inference.plan import Activation, Convolution, Linear
+from deevo_ext.inference.network_graph import Activation, Convolution, Linear
 
 Functional = torch.nn.functional
 

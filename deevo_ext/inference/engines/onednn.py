@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deevo_ext.inference.engines.aten import cast_bias
 from deevo_ext.inference.engines.base import Bound
-from deevo_ext.inference.plan import Activation, Convolution, Linear
+from deevo_ext.inference.network_graph import Activation, Convolution, Linear
 
 _NAMES = {"silu": "swish"}  # oneDNN's name where it is another
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from deevo_ext.inference.engines.aten import cast_bias
 from deevo_ext.inference.engines.base import Bound, activate
 from deevo_ext.inference.engines.onednn import OneDNN
-from deevo_ext.inference.plan import Convolution, Linear
+from deevo_ext.inference.network_graph import Convolution, Linear
 
 # More positions mean less padding and more, smaller products: direct convolution is faster there.
 _MOST_POSITIONS = 9
@@ -33,12 +33,12 @@ class _Span:
 
 
 def _spans(size: int, written: int, kernel: int, stride: int, padding: int) -> list[_Span]:
-    found = []
+    spans = []
     for position in range(written):
         first = position * stride - padding
         taps = slice(max(0, -first), min(kernel, size - first))
-        found.append(_Span(taps, slice(first + taps.start, first + taps.stop)))
-    return found
+        spans.append(_Span(taps, slice(first + taps.start, first + taps.stop)))
+    return spans
 
 
 class Positions:

@@ -1,7 +1,7 @@
 """Our own Triton convolution: implicit GEMM, channels-last, residual and ReLU in its epilogue.
 
 It takes a member axis; here a member is alone on it. On the CPU Triton's interpreter runs it, for
-tests (TRITON_INTERPRET=1); no GPU has run it through a plan yet.
+tests (TRITON_INTERPRET=1); no GPU has run it through a graph yet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deevo_ext.inference.engines.base import Bound
-from deevo_ext.inference.plan import Activation, Convolution, Layer, Linear
+from deevo_ext.inference.network_graph import Activation, Convolution, Layer, Linear
 
 
 def padded(channels: int) -> int:
@@ -76,7 +76,7 @@ class Triton:
 
 
 def precision_of(layer: Layer, device: torch.device) -> str:
-    """How products of float32 are formed: as the plan's precision says, by torch's switch."""
+    """How products of float32 are formed: as the graph's precision says, by torch's switch."""
     if device.type != "cuda" or layer.dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"

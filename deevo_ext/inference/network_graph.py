@@ -1,6 +1,6 @@
-"""The fused plan of a network: its layers in order, what each reads, and where weights come from.
+"""The network graph: fused layers in order, what each reads, and where its weights come from.
 
-A plan is data. Registers are small integers; a layer writes one and says which ones nobody reads
+A graph is data. Registers are small integers; a layer writes one and says which ones nobody reads
 after it. Engines (deevo_ext.inference.engines) turn a layer into code.
 """
 
@@ -160,7 +160,7 @@ class Register:
 class Parameter:
     """The place of a model's tensor among an operator's arguments.
 
-    precise: in float32 even where the plan computes in 16 bits (statistics of a norm left alone).
+    precise: in float32 even where the graph computes in 16 bits (statistics of a norm left alone).
     """
 
     name: str
@@ -168,7 +168,7 @@ class Parameter:
 
 
 @dataclass
-class Plan:
+class NetworkGraph:
     """A network at one input shape.
 
     layers: run for every micro-batch. prologue: run once for each member, for what depends on its
