@@ -47,6 +47,43 @@ def timm_model(name: str) -> nn.Module:
     return timm.create_model(name)
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    """The model with at most two blocks of a kind behind each other: same patterns, less to trace.
+
+    Where layers lie in a Sequential, those are dropped whose tensors have the shapes of the second
+    one's.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and len(module) > 2:
+            repeated = _shapes(module[1])
+            for i in reversed(range(2, len(module))):
+                if repeated and _shapes(module[i]) == repeated:
+                    del module[i]
+    return model
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
+def small_densenet(make: Callable[..., nn.Module]) -> nn.Module:
+    """A DenseNet with few layers in its blocks, which grow, so that `shallow` leaves them."""
+    return make(growth_rate=32, block_config=(2, 3, 2, 2))
+
+
+def torchvision_densenet() -> nn.Module:
+    """torchvision's, with few layers."""
+    return small_densenet(_torchvision().models.DenseNet)
+
+
+def timm_densenet() -> nn.Module:
+    """timm's, with few layers."""
+    _torchvision()
+    from timm.models.densenet import DenseNet
+
+    return small_densenet(DenseNet)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is padded where the shape changes (option A)."""
 
