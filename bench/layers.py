@@ -17,9 +17,9 @@ from bench import gpu, measure
 from bench.job import Job, WrongResult
 from bench.networks import graph_of
 from bench.row import Row
-from deevo_ext.inference.engines import ENGINES
-from deevo_ext.inference.engines.base import activate
-from deevo_ext.inference.network_graph import Convolution, Linear
+from deevo_ext.networks.engines import ENGINES
+from deevo_ext.networks.engines.base import activate
+from deevo_ext.networks.graph.network_graph import Convolution, Linear
 
 # As a graph's own check, of rounding alone: 2^-24, 2^-11 and 2^-8 over sums of thousands.
 _DEVIATION = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import bench
 from bench.job import Job
 from deevo_ext.demo.network import SmallResNet
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.network_graph import NetworkGraph, size_of
 from deevo_ext.layout import Layout
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import NetworkGraph, size_of
 
 sys.path.append(str(bench.ROOT / "python_tests"))
 

@@ -25,8 +25,8 @@ from deevo_ext.demo.training import load_member
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.report import bootstrap_interval
 from deevo_ext.evolution.soup import average
-from deevo_ext.inference.evaluator import PerImage
-from deevo_ext.inference.statistics import Inherited
+from deevo_ext.fitness.evaluator import PerImage
+from deevo_ext.fitness.statistics import Inherited
 
 VALIDATION, CALIBRATION = 1000, 512
 

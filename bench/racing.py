@@ -29,8 +29,8 @@ import deevo_ext as deevo
 from deevo_ext.data import FourSets, load
 from deevo_ext.demo.training import load_member
 from deevo_ext.evolution.course import Course
-from deevo_ext.inference.metrics import Metric
-from deevo_ext.inference.racing import LOOKS_PER_DOUBLING, Racing
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
 
 PRESET = "sa-shade-tri-ensin"
 _LOSS = Metric("loss")

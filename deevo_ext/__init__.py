@@ -22,9 +22,9 @@ from deevo_ext.evolution.replay import replay
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.evolution.scoring import Fitness
 from deevo_ext.evolution.trials import Trials
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.fitness import ClassificationFitness
-from deevo_ext.inference.forward import Losses, PopulationForward
+from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population import Population
 from deevo_ext.strategies import Strategy
 

@@ -20,7 +20,7 @@ from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.journal import FILE_NAME
 from deevo_ext.evolution.soup import greedy_soup
 from deevo_ext.files import write_whole
-from deevo_ext.inference.fitness import batch_indices
+from deevo_ext.fitness.classification import batch_indices
 
 from .bounds import learned_soup, tuned_soup
 from .populations import Setting, folder_of, images_of, make, new_network

@@ -13,7 +13,7 @@ import deevo_ext as deevo
 from deevo_ext.data import load
 from deevo_ext.demo.training import fine_tune, train_base
 from deevo_ext.evolution.basin import BasinReport, Pair, check_basin
-from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.training.recipes import Recipe
 
 

@@ -11,7 +11,7 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.data import CachedImages, ImageSet, LabelledImages, split_class_balanced
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.feed import SLICE_BYTES, slices
+from deevo_ext.networks.execution.feed import SLICE_BYTES, slices
 from support.evolution import Net, population
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.choose import EngineTable, device_cache
-from deevo_ext.inference.engines import ENGINES, candidates
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.fuse import fuse
-from deevo_ext.inference.network_graph import Activation, Convolution, Linear, Weights
-from deevo_ext.inference.precision import compare_losses
+from deevo_ext.networks.engines import ENGINES, candidates
+from deevo_ext.networks.engines.choose import EngineTable, device_cache
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.fuse import fuse
+from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
+from deevo_ext.networks.precision import compare_losses
 from support.evolution import Net, images, population
 from support.zoo import CifarResNet, as_row, pictures, randomised
 
@@ -341,7 +341,7 @@ def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         graph.layers[0].activation = None  # type: ignore[attr-defined]
         return graph
 
-    monkeypatch.setattr("deevo_ext.inference.build.fuse", wrong)
+    monkeypatch.setattr("deevo_ext.networks.build.fuse", wrong)
     pop, data = population(4), images(20)
     with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
         PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)

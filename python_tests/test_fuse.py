@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.export import NotExportable, as_dtype, capture
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.fuse import fuse
-from deevo_ext.inference.network_graph import Aten, Convolution, Linear, NetworkGraph
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
+from deevo_ext.networks.graph.fuse import fuse
+from deevo_ext.networks.graph.network_graph import Aten, Convolution, Linear, NetworkGraph
 from support.zoo import as_row, pictures, randomised
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.networks.forward import PopulationForward
 from support.zoo import as_row
 
 PICTURES = {  # scikit-image's samples, and the ImageNet classes that name them

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.replay import write_candidate, write_trials
-from deevo_ext.inference.choose import ENGINES_FILE
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from support.evolution import Net, images, population, save_members, sphere
 
 SUPPORT = Path(__file__).parent

@@ -18,12 +18,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deevo_ext as deevo
-from deevo_ext.inference import batched_runner
-from deevo_ext.inference.batched_runner import BatchedRunner
-from deevo_ext.inference.choose import EngineTable
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.network_graph import Convolution
-from deevo_ext.inference.workers import Workers
+from deevo_ext.networks.batched import runner as batched_runner
+from deevo_ext.networks.batched.runner import BatchedRunner
+from deevo_ext.networks.engines.choose import EngineTable
+from deevo_ext.networks.execution.workers import Workers
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import Convolution
 from support.convolutions import DEVICE, ROUNDING
 from support.residual import ResNet
 from support.zoo import CifarResNet, as_row, randomised, tiny_resnet18, torchvision_model
@@ -108,7 +108,7 @@ def against_eager(name: str, precision: str, device: str) -> PopulationForward:
 @INTERPRETED
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((n, "float32") for n in NETWORKS), *((n, "float16") for n in ("bottleneck", "ResNet-18"))],
+    [*((n, "float32") for n in NETWORKS), *((n, "float16") for n in ("basic", "bottleneck"))],
 )
 def test_networks(name: str, precision: str) -> None:
     forward = against_eager(name, precision, "cpu")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.network_graph import Aten, Convolution, Linear, NetworkGraph
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import Aten, Convolution, Linear, NetworkGraph
 from support.zoo import (
     CifarResNet,
     as_row,

@@ -239,7 +239,7 @@ def evolve(
     from deevo_ext.evolution.preliminaries import seconds_of
     from deevo_ext.evolution.storage import EVOLVED
     from deevo_ext.evolution.tensorboard import TensorBoard
-    from deevo_ext.inference.sampling import batch_indices
+    from deevo_ext.fitness.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
 
     seconds = None if time is None else seconds_of(time)

@@ -16,8 +16,8 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.soup import average
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.statistics import Inherited
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population import Population
 
 PAIRS = 8

@@ -20,7 +20,7 @@ from deevo_ext.evolution.journal import Record, from_hex, to_hex
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.soup import ScoreRow, average, greedy_soup
 from deevo_ext.evolution.storage import decode_statistics
-from deevo_ext.inference.statistics import Inherited, Used
+from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.population import Population
 
 KINDS = ("member", "mean", "soup")

@@ -23,10 +23,10 @@ from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.preliminaries import Preliminaries, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.fitness import ClassificationFitness, image_set
-from deevo_ext.inference.metrics import ImageScores, Metric
-from deevo_ext.inference.racing import Racing
+from deevo_ext.fitness.classification import ClassificationFitness, image_set
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.racing import Racing
 from deevo_ext.population import Population
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]

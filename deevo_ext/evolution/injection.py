@@ -13,9 +13,9 @@ from typing import Any
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.course import candidates_of
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.metrics import Metric
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population import Population
 
 SOUPS = 2

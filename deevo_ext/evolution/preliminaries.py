@@ -16,10 +16,10 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport
-from deevo_ext.inference.evaluator import Evaluator, Score
-from deevo_ext.inference.fitness import ClassificationFitness
-from deevo_ext.inference.sampling import batch_indices
-from deevo_ext.inference.statistics import Inherited
+from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.evaluator import Evaluator, Score
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.statistics import Inherited
 
 IMAGES = 1000
 _CANDIDATES = 6  # rows that validation keeps for the comparison

@@ -22,9 +22,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
-from deevo_ext.inference.evaluator import Evaluator, PerImage
-from deevo_ext.inference.metrics import mean_score
-from deevo_ext.inference.statistics import Inherited
+from deevo_ext.fitness.evaluator import Evaluator, PerImage
+from deevo_ext.fitness.metrics import mean_score
+from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population import Population
 
 SOUP = "initial greedy soup"

@@ -26,10 +26,10 @@ from deevo_ext.evolution.storage import (
     write_initial,
     write_weights,
 )
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.metrics import ImageScores, Metric
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import ImageScores, Metric
 from deevo_ext.key_layout import KeyLayout
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.tables import CONTRACT_VERSION
 
 
@@ -41,7 +41,7 @@ class Evolution:
     this run's journal is resumed with the result of an uninterrupted run. evaluator and validation:
     images that choose the returned candidate (best member, mean, greedy soup) every
     `validate_every` generations, by `metric` ("loss", "top1" or a function, see
-    `inference.metrics`); without them it is the best member of the last generation. chunk: rows
+    `fitness.metrics`); without them it is the best member of the last generation. chunk: rows
     evaluated at a time, the E of peak memory NP + E rows; validation adds the six candidates of the
     comparison. callbacks: called with each generation's metrics, those of a resumed run's past too.
     initial: the initial candidates where they have been found already, as `injection.inject_soups`

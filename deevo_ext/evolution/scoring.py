@@ -12,12 +12,12 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.trials import Trials
-from deevo_ext.inference.racing import Racing
-from deevo_ext.inference.statistics import Used
+from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.statistics import Used
 
 
 class Fitness(Protocol):
-    """What scores trials; `inference.fitness.ClassificationFitness` is the one for image sets.
+    """What scores trials; `fitness.classification.ClassificationFitness` is the one for image sets.
 
     An attribute ``device``, where there is one, says where it wants its rows.
     """

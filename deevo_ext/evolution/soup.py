@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from deevo_ext.inference.statistics import Inherited
+from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population import Population
 
 ScoreRow = Callable[[torch.Tensor, Inherited | None], float]

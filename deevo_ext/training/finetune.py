@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.labelled import LabelledImages
 from ..errors import DeevoError
 from ..files import write_whole
-from ..inference.preprocessing import Preprocessing
+from ..networks.execution.preprocessing import Preprocessing
 from .augment import augment, erase
 from .mixing import draw_mixing
 from .pictures import change_pictures, require_operations

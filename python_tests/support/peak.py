@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.network_graph import Convolution, Linear, NetworkGraph, size_of
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph, size_of
 from support.zoo import CifarResNet, as_row, pictures, randomised, torchvision_model
 
 

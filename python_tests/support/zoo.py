@@ -203,5 +203,5 @@ class _Tiny(nn.Module):
 
 
 def tiny_resnet18(classes: int = 7) -> nn.Module:
-    """ResNet-18 with 16, 16, 32 and 48 channels."""
-    return _Tiny((16, 16, 32, 48), classes)
+    """ResNet-18 with 16, 16, 16 and 48 channels."""
+    return _Tiny((16, 16, 16, 48), classes)
