@@ -48,16 +48,16 @@ def timm_model(name: str) -> nn.Module:
 
 
 def shallow(model: nn.Module) -> nn.Module:
-    """The model with at most two blocks of a kind behind each other: same patterns, less to trace.
+    """The model without repeated blocks: the same patterns, and less to trace.
 
-    Where layers lie in a Sequential, those are dropped whose tensors have the shapes of the second
-    one's.
+    Of layers in a Sequential, from the third on, those are dropped whose tensors have the shapes of
+    the one before.
     """
     for module in model.modules():
-        if isinstance(module, nn.Sequential) and len(module) > 2:
-            repeated = _shapes(module[1])
+        if isinstance(module, nn.Sequential):
             for i in reversed(range(2, len(module))):
-                if repeated and _shapes(module[i]) == repeated:
+                shapes = _shapes(module[i])
+                if shapes and shapes == _shapes(module[i - 1]):
                     del module[i]
     return model
 
