@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.networks.arguments import check_smoothing
 
 METRICS = ("loss", "top1")
 
@@ -39,8 +40,7 @@ class Metric:
         """From "loss", "top1" or a function of (logits, labels)."""
         if isinstance(metric, Metric):
             return metric
-        if not 0 <= label_smoothing < 1:
-            raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
+        check_smoothing(label_smoothing)
         if label_smoothing and metric != "loss":
             raise DeevoError('label_smoothing is for metric="loss"; a function smooths by itself')
         if isinstance(metric, str) and metric in METRICS:

@@ -18,7 +18,6 @@ def check_options(
     engine: str,
     precision: str,
     micro_batch: int,
-    label_smoothing: float,
 ) -> None:
     """Refuses what the constructor cannot use."""
     if not isinstance(model, nn.Module) or not isinstance(layout, Layout):
@@ -34,8 +33,6 @@ def check_options(
             raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
     if micro_batch < 1:
         raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
-    if not 0 <= label_smoothing < 1:
-        raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
 
 
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
@@ -56,6 +53,12 @@ def check_rows(rows: Tensor, layout: Layout) -> None:
             f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {layout.dim}"
             "], as the population's"
         )
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuses shares of a label that are not in [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
 
 
 def check_labels(labels: Tensor | None, count: int) -> None:

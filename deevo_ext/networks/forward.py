@@ -15,6 +15,7 @@ from deevo_ext.networks.arguments import (
     check_labels,
     check_options,
     check_rows,
+    check_smoothing,
     check_statistics,
     evaluating_device,
 )
@@ -80,20 +81,18 @@ class PopulationForward:
         micro_batch: int = 64,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        label_smoothing: float = 0.0,
         device: torch.device | str = "cpu",
         table: EngineTable | None = None,
     ) -> None:
         if isinstance(layout, Population):
             statistics_layout, fixed = layout.statistics_layout, layout.fixed
             layout = layout.layout
-        check_options(model, layout, engine, precision, micro_batch, label_smoothing)
+        check_options(model, layout, engine, precision, micro_batch)
         self.device = evaluating_device(device, precision)
         if statistics_layout is not None and not statistics_layout.dim:
             statistics_layout = None
         self.layout, self.statistics_layout = layout, statistics_layout
         self.engine, self.micro_batch = engine, micro_batch
-        self.label_smoothing = label_smoothing
         self._feed = ImageFeed(self.device, micro_batch, Preprocessing(mean, std))
         self._asked = precision
         self._runners: dict[tuple[tuple[int, ...], torch.dtype], Built] = {}
@@ -155,14 +154,15 @@ class PopulationForward:
         labels: Tensor | None = None,
         statistics: Tensor | None = None,
         *,
-        label_smoothing: float | None = None,
+        label_smoothing: float = 0.0,
     ) -> Losses:
         """Per-image losses and ranks of K networks.
 
         rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating, or a set,
         which brings labels and normalisation of its own and is read slice by slice; labels int64
         [N]; statistics [K, S] where BatchNorm's are held apart from the rows. label_smoothing:
-        other than the object's own. Logits are not kept. Results lie where the labels are.
+        the share of each label that is spread over all classes. Logits are not kept. Results lie
+        where the labels are.
         """
         if labels is None:
             if isinstance(images, Tensor):
@@ -170,10 +170,10 @@ class PopulationForward:
             labels = images.labels
         shown = self._checked(rows, images, statistics)
         check_labels(labels, len(shown))
+        check_smoothing(label_smoothing)
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
-        smoothing = self.label_smoothing if label_smoothing is None else label_smoothing
-        sink = LossSink(labels, len(rows), smoothing, self.device)
+        sink = LossSink(labels, len(rows), label_smoothing, self.device)
         self._run(rows, shown, statistics, sink)
         return Losses(sink.losses.to(labels.device), sink.ranks.to(labels.device))
 
@@ -238,7 +238,6 @@ class PopulationForward:
             micro_batch=self.micro_batch,
             mean=self._feed.preprocessing.mean,
             std=self._feed.preprocessing.std,
-            label_smoothing=self.label_smoothing,
             device=self.device,
         )
 
