@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench import measure
-from bench.job import Job, WrongResult
+from bench.job import Job, WrongResult, check_close
 from bench.networks import batch_of, given
 from bench.row import Row
 from deevo_ext.data import CachedImages, ImageSet, Transform, build_cache, open_pictures
@@ -63,12 +63,10 @@ def decode(job: Job) -> Row:
         **result,
         "bytes": count * _PIXELS,
         "limit_s": alone / job.threads,
-        "repetitions": len(seconds[0]),
         "batch": count,
         "images_per_s": rate,
         "images_per_s_alone": count / alone,
-        "clock": "wall",
-        "cold": "warm",
+        **measure.how("cpu"),
         "note": f"{rate:,.0f} images/s, {count / alone:,.0f} in one process; workers start in "
         f"{max(start, 0):.1f} s",
     }
@@ -109,13 +107,11 @@ def feed(job: Job) -> Row:
         plain = ImageSet(floats, own.labels, "plain")
         forward = own.forward("auto", job.dtype_name)
         found, expected = (forward(own.rows, images).losses for images in (cached, plain))
-        error = float((found - expected).abs().max() / expected.abs().max())
-        if not error < 1e-3:
-            raise WrongResult(f"feed: losses from the cache are off by {error:.2g}")
+        check_close("feed: losses from the cache", found, expected, 1e-3)
         times = measure.interleaved(
             lambda: forward(own.rows, cached),
             lambda: forward(own.rows, plain),
-            job.repetitions,
+            repetitions=job.repetitions,
             budget_s=job.budget_s,
             least=3,
         )
@@ -123,9 +119,7 @@ def feed(job: Job) -> Row:
         **measure.summary(times[0]),
         "bytes": count * channels * height * width,
         "limit_s": measure.summary(times[1])["median_s"],
-        "repetitions": len(times[0]),
         "batch": count,
-        "clock": "wall",
-        "cold": "warm",
+        **measure.how("cpu"),
         "note": f"{job.members} members on {count} images of {width}x{height}",
     }

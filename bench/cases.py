@@ -24,30 +24,133 @@ NETWORKS = ("resnet8", "resnet20", "resnet18", "resnet50")
 ALL = 0
 """Threads: as many as there are usable cores."""
 
-DTYPES = ("float32", "bfloat16", "float16")
 OPERATORS = tuple(backends.NAMES)
 DE_PEERS = (
     "torch-loop", "torch-vectorised", "torch-compile", "evox-de", "evox-jade", "evox-shade",
     "evosax-de",
 )  # fmt: skip
-STANDARD_PEERS = tuple(name for name in DE_PEERS if name != "evox-jade")
 FORWARD_PEERS = ("eager", "channels-last", "compile", "compile-max", "vmap")
 ENGINES = ("fused", "members")
-PEERS = (*DE_PEERS, *FORWARD_PEERS)
-BACKENDS = (*OPERATORS, *ENGINES, *PEERS)
+BACKENDS = (*OPERATORS, *ENGINES, *DE_PEERS, *FORWARD_PEERS)
+
+
+_WORDS = {
+    "all": (str(ALL),),
+    "best": ("",),
+    "each": ("float32", "bfloat16", "float16"),
+    "two": ("float32", "bfloat16"),
+    "tens": tuple(str(10**power) for power in range(4, 9)),
+    "twos": tuple(str(2**power) for power in range(3, 10)),
+    "operators": OPERATORS,
+    "networks": (*ENGINES, *FORWARD_PEERS),
+    "anyone": (*OPERATORS, *DE_PEERS),
+    "peers": tuple(name for name in DE_PEERS if name != "evox-jade"),
+    "runs": ("size", "np", "dtype", "backend", "threads"),
+    "weights": ("size", "np", "dtype", "backend", "threads", "isa"),
+    "head": ("dtype", "backend", "threads", "isa"),
+    "numbers": ("np", "backend"),
+    "layer": ("size", "dtype", "backend"),
+    "fed": ("size", "np", "threads"),
+    "tables": ("plan", "tell", "plan+tell"),
+    "on-weights": ("trials", "trials-six", "commit", "generation", "graph", "fold", "fold_trials"),
+}
+"""Words of the tables below that stand for several."""
+
+BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed")
+"""Cases that are measured only where they are asked for."""
+CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
+"""Cases that are not measured on GPUs."""
+
+# Triton has no row of `graph`: its plan and tell run on the CPU, which no graph captures.
+_CASES = """
+case         module      axes           backends     what
+copy         limits      threads        cpu,cuda     the machine's copy bandwidth
+matmul       limits      dtype,threads  cpu,cuda     the machine's rate of matrix products
+plan         operators   numbers        operators    strategies, F, CR and parents of a generation
+tell         operators   numbers        operators    selection and adaptation of a generation
+plan+tell    operators   numbers        operators    both, one after the other
+trials       operators   weights        operators    mutation and crossover of all members
+trials-six   operators   weights        operators    trials of strategies with six rows
+commit       operators   weights        operators    accepted trials replace their parents
+generation   operators   weights        anyone       plan, trials, tell, commit; what others offer
+graph        operators   weights        cuda         tell, commit, next plan as one CUDA graph
+step         operators   weights        operators    ask, trials and tell as a user calls them
+fold         evaluation  weights        operators    batch norms folded into 8 members' weights
+fold_trials  evaluation  weights        operators    the same of 8 trials that are never stored
+head         evaluation  head           operators    pooling, classifier, loss, rank of 64 images
+memory       memory      weights        operators    peak of a run's loop, and against the members
+scaling      operators   weights        operators    a generation against weights and members
+evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
+racing       evolve      runs           fused        the same where losing trials see fewer images
+layers       layers      layer          fused        each layer of one member's plan, on one thread
+forward      forward     runs           networks     losses of K networks on the same images
+decode       cache       threads        cpu          pictures into a cache by worker processes
+feed         cache       fed            fused        losses on images from a cache, or in memory
+"""
+# What is measured unless told otherwise, a product of rows in each line. Options vary the first
+# line of a case.
+_STANDARD = """
+cases          reps  threads  isa            np         dtype    backend              size
+copy           15    all,1    best           1          float32  cpu                  -
+matmul         9     all,1    best           1          two      cpu                  -
+tables         300   all      best           20,50,100  float64  cpu                  -
+on-weights     15    all      best           20         each     cpu                  resnet18
+trials         15    1        best           20         each     cpu                  resnet18
+commit         15    1        best           20         float32  cpu                  resnet18
+trials         15    all      avx2,baseline  20         float32  cpu                  resnet18
+trials,commit  9     all      best           20         two      cpu                  resnet50
+trials         9     all      best           10         float32  cpu                  vit_b
+trials         100   all      best           20,100     float32  cpu                  resnet8
+trials,commit  5     all      best           20         float32  reference            1000000
+generation     7     all      best           20         float32  cpu,peers            1000000
+generation     5     all      best           20         float32  torch-loop           resnet18
+step           300   all      best           20,50,100  float32  cpu                  30
+head           15    all      best           1          each     cpu                  -
+memory         2     all      best           20         two      cpu                  resnet18
+memory         1     all      best           8,32,128   float32  cpu                  1000000
+scaling        7     all      best           8          float32  cpu                  tens
+scaling        7     all      best           twos       float32  cpu                  1000000
+evolve         5     all      best           12         float32  fused,eager          resnet8
+evolve         5     all      best           12         float32  fused                resnet18
+racing         5     all      best           12         float32  fused                resnet8
+layers         7     1        best           1          float32  fused                resnet50
+forward        7     all      best           8          two      fused,eager,compile  resnet18
+forward        5     all      best           8          float32  channels-last,vmap   resnet18
+forward        5     all      best           8          two      fused                resnet50
+forward        5     all      best           8          float32  eager,compile        resnet50
+forward        5     all      best           32         two      fused                resnet20
+forward        5     all      best           32         float32  eager                resnet20
+decode         5     all,1    best           1          float64  cpu                  -
+feed           9     all      best           2          float32  fused                resnet18
+"""
+# What --quick measures.
+_QUICK = """
+cases             reps  threads  isa   np  dtype    backend      size
+copy,matmul,head  5     all      best  1   float32  cpu          -
+tables            100   all      best  20  float64  cpu          -
+on-weights        5     all      best  20  float32  cpu          resnet8
+step              100   all      best  20  float32  cpu          30
+memory            1     all      best  8   float32  cpu          resnet8
+scaling           5     all      best  8   float32  cpu          3000,30000
+evolve,racing     5     all      best  6   float32  fused        resnet8
+layers            5     1        best  1   float32  fused        resnet8
+forward           5     all      best  2   float32  fused,eager  resnet8
+decode            5     1        best  1   float64  cpu          -
+feed              5     all      best  2   float32  fused        resnet8
+"""
 
 
 @dataclass(frozen=True)
 class Axes:
     """A product of rows."""
 
-    size: tuple[str, ...] = ("-",)
-    np: tuple[int, ...] = (20,)
-    dtype: tuple[str, ...] = ("float64",)
-    backend: tuple[str, ...] = ("cpu",)
-    threads: tuple[int, ...] = (ALL,)
-    isa: tuple[str, ...] = ("",)
-    repetitions: int = 15
+    repetitions: int
+    threads: tuple[int, ...]
+    isa: tuple[str, ...]
+    np: tuple[int, ...]
+    dtype: tuple[str, ...]
+    backend: tuple[str, ...]
+    size: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,17 +158,15 @@ class Case:
     """Something to measure.
 
     module: of bench, whose `run_job(job)` makes the row, or several. axes: what it can be varied
-    in. standard: what it measures unless told otherwise; options vary the first of these. quick:
-    what --quick measures. by_name: only where it is asked for.
+    in. standard: what it measures unless told otherwise. quick: what --quick measures.
     """
 
     module: str
-    what: str
     axes: tuple[str, ...]
     backends: tuple[str, ...]
+    what: str
     standard: tuple[Axes, ...]
-    quick: Axes
-    by_name: bool = False
+    quick: tuple[Axes, ...]
 
     def run(self, job: Any) -> Any:
         """Measures; a row without the columns that all have in common, or a list of rows."""
@@ -74,166 +175,34 @@ class Case:
         return run(job)
 
 
-_WEIGHTS = ("size", "np", "dtype", "backend", "threads", "isa")
-_SMALL = Axes(("resnet8",), (20,), ("float32",), repetitions=5)
-_BOTH = (ALL, 1)
+def _words(cell: str) -> tuple[str, ...]:
+    return tuple(word for part in cell.split(",") for word in _WORDS.get(part, (part,)))
 
 
-def _weights(what: str, *standard: Axes, module: str = "operators", **rest: Any) -> Case:
-    given = {"axes": _WEIGHTS, "backends": OPERATORS, "quick": _SMALL, **rest}
-    return Case(module, what, standard=standard, **given)
+def _axes(table: str, case: str) -> tuple[Axes, ...]:
+    """The lines of a case."""
+    found = []
+    for line in table.strip().splitlines()[1:]:
+        names, *cells = line.split()
+        if case in (*names.split(","), *_words(names)):
+            repetitions, threads, isa, np, dtype, backend, size = map(_words, cells)
+            numbers = tuple(map(int, threads)), isa, tuple(map(int, np))
+            found.append(Axes(int(repetitions[0]), *numbers, dtype, backend, size))
+    return tuple(found)
 
 
-def _tables(what: str, **rest: Any) -> Case:
-    numbers = Axes(np=(20, 50, 100), repetitions=300)
-    quick = Axes(repetitions=100)
-    return Case("operators", what, ("np", "backend"), OPERATORS, (numbers,), quick, **rest)
+def _cases() -> dict[str, Case]:
+    found = {}
+    for line in _CASES.strip().splitlines()[1:]:
+        name, module, axes, backends, what = line.split(maxsplit=4)
+        rows = _axes(_STANDARD, name), _axes(_QUICK, name)
+        found[name] = Case(module, _words(axes), _words(backends), what, *rows)
+    return found
 
 
-def _runs(what: str, *standard: Axes, backends: tuple[str, ...] = ("fused",)) -> Case:
-    axes = ("size", "np", "dtype", "backend", "threads")
-    quick = Axes(("resnet8",), (6,), ("float32",), ("fused",), repetitions=5)
-    return Case("evolve", what, axes, backends, standard, quick)
-
-
-_RESNET18 = Axes(("resnet18",), (20,), DTYPES)
-_HALVES = ("float32", "bfloat16")
-
-CASES: dict[str, Case] = {
-    "copy": Case(
-        "limits",
-        "the machine's copy bandwidth",
-        ("threads",),
-        ("cpu", "cuda"),
-        (Axes(np=(1,), dtype=("float32",), threads=_BOTH),),
-        Axes(np=(1,), dtype=("float32",), repetitions=5),
-    ),
-    "matmul": Case(
-        "limits",
-        "the machine's rate of matrix products",
-        ("dtype", "threads"),
-        ("cpu", "cuda"),
-        (Axes(np=(1,), dtype=_HALVES, threads=_BOTH, repetitions=9),),
-        Axes(np=(1,), dtype=("float32",), repetitions=5),
-    ),
-    "plan": _tables("strategies, F, CR, parents and coefficients of a generation"),
-    "tell": _tables("selection and adaptation of a generation"),
-    "plan+tell": _tables("both, one after the other", by_name=True),
-    "trials": _weights(
-        "mutation and crossover of all members",
-        _RESNET18,
-        Axes(("resnet18",), (20,), DTYPES, threads=(1,)),
-        Axes(("resnet18",), (20,), ("float32",), isa=("avx2", "baseline")),
-        Axes(("resnet50",), (20,), _HALVES, repetitions=9),
-        Axes(("vit_b",), (10,), ("float32",), repetitions=9),
-        Axes(("resnet8",), (20, 100), ("float32",), repetitions=100),
-        Axes(("1000000",), (20,), ("float32",), ("reference",), repetitions=5),
-    ),
-    "trials-six": _weights("trials of strategies with six rows", _RESNET18, by_name=True),
-    "commit": _weights(
-        "accepted trials replace their parents",
-        _RESNET18,
-        Axes(("resnet18",), (20,), ("float32",), threads=(1,)),
-        Axes(("resnet50",), (20,), _HALVES, repetitions=9),
-        Axes(("1000000",), (20,), ("float32",), ("reference",), repetitions=5),
-    ),
-    "generation": _weights(
-        "plan, all trials, tell, commit; and one generation of what others offer",
-        _RESNET18,
-        Axes(("1000000",), (20,), ("float32",), ("cpu", *STANDARD_PEERS), repetitions=7),
-        Axes(("resnet18",), (20,), ("float32",), ("torch-loop",), repetitions=5),
-        backends=(*OPERATORS, *DE_PEERS),
-    ),
-    "graph": _weights("tell, commit and the next plan as one CUDA graph", _RESNET18, by_name=True),
-    "step": _weights(
-        "ask, trials and tell of the optimizer as a user calls it",
-        Axes(("30",), (20, 50, 100), ("float32",), repetitions=300),
-        quick=Axes(("30",), (20,), ("float32",), repetitions=100),
-    ),
-    "fold": _weights(
-        "batch norms folded into 8 members' weights", _RESNET18, module="evaluation"
-    ),
-    "fold_trials": _weights(
-        "the same of 8 trials that are never stored", _RESNET18, module="evaluation"
-    ),
-    "head": Case(
-        "evaluation",
-        "pooling, classifier, loss and rank of 64 images of a ResNet-50",
-        ("dtype", "backend", "threads", "isa"),
-        OPERATORS,
-        (Axes(np=(1,), dtype=DTYPES),),
-        Axes(np=(1,), dtype=("float32",), repetitions=5),
-    ),
-    "memory": _weights(
-        "peak memory of a run's loop, and against the number of members",
-        Axes(("resnet18",), (20,), _HALVES, repetitions=2),
-        Axes(("1000000",), (8, 32, 128), ("float32",), repetitions=1),
-        module="memory",
-        quick=Axes(("resnet8",), (8,), ("float32",), repetitions=1),
-    ),
-    "scaling": _weights(
-        "a generation against the number of weights and of members",
-        Axes(
-            ("10000", "100000", "1000000", "10000000", "100000000"), (8,), ("float32",),
-            repetitions=7,
-        ),
-        Axes(("1000000",), (8, 16, 32, 64, 128, 256, 512), ("float32",), repetitions=7),
-        quick=Axes(("3000", "30000"), (8,), ("float32",), repetitions=5),
-    ),
-    "evolve": _runs(
-        "a generation of a run, evaluation included, by a user's call",
-        Axes(("resnet8",), (12,), ("float32",), ("fused", "eager"), repetitions=5),
-        Axes(("resnet18",), (12,), ("float32",), ("fused",), repetitions=5),
-        backends=("fused", "eager"),
-    ),
-    "racing": _runs(
-        "the same where trials that lose see part of the images",
-        Axes(("resnet8",), (12,), ("float32",), ("fused",), repetitions=5),
-    ),
-    "layers": Case(
-        "layers",
-        "each layer of the inference plan, one member, on one thread",
-        ("size", "dtype", "backend"),
-        ("fused",),
-        (Axes(("resnet50",), (1,), ("float32",), ("fused",), (1,), repetitions=7),),
-        Axes(("resnet8",), (1,), ("float32",), ("fused",), (1,), repetitions=5),
-    ),
-    "forward": Case(
-        "forward",
-        "losses of K networks on the same images",
-        ("size", "np", "dtype", "backend", "threads"),
-        (*ENGINES, *FORWARD_PEERS),
-        (
-            Axes(("resnet18",), (8,), _HALVES, ("fused", "eager", "compile"), repetitions=7),
-            Axes(("resnet18",), (8,), ("float32",), ("channels-last", "vmap"), repetitions=5),
-            Axes(("resnet50",), (8,), _HALVES, ("fused",), repetitions=5),
-            Axes(("resnet50",), (8,), ("float32",), ("eager", "compile"), repetitions=5),
-            Axes(("resnet20",), (32,), _HALVES, ("fused",), repetitions=5),
-            Axes(("resnet20",), (32,), ("float32",), ("eager",), repetitions=5),
-        ),
-        Axes(("resnet8",), (2,), ("float32",), ("fused", "eager"), repetitions=5),
-    ),
-    "decode": Case(
-        "cache",
-        "pictures into a cache by worker processes, against one process",
-        ("threads",),
-        ("cpu",),
-        (Axes(np=(1,), threads=_BOTH, repetitions=5),),
-        Axes(np=(1,), threads=(1,), repetitions=5),
-        by_name=True,
-    ),
-    "feed": Case(
-        "cache",
-        "losses of networks on images from a cache, against images in memory",
-        ("size", "np", "threads"),
-        ("fused",),
-        (Axes(("resnet18",), (2,), ("float32",), ("fused",), repetitions=9),),
-        Axes(("resnet8",), (2,), ("float32",), ("fused",), repetitions=5),
-        by_name=True,
-    ),
-}  # fmt: skip
+CASES: dict[str, Case] = _cases()
 
 
 def standard() -> list[str]:
     """The cases that are measured where none is named."""
-    return [name for name, case in CASES.items() if not case.by_name]
+    return [name for name in CASES if name not in BY_NAME]

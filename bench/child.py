@@ -6,24 +6,21 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from bench import ROOT
+from bench.cases import CASES, DE_PEERS
 from bench.job import Job, Skipped, WrongResult
 
-_MODULES = {
-    "memory": "memory",
-    "generation": "peers",
-    "forward": "forward",
-    "evolve": "evolve",
-    "racing": "evolve",
-}
 LIMIT_S = 300
 
 
 def run(job: Job) -> dict[str, Any]:
     """What `run_child(job)` of the case's module gives in a new process; its reasons come along."""
-    command = [sys.executable, "-m", "bench", "--child", job.to_json()]
+    command = [sys.executable, "-m", "bench", "--child", json.dumps(asdict(job))]
     try:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -42,10 +39,13 @@ def run(job: Job) -> dict[str, Any]:
 
 def main(text: str) -> int:
     """The new process: prints the answer as JSON, as its last line."""
-    job = Job.from_json(text)
-    module = importlib.import_module(f"bench.{_MODULES[job.case]}")
+    job = Job(**json.loads(text))
+    name = CASES[job.case].module
+    if job.backend in DE_PEERS:
+        name = "peers"
+    torch.set_num_threads(job.threads)
     try:
-        answer = module.run_child(job)
+        answer = importlib.import_module(f"bench.{name}").run_child(job)
     except Skipped as reason:
         answer = {"skipped": str(reason)}
     except WrongResult as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import deevo_ext
-from bench import compare, gpu, measure, options
+from bench import compare, machine, options
 from bench.cases import CASES
 from bench.fits import fits
 from bench.job import Job, Skipped, WrongResult
@@ -24,6 +24,7 @@ from bench.table import table
 from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.text import markdown_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +92,6 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
         if not extension.use_instruction_set(job.isa):
             raise DeevoError(f"this machine has no {job.isa}; leave --isa out")
         used = extension.instruction_set()
-    facts = {**measure.environment(), **(gpu.environment() if job.device == "cuda" else {})}
     common = {
         "case": job.case,
         "backend": job.backend,
@@ -108,14 +108,14 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
     except Skipped as reason:
         measured = {"skipped": str(reason)}
     found = measured if isinstance(measured, list) else [measured]
-    rest = {"seed": job.seed, "command": job.command, **facts}
+    rest = {"seed": job.seed, "command": job.command, **machine.environment(job.device)}
     return [finish(job, {**common, **row, **rest}) for row in found]
 
 
 def _write(rows: list[Row], to_json: Path | None, to_markdown: Path | None) -> None:
     for path, text in (
         (to_json, json.dumps(rows, indent=1)),
-        (to_markdown, table(rows, markdown=True)),
+        (to_markdown, table(rows, markdown_table)),
     ):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,17 +42,13 @@ def images_of(job: Job) -> int:
 
 def run_job(job: Job) -> Row:
     """The row that its own process gives, with FLOP and bytes of full evaluations."""
-    count = images_of(job)
     work = work_of(replace(job, batch=0))
-    row = child.run(replace(job, batch=count))
-    share = row.get("image_share", 1.0)
-    return {**row, **work.of(round(job.members * count * share)), "d": work.dim, "batch": count,
-            "member_images_per_s": job.members * count / row["median_s"]}  # fmt: skip
+    job = replace(job, batch=images_of(job))
+    return work.complete(job, child.run(job))
 
 
 def run_child(job: Job) -> Row:
     """Generations of one run."""
-    torch.set_num_threads(job.threads)
     own = given(job, count=job.batch, apart=APART)
     rest: dict[str, Any] = {"clock": "wall", "cold": "as in a run"}
     if job.backend == "eager":
@@ -68,7 +64,7 @@ def run_child(job: Job) -> Row:
             shares = [one["racing/images"] for one in history[1:]]
             rest["image_share"] = sum(shares) / len(shares)
             rest["note"] += f", error {ERROR}, {rest['image_share']:.0%} of them seen"
-    return {**measure.summary(times), **rest, "repetitions": len(times)}
+    return {**measure.summary(times), **rest}
 
 
 def _evolved(job: Job, own: Given) -> list[dict[str, float]]:

@@ -37,12 +37,18 @@ note() {
   "$python" -P bench/summary.py "$out/summary.json" "$@" || failed=1
 }
 
+refusals='not supported|unsupported|failed to initialize|unable to (launch|attach)'
+
 # step VERB NAME SECONDS COMMAND...: runs a command with its output in a log.
 step() {
   local verb=$1 name=$2 limit=$3 log="$out/$1-$2.log" status
   shift 3
   timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1
   status=$?
+  if [[ $verb == sanitize ]] && ! grep -q ' passed' "$log" && grep -qiE "$refusals" "$log"; then
+    note "$verb" "$name" "not run: the tool refuses this machine, see $(basename "$log")"
+    return
+  fi
   case $status in
     0) note "$verb" "$name" passed ;;
     124 | 137) note "$verb" "$name" "stopped after $limit s" && failed=1 ;;
@@ -68,30 +74,17 @@ run_tests() {
 }
 
 sanitize() {
-  local tool log status
+  local tool
   for tool in memcheck racecheck; do
     if ! command -v compute-sanitizer > /dev/null; then
       note sanitize "$tool" "not run: compute-sanitizer is not on PATH"
       continue
     fi
-    log="$out/sanitize-$tool.log"
     # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
-    DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 260 \
+    step sanitize "$tool" 260 env DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 99 --target-processes all \
       "$python" -P -m pytest -p no:cacheprovider -q python_tests/test_cuda.py \
-      -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))" \
-      > "$log" 2>&1
-    status=$?
-    if grep -qiE 'not supported|unsupported|failed to initialize|unable to (launch|attach)' "$log" &&
-      ! grep -q ' passed' "$log"; then
-      note sanitize "$tool" "not run: the tool refuses this machine, see $(basename "$log")"
-    elif ((status == 0)); then
-      note sanitize "$tool" passed
-    elif ((status == 124 || status == 137)); then
-      note sanitize "$tool" "stopped after 260 s" && failed=1
-    else
-      note sanitize "$tool" "failed with status $status" && failed=1 && tail -n 15 "$log"
-    fi
+      -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))"
   done
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -19,6 +20,15 @@ NO_BOUNDS = (-math.inf, math.inf)
 # Base and five further rows, the most that a strategy can have.
 SIX_ROWS = Strategy("six", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)")
 CHECKED = 4_096  # columns at each end of a row that are compared with reference
+
+# The tensors of an `Adaptation`, in the order in which operators take them.
+_STATE = ("state", "fitness", "alive", "generation")
+_TABLES = ("choices", "parameters")
+_OF_TRIALS = ("choices", "coefficients", "genes", "gene_mask")
+_OF_PLAN = ("settings", "strategies", *_STATE, "seed", *_TABLES, "coefficients", "gene_mask")
+_TOLD = ("accepted", "archive_slot")
+_OF_TELL = ("settings", "strategies", "trial_fitness", *_TABLES, "seed", *_STATE, *_TOLD)
+_WRITTEN = (*_STATE, *_TABLES, "coefficients", "gene_mask", *_TOLD)
 
 
 class Adaptation:
@@ -47,29 +57,18 @@ class Adaptation:
         self.trial_fitness = torch.where(better, self.fitness * 0.5, self.fitness * 2.0)
         self.accepted = better.to(torch.uint8)
         self.archive_slot = torch.full((members,), -1, dtype=torch.int32)
-        self._start = {name: tensor.clone() for name, tensor in self.changed().items()}
 
     def to(self, device: str) -> Adaptation:
         """A copy on a device."""
-        other = object.__new__(Adaptation)
+        other = copy.copy(self)
         for name, value in vars(self).items():
-            if name == "_start":
-                value = {k: v.to(device, copy=True) for k, v in value.items()}
-            elif isinstance(value, torch.Tensor):
-                value = value.to(device, copy=True)
-            setattr(other, name, value)
+            if isinstance(value, torch.Tensor):
+                setattr(other, name, value.to(device, copy=True))
         return other
 
     def changed(self) -> dict[str, torch.Tensor]:
         """What plan and tell write, by name."""
-        names = ("state", "fitness", "alive", "generation", "choices", "parameters")
-        plan = ("coefficients", "gene_mask", "accepted", "archive_slot")
-        return {name: getattr(self, name) for name in (*names, *plan)}
-
-    def reset(self) -> None:
-        """Back to the first generation; a plan that was made stays."""
-        for name in ("state", "fitness", "alive", "generation"):
-            getattr(self, name).copy_(self._start[name])
+        return {name: getattr(self, name) for name in _WRITTEN}
 
     def restoring(self) -> Callable[[], None]:
         """A function that puts all that plan and tell write back to what it is now."""
@@ -82,35 +81,10 @@ class Adaptation:
         return restore
 
     def plan(self) -> None:
-        torch.ops.deevo.plan(
-            self.settings,
-            self.strategies,
-            self.state,
-            self.fitness,
-            self.alive,
-            self.generation,
-            self.seed,
-            self.choices,
-            self.parameters,
-            self.coefficients,
-            self.gene_mask,
-        )
+        torch.ops.deevo.plan(*(getattr(self, name) for name in _OF_PLAN))
 
     def tell(self) -> None:
-        torch.ops.deevo.tell(
-            self.settings,
-            self.strategies,
-            self.trial_fitness,
-            self.choices,
-            self.parameters,
-            self.seed,
-            self.state,
-            self.fitness,
-            self.alive,
-            self.generation,
-            self.accepted,
-            self.archive_slot,
-        )
+        torch.ops.deevo.tell(*(getattr(self, name) for name in _OF_TELL))
 
     def bytes(self) -> int:
         """Of all these tensors, each touched once."""
@@ -177,36 +151,20 @@ class Weights:
         return part
 
     def trials(self, out: torch.Tensor) -> None:
-        torch.ops.deevo.trials(
-            self.population,
-            self.archive,
-            self.adaptation.choices,
-            self.adaptation.coefficients,
-            self.adaptation.genes,
-            self.adaptation.gene_mask,
-            self.members,
-            self.adaptation.seed,
-            self.nonneg_start,
-            self.first_weight,
-            *NO_BOUNDS,
-            out,
-        )
+        torch.ops.deevo.trials(*self._rows(), self.members, *self._places(), out)
 
     def commit(self) -> None:
-        torch.ops.deevo.commit(
-            self.population,
-            self.archive,
-            self.adaptation.choices,
-            self.adaptation.coefficients,
-            self.adaptation.genes,
-            self.adaptation.gene_mask,
-            self.adaptation.accepted,
-            self.adaptation.archive_slot,
-            self.adaptation.seed,
-            self.nonneg_start,
-            self.first_weight,
-            *NO_BOUNDS,
-        )
+        told = (self.adaptation.accepted, self.adaptation.archive_slot)
+        torch.ops.deevo.commit(*self._rows(), *told, *self._places())
+
+    def _rows(self) -> tuple[torch.Tensor, ...]:
+        """What trials are made of."""
+        plan = (getattr(self.adaptation, name) for name in _OF_TRIALS)
+        return (self.population, self.archive, *plan)
+
+    def _places(self) -> tuple[float, ...]:
+        """The seed, where columns must not be negative, and where the first of them is."""
+        return (self.adaptation.seed, self.nonneg_start, self.first_weight, *NO_BOUNDS)
 
 
 def planned(members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:

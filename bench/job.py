@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +13,13 @@ class WrongResult(Exception):
 
 class Skipped(Exception):
     """A row that cannot be measured here; the message says why."""
+
+
+def check_close(what: str, found: torch.Tensor, expected: torch.Tensor, deviation: float) -> None:
+    """Raises WrongResult where a value is farther off than this share of the largest one."""
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= deviation:
+        raise WrongResult(f"{what}: off by {error:.2g}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,3 @@ class Job:
         ]
         given = " ".join(f"--{name} {value}" for name, value in options if value != "")
         return f"python -m bench {given}{' --quick' if self.quick else ''}"
-
-    def to_json(self) -> str:
-        """For a process of its own."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """The job that `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**fields)

@@ -7,14 +7,13 @@ weights and output once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench import gpu, measure
-from bench.job import Job, WrongResult
+from bench import measure
+from bench.job import Job, check_close
 from bench.networks import graph_of
 from bench.row import Row
 from deevo_ext.networks.engines import ENGINES
@@ -54,54 +53,44 @@ def time_layer(job: Job, layer: Convolution | Linear) -> Row:
     weight = random(layer.weights.shape)
     weight /= weight[0].numel() ** 0.5
     bias = torch.randn(layer.weights.shape[0], generator=draw).to(job.device)
-    x = random(layer.in_shape)
-    residual = None
+    x, residual = random(layer.in_shape), None
     if isinstance(layer, Convolution) and layer.residual:
         residual = random(layer.out_shape)
     bound = ENGINES[layer.engine].bind(layer)
-    prepared = bound.prepare(weight, bias)
-    run: Callable[[], Any] = lambda: bound.run(prepared, x, residual)  # noqa: E731
+    run = partial(bound.run, bound.prepare(weight, bias), x, residual)
     with torch.no_grad():
-        _check(job, layer, run(), weight, bias, x, residual)
-        timed = gpu.interleaved if job.device == "cuda" else measure.interleaved
-        times = timed(run, lambda: None, job.repetitions, budget_s=job.budget_s / 6)[0]
+        some = slice(0, 2)
+        expected = _exact(
+            layer, weight, bias, x[some], None if residual is None else residual[some]
+        )
+        what = f"layers: {layer.name} by {layer.engine}"
+        check_close(what, run()[some].double(), expected, _DEVIATION[job.dtype_name])
+        times, _ = measure.interleaved(
+            run, repetitions=job.repetitions, budget_s=job.budget_s / 6, device=job.device
+        )
     shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
     fused = " + residual" if residual is not None else ""
     return {
         **measure.summary(times),
-        "repetitions": len(times),
         "flops": layer.flops,
         "bytes": layer.bytes,
         "d": layer.weights.shape[0] * weight[0].numel(),
-        "clock": "wall" if job.device == "cpu" else "CUDA events",
-        "cold": "warm" if job.device == "cpu" else "L2 flushed",
+        **measure.how(job.device),
         "note": f"{layer.operation}{fused}, {shapes}, {layer.engine}",
     }
 
 
-def _check(
-    job: Job,
-    layer: Convolution | Linear,
-    found: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-) -> None:
-    """Raises WrongResult unless a layer's output is torch's own in float64."""
-    some = slice(0, 2)
+def _exact(
+    layer: Convolution | Linear, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None
+) -> Tensor:
+    """A layer's output by torch in float64."""
+    given = (x.double(), weight.double(), bias.double())
     if isinstance(layer, Linear):
-        expected = torch.nn.functional.linear(x[some].double(), weight.double(), bias.double())
+        found = torch.nn.functional.linear(*given)
     else:
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        expected = torch.nn.functional.conv2d(
-            x[some].double(), weight.double(), bias.double(), *geometry
-        )
+        found = torch.nn.functional.conv2d(*given, *geometry)
     if residual is not None:
-        expected = expected + residual[some].double()
+        found = found + residual.double()
     function = activate(layer.activation)
-    if function is not None:
-        expected = function(expected)
-    error = float((found[some].double() - expected).abs().max() / expected.abs().max())
-    if not error <= _DEVIATION[job.dtype_name]:
-        raise WrongResult(f"layers: {layer.name} by {layer.engine} is off by {error:.2g}")
+    return found if function is None else function(found)

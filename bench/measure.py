@@ -1,14 +1,9 @@
-"""Clock, memcpy yardstick, cold caches, and facts about the machine."""
+"""Clock, yardstick and cold caches."""
 
 from __future__ import annotations
 
 import ctypes
-import datetime
 import itertools
-import os
-import platform
-import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import deevo_ext
-from bench import ROOT
-from deevo_ext.info import read_cpuinfo
-
 LEAST_REPETITIONS = 5
 _MOST_SETS = 512
+# Larger than any L2 cache; and writing it keeps the GPU busy while the host enqueues what is timed,
+# so that events measure the device and not the host.
+_FLUSH_BYTES = 1 << 30
 
 _memcpy = ctypes.CDLL(None).memcpy
 _memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -34,11 +28,12 @@ _memcpy.restype = ctypes.c_void_p
 
 
 @dataclass
-class Yardstick:
-    """glibc's memcpy of one tensor's memory to another's, in one part per thread.
+class Copy:
+    """The yardstick: copies one tensor's memory to another's, of the same device.
 
-    ctypes releases the interpreter's lock, so the parts run at the same time. Both tensors must
-    have been written before: the first touch of a page costs more than copying it.
+    On CPUs by glibc's memcpy in one part per thread, which run at the same time because ctypes
+    releases the interpreter's lock; on GPUs by torch. Both tensors must have been written before:
+    the first touch of a page costs more than copying it.
     """
 
     source: torch.Tensor
@@ -47,10 +42,17 @@ class Yardstick:
 
     @property
     def bytes_copied(self) -> int:
-        return min(_bytes(self.source), _bytes(self.target))
+        return min(t.untyped_storage().nbytes() for t in (self.source, self.target))
 
     def __call__(self) -> None:
         size, parts = self.bytes_copied, self.threads
+        if self.source.is_cuda:
+            source, target = (
+                torch.empty(0, dtype=torch.uint8, device="cuda").set_(tensor.untyped_storage())
+                for tensor in (self.source, self.target)
+            )
+            target[:size].copy_(source[:size])
+            return
         if size < 1 << 20:
             parts = 1
         cuts = [size * part // parts // 64 * 64 for part in range(parts)] + [size]
@@ -66,15 +68,94 @@ class Yardstick:
             worker.join()
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
+def nothing() -> None:
+    """Stands for a yardstick or a reset where there is none."""
+
+
+def interleaved(
+    run: Callable[[], Any],
+    yardstick: Callable[[], Any] = nothing,
+    *,
+    repetitions: int,
+    reset: Callable[[], None] = nothing,
+    budget_s: float = float("inf"),
+    least: int = LEAST_REPETITIONS,
+    warm_up: bool = True,
+    device: str = "cpu",
+) -> tuple[list[float], list[float]]:
+    """Seconds of each repetition of `run` and of `yardstick`, alternating, after one of each.
+
+    reset: called before each `run`, not timed. budget_s: after so many seconds no more repetitions
+    begin, once there are `least`. warm_up: False where `run` was called before. device: on "cuda"
+    seconds are the device's own, with nothing in its L2 cache.
+    """
+    times: tuple[list[Callable[[], float]], list[Callable[[], float]]] = ([], [])
+    timed = _on_device if device == "cuda" else _on_the_wall
+    begun = time.perf_counter()
+    for repetition in range(0 if warm_up else 1, repetitions + 1):
+        reset()
+        for function, found in zip((run, yardstick), times, strict=True):
+            seconds = timed(function)
+            if repetition > 0:
+                found.append(seconds)
+        if repetition >= least and time.perf_counter() - begun > budget_s:
+            break
+    if device == "cuda":
+        torch.cuda.synchronize()
+    runs, yardsticks = ([seconds() for seconds in found] for found in times)
+    return runs, yardsticks
+
+
+def _on_the_wall(function: Callable[[], Any]) -> Callable[[], float]:
+    start = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - start
+    return lambda: seconds
+
+
+def _on_device(function: Callable[[], Any]) -> Callable[[], float]:
+    """The seconds can be asked for once the device has got that far."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    _flush_buffer().zero_()
+    start.record()
+    function()
+    end.record()
+    return lambda: start.elapsed_time(end) * 1e-3
+
+
+@cache
+def _flush_buffer() -> torch.Tensor:
+    return torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+
+
+def captured(run: Callable[[], None]) -> Callable[[], None]:
+    """Replays what run does, as a CUDA graph; run is called once before and once to capture."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def how(device: str, cold: str = "warm", clock: str = "CUDA events") -> dict[str, str]:
+    """What a row says of its clock and of the caches; clock: of GPUs, cold: of CPUs."""
+    if device == "cuda":
+        return {"clock": clock, "cold": "L2 flushed"}
+    return {"clock": "wall", "cold": cold}
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """median_s, p20_s, p80_s and repetitions."""
+    p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
+    return {"median_s": median, "p20_s": p20, "p80_s": p80, "repetitions": len(seconds)}
 
 
 def sets_for(bytes_of_one: int, quick: bool = False) -> int:
     """How many sets of buffers, used in turn, leave nothing of a set in the caches; quick: 2."""
-    return max(
-        1, min(2 if quick else _MOST_SETS, -(-2 * last_level_cache() // max(1, bytes_of_one)))
-    )
+    most = 2 if quick else _MOST_SETS
+    return max(1, min(most, -(-2 * last_level_cache() // max(1, bytes_of_one))))
 
 
 def in_turn(functions: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
@@ -83,74 +164,6 @@ def in_turn(functions: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
         return functions[0]
     ring = itertools.cycle(functions)
     return lambda: next(ring)()
-
-
-def cold(sets: int) -> str:
-    """What a row says of its caches."""
-    return f"{sets} sets of buffers in turn" if sets > 1 else "larger than the caches"
-
-
-def interleaved(
-    run: Callable[[], Any],
-    yardstick: Callable[[], Any],
-    repetitions: int,
-    reset: Callable[[], None] = lambda: None,
-    budget_s: float = float("inf"),
-    least: int = LEAST_REPETITIONS,
-    warm_up: bool = True,
-) -> tuple[list[float], list[float]]:
-    """Seconds of each repetition of `run` and of `yardstick`, alternating, after one of each.
-
-    reset: called before each `run`, not timed. budget_s: after so many seconds no more repetitions
-    begin, once there are `least`. warm_up: False where `run` was called before.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    begun = time.perf_counter()
-    for repetition in range(0 if warm_up else 1, repetitions + 1):
-        reset()
-        for function, seconds in zip((run, yardstick), times, strict=True):
-            start = time.perf_counter()
-            function()
-            if repetition > 0:
-                seconds.append(time.perf_counter() - start)
-        if repetition >= least and time.perf_counter() - begun > budget_s:
-            break
-    return times
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """median_s, p20_s and p80_s."""
-    p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
-    return {"median_s": median, "p20_s": p20, "p80_s": p80}
-
-
-def environment() -> dict[str, Any]:
-    """Where and when: what every row carries."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu_mhz": _cpu_mhz(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deevo_ext": deevo_ext.__version__,
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-
-
-@cache
-def _cpu_model() -> str:
-    name = read_cpuinfo(Path("/proc/cpuinfo").read_text())[0] or os.uname().machine
-    return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
-
-
-def _cpu_mhz() -> list[int] | None:
-    """Slowest and fastest core, as the kernel sees them now; None where it does not say."""
-    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(), re.M)
-    clocks = [round(float(mhz)) for mhz in found]
-    return [min(clocks), max(clocks)] if clocks else None
 
 
 @cache
@@ -162,34 +175,3 @@ def last_level_cache() -> int:
         if (text := path.read_text().strip())[-1:] in ("K", "M")
     ]
     return max(sizes, default=32 << 20)
-
-
-def status_bytes(field: str) -> int:
-    """A size out of this process's /proc/self/status."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
-
-
-def available_memory() -> int:
-    """Bytes that may be taken without swapping."""
-    with open("/proc/meminfo") as lines:
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
-
-
-@cache
-def _commit() -> str | None:
-    """The checkout's commit if deevo_ext runs in it, else the one that the package was built at."""
-    if ROOT not in Path(deevo_ext.__file__).resolve().parents:
-        try:
-            from deevo_ext import _build_info
-        except ImportError:
-            return None
-        return _build_info.git_commit
-    describe = "git --no-optional-locks describe --always --abbrev=40 --dirty --exclude=*"
-    try:
-        result = subprocess.run(describe.split(), cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench import child, measure
+from bench import child, machine
 from bench.inputs import fill
 from bench.job import Job
 from deevo_ext import backends
@@ -41,8 +41,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def run_child(job: Job) -> dict[str, Any]:
     """Runs the loop, in this process: the bytes that it needed beyond what the imports did."""
-    torch.set_num_threads(job.threads)
-    before = measure.status_bytes("VmRSS")
+    before = machine.memory("cpu")
     population = _population(job)
     draw = torch.Generator().manual_seed(job.seed)
     evolution = DifferentialEvolution(population, generations=GENERATIONS, seed=job.seed)
@@ -53,7 +52,7 @@ def run_child(job: Job) -> dict[str, Any]:
                 scores = torch.rand(len(rows), dtype=torch.float64, generator=draw)
                 fitness[chosen] = scores + 0.0 * rows[:, 0].double()
             evolution.tell(fitness)
-    return {"peak_bytes": measure.status_bytes("VmHWM") - before}
+    return {"peak_bytes": machine.peak_memory("cpu") - before}
 
 
 def _population(job: Job) -> Population:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import bench
 from bench.job import Job
+from bench.row import Row
 from deevo_ext.demo.network import SmallResNet
 from deevo_ext.layout import Layout
 from deevo_ext.networks.forward import PopulationForward
@@ -25,60 +25,52 @@ from support.zoo import CifarResNet, pictures, randomised
 MOST_MICRO_BATCH = {"cpu": 64, "cuda": 256}
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided) and 1x1 convolution, and a shortcut (arXiv 1512.03385)."""
+BASIC, BOTTLENECK = (3, 3), (1, 3, 1)
 
-    def __init__(self, inside: int, width: int, stride: int) -> None:
+
+class Block(nn.Module):
+    """Convolutions, the first 3x3 one of them strided, and a shortcut (arXiv 1512.03385).
+
+    kernels: `BASIC`, or `BOTTLENECK`, whose last convolution is four times as wide.
+    """
+
+    def __init__(self, inside: int, width: int, stride: int, kernels: tuple[int, ...]) -> None:
         super().__init__()
-        outside = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inside, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outside, 1, bias=False), nn.BatchNorm2d(outside)
-        self.downsample = _shortcut(inside, outside, stride)
+        outside = 4 * width if kernels == BOTTLENECK else width
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inside != outside:
+            shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outside))
+        self.last = len(kernels)
+        for number, kernel in enumerate(kernels, start=1):
+            step, stride = (stride, 1) if kernel == 3 else (1, stride)
+            wide = outside if number == self.last else width
+            conv = nn.Conv2d(inside, wide, kernel, step, kernel // 2, bias=False)
+            setattr(self, f"conv{number}", conv)
+            setattr(self, f"bn{number}", nn.BatchNorm2d(wide))
+            inside = wide
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = torch.relu(self.bn2(self.conv2(y)))
-        return torch.relu(self.bn3(self.conv3(y)) + self.downsample(x))
-
-
-class Basic(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
-
-    def __init__(self, inside: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inside, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-def _shortcut(inside: int, outside: int, stride: int) -> nn.Module:
-    if stride == 1 and inside == outside:
-        return nn.Identity()
-    conv = nn.Conv2d(inside, outside, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outside))
+        y = x
+        for number in range(1, self.last + 1):
+            y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
+            if number < self.last:
+                y = torch.relu(y)
+        return torch.relu(y + self.downsample(x))
 
 
 class ResNet(nn.Module):
     """The ImageNet networks of the same paper: a 7x7 stem, four stages, 1,000 classes."""
 
-    def __init__(self, block: type[Basic] | type[Bottleneck], depths: tuple[int, ...]) -> None:
+    def __init__(self, kernels: tuple[int, ...], depths: tuple[int, ...]) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        inside, stages, wider = 64, [], 4 if block is Bottleneck else 1
+        inside, stages, wider = 64, [], 4 if kernels == BOTTLENECK else 1
         for stage, depth in enumerate(depths):
-            width = 64 << stage
             for i in range(depth):
-                stages.append(block(inside, width, 2 if i == 0 and stage else 1))
-                inside = width * wider
+                stages.append(Block(inside, 64 << stage, 2 if i == 0 and stage else 1, kernels))
+                inside = (64 << stage) * wider
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(inside, 1000)
 
@@ -99,8 +91,8 @@ class Network:
 NETWORKS = {
     "resnet8": Network(lambda: SmallResNet(3, 10), 32, {"cpu": 256, "cuda": 256}),
     "resnet20": Network(CifarResNet, 32, {"cpu": 256, "cuda": 256}),
-    "resnet18": Network(lambda: ResNet(Basic, (2, 2, 2, 2)), 64, {"cpu": 64, "cuda": 256}),
-    "resnet50": Network(lambda: ResNet(Bottleneck, (3, 4, 6, 3)), 224, {"cpu": 8, "cuda": 256}),
+    "resnet18": Network(lambda: ResNet(BASIC, (2, 2, 2, 2)), 64, {"cpu": 64, "cuda": 256}),
+    "resnet50": Network(lambda: ResNet(BOTTLENECK, (3, 4, 6, 3)), 224, {"cpu": 8, "cuda": 256}),
 }
 
 
@@ -176,25 +168,35 @@ class Work:
     floor: int
     dim: int
 
-    def of(self, member_images: int) -> dict[str, int]:
-        """A row's fields for so many images of members."""
-        flops, moved = (round(member_images * one) for one in (self.flops, self.bytes))
-        return {"flops": flops, "bytes": moved}
+    def complete(self, job: Job, row: Row) -> Row:
+        """A row of a network's scores with these, for as many images as its members have seen."""
+        images = job.members * job.batch
+        seen = images * row.get("image_share", 1.0)
+        return {
+            **row,
+            "flops": round(seen * self.flops),
+            "bytes": round(seen * self.bytes),
+            "d": self.dim,
+            "batch": job.batch,
+            "member_images_per_s": images / row["median_s"],
+        }
 
 
 def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Given]:
     """The graph of a job's network, its engines chosen by timing, and a member with images."""
-    own = given(_one_member(job))
-    shape = tuple(own.images.shape[1:])
-    return own.forward(engine, job.dtype_name).graph(shape), own
+    own = given(replace(job, members=1))
+    return own.forward(engine, job.dtype_name).graph(tuple(own.images.shape[1:])), own
+
+
+def work_of(job: Job) -> Work:
+    """What a job's network needs, by its network graph."""
+    micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
+    alike = {"case": "layers", "backend": "fused", "members": 1, "isa": "", "seed": 0}
+    return _work(replace(job, batch=micro_batch, repetitions=5, budget_s=1.0, **alike))
 
 
 @cache
-def _work(name: str, dtype_name: str, device: str, micro_batch: int, quick: bool) -> Work:
-    fields: dict[str, Any] = {"isa": "", "repetitions": 5, "budget_s": 1.0, "seed": 0}
-    job = Job(case="layers", backend="fused", device=device, dtype_name=dtype_name, size=name,
-              members=1, weights=0, threads=torch.get_num_threads(), batch=micro_batch,
-              quick=quick, **fields)  # fmt: skip
+def _work(job: Job) -> Work:
     graph, own = graph_of(job, "fused")
     both = [
         size_of(layer.in_shape, graph.dtype) + size_of(layer.out_shape, graph.dtype)
@@ -202,14 +204,4 @@ def _work(name: str, dtype_name: str, device: str, micro_batch: int, quick: bool
     ]
     moved = sum(layer.bytes for layer in graph.layers)
     floor = max(both) + 2 * own.layout.dim * graph.dtype.itemsize
-    return Work(graph.flops / micro_batch, moved / micro_batch, floor, own.layout.dim)
-
-
-def work_of(job: Job) -> Work:
-    """What a job's network needs, by its network graph."""
-    micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
-    return _work(_name(job), job.dtype_name, job.device, micro_batch, job.quick)
-
-
-def _one_member(job: Job) -> Job:
-    return replace(job, members=1)
+    return Work(graph.flops / job.batch, moved / job.batch, floor, own.layout.dim)

@@ -7,13 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from bench import gpu, measure, peers, steps
+from bench import measure, peers
 from bench.cases import DE_PEERS
 from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
 from bench.job import Job, Skipped, WrongResult
 from bench.row import Row, against_copy
 from deevo_ext import backends
+from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.memory import available_memory
+from deevo_ext.population import Population
 
 
 def same(what: str, job: Job, found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -69,7 +73,7 @@ def run_job(job: Job) -> Row:
     if job.backend in DE_PEERS:
         return peers.run_job(job)
     if job.case == "step":
-        return steps.time_step(job)
+        return time_step(job)
     return time_weights(job) if job.weights else time_tables(job)
 
 
@@ -80,24 +84,23 @@ def timed(
     reset: Callable[[], None],
 ) -> tuple[tuple[list[float], list[float]], int]:
     """Seconds of the runs, in turn, and of copying their buffers; bytes of one copy."""
-    if job.device == "cuda":
-        copy = gpu.Copy(*buffers[0])
-        times = gpu.interleaved(runs[0], copy, job.repetitions, reset, job.budget_s)
-        return times, copy.bytes_copied
-    yardsticks = [measure.Yardstick(*pair, job.threads) for pair in buffers]
-    run, copies = measure.in_turn(runs), measure.in_turn(yardsticks)
-    times = measure.interleaved(run, copies, job.repetitions, reset, job.budget_s)
-    return times, yardsticks[0].bytes_copied
+    copies = [measure.Copy(*pair, job.threads) for pair in buffers]
+    times = measure.interleaved(
+        measure.in_turn(runs),
+        measure.in_turn(copies),
+        repetitions=job.repetitions,
+        reset=reset,
+        budget_s=job.budget_s,
+        device=job.device,
+    )
+    return times, copies[0].bytes_copied
 
 
 def how(job: Job, sets: int = 1) -> dict[str, str]:
     """Which clock, and what is in the caches."""
-    if job.device == "cuda":
-        clock = "CUDA graph, CUDA events" if job.case == "graph" else "CUDA events"
-        return {"clock": clock, "cold": "L2 flushed"}
-    if not job.weights:
-        return {"clock": "wall", "cold": "warm"}
-    return {"clock": "wall", "cold": measure.cold(sets)}
+    clock = "CUDA graph, CUDA events" if job.case == "graph" else "CUDA events"
+    cold = f"{sets} sets of buffers in turn" if sets > 1 else "larger than the caches"
+    return measure.how(job.device, cold if job.weights else "warm", clock)
 
 
 def time_tables(job: Job) -> Row:
@@ -129,10 +132,8 @@ def time_weights(job: Job) -> Row:
     # any: memory that is not needed otherwise could change the pages' layout.
     others = job.members if makes_trials else -(-(job.members + written) // 2)
     one = (job.members + others) * -(-job.weights // 64) * 64 * job.dtype.itemsize
-    if job.device == "cpu" and 1.1 * one > measure.available_memory():
-        raise Skipped(
-            f"needs {one >> 30} GiB, of which {measure.available_memory() >> 30} are free"
-        )
+    if job.device == "cpu" and 1.1 * one > available_memory():
+        raise Skipped(f"needs {one >> 30} GiB, of which {available_memory() >> 30} are free")
     sets = measure.sets_for(one, job.quick) if job.device == "cpu" else 1
     weights = [Weights(job, adaptation, number) for number in range(sets)]
     outs = [new_rows(others, job.weights, job.dtype, job.device) for _ in range(sets)]
@@ -162,17 +163,17 @@ def time_weights(job: Job) -> Row:
         "scaling": generation,
         "graph": end_of_generation,
     }
-    reset: Callable[[], None] = lambda: None  # noqa: E731
+    reset = measure.nothing
     if job.case in ("generation", "scaling", "graph"):
         check_tables(job, Adaptation.plan)
         check_tables(job, Adaptation.tell)
-        reset = adaptation.restoring() if job.case == "graph" else adaptation.reset
+        reset = adaptation.restoring()
     with backends.use(job.backend):
         runs: list[Callable[[], None]] = [
             partial(steps_of[job.case], own, out) for own, out in zip(weights, outs, strict=True)
         ]
         if job.case == "graph":
-            runs = [gpu.captured(runs[0])]
+            runs = [measure.captured(runs[0])]
         buffers = [(own.population, out) for own, out in zip(weights, outs, strict=True)]
         times, copied = timed(job, runs, buffers, reset)
     result = against_copy(times, moved * row_bytes, copied)
@@ -180,3 +181,35 @@ def time_weights(job: Job) -> Row:
     if job.case == "trials" and job.dtype.itemsize == 2:
         note = f"{result['median_s'] / result['limit_s'] / 2:.2f} of a float32 copy"
     return {**result, **how(job, sets), "note": note}
+
+
+def time_step(job: Job) -> Row:
+    """ask, all trials in new memory, tell; the yardstick copies the population once.
+
+    What a generation costs over its operators' traffic, so it is meant for few weights.
+    """
+    draw = torch.Generator().manual_seed(job.seed)
+    model = nn.Linear(job.weights, 1, bias=False)
+    rows = [torch.randn(1, job.weights, generator=draw) for _ in range(job.members)]
+    population = Population.from_state_dicts(
+        model, [{"weight": row} for row in rows], dtype=job.dtype
+    )
+    evolution = DifferentialEvolution(population, generations=10**6, seed=job.seed)
+    losses = torch.rand(64, job.members, dtype=torch.float64, generator=draw)
+    members = torch.arange(job.members)
+    evolution.ask()
+    evolution.tell(losses[0])
+    target = torch.zeros_like(population.rows)
+
+    def step() -> None:
+        trials = evolution.ask()
+        trials.rows(members)
+        evolution.tell(losses[trials.generation % 64])
+
+    yardstick = measure.Copy(population.rows, target, 1)
+    with backends.use(job.backend):
+        times = measure.interleaved(
+            step, yardstick, repetitions=job.repetitions, budget_s=job.budget_s
+        )
+    row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
+    return {**row, **measure.how("cpu"), "note": "latency"}

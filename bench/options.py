@@ -11,21 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.cases import ALL, BACKENDS, CASES, NETWORKS, SIZES, Axes, standard
+from bench.cases import ALL, BACKENDS, BY_NAME, CASES, CPU_ALONE, NETWORKS, SIZES, standard
 from bench.job import Job
 from bench.measure import LEAST_REPETITIONS
 
 AXES = ("size", "np", "dtype", "backend", "threads", "isa")
-GPU_CASES = ("copy", "matmul", "plan", "tell", "plan+tell", "trials", "trials-six", "commit",
-             "generation", "graph", "fold", "fold_trials", "head", "layers", "forward", "evolve",
-             "racing")  # fmt: skip
 _DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options as they were given, each checked."""
     cases = "\n".join(
-        f"  {name:12} {case.what}{' (by name alone)' if case.by_name else ''}"
+        f"  {name:12} {case.what}{' (by name alone)' if name in BY_NAME else ''}"
         for name, case in CASES.items()
     )
     parser = argparse.ArgumentParser(
@@ -107,55 +104,49 @@ def jobs(options: argparse.Namespace) -> list[Job]:
             for axis in case.axes
             if (value := getattr(options, axis)) is not None
         }
-        groups: Sequence[Axes] = (case.quick,) if options.quick else case.standard
+        groups = case.quick if options.quick else case.standard
         if options.backend is not None and "backend" not in case.axes:
             given["backend"] = tuple(b for b in options.backend if b in case.backends)
         for axes in groups[:1] if given else groups:
             for values in itertools.product(*(getattr(replace(axes, **given), a) for a in AXES)):
-                job = _job(options, name, axes, *values)
+                job = _job(options, name, axes.repetitions, dict(zip(AXES, values, strict=True)))
                 if job is not None:
                     found[job] = None
     return list(found)
 
 
 def _job(
-    options: argparse.Namespace,
-    name: str,
-    axes: Axes,
-    size: str,
-    members: int,
-    dtype: str,
-    backend: str,
-    threads: int,
-    isa: str,
+    options: argparse.Namespace, name: str, repetitions: int, chosen: dict[str, Any]
 ) -> Job | None:
-    case = CASES[name]
+    """The job of a case with one value for each axis; None where they do not go together."""
+    case, size, backend = CASES[name], chosen["size"], chosen["backend"]
     if backend in ("cuda", "triton"):
         device = "cuda"
     else:
         device = "cpu" if backend in ("cpu", "reference") else options.device
     if name in ("copy", "matmul") and options.device == "cuda":
         backend = device = "cuda"
-    if backend not in case.backends or (device == "cuda" and name not in GPU_CASES):
-        return None
-    if name == "graph" and device != "cuda":
-        return None
-    runs_networks = name in ("layers", "forward", "evolve", "racing", "feed")
-    if runs_networks and size.partition("/")[0] not in NETWORKS:
+    runs_networks = case.module in ("layers", "forward", "evolve") or name == "feed"
+    if (
+        backend not in case.backends
+        or (device == "cuda" and name in CPU_ALONE)
+        or (device == "cpu" and name == "graph")
+        or (runs_networks and size.partition("/")[0] not in NETWORKS)
+    ):
         return None
     in_tables = case.module == "operators" and "size" not in case.axes
-    cores = len(os.sched_getaffinity(0))
+    threads = 1 if in_tables else chosen["threads"]
     return Job(
         case=name,
         backend=backend,
         device=device,
-        dtype_name=dtype,
+        dtype_name=chosen["dtype"],
         size=size,
-        members=members,
+        members=chosen["np"],
         weights=0 if size == "-" or "/" in size else SIZES.get(size) or int(size),
-        threads=1 if in_tables else threads if threads != ALL else cores,
-        isa=isa if backend == "cpu" else "",
-        repetitions=options.repetitions or axes.repetitions,
+        threads=threads if threads != ALL else len(os.sched_getaffinity(0)),
+        isa=chosen["isa"] if backend == "cpu" else "",
+        repetitions=options.repetitions or repetitions,
         budget_s=options.budget or (1.0 if options.quick else 6.0),
         seed=options.seed,
         batch=(options.batch or 0) if runs_networks else 0,

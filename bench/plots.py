@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ def write(rows: list[Row], folder: Path) -> list[Path]:
 
 def _bandwidth(figure: Any, rows: list[Row]) -> bool:
     """Bandwidth of a generation against D and NP, beside copying; of operators by backend."""
-    axes = figure.subplots(1, 3)
-    drawn = False
-    for axis, along, label in zip(axes, ("d", "np"), ("weights D", "members NP"), strict=False):
+    *along_axes, bars = figure.subplots(1, 3)
+    for axis, along, label in zip(
+        along_axes, ("d", "np"), ("weights D", "members NP"), strict=True
+    ):
         for value, name in (("bytes_per_s", "a generation"), ("copy_bytes_per_s", "copying")):
             at, points = series(rows, "scaling", along, value)
             if len(points) > 1:
-                drawn = True
-                axis.plot(*_in_gb(points), "o-", label=name)
+                axis.plot([x for x, _ in points], [y / 1e9 for _, y in points], "o-", label=name)
                 axis.set_title(f"{'NP' if along == 'd' else 'D'} = {at}")
         axis.set(xscale="log", xlabel=label, ylabel="GB/s", ylim=(0, None))
         if axis.lines:
@@ -48,55 +48,42 @@ def _bandwidth(figure: Any, rows: list[Row]) -> bool:
     own = [r for r in rows if r["case"] in cases and r["backend"] in OPERATORS]
     sizes = [row["size"] for row in own if row["case"] == "commit"]
     size = max(sizes, key=sizes.count, default="")
-    own = [row for row in own if row["size"] == size]
-    names = dict.fromkeys(_kind(row) for row in own)
-    for name in names:
-        found = {row["case"]: row["bytes_per_s"] / 1e9 for row in own if _kind(row) == name}
-        places = [i + 0.8 * list(names).index(name) / len(names) for i, c in enumerate(cases)
-                  if c in found]  # fmt: skip
-        values = [found[c] for c in cases if c in found]
-        axes[2].bar(places, values, 0.8 / len(names), label=name, align="edge")
-    axes[2].set(ylabel="GB/s", title=f"operators, {size}")
-    axes[2].set_xticks([i + 0.4 for i in range(len(cases))], cases)
-    if names:
-        axes[2].legend(fontsize=6)
-    return drawn or bool(names)
-
-
-def _kind(row: Row) -> str:
-    parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
-    return " ".join(part for part in parts if part)
-
-
-def _in_gb(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y / 1e9 for _, y in points]
+    kinds: dict[str, dict[str, float]] = {}
+    for row in (row for row in own if row["size"] == size):
+        parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
+        kind = kinds.setdefault(" ".join(filter(None, parts)), {})
+        kind[row["case"]] = row["bytes_per_s"] / 1e9
+    width = 0.8 / max(1, len(kinds))
+    for number, (name, found) in enumerate(kinds.items()):
+        values = {i + number * width: found[c] for i, c in enumerate(cases) if c in found}
+        bars.bar(list(values), list(values.values()), width, label=name, align="edge")
+    bars.set(ylabel="GB/s", title=f"operators, {size}")
+    bars.set_xticks([i + 0.4 for i in range(len(cases))], cases)
+    if kinds:
+        bars.legend(fontsize=6)
+    return bool(kinds) or any(axis.lines for axis in along_axes)
 
 
 def _peers(figure: Any, rows: list[Row]) -> bool:
     """Seconds of a generation and of a forward pass, by who makes it."""
-    axes = figure.subplots(1, 2)
     steps = [row for row in rows if row["case"] == "generation"]
     sizes = {row["size"] for row in steps if row["backend"] in DE_PEERS[1:]}
     steps = [row for row in steps if row["size"] in sizes and row["dtype"] == "float32"]
     passes = [row for row in rows if row["case"] == "forward"]
-    ways = {row["size"]: sum(one["size"] == row["size"] for one in passes) for row in passes}
+    ways = Counter(row["size"] for row in passes)
     size = max(ways, key=ways.__getitem__, default="")
     passes = [row for row in passes if row["size"] == size]
     most = max((row["threads"] for row in passes), default=0)
     passes = [row for row in passes if row["threads"] == most]
-    name: Callable[[Row], str] = lambda row: f"{row['backend']} {row['dtype']}"  # noqa: E731
-    for axis, found, title in (
-        (axes[0], steps, "a generation, s"),
-        (axes[1], passes, f"{size}, s for all members"),
-    ):
+    titles = ("a generation, s", f"{size}, s for all members")
+    for axis, found, title in zip(figure.subplots(1, 2), (steps, passes), titles, strict=True):
         found = sorted(found, key=lambda row: -row["median_s"])
-        times = [row["median_s"] for row in found]
-        if not found:
-            continue
-        bars = axis.barh([name(row) for row in found], times)
-        axis.bar_label(bars, [seconds(t) for t in times], padding=2, fontsize=7)
-        axis.set(xscale="log", title=title)
-        axis.set_xlim(min(times) / 2, max(times) * 4)
+        if found:
+            times = [row["median_s"] for row in found]
+            bars = axis.barh([f"{row['backend']} {row['dtype']}" for row in found], times)
+            axis.bar_label(bars, [seconds(t) for t in times], padding=2, fontsize=7)
+            axis.set(xscale="log", title=title)
+            axis.set_xlim(min(times) / 2, max(times) * 4)
     return bool(steps or passes)
 
 
@@ -107,18 +94,16 @@ def _roofline(figure: Any, rows: list[Row]) -> bool:
     for dtype in dict.fromkeys(row["dtype"] for row in layers):
         own = [row for row in layers if row["dtype"] == dtype]
         intensity = [row["flops"] / row["bytes"] for row in own]
-        first = own[0]
-        copy = first["bytes"] / first["limit_s"]
-        product = first["flops"] / first["flop_limit_s"]
-        low, high = min(intensity) / 2, max(intensity) * 2
-        xs = sorted({low, product / copy, high})
+        copy = own[0]["bytes"] / own[0]["limit_s"]
+        product = own[0]["flops"] / own[0]["flop_limit_s"]
+        xs = sorted({min(intensity) / 2, product / copy, max(intensity) * 2})
         roof = [min(product, copy * x) / 1e9 for x in xs]
         (line,) = axis.plot(xs, roof, label=f"copy bandwidth, matrix product, {dtype}")
         rates = [row["flops_per_s"] / 1e9 for row in own]
         axis.plot(intensity, rates, "o", color=line.get_color(), label=f"layers, {dtype}")
-        for row, x, y in zip(own, intensity, rates, strict=True):
+        for row, *at in zip(own, intensity, rates, strict=True):
             label = row["size"].partition("/")[2]
-            axis.annotate(label, (x, y), fontsize=5, xytext=(2, 2), textcoords="offset points")
+            axis.annotate(label, at, fontsize=5, xytext=(2, 2), textcoords="offset points")
     axis.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
     if layers:
         title = f"layers of {layers[0]['size'].partition('/')[0]}, {layers[0]['batch']} images"

@@ -20,7 +20,8 @@ bench.prefer_installed()
 from bench.fits import fits  # noqa: E402
 from bench.headlines import headlines  # noqa: E402
 from bench.row import Row, identity  # noqa: E402
-from bench.table import aligned, table  # noqa: E402
+from bench.table import table  # noqa: E402
+from deevo_ext.text import markdown_table  # noqa: E402
 
 RESULTS = bench.ROOT / "bench" / "results"
 README = bench.ROOT / "README.md"
@@ -95,14 +96,15 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
     ]
     for name, rows in devices.items():
         lines += ["", f"## {name}", "", *_machine(rows), ""]
-        lines += [f"- {line}" for line in (*_claims(rows), *fits(rows))]
+        lines += [f"- {what}: {value} ({beside})" for what, value, beside in headlines(rows)]
+        lines += [f"- {line}" for line in fits(rows)]
         for picture in ("bandwidth", "peers", "roofline"):
             if (results / name / f"{picture}.png").exists():
                 lines += ["", f"![{picture}]({name}/{picture}.png)"]
         for title, cases in SECTIONS.items():
             own = [row for row in rows if row["case"] in cases]
             if own:
-                lines += ["", f"### {title}", "", table(own, markdown=True)]
+                lines += ["", f"### {title}", "", table(own, markdown_table)]
     return "\n".join(lines) + "\n"
 
 
@@ -119,11 +121,7 @@ def _machine(rows: list[Row]) -> list[str]:
     dates = sorted(row["date"] for row in rows)
     lines.append(("date", f"{dates[0]} to {dates[-1]}"))
     lines.append(("load average", f"{min(loads)} to {max(loads)}, the benchmark's own included"))
-    return aligned(("machine", ""), lines, markdown=True).splitlines()
-
-
-def _claims(rows: list[Row]) -> list[str]:
-    return [f"{what}: {value} ({beside})" for what, value, beside in headlines(rows)]
+    return markdown_table(("machine", ""), lines, "<").splitlines()
 
 
 def excerpt(devices: dict[str, list[Row]]) -> str:
@@ -134,7 +132,7 @@ def excerpt(devices: dict[str, list[Row]]) -> str:
         if found:
             where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
             header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
-            parts.append(aligned(header, found, markdown=True))
+            parts.append(markdown_table(header, found, "<"))
     return "\n\n".join(parts) or "Nothing has been measured yet."
 
 

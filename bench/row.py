@@ -25,8 +25,7 @@ def against_copy(times: tuple[list[float], list[float]], traffic: int, copied: i
     """
     seconds, copies = times
     limit = measure.summary(copies)["median_s"] * traffic / (2 * copied)
-    result = measure.summary(seconds)
-    return {**result, "bytes": traffic, "limit_s": limit, "repetitions": len(seconds)}
+    return {**measure.summary(seconds), "bytes": traffic, "limit_s": limit}
 
 
 def finish(job: Job, row: Row) -> Row:

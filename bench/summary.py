@@ -30,9 +30,14 @@ def version(distribution: str) -> str | None:
         return None
 
 
+def commit(folder: Path) -> str | None:
+    """The commit that is checked out there, with "-dirty" where files differ from it."""
+    describe = "--no-optional-locks describe --always --abbrev=40 --dirty --exclude=*"
+    return answer("git", "-C", str(folder), *describe.split())
+
+
 def facts() -> dict[str, Any]:
     """The machine and the versions."""
-    describe = "git --no-optional-locks describe --always --abbrev=40 --dirty --exclude=*"
     smi = ("nvidia-smi", "--format=csv,noheader", "--id=0")
     return {
         "gpu": answer(*smi, "--query-gpu=name"),
@@ -40,7 +45,7 @@ def facts() -> dict[str, Any]:
         "nvcc": answer("nvcc", "--version"),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "triton", "deevo_ext")},
-        "commit": answer(*describe.split()),
+        "commit": commit(Path()),
     }
 
 

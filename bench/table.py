@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.row import Row
+from deevo_ext.text import text_table
 
 HEADER = ("case", "backend", "isa", "dtype", "size", "NP", "thr", "median", "p20-p80", "traffic",
           "GB/s", "TFLOP/s", "B/weight", "limit", "x limit", "of limit", "note")  # fmt: skip
 
 
-def table(rows: list[Row], markdown: bool = False) -> str:
-    """Aligned text, or the same as Markdown."""
-    return aligned(HEADER, [cells(row) for row in rows], markdown)
-
-
-def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]], markdown: bool = False) -> str:
-    """Columns below one another."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    if markdown:
-        lines.insert(1, tuple("-" * max(3, width) for width in widths))
-    edge, gap = ("| ", " | ") if markdown else ("", "  ")
-    text = [
-        edge + gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    ]
-    return "\n".join(line + " |" if markdown else line.rstrip() for line in text)
+def table(rows: list[Row], write: Callable[..., str] = text_table) -> str:
+    """The rows as aligned text, or as `write` writes tables."""
+    return write(HEADER, [cells(row) for row in rows], "<")
 
 
 def cells(row: Row) -> tuple[str, ...]:

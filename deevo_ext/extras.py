@@ -10,8 +10,8 @@ import torch
 from .errors import DeevoError
 
 
-def import_extra(module: str) -> Any:
-    """A module of torchvision or timm.
+def import_extra(module: str, extra: str = "imagenet") -> Any:
+    """A module of a package that the extra brings, such as torchvision, timm or matplotlib.
 
     Raises DeevoError that says how to mend it: the package is not installed, or its operators were
     built for another torch.
@@ -21,7 +21,7 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DeevoError(
-            f'{package} is not installed ({error}): pip install "deevo_ext[imagenet]"'
+            f'{package} is not installed ({error}): pip install "deevo_ext[{extra}]"'
         ) from error
     except RuntimeError as error:
         raise DeevoError(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
+from tqdm.auto import tqdm
 
+from . import csv_files, policies, populations, racing, runs
 from .populations import SETTINGS
 from .variants import BOUNDS, PEERS, VARIANTS
 
 HERE = Path(__file__).resolve().parent
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
-Seeds = Annotated[str, typer.Option(help='Populations, as "0-11" or "0,3,5".')]
-Names = Annotated[list[str] | None, typer.Option(help="Repeatable; default all.")]
-Root = Annotated[Path, typer.Option(help="Where populations and runs lie.")]
-Processes = Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")]
+Seeds = Annotated[str, typer.Option(help='Which populations, as "0-11" or "0,3,5".')]
+Names = Annotated[
+    list[str] | None, typer.Option(help="May be given several times; all of them by default.")
+]
+Setting = Annotated[str, typer.Option(help="The populations' setting.")]
+Root = Annotated[Path, typer.Option(help="The folder where populations and runs lie.")]
+Processes = Annotated[int, typer.Option(min=1, help="How many run at a time, a thread each.")]
 DEFAULT_ROOT = Path("experiments-populations")
-RESULTS = HERE / "results"
+RECORDS = HERE / "records"
 
 
 @app.command()
@@ -30,7 +38,11 @@ def populate(
     processes: Processes = 2,
 ) -> None:
     """Train the populations that are missing."""
-    _all([(name, "populate", s) for s in _numbers(seeds) for name in _of(setting)], root, processes)
+    chosen = _of(setting, SETTINGS)
+    _all(
+        [partial(populations.make, root, SETTINGS[s], n) for n in _numbers(seeds) for s in chosen],
+        processes,
+    )
 
 
 @app.command()
@@ -42,30 +54,69 @@ def run(
     processes: Processes = 2,
 ) -> None:
     """Evolve populations by variants, or fit learned soups to them; train what is missing."""
-    known = [*VARIANTS, *PEERS, *BOUNDS]
-    if unknown := sorted(set(variant or []) - set(known)):
-        raise typer.BadParameter(f"{unknown[0]}; expected one of {', '.join(known)}")
+    chosen = _of(setting, SETTINGS)
+    done = {name: _recorded(name) for name in chosen}
     jobs = [
-        (name, what, seed)
-        for what in variant or known
-        for name in _of(setting)
+        partial(runs.run, root, SETTINGS[name], seed, what)
+        for what in _of(variant, [*VARIANTS, *PEERS, *BOUNDS])
+        for name in chosen
+        for seed in _numbers(seeds)
+        if (what, seed) not in done[name]
+    ]
+    _all(jobs, processes)
+
+
+@app.command("racing")
+def race(
+    setting: Setting = "resnet-tight",
+    seeds: Seeds = "0-2",
+    generations: Annotated[int, typer.Option(min=1)] = 20,
+    error: Annotated[float, typer.Option(help="How often a winning trial may be dropped.")] = 0.01,
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Measure what races save, and whether they decide otherwise than full evaluations."""
+    jobs = [
+        partial(racing.measure, root, SETTINGS[name], seed, generations, error)
+        for name in _of([setting], SETTINGS)
         for seed in _numbers(seeds)
     ]
-    _all(jobs, root, processes)
+    _all(jobs, processes)
+
+
+@app.command("policies")
+def compare_policies(
+    setting: Setting = "resnet-tight",
+    policy: Names = None,
+    seeds: Seeds = "0",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Measure what each evaluation policy does to a population."""
+    done = _recorded("policies")
+    jobs = [
+        partial(policies.measure, root, SETTINGS[name], seed, what)
+        for name in _of([setting], SETTINGS)
+        for seed in _numbers(seeds)
+        for what in _of(policy, policies.POLICIES)
+        if (name, seed, what) not in done
+    ]
+    _all(jobs, processes)
 
 
 @app.command()
 def report() -> None:
-    """Write docs/evidence-tables.md and the plots from the committed results."""
+    """Write docs/evidence-tables.md and the plots from the committed records."""
     from .report import write
 
-    write(RESULTS, HERE.parent / "docs")
+    write(RECORDS, HERE.parent / "docs")
 
 
-def _of(setting: list[str] | None) -> list[str]:
-    if unknown := sorted(set(setting or []) - set(SETTINGS)):
-        raise typer.BadParameter(f"{unknown[0]}; expected one of {', '.join(SETTINGS)}")
-    return setting or list(SETTINGS)
+def _of(names: Sequence[str] | None, known: Sequence[str] | dict[str, Any]) -> Sequence[str]:
+    """The names, which must be among the known ones; all of these where there are none."""
+    if unknown := sorted(set(names or []) - set(known)):
+        raise typer.BadParameter(f"{unknown[0]}; expected one of {', '.join(known)}")
+    return names or list(known)
 
 
 def _numbers(text: str) -> list[int]:
@@ -76,30 +127,20 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _all(jobs: list[tuple[str, str, int]], root: Path, processes: int) -> None:
-    from tqdm.auto import tqdm
+def _recorded(name: str) -> set[tuple[Any, ...]]:
+    """The runs that a file of the records has lines of."""
+    return {csv_files.key_of(name, row) for row in csv_files.read(RECORDS, name)}
 
-    with ProcessPoolExecutor(processes, initializer=_alone) as pool:
-        tasks = [pool.submit(_job, *job, root) for job in jobs]
+
+def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
+    """Runs the jobs; the lines that one gives are recorded as soon as it has ended."""
+    # A process has one thread: networks this small gain nothing from a second.
+    with ProcessPoolExecutor(processes, initializer=partial(torch.set_num_threads, 1)) as pool:
+        tasks = [pool.submit(job) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), unit="run"):
-            task.result()
-
-
-def _alone() -> None:
-    """One thread a process: networks this small gain nothing from a second."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _job(name: str, what: str, seed: int, root: Path) -> None:
-    from . import populations, runs
-
-    setting = SETTINGS[name]
-    if what == "populate":
-        populations.make(root, setting, seed)
-    else:
-        runs.record_of(root, RESULTS, setting, seed, what)
+            found = task.result()
+            if isinstance(found, dict):
+                csv_files.save(RECORDS, found)
 
 
 if __name__ == "__main__":

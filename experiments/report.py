@@ -1,41 +1,41 @@
-"""The committed results as Markdown tables and plots; statistics as design 6 asks for them."""
+"""The committed records as Markdown tables and plots."""
 
 from __future__ import annotations
 
 import io
-import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from scipy.stats import wilcoxon
 
-from deevo_ext.evolution.plots import success_rates
 from deevo_ext.files import write_whole
+from deevo_ext.reports.plots import success_rates
+from deevo_ext.text import markdown_table
 
+from .csv_files import Row, read
 from .populations import SETTINGS
-from .variants import BOUNDS, PEERS, VARIANTS
+from .runs import SOUP
+from .variants import BOUNDS, DEFAULT, PAPER, PEERS, PLOTTED, RATED, VARIANTS
 
-SOUP = "initial greedy soup"
-DEFAULT, PAPER = "default", "paper"
-# In the plot of diversity, which has room for a few.
-SHOWN = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
-Record = dict[str, Any]
-
-
-def load(results: Path, setting: str, variant: str) -> dict[int, Record]:
-    """Records by population."""
-    folder = results / setting / variant
-    return {int(path.stem): json.loads(path.read_text()) for path in sorted(folder.glob("??.json"))}
+Run = dict[str, Row]
+"""The networks of one run by name."""
+Runs = dict[int, Run]
+"""The runs of one variant by population."""
+_LOSSES = {"fitness": "fitness_loss", "validation": "validation_loss", "test": "loss"}
 
 
-def row_of(record: Record, name: str) -> Record:
-    return next(row for row in record["comparison"]["rows"] if row["name"] == name)
+def load(records: Path, setting: str) -> dict[str, Runs]:
+    """The runs of a setting by variant, peer or bound."""
+    found: dict[str, Runs] = {}
+    for row in read(records, setting):
+        run = found.setdefault(row["variant"], {}).setdefault(row["population"], {})
+        run[row["network"]] = row
+    return found
 
 
-def evolved(record: Record) -> Record:
-    """The row of the candidate that validation chose."""
-    return next(row for row in record["comparison"]["rows"] if row["returned"])
+def evolved(run: Run) -> Row:
+    """The network that the run gave back: of evolution, the candidate that validation chose."""
+    return next(row for row in run.values() if row["returned"])
 
 
 def better(differences: list[float], alternative: str = "less") -> float | None:
@@ -48,66 +48,73 @@ def better(differences: list[float], alternative: str = "less") -> float | None:
     return float(wilcoxon(differences, alternative=alternative).pvalue)
 
 
-def write(results: Path, docs: Path) -> None:
+def write(records: Path, docs: Path) -> None:
     """`evidence-tables.md` and the plots."""
     parts = ["<!-- made by `python -m experiments report` -->", ""]
+    curves = read(records, "curves")
     for setting in SETTINGS:
-        found = {name: load(results, setting, name) for name in VARIANTS}
-        found = {name: records for name, records in found.items() if records}
+        runs = load(records, setting)
+        found = {name: runs[name] for name in VARIANTS if name in runs}
         if not found:
             continue
-        parts += [f"## {setting}", "", *_networks(found), ""]
-        parts += [*_variants(found), "", *_bounds(results, setting), ""]
+        parts += [f"## {setting}", "", _networks(found), ""]
+        parts += [_variants(found), "", *_bounds(runs), ""]
         if DEFAULT in found:
-            parts += [*_populations(found[DEFAULT]), ""]
-        _plot(found, docs / f"evidence-{setting}.png")
-        parts += [f"![Diversity and success rates]({'evidence-' + setting}.png)", ""]
+            parts += [_populations(found[DEFAULT]), ""]
+        picture = f"evidence-{setting}.png"
+        _plot([row for row in curves if row["setting"] == setting], docs / picture)
+        parts += [f"![Diversity and success rates]({picture})", ""]
     write_whole(docs / "evidence-tables.md", "\n".join(parts).encode())
 
 
-def _networks(found: dict[str, dict[int, Record]]) -> list[str]:
+def _networks(found: dict[str, Runs]) -> str:
     """Median test loss and top-1 of every network of the comparison, for the default."""
-    records = list((found.get(DEFAULT) or next(iter(found.values()))).values())
-    lines = [
-        "| network | test loss | top-1 | inference | forward passes to find it |",
-        "|---|---|---|---|---|",
-    ]
-    for row in records[0]["comparison"]["rows"]:
-        rows = [row_of(record, row["name"]) for record in records]
-        lines.append(
-            f"| {row['name']} | {_median(rows, 'loss'):.4f} | {_median(rows, 'top1'):.4f} | "
-            f"x{row['inference']} | {_median(rows, 'forward_passes'):,.0f} |"
+    runs = list((found.get(DEFAULT) or next(iter(found.values()))).values())
+    header = ("network", "test loss", "top-1", "inference", "forward passes to find it")
+    lines = []
+    for name in runs[0]:
+        rows = [run[name] for run in runs]
+        losses = (f"{_median(rows, 'loss'):.4f}", f"{_median(rows, 'top1'):.4f}")
+        passes = f"{_median(rows, 'forward_passes'):,.0f}"
+        lines.append((name, *losses, f"x{rows[0]['inference']}", passes))
+    return markdown_table(header, lines)
+
+
+def _variants(found: dict[str, Runs]) -> str:
+    header = ("variant", "n", "loss - greedy soup", "better in", "p", "loss - paper", "p",
+              "loss - default", "p, two-sided", "top-1 - greedy soup", "gained / lost",
+              "passes")  # fmt: skip
+    lines = []
+    for name, runs in found.items():
+        ours = [evolved(run) for run in runs.values()]
+        loss, top1 = (
+            [evolved(run)[figure] - run[SOUP][figure] for run in runs.values()]
+            for figure in ("loss", "top1")
         )
-    return lines
-
-
-def _variants(found: dict[str, dict[int, Record]]) -> list[str]:
-    lines = [
-        "| variant | n | loss - greedy soup | better in | p | loss - paper | p | "
-        "loss - default | p, two-sided | top-1 - greedy soup | gained / lost | passes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, records in found.items():
-        ours = {seed: evolved(record) for seed, record in records.items()}
-        soup = {seed: row_of(record, SOUP) for seed, record in records.items()}
-        loss = [ours[seed]["loss"] - soup[seed]["loss"] for seed in ours]
-        top1 = [ours[seed]["top1"] - soup[seed]["top1"] for seed in ours]
-        against, changed = (_paired(ours, found.get(other, {})) for other in (PAPER, DEFAULT))
+        against, changed = (_paired(runs, found.get(other, {})) for other in (PAPER, DEFAULT))
+        gained, lost = (f"{_median(ours, figure):.0f}" for figure in ("gained", "lost"))
         lines.append(
-            f"| {name} | {len(loss)} | {statistics.median(loss):+.4f} | "
-            f"{sum(d < 0 for d in loss)} | {_p(better(loss))} | "
-            f"{_middle(against)} | {_p(better(against))} | "
-            f"{_middle(changed)} | {_p(better(changed, 'two-sided'))} | "
-            f"{statistics.median(top1):+.4f} | {_median(list(ours.values()), 'gained'):.0f} / "
-            f"{_median(list(ours.values()), 'lost'):.0f} | "
-            f"{statistics.median(r['forward_passes'] for r in records.values()):,.0f} |"
+            (
+                name,
+                str(len(loss)),
+                f"{statistics.median(loss):+.4f}",
+                str(sum(d < 0 for d in loss)),
+                _p(better(loss)),
+                _middle(against),
+                _p(better(against)),
+                _middle(changed),
+                _p(better(changed, "two-sided")),
+                f"{statistics.median(top1):+.4f}",
+                f"{gained} / {lost}",
+                f"{_median(ours, 'forward_passes'):,.0f}",
+            )
         )
-    return lines
+    return markdown_table(header, lines)
 
 
-def _paired(ours: dict[int, Record], other: dict[int, Record]) -> list[float]:
+def _paired(runs: Runs, other: Runs) -> list[float]:
     """Test losses of evolved networks less those that another variant made of the populations."""
-    return [ours[s]["loss"] - evolved(other[s])["loss"] for s in ours if s in other]
+    return [evolved(runs[s])["loss"] - evolved(other[s])["loss"] for s in runs if s in other]
 
 
 def _middle(differences: list[float]) -> str:
@@ -115,78 +122,75 @@ def _middle(differences: list[float]) -> str:
     return f"{statistics.median(differences):+.4f}" if any(differences) else ""
 
 
-def _bounds(results: Path, setting: str) -> list[str]:
+def _bounds(runs: dict[str, Runs]) -> list[str]:
     lines = []
-    for name in (*PEERS, *BOUNDS):
-        records = list(load(results, setting, name).values())
-        if not records:
-            continue
+    for name in (name for name in (*PEERS, *BOUNDS) if name in runs):
+        pairs = [(evolved(run), run[SOUP]) for run in runs[name].values()]
         gaps = {
-            images: statistics.median(
-                r[images]["learned"][0] - r[images]["greedy soup"][0] for r in records
-            )
-            for images in ("fitness", "validation", "test")
-            if images in records[0]
+            images: statistics.median(found[loss] - soup[loss] for found, soup in pairs)
+            for images, loss in _LOSSES.items()
+            if pairs[0][0][loss] is not None
         }
         lines.append(
-            f"`{name}` ({len(records)} populations), loss minus the greedy soup's: "
+            f"`{name}` ({len(pairs)} populations), loss minus the greedy soup's: "
             + ", ".join(f"{gap:+.4f} on {images}" for images, gap in gaps.items())
             + ".  "
         )
     return lines
 
 
-def _populations(records: dict[int, Record]) -> list[str]:
+def _populations(runs: Runs) -> str:
     """All populations of the default, one by one."""
-    lines = [
-        "| population | best parent | average | greedy soup | ensemble | evolved | difference | "
-        "95 % interval | gained / lost | returned |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for seed, record in records.items():
-        loss = {row["name"]: row["loss"] for row in record["comparison"]["rows"]}
-        ours, table = evolved(record), record["comparison"]
-        low, high = table["interval"]
+    header = ("population", "best parent", "average", "greedy soup", "ensemble", "evolved",
+              "difference", "95 % interval", "gained / lost", "returned")  # fmt: skip
+    initial = ("best parent", "initial weight average", SOUP, "logit ensemble")
+    lines = []
+    for population, run in runs.items():
+        ours = evolved(run)
+        kind = ours["network"].removeprefix("evolved ")
         lines.append(
-            f"| {seed} | {loss['best parent']:.4f} | {loss['initial weight average']:.4f} | "
-            f"{loss[SOUP]:.4f} | {loss['logit ensemble']:.4f} | {ours['loss']:.4f} | "
-            f"{table['difference']:+.4f} | {low:+.4f} to {high:+.4f} | "
-            f"{ours['gained']} / {ours['lost']} | {record['returned']['kind']}, generation "
-            f"{record['returned']['generation']} |"
+            (
+                str(population),
+                *(f"{run[name]['loss']:.4f}" for name in initial),
+                f"{ours['loss']:.4f}",
+                f"{ours['difference']:+.4f}",
+                f"{ours['low']:+.4f} to {ours['high']:+.4f}",
+                f"{ours['gained']} / {ours['lost']}",
+                f"{kind}, generation {ours['generation']}",
+            )
         )
-    return lines
+    return markdown_table(header, lines)
 
 
-def _plot(found: dict[str, dict[int, Record]], path: Path) -> None:
-    """Diversity of variants `SHOWN`; success rates by strategy of `paper` and the default."""
+def _plot(curves: list[Row], path: Path) -> None:
+    """Diversity of the variants `PLOTTED`; success rates by strategy of those in `RATED`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for name in (name for name in SHOWN if name in found):
-        histories = [record["history"] for record in found[name].values()]
-        length = min(map(len, histories))
-        axes[0].semilogy(
-            range(1, length + 1),
-            [statistics.median(h[g]["diversity"] for h in histories) for g in range(length)],
-            label=name,
-        )
+    for name in PLOTTED:
+        if generations := _by_generation(curves, name):
+            axes[0].semilogy(
+                range(1, len(generations) + 1),
+                [_median(rows, "diversity") for rows in generations],
+                label=name,
+            )
     axes[0].set_title("RMS distance between members")
     axes[0].legend(fontsize="x-small")
-    for axis, name in zip(axes[1:], (PAPER, DEFAULT), strict=True):
-        histories = [record["history"] for record in found.get(name, {}).values()]
-        if not histories:
+    for axis, name in zip(axes[1:], RATED, strict=True):
+        generations = _by_generation(curves, name)
+        if not generations:
             continue
-        keys = [key for key in histories[0][0] if key.endswith("/trials") and "strategy/" in key]
-        for strategy in (key.split("/", 1)[1].rsplit("/", 1)[0] for key in keys):
+        first = generations[0][0]
+        trials = "trials of "
+        rated = [column for column in first if column.startswith(trials)]
+        for strategy in (c.removeprefix(trials) for c in rated if first[c] is not None):
             summed = [
                 {
-                    f"strategy/{strategy}/{what}": sum(
-                        h[g][f"strategy/{strategy}/{what}"] for h in histories
-                    )
+                    f"strategy/{strategy}/{what}": sum(row[f"{what} of {strategy}"] for row in rows)
                     for what in ("trials", "successes")
                 }
-                for g in range(min(map(len, histories)))
+                for rows in generations
             ]
             axis.plot(range(1, len(summed) + 1), success_rates(summed, strategy), label=strategy)
         axis.set_title(f"success rate, 10 generations: {name}")
@@ -199,7 +203,16 @@ def _plot(found: dict[str, dict[int, Record]], path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _median(rows: list[Record], key: str) -> float:
+def _by_generation(curves: list[Row], variant: str) -> list[list[Row]]:
+    """The populations' rows of each generation that all runs of the variant have."""
+    found: dict[int, list[Row]] = {}
+    for row in curves:
+        if row["variant"] == variant:
+            found.setdefault(row["generation"], []).append(row)
+    return [rows for rows in found.values() if len(rows) == len(found[1])]
+
+
+def _median(rows: list[Row], key: str) -> float:
     return float(statistics.median(row[key] for row in rows))
 
 

@@ -1,10 +1,8 @@
-"""One run of one variant on one population, and what is kept of it."""
+"""One run of one variant on one population, and the lines that are kept of it."""
 
 from __future__ import annotations
 
 import copy
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,13 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.data import FourSets
 from deevo_ext.data.images import ImageSet
-from deevo_ext.evolution.journal import FILE_NAME
 from deevo_ext.evolution.soup import greedy_soup
-from deevo_ext.files import write_whole
 from deevo_ext.fitness.classification import batch_indices
 
 from .bounds import learned_soup, tuned_soup
+from .csv_files import Found, Row
 from .populations import Setting, folder_of, images_of, make, new_network
-from .variants import BOUNDS, PEERS, VARIANTS, Variant
+from .variants import PEERS, PLOTTED, RATED, VARIANTS
 
 # Common to all variants: what a run costs, and how its result is chosen.
 GENERATIONS = 30
@@ -34,8 +31,9 @@ VALIDATE_EVERY = 15
 VALIDATION = 4000
 MICRO_BATCH = 500
 
-
-Record = dict[str, Any]
+SOUP = "initial greedy soup"
+# Which candidate of validation a network of the comparison is.
+_CANDIDATES = {"best parent": "member", "initial weight average": "mean", SOUP: "soup"}
 
 
 @dataclass(frozen=True)
@@ -50,96 +48,139 @@ class Case:
     network: nn.Module
 
 
-def record_of(root: Path, results: Path, setting: Setting, seed: int, what: str) -> Record:
-    """The record of a variant, peer or bound on a population, which is made unless it is there."""
-    target = results / setting.name / what / f"{seed:02d}.json"
-    if target.exists():
-        return json.loads(target.read_text())
+def case_of(root: Path, setting: Setting, seed: int) -> Case:
+    """Loads a population and its images; trains the members that are missing."""
     paths, sets = make(root, setting, seed), images_of(seed)
-    case = Case(
-        folder_of(root, setting, seed),
-        seed,
-        paths,
-        sets,
-        sets.validation.subset(range(VALIDATION)),
-        new_network(setting, sets),
+    validation = sets.validation.subset(range(VALIDATION))
+    folder = folder_of(root, setting, seed)
+    return Case(folder, seed, paths, sets, validation, new_network(setting, sets))
+
+
+def run(root: Path, setting: Setting, seed: int, what: str) -> Found:
+    """Runs a variant, peer or bound on a population and returns its lines of the records."""
+    case = case_of(root, setting, seed)
+    networks, generations = _evolved(case, what) if what in VARIANTS else (_found(case, what), [])
+    about = {"variant": what, "population": seed}
+    found = {setting.name: [{**about, **row} for row in networks]}
+    if generations:
+        found["curves"] = [{"setting": setting.name, **about, **row} for row in generations]
+    return found
+
+
+def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
+    """Runs `deevo.evolve` on a population; a run of this name that was cut off goes on."""
+    return deevo.evolve(
+        case.network,
+        case.paths,
+        case.sets.fitness,
+        run_dir=case.folder / "runs" / name,
+        test_images=case.sets.test,
+        basin="ignore",
+        progress=False,
+        **{"validation_images": case.validation, "seed": case.seed, **options},
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if what in BOUNDS:
-        found = _bound(case, what)
-    elif what in PEERS:
-        found = _random_soups(case)
-    else:
-        found = _run(case, VARIANTS[what], target.with_suffix(".journal.gz"))
-    record = {"setting": setting.name, "seed": seed, "variant": what, **found}
-    write_whole(target, (json.dumps(record) + "\n").encode())
-    return record
 
 
-def _run(case: Case, variant: Variant, journal: Path) -> Record:
-    """Evolves the population by a variant; its journal is kept in `journal`."""
-    folder = case.folder / "runs" / variant.name
-    options: Record = {
+def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
+    """Evolves the population by a variant; returns the lines of its networks and generations.
+
+    Each network has its test loss, its top-1 and what it took; the candidates of validation also
+    have their loss there, and the one that was returned its difference to the greedy soup.
+    Generations are kept of the variants that the plots show.
+    """
+    options: dict[str, Any] = {
         "generations": GENERATIONS,
         "images_per_batch": IMAGES_PER_BATCH,
         "generations_per_batch": GENERATIONS_PER_BATCH,
         "validate_every": VALIDATE_EVERY,
         "micro_batch": MICRO_BATCH,
-        **variant.options,
+        "precision": "float32",
+        "chunk": len(case.paths) + 2,
     }
-    result = deevo.evolve(
-        *(case.network, case.paths, case.sets.fitness, case.validation, case.sets.test),
-        run_dir=folder,
-        seed=case.seed,
-        precision="float32",
-        basin="ignore",
-        chunk=len(case.paths) + 2,
-        progress=False,
-        **options,
-    )
+    result = evolve(case, name, options | VARIANTS[name].options)
     assert result.comparison is not None
-    course = result.run.course
-    write_whole(journal, gzip.compress((folder / FILE_NAME).read_bytes(), mtime=0))
-    return {
-        "comparison": result.comparison.to_json(),
-        "validation": {
-            "initial": {kind: c.score for kind, c in course.initial.items()},
-            "evolved": {kind: c.score for kind, c in course.evolved.items()},
-        },
-        "returned": result.candidate.record(),
-        "forward_passes": result.run.forward_passes,
-        "seconds": result.run.seconds,
-        "history": [_rounded(metrics) for metrics in result.history],
+    course, networks = result.run.course, []
+    for row in result.comparison.rows:
+        initial = course.initial.get(_CANDIDATES.get(row.name, ""))
+        candidate = initial or course.evolved.get(row.name.removeprefix("evolved "))
+        difference, (low, high) = result.comparison.difference, result.comparison.interval
+        networks.append(
+            {
+                "network": row.name,
+                "returned": int(row.returned),
+                "loss": row.loss,
+                "top1": row.top1,
+                "gained": row.gained,
+                "lost": row.lost,
+                "inference": row.inference,
+                "forward_passes": row.forward_passes,
+                "validation_loss": candidate.score if candidate else None,
+                "difference": difference if row.returned else None,
+                "low": low if row.returned else None,
+                "high": high if row.returned else None,
+                "generation": result.candidate.generation if row.returned else None,
+            }
+        )
+    history = result.history if name in PLOTTED else []
+    return networks, [_generation(metrics, name in RATED) for metrics in history]
+
+
+def _generation(metrics: dict[str, float], rated: bool) -> Row:
+    """Makes the line of a generation in `curves.csv`.
+
+    rated: whether trials and successes of each strategy are kept, too.
+    """
+    row: Row = {
+        "generation": int(metrics["generation"]),
+        "diversity": float(f"{metrics['diversity']:.5g}"),
     }
+    for key in metrics:
+        kind, _, rest = key.partition("/")
+        strategy, _, what = rest.rpartition("/")
+        if rated and kind == "strategy" and what in ("trials", "successes"):
+            row[f"{what} of {strategy}"] = int(metrics[key])
+    return row
 
 
-def _random_soups(case: Case) -> Record:
-    """The best of as many random soups as a run has evaluations: what search alone is worth.
+def _found(case: Case, what: str) -> list[Row]:
+    """Runs a peer or a bound; returns the lines of its network and of the greedy soup."""
+    population = deevo.Population.from_checkpoints(case.network, case.paths)
+    evaluator = _evaluator(case, population)
+    greedy = _greedy(population, evaluator, case.validation)
+    if what in PEERS:
+        row = _random_soups(case, population, evaluator, greedy)
+    else:
+        row = _bound(case, population, greedy, what)
+    passes = evaluator.forward_passes
+    images = {"": case.sets.test, "validation_": case.validation, "fitness_": case.sets.fitness}
+    soup, found = ({"network": name, "returned": int(name != SOUP)} for name in (SOUP, what))
+    for prefix, part in images.items():
+        scores = evaluator.scores(torch.stack([population.mean(greedy), row]), part)
+        soup[f"{prefix}loss"], found[f"{prefix}loss"] = (score.loss for score in scores)
+        if part is case.sets.test:
+            soup["top1"], found["top1"] = (score.top1 for score in scores)
+    return [soup, {**found, "forward_passes": passes if what in PEERS else None}]
+
+
+def _random_soups(
+    case: Case, population: deevo.Population, evaluator: deevo.Evaluator, greedy: list[int]
+) -> torch.Tensor:
+    """Finds the best of as many random soups as a run has evaluations: what search alone is worth.
 
     A soup is of any number of random members, its coefficients drawn evenly from the simplex. It
     is scored on batches like a run's; the best of each, and the greedy soup, go before validation.
     """
-    sets, validation = case.sets, case.validation
-    population = deevo.Population.from_checkpoints(case.network, case.paths)
-    evaluator = _evaluator(case, population)
-    everyone = list(range(population.size))
-    greedy = _greedy(population, evaluator, validation)
+    fitness = case.sets.fitness
     generator = np.random.Generator(np.random.PCG64(case.seed))
     finalists = [population.mean(greedy)]
     batches = GENERATIONS * (GENERATIONS_PER_BATCH + 1) // GENERATIONS_PER_BATCH
     for batch in range(batches):
-        rows = torch.stack([_drawn_soup(population, generator) for _ in range(len(everyone) + 2)])
-        chosen = batch_indices(sets.fitness.labels, IMAGES_PER_BATCH, batch, case.seed)
-        scores = evaluator.scores(rows, sets.fitness.subset(chosen))
+        rows = torch.stack([_drawn_soup(population, generator) for _ in range(population.size + 2)])
+        chosen = batch_indices(fitness.labels, IMAGES_PER_BATCH, batch, case.seed)
+        scores = evaluator.scores(rows, fitness.subset(chosen))
         finalists.append(rows[min(range(len(scores)), key=lambda i: scores[i].loss)])
-    on_validation = [score.loss for score in evaluator.scores(torch.stack(finalists), validation)]
-    best = finalists[min(range(len(finalists)), key=on_validation.__getitem__)]
-    passes = evaluator.forward_passes
-    soup, found = evaluator.scores(torch.stack([finalists[0], best]), sets.test)
-    return {
-        "forward_passes": passes,
-        "test": {"greedy soup": [soup.loss, soup.top1], "learned": [found.loss, found.top1]},
-    }
+    scores = evaluator.scores(torch.stack(finalists), case.validation)
+    return finalists[min(range(len(scores)), key=lambda i: scores[i].loss)]
 
 
 def _drawn_soup(population: deevo.Population, generator: np.random.Generator) -> torch.Tensor:
@@ -148,33 +189,18 @@ def _drawn_soup(population: deevo.Population, generator: np.random.Generator) ->
     return population.mean(members, generator.dirichlet(np.ones(count)).tolist())
 
 
-def _bound(case: Case, kind: str) -> Record:
-    """One of `BOUNDS`, from the greedy soup: losses on each image set."""
-    sets, validation = case.sets, case.validation
+def _bound(case: Case, population: deevo.Population, greedy: list[int], kind: str) -> torch.Tensor:
+    """Fits one of `BOUNDS`, from the greedy soup on; returns its weights as a row."""
     members = [load_file(path) for path in case.paths]
-    population = deevo.Population.from_state_dicts(case.network, members)
-    evaluator = _evaluator(case, population)
-    greedy = _greedy(population, evaluator, validation)
-    given = (copy.deepcopy(case.network), members, greedy, sets.fitness)
+    network, fitness = copy.deepcopy(case.network), case.sets.fitness
     if kind == "tuned-soup":
-        state = tuned_soup(*given)
+        state = tuned_soup(network, members, greedy, fitness)
     else:
-        state = learned_soup(*given, by_tensor=kind == "learned-tensor")
+        by_tensor = kind == "learned-tensor"
+        state = learned_soup(network, members, greedy, fitness, by_tensor=by_tensor)
     row = torch.zeros_like(population.rows[0])
     population.layout.flatten(state, row)
-    soup = population.mean(greedy)
-    record: Record = {}
-    for name, images in (
-        ("fitness", sets.fitness),
-        ("validation", validation),
-        ("test", sets.test),
-    ):
-        scores = evaluator.scores(torch.stack([soup, row]), images)
-        record[name] = {
-            "greedy soup": [scores[0].loss, scores[0].top1],
-            "learned": [scores[1].loss, scores[1].top1],
-        }
-    return record
+    return row
 
 
 def _evaluator(case: Case, population: deevo.Population) -> deevo.Evaluator:
@@ -187,12 +213,8 @@ def _greedy(
     """The members of the greedy soup that the validation images build."""
     losses = [score.loss for score in evaluator.scores(population.rows, validation)]
     return greedy_soup(
-        *(population, range(population.size), losses),
+        population,
+        range(population.size),
+        losses,
         lambda row, _: evaluator.score(row, validation).loss,
     )[0]
-
-
-def _rounded(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {
-        name: None if value != value else float(f"{value:.5g}") for name, value in metrics.items()
-    }

@@ -86,3 +86,9 @@ BOUNDS = ("learned-member", "learned-tensor", "tuned-soup")
 
 # Search without evolution, at the same number of forward passes; `experiments.runs`.
 PEERS = ("random-soups",)
+
+# Of these the generations are kept, for the plot of diversity, which has room for a few; and of
+# these also the successes of each strategy.
+DEFAULT, PAPER = "default", "paper"
+PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
+RATED = (PAPER, DEFAULT)

@@ -395,7 +395,7 @@ def test_peers_are_rows_or_say_why_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_ways_of_torch_agree_with_the_plan(tmp_path):
+def test_ways_of_torch_agree_with_the_network_graph(tmp_path):
     ways = "fused,eager,channels-last,compile,vmap"
     rows = rows_of(tmp_path, "--case", "forward", "--backend", ways, "--dtype", "float32")
     assert {row["backend"] for row in rows if "median_s" in row} == set(ways.split(","))

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import deevo_ext as deevo
-from deevo_ext.evolution.card import write_documents
-from deevo_ext.evolution.document import Heading, Paragraph, Table, to_html, to_markdown
 from deevo_ext.evolution.report import Comparison
+from deevo_ext.reports.card import write_documents
 from support.evolution import Net, images, members
 
 
@@ -85,6 +84,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     reader = Reader()
     reader.feed(page)
     assert reader.open == [] and "Net <tiny> | one" in reader.cells
+    assert "| Net <tiny> \\| one |" in card
     assert reader.outside == ["data:image/png;base64,"]
     assert reader.pictures == [(folder / "evolution.png").read_bytes()]
     assert "http" not in page and "Races: trials" in page
@@ -103,11 +103,3 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     assert saved["returned"]["weights_sha256"] == result.candidate.digest
     model = Net()
     model.load_state_dict(torch.load(folder / "evolved.pth", weights_only=True))
-
-
-def test_blocks_escape_what_is_markup() -> None:
-    blocks = [Heading("a <b>", 1), Paragraph("x & y"), Table(("k|", "v"), [("<i>", "1|2")])]
-    page = to_html(blocks, "t<")
-    assert "<h1>a &lt;b&gt;</h1>" in page and "x &amp; y" in page and "<td>&lt;i&gt;</td>" in page
-    assert "<title>t&lt;</title>" in page
-    assert "| k\\| | v |\n|---|---:|\n| <i> | 1\\|2 |" in to_markdown(blocks)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from typer.testing import CliRunner
 
 from deevo_ext.demo.recipes import Recipe
 from deevo_ext.demo.sgd import train
@@ -16,7 +19,8 @@ from deevo_ext.demo.sgd import train
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
 
-from experiments import report  # noqa: E402
+from experiments import __main__ as commands  # noqa: E402
+from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402
 from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
 from experiments.populations import MEMBERS, SETTINGS, recipes  # noqa: E402
@@ -113,7 +117,100 @@ def test_every_variant_is_a_configuration() -> None:
         configure(variant.options.get("preset", "sa-shade-tri-ensin"), **changes)
 
 
-def test_the_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> None:
-    report.write(ROOT / "experiments" / "results", tmp_path)
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    report.write(ROOT / "experiments" / "records", tmp_path)
     tables = "evidence-tables.md"
     assert (tmp_path / tables).read_text() == (ROOT / "docs" / tables).read_text()
+
+
+def test_lines_are_read_as_written_and_a_run_replaces_its_own(tmp_path: Path) -> None:
+    """Numbers keep their bits and kinds; lines of other runs stay, those of the same run go."""
+    first = [
+        {"variant": "b", "population": 1, "network": "x, y", "loss": 0.1 + 0.2, "low": None},
+        {"variant": "b", "population": 1, "network": "z", "loss": 1e-300, "low": -0.0},
+    ]
+    other = [{"variant": "a", "population": 10, "network": "z", "loss": float("inf"), "low": 3}]
+    csv_files.save(tmp_path, {"some": first})
+    csv_files.save(tmp_path, {"some": other})
+    assert csv_files.read(tmp_path, "some") == [*other, *first]
+    assert str(csv_files.read(tmp_path, "some")[2]["low"]) == "-0.0"
+    csv_files.save(tmp_path, {"some": [first[1] | {"more": "words"}]})
+    lines = csv_files.read(tmp_path, "some")
+    assert [line["network"] for line in lines] == ["z", "z"]
+    assert [line["more"] for line in lines] == [None, "words"]
+    assert csv_files.read(tmp_path, "none") == []
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Populations of digits and runs of a few seconds, so that all of an experiment is run."""
+    monkeypatch.setattr(populations, "SOURCE", "digits")
+    monkeypatch.setattr(populations, "MEMBERS", 4)
+    monkeypatch.setattr(populations, "WIDTH", 4)
+    monkeypatch.setitem(populations._STEPS, "wide", 20)
+    monkeypatch.setattr(populations, "_SHORT", (10,))
+    monkeypatch.setattr(bounds, "_STEPS", 2)
+    for module, constants in (
+        (runs, {"GENERATIONS": 3, "IMAGES_PER_BATCH": 40, "VALIDATE_EVERY": 2, "VALIDATION": 60}),
+        (policies, {"GENERATIONS": 2, "IMAGES": 40, "VALIDATION": 60, "CALIBRATION": 40}),
+    ):
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.usefixtures("small")
+def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
+    for what in ("paper", "default", "random-soups", "learned-member"):
+        csv_files.save(records, runs.run(tmp_path, setting, 0, what))
+    report.write(records, tmp_path)
+    tables = (tmp_path / "evidence-tables.md").read_text()
+    assert re.search(r"^\| default \| 1 \| [+-]0\.\d{4} \|", tables, re.M)
+    assert "`learned-member` (1 populations)" in tables and "on fitness" in tables
+    assert (tmp_path / "evidence-vgg-wide.png").exists()
+    kept = report.load(records, "vgg-wide")["default"][0]
+    assert len(csv_files.read(records, "curves")) == 2 * 3
+    initial = kept["initial greedy soup"]
+    assert report.evolved(kept)["difference"] == pytest.approx(
+        report.evolved(kept)["loss"] - initial["loss"], abs=1e-6
+    )
+    assert initial["validation_loss"] > 0 and initial["fitness_loss"] is None
+    # A finished run whose lines were lost is found again in its folder.
+    csv_files.save(records, runs.run(tmp_path, setting, 0, "default"))
+    assert report.load(records, "vgg-wide")["default"][0] == kept
+
+
+@pytest.mark.usefixtures("small")
+def test_racing_and_policies_are_measured(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["resnet-wide"]
+    csv_files.save(records, racing.measure(tmp_path, setting, 0, generations=2, error=0.01))
+    for name in ("batchnorm=recalibrate", "fixed images"):
+        csv_files.save(records, policies.measure(tmp_path, setting, 0, name))
+    committed = ROOT / "experiments" / "records"
+    for name, count in (("racing", 1), ("policies", 2)):
+        lines = csv_files.read(records, name)
+        assert len(lines) == count
+        assert list(lines[0]) == list(csv_files.read(committed, name)[0])
+    (raced,) = csv_files.read(records, "racing")
+    assert 0 < raced["share"] <= 1 and raced["decisions"] == 8
+    recalibrated, fixed = csv_files.read(records, "policies")
+    assert recalibrated["trials_loss"] <= recalibrated["worst_trial_loss"]
+    assert fixed["parents_loss"] is None and fixed["forward_passes"] > 0
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only runs without lines become jobs, and each one's lines are in the file when it ends."""
+    monkeypatch.setattr(commands, "RECORDS", tmp_path)
+    line = {"variant": "paper", "population": 0, "network": "x", "loss": 1.0}
+    csv_files.save(tmp_path, {"vgg-wide": [line]})
+    asked: list[list] = []
+    monkeypatch.setattr(commands, "_all", lambda jobs, processes: asked.append(jobs))
+    options = ["--setting", "vgg-wide", "--variant", "paper", "--seeds", "0-1"]
+    assert CliRunner().invoke(commands.app, ["run", *options]).exit_code == 0
+    ((job,),) = asked
+    assert job.args[2:] == (1, "paper")
+    assert CliRunner().invoke(commands.app, ["run", "--variant", "fly"]).exit_code == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(commands, "RECORDS", tmp_path)
+    commands._all([partial(dict, {"vgg-wide": [line | {"population": 1}]})], 1)
+    assert [row["population"] for row in csv_files.read(tmp_path, "vgg-wide")] == [0, 1]

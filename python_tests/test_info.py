@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import deevo_ext
-from deevo_ext import _extension, cli, info
+from deevo_ext import _extension, backends, cli
+from deevo_ext.cli import diagnostics
 from deevo_ext.errors import DeevoError
 
 
@@ -32,16 +33,17 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    return info.collect()
+    return diagnostics.collect()
 
 
 def test_versions_are_those_of_the_running_process(report):
-    versions = report["versions"]
+    versions = report["packages"]
     assert versions["deevo_ext"] == deevo_ext.__version__
-    assert versions["python"] == platform.python_version()
     assert versions["torch"] == torch.__version__
     assert versions["numpy"] == numpy.__version__
     assert (versions["triton"] is None) == (importlib.util.find_spec("triton") is None)
+    assert report["torch"]["torch_version"] == torch.__version__
+    assert report["torch"]["python_version"].startswith(platform.python_version())
 
 
 def test_extras_are_those_of_the_package(report):
@@ -65,142 +67,75 @@ def test_extras_are_those_of_the_package(report):
 
 def test_what_an_extra_lacks_is_said_with_its_remedy(report):
     changed = {**report, "extras": {"a": {"x": "1.2", "y": None, "z": None}, "b": {"x": "1.2"}}}
-    text = info.format_report(changed)
-    assert 'x 1.2; missing: y, z: pip install "deevo_ext[a]"' in text
+    text = diagnostics.format_report(changed)
+    assert 'x 1.2; missing: y, z; pip install "deevo_ext[a]" brings them' in text
     assert text.count("missing:") == 1
 
 
-def test_cpu_facts(report):
-    cpu = report["cpu"]
-    assert cpu["model"]
-    assert cpu["torch_threads"] == torch.get_num_threads()
-    assert 1 <= cpu["cores_usable"] <= cpu["cores"] == os.cpu_count()
-    # torch detects instruction sets by itself (cpuid), so it is an independent witness.
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability in ("AVX2", "AVX512"):
-        assert "AVX2" in cpu["instructions"]
-    if capability == "AVX512":
-        assert "AVX-512F" in cpu["instructions"]
-
-
-def test_cpuinfo_of_x86_and_arm():
-    x86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.1GHz: x\nflags\t\t: fpu sse4_2 avx avx512f\n"
-    assert info.read_cpuinfo(x86 * 2) == ("Some CPU @ 2.1GHz: x", ["SSE4.2", "AVX", "AVX-512F"])
-    arm = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\n"
-    assert info.read_cpuinfo(arm) == (None, ["NEON", "SVE"])
-    assert info.read_cpuinfo("") == (None, [])
+def test_processor_facts(report):
+    processor = report["processor"]
+    assert processor["torch_threads"] == torch.get_num_threads()
+    assert 1 <= processor["usable_cores"] <= processor["cores"] == os.cpu_count()
 
 
 def test_gpu_facts_are_torchs(report):
-    gpu = report["gpu"]
-    assert gpu["torch_cuda"] == torch.version.cuda
-    assert len(gpu["torch_devices"]) == torch.cuda.device_count()
-    assert (gpu["torch_problem"] is None) == torch.cuda.is_available()
-    for index, device in enumerate(gpu["torch_devices"]):
-        assert device["name"] == torch.cuda.get_device_name(index)
-    if gpu["torch_devices"]:
-        assert gpu["driver"]
-
-
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [
-        (
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 2023\nGCC: 12",
-            "535.129.03",
-        ),
-        (
-            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build",
-            "580.65.06",
-        ),
-        ("", None),
-    ],
-)
-def test_driver_version(text, version):
-    assert info.read_driver(text) == version
+    assert len(report["gpus"]) == torch.cuda.device_count()
+    assert (report["why_no_gpu"] is None) == torch.cuda.is_available()
+    for index, words in enumerate(report["gpus"]):
+        assert words.startswith(torch.cuda.get_device_name(index))
 
 
 def test_extension_facts(report):
     extension = report["extension"]
-    assert extension["present"], extension["reason"]
-    assert Path(extension["path"]).name.startswith("_C.")
-    assert extension["compiler_version"]
+    assert Path(extension["file"]).name.startswith("_C.")
+    assert extension["instruction_set"] == _extension.load().instruction_set()
+    assert extension["compiler"]
     assert "-ffp-contract=off" in extension["flags"].split()
     built_with_cuda = hasattr(_extension.load(), "cuda_plan")
-    assert (extension["cuda_version"] is not None) == built_with_cuda
-    assert bool(extension["cuda_architectures"]) == built_with_cuda
+    assert extension["CUDA"].startswith("none") != built_with_cuda
+    assert bool(extension["GPU_architectures"]) == built_with_cuda
 
 
 def test_backends(report):
-    backends = report["backends"]
-    assert tuple(backends) == info.BACKENDS == ("reference", "cpu", "cuda", "triton")
-    assert backends["reference"]["available"]
-    assert backends["cpu"]["available"]
-    for fact in backends.values():
-        assert fact["available"] == (fact["reason"] is None)
+    assert tuple(report["backends"]) == backends.NAMES
+    assert report["backends"]["reference"] is None
+    assert report["backends"]["cpu"] is None
+    for name in ("cuda", "triton"):
+        assert ("torch sees no GPU" in (report["backends"][name] or "")) == (not report["gpus"])
 
 
-def facts(present=True, cuda_version=None, devices=()):
-    extension = {"present": present, "reason": None if present else "not built"}
-    extension["cuda_version"] = cuda_version
-    return extension, {"torch_devices": list(devices), "torch_problem": "no driver"}
+def test_reasons_for_backends_that_cannot_be_used(monkeypatch):
+    why = diagnostics.why_unusable
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: None)
+    assert why("cpu", "no driver") is None and why("cuda", None) is None
+    assert why("triton", "no driver") == "torch sees no GPU (no driver)"
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: "it was not built")
+    assert why("cpu", "no driver") == "it was not built"
+    assert why("cuda", "no driver") == "it was not built; torch sees no GPU (no driver)"
 
 
-def test_reasons_for_missing_backends(monkeypatch):
-    monkeypatch.setattr(info, "_has_module", lambda name: True)
-    monkeypatch.setattr(info, "_installed", lambda name: None)
-    assert info._missing_for("reference", *facts(present=False)) == []
-    assert info._missing_for("cpu", *facts()) == []
-    assert info._missing_for("cpu", *facts(present=False)) == [
-        "the compiled extension is missing: not built"
-    ]
-    assert info._missing_for("cuda", *facts()) == [
-        "the extension was built without CUDA kernels",
-        "torch sees no GPU (no driver)",
-    ]
-    assert info._missing_for("cuda", *facts(cuda_version="13.0", devices=[{}])) == []
-    assert info._missing_for("triton", *facts()) == [
-        "triton is not installed",
-        "torch sees no GPU (no driver)",
-    ]
-    monkeypatch.setattr(info, "_has_module", lambda name: False)
-    assert info._missing_for("reference", *facts()) == [
-        f"deevo_ext {deevo_ext.__version__} does not have this backend"
-    ]
-
-
-def test_report_without_extension_or_gpu_says_why(monkeypatch):
+def test_report_without_extension_says_why(monkeypatch):
     monkeypatch.setattr(_extension, "_attempt", lambda: (None, "it was never built"))
-    report = info.collect()
-    assert report["backends"]["cpu"] == {
-        "available": False,
-        "reason": "the compiled extension is missing: it was never built",
-    }
-    assert "it was never built" in info.format_report(report)
+    report = diagnostics.collect()
+    assert report["backends"]["cpu"] == report["extension"]["missing"] == "it was never built"
+    assert "it was never built" in diagnostics.format_report(report)
     with pytest.raises(DeevoError, match="it was never built"):
         _extension.load()
 
 
-def test_text_names_every_backend_and_version(report):
-    text = info.format_report(report)
-    for word in (*info.BACKENDS, *filter(None, report["versions"].values())):
+def test_engine_tables_are_those_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
+    assert "none yet" in diagnostics.format_report(diagnostics.collect())
+    (tmp_path / "engines-some-cpu-1.json").touch()
+    assert diagnostics.collect()["caches"]["engine_tables"] == ["engines-some-cpu-1.json"]
+
+
+def test_text_names_every_backend_version_and_gpu(report):
+    gpu = "GPU A, compute capability 9.0, 3.0 GiB"
+    text = diagnostics.format_report({**report, "gpus": [gpu]})
+    for word in (*backends.NAMES, *filter(None, report["packages"].values()), gpu):
         assert word in text
-
-
-def test_text_of_a_machine_with_a_gpu(report):
-    gpu = {
-        "driver": "580.65.06",
-        "torch_cuda": "13.0",
-        "torch_problem": None,
-        "torch_devices": [{"name": "GPU A", "capability": "9.0", "memory_bytes": 3 << 30}],
-        "smi_devices": [
-            {"name": "GPU A", "driver_version": "580.65.06", "memory.total": "3072 MiB"}
-        ],
-    }
-    text = info.format_report({**report, "gpu": gpu})
-    assert "GPU A, compute capability 9.0, 3.0 GiB" in text
-    assert "GPU A, driver 580.65.06, 3072 MiB" in text
-    assert "torch sees no GPU " not in text.split("backends")[0]
+    assert f"PyTorch version: {torch.__version__}" in text
 
 
 @pytest.mark.parametrize(
@@ -215,14 +150,14 @@ def test_text_of_a_machine_with_a_gpu(report):
 def test_command_prints_the_report(arguments, tmp_path):
     result = python(*arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("versions\n")
+    assert result.stdout.startswith("packages\n")
     assert "\nbackends\n" in result.stdout
 
 
 def test_json_is_the_same_report(tmp_path, report):
     result = python("-m", "deevo_ext", "info", "--json", cwd=tmp_path)
     printed = json.loads(result.stdout)
-    assert printed["versions"] == report["versions"]
+    assert printed["packages"] == report["packages"]
     assert printed["extension"] == report["extension"]
     assert printed["backends"] == report["backends"]
 

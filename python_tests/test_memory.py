@@ -1,7 +1,8 @@
-"""Rows in huge pages: asked for where there are any, and zero either way."""
+"""Rows in huge pages: asked for where there are any, and zero either way; what memory there is."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,8 +40,15 @@ def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
     assert "hg" not in flags(small.data_ptr())
 
 
-def test_a_request_changes_no_value_and_spares_small_tensors() -> None:
-    large, small = torch.arange(2**21), torch.arange(100)
-    memory.request_huge_pages(large)
-    assert torch.equal(large, torch.arange(2**21))
-    assert not memory.request_huge_pages(small)
+def test_available_memory_is_part_of_what_the_machine_has() -> None:
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < memory.available_memory() <= installed
+
+
+@pytest.mark.gpu
+def test_what_torch_holds_unused_on_a_gpu_is_available() -> None:
+    before = memory.available_memory("cuda")
+    block = torch.empty(2**26, device="cuda")
+    assert memory.available_memory("cuda") <= before - block.nbytes
+    del block
+    assert memory.available_memory("cuda") >= before - 2**26

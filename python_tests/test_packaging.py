@@ -71,7 +71,8 @@ def _build_info():
 
 
 def test_installed_files():
-    for name in ("py.typed", "_C.pyi", "_build_info.py", f"_C{SUFFIX}"):
+    templates = ("reports/templates/model_card.md.j2", "reports/templates/report.html.j2")
+    for name in ("py.typed", "_C.pyi", "_build_info.py", f"_C{SUFFIX}", *templates):
         assert (INSTALLED / name).is_file(), name
 
 
@@ -196,6 +197,9 @@ def tree(tmp_path) -> Path:
         shutil.copy(ROOT / name, tree)
     for name in ("__init__.py", "_version.py"):
         shutil.copy(ROOT / "deevo_ext/_version.py", tree / "deevo_ext" / name)
+    (tree / "deevo_ext/reports/templates").mkdir(parents=True)
+    for name in ("__init__.py", "templates/page.html.j2"):
+        (tree / "deevo_ext/reports" / name).touch()
     (tree / "README.md").touch()
     return tree
 
@@ -275,6 +279,7 @@ def test_build_info_of_a_wheel_build(tree):
     assert not (tree / "deevo_ext/_build_info.py").exists()
     text = (tree / "out/deevo_ext/_build_info.py").read_text()
     facts = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(text).body[1:]}
+    assert (tree / "out/deevo_ext/reports/templates/page.html.j2").exists()
     assert facts["compiler"] == "g++ -DUNUSED"
     assert facts["compiler_version"]
     assert facts["flags"].startswith("-std=c++17 -O0 -g ")
@@ -318,7 +323,7 @@ def test_sdist_holds_headers_but_no_facts_of_a_build(tree):
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert {"csrc/bindings.cpp", "csrc/include/deevo/answer.h", "constraints.txt"} <= names
-    assert "build_cuda.py" in names
+    assert {"build_cuda.py", "deevo_ext/reports/templates/page.html.j2"} <= names
     assert not [n for n in names if n.endswith(".so") or n.endswith("_build_info.py")]
 
 

@@ -17,7 +17,7 @@ from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.pools import interpolation_pool
 from deevo_ext.strategies import Strategy, parse
 from deevo_ext.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
-from support.operators import BACKENDS, BIG_SEED, Evolution, configurations, evolution, words
+from support.operators import BIG_SEED, NATIVE_BACKENDS, Evolution, configurations, evolution, words
 
 CONFIGURATIONS = configurations()
 INF, NAN = math.inf, math.nan
@@ -35,7 +35,7 @@ FITNESS: dict[str, Callable[[int], torch.Tensor]] = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NATIVE_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

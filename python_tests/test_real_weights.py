@@ -50,7 +50,7 @@ def photographs() -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_fused_plan_names_cat_coffee_and_rocket(
+def test_the_network_graph_names_cat_coffee_and_rocket(
     network: nn.Module, photographs: Tensor, precision: str
 ) -> None:
     layout, row = as_row(network)

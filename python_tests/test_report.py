@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.plots import plot_run, success_rates
-from deevo_ext.evolution.report import Comparison, Row, bootstrap_interval, mcnemar
+from deevo_ext.evolution.report import Comparison, Measured, bootstrap_interval, mcnemar
 from deevo_ext.evolution.soup import average, greedy_soup
+from deevo_ext.reports.plots import plot_run, success_rates
 from support.evolution import population
 
 
@@ -45,7 +45,7 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 
 def comparison(low: float, high: float) -> Comparison:
-    row = Row("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True)
+    row = Measured("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True)
     return Comparison([row], (low + high) / 2, (low, high), "test")
 
 

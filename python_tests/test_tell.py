@@ -17,8 +17,8 @@ from deevo_ext.evolution.configuration import Configuration, configure
 from deevo_ext.strategies import Strategy, parse
 from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
 from support.operators import (
-    BACKENDS,
     BIG_SEED,
+    NATIVE_BACKENDS,
     Evolution,
     configurations,
     evolution,
@@ -31,7 +31,7 @@ INF, NAN = math.inf, math.nan
 S1, S2, MEMORY, NONE = Source.SINUSOID_1, Source.SINUSOID_2, Source.MEMORY, Source.NONE
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NATIVE_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

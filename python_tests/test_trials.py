@@ -458,7 +458,7 @@ STARTED_WHILE_FLUSHING = """
 import torch
 import deevo_ext.ops
 from deevo_ext import backends
-from deevo_ext.backends.reference.checks import require_subnormals
+from deevo_ext.backends.checks import require_subnormals
 torch.set_num_threads(2)
 torch.set_flush_denormal(True)
 torch.ones(2**20).mul_(2.0)

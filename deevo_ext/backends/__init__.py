@@ -20,7 +20,8 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 
-# Devices whose tensors a backend takes (triton takes the CPU's in its interpreter only).
+# Devices whose tensors a backend takes. The kernels of triton take the CPU's in its interpreter
+# only; its plan and tell, which the compiled CPU backend serves, anywhere.
 DEVICES: dict[str, tuple[str, ...]] = {
     "reference": ("cpu",),
     "cpu": ("cpu",),
@@ -45,10 +46,12 @@ def use(name: str) -> Iterator[None]:
 
 def why_unavailable(name: str) -> str | None:
     """Why a backend cannot serve on this machine, in words; None if it can."""
+    if name == "reference":
+        return None
+    if (reason := _extension.why_missing()) is not None:
+        return reason
     if name == "triton":
         return _why_no_triton()
-    if name in ("cpu", "cuda") and (reason := _extension.why_missing()) is not None:
-        return reason
     if name == "cuda" and not hasattr(_extension.load(), "cuda_plan"):
         return (
             "the extension was built without CUDA kernels. Rebuild it where nvcc is found: "
@@ -84,12 +87,7 @@ def select(device: torch.device, operator: str) -> ModuleType:
         _require(os.environ["DEEVO_BACKEND"], source)
         return _load(os.environ["DEEVO_BACKEND"], device, operator, source)
     if device.type == "cpu":
-        if (reason := why_unavailable("cpu")) is not None:
-            raise DeevoError(
-                f"the compiled operators are not available: {reason} To run on the slow reference "
-                "instead, set DEEVO_BACKEND=reference."
-            )
-        return _module("cpu")
+        return compiled_cpu()
     told = []
     for name in ("cuda", "triton") if device.type == "cuda" else ():
         reason = why_unavailable(name)
@@ -100,6 +98,16 @@ def select(device: torch.device, operator: str) -> ModuleType:
         f"deevo::{operator}: tensors are on device {device}, for which there is no backend; move "
         f"them to the CPU.{''.join(told)}"
     )
+
+
+def compiled_cpu() -> ModuleType:
+    """The compiled CPU backend, whatever is forced; raises DeevoError where it was not built."""
+    if (reason := why_unavailable("cpu")) is not None:
+        raise DeevoError(
+            f"the compiled operators are not available: {reason} To run CPU tensors on the slow "
+            "reference instead, set DEEVO_BACKEND=reference."
+        )
+    return _module("cpu")
 
 
 @functools.cache

@@ -12,23 +12,24 @@ def compare(
     ],
 ) -> None:
     """Show the tables of runs, and for several of them what each gained."""
-    from deevo_ext.evolution.card import TABLE
     from deevo_ext.evolution.report import SOUP, Comparison
+    from deevo_ext.reports.card import TABLE
+    from deevo_ext.text import text_table
 
-    found = []
+    compared = []
     for run in runs:
         path = run / TABLE if run.is_dir() else run
-        found.append((run, Comparison.load(path)))
-    for run, comparison in found:
+        compared.append((run, Comparison.load(path)))
+    for run, comparison in compared:
         typer.echo(f"{run}\n{comparison.format()}\n")
-    if len(found) < 2:
+    if len(compared) < 2:
         return
-    width = max(len(str(run)) for run, _ in found)
-    typer.echo(f"The evolved network against the {SOUP}:")
-    for run, comparison in found:
+    lines = []
+    for run, comparison in compared:
         evolved = next(row for row in comparison.rows if row.returned)
         low, high = comparison.interval
-        typer.echo(
-            f"  {str(run).ljust(width)}  loss {comparison.difference:+.5f} [{low:+.5f}, "
-            f"{high:+.5f}]  gained {evolved.gained}, lost {evolved.lost}, p {evolved.mcnemar:.2g}"
-        )
+        interval = f"[{low:+.5f}, {high:+.5f}]"
+        changed = (str(evolved.gained), str(evolved.lost), f"{evolved.mcnemar:.2g}")
+        lines.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
+    header = ("run", "loss difference", "95 % interval", "gained", "lost", "p")
+    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, lines)}")

@@ -35,8 +35,8 @@ def demo(
     from deevo_ext.demo.recipes import demo_plan
     from deevo_ext.demo.training import train_population
     from deevo_ext.evolution.evolve import evolve
-    from deevo_ext.evolution.plots import plot_run
     from deevo_ext.evolution.storage import EVOLVED
+    from deevo_ext.reports.plots import plot_run
 
     started = time.perf_counter()
     sets = load(data, seed)

@@ -234,13 +234,13 @@ def evolve(
     from deevo_ext.checkpoints import expand_paths
     from deevo_ext.data import image_sets
     from deevo_ext.evolution.basin import require_basin
-    from deevo_ext.evolution.card import REPORT, write_documents
     from deevo_ext.evolution.evolve import evolve as run_evolve
     from deevo_ext.evolution.preliminaries import seconds_of
     from deevo_ext.evolution.storage import EVOLVED
-    from deevo_ext.evolution.tensorboard import TensorBoard
     from deevo_ext.fitness.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.reports.card import REPORT, write_documents
+    from deevo_ext.reports.tensorboard import TensorBoard
 
     seconds = None if time is None else seconds_of(time)
     per_batch = _images_per_batch(images_per_batch)

@@ -10,10 +10,10 @@ def info(
         bool, typer.Option("--json", help="Print the report as one JSON object.")
     ] = False,
 ) -> None:
-    """Report versions, CPU, GPUs, the compiled extension, and which backends are available."""
+    """Report versions, the compiled extension, GPUs, usable backends, and torch's environment."""
     import json
 
-    from deevo_ext.info import collect, format_report
+    from deevo_ext.cli.diagnostics import collect, format_report
 
     report = collect()
     print(json.dumps(report, indent=2) if as_json else format_report(report))

@@ -78,6 +78,7 @@ def populate(
     from deevo_ext.checkpoints import sha256
     from deevo_ext.data.sets import open_data
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.text import text_table
     from deevo_ext.training.pictures import require_operations
     from deevo_ext.training.populate import plan_population
     from deevo_ext.training.populate import populate as train
@@ -130,10 +131,8 @@ def populate(
         "seed": seed,
         "members": {"snapshots": snapshots},
     }
-    table = plan.table()
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    header, *rows = plan.table()
+    typer.echo(text_table(header, rows, ">"))
     typer.echo(f"{len(images):,} images of {images.name}, on {where}")
     with tqdm(unit="step") as bar:
 

@@ -20,6 +20,8 @@ from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator, Score
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.memory import available_memory
+from deevo_ext.text import text_table
 
 IMAGES = 1000
 _CANDIDATES = 6  # rows that validation keeps for the comparison
@@ -108,12 +110,11 @@ class Preliminaries:
                 )
 
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.members)
-        lines = [f"Members on {self.images:,} fitness images:"]
-        lines += [
-            f"  {name.ljust(width)}  top-1 {score.top1:.3f}  loss {score.loss:.4f}"
+        members = [
+            (f"  {name}", f"top-1 {score.top1:.3f}", f"loss {score.loss:.4f}")
             for name, score in self.members
         ]
+        lines = [f"Members on {self.images:,} fitness images:", text_table((), members, "<")]
         if self.basin is not None:
             lines.append(f"Between them, on the first of the fitness images: {self.basin}")
         for device, memory in self.memory.items():
@@ -200,22 +201,13 @@ def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
     found = {}
     for device, more in later.items():
         if device.type == "cuda":
-            peak, free = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[0]
-            held = torch.cuda.memory_reserved(device)
-            found[str(device)] = Memory(peak + more, free + held)
+            peak = torch.cuda.max_memory_allocated(device)
+            held = torch.cuda.memory_allocated(device)
+            found[str(device)] = Memory(peak + more, available_memory(device) + held)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            found["host"] = Memory(peak + more, _host_available() + peak)
+            found["host"] = Memory(peak + more, available_memory() + peak)
     return found
-
-
-def _host_available() -> int:
-    """MemAvailable of /proc/meminfo, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise DeevoError("/proc/meminfo lacks MemAvailable: Linux 3.14 or newer is needed")
 
 
 def _gib(count: int) -> str:

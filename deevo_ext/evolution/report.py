@@ -1,7 +1,8 @@
 """The comparison that says whether evolution was worth it, on images nothing else has read.
 
-Rows: best parent, initial weight average, initial greedy soup, logit ensemble (NP times the
-inference cost), and the evolved member, mean and soup, each the best of its kind by validation.
+It measures the best parent, the initial weight average, the initial greedy soup, the logit ensemble
+(NP times the inference cost), and the evolved member, mean and soup, each the best of its kind by
+validation.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from deevo_ext.fitness.evaluator import Evaluator, PerImage
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population import Population
+from deevo_ext.text import text_table
 
 SOUP = "initial greedy soup"
-HEAD = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
+ENSEMBLE = "logit ensemble"
+HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
 INITIAL_NAMES = {"member": "best parent", "mean": "initial weight average", "soup": SOUP}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class Measured:
+    """One network of the comparison, a line of its table.
 
     loss: mean cross-entropy in nats; top1 in 0..1; images: how many it was measured on; gained,
     lost: images right here and wrong under the initial greedy soup, and the reverse;
@@ -67,7 +70,7 @@ class Comparison:
     initial candidate scored better on validation than what evolution returned, says so; else empty.
     """
 
-    rows: list[Row]
+    rows: list[Measured]
     difference: float
     interval: tuple[float, float]
     images: str
@@ -108,8 +111,10 @@ class Comparison:
         """What `save` wrote; raises DeevoError for anything else."""
         try:
             saved = json.loads(path.read_text())
-            names = [field.name for field in fields(Row)]
-            rows = [Row(**{name: _number(row[name]) for name in names}) for row in saved["rows"]]
+            names = [field.name for field in fields(Measured)]
+            rows = [
+                Measured(**{name: _number(row[name]) for name in names}) for row in saved["rows"]
+            ]
             low, high = (_number(bound) for bound in saved["interval"])
             return cls(
                 rows, _number(saved["difference"]), (low, high), saved["images"], saved["note"]
@@ -125,10 +130,10 @@ class Comparison:
         write_whole(path, (json.dumps({**self.to_json(), **more}, indent=2) + "\n").encode())
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The table's rows as text, under HEAD."""
+        """The table's rows as text, under HEADER."""
         return [
             (
-                ("> " if row.returned else "  ") + row.name,
+                row.name,
                 f"{row.loss:.4f}",
                 f"{row.top1:.4f}",
                 str(row.gained),
@@ -142,17 +147,13 @@ class Comparison:
         ]
 
     def format(self) -> str:
-        """The table as aligned text."""
-        lines = [HEAD, *self.cells()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-        text = "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-        return f"{text}\n\n{self.verdict} {self.note}".rstrip()
+        """The table as aligned text, with a sign before the network that evolution returned."""
+        marks = (">" if row.returned else " " for row in self.rows)
+        rows = [
+            (f"{mark} {name}", *rest)
+            for mark, (name, *rest) in zip(marks, self.cells(), strict=True)
+        ]
+        return f"{text_table(HEADER, rows)}\n\n{self.verdict} {self.note}".rstrip()
 
 
 def _finite(value: Any) -> Any:
@@ -213,47 +214,38 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
     def measure(candidate: Candidate) -> PerImage:
         return evaluator.per_image(candidate.row, images, candidate.statistics)
 
-    entries: list[tuple[str, PerImage, int, float, int, bool]] = []
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
     # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.
     each = run.initial_forward_passes // (2 * members)
-    costs = {"member": members * each, "mean": 0, "soup": (2 * members - 1) * each}
-    for kind in KINDS:
-        passes = costs[kind]
-        found = measure(run.course.initial[kind])
-        entries.append((INITIAL_NAMES[kind], found, passes, passes * share, 1, False))
-    together = ensemble(evaluator, population, images)
-    entries.append(("logit ensemble", together, 0, 0.0, members, False))
-    for kind in KINDS:
-        candidate = run.course.evolved[kind]
-        entries.append(
-            (
-                f"evolved {kind}",
-                measure(candidate),
-                run.forward_passes,
-                run.seconds,
-                1,
-                candidate is chosen,
+    initial_passes = {
+        INITIAL_NAMES["member"]: members * each,
+        INITIAL_NAMES["mean"]: 0,
+        SOUP: (2 * members - 1) * each,
+        ENSEMBLE: 0,
+    }
+    per_image = {INITIAL_NAMES[kind]: measure(run.course.initial[kind]) for kind in KINDS}
+    per_image[ENSEMBLE] = ensemble(evaluator, population, images)
+    per_image |= {f"evolved {kind}": measure(run.course.evolved[kind]) for kind in KINDS}
+    returned, soup = f"evolved {chosen.kind}", per_image[SOUP]
+    rows = []
+    for name, scores in per_image.items():
+        passes = initial_passes.get(name, run.forward_passes)
+        seconds = passes * share if name in initial_passes else run.seconds
+        rows.append(
+            Measured(
+                name=name,
+                loss=mean_score(scores.losses, evaluator.micro_batch),
+                top1=float(scores.correct.double().mean()),
+                images=len(images),
+                gained=int((scores.correct & ~soup.correct).sum()),
+                lost=int((~scores.correct & soup.correct).sum()),
+                forward_passes=passes,
+                seconds=round(seconds, 3),
+                inference=members if name == ENSEMBLE else 1,
+                returned=name == returned,
             )
         )
-    soup = next(found for name, found, *_ in entries if name == SOUP)
-    rows = [
-        Row(
-            name=name,
-            loss=mean_score(found.losses, evaluator.micro_batch),
-            top1=float(found.correct.double().mean()),
-            images=len(images),
-            gained=int((found.correct & ~soup.correct).sum()),
-            lost=int((~found.correct & soup.correct).sum()),
-            forward_passes=passes,
-            seconds=round(seconds, 3),
-            inference=inference,
-            returned=returned,
-        )
-        for name, found, passes, seconds, inference, returned in entries
-    ]
-    evolved = next(found for _, found, _, _, _, returned in entries if returned)
-    differences = evolved.losses.double() - soup.losses.double()
+    differences = per_image[returned].losses.double() - soup.losses.double()
     best = min(run.course.initial.values(), key=lambda candidate: candidate.score)
     note = ""
     if best.score < chosen.score:

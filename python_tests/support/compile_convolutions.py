@@ -23,8 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from deevo_ext.backends.triton.launch import OPTIONS
 from deevo_ext.inference.triton.convolution import (
-    OPTIONS,
+    Operands,
+    Operation,
     convolution_kernel,
     launch_arguments,
 )
@@ -76,20 +78,11 @@ def compile_layer(layer: dict[str, Any], architecture: int, dtype: torch.dtype) 
         x2 = empty(members, samples, layer["size2"], layer["size2"], layer["c2"])
         stride2 = (layer["s2"], layer["s2"])
         downsample = (x2, empty(members, layer["o"], 1, 1, layer["c2"]), stride2)
-    _, arguments, meta = launch_arguments(
-        x,
-        weight,
-        empty(members, layer["o"], of=torch.float32),
-        out if layer.get("residual") else None,
-        downsample,
-        out,
-        stride=(s, s),
-        padding=(k // 2, k // 2),
-        dilation=(1, 1),
-        activation="relu",
-        precision="tf32",
-        configuration=None,
-    )
+    bias = empty(members, layer["o"], of=torch.float32)
+    residual = out if layer.get("residual") else None
+    operands = Operands(x, weight, bias, out, residual, downsample)
+    operation = Operation((s, s), (k // 2, k // 2), activation="relu", precision="tf32")
+    _, arguments, meta = launch_arguments(operands, operation, None)
     options = {name: meta.pop(name) for name in ("num_warps", "num_stages")} | OPTIONS
     names = list(inspect.signature(convolution_kernel.fn).parameters)
     signature = dict.fromkeys(names, "constexpr")

@@ -20,23 +20,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from deevo_ext.backends.triton.commit import REGISTERS, commit_kernel
-from deevo_ext.backends.triton.gene_mask import WARPS as GENE_WARPS
-from deevo_ext.backends.triton.gene_mask import WORDS, gene_mask_kernel
-from deevo_ext.backends.triton.launch import OPTIONS, WEIGHT_WARPS, power_of_two, tile_shape
-from deevo_ext.backends.triton.plan import CHUNK, plan_kernel
-from deevo_ext.backends.triton.plan import REGISTERS as PLAN_REGISTERS
-from deevo_ext.backends.triton.plan import WARPS as PLAN_WARPS
-from deevo_ext.backends.triton.tell import WINDOW_ROWS, chunk, num_warps, tell_kernel
+from deevo_ext.backends.triton.launch import OPTIONS, WEIGHT_WARPS, tile_shape
 from deevo_ext.backends.triton.trials import trials_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 STORED = {"float32": ("*fp32", 4), "bfloat16": ("*i16", 2), "float16": ("*fp16", 2)}
 ADDRESSES = {
-    **dict.fromkeys(("settings", "strategies", "state", "parameters"), "*fp64"),
-    **dict.fromkeys(("fitness", "trial_fitness"), "*fp64"),
     **dict.fromkeys(("choices", "gene_mask", "archive_slot"), "*i32"),
-    **dict.fromkeys(("genes", "members", "generation"), "*i64"),
-    **dict.fromkeys(("alive", "accepted"), "*u8"),
+    **dict.fromkeys(("genes", "members"), "*i64"),
+    "accepted": "*u8",
     "coefficients": "*fp32",
 }
 NUMBERS = {
@@ -74,8 +66,12 @@ def weight_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
         for everything in (True, False) if architecture == 90 else (True,):
             members, tile = tile_shape(52 if everything else 50, 50, size)
             constants = {
-                **{"MEMBERS": members, "TILE": tile, "WIDE": True},
-                **dict.fromkeys(("ARCHIVE", "BOUNDED", "GENES"), everything),
+                "MEMBERS": members,
+                "TILE": tile,
+                "WIDE": True,
+                "ARCHIVE": everything,
+                "BOUNDED": everything,
+                "GENES": everything,
             }
             name = f"{dtype}{', everything' if everything else ''}"
             common = (constants, architecture, stored)
@@ -92,25 +88,6 @@ def weight_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
                     maxnreg=REGISTERS,
                 ),
             )
-
-
-def adaptation_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
-    """plan of 50 members, tell of 50 and of 1,000."""
-    constants = {"MEMBERS": power_of_two(50), "CHUNK": CHUNK}
-    options = {"num_warps": PLAN_WARPS, "maxnreg": PLAN_REGISTERS}
-    yield "plan", compile_kernel(plan_kernel, constants, architecture, **options)
-    for members in (50, 1000):
-        lanes = power_of_two(members)
-        constants = {
-            **{"MEMBERS": lanes, "STRATEGIES": 4, "CHUNK": chunk(lanes)},
-            "WINDOW_ROWS": WINDOW_ROWS,
-        }
-        options = {"num_warps": num_warps(lanes)}
-        kernel = compile_kernel(tell_kernel, constants, architecture, **options)
-        yield f"tell, {members} members", kernel
-    constants = {"WORDS": WORDS}
-    options = {"num_warps": GENE_WARPS}
-    yield "genes", compile_kernel(gene_mask_kernel, constants, architecture, **options)
 
 
 def facts(kernel: Any) -> dict[str, Any]:
@@ -141,6 +118,5 @@ def facts(kernel: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for kernels in (weight_kernels, adaptation_kernels):
-        for name, kernel in kernels(int(sys.argv[1])):
-            print(json.dumps({"kernel": name, **facts(kernel)}), flush=True)
+    for name, kernel in weight_kernels(int(sys.argv[1])):
+        print(json.dumps({"kernel": name, **facts(kernel)}), flush=True)

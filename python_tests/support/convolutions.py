@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
+
+from deevo_ext.inference.triton.convolution import Operands, Operation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rounding of a result to its type: relative, and absolute below the least normal number.
@@ -35,7 +36,16 @@ class Layer:
     activation: str = "none"
     downsample: int = 0  # channels of the shortcut's input, whose stride is `stride`
 
-    def operands(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+    @property
+    def operation(self) -> Operation:
+        return Operation(
+            (self.stride, self.stride),
+            (self.padding, self.padding),
+            (self.dilation, self.dilation),
+            self.activation,
+        )
+
+    def operands(self, dtype: torch.dtype, seed: int = 0) -> Operands:
         draw = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -44,9 +54,8 @@ class Layer:
         height, width = self.size, self.size + 1
         scale = (self.channels * self.kernel**2) ** -0.5
         x = normal(1 if self.shared else self.members, self.samples, height, width, self.channels)
-        weight = normal(
-            *(self.members, self.out, self.kernel, self.kernel, self.channels), scale=scale
-        )
+        of_weight = (self.members, self.out, self.kernel, self.kernel, self.channels)
+        weight = normal(*of_weight, scale=scale)
         bias = normal(self.members, self.out).float()
         reach = self.dilation * (self.kernel - 1)
         outside = [(s + 2 * self.padding - reach - 1) // self.stride + 1 for s in (height, width)]
@@ -56,20 +65,11 @@ class Layer:
             x2 = normal(self.members, self.samples, height, width, self.downsample)
             weight2 = normal(self.members, self.out, 1, 1, self.downsample, scale=scale)
             downsample = (x2, weight2, (self.stride, self.stride))
-        return {
-            "x": x,
-            "weight": weight,
-            "bias": bias,
-            "residual": normal(*shape) if self.residual else None,
-            "downsample": downsample,
-            "out": torch.full(shape, 7.0, dtype=dtype, device=DEVICE),
-            "stride": (self.stride, self.stride),
-            "padding": (self.padding, self.padding),
-            "dilation": (self.dilation, self.dilation),
-            "activation": self.activation,
-        }
+        out = torch.full(shape, 7.0, dtype=dtype, device=DEVICE)
+        residual = normal(*shape) if self.residual else None
+        return Operands(x, weight, bias, out, residual, downsample)
 
-    def expected(self, o: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def expected(self, o: Operands) -> tuple[torch.Tensor, torch.Tensor]:
         """Result in float64 and what float32 sums, then one rounding, may differ from it."""
 
         def total(magnitudes: bool) -> torch.Tensor:
@@ -78,22 +78,22 @@ class Layer:
 
             outs = []
             for k in range(self.members):
-                x = wide(o["x"][0 if self.shared else k]).permute(0, 3, 1, 2)
-                w = wide(o["weight"][k]).permute(0, 3, 1, 2)
+                x = wide(o.x[0 if self.shared else k]).permute(0, 3, 1, 2)
+                w = wide(o.weight[k]).permute(0, 3, 1, 2)
                 geometry = (self.stride, self.padding, self.dilation)
-                z = functional.conv2d(x, w, wide(o["bias"][k]), *geometry)
-                if o["downsample"]:
-                    x2, w2, stride = o["downsample"]
+                z = functional.conv2d(x, w, wide(o.bias[k]), *geometry)
+                if o.downsample:
+                    x2, w2, stride = o.downsample
                     a = wide(x2[k]).permute(0, 3, 1, 2)
                     z = z + functional.conv2d(a, wide(w2[k]).permute(0, 3, 1, 2), None, stride)
                 z = z.permute(0, 2, 3, 1)
-                outs.append(z if o["residual"] is None else z + wide(o["residual"][k]))
+                outs.append(z if o.residual is None else z + wide(o.residual[k]))
             return torch.stack(outs)
 
         exact, magnitude = total(False), total(True)
         if self.activation == "relu":
             exact = exact.clamp(min=0.0)
         terms = self.channels * self.kernel**2 + self.downsample + 3
-        relative, absolute = ROUNDING[o["out"].dtype]
+        relative, absolute = ROUNDING[o.out.dtype]
         bound = magnitude * terms * 2.0**-24
         return exact, bound + (exact.abs() + bound) * relative + absolute

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from deevo_ext.inference.triton.convolution import conv2d
-from deevo_ext.inference.triton.pooling import max_pool2d
+from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
+from deevo_ext.inference.triton.pooling import pool2d
+from deevo_ext.networks.batched.served import Geometry
 from deevo_ext.ops.fold import Space
 from support.folding import Builder, Entry
 from support.operators import OPERATORS
@@ -89,15 +88,15 @@ class Engine:
                 e = b.entries[-1]
                 norm = f"{name}.1"
                 sources += [
-                    *((e.weight, f"{name}.0.weight"), (e.gamma, f"{norm}.weight")),
-                    *((e.beta, f"{norm}.bias"), (e.mean, f"{norm}.running_mean")),
+                    (e.weight, f"{name}.0.weight"),
+                    (e.gamma, f"{norm}.weight"),
+                    (e.beta, f"{norm}.bias"),
+                    (e.mean, f"{norm}.running_mean"),
                     (e.var, f"{norm}.running_var"),
                 ]
             elif isinstance(module, nn.Linear):
-                b.add(
-                    *(module.out_features, module.in_features),
-                    bias=True, affine=None, statistics=None,
-                )  # fmt: skip
+                sizes = (module.out_features, module.in_features)
+                b.add(*sizes, bias=True, affine=None, statistics=None)
                 e = b.entries[-1]
                 sources += [(e.weight, f"{name}.weight"), (e.bias, f"{name}.bias")]
             else:
@@ -126,22 +125,27 @@ class Engine:
         return self.vectors[:, e.to_shift : e.to_shift + e.out]
 
     def convolve(
-        self, x: torch.Tensor, name: str, layer: nn.Sequential, **more: Any
+        self,
+        x: torch.Tensor,
+        name: str,
+        layer: nn.Sequential,
+        residual: torch.Tensor | None = None,
+        shortcut: tuple[torch.Tensor, nn.Sequential] | None = None,
     ) -> torch.Tensor:
         conv = layer[0]
         k, s = conv.kernel_size[0], conv.stride[0]
         size = [(n - 1) // s + 1 for n in x.shape[2:4]]
         out = torch.empty(self.members, x.shape[1], *size, conv.out_channels,
                           dtype=self.dtype, device=self.device)  # fmt: skip
-        bias = self.shift(name)
-        if "shortcut" in more:
-            x2, shortcut = more.pop("shortcut")
-            stride = tuple(shortcut[0].stride)
+        bias, downsample = self.shift(name), None
+        if shortcut is not None:
+            x2, layer2 = shortcut
+            stride = tuple(layer2[0].stride)
             where = name.replace("layers", "shortcut").rpartition(".")[0]
-            more["downsample"] = (x2, self.weight(where, 1), stride)
+            downsample = (x2, self.weight(where, 1), stride)
             bias = bias + self.shift(where)
-        return conv2d(x, self.weight(name, k), bias, out=out, stride=(s, s),
-                      padding=(k // 2, k // 2), activation="relu", **more)  # fmt: skip
+        operands = Operands(x, self.weight(name, k), bias, out, residual, downsample)
+        return conv2d(operands, Operation((s, s), (k // 2, k // 2), activation="relu"))
 
     def features(self, model: ResNet, images: torch.Tensor) -> torch.Tensor:
         """Activations [K, N, H, W, C] of the last block; images [N, 3, H, W], the same for all."""
@@ -150,7 +154,7 @@ class Engine:
         size = [(n - 1) // 2 + 1 for n in y.shape[2:4]]
         flat = y.flatten(0, 1)
         pooled = torch.empty(flat.shape[0], *size, flat.shape[3], dtype=y.dtype, device=y.device)
-        max_pool2d(flat, (3, 3), (2, 2), (1, 1), pooled)
+        pool2d(flat, Geometry(True, (3, 3), (2, 2), (1, 1)), pooled)
         y = pooled.view(self.members, -1, *pooled.shape[1:])
         for i, block in enumerate(model.blocks):
             inner = y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.backends.reference.checks import (
+from deevo_ext.backends.checks import (
     check_archive_slots,
     check_choices,
     check_genes,

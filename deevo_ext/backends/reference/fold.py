@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.backends.reference.checks import check_choices, check_genes, require_subnormals
+from deevo_ext.backends.checks import check_choices, check_genes, require_subnormals
 from deevo_ext.backends.reference.trials import Generation, trial, widen
 from deevo_ext.ops.fold import ABSENT, FoldColumn
 

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from deevo_ext.backends.reference.checks import require_subnormals
+from deevo_ext.backends.checks import require_subnormals
 from deevo_ext.backends.reference.exact_math import exact_log
 from deevo_ext.backends.reference.trials import widen
 

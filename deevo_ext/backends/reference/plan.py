@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from deevo_ext.backends.reference.checks import (
+from deevo_ext.backends.checks import (
     alive_members,
     check_generation,
     check_strategies,

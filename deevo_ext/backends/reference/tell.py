@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from deevo_ext.backends.reference.checks import (
+from deevo_ext.backends.checks import (
     alive_members,
     check_told,
     require_subnormals,

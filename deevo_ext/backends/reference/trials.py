@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.backends.reference.checks import check_choices, check_genes, require_subnormals
+from deevo_ext.backends.checks import check_choices, check_genes, require_subnormals
 from deevo_ext.backends.reference.philox import mask_draws
 from deevo_ext.tables import ChoiceColumn, Purpose
 

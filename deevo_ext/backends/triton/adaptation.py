@@ -1,41 +1,38 @@
-"""What plan and tell share: the state's layout, fitness as it is compared, the order of ranks."""
+"""plan and tell of the Triton backend: computed by the compiled CPU backend.
+
+Both move a few kilobytes, whatever the size of the networks, which is too little to keep Triton
+kernels for. Tensors on a CUDA device are copied to the CPU, where the compiled operator runs, and
+what it changed is copied back in place. Tensors on the CPU are used where they are.
+
+The host waits for the device in every call: unlike those of the backend `cuda`, these calls cannot
+be captured in a CUDA graph.
+"""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from typing import Any
 
-from deevo_ext.backends.triton.tables import MEMORY_SIZE, STRATEGY_PERIOD
+import torch
 
+from deevo_ext import backends
 
-@triton.jit
-def memory_slots(settings, num_strategies):
-    """Memories H and H x K, int64: memory_f is the first [H, K], then memory_cr and frequency."""
-    memory_size = tl.load(settings + MEMORY_SIZE).to(tl.int64)
-    return memory_size, memory_size * num_strategies
+# How many of an operator's last arguments are tensors that it changes.
+CHANGED_BY_PLAN, CHANGED_BY_TELL = 4, 6
 
 
-@triton.jit
-def state_offsets(settings, num_strategies):
-    """Offsets of pointer, odds, sinusoid1_odds, archive_count and the windows of strategies and
-    sinusoids: `deevo_ext.tables.state_layout`."""
-    pointer = 3 * memory_slots(settings, num_strategies)[1]
-    odds = pointer + num_strategies
-    sinusoid1_odds = odds + num_strategies
-    strategy_window = sinusoid1_odds + 2
-    rows = tl.load(settings + STRATEGY_PERIOD).to(tl.int64)
-    sinusoid_window = strategy_window + rows * num_strategies * 2
-    return pointer, odds, sinusoid1_odds, sinusoid1_odds + 1, strategy_window, sinusoid_window
+def plan(*arguments: Any) -> None:
+    """Does what `deevo_ext.backends.reference.plan` does, with the same arguments."""
+    _run_on_cpu("plan", arguments, CHANGED_BY_PLAN)
 
 
-@triton.jit
-def load_fitness(fitness, member, exists):
-    """Fitness, NaN read as +inf."""
-    x = tl.load(fitness + member, mask=exists, other=0.0)
-    return tl.where(x == x, x, float("inf"))
+def tell(*arguments: Any) -> None:
+    """Does what `deevo_ext.backends.reference.tell` does, with the same arguments."""
+    _run_on_cpu("tell", arguments, CHANGED_BY_TELL)
 
 
-@triton.jit
-def is_better(f, member, other_f, other):
-    """Whether other ranks before member: smaller fitness, equal fitness by lower index."""
-    return (other_f < f) | ((other_f == f) & (other < member))
+def _run_on_cpu(operator: str, arguments: tuple[Any, ...], changed: int) -> None:
+    on_cpu = [a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments]
+    getattr(backends.compiled_cpu(), operator)(*on_cpu)
+    for tensor, result in zip(arguments[-changed:], on_cpu[-changed:], strict=True):
+        if result is not tensor:
+            tensor.data.copy_(result)  # .data: the caller counts the tensor's versions

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.checks import check_archive_slots, check_choices, check_genes
+from deevo_ext.backends.checks import check_archive_slots, check_choices, check_genes
 from deevo_ext.backends.triton.launch import (
     WEIGHT_WARPS,
     bounded,
@@ -143,10 +143,10 @@ _workspaces: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def workspace(device: torch.device, size: int) -> torch.Tensor:
-    """At least `size` bytes for one launch on the device's current stream.
+    """Returns at least `size` bytes for one launch on the device's current stream.
 
-    Allocated once for a stream, whose launches follow each other. A captured graph, which may be
-    replayed beside the stream's later launches, gets its own from the graph's memory pool.
+    They are allocated once for a stream, whose launches follow each other. A captured graph, which
+    may be replayed beside the stream's later launches, gets its own from the graph's memory pool.
     """
     if device.type == "cpu" or torch.cuda.is_current_stream_capturing():
         return torch.empty(size, dtype=torch.uint8, device=device)
@@ -158,7 +158,7 @@ def workspace(device: torch.device, size: int) -> torch.Tensor:
 
 
 def num_programs(device: torch.device) -> int:
-    """Programs that run at one time."""
+    """Returns how many programs run at one time."""
     if device.type == "cpu":
         return PROGRAMS_ON_CPU
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -180,10 +180,10 @@ def commit(
     lower: float,
     upper: float,
 ) -> None:
-    """As `deevo_ext.backends.reference.commit`.
+    """Does what `deevo_ext.backends.reference.commit` does.
 
-    On a CUDA device values are not read back: choices must be a plan's, accepted and archive_slot a
-    tell's.
+    On a CUDA device no value is read back, so none is checked: choices must be a plan's, accepted
+    and archive_slot a tell's.
     """
     device = population.device
     require_device("commit", commit_kernel, device)
@@ -203,7 +203,7 @@ def commit(
     kept = workspace(device, programs * num_rows * tile * size)
     launch(
         commit_kernel,
-        programs,
+        (programs,),
         device,
         stored(population),
         stored(archive),

@@ -216,7 +216,7 @@ def fold(
     weights: torch.Tensor,
     vectors: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.fold`."""
+    """Does what `deevo_ext.backends.reference.fold` does."""
     require_device("fold", fold_kernel, rows.device)
     entries, members = table.shape[0], rows.shape[0]
     if entries == 0 or members == 0:
@@ -227,7 +227,7 @@ def fold(
     shared = constants if constants.numel() else filled
     launch(
         fold_kernel,
-        programs,
+        (programs,),
         rows.device,
         stored(rows),
         filled,

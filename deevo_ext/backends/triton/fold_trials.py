@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.checks import check_choices, check_genes
+from deevo_ext.backends.checks import check_choices, check_genes
 from deevo_ext.backends.triton.fold import BETA as BETA_COLUMN
 from deevo_ext.backends.triton.fold import (
     BIAS,
@@ -150,7 +150,7 @@ def fold_trials(
     workspace = population.new_empty(programs * SOURCES * (TILE + 64))
     launch(
         fold_trials_kernel,
-        programs,
+        (programs,),
         population.device,
         stored(population),
         stored(archive),

@@ -19,14 +19,11 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.head import gap_bits
-from deevo_ext.backends.triton.exact_math import exact_log, rint
-from deevo_ext.backends.triton.launch import power_of_two, require_device, stored
-from deevo_ext.backends.triton.mean import grid_launch, mean, require_conversions
+from deevo_ext.backends.triton.exact_math import LN2_HIGH, LN2_LOW, exact_log, rint
+from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
+from deevo_ext.backends.triton.mean import mean, require_conversions
 from deevo_ext.backends.triton.storage import widen
 
-LN2_HIGH = tl.constexpr(6.93147180369123816490e-01)
-LN2_LOW = tl.constexpr(1.90821492927058770002e-10)
 INVERSE_FACTORIALS = tl.constexpr(tuple(1.0 / math.factorial(n) for n in range(12)))
 EXP_BITS = tl.constexpr(40)
 LARGEST_GAP = tl.constexpr(2.0**20)
@@ -202,7 +199,7 @@ def losses_kernel(
 
 
 def head_tiles(classes: int, channels: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """Samples, classes and channels of head's tiles, small enough for the registers."""
+    """Returns the samples, classes and channels of a tile of head that the registers hold."""
     widest = 64 if dtype == torch.float32 else 128
     return {
         "SAMPLES": SAMPLES,
@@ -213,14 +210,15 @@ def head_tiles(classes: int, channels: int, dtype: torch.dtype) -> dict[str, int
 
 
 def loss_tiles(classes: int) -> dict[str, int]:
-    """Samples and classes of loss_and_rank's tiles."""
+    """Returns the samples and classes of a tile of loss_and_rank."""
     width = min(256, power_of_two(classes))
     return {"SAMPLES": 1024 // width, "CLASSES": width}
 
 
 def sums(classes: int, smoothing: float) -> dict[str, float]:
-    """Constants of the class sums."""
-    return {"SMOOTHING": smoothing, "GAP_UNIT": 2.0 ** gap_bits(classes)}
+    """Returns the constants of the class sums."""
+    gap_bits = min(31, 42 - (classes - 1).bit_length())  # the sum over classes must fit 63 bits
+    return {"SMOOTHING": smoothing, "GAP_UNIT": 2.0**gap_bits}
 
 
 def head(
@@ -232,20 +230,26 @@ def head(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.head`, but for the order in which logits are summed."""
+    """Does what `deevo_ext.backends.reference.head` does, but sums logits in another order."""
     require_device("head", head_kernel, features.device)
     require_conversions("head", features)
     members, samples, _, channels = features.shape
     classes = weight.shape[1]
     pooled = torch.empty(members, samples, channels, device=features.device)
     mean(features, pooled)
-    arguments = (pooled, weight, bias, labels, losses, ranks, samples, channels, classes)
-    strides = (weight.stride(0), bias.stride(0), losses.stride(0), ranks.stride(0))
-    grid_launch(
+    sizes = (samples, channels, classes)
+    strides = (tensor.stride(0) for tensor in (weight, bias, losses, ranks))
+    launch(
         head_kernel,
         (triton.cdiv(samples, SAMPLES), members),
         features.device,
-        *arguments,
+        pooled,
+        weight,
+        bias,
+        labels,
+        losses,
+        ranks,
+        *sizes,
         *strides,
         **sums(classes, smoothing),
         **head_tiles(classes, channels, weight.dtype),
@@ -261,17 +265,23 @@ def loss_and_rank(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.head`, the same bits."""
+    """Does what `deevo_ext.backends.reference.loss_and_rank` does, to the same bits."""
     require_device("loss_and_rank", losses_kernel, logits.device)
     members, samples, classes = logits.shape
-    arguments = (stored(logits), labels, losses, ranks, samples, classes)
     tiles = loss_tiles(classes)
-    grid_launch(
+    launch(
         losses_kernel,
         (triton.cdiv(samples, tiles["SAMPLES"]), members),
         logits.device,
-        *arguments,
-        *(logits.stride(0), losses.stride(0), ranks.stride(0)),
+        stored(logits),
+        labels,
+        losses,
+        ranks,
+        samples,
+        classes,
+        logits.stride(0),
+        losses.stride(0),
+        ranks.stride(0),
         **sums(classes, smoothing),
         **tiles,
         num_warps=WARPS,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
-from deevo_ext.backends.reference.checks import require_subnormals
+from deevo_ext.backends.checks import require_subnormals
 from deevo_ext.errors import DeevoError
 
 # Never contracted: the contract rounds every operation.
@@ -34,39 +34,46 @@ def require_device(operator: str, kernel: object, device: torch.device) -> None:
     require_subnormals()
 
 
-def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **meta: Any) -> None:
-    """Runs `programs` programs on the device's current stream."""
+def launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **meta: Any
+) -> None:
+    """Runs a grid of programs on the device's current stream; nothing if the grid is empty."""
+    if 0 in grid:
+        return
     if device.type == "cuda":
         with torch.cuda.device(device):
-            kernel[(programs,)](*arguments, **meta, **OPTIONS)
+            kernel[grid](*arguments, **meta, **OPTIONS)
     else:
-        kernel[(programs,)](*arguments, **meta)
+        kernel[grid](*arguments, **meta)
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two >= n, at least 1."""
+    """Returns the smallest power of two that is at least n, and at least 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def stored(rows: torch.Tensor) -> torch.Tensor:
-    """The tensor that a kernel gets: bfloat16 as its bits (see `storage`)."""
+    """Returns the rows as a kernel gets them: bfloat16 as its bits (see `storage`)."""
     return rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
 
 
 def wide(*matrices: torch.Tensor) -> bool:
-    """Whether columns and row strides are multiples of 8 weights, as deevo's layout makes them."""
+    """Says whether columns and row strides are multiples of 8 weights, as layouts make them."""
     return all(
         rows.shape[1] % 8 == 0 and rows.stride(0) % 8 == 0 for rows in matrices if rows.numel() > 0
     )
 
 
 def in_units(count: int, in_blocks: bool) -> int:
-    """A column count or stride as a kernel wants it: in blocks of 8 if wide."""
+    """Returns a column count or stride as a kernel wants it: in blocks of 8 if wide."""
     return count // 8 if in_blocks else count
 
 
 def tile_shape(rows: int, members: int, itemsize: int) -> tuple[int, int]:
-    """Members a step and columns a tile for a kernel that keeps `rows` rows of a tile in L1."""
+    """Returns the members of a step and the columns of a tile for a kernel.
+
+    The kernel keeps `rows` rows of a tile in the L1 cache.
+    """
     columns = WIDEST
     while columns > NARROWEST and rows * columns * itemsize > TILE_BYTES:
         columns //= 2
@@ -76,5 +83,5 @@ def tile_shape(rows: int, members: int, itemsize: int) -> tuple[int, int]:
 
 
 def bounded(lower: float, upper: float) -> bool:
-    """Whether there is a bound at all."""
+    """Says whether there is a bound at all."""
     return lower > -float("inf") or upper < float("inf")

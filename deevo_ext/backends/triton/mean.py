@@ -1,17 +1,15 @@
-"""Means over the positions of NHWC activations, and launches over a grid of two dimensions.
+"""Means over the positions of NHWC activations.
 
 Bytes: the activations read once, a float32 mean per channel written.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.triton.launch import OPTIONS, power_of_two, require_device
+from deevo_ext.backends.triton.launch import launch, power_of_two, require_device
 from deevo_ext.errors import DeevoError
 
 ELEMENTS = 2048  # of a step
@@ -36,41 +34,38 @@ def mean_kernel(
         acc += v.to(tl.float32)
     mean = tl.sum(acc, axis=0) * inverse
     place = out + member * out_member + sample * channels + c
-    tl.store(place, mean.to(out.dtype.element_ty), mask=c < channels)
+    tl.store(place, mean, mask=c < channels)
 
 
 def mean(x: torch.Tensor, out: torch.Tensor) -> None:
-    """x [K, N, P, C] -> out [K, N, C], float32 or of x's dtype, added in float32."""
+    """Writes the means over the positions of x [K, N, P, C] to out [K, N, C], float32.
+
+    They are added in float32. Images of a member lie one after the other.
+    """
     require_device("head", mean_kernel, x.device)
     require_conversions("head", x)
     members, samples, positions, channels = x.shape
     block_c = min(128, power_of_two(channels))
-    grid_launch(
+    launch(
         mean_kernel,
         (members * samples, triton.cdiv(channels, block_c)),
         x.device,
-        *(x, out, positions, channels, x.stride(0), out.stride(0), samples, 1.0 / positions),
+        x,
+        out,
+        positions,
+        channels,
+        x.stride(0),
+        out.stride(0),
+        samples,
+        1.0 / positions,
         BLOCK_P=min(power_of_two(positions), max(1, ELEMENTS // block_c)),
         BLOCK_C=block_c,
         num_warps=WARPS,
     )
 
 
-def grid_launch(
-    kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **meta: Any
-) -> None:
-    """Runs a grid of programs on the device's current stream; nothing if it is empty."""
-    if 0 in grid:
-        return
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            kernel[grid](*arguments, **meta, **OPTIONS)
-    else:
-        kernel[grid](*arguments, **meta)
-
-
 def require_conversions(operator: str, x: torch.Tensor) -> None:
-    """Refuses bfloat16 in the interpreter, which converts it wrongly."""
+    """Raises DeevoError for bfloat16 in the interpreter, which converts it wrongly."""
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         raise DeevoError(
             f"deevo::{operator}: bfloat16 on the CPU, where Triton's interpreter converts it "

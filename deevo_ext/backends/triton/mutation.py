@@ -14,19 +14,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from deevo_ext import tables
 from deevo_ext.backends.triton.philox import mask_draws
 from deevo_ext.backends.triton.storage import to_storage, widen
-from deevo_ext.backends.triton.tables import (
-    BASE_ROW,
-    CHOICE_COLUMNS,
-    FORCED,
-    GENERATION,
-    MAX_TERMS,
-    PURPOSE_MASK,
-    ROWS,
-    TERMS,
-    THRESHOLD,
-)
+from deevo_ext.tables import NUM_CHOICE_COLUMNS, ChoiceColumn, Purpose
+
+# The compile-time constants that a kernel may name.
+MAX_TERMS = tl.constexpr(tables.MAX_TERMS)
+CHOICE_COLUMNS = tl.constexpr(NUM_CHOICE_COLUMNS)
+PURPOSE_MASK = tl.constexpr(int(Purpose.MASK))
+GENERATION = tl.constexpr(int(ChoiceColumn.GENERATION))
+THRESHOLD = tl.constexpr(int(ChoiceColumn.THRESHOLD))
+TERMS = tl.constexpr(int(ChoiceColumn.TERMS))
+BASE_ROW = tl.constexpr(int(ChoiceColumn.BASE_ROW))
+ROWS = tl.constexpr(int(ChoiceColumn.ROWS))
+FORCED = tl.constexpr(int(ChoiceColumn.FORCED))
 
 
 @triton.jit

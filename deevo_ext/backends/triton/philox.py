@@ -1,7 +1,7 @@
-"""How deevo counts with Philox4x32 (Salmon et al., SC 2011), on Triton's own generator.
+"""Crossover's random bits from Philox4x32 (Salmon et al., SC 2011), on Triton's own generator.
 
 Counter = (purpose, generation, member, block); `tl.philox` takes four 32-bit counters, a 64-bit key
-(seed low, seed high) and the number of rounds: 7 for masks, 10 for everything else.
+(seed low, seed high) and the number of rounds, which is 7 for masks.
 """
 
 from __future__ import annotations
@@ -13,26 +13,8 @@ MASK_ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def first_word(seed, purpose: tl.constexpr, generation, member, block):
-    """The first of a counter's four words; generation and block int32."""
-    return tl.philox(seed, purpose, generation, member, block)[0]
-
-
-@triton.jit
-def uniform(word):
-    """Uniform on (0, 1) in float64, exact."""
-    return (word.to(tl.float64) + 0.5) * 2.3283064365386962890625e-10  # 2^-32
-
-
-@triton.jit
-def below(word, n):
-    """Uniform on 0..n-1, int32; n a tensor of the words' shape."""
-    return tl.umulhi(word, n.to(tl.uint32)).to(tl.int32)
-
-
-@triton.jit
 def mask_draws(seed, purpose: tl.constexpr, generation, member, block, index):
-    """16 random bits of weight or gene 8 block + index % 8: half h of word w, index % 8 = 2w + h.
+    """16 random bits of weight 8 block + index % 8: half h of word w, index % 8 = 2w + h.
 
     Written for each weight; those of one block in one thread share their Philox call, because the
     compiler sees that their counters are equal.

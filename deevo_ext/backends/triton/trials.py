@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.reference.checks import check_choices, check_genes
+from deevo_ext.backends.checks import check_choices, check_genes
 from deevo_ext.backends.triton.launch import (
     WEIGHT_WARPS,
     bounded,
@@ -125,9 +125,9 @@ def trials(
     upper: float,
     out: torch.Tensor,
 ) -> None:
-    """As `deevo_ext.backends.reference.trials`.
+    """Does what `deevo_ext.backends.reference.trials` does.
 
-    On a CUDA device values are not read back: choices must be a plan's.
+    On a CUDA device no value is read back, so none is checked: choices must be a plan's.
     """
     require_device("trials", trials_kernel, population.device)
     num_rows, columns = population.shape
@@ -143,7 +143,7 @@ def trials(
     )
     launch(
         trials_kernel,
-        triton.cdiv(columns, tile),
+        (triton.cdiv(columns, tile),),
         population.device,
         stored(population),
         stored(archive),

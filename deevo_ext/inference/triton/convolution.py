@@ -15,6 +15,8 @@ hide an overflow: the member's loss is then +inf.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +24,12 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+from deevo_ext.backends.triton.launch import launch
 from deevo_ext.errors import DeevoError
 from deevo_ext.inference.triton.configurations import Configuration, default, packed
 
 ACTIVATIONS = ("none", "relu")
-PRECISIONS = ("ieee", "tf32", "tf32x3")  # of float32 products, as tl.dot names them
+PRECISIONS = ("ieee", "tf32")  # of float32 products, as tl.dot names them
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Where a float32 becomes infinite in a type: the middle between the largest value and the next.
 OVERFLOW = {
@@ -34,8 +37,43 @@ OVERFLOW = {
     torch.bfloat16: 2.0**128 - 2.0**119,
     torch.float32: float("inf"),
 }
-OPTIONS = {"enable_fp_fusion": False}  # what Triton will do by default; said, it is quiet
 GROUP = 8  # row tiles that pass over the channel tiles together
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of `conv2d`, each contiguous but for the first dimension's stride.
+
+    x is [K or 1, N, H, W, C], where 1 means that the members share it, and weight is
+    [K, Co, kh, kw, C]. Both have one dtype: float32, float16 or bfloat16. bias is [K, Co] in
+    float32. residual and out are [K, N, Ho, Wo, Co] in the dtype of x.
+
+    downsample is a block's 1x1 shortcut, which is added before rounding: its input
+    [K or 1, N, H2, W2, C2] with C2 a multiple of 16, its weight [K, Co, 1, 1, C2] and its stride.
+    bias is then the sum of both biases.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    out: torch.Tensor
+    residual: torch.Tensor | None = None
+    downsample: tuple[torch.Tensor, torch.Tensor, tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What `conv2d` does with its operands.
+
+    activation is "none" or "relu". precision says how products of float32 are formed: "ieee" or
+    "tf32".
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    activation: str = "none"
+    precision: str = "ieee"
 
 
 @triton.jit
@@ -143,66 +181,32 @@ def convolution_kernel(
     tl.store(out, result.to(out_pointer.dtype.element_ty), mask=exists)
 
 
-def supports(
-    x_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    activation: str,
-    dtype: torch.dtype,
-) -> bool:
-    """Whether `conv2d` takes such a layer: x [K or 1, N, H, W, C], weight [K, Co, kh, kw, C]."""
-    geometry = (*stride, *dilation, *(p + 1 for p in padding))
-    return (
-        groups == 1
-        and activation in ACTIVATIONS
-        and dtype in DTYPES
-        and len(x_shape) == len(weight_shape) == 5
-        and x_shape[4] == weight_shape[4]
-        and min(geometry) >= 1
-    )
-
-
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Height or width of a convolution's output."""
+    """Returns the height or width of a convolution's output."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def launch_arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-    downsample: tuple[torch.Tensor, torch.Tensor, tuple[int, int]] | None,
-    out: torch.Tensor,
-    *,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    activation: str,
-    precision: str,
-    configuration: Configuration | None,
-) -> tuple[tuple[int, int], list[Any], dict[str, Any]]:
-    """Grid, arguments and constants of the kernel; shapes may be those of meta tensors."""
-    _, samples, height, width, channels = x.shape
+    operands: Operands, operation: Operation, configuration: Configuration | None
+) -> tuple[tuple[int, int], Sequence[Any], dict[str, Any]]:
+    """Returns the kernel's grid, arguments and constants; tensors may be on the meta device."""
+    x, weight, bias, out = operands.x, operands.weight, operands.bias, operands.out
+    residual, downsample = operands.residual, operands.downsample
+    samples, height, width, channels = x.shape[1:]
     members, out_channels, kernel_h, kernel_w, _ = weight.shape
-    out_height, out_width = out.shape[2:4]
-    positions = samples * out_height * out_width
+    positions = samples * out.shape[2] * out.shape[3]
     if configuration is None:
         configuration = default(
             positions, out_channels, channels, kernel_h * kernel_w, members, x.dtype
         )
+    # What is absent needs an address all the same.
     x2, weight2, stride2 = downsample or (x, weight, (1, 1))
-    arguments = [
-        *(x, weight, bias, out if residual is None else residual, x2, weight2, out),
-        *(_member_stride(x), weight.stride(0), bias.stride(0)),
-        *(0 if residual is None else residual.stride(0), _member_stride(x2), weight2.stride(0)),
-        *(out.stride(0), positions, height, width, channels, out_height, out_width, out_channels),
-        *(kernel_h, kernel_w, *stride, *padding, *dilation),
-        *(x2.shape[2], x2.shape[3], x2.shape[4], *stride2),
-    ]
+    added = out if residual is None else residual
+    tensors = [x, weight, bias, added, x2, weight2, out]
+    strides = [0 if tensor.shape[0] == 1 else tensor.stride(0) for tensor in tensors]
+    sizes = [positions, height, width, channels, out.shape[2], out.shape[3], out_channels]
+    window = [kernel_h, kernel_w, *operation.stride, *operation.padding, *operation.dilation]
+    shortcut = [*x2.shape[2:], *stride2]
     block_k2 = 16
     while downsample and block_k2 < configuration.block_k and x2.shape[4] % (2 * block_k2) == 0:
         block_k2 *= 2
@@ -215,80 +219,41 @@ def launch_arguments(
         "PACKED": packed(channels),
         "CHANNELS": channels if packed(channels) else 0,
         "KERNEL_W": kernel_w if packed(channels) else 0,
-        "POINTWISE": kernel_h == kernel_w == 1 and padding == (0, 0),
+        "POINTWISE": kernel_h == kernel_w == 1 and operation.padding == (0, 0),
         "RESIDUAL": residual is not None,
         "DOWNSAMPLE": downsample is not None,
-        "RELU": activation == "relu",
+        "RELU": operation.activation == "relu",
         "LIMIT": OVERFLOW[out.dtype],
-        "PRECISION": precision if x.dtype == torch.float32 else "ieee",
+        "PRECISION": operation.precision if x.dtype == torch.float32 else "ieee",
     }
     tiles = triton.cdiv(positions, configuration.block_m)
     tiles *= triton.cdiv(out_channels, configuration.block_n)
     options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    arguments = [*tensors, *strides, *sizes, *window, *shortcut]
     return (tiles, members), arguments, constants | options
 
 
-def _member_stride(x: torch.Tensor) -> int:
-    return 0 if x.shape[0] == 1 else x.stride(0)
-
-
 def conv2d(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    *,
-    out: torch.Tensor,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
-    groups: int = 1,
-    activation: str = "none",
-    downsample: tuple[torch.Tensor, torch.Tensor, tuple[int, int]] | None = None,
-    precision: str = "ieee",
-    configuration: Configuration | None = None,
+    operands: Operands, operation: Operation, configuration: Configuration | None = None
 ) -> torch.Tensor:
     """Writes act(conv2d(x, weight) + bias [+ residual] [+ downsample]) of K members; returns out.
 
-    x [K or 1, N, H, W, C] (1: shared by the members), weight [K, Co, kh, kw, C], both of one dtype
-    (float32, float16 or bfloat16); bias [K, Co] float32; residual, out [K, N, Ho, Wo, Co]; each
-    contiguous but for the first dimension's stride. activation: "none" or "relu".
-    downsample: (x2 [K or 1, N, H2, W2, C2], weight2 [K, Co, 1, 1, C2], stride2): a block's 1x1
-    shortcut, added before rounding; bias is then the sum of both. C2 is a multiple of 16.
-    precision: how float32 products are formed ("ieee", "tf32" or "tf32x3"). configuration: tile
-    sizes, chosen from the shapes by default; another one adds in another order.
-    Raises DeevoError naming the argument at fault.
+    configuration: the sizes of the tiles, chosen from the shapes by default. Another one adds in
+    another order. Raises DeevoError naming the argument at fault.
     """
-    _check(x, weight, bias, residual, downsample, out, stride, padding, dilation, groups,
-           activation, precision)  # fmt: skip
-    grid, arguments, meta = launch_arguments(
-        x, weight, bias, residual, downsample, out,
-        stride=stride, padding=padding, dilation=dilation, activation=activation,
-        precision=precision, configuration=configuration,
-    )  # fmt: skip
-    launch(convolution_kernel, grid, x.device, arguments, meta)
-    return out
-
-
-def launch(
-    kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: list[Any], meta: Any
-) -> None:
-    """Starts a kernel on the device's current stream, or in the interpreter."""
-    if 0 in grid:
-        return
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            kernel[grid](*arguments, **meta, **OPTIONS)
-    else:
-        kernel[grid](*arguments, **meta)
+    _check(operands, operation)
+    grid, arguments, meta = launch_arguments(operands, operation, configuration)
+    launch(convolution_kernel, grid, operands.x.device, *arguments, **meta)
+    return operands.out
 
 
 def fail(function: str, argument: str, given: object, expected: str) -> None:
+    """Raises the DeevoError that names an argument of a function."""
     raise DeevoError(f"{function}: {argument} is {given}; expected {expected}")
 
 
 def require_runnable(function: str, kernel: object, x: torch.Tensor) -> None:
-    """Refuses a CPU tensor outside the interpreter, and what the interpreter computes wrongly."""
+    """Raises DeevoError for a CPU tensor that no interpreter takes or computes rightly."""
     if x.device.type != "cpu":
         return
     if not isinstance(kernel, InterpretedFunction):
@@ -297,28 +262,22 @@ def require_runnable(function: str, kernel: object, x: torch.Tensor) -> None:
         fail(function, "x", "bfloat16", "float32 or float16, as Triton's interpreter errs in it")
 
 
-def _check(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-    downsample: tuple[torch.Tensor, torch.Tensor, tuple[int, int]] | None,
-    out: torch.Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    activation: str,
-    precision: str,
-) -> None:
-    name = "conv2d"
-    shapes = (tuple(x.shape), tuple(weight.shape))
-    if not supports(*shapes, stride, padding, dilation, groups, activation, x.dtype):
-        given = f"x {shapes[0]} {x.dtype}, weight {shapes[1]}, stride {stride}, padding {padding}, "
-        given += f"dilation {dilation}, groups {groups}, activation {activation!r}"
-        fail(name, "the layer", given, "one that `supports` accepts")
-    if precision not in PRECISIONS:
-        fail(name, "precision", repr(precision), f"one of {', '.join(PRECISIONS)}")
+def _check(operands: Operands, operation: Operation) -> None:
+    name, x, residual = "conv2d", operands.x, operands.residual
+    shapes = (tuple(x.shape), tuple(operands.weight.shape))
+    stride, padding, dilation = operation.stride, operation.padding, operation.dilation
+    if not len(shapes[0]) == len(shapes[1]) == 5 or shapes[0][4] != shapes[1][4]:
+        right = f"[K, Co, kh, kw, C] with x [K or 1, N, H, W, C], which is {shapes[0]}"
+        fail(name, "weight", shapes[1], right)
+    if x.dtype not in DTYPES:
+        fail(name, "x", x.dtype, "float16, bfloat16 or float32")
+    if min(*stride, *dilation, *(p + 1 for p in padding)) < 1:
+        given = f"of stride {stride}, padding {padding} and dilation {dilation}"
+        fail(name, "operation", given, "at least 1, 0 and 1")
+    if operation.activation not in ACTIVATIONS:
+        fail(name, "activation", repr(operation.activation), f"one of {', '.join(ACTIVATIONS)}")
+    if operation.precision not in PRECISIONS:
+        fail(name, "precision", repr(operation.precision), f"one of {', '.join(PRECISIONS)}")
     require_runnable(name, convolution_kernel, x)
     members, out_channels, kernel_h, kernel_w, _ = shapes[1]
     samples, height, width = shapes[0][1:4]
@@ -329,14 +288,14 @@ def _check(
         output_size(width, kernel_w, stride[1], padding[1], dilation[1]),
     ]
     outside = (members, samples, *size, out_channels)
-    check_tensor(name, "weight", weight, x, x.dtype, shapes[1])
-    check_tensor(name, "bias", bias, x, torch.float32, (members, out_channels))
-    check_tensor(name, "out", out, x, x.dtype, outside)
+    check_tensor(name, "weight", operands.weight, x, x.dtype, shapes[1])
+    check_tensor(name, "bias", operands.bias, x, torch.float32, (members, out_channels))
+    check_tensor(name, "out", operands.out, x, x.dtype, outside)
     check_tensor(name, "x", x, x, x.dtype, shapes[0])
     if residual is not None:
         check_tensor(name, "residual", residual, x, x.dtype, outside)
-    if downsample is not None:
-        x2, weight2, stride2 = downsample
+    if operands.downsample is not None:
+        x2, weight2, stride2 = operands.downsample
         if x2.dim() != 5 or x2.shape[4] % 16 or x2.shape[0] not in (1, members):
             fail(name, "downsample's x", f"of shape {tuple(x2.shape)}", "channels in sixteens")
         reach = [1 + stride2[i] * (size[i] - 1) for i in range(2)]
@@ -357,7 +316,7 @@ def check_tensor(
     dtype: torch.dtype,
     shape: tuple[int, ...],
 ) -> None:
-    """Refuses a tensor of another device, dtype or shape, or whose members are not contiguous."""
+    """Raises DeevoError unless device, dtype and shape are right and each member contiguous."""
     if tensor.device != x.device or tensor.dtype != dtype or tuple(tensor.shape) != shape:
         given = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
         fail(function, argument, given, f"{dtype} {shape} on {x.device}")

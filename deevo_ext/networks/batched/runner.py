@@ -145,11 +145,11 @@ class BatchedRunner(Runner):
 
     def _logits(self, weights: MembersWeights, features: Tensor) -> list[Tensor]:
         """Logits float32 [N, classes] of each member; the products are ATen's, one a member."""
-        from deevo_ext.inference.triton.pooling import global_avg_pool
+        from deevo_ext.backends.triton.mean import mean
 
-        shape = (*features.shape[:2], features.shape[4])
+        pooled = torch.empty((*features.shape[:2], features.shape[4]), device=self._device)
         with _ONE_AT_A_TIME:
-            pooled = global_avg_pool(features, torch.empty(shape, device=self._device))
+            mean(features.flatten(2, 3), pooled)
         weight, bias = weights.classifier
         alone = [slice(k, k + 1) for k in range(weights.members)]
         return [torch.baddbmm(bias[k, None], pooled[k], weight[k].float().mT)[0] for k in alone]

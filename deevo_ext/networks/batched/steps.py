@@ -143,7 +143,7 @@ class Steps:
 
     def _convolution(self, step: Step, layer: Convolution, chunk: int, precision: str) -> Launch:
         from deevo_ext.inference.triton.configurations import default
-        from deevo_ext.inference.triton.convolution import conv2d
+        from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
 
         n, channels, height, width = step.out_shape
         into, taps = layer.weights.shape[1], layer.weights.shape[2] * layer.weights.shape[3]
@@ -157,7 +157,13 @@ class Steps:
             assert isinstance(shortcut, Convolution)
             stride2 = shortcut.stride
             last = shortcut if shortcut.residual else layer
-        activation = "none" if last.activation is None else "relu"
+        operation = Operation(
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            activation="none" if last.activation is None else "relu",
+            precision=precision,
+        )
         index, first, second = step.index, step.reads[0], step.reads[-1]
         residual = layer.residual and stride2 is None
 
@@ -166,36 +172,22 @@ class Steps:
             downsample = None
             if stride2 is not None and weight2 is not None:
                 downsample = (registers[second], weight2, stride2)
-            return conv2d(
-                registers[first],
-                weight,
-                bias,
-                registers[second] if residual else None,
-                out=self._empty((weights.members, n, height, width, channels)),
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                activation=activation,
-                downsample=downsample,
-                precision=precision,
-                configuration=configuration,
-            )
+            out = self._empty((weights.members, n, height, width, channels))
+            added = registers[second] if residual else None
+            operands = Operands(registers[first], weight, bias, out, added, downsample)
+            return conv2d(operands, operation, configuration)
 
         return launch
 
     def _pool(self, window: Geometry, source: int, out_shape: Sequence[int]) -> Launch:
-        from deevo_ext.inference.triton.pooling import avg_pool2d, max_pool2d
+        from deevo_ext.inference.triton.pooling import pool2d
 
         n, channels, height, width = out_shape
-        geometry = (window.kernel, window.stride, window.padding)
 
         def launch(registers: list[Any], weights: MembersWeights) -> Tensor:
             x = registers[source].flatten(0, 1)
             out = self._empty((weights.members * n, height, width, channels))
-            if window.maximum:
-                max_pool2d(x, *geometry, out)
-            else:
-                avg_pool2d(x, *geometry, out, window.count_padding)
+            pool2d(x, window, out)
             return out.view(weights.members, n, height, width, channels)
 
         return launch

@@ -1,7 +1,8 @@
-"""Our own Triton convolution: implicit GEMM, channels-last, residual and ReLU in its epilogue.
+"""The engine that computes convolutions with our own Triton kernel.
 
-It takes a member axis; here a member is alone on it. On the CPU Triton's interpreter runs it, for
-tests (TRITON_INTERPRET=1); no GPU has run it through a graph yet.
+The kernel is an implicit GEMM on channels-last activations, with the residual and ReLU in its
+epilogue. It takes several members at once; here a member is alone. On the CPU it runs in Triton's
+interpreter, for tests (TRITON_INTERPRET=1); no GPU has run it through a graph yet.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from deevo_ext.networks.graph.network_graph import Activation, Convolution, Laye
 
 
 def padded(channels: int) -> int:
-    """Input channels as the kernel wants them: a stem's 4, else a multiple of 8."""
+    """Returns how many input channels the kernel wants: 4 for a stem, else a multiple of 8."""
     return 4 if channels <= 4 else -(-channels // 8) * 8
 
 
 class Triton:
-    """Ungrouped convolutions without an activation or with ReLU, float32, float16 or bfloat16."""
+    """It serves ungrouped convolutions without an activation or with ReLU."""
 
     name = "triton"
 
     def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
-        """It is a convolution's, on CUDA or in the interpreter."""
+        """Returns why it cannot compute the layer on the device, or None if it can."""
         if not isinstance(layer, Convolution):
             return "the Triton engine serves convolutions"
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -40,11 +41,16 @@ class Triton:
         return None
 
     def bind(self, layer: Convolution | Linear) -> Bound:
-        """Weights as they are, a stem's padded."""
-        from deevo_ext.inference.triton.convolution import conv2d  # imports Triton
+        """Makes the layer ready to run; a stem's input channels are padded."""
+        from deevo_ext.inference.triton.convolution import (  # imports Triton
+            Operands,
+            Operation,
+            conv2d,
+        )
 
         assert isinstance(layer, Convolution)
         more = padded(layer.in_shape[1]) - layer.in_shape[1]
+        geometry = (layer.stride, layer.padding, layer.dilation)
         activation = "none" if layer.activation is None else "relu"
 
         def prepare(weight: Tensor, bias: Tensor | None) -> Any:
@@ -58,30 +64,27 @@ class Triton:
             images = _channels_last(x)
             n, channels, height, width = layer.out_shape
             out = torch.empty((1, n, height, width, channels), dtype=x.dtype, device=x.device)
-            conv2d(
+            operands = Operands(
                 functional.pad(images, (0, more)) if more else images,
                 weight,
                 bias,
+                out,
                 None if residual is None else _channels_last(residual),
-                out=out,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                activation=activation,
-                precision=precision_of(layer, x.device),
             )
+            precision = precision_of(layer, x.device)
+            conv2d(operands, Operation(*geometry, activation, precision))
             return out[0].permute(0, 3, 1, 2)
 
         return Bound(prepare, run)
 
 
 def precision_of(layer: Layer, device: torch.device) -> str:
-    """How products of float32 are formed: as the graph's precision says, by torch's switch."""
+    """Returns how products of float32 are formed: torch's switch says what the graph wants."""
     if device.type != "cuda" or layer.dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """[N, C, H, W] as a contiguous [1, N, H, W, C], without copying where it is channels-last."""
+    """Returns [N, C, H, W] as a contiguous [1, N, H, W, C], a view where it is channels-last."""
     return x.permute(0, 2, 3, 1).contiguous()[None]

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import weakref
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.memory import available_memory
 
 Place = Literal["device", "pinned", "mapped"]
 _COPIED = 1 << 28  # bytes gathered at a time
@@ -53,7 +53,8 @@ class Placement:
             return images
         if images not in self._copies:
             size = len(images) * math.prod(images.image_shape)
-            place = choose_place(size, *_device_memory(self.device), _host_available())
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            place = choose_place(size, available_memory(self.device), total, available_memory())
             # A mapped set stands for itself: a strong reference to a key would keep it alive.
             self._copies[images] = (
                 images.stretch(0, len(images))
@@ -76,18 +77,3 @@ def copied(images: CachedImages, device: torch.device | None, *, pin: bool = Tru
         stop = min(start + part, len(images))
         store[start:stop] = images.pixels(start, stop).permute(0, 2, 3, 1)
     return images.gathered(store)
-
-
-def _device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes free for us, torch's own unused blocks included, and in all."""
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused, total
-
-
-def _host_available() -> int:
-    """Bytes that can be had without swapping, by Linux's estimate."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

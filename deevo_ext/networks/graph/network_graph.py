@@ -7,11 +7,13 @@ after it. Engines (deevo_ext.networks.engines) turn a layer into code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from deevo_ext.text import text_table
 
 Shape = tuple[int, ...]
 
@@ -195,7 +197,7 @@ class NetworkGraph:
     def table(self) -> str:
         """One line a layer: engine, shapes, MFLOP and MB of a micro-batch, and what was fused."""
         header = ("layer", "operation", "engine", "in", "out", "MFLOP", "MB", "fused with")
-        rows: list[Sequence[str]] = [header]
+        rows = []
         for part, layers in (("member: ", self.prologue), ("", self.layers)):
             for layer in layers:
                 rows.append(
@@ -210,18 +212,13 @@ class NetworkGraph:
                         ", ".join(layer.fused),
                     )
                 )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
         dtype = str(self.dtype).removeprefix("torch.")
         size = sum(layer.bytes for layer in self.layers)
-        lines.append(
+        return (
+            f"{text_table(header, rows, '<')}\n"
             f"{len(self.layers)} layers by {self.how}, {dtype}, {self.flops / 1e9:.2f} GFLOP and "
             f"{size / 1e9:.3f} GB a micro-batch of {self.image_shape[0]}"
         )
-        return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.table()

@@ -1,0 +1,164 @@
+"""What `deevo info` reports: the facts of this package, then torch's own report of the machine.
+
+Nothing here fails for something that is absent: the report says what is missing, and why. No memory
+is taken on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch.utils import collect_env
+
+from deevo_ext import _extension, backends
+from deevo_ext.files import cache_folder
+
+
+def collect() -> dict[str, Any]:
+    """The report as plain data that JSON can hold."""
+    required, extras = _requirements()
+    gpus, problem = _gpus()
+    return {
+        "packages": {name: _installed(name) for name in ("deevo_ext", *required, "triton")},
+        "extras": {extra: {n: _installed(n) for n in names} for extra, names in extras.items()},
+        "extension": _extension_facts(),
+        "processor": {
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "gpus": gpus,
+        "why_no_gpu": problem,
+        "backends": {name: why_unusable(name, problem) for name in backends.NAMES},
+        "caches": {
+            "folder": str(cache_folder()),
+            "engine_tables": sorted(path.name for path in cache_folder().glob("engines-*.json")),
+        },
+        "torch": collect_env.get_env_info()._asdict(),
+    }
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """`collect()`'s report as text for people."""
+    processor = report["processor"]
+    sections: dict[str, dict[str, str]] = {
+        "packages": {name: v or "not installed" for name, v in report["packages"].items()},
+        "extras": {
+            name: _extra_text(name, versions) for name, versions in report["extras"].items()
+        },
+        "extension": {
+            name.replace("_", " "): " ".join(value) if isinstance(value, list) else value
+            for name, value in report["extension"].items()
+            if value
+        },
+        "processor": {
+            "cores": f"{processor['usable_cores']} usable of {processor['cores']}",
+            "torch threads": str(processor["torch_threads"]),
+        },
+        "GPUs": {f"cuda:{i}": text for i, text in enumerate(report["gpus"])}
+        or {"none": report["why_no_gpu"]},
+        "backends": {
+            name: f"not usable: {reason}" if reason else "usable"
+            for name, reason in report["backends"].items()
+        },
+        "caches": {
+            "folder": report["caches"]["folder"],
+            "engine tables": ", ".join(report["caches"]["engine_tables"]) or "none yet",
+        },
+    }
+    width = max(len(label) for lines in sections.values() for label in lines)
+    blocks = [
+        "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in lines.items())])
+        for title, lines in sections.items()
+    ]
+    machine = collect_env.pretty_str(collect_env.SystemEnv(**report["torch"]))
+    return "\n\n".join([*blocks, f"torch.utils.collect_env\n{machine.strip()}"])
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """The packages that this one requires, and those of each extra with the extras it includes."""
+    listed: dict[str, list[re.Match[str]]] = {"": []}
+    for line in importlib.metadata.requires("deevo_ext") or []:
+        requirement = re.match(r"([\w.-]+)\s*(?:\[([^\]]*)\])?", line)
+        extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", line)
+        if requirement is not None:
+            listed.setdefault(extra[1] if extra else "", []).append(requirement)
+
+    def packages(extra: str) -> list[str]:
+        names: list[str] = []
+        for requirement in listed[extra]:
+            if re.sub(r"[-_.]+", "-", requirement[1]).lower() != "deevo-ext":
+                names.append(requirement[1])
+                continue
+            for included in requirement[2].split(","):
+                names += packages(included.strip())
+        return list(dict.fromkeys(names))
+
+    return packages(""), {extra: packages(extra) for extra in listed if extra}
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _extra_text(extra: str, versions: dict[str, str | None]) -> str:
+    present = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    missing = ", ".join(name for name, version in versions.items() if version is None)
+    remedy = f'missing: {missing}; pip install "deevo_ext[{extra}]" brings them' if missing else ""
+    return "; ".join(filter(None, (present, remedy)))
+
+
+def _extension_facts() -> dict[str, Any]:
+    """How the compiled extension was built, or why it is missing."""
+    reason = _extension.why_missing()
+    if reason is not None:
+        return {"missing": reason}
+    extension = _extension.load()
+    facts = {"file": extension.__file__, "instruction_set": extension.instruction_set()}
+    try:
+        build: Any = importlib.import_module("deevo_ext._build_info")
+    except ImportError:
+        return facts
+    return {
+        **facts,
+        "compiler": build.compiler_version,
+        "flags": build.flags,
+        "CUDA": build.cuda_version or "none: the extension was built for the CPU only",
+        "GPU_architectures": list(build.cuda_architectures),
+        "git_commit": build.git_commit,
+    }
+
+
+def _gpus() -> tuple[list[str], str | None]:
+    """torch's GPUs in words; where there are none, why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = []
+    for device in map(torch.cuda.get_device_properties, range(count)):
+        capability = f"compute capability {device.major}.{device.minor}"
+        gpus.append(f"{device.name}, {capability}, {device.total_memory / 2**30:.1f} GiB")
+    if gpus:
+        return gpus, None
+    if torch.version.cuda is None:
+        return gpus, "this torch is built without CUDA"
+    # torch explains an unusable driver in a warning.
+    words = "; ".join(" ".join(str(warning.message).split()) for warning in caught)
+    return gpus, words or "torch.cuda.is_available() is False"
+
+
+def why_unusable(backend: str, gpu_problem: str | None) -> str | None:
+    """Everything that stands between this machine and a backend, in words; None if nothing does."""
+    reasons = [backends.why_unavailable(backend)]
+    if backend in ("cuda", "triton") and gpu_problem is not None:
+        reasons.append(f"torch sees no GPU ({gpu_problem})")
+    return "; ".join(filter(None, reasons)) or None

@@ -1,0 +1,34 @@
+"""A run's metrics for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from deevo_ext.extras import import_extra
+
+
+class TensorBoard:
+    """A callback of `evolve` that writes each generation's metrics as scalars, except NaN.
+
+    folder: where the file of events goes. A resumed run writes its past once more, into a file of
+    its own. The package tensorboard is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import_extra("tensorboard", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        """One generation."""
+        for name, value in metrics.items():
+            if name != "generation" and not math.isnan(value):
+                self._writer.add_scalar(name, value, int(metrics["generation"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()

@@ -1,0 +1,71 @@
+"""What runs gave: CSV files under git, read whole and written whole or not at all.
+
+`records/<setting>.csv` has a line for each network of each run, `curves.csv` one for each
+generation of the runs that the plots show, `racing.csv` and `policies.csv` one for each measurement
+of these experiments. Numbers are written so that reading them gives the same numbers again; a cell
+without a value is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from deevo_ext.files import write_whole
+
+Row = dict[str, Any]
+Found = dict[str, list[Row]]
+"""Lines of one run, by the name of the file that they belong to."""
+
+_KEYS = {
+    "curves": ("setting", "variant", "population"),
+    "policies": ("setting", "population", "policy"),
+    "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
+}
+_OF_A_SETTING = ("variant", "population")
+
+
+def read(folder: Path, name: str) -> list[Row]:
+    """Reads the lines of a file: numbers as numbers, an empty cell as None.
+
+    A file that does not exist has no lines.
+    """
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: _value(text) for k, text in line.items()} for line in csv.DictReader(file)]
+
+
+def save(folder: Path, found: Found) -> None:
+    """Writes the lines of a run into their files, in place of those of an older run like it.
+
+    A file shows the old lines or the new ones, whatever interrupts. Only one process may write.
+    """
+    for name, rows in found.items():
+        new = {key_of(name, row) for row in rows}
+        kept = [row for row in read(folder, name) if key_of(name, row) not in new]
+        lines = sorted([*kept, *rows], key=lambda row: key_of(name, row))  # stable within a run
+        text = io.StringIO()
+        columns = list(dict.fromkeys(column for row in [*kept, *rows] for column in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{name}.csv", text.getvalue().encode())
+
+
+def key_of(name: str, row: Row) -> tuple[Any, ...]:
+    """Names the run that a line of the file `name` belongs to."""
+    return tuple(row[column] for column in _KEYS.get(name, _OF_A_SETTING))
+
+
+def _value(text: str) -> str | int | float | None:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text or None

@@ -1,0 +1,110 @@
+"""What each evaluation policy does to a real population.
+
+Each policy evolves it with the same seed, by the authors' pool alone, and with the same number of
+images in a generation; validation images choose the network that is judged on the test images.
+Policies of BatchNorm also say what they do to parents, to the trials of the first generation and to
+the plain average.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import deevo_ext as deevo
+from deevo_ext.data.images import ImageSet
+from deevo_ext.evolution.soup import average
+from deevo_ext.fitness.statistics import Inherited
+
+from .csv_files import Found, Row
+from .populations import Setting
+from .runs import SOUP, Case, case_of, evolve
+
+GENERATIONS, IMAGES, MICRO_BATCH = 10, 1000, 250
+VALIDATION, CALIBRATION = 1000, 512
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "batchnorm=evolve": {},
+    "batchnorm=inherit": {"batchnorm": "inherit"},
+    "batchnorm=recalibrate": {"batchnorm": "recalibrate"},
+    "fixed images": {"generations_per_batch": GENERATIONS + 1},
+    "importance": {"sampling": "importance"},
+    "augment=mirror": {"augment": "mirror"},
+    "metric=top1": {"metric": "top1"},
+    "label_smoothing=0.1": {"label_smoothing": 0.1},
+    "racing=0.01": {"racing": 0.01},
+}
+
+
+def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
+    """Evolves a population by a policy; returns its line of `policies.csv`."""
+    case, policy = case_of(root, setting, seed), POLICIES[name]
+    options: dict[str, Any] = {
+        "validation_images": _validation(case),
+        "calibration_images": _calibration(case) if name == "batchnorm=recalibrate" else None,
+        "generations": GENERATIONS,
+        "validate_every": GENERATIONS,
+        "images_per_batch": IMAGES,
+        "micro_batch": MICRO_BATCH,
+        "strategies": "interp",
+        "inject_soups": False,
+        "seed": 0,
+    }
+    result = evolve(case, f"policy-{name}", options | policy)
+    assert result.comparison is not None
+    rows = {row.name: row for row in result.comparison.rows}
+    (evolved,) = (row for row in rows.values() if row.returned)
+    low, high = result.comparison.interval
+    row = {
+        "setting": setting.name,
+        "population": seed,
+        "policy": name,
+        "generations": GENERATIONS,
+        "images": IMAGES,
+        "returned": f"{result.candidate.kind} of generation {result.candidate.generation}",
+        "loss": evolved.loss,
+        "top1": evolved.top1,
+        "difference": result.comparison.difference,
+        "low": low,
+        "high": high,
+        "best_parent_loss": rows["best parent"].loss,
+        "average_loss": rows["initial weight average"].loss,
+        "greedy_soup_loss": rows[SOUP].loss,
+        "accepted": statistics.mean(metrics["success_rate"] for metrics in result.history),
+        "forward_passes": result.run.forward_passes,
+    }
+    if name.startswith("batchnorm"):
+        row |= _first_trials(case, name.partition("=")[2])
+    return {"policies": [row]}
+
+
+def _first_trials(case: Case, batchnorm: str) -> Row:
+    """Scores parents, their first trials and the plain average on the validation images."""
+    members = deevo.Population.from_checkpoints(case.network, case.paths, batchnorm=batchnorm)
+    evaluator = deevo.Evaluator(
+        case.network, members, micro_batch=MICRO_BATCH, calibration=_calibration(case)
+    )
+    images = _validation(case)
+    de = deevo.DifferentialEvolution(members, strategies="interp", generations=GENERATIONS, seed=0)
+    inherited = Inherited(members.statistics)
+    parents = [s.loss for s in evaluator.scores(members.rows, images, inherited)]
+    de.ask()
+    de.tell(parents)
+    rows = de.ask().rows(range(members.size))
+    trials = [s.loss for s in evaluator.scores(rows, images, inherited)]
+    mean, mean_statistics = average(members, range(members.size))
+    return {
+        "parents_loss": statistics.mean(parents),
+        "trials_loss": statistics.mean(trials),
+        "worst_trial_loss": max(trials),
+        "mean_loss": evaluator.score(mean, images, mean_statistics).loss,
+    }
+
+
+def _validation(case: Case) -> ImageSet:
+    return case.sets.validation.subset(range(VALIDATION))
+
+
+def _calibration(case: Case) -> ImageSet:
+    return case.sets.train.subset(range(CALIBRATION))
