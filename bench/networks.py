@@ -16,7 +16,7 @@ from bench.row import Row
 from deevo_ext.demo.network import SmallResNet
 from deevo_ext.inference.forward import PopulationForward
 from deevo_ext.inference.plan import Plan, size_of
-from deevo_ext.layout import Layout
+from deevo_ext.population.layout import Layout
 
 sys.path.append(str(bench.ROOT / "python_tests"))
 

@@ -25,8 +25,8 @@ from deevo_ext.cli.evolve import evolve
 from deevo_ext.cli.parameters import described, function_of, without_defaults
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.pools import POOLS
+from deevo_ext.search.configuration import configure
+from deevo_ext.search.pools import POOLS
 from support.evolution import colour_net, members
 from support.pictures import write_fashion, write_tree
 

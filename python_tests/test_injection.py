@@ -45,7 +45,7 @@ def test_an_average_is_a_member(dtype: torch.dtype) -> None:
     whole = population(6, dtype=dtype, spare=1)
     before = whole.rows.clone()
     whole.append_average("soup", [4, 1])
-    assert (whole.size, whole.read, whole.names[-1]) == (7, 6, "soup")
+    assert (whole.size, whole.initial_size, whole.names[-1]) == (7, 6, "soup")
     assert torch.equal(whole.rows[:6], before)
     mean = (before[4].double() + before[1].double()) / 2
     assert torch.equal(whole.rows[6], mean.float().to(dtype))

@@ -19,7 +19,7 @@ from deevo_ext.evolution.journal import (
     ValidationRecord,
 )
 from deevo_ext.evolution.scoring import Race
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
 
 HEADER = Header(
     contract=CONTRACT_VERSION,

@@ -166,7 +166,6 @@ def evolve(
     """
     import torch
 
-    from deevo_ext.checkpoints import expand_paths
     from deevo_ext.data import image_sets
     from deevo_ext.evolution.basin import require_basin
     from deevo_ext.evolution.evolve import evolve as run_evolve
@@ -174,6 +173,7 @@ def evolve(
     from deevo_ext.evolution.storage import EVOLVED
     from deevo_ext.inference.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.population.checkpoints import expand_paths
     from deevo_ext.reports.card import REPORT, write_documents
     from deevo_ext.reports.tensorboard import TensorBoard
 

@@ -84,7 +84,7 @@ def check_basin(evaluator: Evaluator, images: LabelledImages, *, seed: int = 0) 
     weights, or recomputed, by the population's policy.
     """
     population = evaluator.population
-    count = population.read
+    count = population.initial_size
     some = images.subset(range(min(IMAGES, len(images))))
     classes = int(images.labels.max()) + 1
     generator = np.random.Generator(np.random.PCG64(seed))

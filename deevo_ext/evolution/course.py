@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.generation import Generation
 from deevo_ext.evolution.journal import (
     GenerationRecord,
     Returned,
     ValidationRecord,
 )
-from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.record_json import to_json
 from deevo_ext.evolution.soup import ScoreRow, average, candidates_of
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 KINDS = ("member", "mean", "soup")
 
@@ -134,7 +134,7 @@ class Course:
         """
         population = self.de.population
         first = self.de.generation == 0
-        everyone = list(range(population.read)) if first else self.de.living.tolist()
+        everyone = list(range(population.initial_size)) if first else self.de.living.tolist()
         validation = candidates_of(population, everyone, score)
         self.consider(validation)
         return validation

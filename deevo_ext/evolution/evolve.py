@@ -11,15 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from deevo_ext.checkpoints import PathLike
 from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import check_basin, require_basin
-from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate
 from deevo_ext.evolution.journal import Recording, line_of, read_folder
-from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.preliminaries import Preflight, Schedule, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
@@ -29,7 +26,10 @@ from deevo_ext.inference.evaluator import Evaluator
 from deevo_ext.inference.fitness import ClassificationFitness, image_set
 from deevo_ext.inference.metrics import ImageScores, Metric
 from deevo_ext.inference.racing import Racing
-from deevo_ext.population import Population
+from deevo_ext.population.checkpoints import PathLike
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
 

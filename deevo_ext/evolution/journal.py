@@ -23,7 +23,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.differences import first_difference
 from deevo_ext.evolution.record_json import DECIMAL, from_json, require, to_json
 from deevo_ext.evolution.scoring import Race
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
 
 FILE_NAME = "journal.jsonl"
 

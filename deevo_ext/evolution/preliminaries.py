@@ -20,7 +20,7 @@ from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.evaluator import Evaluator, Score
 from deevo_ext.inference.fitness import ClassificationFitness
 from deevo_ext.inference.sampling import batch_indices
-from deevo_ext.memory import available_memory
+from deevo_ext.population.allocation import available_memory
 from deevo_ext.text import text_table
 
 IMAGES = 1000

@@ -6,17 +6,17 @@ import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution import journal
-from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate, Course, as_returned
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.storage import serialise
 from deevo_ext.files import write_whole
-from deevo_ext.key_layout import KeyLayout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 
 @dataclass
@@ -47,7 +47,7 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
     with journal.line_of(path, 1):
         files = _locate(header.checkpoints, folder, checkpoint_dir)
-        population = Population.from_recipe(header.population, files)
+        population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
         configuration = Configuration.from_json(header.configuration)
@@ -112,7 +112,7 @@ def write_candidate(result: Replay, path: Path) -> None:
             "are known at its end only: resume it first"
         )
     de = result.course.de
-    state, keys = result.candidate.state_dict(de), KeyLayout.of_population(de.population)
+    state, keys = result.candidate.state_dict(de), Naming.of_population(de.population)
     if path.suffix == ".pth":
         write_whole(path, keys.pickled(state))
     else:

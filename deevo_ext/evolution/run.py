@@ -14,7 +14,6 @@ import torch
 from deevo_ext import _version
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import KINDS, Candidate, Course, as_returned
-from deevo_ext.evolution.generation import Generation, diversity
 from deevo_ext.evolution.journal import (
     GenerationRecord,
     Header,
@@ -22,7 +21,6 @@ from deevo_ext.evolution.journal import (
     Recording,
 )
 from deevo_ext.evolution.metrics import MetricsFile
-from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
 from deevo_ext.evolution.scoring import Scoring
 from deevo_ext.evolution.soup import Initial
 from deevo_ext.evolution.storage import initial_checkpoints, write_initial, write_weights
@@ -30,8 +28,10 @@ from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.base_fitness import Fitness, as_fitness
 from deevo_ext.inference.choose import ENGINES_FILE
 from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.key_layout import KeyLayout
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.naming import Naming
+from deevo_ext.search.generation import Generation, diversity
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 
 class Evolution:
@@ -89,7 +89,7 @@ class Evolution:
         self.initial_seconds = 0.0
         self._batch: int | None = None
         self._passes_before = 0
-        self._keys: KeyLayout | None = None
+        self._keys: Naming | None = None
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
@@ -102,7 +102,7 @@ class Evolution:
             configuration=self.de.configuration.to_json(),
             seed=self.de.seed,
             layout=population.layout.hash,
-            population=population.recipe(),
+            population=population.manifest(),
             checkpoints=initial_checkpoints(population, self.run_dir),
             fitness=self.fitness.describe(),
             validation=None if self.validation is None else self.validation.describe(),
@@ -119,7 +119,7 @@ class Evolution:
         recording: Recording | None = None
         if self.run_dir is not None:
             header = self.header()
-            self._keys = KeyLayout.of_population(self.de.population)  # while its files are there
+            self._keys = Naming.of_population(self.de.population)  # while its files are there
             self._journal, recording = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None and recording is not None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.trials import Trials
 from deevo_ext.inference.base_fitness import Fitness
 from deevo_ext.inference.racing import Racing
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.search.trials import Trials
 
 
 @dataclass(frozen=True)

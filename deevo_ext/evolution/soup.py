@@ -17,7 +17,7 @@ import torch
 from deevo_ext.evolution.journal import CandidateRecord, Recording, ValidationRecord, line_of
 from deevo_ext.evolution.validation import Validation
 from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 ScoreRow = Callable[[torch.Tensor, torch.Tensor | None], float]
 SOUPS = 2

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from deevo_ext import checkpoints
 from deevo_ext.files import write_whole
-from deevo_ext.key_layout import KeyLayout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"
@@ -26,7 +26,7 @@ def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> byt
 
 
 def write_weights(
-    keys: KeyLayout, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
+    keys: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
 ) -> None:
     """The evolved weights as .safetensors and .pth, under the names of the first checkpoint."""
     write_whole(folder / EVOLVED, serialise(keys.named(state), provenance))
@@ -46,7 +46,7 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
             f"{INITIAL}/member_{i:03d}.safetensors",
             hashlib.sha256(_member(population, i)).hexdigest(),
         ]
-        for i in range(population.read)
+        for i in range(population.initial_size)
     ]
 
 

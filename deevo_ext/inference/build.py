@@ -24,7 +24,7 @@ from deevo_ext.inference.program import FusedProgram, ModuleProgram, Program
 from deevo_ext.inference.schedule import logits_of
 from deevo_ext.inference.weights import Stager
 from deevo_ext.inference.workers import Workers
-from deevo_ext.layout import Layout
+from deevo_ext.population.layout import Layout
 
 # A plan is checked against the module on this many images of its first micro-batch.
 CHECKED = 8

@@ -22,7 +22,7 @@ from deevo_ext.inference.forward import Losses, PopulationForward
 from deevo_ext.inference.metrics import Metric, mean_score
 from deevo_ext.inference.preprocessing import Preprocessing
 from deevo_ext.inference.workers import Modules, Workers
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 # What the precision check looks at.
 _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024

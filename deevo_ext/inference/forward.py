@@ -29,8 +29,8 @@ from deevo_ext.inference.precision import PrecisionReport, compare_losses
 from deevo_ext.inference.preprocessing import Preprocessing
 from deevo_ext.inference.schedule import Head, Scores, member_of, run_chunks, run_members
 from deevo_ext.inference.workers import Workers
-from deevo_ext.layout import Layout
-from deevo_ext.population import Population
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.population import Population
 
 _DTYPES = {
     "float32": torch.float32,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from deevo_ext.inference.plan import Aten, Convolution, Linear, Parameter, Plan, Weights
-from deevo_ext.layout import Layout
 from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
+from deevo_ext.population.layout import Layout
 
 _ALIGN = 8  # elements; 16 bytes in 16 bits
 
