@@ -10,8 +10,8 @@ from bench import child, machine
 from bench.inputs import fill
 from bench.job import Job
 from deevo_ext import backends
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 ALLOWANCE = 64 * 1024 * 1024
 GENERATIONS = 3

@@ -15,9 +15,9 @@ from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
 from bench.job import Job, Skipped, WrongResult
 from bench.row import Row, against_copy
 from deevo_ext import backends
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.memory import available_memory
-from deevo_ext.population import Population
+from deevo_ext.population.allocation import available_memory
+from deevo_ext.population.population import Population
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 
 def same(what: str, job: Job, found: torch.Tensor, expected: torch.Tensor) -> None:

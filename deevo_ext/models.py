@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deevo_ext.checkpoints import PathLike, load_checkpoint
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
+from deevo_ext.population.checkpoints import PathLike, load_checkpoint
 
 _HOW = (
     'expected "torchvision:NAME", "timm:NAME", a bare name of either, or "package.module:factory"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from deevo_ext.pools import difference_pool, sade_pool, shade_pool, trigonometric
+from deevo_ext.search.pools import difference_pool, sade_pool, shade_pool, trigonometric
 
 TO_PBEST, RAND_1, TRIG = difference_pool()
 

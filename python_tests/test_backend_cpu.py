@@ -14,8 +14,8 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.library import Prepared
-from deevo_ext.tables import ChoiceColumn
+from deevo_ext.ops.library import BoundOperator
+from deevo_ext.ops.tables import ChoiceColumn
 from support.operators import (
     BIG_SEED,
     OPERATORS,
@@ -50,10 +50,10 @@ def outcome(w: Weights) -> tuple[torch.Tensor, torch.Tensor]:
 
 def results(w: Weights) -> tuple[torch.Tensor, ...]:
     """Trials, and population and archive after a commit; w stays."""
-    own = w.clone()
-    trials = own.trials()
-    own.commit(*outcome(own))
-    return trials, own.population, own.archive
+    changed = w.clone()
+    trials = changed.trials()
+    changed.commit(*outcome(changed))
+    return trials, changed.population, changed.archive
 
 
 def assert_as_reference(w: Weights, names: tuple[str, ...] = ("",)) -> None:
@@ -62,10 +62,10 @@ def assert_as_reference(w: Weights, names: tuple[str, ...] = ("",)) -> None:
     for name in names:
         if name:
             with instruction_set(name):
-                found = results(w)
+                actual = results(w)
         else:
-            found = results(w)
-        for a, b in zip(found, expected, strict=True):
+            actual = results(w)
+        for a, b in zip(actual, expected, strict=True):
             assert same_bits(a, b), name
 
 
@@ -196,8 +196,8 @@ def test_two_commits_at_once() -> None:
 
     def work(i: int) -> None:
         for _ in range(5):
-            found = results(cases[i])
-            if not all(same_bits(a, b) for a, b in zip(found, expected[i], strict=True)):
+            actual = results(cases[i])
+            if not all(same_bits(a, b) for a, b in zip(actual, expected[i], strict=True)):
                 wrong.append(i)
 
     with num_threads(2):
@@ -209,18 +209,24 @@ def test_two_commits_at_once() -> None:
     assert wrong == []
 
 
-# Prepared calls
+# Bound operators
 
 
-def test_prepared_calls_check_once_and_do_the_same() -> None:
+def test_bound_operators_check_once_and_do_the_same() -> None:
     w = random_weights(4, 500, archive_rows=2)
     members, out = torch.tensor([2, 0]), torch.zeros(2, 500)
-    call = Prepared("trials", *w.trials_arguments(members, out))
-    call()
+    names = [argument.name for argument in torch.ops.deevo.trials.default._schema.arguments]
+    arguments = dict(zip(names, w.trials_arguments(members, out), strict=True))
+    trials = BoundOperator("trials", **arguments)
+    trials()
     assert same_bits(out, w.trials(members))
     version, other = out._version, torch.zeros(1, 500)
-    call(members=torch.tensor([3]), out=other)
+    trials(members=torch.tensor([3]), out=other)
     assert same_bits(other, w.trials(torch.tensor([3])))
     assert out._version == version and other._version == 1
     with pytest.raises(DeevoError, match=r"deevo::trials: out is torch\.float64"):
-        Prepared("trials", *w.trials_arguments(members, out.double()))
+        BoundOperator("trials", **{**arguments, "out": out.double()})
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'members'"):
+        BoundOperator("trials", **{k: v for k, v in arguments.items() if k != "members"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'member'"):
+        BoundOperator("trials", **arguments, member=members)

@@ -15,7 +15,7 @@ import torch
 from deevo_ext import _extension, backends
 from deevo_ext.backends import cpu, cuda, reference
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
+from deevo_ext.search.configuration import configure
 from support.operators import evolution
 
 CPU = torch.device("cpu")
@@ -152,8 +152,8 @@ if sys.argv[1] == "hide":
 import torch
 import deevo_ext.ops
 from deevo_ext import _extension
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.strategies import compile_pool
+from deevo_ext.search.configuration import configure
+from deevo_ext.search.strategies import compile_pool
 c = configure("paper")
 fitness = torch.arange(4, dtype=torch.float64)
 choices = torch.zeros(4, 12, dtype=torch.int32)

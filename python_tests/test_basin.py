@@ -35,7 +35,7 @@ def networks() -> dict[str, list]:
 def report(networks: list) -> BasinReport:
     states = [network.state_dict() for network in networks]
     population = deevo.Population.from_state_dicts(networks[0], states)
-    return check_basin(Evaluator(networks[0], population), population, load("digits").fitness)
+    return check_basin(Evaluator(networks[0], population), load("digits").fitness)
 
 
 def test_fine_tunings_share_a_basin(networks: dict[str, list]) -> None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deevo_ext.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
 from support.models import ConvNet, members
 
 STATE = members(ConvNet, 1)[0]
@@ -43,8 +43,8 @@ def test_the_format_before_zip(tmp_path: Path) -> None:
 
 def test_safetensors(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "one.safetensors")
-    read = load_checkpoint(tmp_path / "one.safetensors")
-    assert equal({n: read[n] for n in STATE}, STATE) and len(read) == len(STATE)
+    state = load_checkpoint(tmp_path / "one.safetensors")
+    assert equal({n: state[n] for n in STATE}, STATE) and len(state) == len(STATE)
 
 
 def test_parameters_come_without_gradients(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_prefixes_that_all_names_carry(tmp_path: Path, prefix: str) -> None:
 
 
 def test_a_prefix_that_is_the_models_own_stays() -> None:
-    own = {f"module.{name}": tensor for name, tensor in STATE.items()}
-    assert equal(strip_prefixes(own, own), own)
-    twice = {f"module.{name}": tensor for name, tensor in own.items()}
-    assert equal(strip_prefixes(twice, own), own)
+    prefixed = {f"module.{name}": tensor for name, tensor in STATE.items()}
+    assert equal(strip_prefixes(prefixed, prefixed), prefixed)
+    twice = {f"module.{name}": tensor for name, tensor in prefixed.items()}
+    assert equal(strip_prefixes(twice, prefixed), prefixed)
 
 
 def test_prefixes_that_some_names_carry() -> None:
@@ -127,8 +127,8 @@ def test_averaged_model_loses_its_counter() -> None:
     assert "n_averaged" in averaged
     assert list(strip_prefixes(averaged)) == list(STATE)
     assert list(strip_prefixes(averaged, STATE)) == list(STATE)
-    own = {"n_averaged": torch.zeros(1), "w": torch.zeros(1)}
-    assert equal(strip_prefixes(own), own)
+    prefixed = {"n_averaged": torch.zeros(1), "w": torch.zeros(1)}
+    assert equal(strip_prefixes(prefixed), prefixed)
 
 
 @pytest.mark.parametrize("keep", [0, 9, 300, 0.5, 0.99])
@@ -176,8 +176,8 @@ def test_expand_a_folder(tmp_path: Path) -> None:
     for name in ("b.pth", "a.pt", "c.safetensors", "d.bin", "log.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.pth").mkdir()
-    for given in (tmp_path, str(tmp_path)):
-        assert [p.name for p in expand_paths(given)] == ["a.pt", "b.pth", "c.safetensors"]
+    for folder in (tmp_path, str(tmp_path)):
+        assert [p.name for p in expand_paths(folder)] == ["a.pt", "b.pth", "c.safetensors"]
 
 
 def test_expand_an_empty_folder(tmp_path: Path) -> None:

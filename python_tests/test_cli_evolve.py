@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 import deevo_ext
 from deevo_ext.cli import app, main
 from deevo_ext.cli.evolve import evolve
-from deevo_ext.cli.parameters import described, function_of, given
+from deevo_ext.cli.parameters import described, function_of, without_defaults
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.pools import POOLS
+from deevo_ext.search.configuration import configure
+from deevo_ext.search.pools import POOLS
 from support.evolution import colour_net, members
 from support.pictures import write_fashion, write_tree
 
@@ -99,16 +99,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(place: Path, out: str, *more: str) -> list[str]:
+    options = {
+        "arch": "support.evolution:colour_net",
+        "checkpoints": place / "c" / "*.pth",
+        "data": place / "tree",
+        "transform": place / "transform.json",
+        "cache": place / "pictures.safetensors",
+        "out": place / out,
+        "images-per-batch": 64,
+        "micro-batch": 16,
+        "validate-every": 2,
+        "racing": 0.1,
+        "generations": 4,
+        "engine": "eager",
+    }
     return [
         "evolve",
-        *("--arch", "support.evolution:colour_net"),
-        *("--checkpoints", str(place / "c" / "*.pth")),
-        *("--data", str(place / "tree")),
-        *("--transform", str(place / "transform.json")),
-        *("--cache", str(place / "pictures.safetensors")),
-        *("--out", str(place / out)),
-        *("--images-per-batch", "64", "--micro-batch", "16", "--validate-every", "2"),
-        *("--racing", "0.1", "--no-progress", "--generations", "4", "--engine", "eager"),
+        *(f"--{name}={value}" for name, value in options.items()),
+        "--no-progress",
         *more,
     ]
 
@@ -275,9 +283,9 @@ def test_from_a_folder_of_pictures_alone(
 
 
 def test_strategies_are_formulas_and_pools_by_name() -> None:
-    found = given({"strategies": ["sade", "near=target + F*(best - target), bin"]})
-    configured = configure("paper", **found).strategies
+    values = without_defaults({"strategies": ["sade", "near=target + F*(best - target), bin"]})
+    configured = configure("paper", **values).strategies
     assert configured[:-1] == POOLS["sade"]()
     assert configured[-1].name == "near"
     with pytest.raises(DeevoError, match="difference"):
-        given({"strategies": ["jade"]})
+        without_defaults({"strategies": ["jade"]})

@@ -10,7 +10,7 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import ChoiceColumn
+from deevo_ext.ops.tables import ChoiceColumn
 from support.operators import (
     BACKENDS,
     BIG_SEED,

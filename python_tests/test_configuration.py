@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import PRESETS, Configuration, configure
-from deevo_ext.strategies import Strategy
-from deevo_ext.tables import Setting
+from deevo_ext.ops.tables import Setting
+from deevo_ext.search.configuration import PRESETS, Configuration, configure
+from deevo_ext.search.strategies import Strategy
 from support.operators import SADE, SHADE, configurations
 
 
@@ -102,7 +102,7 @@ def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:
 
 def test_initial_state() -> None:
     c = configure("paper", memory_size=3, frequency_init=0.25)
-    at, state = c.layout(), c.initial_state()
+    at, state = c.offsets(), c.initial_state()
     assert state.shape == (at.size,)
     assert (state[at.memory_f : at.memory_cr] == 0.6).all()
     assert (state[at.memory_cr : at.memory_frequency] == 0.8).all()

@@ -11,8 +11,8 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.tables import ChoiceColumn, gene_words
+from deevo_ext.ops.tables import ChoiceColumn, gene_words
+from deevo_ext.search.configuration import configure
 from support.operators import (
     BACKENDS,
     BIG_SEED,

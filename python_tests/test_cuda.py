@@ -14,7 +14,7 @@ import test_ops_registration as registration
 import torch
 
 from deevo_ext import backends
-from deevo_ext.tables import ChoiceColumn
+from deevo_ext.ops.tables import ChoiceColumn
 from support.operators import (
     BIG_SEED,
     OPERATORS,

@@ -15,7 +15,7 @@ from test_fold_trials import fold_trials, weights_and_problem
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import ChoiceColumn
+from deevo_ext.ops.tables import ChoiceColumn
 from support import cuda_on_host
 from support.folding import DTYPES, Builder, Problem, varied
 from support.operators import OPERATORS, random_weights, same_bits

@@ -29,6 +29,7 @@ def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Res
         "progress": False,
         "seed": 3,
         "inject_soups": True,
+        "engine": "eager",
         **options,
     }
     sets = (images(150, 1), images(90, 2), images(70, 3, "test"))
@@ -44,7 +45,7 @@ def test_an_average_is_a_member(dtype: torch.dtype) -> None:
     whole = population(6, dtype=dtype, spare=1)
     before = whole.rows.clone()
     whole.append_average("soup", [4, 1])
-    assert (whole.size, whole.read, whole.names[-1]) == (7, 6, "soup")
+    assert (whole.size, whole.initial_size, whole.names[-1]) == (7, 6, "soup")
     assert torch.equal(whole.rows[:6], before)
     mean = (before[4].double() + before[1].double()) / 2
     assert torch.equal(whole.rows[6], mean.float().to(dtype))
@@ -106,14 +107,15 @@ def test_initial_candidates_are_those_of_the_files(checkpoints: Path) -> None:
 
 
 def test_a_cut_run_goes_on_with_the_same_members(checkpoints: Path, tmp_path: Path) -> None:
-    whole = run(checkpoints, tmp_path / "whole")
+    options = {"generations": 4, "validate_every": 2, "engine": "auto"}
+    whole = run(checkpoints, tmp_path / "whole", **options)
     lines = (tmp_path / "whole" / journal.FILE_NAME).read_text().splitlines(keepends=True)
     for kept in (1, 2, 4):
         cut = tmp_path / f"cut{kept}"
         shutil.copytree(tmp_path / "whole", cut)
         (cut / "evolved.safetensors").unlink()
         (cut / journal.FILE_NAME).write_text("".join(lines[:kept]))
-        resumed = run(checkpoints, cut)
+        resumed = run(checkpoints, cut, **options)
         assert torch.equal(resumed.candidate.row, whole.candidate.row)
         assert resumed.run.forward_passes == whole.run.forward_passes
 
@@ -122,12 +124,16 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
     """On one fixed batch, of fitness and validation alike, the best member only gets better."""
     same = images(120, 2)
     result = deevo.evolve(
-        *(Net(), checkpoints, same, same),
+        Net(),
+        checkpoints,
+        same,
+        same,
         generations=5,
         images_per_batch=None,
         micro_batch=32,
         validate_every=1,
         progress=False,
+        engine="eager",
         inject_soups=True,
     )
     initial = result.run.course.initial

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Entry, Layout
+from deevo_ext.population.layout import Entry, Layout
 
 SHAPES = {"a": (3, 5), "var": (5,), "scalar": (), "b": (2, 2, 2), "empty": (0, 4), "c": (7,)}
 
@@ -42,19 +42,19 @@ def test_without_a_tail_nonneg_start_is_dim() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_flatten_then_views_gives_the_tensors_and_zero_pads(dtype: torch.dtype) -> None:
-    layout, given = make(), tensors()
+    layout, state = make(), tensors()
     row = torch.full((layout.stride,), -7.0, dtype=dtype)
-    assert layout.flatten(given, row) is row
+    assert layout.flatten(state, row) is row
     covered = torch.zeros(layout.dim, dtype=torch.bool)
     for entry in layout.entries:
         covered[entry.offset : entry.end] = True
-        assert torch.equal(row[entry.offset : entry.end], given[entry.name].flatten().to(dtype))
+        assert torch.equal(row[entry.offset : entry.end], state[entry.name].flatten().to(dtype))
     pads = row[: layout.dim][~covered]
     assert pads.numel() == 1 + 7 + 0 + 0 + 1 + 3 and not pads.any() and not pads.signbit().any()
     assert (row[layout.dim :] == -7).all()  # beyond dim nothing is touched
     views = layout.views(row)
     assert list(views) == list(layout.names)
-    for name, tensor in given.items():
+    for name, tensor in state.items():
         assert views[name].shape == tensor.shape and torch.equal(views[name], tensor.to(dtype))
 
 
@@ -71,12 +71,12 @@ def test_views_share_memory_and_aliases_are_one_object() -> None:
 
 
 def test_flatten_reads_logical_order_and_either_tied_name() -> None:
-    layout, given = make(), tensors()
-    given["tied"] = given.pop("a").t().contiguous().t()  # same values, other strides
-    row = layout.flatten(given, torch.zeros(layout.dim))
+    layout, state = make(), tensors()
+    state["tied"] = state.pop("a").t().contiguous().t()  # same values, other strides
+    row = layout.flatten(state, torch.zeros(layout.dim))
     assert torch.equal(layout.views(row)["a"], tensors()["a"])
-    given["a"] = given["tied"].clone()
-    assert torch.equal(layout.flatten(given, torch.zeros(layout.dim)), row)
+    state["a"] = state["tied"].clone()
+    assert torch.equal(layout.flatten(state, torch.zeros(layout.dim)), row)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_flatten_reads_logical_order_and_either_tied_name() -> None:
     ],
 )
 def test_flatten_refuses_before_it_writes(change: dict[str, Tensor | None], message: str) -> None:
-    layout, given = make(), {**tensors(), **change}
+    layout, state = make(), {**tensors(), **change}
     row = torch.full((layout.dim,), 5.0)
     with pytest.raises(DeevoError, match=message):
-        layout.flatten({k: v for k, v in given.items() if v is not None}, row, source="here")
+        layout.flatten({k: v for k, v in state.items() if v is not None}, row, source="here")
     assert (row == 5).all()
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.tables import Setting
+from deevo_ext.ops.tables import Setting
+from deevo_ext.search.configuration import configure
 from support.operators import OPERATORS, SHADE, evolution, random_weights, same_bits
 
 Change = Callable[[torch.Tensor], Any]
@@ -42,23 +42,23 @@ def arguments(operator: str) -> dict[str, Any]:
     losses = torch.tensor([1.0, 2.0, 1.0, 1.0, 9.0], dtype=torch.float64)
     accepted = torch.tensor([1, 0, 1, 1, 0], dtype=torch.uint8)
     slots = torch.tensor([2, -1, -1, 0, -1], dtype=torch.int32)
-    given: tuple[Any, ...] = {
+    operands: tuple[Any, ...] = {
         "plan": run.plan_arguments(),
         "trials": w.trials_arguments(torch.tensor([4, 0, 4]), torch.zeros(3, 40)),
         "tell": run.tell_arguments(losses),
         "commit": w.commit_arguments(accepted, slots),
     }[operator]
     names = [a.name for a in getattr(OPERATORS, operator).default._schema.arguments]
-    return dict(zip(names, given, strict=True))
+    return dict(zip(names, operands, strict=True))
 
 
 def refused(operator: str, message: str, **changes: Any) -> None:
     """The call with these arguments changed fails with the message and writes nothing."""
-    given = arguments(operator) | changes
-    originals = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and not v.is_meta}
+    operands = arguments(operator) | changes
+    originals = {k: v for k, v in operands.items() if isinstance(v, torch.Tensor) and not v.is_meta}
     before = {name: tensor.detach().clone() for name, tensor in originals.items()}
     with pytest.raises(DeevoError, match=f"^deevo::{operator}: {message}"):
-        getattr(OPERATORS, operator)(*given.values())
+        getattr(OPERATORS, operator)(*operands.values())
     for name, tensor in originals.items():
         assert same_bits(tensor.detach(), before[name]), name
 
@@ -71,10 +71,10 @@ def test_the_arguments_are_right_before_they_are_spoilt(operator: str) -> None:
 @pytest.mark.parametrize(("operator", "name"), EVERY)
 def test_device(operator: str, name: str) -> None:
     """One tensor elsewhere: the message names it, or the first that differs from it."""
-    given = arguments(operator)
-    first = next(n for n, value in given.items() if isinstance(value, torch.Tensor))
+    operands = arguments(operator)
+    first = next(n for n, value in operands.items() if isinstance(value, torch.Tensor))
     blamed = name if name != first else r"\w+"
-    refused(operator, f"{blamed} is on (meta|cpu); expected", **{name: given[name].to("meta")})
+    refused(operator, f"{blamed} is on (meta|cpu); expected", **{name: operands[name].to("meta")})
 
 
 @pytest.mark.parametrize(("operator", "name"), EVERY)
@@ -125,9 +125,9 @@ def test_rows(operator: str, name: str) -> None:
 @pytest.mark.parametrize("operator", NAMES)
 def test_seed(operator: str) -> None:
     refused(operator, "seed is -1; expected an integer in 0..2", seed=-1)
-    given = arguments(operator) | {"seed": 2**63}
+    operands = arguments(operator) | {"seed": 2**63}
     with pytest.raises((RuntimeError, TypeError, OverflowError)):  # the schema's int has 64 bits
-        getattr(OPERATORS, operator)(*given.values())
+        getattr(OPERATORS, operator)(*operands.values())
     getattr(OPERATORS, operator)(*(arguments(operator) | {"seed": 2**63 - 1}).values())
 
 
@@ -171,11 +171,11 @@ def test_overlapping_rows_of_two_arguments(operator: str, a: str, b: str) -> Non
     ],
 )
 def test_overlapping_small_tensors(operator: str, a: str, b: str) -> None:
-    given = arguments(operator)
-    need = max(given[a].numel(), given[b].numel())
+    operands = arguments(operator)
+    need = max(operands[a].numel(), operands[b].numel())
     buffer = torch.zeros(need, dtype=torch.float64)
-    parts = {name: buffer[: given[name].numel()].view(given[name].shape) for name in (a, b)}
-    parts[a].copy_(given[a])
+    parts = {name: buffer[: operands[name].numel()].view(operands[name].shape) for name in (a, b)}
+    parts[a].copy_(operands[a])
     refused(operator, f"({a}|{b}) is memory that ({a}|{b}) overlaps", **parts)
 
 

@@ -12,7 +12,7 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.generation import diversity
+from deevo_ext.search.generation import diversity
 from support.evolution import Net, images, members, population, sphere
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deevo_ext import _extension
-from deevo_ext.backends.reference import philox
-from deevo_ext.tables import Purpose
+from deevo_ext.ops import philox
+from deevo_ext.ops.tables import Purpose
 from support.operators import BIG_SEED, mask_bits, philox_words, words
 
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0)
@@ -22,9 +22,11 @@ VECTORS = [
 ]
 
 
-@pytest.mark.parametrize(("rounds", "given", "expected"), VECTORS)
-def test_published_vectors(rounds: int, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    counter, key = given[:4], given[4:]
+@pytest.mark.parametrize(("rounds", "numbers", "expected"), VECTORS)
+def test_published_vectors(
+    rounds: int, numbers: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    counter, key = numbers[:4], numbers[4:]
     in_numpy = philox.philox4x32(counter, key, rounds)
     assert tuple(int(word) for word in in_numpy) == expected
     assert _extension.load().philox4x32(rounds, *counter, *key) == expected
@@ -34,13 +36,13 @@ def test_published_vectors(rounds: int, given: tuple[int, ...], expected: tuple[
 @pytest.mark.parametrize("rounds", [7, 10])
 def test_backends_agree_on_random_counters(rounds: int) -> None:
     compiled = _extension.load()
-    given = np.random.default_rng(3).integers(0, 2**32, size=(2000, 6))
-    for row in given.tolist():
+    numbers = np.random.default_rng(3).integers(0, 2**32, size=(2000, 6))
+    for row in numbers.tolist():
         expected = tuple(philox_words(tuple(row[:4]), tuple(row[4:]), rounds))
         assert compiled.philox4x32(rounds, *row) == expected
     key = (123, 456)
-    in_numpy = np.stack(philox.philox4x32(tuple(given.T[:4]), key, rounds), axis=1)
-    assert in_numpy.tolist() == [philox_words(tuple(r[:4]), key, rounds) for r in given.tolist()]
+    in_numpy = np.stack(philox.philox4x32(tuple(numbers.T[:4]), key, rounds), axis=1)
+    assert in_numpy.tolist() == [philox_words(tuple(r[:4]), key, rounds) for r in numbers.tolist()]
 
 
 def test_compiled_has_the_two_round_counts_only() -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from deevo_ext import backends
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.pools import interpolation_pool
-from deevo_ext.strategies import Strategy, parse
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.pools import interpolation_pool
+from deevo_ext.search.strategies import Strategy, parse
 from support.operators import BIG_SEED, NATIVE_BACKENDS, Evolution, configurations, evolution, words
 
 CONFIGURATIONS = configurations()
@@ -49,7 +49,7 @@ def planned(configuration: Configuration, members: int, **kwargs: Any) -> Evolut
 
 def scrambled_state(run: Evolution) -> None:
     """Memories, odds and windows as after some generations, terminal values among them."""
-    at, c = run.configuration.layout(), run.configuration
+    at, c = run.configuration.offsets(), run.configuration
     source = torch.Generator().manual_seed(3)
     memories = at.pointer
     run.state[:memories] = torch.rand(memories, generator=source, dtype=torch.float64)
@@ -71,7 +71,7 @@ def uniform(word: int) -> float:
 def oracle_member(run: Evolution, member: int) -> dict[str, Any]:
     """What the contract and the papers say that one member does."""
     c, g, seed = run.configuration, int(run.generation), run.seed
-    at, state = c.layout(), run.state.tolist()
+    at, state = c.offsets(), run.state.tolist()
     losses = [INF if math.isnan(x) else x for x in run.fitness.tolist()]
     living = [j for j, alive in enumerate(run.alive.tolist()) if alive]
     n, k_all = len(living), len(c.strategies)
@@ -284,7 +284,7 @@ def test_redraws_end(backend: str, mean: float) -> None:
     """The first valid of 32 attempts, else clipped."""
     c = configure("paper", sinusoid="increasing", frequency_std=0.0, switch=0.5, f_std=0.0,
                   f_distribution="cauchy")  # fmt: skip
-    at = c.layout()
+    at = c.offsets()
     for generation in (3, 60):
         run = evolution(c, FITNESS["random"](6), generation=generation)
         run.state[: at.memory_cr] = mean
@@ -368,7 +368,7 @@ def test_f_and_cr_stay_inside_their_bounds(name: str) -> None:
 def test_terminal_cr_gives_0(backend: str) -> None:
     c = configure("paper", cr_init=0.9, cr_min=0.5, memory_size=1)
     run = evolution(c, FITNESS["random"](20))
-    at = c.layout()
+    at = c.offsets()
     run.state[at.memory_cr : at.memory_cr + 5] = -1.0
     run.plan()
     binomial = run.choices[:, ChoiceColumn.STRATEGY] < 4
@@ -417,7 +417,7 @@ def assert_frequencies(counts: list[int], odds: list[float]) -> None:
 )
 def test_strategies_follow_their_odds(odds: list[float]) -> None:
     run = evolution(configure("paper"), FITNESS["random"](5000))
-    at = run.configuration.layout()
+    at = run.configuration.offsets()
     run.state[at.odds : at.sinusoid1_odds] = torch.tensor(odds, dtype=torch.float64)
     counts = [0] * 5
     for generation in range(1, 5):
@@ -430,7 +430,7 @@ def test_strategies_follow_their_odds(odds: list[float]) -> None:
 
 def test_the_last_possible_strategy_takes_the_remainder(backend: str) -> None:
     run = evolution(configure("paper"), FITNESS["random"](60))
-    at = run.configuration.layout()
+    at = run.configuration.offsets()
     odds = torch.tensor([0.0, 1e-12, 0.0, 1e-12, 0.0], dtype=torch.float64)
     run.state[at.odds : at.sinusoid1_odds] = odds
     run.plan()
@@ -440,7 +440,7 @@ def test_the_last_possible_strategy_takes_the_remainder(backend: str) -> None:
 @pytest.mark.parametrize(("generation", "expected"), [(5, 0.5), (6, 0.8)])
 def test_sinusoids_follow_their_odds_after_the_period(generation: int, expected: float) -> None:
     run = evolution(configure("paper"), FITNESS["random"](5000), generation=generation)
-    run.state[run.configuration.layout().sinusoid1_odds] = 0.8
+    run.state[run.configuration.offsets().sinusoid1_odds] = 0.8
     run.plan()
     sources = run.choices[:, ChoiceColumn.SOURCE]
     first = int((sources == int(Source.SINUSOID_1)).sum())
@@ -453,7 +453,7 @@ def test_memory_slots_are_drawn_evenly_and_independently() -> None:
     c = configure("paper", strategies=[("target + F*(r1 - target)", "bin")], sinusoid="none",
                   f_std=0.0, cr_std=0.0, memory_size=3)  # fmt: skip
     run = evolution(c, FITNESS["random"](6000))
-    at = c.layout()
+    at = c.offsets()
     run.state[:3] = torch.tensor([0.1, 0.2, 0.3])
     run.state[at.memory_cr : at.memory_cr + 3] = torch.tensor([0.4, 0.5, 0.6])
     run.plan()
@@ -590,7 +590,7 @@ def test_pbest_of_lost_populations_is_anyone() -> None:
 def test_archive_parents_exclude_target_and_r1(live: int) -> None:
     c = configure("paper", strategies=[("archive + F*(r1 - archive)", "bin")], archive_size=6)
     run = evolution(c, FITNESS["random"](5))
-    run.state[c.layout().archive_count] = live
+    run.state[c.offsets().archive_count] = live
     counts: Counter[tuple[int, int]] = Counter()
     for generation in range(1, 2001):
         run.generation.fill_(generation)

@@ -1,4 +1,4 @@
-"""One flat buffer and back: exactness, views, policies, means, recipes."""
+"""One flat buffer and back: exactness, views, policies, means."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.population import Population
 from support.models import IMAGES, ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     FACTORIES,
@@ -48,12 +48,12 @@ def test_state_dict_is_the_checkpoint_bit_for_bit(factory: type[nn.Module], poli
         factory(), states, batchnorm=policy, frozen=frozen_of(factory)
     )
     for i, state in enumerate(states):
-        given = population.state_dict(i)
-        assert_equal(given, state)
-        factory().load_state_dict(given, strict=True)
-        own = {t.untyped_storage().data_ptr() for t in given.values()}
-        assert len(own) == len(given)  # independent copies, of tied names too
-        assert population.rows.untyped_storage().data_ptr() not in own
+        returned = population.state_dict(i)
+        assert_equal(returned, state)
+        factory().load_state_dict(returned, strict=True)
+        addresses = {t.untyped_storage().data_ptr() for t in returned.values()}
+        assert len(addresses) == len(returned)  # independent copies, of tied names too
+        assert population.rows.untyped_storage().data_ptr() not in addresses
 
 
 @pytest.mark.parametrize("source", [torch.float64, torch.float16, torch.bfloat16])
@@ -62,11 +62,11 @@ def test_original_dtypes_come_back(source: torch.dtype) -> None:
     population = Population.from_state_dicts(ConvNet(), states)
     assert population.rows.dtype == torch.float32
     for i, state in enumerate(states):
-        given = population.state_dict(i)
+        returned = population.state_dict(i)
         for name, tensor in state.items():
             if tensor.is_floating_point():
-                assert given[name].dtype == source
-                assert torch.equal(given[name], tensor.float().to(source)), name
+                assert returned[name].dtype == source
+                assert torch.equal(returned[name], tensor.float().to(source)), name
 
 
 def test_members_of_different_dtypes_keep_the_wider() -> None:
@@ -75,9 +75,9 @@ def test_members_of_different_dtypes_keep_the_wider() -> None:
     for states in ((wide, narrow), (narrow, wide)):
         population = Population.from_state_dicts(ConvNet(), states)
         for i, state in enumerate(states):
-            given = population.state_dict(i)
-            assert given["fc.weight"].dtype == torch.float32
-            assert torch.equal(given["fc.weight"], state["fc.weight"].float())
+            returned = population.state_dict(i)
+            assert returned["fc.weight"].dtype == torch.float32
+            assert torch.equal(returned["fc.weight"], state["fc.weight"].float())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -86,14 +86,14 @@ def test_bfloat16_rows(policy: str) -> None:
     population = build(dtype=torch.bfloat16, batchnorm=policy)
     assert population.rows.dtype == torch.bfloat16
     assert population.statistics.dtype == torch.float32
-    given = population.state_dict(1)
+    returned = population.state_dict(1)
     apart = population.statistics_layout.names
     assert bool(apart) == (policy != "evolve")
     for name, tensor in states[1].items():
-        assert given[name].dtype == tensor.dtype
+        assert returned[name].dtype == tensor.dtype
         if tensor.is_floating_point():
             expected = tensor if name in apart else tensor.bfloat16().float()
-            assert torch.equal(given[name], expected), name
+            assert torch.equal(returned[name], expected), name
     model = ConvNet().to(torch.bfloat16).eval()
     out = functional_call(model, population.views(1), (batch(ConvNet).bfloat16(),))
     model.load_state_dict(population.state_dict(1))
@@ -284,13 +284,13 @@ def test_state_dict_of_a_row(dtype: torch.dtype, policy: str) -> None:
     population = build(batchnorm=policy)
     row, statistics = population.mean().to(dtype), population.mean_statistics()
     row = torch.cat([row, torch.ones(3, dtype=dtype)])  # longer than D
-    given = population.state_dict_of(row, statistics)
-    ConvNet().load_state_dict(given, strict=True)
+    returned = population.state_dict_of(row, statistics)
+    ConvNet().load_state_dict(returned, strict=True)
     exact = torch.stack([s["fc.weight"] for s in members(ConvNet, 3)]).double().mean(0)
-    assert given["fc.weight"].dtype == torch.float32
-    assert torch.allclose(given["fc.weight"], exact.float(), rtol=1e-6, atol=1e-7)
+    assert returned["fc.weight"].dtype == torch.float32
+    assert torch.allclose(returned["fc.weight"], exact.float(), rtol=1e-6, atol=1e-7)
     variances = torch.stack([s["bn1.running_var"] for s in members(ConvNet, 3)]).double().mean(0)
-    assert torch.allclose(given["bn1.running_var"], variances.float(), rtol=1e-6)
+    assert torch.allclose(returned["bn1.running_var"], variances.float(), rtol=1e-6)
 
 
 def test_mean_is_the_float64_sum_in_member_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_mean_is_the_float64_sum_in_member_order(monkeypatch: pytest.MonkeyPatch
         assert mean.dtype == torch.float32 and mean.shape == (population.dim,)
         assert torch.equal(mean, (acc / sum(scale)).float())
         with monkeypatch.context() as patch:  # neither chunks nor threads change a bit
-            patch.setattr("deevo_ext.averages._CHUNK", {"cpu": 7})
+            patch.setattr("deevo_ext.population.averages._CHUNK", {"cpu": 7})
             assert torch.equal(population.mean(members_, weights), mean)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -337,8 +337,8 @@ def test_mean_of_one_member_is_its_row_and_pads_stay_zero() -> None:
 def test_mean_statistics() -> None:
     population = build(batchnorm="inherit")
     acc = population.statistics[2].double() + population.statistics[0].double() * 3
-    given = population.mean_statistics([2, 0], [1, 3])
-    assert torch.equal(given, (acc / 4).float())
+    returned = population.mean_statistics([2, 0], [1, 3])
+    assert torch.equal(returned, (acc / 4).float())
 
 
 @pytest.mark.parametrize(

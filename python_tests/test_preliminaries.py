@@ -13,7 +13,7 @@ from deevo_ext.evolution import journal
 from deevo_ext.evolution.preliminaries import (
     Memory,
     Passes,
-    Preliminaries,
+    Preflight,
     duration_text,
     seconds_of,
 )
@@ -37,11 +37,11 @@ class Stop(Exception):
     pass
 
 
-def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> Preliminaries:
-    found: list[Preliminaries] = []
+def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> Preflight:
+    shown: list[Preflight] = []
 
-    def show(preliminaries: Preliminaries) -> None:
-        found.append(preliminaries)
+    def show(preflight: Preflight) -> None:
+        shown.append(preflight)
         raise Stop
 
     values: dict = {**SHORT, **options}
@@ -57,7 +57,7 @@ def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> P
             preliminaries=show,
             **values,
         )
-    return found[0]
+    return shown[0]
 
 
 def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:

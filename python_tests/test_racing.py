@@ -119,10 +119,10 @@ def test_scores_that_are_not_finite_settle_it() -> None:
 
 def run(run_dir: Path | None, **options: object) -> deevo.Result:
     values: dict = {
-        "generations": 10,
-        "images_per_batch": 512,
-        "generations_per_batch": 4,
-        "validate_every": 5,
+        "generations": 6,
+        "images_per_batch": 256,
+        "generations_per_batch": 3,
+        "validate_every": 3,
         "micro_batch": 16,
         "racing": 0.05,
         "progress": False,
@@ -131,7 +131,7 @@ def run(run_dir: Path | None, **options: object) -> deevo.Result:
         **options,
     }
     folder = Path(values.pop("folder"))
-    sets = images(1200, 1), images(90, 2), images(70, 3, "test")
+    sets = images(600, 1), images(90, 2), images(70, 3, "test")
     return deevo.evolve(Net(), folder, *sets, run_dir=run_dir, **values)
 
 
@@ -165,7 +165,8 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
     with torch.no_grad():
         logits = torch.func.functional_call(Net().eval(), pop.state_dict(0), (shown,))
     data = deevo.ImageSet(shown, (logits - logits.mean(dim=0)).argmax(dim=1), "labelled")
-    evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, calibration=images(40, 4))
+    calibration = images(40, 4)
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, calibration=calibration, engine="eager")
     racing = Racing(error)
     raced = deevo.ClassificationFitness(evaluator, data, metric=metric, racing=racing)
     order = raced.indices(0)[0]
@@ -179,14 +180,14 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
     de.tell(parents)
     looks, dropped = raced.looks(0), 0
     for _ in range(4):
-        values, note = scoring.trials(0)
-        assert note is not None and note["of"] == 700
+        values, race = scoring.trials(0)
+        assert race is not None and race.of == 700
         rows = de.pending.rows(everyone)  # type: ignore[union-attr]
         exact = full(rows, everyone, 0)
         statistics = full.statistics(rows, everyone)
         trial = full.part(rows, 0, 0, statistics)
         parent = full.part(pop.rows, 0, 0, full.statistics(pop.rows, everyone))
-        for m, (value, seen) in enumerate(zip(values, note["images"], strict=True)):
+        for m, (value, seen) in enumerate(zip(values, race.images, strict=True)):
             lost = [
                 end
                 for end in looks[:-1]
@@ -213,11 +214,11 @@ def test_a_trial_that_is_its_parent_is_dropped_at_the_first_look() -> None:
     scoring = Scoring(de, raced, 8)
     de.ask_parents()
     de.tell(scoring.parents(0))
-    values, note = scoring.trials(0)
+    values, race = scoring.trials(0)
     rows = de.pending.rows(torch.arange(8))  # type: ignore[union-attr]
     equal = [torch.equal(row, parent) for row, parent in zip(rows, pop.rows, strict=True)]
-    assert 0 < sum(equal) < 8 and note is not None
-    for own, value, seen in zip(equal, values, note["images"], strict=True):
+    assert 0 < sum(equal) < 8 and race is not None
+    for own, value, seen in zip(equal, values, race.images, strict=True):
         if own:
             assert seen == raced.looks(0)[0] and value == math.inf
         else:
@@ -238,8 +239,8 @@ def test_every_prefix_of_a_race_resumes_to_the_same_run(checkpoints: Path, tmp_p
     result = run(whole, folder=checkpoints)
     parts = (whole / journal.FILE_NAME).read_bytes().splitlines(keepends=True)
     images_seen = [r["racing"]["images"] for r in records(whole)[2:-1]]
-    assert any(0 < n < 512 for row in images_seen for n in row)
-    for kept in (1, 4, 8, len(parts) - 1):
+    assert any(0 < n < 256 for row in images_seen for n in row)
+    for kept in (1, 3, 5, len(parts) - 1):
         folder = tmp_path / f"cut{kept}"
         folder.mkdir()
         (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]))
@@ -262,12 +263,12 @@ def test_savings_are_in_metrics_and_header(checkpoints: Path, tmp_path: Path) ->
     passes = 0
     for record, row in zip(lines[1:-1], metrics, strict=True):
         race = record["racing"]
-        assert float(row["racing/images"]) == sum(race["images"]) / (8 * 512)
-        lost = [n < 512 for n in race["images"]]
+        assert float(row["racing/images"]) == sum(race["images"]) / (8 * 256)
+        lost = [n < 256 for n in race["images"]]
         assert float(row["racing/dropped"]) == sum(lost)
         infinite = [value == "inf" for value in record["trials"]]
         assert infinite == lost and float(row["non_finite"]) == 0
-        passes = sum(race["images"]) + (8 * 512 if "parents" in record else 0)
+        passes = sum(race["images"]) + (8 * 256 if "parents" in record else 0)
         if "validation" not in record:
             assert record["forward_passes"] == passes
     with pytest.raises(deevo.DeevoError, match=r"only in the journal|racing"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deevo_ext.evolution.staging import Staging
+from deevo_ext.search.staging import Staging
 
 DEVICES = [
     pytest.param("cpu", "cpu"),

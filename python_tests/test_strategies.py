@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import configure
-from deevo_ext.pools import POOLS, interpolation_pool
-from deevo_ext.strategies import (
+from deevo_ext.ops.tables import MAX_TERMS, Setting, StrategyColumn, TermCode
+from deevo_ext.search.configuration import configure
+from deevo_ext.search.pools import POOLS, interpolation_pool
+from deevo_ext.search.strategies import (
     Strategy,
     Terms,
     compile_pool,
     members_needed,
     parse,
 )
-from deevo_ext.tables import MAX_TERMS, Setting, StrategyColumn, TermCode
 from support.operators import MIXED, SADE, SHADE, evolution
 
 ROWS = ("target", "best", "pbest", "r1", "r2", "r3", "r4", "r5", "archive")

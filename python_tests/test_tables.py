@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from deevo_ext import _extension, tables
+from deevo_ext import _extension
+from deevo_ext.ops import tables
 
 
 def test_sizes_agree_with_the_compiled_ones() -> None:
-    layout = tables.state_layout(5, 3, 10, 7)
+    offsets = tables.state_offsets(5, 3, 10, 7)
     assert _extension.load().table_sizes() == (
         len(tables.Setting),
         tables.NUM_STRATEGY_COLUMNS,
@@ -14,7 +15,7 @@ def test_sizes_agree_with_the_compiled_ones() -> None:
         tables.NUM_PARAMETER_COLUMNS,
         tables.MAX_TERMS,
         len(tables.TermCode),
-        layout.size,
+        offsets.size,
     )
 
 
@@ -36,7 +37,7 @@ def test_enumerations_have_no_gap() -> None:
 
 def test_parts_of_the_state_follow_each_other() -> None:
     h, k, strategy_period, sinusoid_period = 4, 3, 6, 2
-    at = tables.state_layout(h, k, strategy_period, sinusoid_period)
+    at = tables.state_offsets(h, k, strategy_period, sinusoid_period)
     sizes = {
         at.memory_f: h * k,
         at.memory_cr: h * k,

@@ -13,9 +13,9 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.strategies import Strategy, parse
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.strategies import Strategy, parse
 from support.operators import (
     BIG_SEED,
     NATIVE_BACKENDS,
@@ -171,7 +171,7 @@ class Oracle:
         self.odds = odds
 
     def assert_matches(self, run: Evolution) -> None:
-        at, state, c = run.configuration.layout(), run.state.tolist(), self.c
+        at, state, c = run.configuration.offsets(), run.state.tolist(), self.c
         k = len(c.strategies)
 
         def close(given: list[float], expected: list[float]) -> None:
@@ -276,24 +276,24 @@ def told(
 
 
 def memories(run: Evolution) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    c, at = run.configuration, run.configuration.layout()
+    c, at = run.configuration, run.configuration.offsets()
     shape = (3, c.memory_size, len(c.strategies))
     f, cr, frequency = run.state[: at.pointer].reshape(shape)
     return f, cr, frequency
 
 
 def pointers(run: Evolution) -> list[float]:
-    at = run.configuration.layout()
+    at = run.configuration.offsets()
     return run.state[at.pointer : at.odds].tolist()
 
 
 def odds(run: Evolution) -> list[float]:
-    at = run.configuration.layout()
+    at = run.configuration.offsets()
     return run.state[at.odds : at.sinusoid1_odds].tolist()
 
 
 def p1(run: Evolution) -> float:
-    return float(run.state[run.configuration.layout().sinusoid1_odds])
+    return float(run.state[run.configuration.offsets().sinusoid1_odds])
 
 
 PAPER = configure("paper")
@@ -370,7 +370,7 @@ def test_a_lone_winner_is_heard_whatever_its_index(backend: str, winner: int) ->
 
 def test_no_success_no_memory(backend: str) -> None:
     run = told(PAPER, [(0, S2, 0.3, 0.4, 0.2)] * 4, [1.0] * 4, [1.0, 2.0, NAN, INF])
-    at = PAPER.layout()
+    at = PAPER.offsets()
     assert same_bits(run.state[: at.odds], PAPER.initial_state()[: at.odds])
 
 
@@ -512,7 +512,7 @@ def test_adapt_start(backend: str) -> None:
     c = configure("paper", adapt_start=4)
     initial = c.initial_state()
     early = told(c, [PLAIN] * 2, [1.0] * 2, [0.0] * 2, 3)
-    assert odds(early) == initial[c.layout().odds : c.layout().sinusoid1_odds].tolist()
+    assert odds(early) == initial[c.offsets().odds : c.offsets().sinusoid1_odds].tolist()
     due = told(c, [PLAIN] * 2, [1.0] * 2, [0.0] * 2, 4, early.state)
     assert odds(due) == pytest.approx(shares([1.0, 0.01, 0.01, 0.01, 0.01]))
 
@@ -520,7 +520,7 @@ def test_adapt_start(backend: str) -> None:
 def test_adaptation_can_be_switched_off(backend: str) -> None:
     c = configure("paper", adapt_strategies=False, adapt_memories=False)
     run = told(c, [(0, S1, 0.1, 0.1, 0.1)] * 4, [1.0] * 4, [0.0] * 4)
-    at = c.layout()
+    at = c.offsets()
     assert same_bits(run.state[: at.sinusoid1_odds], c.initial_state()[: at.sinusoid1_odds])
     assert run.accepted.tolist() == [1] * 4
 
@@ -590,9 +590,9 @@ def test_archive_fills_in_member_order_then_overwrites(backend: str) -> None:
     c = configure("paper", archive_size=3)
     first = told(c, [PLAIN] * 5, [1.0] * 5, [2.0, 0.0, 2.0, 0.0, 2.0])
     assert first.archive_slot.tolist() == [-1, 0, -1, 1, -1]
-    assert first.state[c.layout().archive_count] == 2.0
+    assert first.state[c.offsets().archive_count] == 2.0
     second = told(c, [PLAIN] * 5, [1.0] * 5, [0.0] * 5, 2, first.state)
-    assert second.state[c.layout().archive_count] == 3.0
+    assert second.state[c.offsets().archive_count] == 3.0
     drawn = [(words(9, 2, i, 0, 1)[0] * 3) >> 32 for i in range(5)]
     owner = {2: 0}  # member 0 takes the last free slot
     owner.update({drawn[i]: i for i in range(1, 5)})  # the highest member wins
@@ -605,7 +605,7 @@ def test_archive_fills_in_member_order_then_overwrites(backend: str) -> None:
 def test_archive_slots_are_distinct_and_uniform() -> None:
     c = configure("paper", archive_size=10)
     state = c.initial_state()
-    state[c.layout().archive_count] = 10
+    state[c.offsets().archive_count] = 10
     counts = [0] * 10
     for generation in range(1, 2001):
         run = told(c, [PLAIN] * 4, [1.0] * 4, [0.0] * 4, generation, state)
@@ -622,7 +622,7 @@ def test_archive_slots_are_distinct_and_uniform() -> None:
 def broken(**changes: Any) -> Evolution:
     run = evolution(configure("paper", archive_size=2), torch.ones(4, dtype=torch.float64))
     run.plan()
-    at = run.configuration.layout()
+    at = run.configuration.offsets()
     for name, value in changes.items():
         if name == "pointer":
             run.state[at.pointer] = value

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     ChoiceColumn,
     Setting,
-    StateLayout,
+    StateOffsets,
     StrategyColumn,
     TermCode,
 )
@@ -114,7 +114,7 @@ def check_told(
     num_strategies: int,
     choices: list[list[int]],
     state: list[float],
-    at: StateLayout,
+    at: StateOffsets,
     generation: int,
 ) -> None:
     """A plan and a state that belong to this generation and pool."""

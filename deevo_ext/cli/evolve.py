@@ -1,6 +1,7 @@
 """`deevo evolve`: from a folder of checkpoints and a folder of images to a better network.
 
-Every option is a keyword of `deevo_ext.evolve` or a field of its `Configuration`.
+Every option is a keyword of `deevo_ext.evolve` or a field of its `Configuration`; those that need
+no translation are in `options`.
 """
 
 from pathlib import Path
@@ -8,230 +9,163 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deevo_ext.cli.parameters import EVOLUTION, function_of, given, with_configuration
+from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING
+from deevo_ext.cli.parameters import function_of, with_parameters, without_defaults
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 
 if TYPE_CHECKING:
-    from deevo_ext.evolution.preliminaries import Preliminaries
-
-_WHAT, _IMAGES = "What is evolved", "Images and fitness"
-_RUNNING = "Where and how it runs"
+    from deevo_ext.evolution.preliminaries import Preflight
 
 
 def evolve(
     arch: Annotated[
         str,
         typer.Option(
-            help="torchvision's or timm's name, or package.module:factory.", rich_help_panel=_WHAT
+            help="Architecture: a name of torchvision's or timm's, or package.module:factory.",
+            rich_help_panel=NETWORKS,
         ),
     ],
     checkpoints: Annotated[
         str,
-        typer.Option(help="Checkpoints: a folder, a glob in quotes.", rich_help_panel=_WHAT),
+        typer.Option(
+            help="The checkpoints: a folder, or a glob in quotes.", rich_help_panel=NETWORKS
+        ),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A tree with train/ and val/, a cache, CIFAR or IDX files.",
-            rich_help_panel=_IMAGES,
+            help="All images: a tree with train/ and val/, a cache, CIFAR or IDX files.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     fitness: Annotated[
         Path | None,
-        typer.Option(help="Other fitness images than --data's.", rich_help_panel=_IMAGES),
+        typer.Option(help="Fitness images, in place of those of --data.", rich_help_panel=IMAGES),
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Other validation images than --data's.", rich_help_panel=_IMAGES),
+        typer.Option(
+            help="Validation images, in place of those of --data.", rich_help_panel=IMAGES
+        ),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Other test images than --data's.", rich_help_panel=_IMAGES)
+        Path | None,
+        typer.Option(help="Test images, in place of those of --data.", rich_help_panel=IMAGES),
     ] = None,
     split_seed: Annotated[
         int,
         typer.Option(
-            help="Of the division of --data; the same for runs that are to be compared.",
-            rich_help_panel=_IMAGES,
+            help="Seed of the division of --data. It must be the same for runs that are compared.",
+            rich_help_panel=IMAGES,
         ),
     ] = 0,
     train_images: Annotated[
         int,
         typer.Option(
-            help="Train images that are cached, class-balanced; 0 for all.",
+            help="Number of train images that are cached, class-balanced; 0 stands for all.",
             min=0,
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = TRAIN_IMAGES,
     skip_corrupt: Annotated[
         bool,
         typer.Option(
-            "--skip-corrupt", help="Leave out what cannot be read.", rich_help_panel=_IMAGES
+            "--skip-corrupt", help="Leave out files that cannot be read.", rich_help_panel=IMAGES
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Run folder (run_dir). Resumed if it exists.")] = Path(
-        "evolved"
-    ),
-    generations: Annotated[int, typer.Option(help="Length of the schedule.", min=1)] = 100,
-    time: Annotated[
-        str | None,
-        typer.Option(help='Instead of --generations: evaluation time (seconds), as "8h".'),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Stop after the preliminaries.")
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Go on although members share no basin (basin) or memory seems short.",
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of evolution and batches.", min=0)] = 0,
-    preset: Annotated[
-        str, typer.Option(help='"sa-shade-tri-ensin" or "paper".', rich_help_panel=EVOLUTION)
-    ] = "sa-shade-tri-ensin",
     transform: Annotated[
         str | None,
         typer.Option(
-            help="Preprocessing: a JSON or TOML file, or torchvision weights; default the model's.",
-            rich_help_panel=_IMAGES,
+            help="Preprocessing: a JSON or TOML file, or a name of torchvision's weights. The "
+            "architecture has a default.",
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="File for the decoded images, *.safetensors.", rich_help_panel=_IMAGES),
+        typer.Option(
+            help="File that keeps the decoded images, *.safetensors.", rich_help_panel=IMAGES
+        ),
     ] = None,
     images_per_batch: Annotated[
         str,
         typer.Option(
-            help='Fitness images per generation: "auto" (4,096), "all" or a number.',
-            rich_help_panel=_IMAGES,
+            help='Fitness images per generation: "auto" (4,096, at most half), "all" or a number.',
+            rich_help_panel=IMAGES,
         ),
     ] = "auto",
-    generations_per_batch: Annotated[
-        int,
-        typer.Option(help="Generations until the next batch.", min=1, rich_help_panel=_IMAGES),
-    ] = 3,
-    sampling: Annotated[
-        str, typer.Option(help='"stratified" or "importance".', rich_help_panel=_IMAGES)
-    ] = "stratified",
-    augment: Annotated[
-        str | None,
-        typer.Option(help="mirror, shift:PIXELS, crop:SHARE.", rich_help_panel=_IMAGES),
-    ] = None,
     metric: Annotated[
         str,
         typer.Option(
-            help='"loss", "top1" or package.module:function of (logits, labels).',
-            rich_help_panel=_IMAGES,
+            help='Score of an image: "loss", "top1" or package.module:function. The function gets '
+            "logits and labels.",
+            rich_help_panel=IMAGES,
         ),
     ] = "loss",
-    label_smoothing: Annotated[
-        float, typer.Option(help="Of the fitness' loss.", rich_help_panel=_IMAGES)
-    ] = 0.0,
-    racing: Annotated[
-        float | None,
-        typer.Option(help="Drop losing trials early, at this error rate.", rich_help_panel=_IMAGES),
-    ] = None,
-    racing_first: Annotated[
-        float,
-        typer.Option(help="Share of the images before the first look.", rich_help_panel=_IMAGES),
-    ] = 1 / 32,
-    validate_every: Annotated[
-        int,
-        typer.Option(help="Generations between validations.", min=1, rich_help_panel=_IMAGES),
-    ] = 10,
     calibration: Annotated[
         int,
         typer.Option(
-            help="Fitness images that --batchnorm recalibrate recomputes statistics on.",
+            help="Number of fitness images that --batchnorm recalibrate computes statistics on.",
             min=1,
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = 512,
-    batchnorm: Annotated[
-        str,
+    out: Annotated[
+        Path, typer.Option(help="Run folder. A run that it holds already is resumed.")
+    ] = Path("evolved"),
+    time: Annotated[
+        str | None,
         typer.Option(
-            help='BatchNorm statistics: "evolve", "inherit" or "recalibrate".',
-            rich_help_panel=_WHAT,
-        ),
-    ] = "evolve",
-    inject_soups: Annotated[
-        bool | None,
-        typer.Option(
-            help='The uniform and the greedy soup become members; default unless preset "paper".',
-            rich_help_panel=_WHAT,
+            help='Time for evaluation, as "8h", which decides the number of generations in place '
+            "of --generations."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is known before the run, and stop.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on even if members share no basin or memory seems short."),
+    ] = False,
     frozen: Annotated[
         list[str] | None,
         typer.Option(
-            help='Pattern of tensor names to leave alone, as "fc.*".', rich_help_panel=_WHAT
+            help='Pattern of names of tensors that are not evolved, as "fc.*". May be repeated.',
+            rich_help_panel=NETWORKS,
         ),
-    ] = None,
-    checkpoint_key: Annotated[
-        str | None,
-        typer.Option(help="Key of the weights in each file.", rich_help_panel=_WHAT),
     ] = None,
     dtype: Annotated[
         str,
         typer.Option(
-            help="Of the population: float32, bfloat16 or float16.", rich_help_panel=_WHAT
+            help="Type of the population's weights: float32, bfloat16 or float16.",
+            rich_help_panel=NETWORKS,
         ),
     ] = "float32",
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where networks run; default a GPU if there is one.", rich_help_panel=_RUNNING
+            help="Device that runs the networks. The default is a GPU if there is one.",
+            rich_help_panel=RUNNING,
         ),
     ] = None,
-    population_device: Annotated[
-        str, typer.Option(help="Where the population lies.", rich_help_panel=_RUNNING)
-    ] = "cpu",
-    micro_batch: Annotated[
-        int, typer.Option(help="Images per forward pass.", min=1, rich_help_panel=_RUNNING)
-    ] = 64,
-    chunk: Annotated[
-        int, typer.Option(help="Networks evaluated together.", min=1, rich_help_panel=_RUNNING)
-    ] = 8,
-    precision: Annotated[
-        str,
-        typer.Option(help="auto, float32, tf32, bfloat16 or float16.", rich_help_panel=_RUNNING),
-    ] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(help="auto, fused, triton, compile or eager.", rich_help_panel=_RUNNING),
-    ] = "auto",
-    force_precision: Annotated[
-        bool,
-        typer.Option(
-            "--force-precision",
-            help="Select in a precision that failed its check.",
-            rich_help_panel=_RUNNING,
-        ),
-    ] = False,
-    progress: Annotated[
-        bool, typer.Option(help="Show a progress bar.", rich_help_panel=_RUNNING)
-    ] = True,
     tensorboard: Annotated[
         bool,
         typer.Option(
             "--tensorboard",
             help="Write events for TensorBoard into the run folder.",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
         ),
     ] = False,
     **parameters: Any,
 ) -> None:
     """Evolve checkpoints of one architecture on labelled images; return the best network.
 
-    Shows first what can be said of members, memory and time, then runs, resumable, and leaves
-    weights, model card, report and journal in the run folder.
+    The command first shows what can be said of members, memory and time. Then it runs, resumable,
+    and leaves weights, model card, report and journal in the run folder.
     """
     import torch
 
-    from deevo_ext.checkpoints import expand_paths
     from deevo_ext.data import image_sets
     from deevo_ext.evolution.basin import require_basin
     from deevo_ext.evolution.evolve import evolve as run_evolve
@@ -239,21 +173,25 @@ def evolve(
     from deevo_ext.evolution.storage import EVOLVED
     from deevo_ext.fitness.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.population.checkpoints import expand_paths
     from deevo_ext.reports.card import REPORT, write_documents
     from deevo_ext.reports.tensorboard import TensorBoard
 
     seconds = None if time is None else seconds_of(time)
     per_batch = _images_per_batch(images_per_batch)
-    chosen_metric = metric if ":" not in metric else function_of(metric)
+    image_metric = metric if ":" not in metric else function_of(metric)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise DeevoError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
     files = expand_paths(checkpoints)
-    found = architecture(
-        arch, checkpoint=files[0], checkpoint_key=checkpoint_key, transform=transform
+    network = architecture(
+        arch,
+        checkpoint=files[0],
+        checkpoint_key=parameters["checkpoint_key"],
+        transform=transform,
     )
     sets = image_sets(
         data,
-        found.needs_transform(),
+        network.needs_transform(),
         seed=split_seed,
         cache=cache,
         train_images=train_images or None,
@@ -261,73 +199,54 @@ def evolve(
         validation=validation,
         test=test,
         skip_corrupt=skip_corrupt,
-        progress=progress,
+        progress=parameters["progress"],
     )
-    check_fit(found, sets.fitness, sets.class_names)
+    check_fit(network, sets.fitness, sets.class_names)
     typer.echo(sets.describe())
     typer.echo(
         f"{len(files)} checkpoints: engines are timed and every member looked at, for minutes "
         "where networks are large."
     )
     calibration_images = None
-    if batchnorm == "recalibrate":
-        some = batch_indices(sets.fitness.labels, min(calibration, len(sets.fitness)), 0, seed)
+    if parameters["batchnorm"] == "recalibrate":
+        count, seed = min(calibration, len(sets.fitness)), parameters["seed"]
+        some = batch_indices(sets.fitness.labels, count, 0, seed)
         calibration_images = sets.fitness.subset(some, "calibration images")
 
-    def show(preliminaries: "Preliminaries") -> None:
-        typer.echo(str(preliminaries))
+    def show(preflight: "Preflight") -> None:
+        typer.echo(str(preflight))
         if not force:
-            preliminaries.require_memory()
-            if preliminaries.basin is not None:
-                require_basin(preliminaries.basin)
+            preflight.require_memory()
+            if preflight.basin is not None:
+                require_basin(preflight.basin)
         if dry_run:
             raise typer.Exit()
 
     writer = TensorBoard(out / "tensorboard") if tensorboard else None
     result = run_evolve(
-        found.model,
+        network.model,
         files,
         sets.fitness,
         sets.validation,
         sets.test,
-        generations=generations,
         seconds=seconds,
-        preset=preset,
-        seed=seed,
         run_dir=out,
         images_per_batch=per_batch,  # type: ignore[arg-type]
-        generations_per_batch=generations_per_batch,
-        sampling=sampling,
-        augment=augment,
-        metric=chosen_metric,
-        label_smoothing=label_smoothing,
-        racing=racing,
-        racing_first=racing_first,
-        validate_every=validate_every,
-        micro_batch=micro_batch,
+        metric=image_metric,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        population_device=population_device,
-        precision=precision,
-        engine=engine,
-        force_precision=force_precision,
-        chunk=chunk,
         dtype=getattr(torch, dtype),
         frozen=frozen or (),
-        batchnorm=batchnorm,
         calibration_images=calibration_images,
-        checkpoint_key=checkpoint_key,
-        inject_soups=inject_soups,
         basin="warn" if force else "refuse",
-        progress=progress,
         callbacks=() if writer is None else (writer,),
         preliminaries=show,
-        **given(parameters),
+        **without_defaults(parameters),
     )
     if dry_run:  # a run folder that has begun shows no preliminaries
         raise DeevoError(f"{out} holds a run already; --dry-run wants a new folder")
     if writer is not None:
         writer.close()
-    about = {"architecture": found.name, "images": sets.describe()}
+    about = {"architecture": network.name, "images": sets.describe()}
     write_documents(result.run, result.comparison, about)
     if result.comparison is not None:
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
@@ -348,4 +267,4 @@ def _images_per_batch(text: str) -> int | str | None:
         ) from None
 
 
-with_configuration(evolve)
+with_parameters(evolve)

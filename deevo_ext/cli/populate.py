@@ -75,9 +75,9 @@ def populate(
     import torch
     from tqdm.auto import tqdm
 
-    from deevo_ext.checkpoints import sha256
     from deevo_ext.data.sets import open_data
     from deevo_ext.models import architecture, check_fit
+    from deevo_ext.population.checkpoints import sha256
     from deevo_ext.text import text_table
     from deevo_ext.training.pictures import require_operations
     from deevo_ext.training.populate import plan_population
@@ -166,8 +166,8 @@ def _nothing_to_start_from() -> Exception:
 
 def _load(model: nn.Module, path: Path, new_classes: bool) -> None:
     """The checkpoint's weights; its classifier's only if it has as many classes."""
-    from deevo_ext.checkpoints import load_checkpoint
     from deevo_ext.errors import DeevoError
+    from deevo_ext.population.checkpoints import load_checkpoint
 
     own = model.state_dict()
     state = load_checkpoint(path, expected=own.keys())

@@ -7,13 +7,15 @@ import typer
 
 
 def replay(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of the run: where journal.jsonl lies.")],
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run, which holds journal.jsonl.")],
     out: Annotated[
-        Path | None, typer.Option(help="Write the returned network here (.safetensors or .pth).")
+        Path | None,
+        typer.Option(help="Write the returned network to this file (.safetensors or .pth)."),
     ] = None,
-    trials: Annotated[Path | None, typer.Option(help="Write every trial here (CSV).")] = None,
+    trials: Annotated[Path | None, typer.Option(help="Write every trial to this CSV file.")] = None,
     checkpoints: Annotated[
-        Path | None, typer.Option(help="Where the initial checkpoints lie now, if moved.")
+        Path | None,
+        typer.Option(help="Folder that holds the initial checkpoints now, if they were moved."),
     ] = None,
 ) -> None:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends.reference.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.tables import Purpose
+
 from ..errors import DeevoError
-from ..tables import Purpose
 from .labelled import Indices, LabelledImages
 
 

@@ -18,7 +18,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.soup import average
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.population import Population
 
 PAIRS = 8
 IMAGES = 1000
@@ -78,15 +77,15 @@ class BasinReport:
         )
 
 
-def check_basin(
-    evaluator: Evaluator, population: Population, images: LabelledImages, *, seed: int = 0
-) -> BasinReport:
+def check_basin(evaluator: Evaluator, images: LabelledImages, *, seed: int = 0) -> BasinReport:
     """Losses of up to 8 random pairs of the members read, and at their midpoints.
 
-    images: any labelled ones; the first 1,000 are used. Costs at most 24 evaluations of them.
-    Statistics held apart are averaged like the weights, or recomputed, by the population's policy.
+    The members are those of the evaluator's population. images: any labelled ones; the first 1,000
+    are used. Costs at most 24 evaluations of them. Statistics held apart are averaged like the
+    weights, or recomputed, by the population's policy.
     """
-    count = population.read
+    population = evaluator.population
+    count = population.initial_size
     some = images.subset(range(min(IMAGES, len(images))))
     classes = int(images.labels.max()) + 1
     generator = np.random.Generator(np.random.PCG64(seed))

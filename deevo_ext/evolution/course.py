@@ -1,4 +1,4 @@
-"""The course of a run: its records applied to an optimizer, and the candidates found on the way.
+"""The course of a run: its records applied to an optimizer, and the candidates met on the way.
 
 A record is what the journal keeps of a generation. The run loop makes records and applies them;
 replay applies them alone. Both give the same bits, because fitness values are inputs.
@@ -7,7 +7,6 @@ replay applies them alone. Both give the same bits, because fitness values are i
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +14,16 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.journal import Record, from_hex, to_hex
-from deevo_ext.evolution.optimizer import DifferentialEvolution
-from deevo_ext.evolution.soup import ScoreRow, average, greedy_soup
-from deevo_ext.evolution.storage import decode_statistics
+from deevo_ext.evolution.journal import (
+    GenerationRecord,
+    Returned,
+    ValidationRecord,
+)
+from deevo_ext.evolution.record_json import to_json
+from deevo_ext.evolution.soup import ScoreRow, average, candidates_of
 from deevo_ext.fitness.statistics import Inherited, Used
-from deevo_ext.population import Population
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 KINDS = ("member", "mean", "soup")
 StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]
@@ -56,45 +58,25 @@ class Candidate:
         """The network's full state dict."""
         return de.population.state_dict_of(self.row, self.statistics)
 
-    def record(self) -> Record:
-        """What the journal keeps of it."""
-        return {
-            "generation": self.generation,
-            "kind": self.kind,
-            "members": list(self.members),
-            "score": self.score.hex(),
-            "weights_sha256": self.digest,
-        }
+    def returned(self) -> Returned:
+        """What the journal's last line says of it where a run returns it."""
+        return Returned(self.generation, self.kind, list(self.members), self.score, self.digest)
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain JSON values, for files that hold its weights or speak of it."""
+        return to_json(self.returned())
 
 
-def as_returned(candidate: Candidate, returned: Record) -> Candidate:
+def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
     """A replayed candidate, checked against the journal's last line and with its statistics."""
-    if "statistics" in returned:
-        candidate = replace(candidate, statistics=Used(decode_statistics(returned["statistics"])))
-    if candidate.digest != returned["weights_sha256"]:
+    if returned.statistics is not None:
+        candidate = replace(candidate, statistics=Used(returned.statistics))
+    if candidate.digest != returned.weights_sha256:
         raise DeevoError(
             f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
-            f"{returned['weights_sha256']}: journal or package differ from those of the run"
+            f"{returned.weights_sha256}: journal or package differ from those of the run"
         )
     return candidate
-
-
-def candidates_of(population: Population, everyone: list[int], score: ScoreRow) -> dict[str, Any]:
-    """A record's "validation" part: the candidates among members `everyone` (ascending), and all
-    scores up to the last one's.
-    """
-    scores = [math.inf] * (everyone[-1] + 1)
-    for i in everyone:
-        scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
-    member = min(everyone, key=scores.__getitem__)
-    soup, soup_score = greedy_soup(population, everyone, scores, score)
-    mean_score = score(*average(population, everyone))
-    return {
-        "member": {"members": [member], "score": scores[member].hex()},
-        "mean": {"members": everyone, "score": mean_score.hex()},
-        "soup": {"members": soup, "score": soup_score.hex()},
-        "scores": to_hex(scores),
-    }
 
 
 class Course:
@@ -129,39 +111,41 @@ class Course:
         assert generation is not None
         return generation
 
-    def apply(self, record: Record) -> Generation | None:
+    def apply(self, record: GenerationRecord) -> Generation | None:
         """Applies one record of a journal; the generation it made, if any."""
-        trials = "trials" in record
-        expected = self.de.generation + 1 if trials else 0
-        scored = self.de.scored or "parents" in record
-        if record["generation"] != expected or (trials and not scored):
+        expected = 0 if record.trials is None else self.de.generation + 1
+        scored = self.de.scored or record.parents is not None
+        if record.generation != expected or not (record.trials is None or scored):
             raise DeevoError(
-                f"the journal goes from generation {self.de.generation} to {record['generation']}: "
+                f"the journal goes from generation {self.de.generation} to {record.generation}: "
                 "lines are missing; restore it from a backup"
             )
-        if "parents" in record:
-            self.score_parents(from_hex(record["parents"]))
-        generation = self.advance(from_hex(record["trials"])) if trials else None
-        if "validation" in record:
-            self._consider(record["validation"])
+        if record.parents is not None:
+            self.score_parents(record.parents)
+        generation = None if record.trials is None else self.advance(record.trials)
+        if record.validation is not None:
+            self.consider(record.validation)
         return generation
 
-    def validate(self, score: ScoreRow, found: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Scores the present candidates with `score(row, inherited statistics)`.
+    def validate(self, score: ScoreRow) -> ValidationRecord:
+        """Scores the present candidates with `score(row, inherited statistics)` and keeps the best.
 
-        Returns the record's "validation" part after taking it into account. found: that part where
-        it is known already.
+        Members that were appended to the population are no initial candidates: they were made from
+        them.
         """
-        if found is not None:
-            self._consider(found)
-            return found
         population = self.de.population
         first = self.de.generation == 0
-        # What was appended to the population is no initial candidate: it was made from them.
-        everyone = list(range(population.read)) if first else self.de.living.tolist()
-        found = candidates_of(population, everyone, score)
-        self._consider(found)
-        return found
+        everyone = list(range(population.initial_size)) if first else self.de.living.tolist()
+        validation = candidates_of(population, everyone, score)
+        self.consider(validation)
+        return validation
+
+    def consider(self, validation: ValidationRecord) -> None:
+        """Keeps those of the present candidates that are the best of their kind so far."""
+        group = self.initial if self.de.generation == 0 else self.evolved
+        for kind, candidate in validation.candidates.items():
+            if kind not in group or candidate.score < group[kind].score:
+                group[kind] = self._candidate(kind, candidate.members, candidate.score)
 
     def chosen(self) -> Candidate:
         """The evolved candidate of least validation score; the best member when none was taken."""
@@ -183,14 +167,7 @@ class Course:
         statistics = self._statistics_of(row, inherited)
         return Candidate(kind, generation, tuple(members), score, row, statistics)
 
-    def _consider(self, found: dict[str, Any]) -> None:
-        group = self.initial if self.de.generation == 0 else self.evolved
-        for kind in KINDS:
-            score = float.fromhex(found[kind]["score"])
-            if kind not in group or score < group[kind].score:
-                group[kind] = self._candidate(kind, list(found[kind]["members"]), score)
-
 
 def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
-    """Where no evaluator applies a policy, rows are used with what they inherited."""
+    """Without an evaluator no policy is applied: rows are used with what they inherited."""
     return None if inherited is None else Used(inherited)

@@ -11,23 +11,25 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from deevo_ext.checkpoints import PathLike
 from deevo_ext.data.augmentation import Augmentation
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.basin import BasinReport, check_basin, require_basin
+from deevo_ext.evolution.basin import check_basin, require_basin
 from deevo_ext.evolution.course import Candidate
-from deevo_ext.evolution.injection import SOUPS, prepare
-from deevo_ext.evolution.journal import FILE_NAME, line_of, read
-from deevo_ext.evolution.optimizer import Callback, DifferentialEvolution
-from deevo_ext.evolution.preliminaries import Preliminaries, examine
+from deevo_ext.evolution.journal import Recording, line_of, read_folder
+from deevo_ext.evolution.preliminaries import Preflight, Schedule, examine
 from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
+from deevo_ext.evolution.soup import SOUPS, append_recorded, append_soups
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.fitness.classification import ClassificationFitness, image_set
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
 from deevo_ext.fitness.racing import Racing
-from deevo_ext.population import Population
+from deevo_ext.population.checkpoints import PathLike
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
 
@@ -85,36 +87,50 @@ def evolve(
     basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
-    preliminaries: Callable[[Preliminaries], None] | None = None,
+    preliminaries: Callable[[Preflight], None] | None = None,
     **parameters: Any,
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
 
-    The image sets must be disjoint, from each other and from the training images: fitness drives
-    the evolution, validation chooses what is returned, test is read once, for the comparison.
+    The image sets must be disjoint, from each other and from the training images: fitness images
+    drive the evolution, validation images choose what is returned, and test images are read once,
+    for the comparison. The options are:
 
-    model: an nn.Module of the architecture; not modified. paths: checkpoint files, a folder or a
-    glob. seconds: evaluation time that decides the number of generations, by a calibration, instead
-    of `generations`; a run folder keeps that number. images_per_batch: fitness images per
-    generation, a new class-balanced batch every generations_per_batch generations with all parents
-    re-scored; "auto" is 4,096, at most half of them; None, or as many as there are, is all of them
-    always, which a population over-fits sooner. sampling: "stratified" or "importance", see
-    `ClassificationFitness`. augment: what is done to each batch, "mirror", "shift:PIXELS",
-    "crop:SHARE" or several, see `data.augmentation`. metric: "loss", "top1" or a function of
-    (logits, labels) that gives a score per image, less is better; of fitness and validation.
-    label_smoothing: of the fitness' loss. racing: trials that lose to their parent on the first
-    `racing_first` of the images, on twice as many, and so on, are dropped there; a trial that would
-    win is lost at this error rate (None: all are evaluated on all images). micro_batch: images per
-    forward pass. device: where networks are evaluated. population_device: where the population lies
-    and is evolved; trials go to `device` chunk by chunk. precision, engine, force_precision: as in
-    `Evaluator`. run_dir: makes the run resumable, and replayable on any device. dtype, frozen,
-    batchnorm, checkpoint_key: as in `Population.from_checkpoints`. calibration_images: for
-    batchnorm="recalibrate". inject_soups: the population's average and its greedy soup, built on
-    the validation images, become members too; None: unless the preset is "paper". basin: what is
-    done about members whose midpoints are much worse than they are: "warn", "refuse" or "ignore"
-    (which spares the check, at most 24 evaluations of 1,000 fitness images). preliminaries: called
-    with what can be said before the run starts, see `evolution.preliminaries`; not on resume.
-    parameters: fields of `Configuration`.
+    model: a module of the architecture, which is not modified.
+    paths: the checkpoint files, a folder or a glob.
+    generations: the length of the schedule.
+    seconds: a time for evaluation, which decides the number of generations by a calibration, in
+        place of `generations`. A run folder keeps that number.
+    run_dir: the folder that makes the run resumable, and replayable on any device.
+    images_per_batch: the number of fitness images per generation. A new class-balanced batch is
+        drawn every `generations_per_batch` generations, and all parents are scored again. "auto" is
+        4,096, but at most half of the images. None is all of them in every generation, which a
+        population over-fits sooner.
+    sampling: how batches are drawn, "stratified" or "importance", see `ClassificationFitness`.
+    augment: what is done to each batch: "mirror", "shift:PIXELS", "crop:SHARE" or several, see
+        `data.augmentation`.
+    metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
+        or a function of (logits, labels).
+    label_smoothing: that of the fitness' loss.
+    racing: an error rate. Trials that lose to their parent on the first `racing_first` of the
+        images, on twice as many, and so on, are dropped there, and a trial that would win is lost
+        at this rate. None evaluates all trials on all images.
+    validate_every: the number of generations from one validation to the next.
+    micro_batch: the number of images per forward pass.
+    device: where networks are evaluated.
+    population_device: where the population lies and is evolved. Trials go to `device` by chunks.
+    chunk: the number of rows evaluated together.
+    precision, engine, force_precision: as in `Evaluator`.
+    dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
+    calibration_images: what batchnorm="recalibrate" computes statistics on.
+    inject_soups: whether the population's average and its greedy soup, built on the validation
+        images, become members too. None says yes, unless the preset is "paper".
+    basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
+        or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
+    preliminaries: a function that is called with what is known before the run starts, see
+        `evolution.preliminaries`. It is not called where a run is resumed.
+    callbacks: functions that are called with the metrics of each generation.
+    parameters: fields of `Configuration`, in place of the preset's.
     """
     if basin not in _BASIN:
         raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
@@ -158,43 +174,32 @@ def evolve(
         racing=None if racing is None else Racing(racing, racing_first),
         seed=seed,
     )
-    validation = image_set(validation_images, "validation images")
+    validation = Validation(
+        evaluator,
+        image_set(validation_images, "validation images"),
+        Metric.of(metric),
+        validate_every,
+    )
     folder = None if run_dir is None else Path(run_dir)
-    recorded = None if folder is None else recorded_generations(folder)
-    if recorded is None:
-        middle = None
-        if basin != "ignore":
-            middle = check_basin(evaluator, population, images, seed=seed)
-        if seconds is not None or preliminaries is not None:
-            found = examine(
-                fitness,
-                validation,
-                middle,
-                members=population.size + (SOUPS if inject_soups else 0),
-                generations=generations,
-                seconds=seconds,
-                validate_every=validate_every,
-                chunk=chunk,
-            )
-            generations = found.generations
-            if preliminaries is not None:
-                preliminaries(found)
-        if middle is not None:
-            _look_at_basin(middle, basin)
-    elif seconds is not None:
-        generations = recorded
+    recording = read_folder(folder)
     initial = None
-    if inject_soups:
-        initial = prepare(population, evaluator, validation, Metric.of(metric), folder)
+    if recording is None:
+        members = population.size + (SOUPS if inject_soups else 0)
+        schedule = Schedule(members, generations, seconds, chunk)
+        generations = _look(fitness, validation, schedule, basin, preliminaries)
+        if inject_soups:
+            initial = append_soups(validation, folder)
+    else:
+        if seconds is not None:
+            generations = _generations_of(recording)
+        if inject_soups:
+            append_recorded(population, recording)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
         fitness,
-        run_dir=run_dir,
-        evaluator=evaluator,
+        run_dir=folder,
         validation=validation,
-        validate_every=validate_every,
-        metric=metric,
         chunk=chunk,
         progress=progress,
         callbacks=callbacks,
@@ -207,21 +212,34 @@ def evolve(
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 
-def recorded_generations(run_dir: Path) -> int | None:
-    """The schedule's length that a run folder's journal says; None where no run has begun."""
-    path = run_dir / FILE_NAME
-    records = read(path)[0] if path.exists() else []
-    if not records:
-        return None
-    with line_of(path, 1):
-        return int(records[0]["configuration"]["generations"])
+def _look(
+    fitness: ClassificationFitness,
+    validation: Validation,
+    schedule: Schedule,
+    basin: str,
+    show: Callable[[Preflight], None] | None,
+) -> int:
+    """Looks at members, basin and time before a run begins; its number of generations."""
+    report, generations = None, schedule.generations
+    if basin != "ignore":
+        report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
+    if schedule.seconds is not None or show is not None:
+        preflight = examine(fitness, validation, report, schedule)
+        generations = preflight.generations
+        if show is not None:
+            show(preflight)
+    if report is not None and basin == "refuse":
+        require_basin(report)
+    elif report is not None and not report.shared:
+        warnings.warn(str(report), stacklevel=3)
+    return generations
+
+
+def _generations_of(recording: Recording) -> int:
+    """The length of the schedule that a run began with."""
+    assert recording.header is not None
+    with line_of(recording.path, 1):
+        return Configuration.from_json(recording.header.configuration).generations
 
 
 _BASIN = ("warn", "refuse", "ignore")
-
-
-def _look_at_basin(report: BasinReport, action: str) -> None:
-    if action == "refuse":
-        require_basin(report)
-    elif not report.shared:
-        warnings.warn(str(report), stacklevel=3)

@@ -1,8 +1,9 @@
-"""The journal: a run as its recipe, one JSON line a generation, flushed to the disk.
+"""The journal: a run as its records, one JSON line a generation, flushed to the disk.
 
 Line 1 is the header (contract version, configuration, seed, population, checkpoints); each further
 line one generation's fitness values as hex floats; the last one names the returned candidate. With
-the initial checkpoints it gives every weight of the run again.
+the initial checkpoints it gives every weight of the run again. What a line looks like is known in
+this file alone: others see records.
 """
 
 from __future__ import annotations
@@ -10,96 +11,162 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import CONTRACT_VERSION
+from deevo_ext.evolution.differences import first_difference
+from deevo_ext.evolution.record_json import DECIMAL, from_json, require, to_json
+from deevo_ext.evolution.scoring import Race
+from deevo_ext.ops.tables import CONTRACT_VERSION
 
 FILE_NAME = "journal.jsonl"
-Record = dict[str, Any]
 
 
-def to_hex(values: Iterable[float]) -> list[str]:
-    """Floats as hex text, which loses no bit."""
-    return [float(value).hex() for value in values]
+@dataclass(frozen=True)
+class Header:
+    """Everything that decides a run; dictionaries are what its parts say of themselves.
+
+    checkpoints: [path, SHA-256] of each initial one; paths inside the run folder are relative to
+    it. validation: None where there is none.
+    """
+
+    contract: int
+    deevo_ext: str
+    configuration: dict[str, Any]
+    seed: int
+    layout: str
+    population: dict[str, Any]
+    checkpoints: list[list[str]]
+    fitness: dict[str, Any]
+    validation: dict[str, Any] | None
 
 
-def from_hex(values: Iterable[str]) -> list[float]:
-    """The inverse of `to_hex`."""
-    return [float.fromhex(value) for value in values]
+@dataclass(frozen=True)
+class CandidateRecord:
+    """A candidate of one validation: the members that it is the average of, and its score."""
+
+    members: list[int]
+    score: float
 
 
-def read(path: Path) -> tuple[list[Record], int]:
-    """The journal's records (header first) and the length in bytes of what is whole.
+@dataclass(frozen=True)
+class ValidationRecord:
+    """What one validation said: its candidate of each kind, and the scores of all members."""
+
+    member: CandidateRecord
+    mean: CandidateRecord
+    soup: CandidateRecord
+    scores: list[float]
+
+    @property
+    def candidates(self) -> dict[str, CandidateRecord]:
+        """The candidates by kind."""
+        return {"member": self.member, "mean": self.mean, "soup": self.soup}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRecord:
+    """One generation; 0 is the initial population.
+
+    batch: the images' number; parents: fitness of the members, where it was taken anew; trials:
+    fitness of their trials; racing: what a race of them came to; validation: where one was due;
+    forward_passes, seconds: what the generation cost.
+    """
+
+    generation: int
+    batch: int | None = None
+    parents: list[float] | None = None
+    trials: list[float] | None = None
+    racing: Race | None = None
+    validation: ValidationRecord | None = None
+    forward_passes: int
+    seconds: float = field(metadata=DECIMAL)
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The candidate that a run returned; statistics: where only images could tell them."""
+
+    generation: int
+    kind: str
+    members: list[int]
+    score: float
+    weights_sha256: str
+    statistics: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a journal holds, in the `whole` bytes that are no torn line; header None: nothing."""
+
+    path: Path
+    header: Header | None
+    generations: list[GenerationRecord]
+    returned: Returned | None
+    whole: int
+
+    def line_of(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Errors inside the block, which uses generations[index] (or what was returned after
+        them), name file and line.
+        """
+        return line_of(self.path, index + 2)
+
+
+def read(path: Path) -> Recording:
+    """What the journal holds.
 
     A torn last line, as a crash leaves it, is left out. Damage anywhere else raises DeevoError that
     names file and line. A journal of another contract is refused.
     """
     data = path.read_bytes()
-    records: list[Record] = []
+    lines: list[Any] = []
     whole = 0
-    for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        last = whole + len(line) == len(data)
+    for number, text in enumerate(data.splitlines(keepends=True), start=1):
         try:
-            if not line.endswith(b"\n"):
+            if not text.endswith(b"\n"):
                 raise ValueError("no end of line")
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if last:
+            lines.append(require(json.loads(text), dict))
+        except (TypeError, ValueError) as error:
+            if whole + len(text) == len(data):
                 break
-            raise DeevoError(
-                f"{path}, line {number} is damaged ({error}): restore the journal from a backup or "
-                "start a new run folder"
-            ) from None
-        records.append(record)
-        whole += len(line)
-    if records and records[0].get("contract") != CONTRACT_VERSION:
+            with line_of(path, number):
+                raise ValueError(str(error)) from None
+        whole += len(text)
+    if not lines:
+        return Recording(path, None, [], None, whole)
+    if lines[0].get("contract") != CONTRACT_VERSION:
         raise DeevoError(
-            f"{path} was written under contract version {records[0].get('contract')!r}; this "
+            f"{path} was written under contract version {lines[0].get('contract')!r}; this "
             f"version of deevo_ext replays contract {CONTRACT_VERSION} only: use the one that "
             "wrote it"
         )
-    return records, whole
+    with line_of(path, 1):
+        header = from_json(Header, lines[0])
+    generations: list[GenerationRecord] = []
+    returned = None
+    for number, line in enumerate(lines[1:], start=2):
+        with line_of(path, number):
+            if returned is not None:
+                raise ValueError("it follows the end of the run")
+            if "returned" in line:
+                returned = from_json(Returned, line["returned"])
+            else:
+                generations.append(from_json(GenerationRecord, line))
+    return Recording(path, header, generations, returned, whole)
 
 
-def first_difference(own: Any, other: Any, where: str = "") -> str | None:
-    """Where two JSON values differ first, as "a.b: x, not y"; None when they are equal."""
-    if isinstance(own, dict) and isinstance(other, dict):
-        # The layout's hash follows from the rest, which says more.
-        for key in sorted(set(own) | set(other), key=lambda key: (key == "layout", key)):
-            name = f"{where}.{key}" if where else key
-            if key not in own or key not in other:
-                return f"{name} is only in the {'journal' if key in other else 'present run'}"
-            found = first_difference(own[key], other[key], name)
-            if found:
-                return found
+def read_folder(run_dir: Path | None) -> Recording | None:
+    """What the journal of a run folder holds; None where no run has begun."""
+    if run_dir is None or not (run_dir / FILE_NAME).exists():
         return None
-    if isinstance(own, list) and isinstance(other, list) and len(own) == len(other):
-        for i, (a, b) in enumerate(zip(own, other, strict=True)):
-            found = first_difference(a, b, f"{where}[{i}]")
-            if found:
-                return found
-        return None
-    if isinstance(own, list) and isinstance(other, list):
-        return f"{where} has {len(other)} entries in the journal, {len(own)} now"
-    if own == other or (_is_nan(own) and _is_nan(other)):
-        return None
-    return f"{where} is {_short(other)} in the journal, {_short(own)} now"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    recording = read(run_dir / FILE_NAME)
+    return None if recording.header is None else recording
 
 
 @contextlib.contextmanager
@@ -136,8 +203,8 @@ class Journal:
             ) from None
 
     @classmethod
-    def open(cls, folder: Path, header: Record) -> tuple[Journal, list[Record]]:
-        """Opens a run folder's journal: (journal, records after the header to resume from).
+    def open(cls, folder: Path, header: Header) -> tuple[Journal, Recording]:
+        """Opens a run folder's journal: (journal, what it holds to resume from).
 
         Raises DeevoError naming the first difference when the folder holds another run.
         """
@@ -149,26 +216,29 @@ class Journal:
             ) from None
         journal = cls(folder / FILE_NAME)  # locked from here on, so nobody appends meanwhile
         try:
-            records, journal._end = read(journal.path)
-            if records:
-                with line_of(journal.path, 1):
-                    difference = first_difference(_comparable(header), _comparable(records[0]))
+            recording = read(journal.path)
+            journal._end = recording.whole
+            if recording.header is not None:
+                difference = first_difference(_comparable(header), _comparable(recording.header))
                 if difference:
                     raise DeevoError(
                         f"run folder {folder} holds a run of another configuration: {difference}. "
                         "Choose another folder, or give the parameters of that run to resume it"
                     )
             os.ftruncate(journal._file, journal._end)
-            if not records:
+            if recording.header is None:
                 journal.append(header)
         except BaseException:
             journal.close()
             raise
-        return journal, records[1:]
+        return journal, recording
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Header | GenerationRecord | Returned) -> None:
         """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
-        line = (json.dumps(record) + "\n").encode()
+        values = to_json(record)
+        if isinstance(record, Returned):
+            values = {"returned": values}
+        line = (json.dumps(values) + "\n").encode()
         try:
             done = 0
             while done < len(line):
@@ -187,9 +257,9 @@ class Journal:
         os.close(self._file)
 
 
-def _comparable(header: Record) -> Record:
+def _comparable(header: Header) -> dict[str, Any]:
     """A header without what may differ between starts: where files lie now."""
-    header = json.loads(json.dumps(header))
-    header["checkpoints"] = [sha for _, sha in header["checkpoints"]]
-    header.pop("deevo_ext")  # the contract's version decides, not the package's
-    return header
+    values = json.loads(json.dumps(to_json(header)))
+    values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
+    values.pop("deevo_ext")  # the contract's version decides, not the package's
+    return values

@@ -16,11 +16,12 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport
+from deevo_ext.evolution.validation import Validation
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator, Score
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.memory import available_memory
+from deevo_ext.population.allocation import available_memory
 from deevo_ext.text import text_table
 
 IMAGES = 1000
@@ -29,7 +30,10 @@ _CANDIDATES = 6  # rows that validation keeps for the comparison
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes, images times members: of a generation on average, and before the first."""
+    """Forward passes (images times members) that a run needs.
+
+    trials, parents, validation: in a generation, on average. initial: before the first generation.
+    """
 
     trials: int
     parents: float
@@ -38,19 +42,31 @@ class Passes:
 
     @property
     def generation(self) -> float:
-        """Of a whole generation, racing's savings not counted."""
+        """Passes of a whole generation, without what racing saves."""
         return self.trials + self.parents + self.validation
 
     def generations_in(self, seconds: float, seconds_per_pass: float) -> int:
-        """Generations that fit into a time, at least 1."""
+        """The number of generations that fit into a time, at least 1."""
         left = seconds - self.initial * seconds_per_pass
         return max(1, math.floor(left / (self.generation * seconds_per_pass)))
 
 
-def count_passes(
-    fitness: ClassificationFitness, validation: LabelledImages, validate_every: int, members: int
-) -> Passes:
-    """From the images and the schedule; validation at its most expensive."""
+@dataclass(frozen=True)
+class Schedule:
+    """How large a run is, as far as it is decided before the run begins.
+
+    members: the number of members, soups included. generations: the number of generations, unless
+    seconds, a time for evaluation, decides it. chunk: the number of rows evaluated together.
+    """
+
+    members: int
+    generations: int
+    seconds: float | None = None
+    chunk: int = 8
+
+
+def count_passes(fitness: ClassificationFitness, validation: Validation, members: int) -> Passes:
+    """The passes that a run of so many members needs, with validation at its most expensive."""
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
@@ -59,11 +75,11 @@ def count_passes(
         extra = len(policy.calibration)
     rotates = fitness.images_per_batch is not None
     # Members, mean, a soup for each member but the first; then three candidates are kept.
-    soups = 2 * members * (len(validation) + extra) + 3 * extra
+    soups = 2 * members * (len(validation.images) + extra) + 3 * extra
     return Passes(
         trials=members * (size + extra),
         parents=members * (size + extra) / fitness.generations_per_batch if rotates else 0.0,
-        validation=soups / validate_every,
+        validation=soups / validation.every,
         initial=soups + (0 if rotates else members * (size + extra)),
     )
 
@@ -77,8 +93,12 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Preliminaries:
-    """The report; members: name and score of each on `images` fitness images."""
+class Preflight:
+    """What is known before the run starts.
+
+    members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
+    some of them. memory: by device.
+    """
 
     members: tuple[tuple[str, Score], ...]
     images: int
@@ -90,12 +110,12 @@ class Preliminaries:
 
     @property
     def seconds_per_generation(self) -> float:
-        """Of evaluation, which is nearly all."""
+        """The time that evaluation takes, which is nearly all."""
         return self.passes.generation * self.seconds_per_pass
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, racing's savings not counted."""
+        """The time that the whole run takes, without what racing saves."""
         initial = self.passes.initial * self.seconds_per_pass
         return initial + self.generations * self.seconds_per_generation
 
@@ -132,52 +152,44 @@ class Preliminaries:
 
 def examine(
     fitness: ClassificationFitness,
-    validation: LabelledImages,
+    validation: Validation,
     basin: BasinReport | None,
-    *,
-    members: int,
-    generations: int,
-    seconds: float | None,
-    validate_every: int,
-    chunk: int,
-) -> Preliminaries:
-    """Scores every member on 1,000 class-balanced fitness images, and times it.
-
-    members: of the run, injected ones included. seconds: a time that decides the number of
-    generations, in place of `generations`.
-    """
+    schedule: Schedule,
+) -> Preflight:
+    """Scores every member on 1,000 class-balanced fitness images, and times it."""
     evaluator, images = fitness.evaluator, fitness.images
     population = evaluator.population
     some = images
     if len(images) > IMAGES:
         some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
-    scores = _scores(evaluator, some, chunk)  # builds plans and chooses engines on the way
+    scores = _scores(evaluator, some, schedule.chunk)  # builds plans and chooses engines on the way
     started, before = time.perf_counter(), evaluator.forward_passes
     again = some.stretch(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
-    _scores(evaluator, again, chunk)
+    _scores(evaluator, again, schedule.chunk)
     per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
-    passes = count_passes(fitness, validation, validate_every, members)
-    if seconds is not None:
-        generations = passes.generations_in(seconds, per_pass)
-    return Preliminaries(
+    passes = count_passes(fitness, validation, schedule.members)
+    generations = schedule.generations
+    if schedule.seconds is not None:
+        generations = passes.generations_in(schedule.seconds, per_pass)
+    return Preflight(
         members=tuple(zip(population.names, scores, strict=True)),
         images=len(some),
         basin=basin,
         passes=passes,
         seconds_per_pass=per_pass,
         generations=generations,
-        memory=_memory(fitness, chunk),
+        memory=_memory(fitness, schedule.chunk),
     )
 
 
 def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
     population = evaluator.population
-    found: list[Score] = []
+    scores: list[Score] = []
     for start in range(0, population.size, chunk):
-        own = slice(start, start + chunk)
-        rows = population.rows[own].to(evaluator.device)
-        found += evaluator.scores(rows, images, Inherited(population.statistics[own]))
-    return found
+        members = slice(start, start + chunk)
+        rows = population.rows[members].to(evaluator.device)
+        scores += evaluator.scores(rows, images, Inherited(population.statistics[members]))
+    return scores
 
 
 def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
@@ -198,16 +210,16 @@ def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
         later[evaluator.device] = 2 * chunks
     host = torch.device("cpu")
     later[host] = later.get(host, 0) + scores
-    found = {}
+    by_device = {}
     for device, more in later.items():
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             held = torch.cuda.memory_allocated(device)
-            found[str(device)] = Memory(peak + more, available_memory(device) + held)
+            by_device[str(device)] = Memory(peak + more, available_memory(device) + held)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            found["host"] = Memory(peak + more, available_memory() + peak)
-    return found
+            by_device["host"] = Memory(peak + more, available_memory() + peak)
+    return by_device
 
 
 def _gib(count: int) -> str:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution import journal
-from deevo_ext.evolution.configuration import Configuration
 from deevo_ext.evolution.course import Candidate, Course, as_returned
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.optimizer import DifferentialEvolution
 from deevo_ext.evolution.storage import serialise
 from deevo_ext.files import write_whole
-from deevo_ext.key_layout import KeyLayout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
 
 
 @dataclass
@@ -42,37 +41,33 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     path = folder / journal.FILE_NAME
     if not path.exists():
         raise DeevoError(f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run")
-    records, _ = journal.read(path)
-    if not records:
+    recording = journal.read(path)
+    header = recording.header
+    if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
-    header = records[0]
     with journal.line_of(path, 1):
-        files = _locate(header["checkpoints"], folder, checkpoint_dir)
-        population = Population.from_recipe(header["population"], files)
-        if population.layout.hash != header["layout"]:
+        files = _locate(header.checkpoints, folder, checkpoint_dir)
+        population = Population.from_manifest(header.population, files)
+        if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
-        configuration = Configuration.from_json(header["configuration"])
-        de = DifferentialEvolution.from_configuration(population, configuration, header["seed"])
+        configuration = Configuration.from_json(header.configuration)
+        de = DifferentialEvolution.from_configuration(population, configuration, header.seed)
     course = Course(de)
     generations = []
-    returned: dict[str, Any] | None = None
-    for number, record in enumerate(records[1:], start=2):
-        with journal.line_of(path, number):
-            if "returned" in record:
-                returned = record["returned"]
-                continue
+    for i, record in enumerate(recording.generations):
+        with recording.line_of(i):
             generation = course.apply(record)
         if generation is not None:
             generations.append(generation)
     if not de.scored:
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
     candidate = course.chosen()
-    if returned is not None:
-        with journal.line_of(path, len(records)):
-            candidate = as_returned(candidate, returned)
+    if recording.returned is not None:
+        with recording.line_of(len(recording.generations)):
+            candidate = as_returned(candidate, recording.returned)
     elif population.batchnorm == "recalibrate":
         candidate = replace(candidate, statistics=None)  # only the images could tell
-    return Replay(course, generations, candidate, finished=returned is not None)
+    return Replay(course, generations, candidate, finished=recording.returned is not None)
 
 
 def _locate(
@@ -86,10 +81,10 @@ def _locate(
                 raise DeevoError(
                     f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
                 )
-            found = checkpoints.sha256(path)
-            if found != expected:
+            actual = checkpoints.sha256(path)
+            if actual != expected:
                 raise DeevoError(
-                    f"{path} has SHA-256 {found}, the journal expects {expected}: it is not the "
+                    f"{path} has SHA-256 {actual}, the journal expects {expected}: it is not the "
                     "checkpoint that the run began with"
                 )
         return files
@@ -117,7 +112,7 @@ def write_candidate(result: Replay, path: Path) -> None:
             "are known at its end only: resume it first"
         )
     de = result.course.de
-    state, keys = result.candidate.state_dict(de), KeyLayout.of_population(de.population)
+    state, keys = result.candidate.state_dict(de), Naming.of_population(de.population)
     if path.suffix == ".pth":
         write_whole(path, keys.pickled(state))
     else:

@@ -26,7 +26,7 @@ from deevo_ext.files import write_whole
 from deevo_ext.fitness.evaluator import Evaluator, PerImage
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 from deevo_ext.text import text_table
 
 SOUP = "initial greedy soup"
@@ -194,11 +194,11 @@ def bootstrap_interval(
 def ensemble(evaluator: Evaluator, population: Population, images: LabelledImages) -> PerImage:
     """The logit ensemble of the initial members, read again one at a time: their mean logits."""
     total = torch.zeros(())
-    for i in range(population.read):
+    for i in range(population.initial_size):
         row, statistics = population.reread(i)
         used = evaluator.statistics_of(row, Inherited(statistics))
         total = total + evaluator.logits(row, images, used).double()
-    mean = (total / population.read).float()
+    mean = (total / population.initial_size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
     return PerImage(losses, mean.argmax(dim=1) == images.labels)
 
@@ -209,7 +209,7 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
     assert evaluator is not None
     chosen = run.course.chosen()
     population = run.de.population
-    members = population.read
+    members = population.initial_size
 
     def measure(candidate: Candidate) -> PerImage:
         return evaluator.per_image(candidate.row, images, candidate.statistics)

@@ -1,21 +1,19 @@
-"""Files of a run besides its journal: initial checkpoints, evolved weights, encoded statistics."""
+"""Files of a run besides its journal: initial checkpoints, evolved weights."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 
-from deevo_ext import checkpoints
 from deevo_ext.files import write_whole
-from deevo_ext.key_layout import KeyLayout
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"
@@ -28,7 +26,7 @@ def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> byt
 
 
 def write_weights(
-    keys: KeyLayout, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
+    keys: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
 ) -> None:
     """The evolved weights as .safetensors and .pth, under the names of the first checkpoint."""
     write_whole(folder / EVOLVED, serialise(keys.named(state), provenance))
@@ -48,12 +46,12 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
             f"{INITIAL}/member_{i:03d}.safetensors",
             hashlib.sha256(_member(population, i)).hexdigest(),
         ]
-        for i in range(population.read)
+        for i in range(population.initial_size)
     ]
 
 
 def write_initial(population: Population, run_dir: Path, named: list[list[str]]) -> None:
-    """Writes the members that have no file of their own, as `initial_checkpoints` named them.
+    """Writes the members that were read from no file, as `initial_checkpoints` named them.
 
     Without them the journal could not be replayed. Files that are there already are kept: the
     journal's header has been compared with the population by now.
@@ -76,15 +74,3 @@ def _relative(path: str, run_dir: Path | None) -> str:
     if run_dir is not None and absolute.is_relative_to(run_dir.resolve()):
         return absolute.relative_to(run_dir.resolve()).as_posix()
     return str(absolute)
-
-
-def encode_statistics(statistics: torch.Tensor | None) -> str | None:
-    """float32 statistics as base64 text."""
-    if statistics is None:
-        return None
-    return base64.b64encode(statistics.cpu().contiguous().numpy().tobytes()).decode("ascii")
-
-
-def decode_statistics(text: str) -> torch.Tensor:
-    """The inverse of `encode_statistics`."""
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float32).copy())

@@ -12,6 +12,7 @@ from deevo_ext.data.augmentation import Augmentation, AugmentedImages
 from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.base_fitness import Fitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric, mean_score
 from deevo_ext.fitness.racing import Racing
@@ -47,7 +48,7 @@ class Batch:
     weights: list[torch.Tensor] | None
 
 
-class ClassificationFitness:
+class ClassificationFitness(Fitness):
     """Mean score of a population's rows on a fixed or rotating batch of labelled images.
 
     images: the fitness set. images_per_batch: None for all of them in every generation; otherwise a
@@ -58,6 +59,8 @@ class ClassificationFitness:
     "loss", "top1" (then fitness is 1 - top-1) or a function, see `fitness.metrics`;
     label_smoothing: of the loss. racing: drops trials that lose before they have seen all images.
     """
+
+    evaluator: Evaluator
 
     def __init__(
         self,
@@ -99,11 +102,6 @@ class ClassificationFitness:
         self._current: tuple[int, Batch] | None = None
         self._difficulty: np.ndarray | None = None
         evaluator.check_precision(images)
-
-    @property
-    def device(self) -> torch.device:
-        """Where networks are evaluated."""
-        return self.evaluator.device
 
     def describe(self) -> dict[str, Any]:
         """What decides the fitness values, for the journal's header."""
@@ -199,9 +197,3 @@ class ClassificationFitness:
     def reduce(self, scores: torch.Tensor) -> float:
         """The fitness of scores [N] on all images of a batch."""
         return mean_score(scores, self.evaluator.micro_batch)
-
-    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> list[float]:
-        """Fitness, minimised, of rows [E, D] that are members' trials (or the members)."""
-        statistics = self.statistics(rows, members)
-        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
-        return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]

@@ -20,7 +20,7 @@ from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.networks.engines.choose import EngineTable
 from deevo_ext.networks.forward import Losses, PopulationForward
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 # What the precision check looks at.
 _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024

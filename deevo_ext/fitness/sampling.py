@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from deevo_ext.backends.reference.philox import ROUNDS, key_of, philox4x32
-from deevo_ext.tables import POPULATION_MEMBER, Purpose
+from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
 
 def image_keys(count: int, batch: int, seed: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Modules, Workers
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 
 Inherited = NewType("Inherited", Tensor)
 """Statistics float32 [S] that a row has from its parent, or the mean of several parents'; [K, S]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout
+from deevo_ext.population.layout import Layout
 
 ENGINE_CHOICES = ("auto", "fused", "triton", "compile", "eager")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout
 from deevo_ext.networks.arguments import (
     check_labels,
     check_options,
@@ -30,7 +29,8 @@ from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.graph.export import as_dtype
 from deevo_ext.networks.graph.network_graph import NetworkGraph
 from deevo_ext.networks.precision import PrecisionReport, compare_losses
-from deevo_ext.population import Population
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.population import Population
 
 
 class Losses(NamedTuple):

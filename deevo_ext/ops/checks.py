@@ -1,4 +1,4 @@
-"""What every operator demands of its tensors, in one place. Errors name operator and argument."""
+"""What all operators demand of their tensors. Errors name the operator and the argument."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
     NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
     Setting,
     gene_words,
-    state_layout,
+    state_offsets,
 )
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,9 +29,9 @@ class Checker:
         self.operator = operator
         self.device = device
 
-    def fail(self, argument: str, given: object, expected: str) -> None:
+    def fail(self, argument: str, actual: object, expected: str) -> None:
         """Raises the one kind of error that operators have."""
-        raise DeevoError(f"deevo::{self.operator}: {argument} is {given}; expected {expected}")
+        raise DeevoError(f"deevo::{self.operator}: {argument} is {actual}; expected {expected}")
 
     def tensor(
         self, argument: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None
@@ -109,8 +109,8 @@ class Checker:
             names = ", ".join(setting.name.lower() for setting in _SIZES)
             self.fail("settings", f"{sizes} for {names}", "whole numbers from 1")
         memory_size, strategy_period, sinusoid_period = (int(size) for size in sizes)
-        layout = state_layout(memory_size, strategies.shape[0], strategy_period, sinusoid_period)
-        self.tensor("state", state, torch.float64, layout.size)
+        offsets = state_offsets(memory_size, strategies.shape[0], strategy_period, sinusoid_period)
+        self.tensor("state", state, torch.float64, offsets.size)
 
     def plan(self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None) -> None:
         """A plan's tensors for NP members."""

@@ -22,8 +22,8 @@ LIBRARY = torch.library.Library("deevo", "DEF")
 @dataclass(frozen=True)
 class _Operator:
     check: Callable[..., None]
-    names: tuple[str, ...]  # of the arguments
-    mutated: tuple[int, ...]
+    names: tuple[str, ...]  # of the arguments, in the schema's order
+    mutated: tuple[int, ...]  # positions of the arguments that are written to
 
 
 _operators: dict[str, _Operator] = {}
@@ -49,7 +49,7 @@ def register(schema: str, check: Callable[..., None], mutated: tuple[int, ...]) 
 
     def fake(*arguments: Any) -> None:
         device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-        for argument, value in zip(inspect.signature(check).parameters, arguments, strict=True):
+        for argument, value in zip(_operators[name].names, arguments, strict=True):
             if isinstance(value, torch.Tensor) and value.device != device:
                 Checker(name, device).fail(
                     argument, f"on {value.device}", f"device {device}, as the others"
@@ -59,27 +59,38 @@ def register(schema: str, check: Callable[..., None], mutated: tuple[int, ...]) 
     torch.library.register_fake(f"deevo::{name}", fake, lib=LIBRARY)
 
 
-class Prepared:
-    """An operator on tensors that their owner keeps as they are, values apart.
+class BoundOperator:
+    """An operator bound to arguments that their owner keeps as they are, values apart.
+
+        plan = BoundOperator("plan", settings=settings, strategies=strategies, ...)
+        plan()
+        trials = BoundOperator("trials", population=rows, members=members, out=out, ...)
+        trials(members=others, out=another)
 
     The arguments are checked once, here; a call is then free of checks and of torch's dispatcher,
     which together take some 40 microseconds, more than a small generation's arithmetic. For owners
-    that give no one else the means to resize the tensors; others call ``torch.ops.deevo``.
+    that give no one else the means to resize the tensors; others call `torch.ops.deevo`.
     """
 
-    def __init__(self, operator: str, *arguments: Any) -> None:
-        self._name = operator
-        self._operator = _operators[operator]
-        self._operator.check(*arguments)
-        self._arguments = arguments
+    def __init__(self, operator: str, /, **arguments: Any) -> None:
+        """Checks and binds all of the operator's arguments, by the names in its schema.
 
-    def __call__(self, **replaced: Any) -> None:
-        """Runs on the backend in force. replaced: arguments by name, in place of the first ones.
-
-        The owner answers for them too: dtype, shape, contiguity, memory of their own.
+        Raises DeevoError for a wrong argument, TypeError for one that is missing or unknown.
         """
-        arguments = list(self._arguments)
-        for name, value in replaced.items():
-            arguments[self._operator.names.index(name)] = value
-        getattr(backends.select(arguments[0].device, self._name), self._name)(*arguments)
-        torch.autograd.graph.increment_version([arguments[i] for i in self._operator.mutated])
+        registered = _operators[operator]
+        registered.check(**arguments)
+        self._operator = operator
+        self._arguments = [arguments[name] for name in registered.names]
+        self._positions = {name: i for i, name in enumerate(registered.names)}
+        self._mutated = registered.mutated
+
+    def __call__(self, **replacements: Any) -> None:
+        """Runs the operator on the backend in force, with replacements for some of its arguments.
+
+        The owner answers for them too: dtype, shape, contiguity, memory that nothing else shares.
+        """
+        arguments = self._arguments.copy()
+        for name, value in replacements.items():
+            arguments[self._positions[name]] = value
+        getattr(backends.select(arguments[0].device, self._operator), self._operator)(*arguments)
+        torch.autograd.graph.increment_version([arguments[i] for i in self._mutated])

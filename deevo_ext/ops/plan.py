@@ -23,7 +23,7 @@ def check(
 ) -> None:
     """Fills choices, parameters, coefficients and gene_mask for all NP members.
 
-    Shapes and dtypes: `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
+    Shapes and dtypes: `deevo_ext.ops.tables`. Raises DeevoError naming the argument at fault.
     """
     c = Checker("plan", fitness.device)
     c.configuration(settings, strategies, state)

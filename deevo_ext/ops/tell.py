@@ -25,7 +25,7 @@ def check(
     """Updates state, fitness, alive and generation in place; fills accepted and archive_slot.
 
     trial_fitness float64 [NP], minimised; accepted uint8 [NP]; archive_slot int32 [NP]; the rest
-    as in `deevo_ext.tables`. Raises DeevoError naming the argument at fault.
+    as in `deevo_ext.ops.tables`. Raises DeevoError naming the argument at fault.
     """
     c = Checker("tell", fitness.device)
     c.configuration(settings, strategies, state)

@@ -82,17 +82,21 @@ def contents(
         "forward passes": f"{run.forward_passes:,}",
         "seconds": f"{run.seconds:.1f}",
         "BatchNorm statistics": population.batchnorm,
-        "deevo_ext": f"{_version.__version__}, contract {header['contract']}",
+        "deevo_ext": f"{_version.__version__}, contract {header.contract}",
         **about,
     }
-    sources = zip(population.names, header["checkpoints"], strict=False)
-    decides = {name: header[name] for name in ("configuration", "fitness", "validation")}
+    sources = zip(population.names, header.checkpoints, strict=False)
+    decides = {
+        "configuration": header.configuration,
+        "fitness": header.fitness,
+        "validation": header.validation,
+    }
     return {
         "title": f"deevo_ext: {folder.name}",
-        "summary": f"One network, evolved without gradients from the {population.read} checkpoints "
-        f"below by differential evolution: {kind} of the population at generation "
-        f"{chosen.generation}, which validation images chose "
-        f"({count} member{'s' * (count > 1)}, validation score {chosen.score:.5g}). It costs what "
+        "summary": "One network, evolved without gradients from the "
+        f"{population.initial_size} checkpoints below by differential evolution: "
+        f"{kind} of the population at generation {chosen.generation}, which validation images "
+        f"chose ({count} member{'s' * (count > 1)}, validation score {chosen.score:.5g}). It costs what "
         "one of its parents costs.",
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),

@@ -80,3 +80,17 @@ def images(count: int, seed: int = 0, name: str = "images") -> ImageSet:
 def sphere(row: torch.Tensor) -> float:
     """Mean square distance to 0.3."""
     return float((row.double() - 0.3).square().mean())
+
+
+def sphere_until(count: int, then: Callable[[], None]) -> Callable[[torch.Tensor], float]:
+    """`sphere`, whose call number `count` does something else first."""
+    calls = 0
+
+    def evaluate(row: torch.Tensor) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            then()
+        return sphere(row)
+
+    return evaluate

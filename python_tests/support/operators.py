@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 
 import deevo_ext.ops  # noqa: F401 (registers torch.ops.deevo)
 from deevo_ext import _extension
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.strategies import Strategy, compile_pool
-from deevo_ext.tables import (
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
     NUM_PARAMETER_COLUMNS,
     ChoiceColumn,
     gene_words,
 )
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.strategies import Strategy, compile_pool
 from support import cuda_on_host
 
 # The last one runs the CUDA kernels' sources.

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 
 POLICIES = ["evolve", "inherit", "recalibrate"]
@@ -26,16 +26,16 @@ def build(factory: type[nn.Module] = ConvNet, count: int = 3, **kwargs: Any) -> 
     return Population.from_state_dicts(factory(), members(factory, count), **kwargs)
 
 
-def assert_equal(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert list(given) == list(expected)
+def assert_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(actual) == list(expected)
     for name, tensor in expected.items():
-        assert given[name].dtype == tensor.dtype, name
-        assert given[name].shape == tensor.shape, name
-        assert given[name].numpy().tobytes() == tensor.numpy().tobytes(), name
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        assert actual[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 def changed(state: Mapping[str, Tensor], **changes: Any) -> State:
-    """A copy with tensors replaced, or dropped where None; ``__`` in a keyword means a dot."""
+    """A copy with tensors replaced, or dropped where None; `__` in a keyword means a dot."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return {n: t.clone() for n, t in ({**state, **changes}).items() if t is not None}
 

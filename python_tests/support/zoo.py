@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deevo_ext.layout import Layout
+from deevo_ext.population.layout import Layout
 
 
 def _torchvision() -> Any:

@@ -1,5 +1,5 @@
-// Where each number lies in the small tensors that the operators share. deevo_ext/tables.py is the
-// same list in Python, with the meanings; a test compares the two.
+// Where each number lies in the small tensors that the operators share. deevo_ext/ops/tables.py is
+// the same list in Python, with the meanings; a test compares the two.
 #pragma once
 
 #include <cstdint>

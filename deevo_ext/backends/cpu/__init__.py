@@ -9,7 +9,7 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.backends.cpu.inference import fold, head, loss_and_rank
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import NUM_STRATEGY_COLUMNS
+from deevo_ext.ops.tables import NUM_STRATEGY_COLUMNS
 
 __all__ = ["commit", "fold", "fold_trials", "head", "loss_and_rank", "plan", "tell", "trials"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.tables import NUM_STRATEGY_COLUMNS
+from deevo_ext.ops.tables import NUM_STRATEGY_COLUMNS
 
 # Relative, so that the kernels' sources on the CPU can be called through the same files.
 from .calls import call, dtype_of, genes_of, rows_of

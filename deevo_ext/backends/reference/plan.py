@@ -21,19 +21,19 @@ from deevo_ext.backends.checks import (
     require_subnormals,
 )
 from deevo_ext.backends.reference.exact_math import cauchy_quantile, normal_quantile, sin2pi
-from deevo_ext.backends.reference.philox import draw, mask_draws, mulhi, uniform
-from deevo_ext.tables import (
+from deevo_ext.ops.philox import draw, mask_draws, mulhi, uniform
+from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
     Purpose,
     Setting,
     Source,
-    StateLayout,
+    StateOffsets,
     StrategyColumn,
     TermCode,
     gene_words,
-    state_layout,
+    state_offsets,
 )
 
 ATTEMPTS = 32
@@ -56,7 +56,7 @@ class Plan:
     num_valid: int
     generation: int
     seed: int
-    at: StateLayout
+    at: StateOffsets
 
 
 def clean_fitness(values: torch.Tensor) -> list[float]:
@@ -64,9 +64,9 @@ def clean_fitness(values: torch.Tensor) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in values.tolist()]
 
 
-def layout_of(settings: list[float], num_strategies: int) -> StateLayout:
-    """The state's layout, from the settings that fix it."""
-    return state_layout(
+def offsets_of(settings: list[float], num_strategies: int) -> StateOffsets:
+    """The offsets of the state's parts, from the settings that fix them."""
+    return state_offsets(
         int(settings[Setting.MEMORY_SIZE]),
         num_strategies,
         int(settings[Setting.STRATEGY_PERIOD]),
@@ -301,7 +301,7 @@ def plan(
     coefficients: torch.Tensor,
     gene_mask: torch.Tensor,
 ) -> None:
-    """Fills choices, parameters, coefficients and gene_mask (shapes: `deevo_ext.tables`)."""
+    """Fills choices, parameters, coefficients and gene_mask (shapes: `deevo_ext.ops.tables`)."""
     require_subnormals()
     table = strategies.reshape(-1, NUM_STRATEGY_COLUMNS).tolist()
     check_generation("plan", int(generation.item()))
@@ -319,7 +319,7 @@ def plan(
         num_valid=sum(losses[i] < math.inf for i in living),
         generation=int(generation.item()),
         seed=seed,
-        at=layout_of(numbers, len(table)),
+        at=offsets_of(numbers, len(table)),
     )
     rows = [plan_member(p, member) for member in range(len(losses))]
     choices.copy_(torch.tensor([row[0] for row in rows], dtype=torch.int32))

@@ -15,16 +15,16 @@ from deevo_ext.backends.checks import (
     check_told,
     require_subnormals,
 )
-from deevo_ext.backends.reference.philox import draw, mulhi
-from deevo_ext.backends.reference.plan import clean_fitness, layout_of
-from deevo_ext.tables import (
+from deevo_ext.backends.reference.plan import clean_fitness, offsets_of
+from deevo_ext.ops.philox import draw, mulhi
+from deevo_ext.ops.tables import (
     NUM_STRATEGY_COLUMNS,
     ChoiceColumn,
     ParameterColumn,
     Purpose,
     Setting,
     Source,
-    StateLayout,
+    StateOffsets,
     StrategyColumn,
 )
 
@@ -100,7 +100,7 @@ class Tell:
         self.living = living
         self.accepted = accepted
         self.improvement = improvement
-        self.at: StateLayout = layout_of(settings, len(strategies))
+        self.at: StateOffsets = offsets_of(settings, len(strategies))
 
     def mean(
         self, k: int, column: ParameterColumn, lehmer: bool, source: Source | None = None

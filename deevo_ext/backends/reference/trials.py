@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from deevo_ext.backends.checks import check_choices, check_genes, require_subnormals
-from deevo_ext.backends.reference.philox import mask_draws
-from deevo_ext.tables import ChoiceColumn, Purpose
+from deevo_ext.ops.philox import mask_draws
+from deevo_ext.ops.tables import ChoiceColumn, Purpose
 
 
 @dataclass(frozen=True)

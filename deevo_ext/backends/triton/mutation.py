@@ -14,10 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from deevo_ext import tables
 from deevo_ext.backends.triton.philox import mask_draws
 from deevo_ext.backends.triton.storage import to_storage, widen
-from deevo_ext.tables import NUM_CHOICE_COLUMNS, ChoiceColumn, Purpose
+from deevo_ext.ops import tables
+from deevo_ext.ops.tables import NUM_CHOICE_COLUMNS, ChoiceColumn, Purpose
 
 # The compile-time constants that a kernel may name.
 MAX_TERMS = tl.constexpr(tables.MAX_TERMS)

@@ -16,7 +16,7 @@ import torch
 
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.memory import available_memory
+from deevo_ext.population.allocation import available_memory
 
 Place = Literal["device", "pinned", "mapped"]
 _COPIED = 1 << 28  # bytes gathered at a time

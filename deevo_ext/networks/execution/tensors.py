@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deevo_ext.layout import Layout
+from deevo_ext.population.layout import Layout
 
 
 @dataclass(frozen=True)

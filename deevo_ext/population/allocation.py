@@ -2,7 +2,7 @@
 
 Rows lie in huge pages where Linux gives them on request. With 4 KiB pages a pass over a population
 spends a tenth of its time on looking up addresses, and its first touch several times that of
-copying it. ``/sys/kernel/mm/transparent_hugepage/enabled`` says whether requests are heard
+copying it. `/sys/kernel/mm/transparent_hugepage/enabled` says whether requests are heard
 ("madvise", the usual setting, or "always").
 """
 

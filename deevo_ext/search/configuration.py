@@ -7,22 +7,16 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.pools import POOLS, difference_pool, interpolation_pool
-from deevo_ext.strategies import Strategy, compile_pool, members_needed, parse
-from deevo_ext.tables import Setting, StateLayout, StrategyColumn, state_layout
-
-F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
-SINUSOIDS = {"ensemble": 0, "decreasing": 1, "increasing": 2, "none": 3}
-CR_MEANS = {"lehmer": 0, "arithmetic": 1}
-CROSSOVER_UNITS = ("weight", "channel", "tensor")
+from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
+from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
+from deevo_ext.search.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
+from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class Configuration:
     strategies: the pool, or the name of one, "interp" (D/E: four interpolations and trigonometric
         mutation with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference".
     generations: horizon G of the schedule (D/E 100 to 300).
-    adapt_strategies: strategy odds follow success rates (SaDE, D/E), else they stay as given.
+    adapt_strategies: strategy odds follow success rates (SaDE, D/E), else they never change.
     strategy_period: generations in the success window (E: 10).
     adapt_start: first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
     odds_floor: least score of a strategy, and what is added to success rates (SaDE, D/E: 0.01).
@@ -102,34 +96,8 @@ class Configuration:
     population_min: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strategies", _pool(self.strategies))
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and low <= value <= high):
-                raise DeevoError(f"{name} is {value!r}; expected a number in [{low}, {high}]")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value != int(value):
-                raise DeevoError(f"{name} is {value!r}; expected a whole number")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise DeevoError(f"{name} is {getattr(self, name)!r}; expected True or False")
-        for low_name, high_name in (("f_min", "f_max"), ("cr_min", "cr_max"), _PBEST):
-            low, high = getattr(self, low_name), getattr(self, high_name)
-            if low > high:
-                raise DeevoError(f"{low_name} is {low}, above {high_name}, {high}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise DeevoError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
-                )
-        for name, low, high in (("lower", -math.inf, 0.0), ("upper", 0.0, math.inf)):
-            bound = getattr(self, name)
-            if bound is not None and not (isinstance(bound, (int, float)) and low <= bound <= high):
-                raise DeevoError(
-                    f"{name} is {bound!r}; expected None or a number in [{low}, {high}]: bounds "
-                    "lie around 0, which the pads of a row hold"
-                )
+        object.__setattr__(self, "strategies", pool_of(self.strategies))
+        check_ranges({f.name: getattr(self, f.name) for f in fields(self)})
         if 0 < self.population_min < max(self.members_needed, 4):
             raise DeevoError(
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
@@ -148,7 +116,7 @@ class Configuration:
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
 
     def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
-        """The operators' ``settings`` tensor, float64 [len(Setting)].
+        """The operators' `settings` tensor, float64 [len(Setting)].
 
         weights: length of a row up to its last weight that is no pad, which j_rand is drawn from;
         genes: segments that crossover exchanges, 0 for single weights.
@@ -186,15 +154,15 @@ class Configuration:
         }
         return torch.tensor([float(values[setting]) for setting in Setting], dtype=torch.float64)
 
-    def layout(self) -> StateLayout:
+    def offsets(self) -> StateOffsets:
         """Where each part of the adaptation state lies."""
-        return state_layout(
+        return state_offsets(
             self.memory_size, len(self.strategies), self.strategy_period, self.sinusoid_period
         )
 
     def initial_state(self) -> torch.Tensor:
-        """The adaptation state before the first generation, float64 [layout().size]."""
-        at = self.layout()
+        """The adaptation state before the first generation, float64 [offsets().size]."""
+        at = self.offsets()
         state = torch.zeros(at.size, dtype=torch.float64)
         state[at.memory_f : at.memory_cr] = self.f_init
         state[at.memory_cr : at.memory_frequency] = self.cr_init
@@ -216,79 +184,9 @@ class Configuration:
         return cls(**values)
 
 
-_UNIT = (0.0, 1.0)
-_ANY = (-math.inf, math.inf)
-_RANGES: list[tuple[str, float, float]] = [
-    ("generations", 1, 2**31 - 2),
-    ("strategy_period", 1, 10**6),
-    ("adapt_start", 1, 2**31 - 2),
-    ("odds_floor", 1e-12, 1.0),
-    ("memory_size", 1, 10**6),
-    ("f_init", 0.0, 2.0),
-    ("f_std", 0.0, 10.0),
-    ("f_min", -10.0, 10.0),
-    ("f_max", -10.0, 10.0),
-    ("cr_init", *_UNIT),
-    ("cr_std", *_UNIT),
-    ("cr_min", *_UNIT),
-    ("cr_max", *_UNIT),
-    ("sinusoid_1_frequency", 0.0, 10.0),
-    ("frequency_init", 0.0, 1.0),
-    ("frequency_std", 0.0, 10.0),
-    ("sinusoid_period", 1, 10**6),
-    ("switch", *_UNIT),
-    ("pbest_min", *_UNIT),
-    ("pbest_max", *_UNIT),
-    ("archive_size", 0, 10**6),
-    ("population_min", 0, 10**6),
-]
-_COUNTS = (
-    "generations",
-    "strategy_period",
-    "adapt_start",
-    "memory_size",
-    "sinusoid_period",
-    "archive_size",
-    "population_min",
-)
-_SWITCHES = ("adapt_strategies", "adapt_memories", "best_excludes_target", "trig_offset", "j_rand")
-_PBEST = ("pbest_min", "pbest_max")
-_CHOICES: dict[str, Collection[str]] = {
-    "f_distribution": F_DISTRIBUTIONS,
-    "cr_mean": CR_MEANS,
-    "sinusoid": SINUSOIDS,
-    "crossover_unit": CROSSOVER_UNITS,
-}
-
-
-def _pool(given: Any) -> tuple[Strategy, ...]:
-    if isinstance(given, str) and given in POOLS:
-        return POOLS[given]()
-    if isinstance(given, (str, dict, Strategy)) or not isinstance(given, Iterable):
-        raise DeevoError(
-            f"strategies is {given!r}; expected a list of strategies or one of {', '.join(POOLS)}"
-        )
-    return tuple(_strategy(strategy) for strategy in given)
-
-
-def _strategy(given: Strategy | Sequence[str] | dict[str, Any]) -> Strategy:
-    """A Strategy from itself, a dict, (formula, crossover) or (name, formula, crossover)."""
-    if isinstance(given, Strategy):
-        return given
-    if isinstance(given, dict) and set(given) <= {f.name for f in fields(Strategy)}:
-        return Strategy(**given)
-    if isinstance(given, (tuple, list)) and len(given) in (2, 3):
-        name, formula, crossover = given[0], given[-2], given[-1]
-        return Strategy(name, formula, crossover)
-    raise DeevoError(
-        f"a strategy is {given!r}; expected a Strategy, (formula, crossover) or "
-        "(name, formula, crossover)"
-    )
-
-
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
-    # counted before replacement, a lone winner at index 0 heard, 0/0 ruled out, float64 fitness.
+    # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
     "paper": {},
     # What docs/evidence.md supports: differences of members in place of interpolations, whose
     # population contracts to a soup; F around the classic 0.5; more of each mutant taken; a first

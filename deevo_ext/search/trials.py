@@ -1,38 +1,42 @@
-"""What waits for fitness values: rows on demand, never kept."""
+"""What waits for fitness values: rows that are made when they are asked for, and never kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from deevo_ext.errors import DeevoError
-
-if TYPE_CHECKING:
-    from deevo_ext.evolution.optimizer import DifferentialEvolution
+from deevo_ext.search.row_source import RowSource
 
 
 class Trials:
     """What waits for fitness values: a generation's trials, or the parents themselves.
 
-    Attributes: ``generation`` (0 for the initial parents), ``parents`` (True when the rows are the
-    parents), ``members`` (int64, ascending: whose rows want a score; all of them but those that
-    population reduction has taken out), ``size`` (NP: the fitness values to tell).
+    Attributes:
+        generation: that of the trials; 0 for the initial parents.
+        parents: whether the rows are the parents.
+        members: int64, ascending: those whose rows want a score, all of them but those that
+            population reduction has taken out.
+        size: NP, the number of fitness values to tell.
+        over: whether these have been told, or others asked for, since; set by the optimizer.
     """
 
-    def __init__(self, owner: DifferentialEvolution, generation: int, parents: bool) -> None:
-        self._owner = owner
+    def __init__(
+        self, source: RowSource, generation: int, members: torch.Tensor, *, parents: bool
+    ) -> None:
+        self._source = source
         self.generation = generation
         self.parents = parents
-        self._tail = self._variances().clone()
-        self.members = owner.living
-        self.size = owner.population.size
+        self.members = members
+        self.size = source.population.size
+        self.over = False
+        self._variances = source.variances.clone()
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """The rows of some members, [E, D], in new memory."""
         chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1).contiguous()
-        out = self._owner.new_rows(chosen.numel())
+        out = self._source.new_rows(chosen.numel())
         self._fill(chosen, out)
         return out
 
@@ -52,47 +56,37 @@ class Trials:
         """
         if size < 1:
             raise DeevoError(f"size is {size}; expected at least one row per chunk")
+        source = self._source
         wanted = self.members if members is None else members
-        if device is not None and (there := torch.empty(0, device=device).device) != self._device:
-            staging = self._owner.staging(min(size, self.members.numel()), there)
+        there = source.rows.device if device is None else torch.empty(0, device=device).device
+        if there != source.rows.device:
+            staging = source.staging(min(size, self.members.numel()), there)
             for some in wanted.split(size):
                 self._fill(some, staging.near(some.numel()))
                 yield some, staging.send(some.numel())
-            return
-        count, rows = wanted.numel(), self._owner.population.rows
-        in_place = self.parents and count == rows.shape[0]
-        buffer = rows if in_place else self._owner.chunk_buffer(min(size, self.members.numel()))
-        for some in wanted.split(size):
-            if in_place:
+        elif self.parents and wanted.numel() == self.size:
+            for some in wanted.split(size):
                 self._require_current()
                 start = int(some[0])
-                yield some, rows[start : start + some.numel()]
-            else:
+                yield some, source.rows[start : start + some.numel()]
+        else:
+            buffer = source.chunk_buffer(min(size, self.members.numel()))
+            for some in wanted.split(size):
                 self._fill(some, buffer[: some.numel()])
                 yield some, buffer[: some.numel()]
 
     def population_was_written(self) -> bool:
         """Whether BatchNorm variances changed since ask(): a model in train mode writes views."""
-        return self._tail.numel() > 0 and not torch.equal(self._variances(), self._tail)
-
-    def _variances(self) -> torch.Tensor:
-        population = self._owner.population
-        return population.rows[:, population.layout.nonneg_start :]
-
-    @property
-    def _device(self) -> torch.device:
-        return self._owner.population.rows.device
+        variances = self._source.variances
+        return variances.numel() > 0 and not torch.equal(variances, self._variances)
 
     def _fill(self, members: torch.Tensor, out: torch.Tensor) -> None:
         self._require_current()
-        members = members.to(self._device)
-        if self.parents:
-            torch.index_select(self._owner.population.rows, 0, members, out=out)
-        else:
-            self._owner.make_trials(members, out)
+        make = self._source.copy_parents if self.parents else self._source.make_trials
+        make(members.to(self._source.rows.device), out)
 
     def _require_current(self) -> None:
-        if self._owner.pending is not self:
+        if self.over:
             raise DeevoError(
                 f"these trials of generation {self.generation} are over: their fitness was told or "
                 "others were asked for; call ask() again"

@@ -13,9 +13,13 @@ import torch
 class Staging:
     """Two buffers on each device, used in turn.
 
-    like: a matrix of rows [*, D], whose dtype, device and row stride the near buffers take; rows:
-    of a chunk, at most; device: where the far ones lie. What `send` returns stays valid until the
-    next but one `send`; work on it belongs on the device's current stream.
+    What `send` returns stays valid until the next but one `send`; work on it belongs on the
+    device's current stream.
+
+    Args:
+        like: a matrix of rows [*, D], whose dtype, device and row stride the near buffers take.
+        rows: the most rows that a chunk has.
+        device: where the far buffers lie.
     """
 
     def __init__(self, like: torch.Tensor, rows: int, device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""What a model says about its tensors: names, shapes, ties, and which of them evolve.
+"""The inventory of a model: names, shapes and ties of its tensors, and which of them evolve.
 
-``Architecture.of(model, frozen, batchnorm)`` asks an ``nn.Module`` once; ``to_json`` and
-``from_json`` keep the answer as plain values, so that a journal reads checkpoints into the very
-same rows with no module at hand. It also checks checkpoints: ``check_names`` and ``value_in``.
+`Inventory.of(model, frozen, batchnorm)` asks an `nn.Module` once; `to_json` and
+`from_json` keep the answer as plain values, so that a journal reads checkpoints into the very
+same rows with no module at hand. It also checks checkpoints: `check_names` and `value_in`.
 
 A norm layer is any module with both a running_mean and a running_var, so InstanceNorm, timm's
 BatchNormAct2d and torchvision's FrozenBatchNorm2d count. Freezing a tensor goes before any policy.
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout, check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
 POLICIES = ("evolve", "inherit", "recalibrate")
-"""What becomes of BatchNorm statistics; see ``deevo_ext.population``."""
+"""What may become of BatchNorm statistics; population.py explains each policy."""
 ROLES = ("row", "statistic", "fixed")
-"""Evolved in the rows, held apart by the policy, or kept once."""
+"""A tensor is evolved in the rows, held apart by the policy, or kept once for all members."""
 _JSON_VERSION = 1
 
 
@@ -33,8 +34,8 @@ class ModelTensor:
     """One tensor of the model, under all its names.
 
     Attributes:
-        name: the first of its names in the state dict; ``aliases`` are the others (tied weights).
-        role: one of ``ROLES``.
+        name: the first of its names in the state dict; `aliases` are the others (tied weights).
+        role: one of `ROLES`.
         parameter: whether it is a parameter rather than a buffer.
         statistic: whether it is a norm layer's running_mean or running_var, whatever its role.
         counter: the model's value of a norm layer's num_batches_tracked, which stands in for the
@@ -52,7 +53,7 @@ class ModelTensor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``name`` and then its aliases."""
+        """The name and then the aliases."""
         return (self.name, *self.aliases)
 
     @property
@@ -66,7 +67,7 @@ class ModelTensor:
         return self.statistic and _last_part(self.name) == "running_var"
 
     def value_in(self, state: Mapping[str, Tensor], label: str) -> Tensor:
-        """This tensor of a checkpoint, checked as far as its row was not."""
+        """This tensor of a checkpoint, with the checks that writing it to a row leaves out."""
         if self.counter is not None:
             # Counts only steer training; averaging scripts leave them as floats or drop them.
             for name in self.names:
@@ -82,14 +83,14 @@ class ModelTensor:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Inventory:
     """A model's tensors and what is to become of them.
 
     Attributes:
         tensors: in the order of the state dict, tied ones as one.
         order: every name in the order of the state dict, aliases in their places.
-        batchnorm: the policy, one of ``POLICIES``; it is already applied in the tensors' roles.
-        frozen: the patterns that were frozen, as given; they too are already applied.
+        batchnorm: the policy, one of `POLICIES`; it is already applied in the tensors' roles.
+        frozen: the patterns of what was frozen; they too are already applied in the roles.
     """
 
     tensors: tuple[ModelTensor, ...]
@@ -102,7 +103,7 @@ class Architecture:
             raise DeevoError(f"batchnorm={self.batchnorm!r}; expected one of {', '.join(POLICIES)}")
         names = [name for tensor in self.tensors for name in tensor.names]
         if sorted(names) != sorted(self.order) or len(set(names)) < len(names):
-            raise DeevoError("an architecture's order must hold each of its tensors' names once")
+            raise DeevoError("an inventory's order must hold each of its tensors' names once")
         for tensor in self.tensors:
             if tensor.role not in ROLES or not (tensor.floating or tensor.role == "fixed"):
                 raise DeevoError(
@@ -114,10 +115,10 @@ class Architecture:
     @classmethod
     def of(
         cls, model: nn.Module, frozen: str | Sequence[str] = (), batchnorm: str = "evolve"
-    ) -> Architecture:
-        """The architecture of ``model``, which is not modified and may be on the meta device.
+    ) -> Inventory:
+        """The inventory of `model`, which is not modified and may be on the meta device.
 
-        ``frozen`` are fnmatch patterns on full tensor names, e.g. ``"fc.*"``; one of a tied
+        `frozen` are fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied
         tensor's names is enough. Raises DeevoError for a pattern that matches nothing.
         """
         if not isinstance(model, nn.Module):
@@ -165,7 +166,7 @@ class Architecture:
         )
 
     def check_names(self, state: Mapping[str, Tensor], label: str) -> None:
-        """Refuse a checkpoint that lacks a tensor or has one too many."""
+        """Refuses a checkpoint that lacks a tensor or has one too many."""
         known = frozenset(self.order)
         surplus = next((name for name in state if name not in known), None)
         for tensor in self.tensors:
@@ -182,11 +183,10 @@ class Architecture:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_json`` reads them back equal.
+        """Plain JSON values; `from_json` reads them back equal.
 
-        ``tensors`` has one record per name, in the order of the state dict: that of a tied tensor's
-        further names has only ``tied``, the first name. False flags and absent counters are left
-        out.
+        `tensors` has one record per name, in the order of the state dict: a tied tensor's further
+        names have only `tied`, its first name. False flags and absent counters are left out.
         """
         first = {tensor.name: tensor for tensor in self.tensors}
         tied = {alias: tensor.name for tensor in self.tensors for alias in tensor.aliases}
@@ -214,13 +214,13 @@ class Architecture:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Architecture:
-        """Read what ``to_json`` gave; raises DeevoError for anything else."""
+    def from_json(cls, record: Mapping[str, Any]) -> Inventory:
+        """Reads what `to_json` returned; raises DeevoError for anything else."""
         try:
             version = record["version"]
             if version != _JSON_VERSION:
                 raise DeevoError(
-                    f"the architecture's JSON has version {version!r}; this package reads version "
+                    f"the inventory's JSON has version {version!r}; this package reads version "
                     f"{_JSON_VERSION}: use the deevo_ext that wrote it"
                 )
             fields = list(record["tensors"])
@@ -235,7 +235,7 @@ class Architecture:
         except DeevoError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DeevoError(f"not the JSON of an architecture: {error!r}") from error
+            raise DeevoError(f"not the JSON of an inventory: {error!r}") from error
 
 
 def _tensor_from(field: Mapping[str, Any], aliases: Iterable[str]) -> ModelTensor:
@@ -253,7 +253,7 @@ def _tensor_from(field: Mapping[str, Any], aliases: Iterable[str]) -> ModelTenso
 
 
 def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
-    """Names that match any pattern; a pattern without a match is refused."""
+    """The names that match any pattern; a pattern without a match is refused."""
     held: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
@@ -268,7 +268,7 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
 
 
 def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names of the norm layers' running_mean / running_var, and of their num_batches_tracked."""
+    """The names of norm layers' running_mean and running_var, and of their num_batches_tracked."""
     statistics: set[str] = set()
     counters: set[str] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):

@@ -6,13 +6,13 @@ A row is one network's evolved weights, end to end, in the order of the model's 
     ^ 0                   ^ multiple of 8           ^ nonneg_start           ^ dim
 
 * Each tensor starts at a multiple of 8 weights, in every dtype, so that each slice is aligned for
-  16-byte loads. The pads between tensors count in ``dim`` and hold +0.
-* Entries that must stay positive (BatchNorm's running_var) lie last, from ``nonneg_start`` on.
-  Without such entries ``nonneg_start == dim``.
-* Rows lie ``stride`` elements apart: ``dim`` rounded up to a multiple of 64.
+  16-byte loads. The pads between tensors count in `dim` and hold +0.
+* Entries that must stay positive (BatchNorm's running_var) lie last, from `nonneg_start` on.
+  Without such entries `nonneg_start == dim`.
+* Rows lie `stride` elements apart: `dim` rounded up to a multiple of 64.
 
 A layout is plain data: written to JSON and read back, it turns checkpoints into rows and rows into
-tensors with no ``nn.Module`` at hand, which is what lets a journal be replayed years later.
+tensors with no `nn.Module` at hand, which is what lets a journal be replayed years later.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
 _JSON_VERSION = 1
 _PIECE = 1 << 18  # weights looked at in one go
@@ -38,36 +39,13 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``"float32"``."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """``"float32"`` -> ``torch.float32``; raises DeevoError for a name torch does not know."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise DeevoError(f"{name!r} is not the name of a torch dtype")
-    return dtype
-
-
-def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """A dtype that holds the values of both."""
-    if a == b:
-        return a
-    try:
-        return torch.promote_types(a, b)
-    except RuntimeError:  # float8 has no promotion
-        return torch.float32
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One tensor's place in the row.
 
-    ``name`` is its name in the state dict and ``aliases`` are the further names of the same tensor
-    (tied weights). ``dtype`` is that of the original tensor, such as ``"float32"``; the row has
-    its own. Columns ``offset`` to ``offset + numel`` hold it in C order.
+    `name` is its name in the state dict and `aliases` are the further names of the same tensor
+    (tied weights). `dtype` is that of the original tensor, such as `"float32"`; the row has
+    its own. Columns `offset` to `offset + numel` hold it in C order.
     """
 
     name: str
@@ -79,7 +57,7 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``name`` and then its aliases."""
+        """The name and then the aliases."""
         return (self.name, *self.aliases)
 
     @property
@@ -92,7 +70,7 @@ class Entry:
 class Layout:
     """A frozen description of the flat row; see the module's text for the picture.
 
-    ``entries`` are in the order of their offsets. An inconsistent description (overlapping or
+    `entries` are in the order of their offsets. An inconsistent description (overlapping or
     misaligned entries, a name twice) raises DeevoError.
     """
 
@@ -132,9 +110,9 @@ class Layout:
         aliases: Mapping[str, Sequence[str]] | None = None,
         nonneg: Collection[str] = (),
     ) -> Layout:
-        """Lay out ``tensors`` in their order, those named in ``nonneg`` last.
+        """Lays out `tensors` in their order, those named in `nonneg` last.
 
-        Only names, shapes and dtypes are read, so tensors on the meta device will do. ``aliases``
+        Only names, shapes and dtypes are read, so tensors on the meta device will do. `aliases`
         gives the further names of a tensor.
         """
         entries: list[Entry] = []
@@ -152,7 +130,7 @@ class Layout:
 
     @property
     def stride(self) -> int:
-        """Elements from one row to the next: ``dim`` rounded up to a multiple of 64."""
+        """Elements from one row to the next: `dim` rounded up to a multiple of 64."""
         return _round_up(self.dim, self.stride_align)
 
     @property
@@ -162,7 +140,7 @@ class Layout:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of names, shapes, dtypes, offsets, ``dim`` and ``nonneg_start``.
+        """SHA-256 (hex) of names, shapes, dtypes, offsets, `dim` and `nonneg_start`.
 
         Aliases are left out: they are further names for the same columns and change no number.
         """
@@ -193,7 +171,7 @@ class Layout:
         return torch.cat(starts) if starts else torch.empty(0, dtype=torch.int64)
 
     def with_dtypes(self, dtypes: Mapping[str, torch.dtype]) -> Layout:
-        """The same layout with other original dtypes for the entries named in ``dtypes``."""
+        """The same layout with other original dtypes for the entries named in `dtypes`."""
         entries = tuple(
             dataclasses.replace(e, dtype=dtype_name(dtypes[e.name])) if e.name in dtypes else e
             for e in self.entries
@@ -201,10 +179,10 @@ class Layout:
         return dataclasses.replace(self, entries=entries)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
-        """Zero-copy tensors of ``row`` ([dim] or longer, any dtype), by name.
+        """Zero-copy tensors of `row` ([dim] or longer, any dtype), by name.
 
         Aliases are included and map to the very same tensor object, which is what
-        ``torch.func.functional_call`` wants for tied weights.
+        `torch.func.functional_call` wants for tied weights.
         """
         self._check_row(row)
         tensors: dict[str, Tensor] = {}
@@ -217,17 +195,17 @@ class Layout:
     def flatten(
         self, tensors: Mapping[str, Tensor], out_row: Tensor, *, source: str = "the state dict"
     ) -> Tensor:
-        """Write ``tensors`` into ``out_row`` ([dim] or longer), pads as +0, and return it.
+        """Writes `tensors` into `out_row` ([dim] or longer), pads as +0, and returns it.
 
         A tied tensor may be given under one of its names or under several; names that are not in
         the layout are ignored. Values are converted to the row's dtype. Raises DeevoError, which
-        names ``source`` and the tensor, before anything is written: for a tensor that is missing,
+        names `source` and the tensor, before anything is written: for a tensor that is missing,
         has another shape, is not floating point, or differs between its tied names.
         """
         self._check_row(out_row)
-        found = [pick(tensors, e.names, e.shape, source) for e in self.entries]
+        values = [pick(tensors, e.names, e.shape, source) for e in self.entries]
         end = 0
-        for entry, tensor in zip(self.entries, found, strict=True):
+        for entry, tensor in zip(self.entries, values, strict=True):
             out_row[end : entry.offset].zero_()
             out_row[entry.offset : entry.end].view(entry.shape).copy_(tensor)
             end = entry.end
@@ -235,7 +213,7 @@ class Layout:
         return out_row
 
     def check_values(self, row: Tensor, *, source: str) -> None:
-        """Refuse a row with an infinity or NaN, or with a negative value in the tail."""
+        """Refuses a row with an infinity or NaN, or with a negative value in the tail."""
         self._check_row(row)
         # In pieces: temporaries of a row's size would stay with the allocator and add to the peak.
         whole, tail = row[: self.dim], row[self.nonneg_start : self.dim]
@@ -248,7 +226,7 @@ class Layout:
                 check_nonnegative(row[entry.offset : entry.end], entry.name, source)
 
     def to_json(self) -> str:
-        """The layout as JSON text; ``from_json`` reads it back equal."""
+        """The layout as JSON text; `from_json` reads it back equal."""
         record = {
             "version": _JSON_VERSION,
             "align": self.align,
@@ -260,7 +238,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Read what ``to_json`` wrote; raises DeevoError for anything else."""
+        """Reads what `to_json` wrote; raises DeevoError for anything else."""
         try:
             record: dict[str, Any] = json.loads(text)
             version, align = record["version"], record["align"]
@@ -288,64 +266,3 @@ def _entry_from(fields: Mapping[str, Any]) -> Entry:
     aliases = tuple(str(name) for name in fields["aliases"])
     offset, numel = int(fields["offset"]), int(fields["numel"])
     return Entry(str(fields["name"]), shape, str(fields["dtype"]), offset, numel, aliases)
-
-
-def pick(
-    tensors: Mapping[str, Tensor],
-    names: Sequence[str],
-    shape: Iterable[int],
-    source: str,
-    *,
-    floating: bool = True,
-) -> Tensor:
-    """The tensor of ``tensors`` under the first of its tied ``names`` that is present.
-
-    Raises DeevoError, naming ``source``, when none is present, a shape or kind of dtype is wrong,
-    or the values under the tied names differ.
-    """
-    given = [name for name in names if name in tensors]
-    expected = list(shape)
-    if not given:
-        raise DeevoError(f"{source}: tensor {names[0]!r} of shape {expected} is missing")
-    for name in given:
-        tensor = tensors[name]
-        if list(tensor.shape) != expected:
-            raise DeevoError(
-                f"{source}: tensor {name!r} has shape {list(tensor.shape)}, expected {expected}; "
-                "all members must be of the model's architecture"
-            )
-        if tensor.is_floating_point() != floating:
-            raise DeevoError(
-                f"{source}: tensor {name!r} has dtype {dtype_name(tensor.dtype)}, expected "
-                f"{'a floating-point' if floating else 'an integer or bool'} dtype; save the "
-                "weights in the model's own kinds of dtypes"
-            )
-    first = tensors[given[0]]
-    for name in given[1:]:
-        if not torch.equal(first, tensors[name]):
-            raise DeevoError(
-                f"{source}: tensors {given[0]!r} and {name!r} are tied in the model but hold "
-                "different values; untie them in the model or repair the checkpoint"
-            )
-    return first
-
-
-def check_finite(tensor: Tensor, name: str, source: str) -> None:
-    """Refuse a tensor with an infinity or NaN."""
-    bad = int(tensor.numel() - torch.isfinite(tensor).sum())
-    if bad:
-        raise DeevoError(
-            f"{source}: tensor {name!r} has {bad} of {tensor.numel()} values that are not finite "
-            f"as {dtype_name(tensor.dtype)}; leave this checkpoint out, or if the tensor is a "
-            "constant buffer (an attention mask) keep it out of the rows with frozen="
-        )
-
-
-def check_nonnegative(tensor: Tensor, name: str, source: str) -> None:
-    """Refuse a tensor with a negative value."""
-    bad = int((tensor < 0).sum())
-    if bad:
-        raise DeevoError(
-            f"{source}: tensor {name!r} has {bad} of {tensor.numel()} negative values, expected "
-            "variances >= 0; leave this checkpoint out or recompute its BatchNorm statistics"
-        )

@@ -15,14 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.checkpoints import read, strip_prefixes, unwrap
-from deevo_ext.population import Population
+from deevo_ext.population.checkpoints import read_wrapped, strip_prefixes, unwrap
+from deevo_ext.population.population import Population
 
 
 @dataclass(frozen=True)
-class KeyLayout:
-    """names: the file's name of each of the model's tensors, in the file's order. extra: tensors of
-    the file alone, such as AveragedModel's n_averaged. wrappers: keys around them, outermost first.
+class Naming:
+    """What a checkpoint file calls the model's tensors, and what it has around them.
+
+    Attributes:
+        names: the file's name for each of the model's names, in the file's order.
+        extra: tensors that only the file has, such as AveragedModel's n_averaged.
+        wrappers: the keys around the tensors, outermost first.
     """
 
     names: Mapping[str, str]
@@ -30,24 +34,22 @@ class KeyLayout:
     wrappers: tuple[str, ...]
 
     @classmethod
-    def of_file(
-        cls, path: Path, checkpoint_key: str | None, expected: Collection[str]
-    ) -> KeyLayout:
-        """That of a checkpoint; expected: the model's names."""
-        state, wrappers = unwrap(read(path), checkpoint_key, path)
+    def of_file(cls, path: Path, checkpoint_key: str | None, expected: Collection[str]) -> Naming:
+        """The naming of a checkpoint file; `expected` are the model's names."""
+        state, wrappers = unwrap(read_wrapped(path), checkpoint_key, path)
         stripped = strip_prefixes(state, expected)
         # Stripping keeps the order, and drops at most n_averaged.
-        given = [name for name in state if len(stripped) == len(state) or name != "n_averaged"]
-        pairs = dict(zip(stripped, given, strict=True))
-        names = {own: name for own, name in pairs.items() if own in expected}
+        in_file = [name for name in state if len(stripped) == len(state) or name != "n_averaged"]
+        pairs = zip(stripped, in_file, strict=True)
+        names = {in_model: name for in_model, name in pairs if in_model in expected}
         known = set(names.values())
         extra = {name: tensor for name, tensor in state.items() if name not in known}
         return cls(names, extra, wrappers)
 
     @classmethod
-    def of_population(cls, population: Population) -> KeyLayout:
-        """That of its first checkpoint, or the model's own where it came from no files."""
-        expected = population.architecture.order
+    def of_population(cls, population: Population) -> Naming:
+        """The naming of a population's first checkpoint, the model's where there are no files."""
+        expected = population.inventory.order
         if population.sources is None:
             return cls({name: name for name in expected}, {}, ())
         path, _ = population.sources[0]
@@ -55,12 +57,12 @@ class KeyLayout:
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A model's state dict under the file's names; tensors that the file lacks keep theirs."""
-        found = {name: state[own] for own, name in self.names.items() if own in state}
-        found |= {own: tensor for own, tensor in state.items() if own not in self.names}
-        return {**found, **self.extra}
+        renamed = {self.names[name]: state[name] for name in self.names if name in state}
+        kept = {name: tensor for name, tensor in state.items() if name not in self.names}
+        return {**renamed, **kept, **self.extra}
 
     def pickled(self, state: Mapping[str, Tensor]) -> bytes:
-        """The same with its wrappers, as torch.save writes it."""
+        """The renamed state dict in the file's wrappers, as torch.save writes it."""
         value: Any = {name: tensor.contiguous() for name, tensor in self.named(state).items()}
         for key in reversed(self.wrappers):
             value = {key: value}

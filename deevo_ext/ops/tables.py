@@ -1,16 +1,16 @@
 """Where each number lies in the small tensors that the operators share.
 
-The same list as ``csrc/include/deevo/tables.h``. A generation works on
+The same list as `csrc/include/deevo/tables.h`. A generation works on
 
-- ``settings`` float64 [len(Setting)], constant during a run;
-- ``strategies`` float64 [K, len(StrategyColumn)], a compiled pool (see `strategies`);
-- ``state`` float64 [state_layout(...).size], what the adaptation remembers;
-- ``fitness`` float64 [NP], ``alive`` uint8 [NP] and ``generation`` int64 [1];
-- the plan: ``choices`` int32 [NP, len(ChoiceColumn)], ``parameters`` float64
-  [NP, len(ParameterColumn)], ``coefficients`` float32 [NP, MAX_TERMS] and ``gene_mask`` int32
+- `settings` float64 [len(Setting)], constant during a run;
+- `strategies` float64 [K, len(StrategyColumn)], a compiled pool (see `strategies`);
+- `state` float64 [state_offsets(...).size], what the adaptation remembers;
+- `fitness` float64 [NP], `alive` uint8 [NP] and `generation` int64 [1];
+- the plan: `choices` int32 [NP, len(ChoiceColumn)], `parameters` float64
+  [NP, len(ParameterColumn)], `coefficients` float32 [NP, MAX_TERMS] and `gene_mask` int32
   [NP, gene_words(G)], bits of unsigned words: which of the G genes take the mutant (G = 0: weights
   draw for themselves);
-- ``genes`` int64 [G], where each contiguous segment of a row starts.
+- `genes` int64 [G], where each contiguous segment of a row starts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ POPULATION_MEMBER = 0xFFFFFFFF  # third counter word of draws that belong to no 
 
 
 class Setting(IntEnum):
-    """Index of each setting; the meanings and sources are `evolution.configuration`'s."""
+    """Index of each setting; the meanings and sources are `search.configuration`'s."""
 
     GENERATIONS = 0
     SWITCH_GENERATION = 1
@@ -151,11 +151,11 @@ NUM_PARAMETER_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class StateLayout:
-    """Offsets into the adaptation state.
+class StateOffsets:
+    """Where each part of the adaptation state begins.
 
-    ``memory_*`` [H, K], ``pointer`` and ``odds`` [K], ``sinusoid1_odds`` and ``archive_count`` [1],
-    ``strategy_window`` [strategy period, K, 2] and ``sinusoid_window`` [sinusoid period, 2, 2]
+    `memory_*` [H, K], `pointer` and `odds` [K], `sinusoid1_odds` and `archive_count` [1],
+    `strategy_window` [strategy period, K, 2] and `sinusoid_window` [sinusoid period, 2, 2]
     (successes, failures).
     """
 
@@ -171,17 +171,17 @@ class StateLayout:
     size: int
 
 
-def state_layout(
+def state_offsets(
     memory_size: int, num_strategies: int, strategy_period: int, sinusoid_period: int
-) -> StateLayout:
-    """Layout of the state for H = memory_size memories and K strategies."""
+) -> StateOffsets:
+    """The offsets for H = memory_size memories and K strategies."""
     memories = memory_size * num_strategies
     pointer = 3 * memories
     odds = pointer + num_strategies
     sinusoid1_odds = odds + num_strategies
     strategy_window = sinusoid1_odds + 2
     sinusoid_window = strategy_window + strategy_period * num_strategies * 2
-    return StateLayout(
+    return StateOffsets(
         memory_f=0,
         memory_cr=memories,
         memory_frequency=2 * memories,

@@ -18,9 +18,9 @@ _CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
 def average_rows(
     matrix: Tensor, chosen: Sequence[int], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The average of rows of ``matrix`` [N, D] as float32 [D]; ``weights`` are >= 0.
+    """The average of rows of `matrix` [N, D] as float32 [D]; `weights` are >= 0.
 
-    A float64 sum in the order of ``chosen``, divided by their number (by the float64 sum of the
+    A float64 sum in the order of `chosen`, divided by their number (by the float64 sum of the
     weights), rounded once to float32. Raises DeevoError for no rows and for weights that are not
     as many finite numbers >= 0, not all 0.
     """
@@ -30,7 +30,7 @@ def average_rows(
         good = len(weights) == len(chosen) and all(0 <= w < math.inf for w in weights)
         if not good or not 0 < sum(weights) < math.inf:
             raise DeevoError(
-                f"weights must be {len(chosen)} finite numbers >= 0, not all 0; given {weights}"
+                f"weights must be {len(chosen)} finite numbers >= 0, not all 0; they are {weights}"
             )
     total = float(len(chosen) if weights is None else sum(weights))
     out = torch.empty(matrix.shape[1], dtype=torch.float32, device=matrix.device)

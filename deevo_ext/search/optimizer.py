@@ -13,22 +13,13 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.bounds import held_bounds
-from deevo_ext.evolution.configuration import Configuration, configure
-from deevo_ext.evolution.generation import Generation
-from deevo_ext.evolution.staging import Staging
-from deevo_ext.evolution.trials import Trials
-from deevo_ext.memory import zero_rows
-from deevo_ext.ops.library import Prepared
-from deevo_ext.population import Population
-from deevo_ext.strategies import compile_pool
-from deevo_ext.tables import (
-    CONTRACT_VERSION,
-    MAX_TERMS,
-    NUM_CHOICE_COLUMNS,
-    NUM_PARAMETER_COLUMNS,
-    gene_words,
-)
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.population import Population
+from deevo_ext.search.adaptation import Adaptation
+from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.row_source import RowSource
+from deevo_ext.search.trials import Trials
 
 Callback = Callable[[dict[str, float]], None]
 
@@ -75,88 +66,32 @@ class DifferentialEvolution:
         seed: int,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.configuration = configuration
-        needed = max(self.configuration.members_needed, 4)
+        needed = max(configuration.members_needed, 4)
         if population.size < needed:
             raise DeevoError(
                 f"population has {population.size} members; the strategies need at least {needed} "
                 "(the target and distinct random members): give more checkpoints or strategies "
                 "with fewer of r1..r5"
             )
-        if self.configuration.population_min > population.size:
+        if configuration.population_min > population.size:
             raise DeevoError(
-                f"population_min is {self.configuration.population_min}, above the population's "
+                f"population_min is {configuration.population_min}, above the population's "
                 f"{population.size} members; expected at most that"
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")
         self.population = population
+        self.configuration = configuration
         self.seed = seed
         self.callbacks = list(callbacks)
         self.pending: Trials | None = None
         self.scored = False  # whether the parents have a fitness
 
-        size, device = population.size, population.rows.device
-        layout = population.layout
-        self._bounds = held_bounds(self.configuration, population)
-        self._genes = layout.genes(self.configuration.crossover_unit).to(device)
-        genes = self._genes.numel()
-        self._settings = self.configuration.settings(layout.weights, genes).to(device)
-        self._strategies = compile_pool(self.configuration.strategies).to(device)
-        self._state = self.configuration.initial_state().to(device)
-        at = self.configuration.layout()
-        self._odds = self._state[at.odds : at.sinusoid1_odds]
-        self._names = tuple(s.name for s in self.configuration.strategies)
-        self._crossovers = tuple(s.crossover for s in self.configuration.strategies)
-
-        def table(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
         self._completed = 0  # the generation counter without a look at the device
-        self._fitness = table(torch.float64, size).fill_(math.inf)
-        self._alive = table(torch.uint8, size).fill_(1)
-        self._gene_mask = table(torch.int32, size, gene_words(genes))
-        self._generation = table(torch.int64, 1).fill_(1)
-        self._choices = table(torch.int32, size, NUM_CHOICE_COLUMNS)
-        self._parameters = table(torch.float64, size, NUM_PARAMETER_COLUMNS)
-        self._coefficients = table(torch.float32, size, MAX_TERMS)
-        self._accepted = table(torch.uint8, size)
-        self._archive_slot = table(torch.int32, size).fill_(-1)
-        self.archive = self.new_rows(self.configuration.archive_size)
-        self._buffer: torch.Tensor | None = None
-        self._staging: Staging | None = None
-        self._plan = Prepared(
-            "plan",
-            *(self._settings, self._strategies, self._state, self._fitness, self._alive),
-            *(self._generation, seed, self._choices, self._parameters, self._coefficients),
-            self._gene_mask,
-        )
-        self._tell = Prepared(
-            "tell",
-            *(self._settings, self._strategies, self._fitness.clone(), self._choices),
-            *(self._parameters, seed, self._state, self._fitness, self._alive, self._generation),
-            *(self._accepted, self._archive_slot),
-        )
-        self._prepared_for: tuple[object, ...] = ()
-        self._prepared: dict[str, Prepared] = {}
-
-    def _on_weights(self, operator: str) -> Prepared:
-        """trials or commit, prepared anew if anybody put other rows into the population."""
-        rows = self.population.rows
-        identity = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype)
-        if identity != self._prepared_for:
-            plan = (self._choices, self._coefficients, self._genes, self._gene_mask)
-            place = (self.seed, self.population.layout.nonneg_start, 0, *self._bounds)
-            none = torch.empty(0, dtype=torch.int64, device=rows.device)
-            self._prepared = {
-                "trials": Prepared("trials", rows, self.archive, *plan, none, *place, rows[:0]),
-                "commit": Prepared(
-                    "commit",
-                    *(rows, self.archive, *plan, self._accepted, self._archive_slot, *place),
-                ),
-            }
-            self._prepared_for = identity
-        return self._prepared[operator]
+        self._adaptation = Adaptation(configuration, population, seed)
+        self._source = RowSource(population, configuration, self._adaptation, seed)
+        self._names = tuple(strategy.name for strategy in configuration.strategies)
+        self._crossovers = tuple(strategy.crossover for strategy in configuration.strategies)
 
     @property
     def generation(self) -> int:
@@ -168,46 +103,32 @@ class DifferentialEvolution:
         """The members that population reduction has left, int64, ascending; at first all."""
         if self.configuration.population_min == 0:
             return torch.arange(self.population.size)
-        return self._alive.cpu().nonzero().reshape(-1)
+        return self._adaptation.alive.cpu().nonzero().reshape(-1)
 
     @property
     def fitness(self) -> torch.Tensor:
         """The parents' fitness, float64 [NP], a copy; +inf unless scored and alive."""
-        return self._fitness.clone()
+        return self._adaptation.fitness.clone()
 
     @property
     def best(self) -> int:
         """The member of least fitness, the lowest index among equals."""
         if not self.scored:
             raise DeevoError("no member is best yet: ask() and tell() the parents' fitness first")
-        if bool((self._fitness == math.inf).all()):
+        fitness = self._adaptation.fitness
+        if bool((fitness == math.inf).all()):
             raise DeevoError("no member is best: every fitness is +inf or NaN; mend the evaluation")
-        return int(self._fitness.argmin().item())
+        return int(fitness.argmin().item())
 
     @property
     def strategy_odds(self) -> dict[str, float]:
         """The present odds of each strategy."""
-        return dict(zip(self._names, self._odds.tolist(), strict=True))
+        return dict(zip(self._names, self._adaptation.odds.tolist(), strict=True))
 
-    def new_rows(self, count: int) -> torch.Tensor:
-        """Zeroed rows like the population's, [count, D] with its stride and dtype."""
-        rows = self.population.rows
-        stride = self.population.layout.stride
-        return zero_rows(count, stride, rows.dtype, rows.device)[:, : rows.shape[1]]
-
-    def chunk_buffer(self, count: int) -> torch.Tensor:
-        """The one buffer that chunks of trials share."""
-        if self._buffer is None or self._buffer.shape[0] != count:
-            self._buffer = None  # freed before the next is made
-            self._buffer = self.new_rows(count)
-        return self._buffer
-
-    def staging(self, count: int, device: torch.device) -> Staging:
-        """The buffers through which chunks reach another device."""
-        if self._staging is None or (self._staging.rows, self._staging.device) != (count, device):
-            self._staging = None  # freed before the next is made
-            self._staging = Staging(self.new_rows(1), count, device)
-        return self._staging
+    @property
+    def archive(self) -> torch.Tensor:
+        """Parents that were replaced and are kept, [archive_size, D]."""
+        return self._source.archive
 
     def ask(self) -> Trials:
         """The next generation's trials; at first the parents themselves, who need a score too.
@@ -222,44 +143,38 @@ class DifferentialEvolution:
                 f"all {self.configuration.generations} generations of the schedule are done; to go "
                 "on from here, begin a new run on the evolved networks"
             )
-        self._plan()
-        self.pending = Trials(self, done + 1, parents=False)
-        return self.pending
+        self._adaptation.plan()
+        return self._await(Trials(self._source, done + 1, self.living, parents=False))
 
     def ask_parents(self) -> Trials:
         """The parents' own rows, to be scored (again), as when the fitness images change."""
-        self.pending = Trials(self, self.generation, parents=True)
-        return self.pending
-
-    def make_trials(self, members: torch.Tensor, out: torch.Tensor) -> None:
-        """Writes the pending trials of `members` to `out`; `Trials` is the way to call it."""
-        self._on_weights("trials")(members=members, out=out)
+        return self._await(Trials(self._source, self.generation, self.living, parents=True))
 
     def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
-        """Takes the fitness of what was asked for, float64 [NP], minimised (any for the dead).
+        """Takes the fitness of what was asked for, float64 [NP], minimised.
 
-        After trials: selects, adapts and commits, and returns what the generation did. After
-        parents: keeps their scores and returns None. Raises DeevoError before anything is changed.
+        Values for members that population reduction has taken out are ignored. After trials it
+        selects, adapts and commits, and returns what the generation did; after parents it keeps
+        their scores and returns None. Raises DeevoError before anything is changed.
         """
-        pending = self.pending
+        pending, adaptation = self.pending, self._adaptation
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
         values = self._checked(fitness)
-        own = values.to(self._fitness.device)
+        on_device = values.to(adaptation.fitness.device)
         if pending.population_was_written():
             raise DeevoError(
                 "the population was written to since ask(), as norm layers do in train mode: call "
                 "model.eval() before evaluating, and begin again on a freshly loaded population"
             )
-        self.pending = None
+        self._end_pending()
         if pending.parents:
-            lost = own.isnan() | (self._alive == 0)
-            self._fitness.copy_(torch.where(lost, math.inf, own))
+            adaptation.score_parents(on_device)
             self.scored = True
             return None
-        parents, members = self._fitness.clone(), pending.members
-        self._tell(trial_fitness=own)
-        self._on_weights("commit")()
+        parents, members = adaptation.fitness.clone(), pending.members
+        adaptation.tell(on_device)
+        self._source.commit()
         self._completed += 1
         self.population.pristine = False
         all_live = members.numel() == self.population.size
@@ -273,11 +188,11 @@ class DifferentialEvolution:
             strategies=self._names,
             crossovers=self._crossovers,
             members=members,
-            choices=of_living(self._choices),
-            parameters=of_living(self._parameters),
+            choices=of_living(adaptation.choices),
+            parameters=of_living(adaptation.parameters),
             parent_fitness=of_living(parents),
             trial_fitness=of_living(values),
-            accepted=of_living(self._accepted).bool(),
+            accepted=of_living(adaptation.accepted).bool(),
             odds=self.strategy_odds,
         )
         if self.callbacks:
@@ -285,6 +200,16 @@ class DifferentialEvolution:
             for callback in self.callbacks:
                 callback(metrics)
         return result
+
+    def _await(self, trials: Trials) -> Trials:
+        self._end_pending()
+        self.pending = trials
+        return trials
+
+    def _end_pending(self) -> None:
+        if self.pending is not None:
+            self.pending.over = True
+        self.pending = None
 
     def _checked(self, fitness: torch.Tensor | Sequence[float]) -> torch.Tensor:
         try:
@@ -308,33 +233,32 @@ class DifferentialEvolution:
         return {**self._identity(), "scored": self.scored, **tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; raises DeevoError before anything is changed."""
-        tensors = self._tensors()
-        missing = [name for name in (*_IDENTITY, "scored", *tensors) if name not in state]
+        """Takes over what `state_dict` returned; raises DeevoError before anything is changed."""
+        identity, tensors = self._identity(), self._tensors()
+        missing = [name for name in (*identity, "scored", *tensors) if name not in state]
         if missing:
             raise DeevoError(
                 f"the state lacks {missing[0]!r}; expected what state_dict() of a "
                 "DifferentialEvolution gave"
             )
-        own = self._identity()
-        for name in _IDENTITY:
-            if state[name] != own[name]:
+        for name, value in identity.items():
+            if state[name] != value:
                 raise DeevoError(
                     f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
-                    f"{own[name]!r}; make the optimizer with the parameters of the run"
+                    f"{value!r}; make the optimizer with the parameters of the run"
                 )
         for name, tensor in tensors.items():
-            given = state[name]
-            if given.shape != tensor.shape or given.dtype != tensor.dtype:
+            saved = state[name]
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise DeevoError(
-                    f"the state's {name} is {given.dtype} of shape {tuple(given.shape)}; expected "
+                    f"the state's {name} is {saved.dtype} of shape {tuple(saved.shape)}; expected "
                     f"{tensor.dtype} of shape {tuple(tensor.shape)}, as this population has"
                 )
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
         self.scored = bool(state["scored"])
-        self._completed = int(self._generation.item()) - 1
-        self.pending = None
+        self._completed = int(self._adaptation.generation.item()) - 1
+        self._end_pending()
         self.population.pristine = False
 
     def _identity(self) -> dict[str, Any]:
@@ -349,12 +273,9 @@ class DifferentialEvolution:
         return {
             "rows": self.population.rows,
             "statistics": self.population.statistics,
-            "archive": self.archive,
-            "state": self._state,
-            "fitness": self._fitness,
-            "alive": self._alive,
-            "generation": self._generation,
+            "archive": self._source.archive,
+            "state": self._adaptation.state,
+            "fitness": self._adaptation.fitness,
+            "alive": self._adaptation.alive,
+            "generation": self._adaptation.generation,
         }
-
-
-_IDENTITY = ("contract", "configuration", "layout", "seed")

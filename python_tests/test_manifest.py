@@ -1,4 +1,4 @@
-"""A population's recipe: the same bits again from the same files, with no model at hand."""
+"""A population's manifest: the same bits again from the same files, with no model at hand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
 
@@ -27,39 +27,39 @@ def save(states: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     return files
 
 
-def through_json(recipe: dict[str, Any]) -> dict[str, Any]:
-    given = json.loads(json.dumps(recipe, allow_nan=False))
-    assert given == recipe  # lists, not tuples: journals compare recipes that were read with own
-    return given
+def through_json(manifest: dict[str, Any]) -> dict[str, Any]:
+    replayed = json.loads(json.dumps(manifest, allow_nan=False))
+    assert replayed == manifest  # lists, no tuples: a journal's manifest is compared with a new one
+    return replayed
 
 
-def assert_same(given: Population, expected: Population) -> None:
+def assert_same(replayed: Population, expected: Population) -> None:
     for name in ("rows", "statistics"):
-        a, b = getattr(given, name), getattr(expected, name)
+        a, b = getattr(replayed, name), getattr(expected, name)
         assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
         assert a.contiguous().view(torch.uint8).equal(b.contiguous().view(torch.uint8))
     for layout, other in (
-        (given.layout, expected.layout),
-        (given.statistics_layout, expected.statistics_layout),
+        (replayed.layout, expected.layout),
+        (replayed.statistics_layout, expected.statistics_layout),
     ):
         assert layout == other and layout.hash == other.hash
-    assert_equal(given.fixed, expected.fixed)
-    assert given.architecture == expected.architecture
-    assert (given.names, given.batchnorm) == (expected.names, expected.batchnorm)
-    assert given.checkpoint_key == expected.checkpoint_key
-    for i in range(given.size):
-        a, b = given.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
+    assert_equal(replayed.fixed, expected.fixed)
+    assert replayed.inventory == expected.inventory
+    assert (replayed.names, replayed.batchnorm) == (expected.names, expected.batchnorm)
+    assert replayed.checkpoint_key == expected.checkpoint_key
+    for i in range(replayed.size):
+        a, b = replayed.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
         assert list(a) == list(b) and all(a[n].dtype == b[n].dtype for n in b)
         assert all(torch.equal(a[n], b[n]) for n in b)
-    assert given.recipe() == expected.recipe()
+    assert replayed.manifest() == expected.manifest()
 
 
 def assert_replayed(model: nn.Module, files: list[Path], **kwargs: Any) -> Population:
     population = Population.from_checkpoints(model, files, **kwargs)
-    given = Population.from_recipe(through_json(population.recipe()), files)
-    assert_same(given, population)
-    assert given.sources == population.sources
-    return given
+    replayed = Population.from_manifest(through_json(population.manifest()), files)
+    assert_same(replayed, population)
+    assert replayed.sources == population.sources
+    return replayed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,13 +86,13 @@ def test_frozen_tensors(
     factory: type[nn.Module], frozen: str | list[str], policy: str, tmp_path: Path
 ) -> None:
     states = members(factory, 3)
-    held = {n for t in Architecture.of(factory(), frozen).tensors if t.role == "fixed"
+    held = {n for t in Inventory.of(factory(), frozen).tensors if t.role == "fixed"
             for n in t.names}  # fmt: skip
     for state in states:
         state.update({name: states[0][name] for name in held})
-    given = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
-    assert given.fixed.keys() == held
-    assert given.architecture.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
+    replayed = assert_replayed(factory(), save(states, tmp_path), frozen=frozen, batchnorm=policy)
+    assert replayed.fixed.keys() == held
+    assert replayed.inventory.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
 
 
 def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
     ]
     files = save(wrapped, tmp_path)
     assert assert_replayed(ConvNet(), files).checkpoint_key is None
-    given = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
-    assert given.checkpoint_key == "model_ema"
-    assert torch.equal(given.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
+    replayed = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
+    assert replayed.checkpoint_key == "model_ema"
+    assert torch.equal(replayed.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
 
 
 def test_absent_counters_are_the_models(tmp_path: Path) -> None:
@@ -113,18 +113,18 @@ def test_absent_counters_are_the_models(tmp_path: Path) -> None:
     states = [changed(state, **tracked) for state in members(ConvNet, 3)]
     model = ConvNet()
     model.bn1.num_batches_tracked = torch.tensor(2**53 + 1)
-    given = assert_replayed(model, save(states, tmp_path))
-    assert given.fixed["bn1.num_batches_tracked"].tolist() == 2**53 + 1
-    assert given.fixed["bn2.num_batches_tracked"].dtype == torch.int64
+    replayed = assert_replayed(model, save(states, tmp_path))
+    assert replayed.fixed["bn1.num_batches_tracked"].tolist() == 2**53 + 1
+    assert replayed.fixed["bn2.num_batches_tracked"].dtype == torch.int64
 
 
 def test_dtypes_of_the_files_and_of_the_model(tmp_path: Path) -> None:
     one, two = members(ConvNet, 2)
     files = save([one, {n: t.half() if t.is_floating_point() else t for n, t in two.items()}],
                  tmp_path)  # fmt: skip
-    given = assert_replayed(ConvNet().double(), files)
-    assert {entry.dtype for entry in given.layout.entries} == {"float32"}
-    assert {t.dtype for t in given.architecture.tensors} == {torch.float64, torch.int64}
+    replayed = assert_replayed(ConvNet().double(), files)
+    assert {entry.dtype for entry in replayed.layout.entries} == {"float32"}
+    assert {t.dtype for t in replayed.inventory.tensors} == {torch.float64, torch.int64}
 
 
 def test_a_checkpoint_with_one_of_the_tied_names(tmp_path: Path) -> None:
@@ -142,37 +142,25 @@ def test_names_are_kept_wherever_the_files_lie(tmp_path: Path) -> None:
     population = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*/last.pth")
     assert population.names == ["a/last", "b/last"]
     moved = save([first, second], tmp_path)
-    given = Population.from_recipe(through_json(population.recipe()), moved)
-    assert_same(given, population)
-    assert given.sources is not None and population.sources is not None
-    assert [path for path, _ in given.sources] == [str(file) for file in moved]
+    replayed = Population.from_manifest(through_json(population.manifest()), moved)
+    assert_same(replayed, population)
+    assert replayed.sources is not None and population.sources is not None
+    assert [path for path, _ in replayed.sources] == [str(file) for file in moved]
 
 
 def test_of_state_dicts(tmp_path: Path) -> None:
     population = build(names=["x", "y", "z"])
     assert population.checkpoint_key is None
     files = save(members(ConvNet, 3), tmp_path)
-    assert_same(Population.from_recipe(through_json(population.recipe()), files), population)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_from_architecture_is_from_checkpoints(dtype: torch.dtype, tmp_path: Path) -> None:
-    files = save([{"net": state} for state in members(ConvNet, 3)], tmp_path)
-    architecture = Architecture.of(ConvNet(), batchnorm="inherit")
-    options: dict[str, Any] = {"dtype": dtype, "checkpoint_key": "net"}
-    given = Population.from_architecture(architecture, files, **options)
-    expected = Population.from_checkpoints(ConvNet(), files, batchnorm="inherit", **options)
-    assert_same(given, expected)
-    assert given.architecture is architecture and given.sources == expected.sources
+    assert_same(Population.from_manifest(through_json(population.manifest()), files), population)
 
 
 def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
     one, two = members(ConvNet, 2)
     files = save([one, two, one], tmp_path)
-    recipe = build().recipe()
+    manifest = build().manifest()
     calls: list[Callable[[], Population]] = [
-        lambda: Population.from_recipe(recipe, files),
-        lambda: Population.from_architecture(Architecture.of(ConvNet()), files),
+        lambda: Population.from_manifest(manifest, files),
         lambda: Population.from_checkpoints(ConvNet(), files),
     ]
     for call in calls:
@@ -182,35 +170,35 @@ def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    recipe = build().recipe()
+    manifest = build().manifest()
     files = save(members(ConvNet, 3), tmp_path)
     with pytest.raises(DeevoError, match=r"2 files given for 3 members \(member0, member1, member"):
-        Population.from_recipe(recipe, files[:2])
+        Population.from_manifest(manifest, files[:2])
     torch.save(members(TiedNet, 1)[0], files[1])
     with pytest.raises(DeevoError, match=r"run1\.pth: tensor 'conv1.weight' .* is missing"):
-        Population.from_recipe(recipe, files)
+        Population.from_manifest(manifest, files)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, "recipe has version 2; this package reads version 1"),
-        ({"version": None}, "recipe has version None"),
-        ({"version": ...}, "not the recipe of a population: KeyError"),
-        ({"architecture": ...}, "not the recipe of a population"),
-        ({"architecture": {"version": 7}}, "architecture's JSON has version 7"),
+        ({"version": 2}, "manifest has version 2; this package reads version 1"),
+        ({"version": None}, "manifest has version None"),
+        ({"version": ...}, "not the manifest of a population: KeyError"),
+        ({"architecture": ...}, "not the manifest of a population"),
+        ({"architecture": {"version": 7}}, "inventory's JSON has version 7"),
         ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
         ({"dtype": "float64"}, "dtype torch.float64 of a population"),
-        ({"dtype": 3}, "not the recipe of a population"),
-        ({"members": 3}, "not the recipe of a population"),
-        ({"checkpoint_key": ...}, "not the recipe of a population"),
+        ({"dtype": 3}, "not the manifest of a population"),
+        ({"members": 3}, "not the manifest of a population"),
+        ({"checkpoint_key": ...}, "not the manifest of a population"),
     ],
 )
-def test_other_recipes_are_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
-    recipe = {**build().recipe(), **damage}
-    recipe = {key: value for key, value in recipe.items() if value is not ...}
+def test_other_manifests_are_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    manifest = {**build().manifest(), **damage}
+    manifest = {key: value for key, value in manifest.items() if value is not ...}
     with pytest.raises(DeevoError, match=message):
-        Population.from_recipe(recipe, save(members(ConvNet, 3), tmp_path))
+        Population.from_manifest(manifest, save(members(ConvNet, 3), tmp_path))
 
 
 class ResNet50(nn.Module):
@@ -246,8 +234,8 @@ def test_a_large_models_architecture_stays_small() -> None:
     with torch.device("meta"):
         model = ResNet50()
     assert sum(p.numel() for p in model.parameters()) == 25_557_032
-    architecture = Architecture.of(model, batchnorm="recalibrate")
-    assert len(architecture.order) == 320
-    text = json.dumps(architecture.to_json())
+    inventory = Inventory.of(model, batchnorm="recalibrate")
+    assert len(inventory.order) == 320
+    text = json.dumps(inventory.to_json())
     assert len(text) < 40_000
-    assert Architecture.from_json(json.loads(text)) == architecture
+    assert Inventory.from_json(json.loads(text)) == inventory

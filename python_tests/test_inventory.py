@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.population import Population
 from support.models import ConvNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, refused
 
@@ -79,9 +79,9 @@ def test_tied_weights_are_one_entry() -> None:
     assert (entry.name, entry.aliases) == ("embed.weight", ("decoder.weight",))
     views = population.views(0)
     assert views["embed.weight"] is views["decoder.weight"]
-    given = population.state_dict(0)
-    assert torch.equal(given["embed.weight"], given["decoder.weight"])
-    assert given["embed.weight"] is not given["decoder.weight"]
+    state = population.state_dict(0)
+    assert torch.equal(state["embed.weight"], state["decoder.weight"])
+    assert state["embed.weight"] is not state["decoder.weight"]
 
 
 def test_shared_modules_with_batchnorm() -> None:
@@ -145,13 +145,13 @@ def test_models_that_cannot_be_described() -> None:
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_json_reads_back_equal(factory: type[nn.Module], policy: str) -> None:
     for frozen in ((), "*.weight", ["*.weight", "*.bias"]):
-        architecture = Architecture.of(factory(), frozen, policy)
-        record = json.loads(json.dumps(architecture.to_json()))
-        assert record == architecture.to_json()
-        again = Architecture.from_json(record)
-        assert again == architecture
+        inventory = Inventory.of(factory(), frozen, policy)
+        record = json.loads(json.dumps(inventory.to_json()))
+        assert record == inventory.to_json()
+        again = Inventory.from_json(record)
+        assert again == inventory
         for role in ("row", "statistic", "fixed"):
-            assert again.layout(role) == architecture.layout(role)
+            assert again.layout(role) == inventory.layout(role)
 
 
 def test_json_is_pinned() -> None:
@@ -166,7 +166,7 @@ def test_json_is_pinned() -> None:
             self.last = self.a
             self.norm.num_batches_tracked = torch.tensor(9)
 
-    assert Architecture.of(Net(), "b", "inherit").to_json() == {
+    assert Inventory.of(Net(), "b", "inherit").to_json() == {
         "version": 1,
         "batchnorm": "inherit",
         "frozen": ["b"],
@@ -189,7 +189,7 @@ def test_a_model_on_the_meta_device_says_the_same() -> None:
     for factory in FACTORIES:
         with torch.device("meta"):
             shapeless = factory()
-        assert Architecture.of(shapeless) == Architecture.of(factory())
+        assert Inventory.of(shapeless) == Inventory.of(factory())
 
 
 @pytest.mark.parametrize(
@@ -197,29 +197,29 @@ def test_a_model_on_the_meta_device_says_the_same() -> None:
     [
         ({"version": 2}, "version 2; this package reads version 1"),
         ({"batchnorm": "average"}, "batchnorm='average'"),
-        ({"tensors": 3}, "not the JSON of an architecture"),
-        ({"tensors": [{"name": "a"}]}, "not the JSON of an architecture: KeyError"),
-        ({"tensors": [{"name": "a", "tied": "b"}]}, "not the JSON of an architecture: KeyError"),
-        ({"frozen": None}, "not the JSON of an architecture"),
+        ({"tensors": 3}, "not the JSON of an inventory"),
+        ({"tensors": [{"name": "a"}]}, "not the JSON of an inventory: KeyError"),
+        ({"tensors": [{"name": "a", "tied": "b"}]}, "not the JSON of an inventory: KeyError"),
+        ({"frozen": None}, "not the JSON of an inventory"),
     ],
 )
 def test_a_damaged_json_is_refused(damage: dict[str, Any], message: str) -> None:
     with pytest.raises(DeevoError, match=message):
-        Architecture.from_json({**Architecture.of(TiedNet()).to_json(), **damage})
+        Inventory.from_json({**Inventory.of(TiedNet()).to_json(), **damage})
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"shape": ["x"]}, "not the JSON of an architecture"),
+        ({"shape": ["x"]}, "not the JSON of an inventory"),
         ({"dtype": "float31"}, "'float31' is not the name of a torch dtype"),
         ({"dtype": "int64"}, "'embed.weight' of dtype int64 has role 'row'; .*fixed unless"),
         ({"role": "frozen"}, "has role 'frozen'; expected one of row, statistic, fixed"),
-        ({"name": "mix.weight"}, "not the JSON of an architecture|order must hold each"),
+        ({"name": "mix.weight"}, "not the JSON of an inventory|order must hold each"),
     ],
 )
 def test_a_damaged_tensor_is_refused(damage: dict[str, Any], message: str) -> None:
-    record = Architecture.of(TiedNet()).to_json()
+    record = Inventory.of(TiedNet()).to_json()
     record["tensors"][0].update(damage)
     with pytest.raises(DeevoError, match=message):
-        Architecture.from_json(record)
+        Inventory.from_json(record)

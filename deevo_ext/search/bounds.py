@@ -7,27 +7,27 @@ import math
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.configuration import Configuration
-from deevo_ext.population import Population
+from deevo_ext.population.population import Population
+from deevo_ext.search.configuration import Configuration
 
 
-def _held(bound: float, dtype: torch.dtype) -> float:
+def _rounded_to_0(bound: float, dtype: torch.dtype) -> float:
     """The outermost number of a dtype that does not lie beyond the bound, seen from 0."""
-    held = torch.tensor([bound], dtype=torch.float64).to(dtype)
-    if abs(held.item()) > abs(bound):
-        bits = held.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    rounded = torch.tensor([bound], dtype=torch.float64).to(dtype)
+    if abs(rounded.item()) > abs(bound):
+        bits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16)
         bits -= 1  # the next number towards 0: sign and magnitude
-    return held.item()
+    return rounded.item()
 
 
 def held_bounds(configuration: Configuration, population: Population) -> tuple[float, float]:
-    """(lower, upper) as the population's dtype holds them, infinite where there are none.
+    """The bounds (lower, upper) as the population's dtype holds them, infinite where not set.
 
     Raises DeevoError, naming the member, for weights outside.
     """
     dtype = population.rows.dtype
-    lower = -math.inf if configuration.lower is None else _held(configuration.lower, dtype)
-    upper = math.inf if configuration.upper is None else _held(configuration.upper, dtype)
+    lower = -math.inf if configuration.lower is None else _rounded_to_0(configuration.lower, dtype)
+    upper = math.inf if configuration.upper is None else _rounded_to_0(configuration.upper, dtype)
     bounded = population.rows[:, : population.layout.nonneg_start]
     if lower == -math.inf and upper == math.inf:
         return lower, upper

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deevo_ext import checkpoints
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import Population
+from deevo_ext.population import checkpoints
+from deevo_ext.population.population import Population
 from support.models import ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     POLICIES,
@@ -219,12 +219,12 @@ def test_old_and_averaged_batchnorm_counters() -> None:
         del state["bn1.num_batches_tracked"], state["bn2.num_batches_tracked"]
     model = ConvNet()
     model.bn1.num_batches_tracked.fill_(4)  # type: ignore[union-attr,operator]
-    given = Population.from_state_dicts(model, states).state_dict(0)
-    assert given["bn1.num_batches_tracked"] == 4 and given["bn2.num_batches_tracked"] == 0
+    state = Population.from_state_dicts(model, states).state_dict(0)
+    assert state["bn1.num_batches_tracked"] == 4 and state["bn2.num_batches_tracked"] == 0
     states = members(ConvNet, 2)
     states[0]["bn1.num_batches_tracked"] = torch.tensor([12.5])
-    given = Population.from_state_dicts(ConvNet(), states).state_dict(0)
-    assert torch.equal(given["bn1.num_batches_tracked"], torch.tensor(12))
+    state = Population.from_state_dicts(ConvNet(), states).state_dict(0)
+    assert torch.equal(state["bn1.num_batches_tracked"], torch.tensor(12))
 
 
 def test_the_given_state_dicts_are_not_shared() -> None:

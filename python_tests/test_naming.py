@@ -60,18 +60,18 @@ def test_pth_comes_back_as_it_was_wrapped(tmp_path: Path, wrap: Any) -> None:
         torch.save(wrap(state), tmp_path / "c" / f"m{i}.pth")
     result = run(tmp_path / "c", tmp_path / "run")
     expected = wrap(result.state_dict)
-    found = torch.load(tmp_path / "run" / "evolved.pth", weights_only=True)
+    pickled = torch.load(tmp_path / "run" / "evolved.pth", weights_only=True)
 
-    def compare(own: Any, other: Any) -> None:
-        if isinstance(own, torch.Tensor):
-            assert torch.equal(own, other) and own.dtype == other.dtype
+    def compare(a: Any, b: Any) -> None:
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b) and a.dtype == b.dtype
             return
-        keys = [k for k in own if k not in ("epoch", "optimizer")]
-        assert set(other) == set(keys)
+        keys = [k for k in a if k not in ("epoch", "optimizer")]
+        assert set(b) == set(keys)
         for key in keys:
-            compare(own[key], other[key])
+            compare(a[key], b[key])
 
-    compare(expected, found)
+    compare(expected, pickled)
     # The same file is a checkpoint of the same kind: it can be evolved further.
     again = deevo.Population.from_checkpoints(
         Net(), [tmp_path / "run" / "evolved.pth", tmp_path / "c" / "m1.pth"]

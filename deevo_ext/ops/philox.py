@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deevo_ext.tables import Purpose
+from deevo_ext.ops.tables import Purpose
 
 MASK_ROUNDS = 7
 ROUNDS = 10

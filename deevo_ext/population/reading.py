@@ -1,7 +1,7 @@
-"""The members: networks, from files or in memory, read one at a time into rows.
+"""Reading members: networks, from files or in memory, one at a time into rows.
 
-``read_members`` takes an ``Architecture`` and a ``Source`` for each member, and checks what it
-reads: that it fits the architecture, is finite, and differs from the other members.
+`read_members` takes an `Inventory` and a `Source` for each member, and checks what it reads: that
+it fits the inventory, is finite, and differs from the other members.
 """
 
 from __future__ import annotations
@@ -15,22 +15,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deevo_ext import checkpoints
-from deevo_ext.architecture import Architecture
 from deevo_ext.errors import DeevoError
-from deevo_ext.layout import Layout, wider
-from deevo_ext.memory import zero_rows
+from deevo_ext.population import checkpoints
+from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.layout import Layout
+from deevo_ext.population.tensors import wider
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
-# Warnings name the line that calls Population.from_...: the check, read_members, _read and from_...
-# lie between.
-_CALLER = 5
+# Warnings name the line that calls Population.from_...: the check, read_members and from_... lie
+# between.
+_CALLER = 4
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a member comes from: ``load`` takes the names expected, ``label`` is for messages."""
+    """Where a member comes from.
+
+    Attributes:
+        name: the member's name.
+        label: what messages call it: the file's path, where there is a file.
+        load: gives the state dict; it is told the names that the model expects.
+        file: the checkpoint, None for a state dict in memory.
+    """
 
     name: str
     label: str
@@ -39,9 +47,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Members:
-    """What ``read_members`` gives; see the attributes of ``Population``."""
+class MemberRows:
+    """All members as `read_members` leaves them; the attributes are those of `Population`.
 
+    The matrices have `spare` rows of zeros behind those of the members.
+    """
+
+    inventory: Inventory
+    names: list[str]
+    sources: list[tuple[str, str]] | None
     rows: Tensor
     layout: Layout
     statistics: Tensor
@@ -52,7 +66,10 @@ class Members:
 def in_files(
     paths: Paths, checkpoint_key: str | None, names: Sequence[str] | None = None
 ) -> list[Source]:
-    """The files meant by ``paths``, with ``names`` or short ones of their own."""
+    """The files meant by `paths`, as sources called `names`, by default short names of the files.
+
+    `checkpoint_key` is the key of the weights in each file, None where they are found without one.
+    """
     files = checkpoints.expand_paths(paths)
     if names is None:
         names = checkpoints.short_names(files)
@@ -72,7 +89,7 @@ def in_files(
 def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:
-    """State dicts, with ``names`` or member0, member1, ..."""
+    """State dicts as sources called `names`, by default member0, member1, ..."""
     if names is None:
         names = [f"member{i}" for i in range(len(state_dicts))]
     if len(names) != len(state_dicts) or len(set(names)) < len(names):
@@ -84,15 +101,15 @@ def in_memory(
 
 
 def read_members(
-    architecture: Architecture,
+    inventory: Inventory,
     sources: Sequence[Source],
     dtype: torch.dtype,
     device: torch.device | str,
     spare: int = 0,
-) -> Members:
-    """Read the members into rows of ``dtype``; only one is in memory besides them.
+) -> MemberRows:
+    """Reads the members into rows of `dtype`, with only one state dict in memory at a time.
 
-    Behind them lie ``spare`` rows of zeros, for members to be.
+    Behind them lie `spare` rows of zeros, for members that are appended later.
     """
     labels = [source.label for source in sources]
     if dtype not in DTYPES:
@@ -101,7 +118,7 @@ def read_members(
         )
     if len(sources) < 2:
         raise DeevoError(f"{len(sources)} member given ({', '.join(labels)}); expected >= 2")
-    layout, statistics_layout = architecture.layout("row"), architecture.layout("statistic")
+    layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
     rows = zero_rows(len(sources) + spare, layout.stride, dtype, device)
@@ -111,15 +128,15 @@ def read_members(
     fixed: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     differing: dict[str, list[str]] = {}
-    expected = frozenset(architecture.order)
+    expected = frozenset(inventory.order)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         state, label = sources[i].load(expected), labels[i]
-        architecture.check_names(state, label)
+        inventory.check_names(state, label)
         for part, matrix in ((layout, rows), (statistics_layout, statistics)):
             part.flatten(state, matrix[i], source=label)
             part.check_values(matrix[i], source=label)
-        for tensor in architecture.tensors:
+        for tensor in inventory.tensors:
             name, value = tensor.name, tensor.value_in(state, label)
             if tensor.role != "fixed":
                 dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
@@ -134,7 +151,10 @@ def read_members(
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
     _warn_of_frozen(differing, labels[0])
-    return Members(
+    return MemberRows(
+        inventory=inventory,
+        names=[source.name for source in sources],
+        sources=[(str(s.file), checkpoints.sha256(s.file)) for s in sources if s.file] or None,
         rows=rows,
         layout=layout.with_dtypes(dtypes),
         statistics=statistics[:, : statistics_layout.dim],
@@ -144,7 +164,7 @@ def read_members(
 
 
 def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
-    """Refuse rows that are all equal, warn of pairs that are."""
+    """Refuses rows that are all equal, and warns of pairs that are."""
     bits = rows.view(torch.int32 if rows.dtype == torch.float32 else torch.int16)
     groups: dict[int, list[int]] = {}  # by a cheap fingerprint: equal rows have equal sums
     pairs: list[tuple[int, int]] = []

@@ -1,12 +1,12 @@
-"""Checkpoint files: from a path to a flat ``dict[str, Tensor]`` on the CPU.
+"""Checkpoint files: from a path to a flat `dict[str, Tensor]` on the CPU.
 
-Read are ``.safetensors`` and what ``torch.save`` writes (``.pth``, ``.pt``, ``.bin``, ``.ckpt``,
-``.tar``), the latter with ``weights_only=True`` and ``argparse.Namespace`` allowed: training
+Two kinds of files are read: `.safetensors`, and what `torch.save` writes (`.pth`, `.pt`, `.bin`,
+`.ckpt`, `.tar`), the latter with `weights_only=True` and `argparse.Namespace` allowed: training
 scripts such as torchvision's and timm's keep their arguments beside the weights.
 
 Training scripts also wrap the weights. Where the file's top level is not itself a state dict, the
-first of the keys ``state_dict``, ``model``, ``model_state_dict``, ``model_ema`` that is present is
-taken, in this fixed order: so the raw weights come before their moving average. ``checkpoint_key``
+first of the keys `state_dict`, `model`, `model_state_dict`, `model_ema` that is present is
+taken, in this fixed order: so the raw weights come before their moving average. `checkpoint_key`
 chooses another.
 """
 
@@ -28,24 +28,24 @@ from deevo_ext.errors import DeevoError
 PathLike: TypeAlias = str | os.PathLike[str]
 
 FOLDER_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""What is taken from a folder; other files in it may be anything."""
+"""Suffixes of the files that are taken from a folder; its other files may be anything."""
 SUFFIXES = (*FOLDER_SUFFIXES, ".bin", ".ckpt", ".tar")
-"""What is read when a file is named."""
+"""Suffixes of the files that are read when they are named one by one."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
 """Keys under which training scripts keep the weights, in order of preference."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel / DistributedDataParallel / AveragedModel and torch.compile put first."""
+"""Prefixes that DataParallel, AveragedModel and the like, and torch.compile put before a name."""
 
 # In the messages of torch.load where a file is sound but holds more than tensors.
 _CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript")
 
 
 def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """The checkpoint files meant by ``paths``: a list of files, one file, a folder or a glob.
+    """The checkpoint files that `paths` names: a list of files, one file, a folder or a glob.
 
-    A list keeps its order. A folder gives its ``*.safetensors``, ``*.pth`` and ``*.pt`` files and
-    a glob its files, sorted by path (as text: ``epoch_10`` comes before ``epoch_9``). Raises
-    DeevoError when a listed file does not exist, or nothing is found.
+    A list keeps its order. A folder gives its `*.safetensors`, `*.pth` and `*.pt` files and
+    a glob its files, sorted by path (as text: `epoch_10` comes before `epoch_9`). Raises
+    DeevoError when a listed file does not exist, or there is no file at all.
     """
     if not isinstance(paths, (str, os.PathLike)):
         files = [Path(path).expanduser() for path in paths]
@@ -76,7 +76,7 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """File stems, with as many parent folders as it takes to tell them apart."""
+    """The files' stems, with as many parent folders as it takes to tell them apart."""
     paths = [file.absolute().with_suffix("") for file in files]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
@@ -88,7 +88,7 @@ def short_names(files: Sequence[Path]) -> list[str]:
 
 
 def sha256(path: PathLike) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """The SHA-256 of a file's bytes, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -99,27 +99,27 @@ def load_checkpoint(
     checkpoint_key: str | None = None,
     expected: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Read one file to a flat state dict of CPU tensors with the file's own dtypes.
+    """Reads one file to a flat state dict of CPU tensors with the dtypes of the file.
 
-    ``checkpoint_key`` names the wrapper that holds the weights; ``expected`` are the model's
-    tensor names, which settle whether ``module.`` is a wrapper's prefix or the model's own (see
-    ``strip_prefixes``). Raises DeevoError, naming the file, when it cannot be read, holds pickled
+    `checkpoint_key` names the wrapper that holds the weights; `expected` are the model's
+    tensor names, which settle whether `module.` is a wrapper's prefix or the model's own (see
+    `strip_prefixes`). Raises DeevoError, naming the file, when it cannot be read, holds pickled
     objects other than tensors, or has no state dict where it was looked for.
     """
     path = Path(path)
-    state, _ = unwrap(read(path), checkpoint_key, path)
+    state, _ = unwrap(read_wrapped(path), checkpoint_key, path)
     return strip_prefixes({name: tensor.detach() for name, tensor in state.items()}, expected)
 
 
 def strip_prefixes(
     state: Mapping[str, Tensor], expected: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Drop ``module.`` and ``_orig_mod.`` prefixes, repeated or nested ones too.
+    """Drops `module.` and `_orig_mod.` prefixes, repeated or nested ones too.
 
-    Without ``expected`` a prefix is dropped while all names carry it. With ``expected`` as many are
+    Without `expected` a prefix is dropped while all names carry it. With `expected` as many are
     dropped as make the most names agree; prefixes that only some names carry, or that stand inside
     a name (a compiled submodule), are dropped only if all the resulting names are expected.
-    ``n_averaged``, which torch's AveragedModel keeps beside its ``module.``, goes with the prefix.
+    `n_averaged`, which torch's AveragedModel keeps beside its `module.`, goes with the prefix.
     """
     candidates = [dict(state)]
     body = {name: t for name, t in state.items() if name != "n_averaged"}
@@ -146,8 +146,8 @@ def _without_components(name: str) -> str:
     return ".".join(part for part in name.split(".") if f"{part}." not in PREFIXES)
 
 
-def read(path: Path) -> Any:
-    """What a checkpoint file holds, wrappers and all."""
+def read_wrapped(path: Path) -> Any:
+    """The whole content of a checkpoint file, with the wrappers around the weights."""
     if path.suffix not in SUFFIXES:
         raise DeevoError(
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
@@ -231,9 +231,9 @@ def unwrap(
 
 
 def _describe(value: Any) -> str:
-    """What a user may choose from, for error messages."""
+    """What a file holds in place of a state dict, for error messages."""
     if not isinstance(value, Mapping):
-        return f"found a {type(value).__name__}"
+        return f"it holds a {type(value).__name__}"
     if _is_state_dict(value):
         return "it is a state dict itself, so leave checkpoint_key out"
     keys = [f"{key!r} ({type(item).__name__})" for key, item in value.items()]

@@ -1,11 +1,11 @@
-"""DE notation -> table of terms.
+"""Strategies: a formula in the notation of differential evolution, compiled to a table of terms.
 
 A strategy is data: a formula and a crossover. The formula is an affine combination of rows,
 
     "target + F*(best - target) + F*(r1 - r2)"
 
 with rows target, best, pbest, r1..r5, archive and factors that are affine in 1, F, U and F*U (U is
-uniform on (0, 1), one per member and generation), or ``"trig(r1, r2, r3)"``, Fan & Lampinen's
+uniform on (0, 1), one per member and generation), or `"trig(r1, r2, r3)"`, Fan & Lampinen's
 trigonometric mutation of three rows. Crossover is "bin" (binomial, with the member's CR) or "none".
 The first row that a formula names is its base; at most five further rows may appear.
 """
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.tables import MAX_TERMS, NUM_STRATEGY_COLUMNS, StrategyColumn, TermCode
+from deevo_ext.ops.tables import MAX_TERMS, NUM_STRATEGY_COLUMNS, StrategyColumn, TermCode
 
 CROSSOVERS = {"none": 0, "bin": 1}
 ROWS = {code.name.lower(): code for code in TermCode}
@@ -34,11 +34,13 @@ ZERO: Scalar = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Strategy:
-    """One member of a pool.
+    """One strategy of a pool.
 
-    formula, crossover: see the module. odds: initial share of the trials, relative to the pool's
-    sum. cap: the largest share that adaptation may give (1 = no cap). fixed: a share that is never
-    adapted, None for an adapted one.
+    Attributes:
+        formula, crossover: as this module's docstring explains.
+        odds: the initial share of the trials, relative to the pool's sum.
+        cap: the largest share that adaptation may give; 1 is no cap.
+        fixed: a share that is never adapted, None for one that is.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Terms:
-    """A parsed formula: base row, further rows with their coefficients, or trig's rows."""
+    """A parsed formula: the base row, and further rows with their coefficients or those of trig."""
 
     base: str
     rows: tuple[str, ...]
@@ -64,7 +66,7 @@ class Terms:
 
     @property
     def parents(self) -> set[str]:
-        """All rows named."""
+        """All rows that the formula names."""
         return {self.base, *self.rows}
 
 
@@ -188,7 +190,7 @@ def members_needed(terms: Terms) -> int:
 
 
 def compile_pool(pool: Sequence[Strategy]) -> torch.Tensor:
-    """The pool as the operators' ``strategies`` tensor, float64 [K, 32]; odds sum to 1."""
+    """The pool as the operators' `strategies` tensor, float64 [K, 32]; odds sum to 1."""
     if not pool:
         raise DeevoError("strategies is empty; expected at least one Strategy")
     names = [strategy.name for strategy in pool]
@@ -212,21 +214,21 @@ def compile_pool(pool: Sequence[Strategy]) -> torch.Tensor:
             "share that they divide among themselves"
         )
     table = torch.zeros(len(pool), NUM_STRATEGY_COLUMNS, dtype=torch.float64)
-    for row, strategy in zip(table, pool, strict=True):
+    for line, strategy in zip(table, pool, strict=True):
         terms = parse(strategy.formula)
-        row[StrategyColumn.KIND] = float(terms.trigonometric)
-        row[StrategyColumn.CROSSOVER] = CROSSOVERS[strategy.crossover]
-        row[StrategyColumn.BASE_TERM] = ROWS[terms.base]
-        row[StrategyColumn.NUM_TERMS] = len(terms.rows)
+        line[StrategyColumn.KIND] = float(terms.trigonometric)
+        line[StrategyColumn.CROSSOVER] = CROSSOVERS[strategy.crossover]
+        line[StrategyColumn.BASE_TERM] = ROWS[terms.base]
+        line[StrategyColumn.NUM_TERMS] = len(terms.rows)
         for m, (name, coefficient) in enumerate(zip(terms.rows, terms.coefficients, strict=True)):
-            row[StrategyColumn.TERM_CODES + m] = ROWS[name]
+            line[StrategyColumn.TERM_CODES + m] = ROWS[name]
             start = StrategyColumn.TERM_COEFFICIENTS + 4 * m
-            row[start : start + 4] = torch.tensor(coefficient, dtype=torch.float64)
-        own = strategy.fixed
-        share = own if own is not None else to_share * (strategy.odds / adapted)
-        row[StrategyColumn.ODDS_INIT] = share
-        row[StrategyColumn.ODDS_CAP] = strategy.cap
-        row[StrategyColumn.ODDS_FIXED] = -1.0 if own is None else own
+            line[start : start + 4] = torch.tensor(coefficient, dtype=torch.float64)
+        fixed_share = strategy.fixed
+        share = to_share * (strategy.odds / adapted) if fixed_share is None else fixed_share
+        line[StrategyColumn.ODDS_INIT] = share
+        line[StrategyColumn.ODDS_CAP] = strategy.cap
+        line[StrategyColumn.ODDS_FIXED] = -1.0 if fixed_share is None else fixed_share
     return table
 
 

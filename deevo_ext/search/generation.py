@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 
-from deevo_ext.tables import ChoiceColumn, ParameterColumn, Source
+from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source
 
 
 @dataclass(frozen=True)
 class Generation:
     """A generation's plan and outcome.
 
-    members: the n members alive in it, int64, ascending, and row by row for them: choices and
-    parameters, the plan (`deevo_ext.tables`); parent_fitness, trial_fitness float64 [n]; accepted
-    bool [n]. strategies and crossovers: the pool's; odds: the strategy odds for the
-    next generation.
+    Attributes:
+        generation: its number, from 1.
+        strategies, crossovers: the names and crossovers of the pool's strategies.
+        members: the n members that were alive in it, int64, ascending; the tensors below have one
+            line for each of them.
+        choices, parameters: their plan, with the columns of `deevo_ext.ops.tables`.
+        parent_fitness, trial_fitness: float64 [n].
+        accepted: bool [n], whether the trial replaced its parent.
+        odds: the odds of each strategy for the next generation.
     """
 
     generation: int

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any
 
-from deevo_ext.strategies import Strategy
+from deevo_ext.errors import DeevoError
+from deevo_ext.search.strategies import Strategy
 
 
 def trigonometric(fixed: float | None = None, odds: float = 0.2, cap: float = 0.8) -> Strategy:
@@ -67,3 +70,35 @@ POOLS: dict[str, Callable[[], tuple[Strategy, ...]]] = {
     "difference": difference_pool,
 }
 """Pools by the name that `strategies=` takes."""
+
+
+def pool_of(strategies: Any) -> tuple[Strategy, ...]:
+    """The pool that a parameter `strategies` means: a name in `POOLS`, or strategies in any form.
+
+    Each may be a Strategy, the dict of its fields, (formula, crossover) or (name, formula,
+    crossover). Raises DeevoError for anything else.
+    """
+    if isinstance(strategies, str) and strategies in POOLS:
+        return POOLS[strategies]()
+    if isinstance(strategies, (str, dict, Strategy)) or not isinstance(strategies, Iterable):
+        raise DeevoError(
+            f"strategies is {strategies!r}; expected a list of strategies or one of "
+            f"{', '.join(POOLS)}"
+        )
+    return tuple(_strategy(description) for description in strategies)
+
+
+def _strategy(description: Any) -> Strategy:
+    match description:
+        case Strategy():
+            return description
+        case dict() if set(description) <= {field.name for field in fields(Strategy)}:
+            return Strategy(**description)
+        case (formula, crossover):
+            return Strategy(formula, formula, crossover)
+        case (name, formula, crossover):
+            return Strategy(name, formula, crossover)
+    raise DeevoError(
+        f"a strategy is {description!r}; expected a Strategy, (formula, crossover) or "
+        "(name, formula, crossover)"
+    )

@@ -1,0 +1,46 @@
+"""Validation: which images choose what a run returns, how often, and by which score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.statistics import Inherited
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Images that choose the returned candidate, and how: by the mean score of a metric.
+
+    evaluator: puts the images through networks. every: generations between two validations; the
+    last generation has one always.
+    """
+
+    evaluator: Evaluator
+    images: LabelledImages
+    metric: Metric
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise DeevoError(f"validate_every is {self.every}; expected at least 1")
+
+    def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
+        """The score of a row; inherited: its BatchNorm statistics, unless they are recomputed."""
+        return self.evaluator.score_by(row, self.images, self.metric, inherited)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that decide the scores, for the journal's header."""
+        return {
+            "images": len(self.images),
+            "sha256": self.images.digest(),
+            "every": self.every,
+            **self.metric.describe(),
+            "evaluator": self.evaluator.describe(),
+        }

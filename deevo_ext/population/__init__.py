@@ -1,0 +1,1 @@
+"""The population: checkpoints read into rows, and rows turned back into networks."""

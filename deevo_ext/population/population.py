@@ -1,0 +1,299 @@
+"""The population: NP networks of one architecture as the rows of one flat buffer.
+
+`Population.from_checkpoints(model, "runs/*.pth")` reads the members one at a time into rows of one
+allocation; `state_dict(i)` gives any of them back; `views` gives any row as zero-copy tensors for
+`torch.func.functional_call`. `Inventory` says which tensors the model has, `Layout` where each lies
+in a row. There are three kinds of tensors:
+
+* **evolved**, in the rows: floating-point parameters and buffers that are not frozen;
+* **statistics**: BatchNorm's running_mean and running_var, by the policy `batchnorm`:
+  `"evolve"` recombines them like weights (they are in the rows, running_var in the non-negative
+  tail); `"inherit"` and `"recalibrate"` hold them apart in `statistics`, one float32 row per
+  member, which a child takes from its parent or which are recomputed from its weights;
+* **fixed**, kept once, from the first member: frozen tensors, integer and bool buffers.
+
+`manifest()` says in some kilobytes of JSON how the members' files were read: with the same files
+`from_manifest` gives every bit of the population again, without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.population.averages import average_rows
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.manifest import Manifest
+from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
+from deevo_ext.population.tensors import converted, dtype_of
+
+
+class Population:
+    """NP flat rows and all that turns them back into networks; made by the `from_` methods.
+
+    Attributes:
+        rows: [NP, D] float32, bfloat16 or float16; row stride `layout.stride`, pads +0.
+        layout: where each evolved tensor lies in a row.
+        statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
+        statistics_layout: where each of them lies.
+        fixed: tensors kept once, by name (aliases too), in their own dtypes.
+        names: the members' names, unique: file stems, as far up the path as they need to differ.
+        sources: (path, SHA-256 hex) of each file that was read; None when made from state dicts.
+        averages: the members whose average each appended member is.
+        inventory: the model's tensors, and what becomes of them.
+        pristine: whether the members are still those that were read; an optimizer clears it.
+        checkpoint_key: the key of the weights in each file, None where they are found without one.
+    """
+
+    def __init__(self, members: MemberRows, checkpoint_key: str | None = None) -> None:
+        size = len(members.names)
+        self._all_rows, self._all_statistics = members.rows, members.statistics
+        self.rows, self.statistics = members.rows[:size], members.statistics[:size]
+        self.layout, self.statistics_layout = members.layout, members.statistics_layout
+        self.fixed, self.names, self.sources = members.fixed, members.names, members.sources
+        self.averages: list[list[int]] = []
+        self.inventory, self.checkpoint_key = members.inventory, checkpoint_key
+        self.pristine = True
+        self._fixed_as: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        model: nn.Module,
+        paths: Paths,
+        *,
+        dtype: torch.dtype = torch.float32,
+        frozen: str | Sequence[str] = (),
+        batchnorm: str = "evolve",
+        checkpoint_key: str | None = None,
+        device: torch.device | str = "cpu",
+        spare: int = 0,
+    ) -> Population:
+        """Reads files (a list, a folder or a glob), one at a time, into a population.
+
+        Args:
+            model: gives names, shapes, tied weights and norm layers; it is not modified, its
+                values are not used, and it may be on the meta device.
+            paths: see `checkpoints.expand_paths`; at least two files.
+            dtype: of the rows, float32, bfloat16 or float16. Original dtypes come back in
+                `state_dict`.
+            frozen: fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied tensor's
+                names is enough.
+            batchnorm: "evolve", "inherit" or "recalibrate".
+            checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+            device: of the rows.
+            spare: the number of members that `append_average` may add.
+
+        Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
+        are not finite, or are all equal. Warns of equal members and of frozen tensors that differ.
+        """
+        files = in_files(paths, checkpoint_key)
+        inventory = Inventory.of(model, frozen, batchnorm)
+        return cls(read_members(inventory, files, dtype, device, spare), checkpoint_key)
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        model: nn.Module,
+        state_dicts: Sequence[Mapping[str, Tensor]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        frozen: str | Sequence[str] = (),
+        batchnorm: str = "evolve",
+        names: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        spare: int = 0,
+    ) -> Population:
+        """As `from_checkpoints`, from state dicts; `names` default to member0, member1, ..."""
+        sources = in_memory(state_dicts, names)
+        inventory = Inventory.of(model, frozen, batchnorm)
+        return cls(read_members(inventory, sources, dtype, device, spare))
+
+    @classmethod
+    def from_manifest(
+        cls, manifest: Mapping[str, Any], paths: Paths, *, device: torch.device | str = "cpu"
+    ) -> Population:
+        """The population of a `manifest`, from the same files in the same order, bit for bit.
+
+        The files may lie elsewhere by now; that they are the same is for the caller to check, by
+        `sources`. Raises DeevoError for a manifest of another version, and for a wrong number of
+        files.
+        """
+        m = Manifest.from_json(manifest)
+        files = in_files(paths, m.checkpoint_key, m.names)
+        members = read_members(m.inventory, files, m.dtype, device, len(m.averages))
+        population = cls(members, m.checkpoint_key)
+        for name, averaged in m.averages:
+            population.append_average(name, averaged)
+        return population
+
+    @property
+    def size(self) -> int:
+        """NP, the number of members."""
+        return self.rows.shape[0]
+
+    @property
+    def initial_size(self) -> int:
+        """The number of members that were read; those behind them were appended."""
+        return self.size - len(self.averages)
+
+    @property
+    def dim(self) -> int:
+        """D, the columns of a row, pads included."""
+        return self.layout.dim
+
+    @property
+    def batchnorm(self) -> str:
+        """The policy for BatchNorm's statistics."""
+        return self.inventory.batchnorm
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain JSON values, from which `from_manifest` reads the same population again."""
+        names, appended = self.names[: self.initial_size], self.names[self.initial_size :]
+        averages = tuple(zip(appended, self.averages, strict=True))
+        dtype, key = self.rows.dtype, self.checkpoint_key
+        return Manifest(self.inventory, dtype, key, tuple(names), averages).to_json()
+
+    def append_average(self, name: str, members: Sequence[int]) -> None:
+        """Adds the plain average of `members`, by `mean`, as one more member called `name`.
+
+        Raises DeevoError where no spare row is left, the name is taken, or the population has been
+        evolved.
+        """
+        size = self.size
+        if size == len(self._all_rows):
+            raise DeevoError(
+                f"no row is left for {name!r}: give spare= when the population is made"
+            )
+        if name in self.names:
+            raise DeevoError(f"a member called {name!r} is there already; choose another name")
+        if not self.pristine:
+            raise DeevoError(f"{name!r} cannot be appended to a population that has been evolved")
+        row, statistics = self.mean(members), self.mean_statistics(members)
+        self.rows, self.statistics = self._all_rows[: size + 1], self._all_statistics[: size + 1]
+        self.rows[size], self.statistics[size] = row, statistics
+        self.names.append(name)
+        self.averages.append([int(i) for i in members])
+
+    def state_dict(self, i: int) -> dict[str, Tensor]:
+        """Member `i` as a full state dict of new tensors; see `state_dict_of`."""
+        return self.state_dict_of(self.rows[self._member(i)], self.statistics[i])
+
+    def state_dict_of(self, row: Tensor, statistics: Tensor | None = None) -> dict[str, Tensor]:
+        """A row ([D] or longer, any floating dtype) as a state dict for `strict=True` loading.
+
+        The tensors are independent copies on the row's device, in the model's order and the
+        checkpoints' dtypes (the wider one where members differ), with the fixed ones. Tied names
+        get a copy each: safetensors saves no tensors that share memory. `statistics` ([S]) are
+        needed when they are held apart.
+        """
+        values = dict(self.fixed)
+        dtypes: dict[str, str] = {}
+        for layout, flat in ((self.layout, row), (self.statistics_layout, statistics)):
+            if layout.dim:
+                values.update(layout.views(self._statistics_or_refuse(flat)))
+            dtypes.update({name: entry.dtype for entry in layout.entries for name in entry.names})
+        result: dict[str, Tensor] = {}
+        for name in self.inventory.order:
+            dtype = dtype_of(dtypes[name]) if name in dtypes else values[name].dtype
+            result[name] = values[name].detach().to(row.device, dtype, copy=True)
+        return result
+
+    def reread(self, i: int) -> tuple[Tensor, Tensor]:
+        """Member `i` as its file has it, whatever became of it since: row [D], statistics [S].
+
+        In the dtypes and on the device of `rows` and `statistics`. Raises DeevoError for a
+        population that was not made from files.
+        """
+        if self.sources is None or self._member(i) >= self.initial_size:
+            raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
+        [source] = in_files([self.sources[i][0]], self.checkpoint_key)
+        state = source.load(self.inventory.order)
+        row, statistics = torch.zeros_like(self.rows[i]), torch.zeros_like(self.statistics[i])
+        self.layout.flatten(state, row, source=source.label)
+        self.statistics_layout.flatten(state, statistics, source=source.label)
+        return row, statistics
+
+    def views(
+        self, i_or_row: int | Tensor, member: int | None = None, *, statistics: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Tensors by name for `torch.func.functional_call(model, views, ...)`, zero-copy.
+
+        `i_or_row` is a member or a row ([D] or longer). Where statistics are held apart, they are
+        those of the member, or for a row those of `member` (a trial's parent) or `statistics`
+        ([S]). All floating tensors have the row's dtype, as norm layers ask: for a bfloat16 row the
+        statistics are small copies, and fixed tensors of another dtype are converted once and kept.
+        The rest shares the population's memory: call the model in eval mode, or norm layers write
+        into it.
+        """
+        if isinstance(i_or_row, Tensor):
+            row = i_or_row
+        else:
+            row = self.rows[self._member(i_or_row)]
+            member = i_or_row if member is None else member
+        if statistics is None and member is not None:
+            statistics = self.statistics[self._member(member)]
+        kind = row.dtype, row.device
+        if kind not in self._fixed_as:
+            self._fixed_as[kind] = converted(self.fixed, row)
+        tensors = dict(self._fixed_as[kind])
+        tensors.update(self.layout.views(row))
+        if self.statistics_layout.dim:
+            separate = self._statistics_or_refuse(statistics).to(row)
+            tensors.update(self.statistics_layout.views(separate))
+        return tensors
+
+    def mean(
+        self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
+    ) -> Tensor:
+        """The average of `members` (default all) as a float32 row [D]; `weights` are >= 0.
+
+        A float64 sum in the order of `members`, divided by their number (by the float64 sum of
+        the weights), rounded once to float32: the same bits on every device and thread count.
+        """
+        return self._average(self.rows, members, weights)
+
+    def mean_statistics(
+        self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
+    ) -> Tensor:
+        """The average of the members' statistics as float32 [S], computed like `mean`."""
+        return self._average(self.statistics, members, weights)
+
+    def set_statistics(self, member: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replaces one member's statistics, all of them, by name; refusals change nothing."""
+        label = f"statistics of member {self.names[self._member(member)]!r}"
+        if not self.statistics_layout.dim:
+            raise DeevoError(
+                f"{label}: none are held apart (batchnorm={self.batchnorm!r}, or no norm layer)"
+            )
+        if unexpected := sorted(set(tensors) - set(self.statistics_layout.names)):
+            raise DeevoError(f"{label}: {unexpected[0]!r} is not a norm layer's statistic")
+        new = torch.zeros_like(self.statistics[member])
+        self.statistics_layout.flatten(tensors, new, source=label)
+        self.statistics_layout.check_values(new, source=label)
+        self.statistics[member].copy_(new)
+
+    def _average(
+        self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None
+    ) -> Tensor:
+        chosen = range(self.size) if members is None else [self._member(i) for i in members]
+        return average_rows(matrix, chosen, weights)
+
+    def _member(self, i: int) -> int:
+        if not 0 <= i < self.size:
+            raise DeevoError(
+                f"member {i} of a population of {self.size}; expected 0..{self.size - 1}"
+            )
+        return i
+
+    def _statistics_or_refuse(self, statistics: Tensor | None) -> Tensor:
+        if statistics is None:
+            raise DeevoError(
+                f"batchnorm={self.batchnorm!r} holds statistics apart from the row: give "
+                "statistics= (such as mean_statistics()), or member= to views"
+            )
+        return statistics

@@ -1,0 +1,1 @@
+"""Differential evolution: who tries what, and what it learns from fitness values."""

@@ -1,0 +1,107 @@
+"""Where the rows of trials and parents come from, and where accepted trials go."""
+
+from __future__ import annotations
+
+import torch
+
+from deevo_ext.ops.library import BoundOperator
+from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.population import Population
+from deevo_ext.search.adaptation import Adaptation
+from deevo_ext.search.bounds import held_bounds
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.staging import Staging
+
+
+class RowSource:
+    """The weights of a run, population and archive, and the operators `trials` and `commit`.
+
+    It also owns the buffers that chunks of rows are made in, one set for all generations.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        configuration: Configuration,
+        adaptation: Adaptation,
+        seed: int,
+    ) -> None:
+        self.population, self.adaptation, self.seed = population, adaptation, seed
+        self.archive = self.new_rows(configuration.archive_size)
+        self._lower, self._upper = held_bounds(configuration, population)
+        self._buffer: torch.Tensor | None = None
+        self._staging: Staging | None = None
+        self._bound_to: tuple[object, ...] = ()
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The parents, [NP, D]."""
+        return self.population.rows
+
+    @property
+    def variances(self) -> torch.Tensor:
+        """The parents' evolved BatchNorm variances, which a model in train mode overwrites."""
+        return self.population.rows[:, self.population.layout.nonneg_start :]
+
+    def new_rows(self, count: int) -> torch.Tensor:
+        """Zeroed rows like the population's, [count, D] with its stride and dtype."""
+        rows, stride = self.population.rows, self.population.layout.stride
+        return zero_rows(count, stride, rows.dtype, rows.device)[:, : rows.shape[1]]
+
+    def chunk_buffer(self, count: int) -> torch.Tensor:
+        """The one buffer that chunks of trials share."""
+        if self._buffer is None or self._buffer.shape[0] != count:
+            self._buffer = None  # freed before the next is made
+            self._buffer = self.new_rows(count)
+        return self._buffer
+
+    def staging(self, count: int, device: torch.device) -> Staging:
+        """The buffers through which chunks reach another device."""
+        if self._staging is None or (self._staging.rows, self._staging.device) != (count, device):
+            self._staging = None  # freed before the next is made
+            self._staging = Staging(self.new_rows(1), count, device)
+        return self._staging
+
+    def copy_parents(self, members: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes the rows of `members`, on the population's device, to `out`."""
+        torch.index_select(self.rows, 0, members, out=out)
+
+    def make_trials(self, members: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes the planned trials of `members`, on the population's device, to `out`."""
+        self._bind()
+        self._trials(members=members, out=out)
+
+    def commit(self) -> None:
+        """Puts the accepted trials in their parents' places, and these into the archive."""
+        self._bind()
+        self._commit()
+
+    def _bind(self) -> None:
+        """Binds the operators, anew where the population has got other rows since."""
+        rows = self.population.rows
+        identity = (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype)
+        if identity == self._bound_to:
+            return
+        adaptation = self.adaptation
+        shared = {
+            "population": rows,
+            "archive": self.archive,
+            "choices": adaptation.choices,
+            "coefficients": adaptation.coefficients,
+            "genes": adaptation.genes,
+            "gene_mask": adaptation.gene_mask,
+            "seed": self.seed,
+            "nonneg_start": self.population.layout.nonneg_start,
+            "first_weight": 0,
+            "lower": self._lower,
+            "upper": self._upper,
+        }
+        nobody = torch.empty(0, dtype=torch.int64, device=rows.device)
+        self._trials = BoundOperator("trials", **shared, members=nobody, out=rows[:0])
+        self._commit = BoundOperator(
+            "commit",
+            **shared,
+            accepted=adaptation.accepted,
+            archive_slot=adaptation.archive_slot,
+        )
+        self._bound_to = identity
