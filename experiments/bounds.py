@@ -16,12 +16,16 @@ from torch import nn
 from torch.func import functional_call
 
 from deevo_ext.data.images import ImageSet
+from deevo_ext.training.fine_tune import fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
 
 # Images at a time, and steps of L-BFGS; each costs about one pass forward and backward.
 _BATCH = 2500
 _STEPS = 15
-# Of training on the fitness images: Adam, its rate falling linearly, BatchNorm's statistics kept.
-_TUNING_STEPS, _TUNING_BATCH, _TUNING_RATE = 300, 500, 3e-4
+# Of training on the fitness images: BatchNorm's statistics are kept.
+TUNING = HyperParameters(
+    seed=0, steps=300, batch_size=500, learning_rate=3e-4, anneal=1.0, optimizer="adamw"
+)
 # BatchNorm variances stay positive whatever the coefficients.
 _LEAST_VARIANCE = 1e-4
 
@@ -104,24 +108,12 @@ def tuned_soup(
     images: ImageSet,
 ) -> dict[str, torch.Tensor]:
     """The average of members `start` after training on `images`; arguments as above."""
-    model = _differentiable(network).eval().requires_grad_(False)
-    state = {
+    model = _differentiable(network)
+    average = {
         name: torch.stack([members[i][name] for i in start]).mean(0)
         for name, tensor in members[0].items()
         if tensor.is_floating_point()
     }
-    trained = {name: tensor for name, tensor in state.items() if "running_" not in name}
-    for tensor in trained.values():
-        tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(trained.values(), lr=_TUNING_RATE)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(_TUNING_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _TUNING_RATE * (1 - step / _TUNING_STEPS)
-        chosen = torch.randint(0, len(images), (_TUNING_BATCH,), generator=generator)
-        logits = functional_call(model, state, (images.images[chosen],))
-        loss = F.cross_entropy(logits, images.labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return {name: tensor.detach() for name, tensor in state.items()}
+    model.load_state_dict(average)
+    fine_tune(model, images, TUNING)
+    return model.state_dict()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deevo_ext.demo.network import SmallResNet
+from deevo_ext.zoo import SmallResNet
 
 
 class SmallVGG(nn.Module):

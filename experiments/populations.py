@@ -6,27 +6,23 @@ from its seed: the split of the images, the initial weights, the batches.
 
 from __future__ import annotations
 
-import copy
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
 from deevo_ext.data import load
 from deevo_ext.data.images import FourSets
-from deevo_ext.demo.recipes import Recipe, demo_plan, derived_seed
-from deevo_ext.demo.sgd import train
-from deevo_ext.files import write_whole
+from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, variation
+from deevo_ext.training.plan import PopulationPlan
+from deevo_ext.training.populate import populate
 
 from .networks import ARCHITECTURES
 
 WIDTH = 8
 MEMBERS = 12
 SOURCE = "fashion-mnist"
-RECORD = "population.json"
 
 
 @dataclass(frozen=True)
@@ -55,37 +51,40 @@ SETTINGS = {
     )
 }
 
-# Peak learning rate of the base network: without normalisation a higher one diverges.
+# Peak learning rate of the base network: without normalisation a higher one diverges. The
+# members' are a quarter of it to all of it.
 _RATE = {"resnet": 0.1, "vgg": 0.03}
 _STEPS = {"tight": 700, "wide": 200}
-# Steps of the fine-tunings of a wide population, by turns.
-_SHORT = (120, 60, 150, 90)
+# Steps of the fine-tunings: of a tight population, and of a wide one by turns.
+_LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def recipes(setting: Setting, sets: FourSets, seed: int) -> tuple[Recipe, list[Recipe]]:
-    """The base's recipe and the members', which vary as the demo's table has it."""
+def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
+    """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
     wide = setting.spread == "wide"
-    plan = demo_plan(sets, MEMBERS, seed)
     peak = _RATE[setting.architecture]
-    scale = peak / plan.base.learning_rate
-    base = replace(
-        plan.base,
+    base = HyperParameters(
+        seed=derived_seed(seed, 0),
         steps=_STEPS[setting.spread],
+        batch_size=128,
         learning_rate=peak,
-        mirror=False,
+        weight_decay=5e-4,
         anneal=0.0 if wide else 0.5,
     )
-    members = [
-        replace(
-            recipe,
+    members = {}
+    for index in range(MEMBERS):
+        row, rate, decay, smoothing = variation(index)
+        members[f"member_{index:02d}"] = HyperParameters(
+            seed=derived_seed(seed, index + 1),
+            steps=_SHORT[index % len(_SHORT)] if wide else _LONG,
             batch_size=64,
-            learning_rate=recipe.learning_rate * scale,
-            steps=_SHORT[i % len(_SHORT)] if wide else recipe.steps,
+            learning_rate=peak / 4 * rate,
+            weight_decay=decay,
+            label_smoothing=smoothing,
+            mirror=sets.mirror and row // 3 % 2 == 1,
             anneal=0.0 if wide else 1.0,
         )
-        for i, recipe in enumerate(plan.members)
-    ]
-    return base, members
+    return PopulationPlan(base, members)
 
 
 def images_of(seed: int) -> FourSets:
@@ -105,39 +104,10 @@ def folder_of(root: Path, setting: Setting, seed: int) -> Path:
 
 
 def make(root: Path, setting: Setting, seed: int) -> list[Path]:
-    """Trains what is missing of a population, a file at a time; the members' paths."""
-    folder = folder_of(root, setting, seed)
-    paths = [folder / f"member_{i:02d}.safetensors" for i in range(MEMBERS)]
-    if (folder / RECORD).exists() and all(path.exists() for path in paths):
-        return paths
-    folder.mkdir(parents=True, exist_ok=True)
+    """Trains what is missing of a population; the members' paths."""
     sets = images_of(seed)
-    base_recipe, member_recipes = recipes(setting, sets, seed)
-    network = new_network(setting, sets, base_recipe.seed)
-    base = folder / "base.safetensors"
-    if base.exists():
-        network.load_state_dict(load_file(base))
-    else:
-        train(network, sets.train, base_recipe)
-        _write(base, network)
-    for path, recipe in zip(paths, member_recipes, strict=True):
-        if not path.exists():
-            member = copy.deepcopy(network)
-            train(member, sets.train, recipe)
-            _write(path, member)
-    record = {
-        "setting": setting.name,
-        "seed": seed,
-        "source": SOURCE,
-        "train_sha256": sets.train.digest(),
-        "torch": torch.__version__,
-        "base": asdict(base_recipe),
-        "members": [asdict(recipe) for recipe in member_recipes],
-    }
-    write_whole(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-    return paths
-
-
-def _write(path: Path, network: nn.Module) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    write_whole(path, save(tensors, {"format": "pt"}))
+    whole = plan(setting, sets, seed)
+    assert whole.base is not None
+    network = new_network(setting, sets, whole.base.seed)
+    origin = {"setting": setting.name, "seed": seed, "data": SOURCE}
+    return populate(network, sets.train, whole, folder_of(root, setting, seed), origin=origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import torch
 from safetensors.torch import save_file
 
 import deevo_ext as deevo
-from deevo_ext.data import load
-from deevo_ext.demo.training import fine_tune, train_base
+from deevo_ext.data import ImageSet, load
 from deevo_ext.evolution.basin import BasinReport, Pair, check_basin
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.training.recipes import Recipe
+from deevo_ext.training.fine_tune import fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
+from deevo_ext.zoo import SmallResNet
 
 
-def recipe(seed: int) -> Recipe:
-    return Recipe(seed=seed, steps=60, batch_size=32, learning_rate=0.05)
+def trained(network: SmallResNet, images: ImageSet, seed: int) -> SmallResNet:
+    """A copy of the network, trained on."""
+    network = copy.deepcopy(network)
+    fine_tune(network, images, HyperParameters(seed, steps=60, batch_size=32, learning_rate=0.05))
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +31,9 @@ def networks() -> dict[str, list]:
     sets = load("digits")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # batches this small: more would wait for each other
-    strangers = [train_base(sets, recipe(seed), width=8) for seed in range(4)]
-    tuned = [fine_tune(strangers[0], sets, recipe(10 + seed)) for seed in range(4)]
+    untrained = [SmallResNet(1, 10, 4, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    strangers = [trained(network, sets.train, seed) for seed, network in enumerate(untrained)]
+    tuned = [trained(strangers[0], sets.train, 10 + seed) for seed in range(4)]
     torch.set_num_threads(threads)
     return {"strangers": strangers, "tuned": tuned}
 
@@ -57,7 +63,7 @@ def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
     found = report(networks["tuned"])
     pair = found.pairs[0]
     a, b = (networks["tuned"][i].state_dict() for i in (pair.first, pair.second))
-    network = type(networks["tuned"][0])(1, 10, 8)
+    network = type(networks["tuned"][0])(1, 10, 4)
     network.load_state_dict({k: (a[k] + b[k]) / 2 if a[k].is_floating_point() else a[k] for k in a})
     with torch.inference_mode():
         logits = network.eval()(images.images)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from deevo_ext.cli.demo import options_of
+from deevo_ext.data import FourSets, ImageSet
+from deevo_ext.training.plan import plan_population
 
 
 def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -47,13 +53,32 @@ def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str])
         assert row["images"] > 0 and row["forward_passes"] >= 0
 
 
-def test_demo_is_repeatable(demo: tuple[Path, str], tmp_path: Path) -> None:
+def test_demo_is_repeatable_and_trains_only_what_is_missing(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, _ = demo
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "again" / "checkpoints")
+    (tmp_path / "again" / "checkpoints" / "member_03.safetensors").unlink()
     done = deevo("demo", "--generations", "4", "--out", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = load_file(folder / "run" / "evolved.safetensors")
     second = load_file(tmp_path / "again" / "evolved.safetensors")
     assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision() -> None:
+    images = torch.zeros(300, 1, 8, 8)
+    one = ImageSet(images, torch.arange(300) % 3, "images")
+    steps = {}
+    for name in ("digits", "clothes"):
+        sets = FourSets(one, one, one, one, num_classes=3, name=name, mirror=name == "clothes")
+        plan = plan_population(300, options_of(sets, 5))
+        assert plan.base is not None and len(plan.members) == 12
+        members = plan.members.values()
+        steps[name] = (plan.base.steps, *{member.steps for member in members})
+        assert not any(member.mixup or member.shift for member in members)
+        assert any(member.mirror for member in members) == sets.mirror
+    assert steps == {"digits": (75, 50), "clothes": (700, 120)}
 
 
 def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> None:

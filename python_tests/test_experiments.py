@@ -1,9 +1,10 @@
-"""The experiments on populations: recipes, learned soups, statistics, and the committed tables."""
+"""The experiments: populations, learned soups, statistics, and the committed tables."""
 
 from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,17 +14,16 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from typer.testing import CliRunner
 
-from deevo_ext.demo.recipes import Recipe
-from deevo_ext.demo.sgd import train
+from deevo_ext.training.fine_tune import fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
 
 from experiments import __main__ as commands  # noqa: E402
 from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402
-from experiments.bounds import learned_soup, tuned_soup  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
-from experiments.populations import MEMBERS, SETTINGS, recipes  # noqa: E402
+from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
 
 
@@ -46,13 +46,14 @@ def digits():
 def members(architecture: str, digits, count: int = 4) -> list[dict[str, torch.Tensor]]:
     factory = ARCHITECTURES[architecture]
     network = factory(1, 10, 4, torch.Generator().manual_seed(0))
-    train(network, digits.train, Recipe(seed=0, steps=60, batch_size=32, learning_rate=0.05))
+    first = HyperParameters(seed=0, steps=60, batch_size=32, learning_rate=0.05)
+    fine_tune(network, digits.train, first)
     base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     states = []
     for i in range(count):
         network.load_state_dict(base)
-        recipe = Recipe(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
-        train(network, digits.train, recipe)
+        own = HyperParameters(seed=i + 1, steps=20, batch_size=32, learning_rate=0.03 * (i + 1))
+        fine_tune(network, digits.train, own)
         states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     return states
 
@@ -64,7 +65,11 @@ def loss(network: torch.nn.Module, state: dict[str, torch.Tensor], images) -> fl
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits) -> None:
+def test_learned_soups_bound_the_soup_they_begin_from(
+    architecture: str, digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "TUNING", replace(bounds.TUNING, steps=40))
+    images = digits.fitness.subset(range(300))
     states = members(architecture, digits)
     factory = ARCHITECTURES[architecture]
     soup = {
@@ -72,29 +77,46 @@ def test_learned_soups_bound_the_soup_they_begin_from(architecture: str, digits)
         for name, tensor in states[0].items()
         if tensor.is_floating_point()
     }
-    losses = {"soup": loss(factory(1, 10, 4), soup, digits.fitness)}
+    losses = {"soup": loss(factory(1, 10, 4), soup, images)}
     for by_tensor in (False, True):
-        found = learned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness, by_tensor)
-        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, digits.fitness)
+        found = bounds.learned_soup(factory(1, 10, 4), states, [0, 2], images, by_tensor)
+        losses[str(by_tensor)] = loss(factory(1, 10, 4), found, images)
         if not by_tensor:  # an affine combination: fitted coefficients, 1 in sum, give it again
             stack = torch.stack([state["fc.weight"].flatten() for state in states]).double()
             differences = (stack[1:] - stack[0]).T
             target = (found["fc.weight"].flatten().double() - stack[0])[:, None]
             solution = torch.linalg.lstsq(differences, target).solution
             assert torch.allclose(differences @ solution, target, atol=1e-5)
-    tuned = tuned_soup(factory(1, 10, 4), states, [0, 2], digits.fitness)
-    assert loss(factory(1, 10, 4), tuned, digits.fitness) < losses["soup"]
+    tuned = bounds.tuned_soup(factory(1, 10, 4), states, [0, 2], images)
+    assert loss(factory(1, 10, 4), tuned, images) < losses["soup"]
     assert losses["False"] < losses["soup"]
     assert losses["True"] < losses["soup"]
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_members_have_recipes_of_their_own(name: str, digits) -> None:
-    base, tuned = recipes(SETTINGS[name], digits, 3)
-    assert len(tuned) == MEMBERS == len({recipe.seed for recipe in [base, *tuned]}) - 1
+def test_members_have_hyper_parameters_of_their_own(name: str, digits) -> None:
+    population = plan(SETTINGS[name], digits, 3)
+    assert population.base is not None
+    tuned = list(population.members.values())
+    assert len(tuned) == MEMBERS == len({run.seed for run in [population.base, *tuned]}) - 1
     assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
-    other, _ = recipes(SETTINGS[name], digits, 4)
-    assert other.seed != base.seed
+    other = plan(SETTINGS[name], digits, 4).base
+    assert other is not None and other.seed != population.base.seed
+
+
+def test_a_population_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(populations, "SOURCE", "digits")
+    monkeypatch.setattr(populations, "_STEPS", {"wide": 2})
+    monkeypatch.setattr(populations, "_SHORT", (1, 2))
+    setting = SETTINGS["vgg-wide"]
+    paths = populations.make(tmp_path, setting, 3)
+    contents = {path: path.read_bytes() for path in paths}
+    assert len(paths) == MEMBERS == len(set(contents.values()))
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    assert populations.make(tmp_path, setting, 3) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == stamps
+    other = populations.make(tmp_path, setting, 4)
+    assert set(contents.values()).isdisjoint(path.read_bytes() for path in other)
 
 
 def test_the_rank_test_is_one_sided() -> None:

@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 def populate(
     arch: Annotated[str, typer.Option(help="torchvision or timm name, or package.module:factory.")],
     data: Annotated[Path, typer.Option(help="A cache file, or what `deevo cache` takes.")],
-    out: Annotated[Path, typer.Option(help="Folder of the members. Gone on with if it exists.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the members; if it exists, the command goes on with it.")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="The pretrained network that all members start from.")
     ] = None,
-    members: Annotated[int, typer.Option(help="How many.", min=2)] = 12,
+    members: Annotated[int, typer.Option(help="How many members.", min=2)] = 12,
     epochs: Annotated[float, typer.Option(help="Epochs of each member; may be a fraction.")] = 1.0,
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="One run, members taken along its second half.")
     ] = False,
     base_epochs: Annotated[
         float,
-        typer.Option(help="Epochs that come first, for all: from scratch, or for new classes."),
+        typer.Option(
+            help="Epochs of training before that of the members, from scratch or for new classes."
+        ),
     ] = 0.0,
-    base_learning_rate: Annotated[float, typer.Option(help="Of those.")] = 0.1,
+    base_learning_rate: Annotated[
+        float, typer.Option(help="Highest learning rate of the base epochs.")
+    ] = 0.1,
     learning_rate: Annotated[
         float, typer.Option(help="The lowest among members; the highest is four times that.")
     ] = 0.002,
@@ -44,8 +50,9 @@ def populate(
     augment: Annotated[
         str,
         typer.Option(
-            help="What some members draw: none, or crop:SHARE, jitter:STRENGTH, erase:PROBABILITY, "
-            "mixup:ALPHA, cutmix:ALPHA, trivial with commas between; auto goes by the images."
+            help="What some members do to their images: none, or crop:SHARE, jitter:STRENGTH, "
+            "erase:PROBABILITY, mixup:ALPHA, cutmix:ALPHA, trivial with commas between; auto goes "
+            "by the images. Needs torchvision."
         ),
     ] = "auto",
     transform: Annotated[
@@ -58,10 +65,11 @@ def populate(
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out what cannot be read.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[
-        int | None, typer.Option(help="Decoding processes; default one a processor.", min=0)
+        int | None,
+        typer.Option(help="Processes that decode and augment; default one a processor.", min=0),
     ] = None,
     save_every: Annotated[
         float, typer.Option(help="Seconds between states: what a kill loses.", min=0)
@@ -79,12 +87,12 @@ def populate(
     from deevo_ext.models import architecture, check_fit
     from deevo_ext.population.checkpoints import sha256
     from deevo_ext.text import text_table
-    from deevo_ext.training.pictures import require_operations
-    from deevo_ext.training.populate import plan_population
+    from deevo_ext.training.augment import require_torchvision
+    from deevo_ext.training.hyper_parameters import Choices
+    from deevo_ext.training.plan import PopulationOptions, plan_population
     from deevo_ext.training.populate import populate as train
-    from deevo_ext.training.recipes import Choices
 
-    given = None if augment == "auto" else Choices.parse(augment)
+    asked = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     expected = architecture(arch, transform=transform).needs_transform()
     found = open_data(
@@ -105,11 +113,10 @@ def populate(
         _load(network.model, checkpoint, base_epochs > 0)
     elif not base_epochs:
         raise _nothing_to_start_from()
-    choices = given or Choices.for_images(*images.image_shape)
-    require_operations(choices)
-    plan = plan_population(
-        len(images),
-        members,
+    augmentations = asked or Choices.for_images(*images.image_shape)
+    require_torchvision(augmentations)
+    options = PopulationOptions(
+        members=members,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -120,8 +127,9 @@ def populate(
         base_learning_rate=base_learning_rate,
         snapshots=snapshots,
         seed=seed,
-        choices=choices,
+        augmentations=augmentations,
     )
+    plan = plan_population(len(images), options)
     origin = {
         "arch": network.name,
         "checkpoint": None if checkpoint is None else sha256(checkpoint),
@@ -144,13 +152,13 @@ def populate(
             bar.update(done - bar.n)
 
         paths = train(
-            network.model,
+            network.model.to(where),
             images,
             plan,
             out,
             origin=origin,
-            device=where,
             save_every=save_every,
+            workers=workers,
             progress=show,
         )
     typer.echo(f"{len(paths)} members in {out}: --checkpoints '{out}/member_*.safetensors'")

@@ -1,4 +1,4 @@
-"""Training-style augmentation of evaluated images: the same for parents and trials, by counters.
+"""Moves, mirroring and crops of images, by counters: the same for parents, trials and trainings.
 
 What happens to an image depends on the seed, the batch and the image's number alone (Philox,
 purpose 11, the image as member), so that a batch can be had again, wherever and in whatever parts.
@@ -107,7 +107,10 @@ def _cropped(pixels: Tensor, uniform: np.ndarray, least: float) -> Tensor:
 
 
 def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:
-    """Eight random words for each of these images of a batch: uint32 values in uint64 [n, 8]."""
+    """Eight random words for each of these images of a batch: uint32 values in uint64 [n, 8].
+
+    `Augmentation.apply` draws from the first seven; the last is left to others.
+    """
     images = numbers.cpu().numpy().astype(np.uint64)
     return np.concatenate(
         [

@@ -96,8 +96,8 @@ def contents(
         "summary": "One network, evolved without gradients from the "
         f"{population.initial_size} checkpoints below by differential evolution: "
         f"{kind} of the population at generation {chosen.generation}, which validation images "
-        f"chose ({count} member{'s' * (count > 1)}, validation score {chosen.score:.5g}). It costs what "
-        "one of its parents costs.",
+        f"chose ({count} member{'s' * (count > 1)}, validation score {chosen.score:.5g}). It costs "
+        "what one of its parents costs.",
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
         "replay": "The same weights come again, bit for bit, from the journal and the parents:",

@@ -1,72 +1,135 @@
-"""Augmentation of whole batches: small moves, mirroring, random erasing."""
+"""The batches that a network learns from: shuffled epochs, augmented images.
 
-import math
+What happens to an image depends on the run's seed, the epoch and the image's number alone, so that
+a batch can be had again in any process, and by a run that was interrupted. Moves and mirroring are
+those of `data/augmentation.py`; everything else is done by torchvision.transforms.v2, which is
+imported when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.augmentation import Augmentation, image_words
+from ..data.labelled import LabelledImages
+from ..errors import DeevoError
+from ..extras import import_extra
+from .hyper_parameters import Choices, HyperParameters, derived_seed
+
+_PICTURES = ("crop", "jitter", "trivial", "erase")  # each changes an image on its own
+_MIXTURES = ("mixup", "cutmix")  # the images of a batch are mixed with each other
+_ORDER, _MOVES = 1, 3  # what a seed is derived for
 
 
-def augment(
-    images: torch.Tensor, shift: int, mirror: bool, generator: torch.Generator
-) -> torch.Tensor:
-    """Each image moved by its own -shift..shift pixels, and mirrored half of the time.
+def require_torchvision(asked: HyperParameters | Choices) -> None:
+    """Raises DeevoError where an augmentation needs torchvision and that cannot be imported."""
+    if any(getattr(asked, name) for name in _PICTURES + _MIXTURES):
+        _transforms()
 
-    Args:
-        images: [N, C, H, W], any dtype and device; not changed.
-        shift: pixels, 0 for none; what comes in from outside repeats the border.
-        mirror: whether to mirror left and right.
-        generator: on the CPU; it moves by the same amount whatever it draws.
 
-    Returns:
-        [N, C, H, W], same dtype.
+def changes_pictures(hyper: HyperParameters) -> bool:
+    """Whether torchvision changes single images, which is worth processes of its own."""
+    return any(getattr(hyper, name) for name in _PICTURES)
+
+
+def batch_mixing(
+    hyper: HyperParameters, classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Mixup or cutmix of (float images, labels), None for neither; draws from the global generator.
+
+    The labels become shares of the classes, float [n, classes].
     """
-    count, _, height, width = images.shape
-    if shift == 0 and not mirror:
-        return images
-    moves = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
-    rows = (torch.arange(height) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + moves[1]).clamp(0, width - 1)
-    if mirror:
-        flipped = torch.randint(0, 2, (count, 1), generator=generator).bool()
-        columns = torch.where(flipped, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    index = torch.arange(count, device=images.device)[:, None, None]
-    moved = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    alphas = {name: getattr(hyper, name) for name in _MIXTURES if getattr(hyper, name)}
+    if not alphas:
+        return None
+    v2 = _transforms()
+    kinds = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+    return v2.RandomChoice(
+        [kinds[name](alpha=alpha, num_classes=classes) for name, alpha in alphas.items()]
+    )
 
 
-def erase(
-    images: torch.Tensor,
-    probability: float,
-    value: tuple[float, ...],
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Random erasing (Zhong et al., arXiv 1708.04896): a rectangle of some images is overwritten.
+class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Item `step` is the batch of that step: images [n, C, H, W] of their dtype, labels int64 [n].
 
-    Its share of the area is uniform in [0.02, 1/3], the logarithm of its height : width uniform
-    between those of 0.3 and 1/0.3, as torchvision's and timm's; sides are cut to the image's.
+    Epochs are shuffled, and what is left at their end that fills no batch is skipped.
 
-    Args:
-        images: [N, C, H, W], any dtype, on the CPU; not changed.
-        probability: that an image loses a rectangle, in [0, 1].
-        value: per channel, what it is overwritten with.
-        generator: on the CPU; it moves by the same amount whatever it draws.
+    images: N, of which a batch is at most all; on the CPU if torchvision is to change them.
 
-    Returns:
-        [N, C, H, W], same dtype.
+    Raises DeevoError: torchvision is needed and cannot be imported, or cannot change such images.
     """
-    if not probability:
-        return images
-    count, channels, height, width = images.shape
-    drawn = torch.rand(count, 5, generator=generator, dtype=torch.float64).tolist()
-    ground = torch.tensor(value).to(images.dtype).reshape(channels, 1, 1)
-    images = images.clone()
-    for i, (chance, share, proportion, down, right) in enumerate(drawn):
-        if chance >= probability:
-            continue
-        area = (0.02 + (1 / 3 - 0.02) * share) * height * width
-        ratio = math.exp(math.log(0.3) * (1 - 2 * proportion))
-        h = min(height, max(1, round(math.sqrt(area * ratio))))
-        w = min(width, max(1, round(math.sqrt(area / ratio))))
-        top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
-        images[i, :, top : top + h, left : left + w] = ground
-    return images
+
+    def __init__(self, images: LabelledImages, hyper: HyperParameters) -> None:
+        self._images, self._seed = images, hyper.seed
+        self._size = min(hyper.batch_size, len(images))
+        self._moves = Augmentation(mirror=hyper.mirror, shift=hyper.shift)
+        self._transform = _picture_transform(hyper, images) if changes_pictures(hyper) else None
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        epoch, number = divmod(step, len(self._images) // self._size)
+        if epoch != self._epoch:
+            seed = derived_seed(derived_seed(self._seed, _ORDER), epoch)
+            generator = torch.Generator().manual_seed(seed)
+            self._epoch, self._order = epoch, torch.randperm(len(self._images), generator=generator)
+        chosen = self._order[number * self._size : (number + 1) * self._size]
+        batch = self._images.subset(chosen)
+        words = image_words(chosen, epoch, derived_seed(self._seed, _MOVES))
+        pixels = self._moves.apply(batch.pixels(0, self._size), words)
+        if self._transform is not None:
+            # The last word, which moves and mirroring leave alone, seeds torchvision's draws.
+            pixels = _each(self._transform, pixels, words[:, 7].tolist())
+        return pixels, batch.labels
+
+
+def _each(transform: Callable[[Tensor], Tensor], pixels: Tensor, seeds: list[int]) -> Tensor:
+    """Every image transformed under its own seed; the global generator is left as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a DataLoader's worker: sums depend on the number of threads
+    try:
+        with torch.random.fork_rng(devices=[]):
+            changed = []
+            for image, seed in zip(pixels, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                changed.append(transform(image.contiguous()))
+    finally:
+        torch.set_num_threads(threads)
+    return torch.stack(changed)
+
+
+def _picture_transform(hyper: HyperParameters, images: LabelledImages) -> Callable[..., Tensor]:
+    """Random resized crop, colour jitter, TrivialAugment and random erasing, those asked for."""
+    v2 = _transforms()
+    channels, height, width = images.image_shape
+    steps: list[Any] = []
+    if hyper.crop:
+        steps.append(v2.RandomResizedCrop((height, width), scale=(hyper.crop, 1.0)))
+    if hyper.jitter:
+        steps.append(v2.ColorJitter(hyper.jitter, hyper.jitter, hyper.jitter))
+    if hyper.trivial:
+        steps.append(v2.TrivialAugmentWide())
+    if steps and images.dtype != torch.uint8:
+        raise DeevoError(
+            f"images are {images.dtype}; crop, jitter and trivial change uint8 images, as a cache "
+            "holds them: make one by `deevo cache`"
+        )
+    if hyper.erase:
+        # The mean colour, which is zero once normalised.
+        mean = images.mean or (0.0,) * channels
+        steps.append(v2.RandomErasing(hyper.erase, value=[round(255 * value) for value in mean]))
+    return v2.Compose(steps)
+
+
+def _transforms() -> Any:
+    try:
+        return import_extra("torchvision.transforms.v2")
+    except DeevoError as error:
+        raise DeevoError(
+            f"the augmentations {', '.join(_PICTURES + _MIXTURES)} are torchvision's; {error}; or "
+            "leave them out of --augment"
+        ) from error

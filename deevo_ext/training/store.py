@@ -1,4 +1,4 @@
-"""The folder of a population: whole checkpoints, each with the recipe it was made by."""
+"""The folder of a population: whole checkpoints, each with the hyper-parameters that made it."""
 
 import hashlib
 import json
@@ -44,43 +44,48 @@ class Store:
 
     def _continued(self, record: Path, description: dict[str, object]) -> dict:
         try:
-            found = json.loads(record.read_text())
-            files = found["files"]
-            valid = all({"recipe", "sha256"} <= entry.keys() for entry in files.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = dict(json.loads(record.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise DeevoError(f"{record}: not a population's record ({error})") from error
-        if not valid:
-            raise DeevoError(f"{record}: not a population's record")
         for key, value in description.items():
             if key != "made_with" and found.get(key) != value:
                 raise DeevoError(
-                    f"{self._folder}: holds a population of another recipe ({key} is "
-                    f"{found.get(key)}, not {value}); choose another folder or delete it"
+                    f"{record}: of another population ({key} is {found.get(key)}, not {value}); "
+                    "choose another folder or delete this one"
                 )
+        files = found.get("files")
+        if not isinstance(files, dict) or not all(
+            isinstance(entry, dict) and {"hyper_parameters", "sha256"} <= entry.keys()
+            for entry in files.values()
+        ):
+            raise DeevoError(f"{record}: not a population's record")
         return {**found, "made_with": description["made_with"]}
 
     def path(self, name: str) -> Path:
         """Of a network's file."""
         return self._folder / f"{name}.safetensors"
 
-    def has(self, name: str, recipe: Mapping[str, Any]) -> bool:
-        """Whether the file is recorded, whole and made by this recipe."""
+    def has(self, name: str, hyper_parameters: Mapping[str, Any]) -> bool:
+        """Whether the file is recorded, whole and made by these hyper-parameters."""
         entry, path = self._record["files"].get(name), self.path(name)
         if entry is None or not path.is_file():
             return False
-        if entry["recipe"] != json.loads(json.dumps(recipe)):
+        if entry["hyper_parameters"] != json.loads(json.dumps(hyper_parameters)):
             raise DeevoError(
-                f"{path}: made by another recipe, {entry['recipe']}; choose another folder"
+                f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
+                "another folder"
             )
         return hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
 
-    def save(self, name: str, recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    def save(
+        self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, torch.Tensor]
+    ) -> None:
         """The file first, then its entry: an entry always speaks of a file that exists."""
         tensors = {key: value.cpu().contiguous() for key, value in state.items()}
         content = save(tensors, {"format": "pt"})
         write_whole(self.path(name), content)
         self._record["files"][name] = {
-            "recipe": dict(recipe),
+            "hyper_parameters": dict(hyper_parameters),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         self._write()

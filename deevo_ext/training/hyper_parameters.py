@@ -1,4 +1,4 @@
-"""Recipes of stochastic gradient descent, and what distinguishes the members of a population."""
+"""Hyper-parameters of gradient descent, and what distinguishes the members of a population."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..errors import DeevoError
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One run of SGD with Nesterov momentum.
+class HyperParameters:
+    """One run of gradient descent.
 
     Args:
         seed: of batches and augmentation (and of the initial weights, for a base network).
@@ -22,18 +22,24 @@ class Recipe:
         learning_rate: its peak, reached after the first 5 % of the steps.
         weight_decay: on every parameter.
         label_smoothing: share of each label spread over all classes, in [0, 1).
-        shift: each image moves by up to this many pixels in each direction.
+        shift: each image moves by up to this many pixels in each direction, its border repeated.
         mirror: each image is mirrored with probability one half.
-        momentum: of SGD, in [0, 1).
+        momentum: of SGD, Nesterov's, in [0, 1).
         mixup: alpha of mixup (Zhang et al., arXiv 1710.09412): each batch is mixed with itself in
             another order, by a share drawn from Beta(alpha, alpha); 0 for none.
         anneal: share of the steps, at the end, over which the learning rate falls linearly to
             zero; 0 keeps it constant.
-        crop: least share of the area that random resized crops take, in (0, 1]; 0 for none.
-        jitter: how far brightness, contrast and saturation go from 1, in [0, 1]; 0 for none.
-        trivial: whether TrivialAugment changes each image (see `training/pictures.py`).
-        erase: probability that a rectangle of an image is erased (`training/augment.py`).
-        cutmix: alpha of cutmix (`training/mixing.py`); 0 for none.
+        crop: least share of the area that random resized crops (Szegedy et al., arXiv 1409.4842)
+            take, in (0, 1]; 0 for none.
+        jitter: how far the factors of brightness, contrast and saturation go from 1, in [0, 1]; 0
+            for none.
+        trivial: whether TrivialAugment (Müller and Hutter, arXiv 2103.10158) changes each image.
+        erase: probability that a rectangle of an image gets the mean colour (Zhong et al., arXiv
+            1708.04896).
+        cutmix: alpha of cutmix (Yun et al., arXiv 1905.04899), which replaces a box of each image
+            by that of another; 0 for none. With both mixup and cutmix, each batch takes one of
+            them by chance.
+        optimizer: "sgd" or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
 
     Raises:
         DeevoError: a value is out of its range.
@@ -55,6 +61,7 @@ class Recipe:
     trivial: bool = False
     erase: float = 0.0
     cutmix: float = 0.0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         ranges = {
@@ -72,10 +79,13 @@ class Recipe:
             "jitter": 0 <= self.jitter <= 1,
             "erase": 0 <= self.erase <= 1,
             "cutmix": self.cutmix >= 0,
+            "optimizer": self.optimizer in ("sgd", "adamw"),
         }
         for field, valid in ranges.items():
             if not valid:
-                raise DeevoError(f"recipe: {field} = {getattr(self, field)} is out of range")
+                raise DeevoError(
+                    f"hyper-parameters: {field} = {getattr(self, field)} is out of range"
+                )
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0..steps-1: a short rise, a plateau, the final fall if any."""
@@ -86,7 +96,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Choices:
-    """What recipes may draw, each for some members; fields are a Recipe's. 0: for none."""
+    """The augmentations that some members of a population get; 0 or False leaves one out.
+
+    The fields are those of `HyperParameters`. All of them are done by torchvision.
+    """
 
     mixup: float = 0.1
     crop: float = 0.0
@@ -124,7 +137,7 @@ class Choices:
         return cls()
 
     def of_row(self, row: int) -> dict[str, Any]:
-        """A recipe's fields of row 0..11; the first has none of them.
+        """Fields of the hyper-parameters of row 0..11; the first row has no augmentation.
 
         Mixup is for rows 2, 3, 6, 7, 10, 11; cutmix for the half of the others from 4 on; crops for
         odd rows; of three rows, one has jitter, one erases and one takes TrivialAugment.
@@ -149,7 +162,7 @@ def derived_seed(seed: int, index: int) -> int:
 # (learning rate relative to the lowest, weight decay, label smoothing); no row twice. Neighbours
 # differ in everything, so that the first few rows alone are a varied population. Smoothing stays
 # small: a network's confidence would otherwise outweigh its quality in the loss.
-VARIATIONS: tuple[tuple[float, float, float], ...] = (
+_VARIATIONS: tuple[tuple[float, float, float], ...] = (
     (1.00, 1e-4, 0.00),
     (1.88, 5e-4, 0.02),
     (3.53, 1e-3, 0.00),
@@ -163,4 +176,13 @@ VARIATIONS: tuple[tuple[float, float, float], ...] = (
     (1.66, 5e-4, 0.00),
     (3.11, 1e-3, 0.02),
 )
-"""Hyper-parameters of the members of a population, by row; each further dozen starts over."""
+
+
+def variation(index: int) -> tuple[int, float, float, float]:
+    """Row of the table, relative learning rate, weight decay and label smoothing of member `index`.
+
+    Each further dozen of members starts the table over and learns more slowly by a tenth.
+    """
+    dozen, row = divmod(index, len(_VARIATIONS))
+    rate, decay, smoothing = _VARIATIONS[row]
+    return row, rate * 0.9**dozen, decay, smoothing

@@ -1,9 +1,9 @@
-"""A small residual network, in the names and shapes of torchvision's, for the demo."""
+"""Small networks to begin with: the demo's, in the names and shapes of torchvision's."""
 
 import torch
 from torch import nn
 
-from ..errors import DeevoError
+from .errors import DeevoError
 
 
 class BasicBlock(nn.Module):

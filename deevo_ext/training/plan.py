@@ -1,0 +1,138 @@
+"""What the members of a population are trained with: their hyper-parameters, member by member."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..errors import DeevoError
+from .hyper_parameters import Choices, HyperParameters, derived_seed, variation
+
+
+@dataclass(frozen=True)
+class PopulationOptions:
+    """What distinguishes a population from others.
+
+    Args:
+        members: how many, 2 or more.
+        epochs: of each member; may be a fraction.
+        batch_size: images a step.
+        learning_rate: the lowest among the members.
+        shift: every other three members move images by up to so many pixels.
+        mirror: whether a mirrored image keeps its class; all but every fourth member mirror then.
+        anneal: share of the steps, at the end, over which the learning rate falls to zero.
+        base_epochs: of training that comes first, for all members; 0 for none.
+        base_learning_rate: of that training; it falls in its second half.
+        snapshots: whether the members are one run, taken at equal distances through its second
+            half, instead of a run each.
+        seed: everything random derives from it.
+        augmentations: what else some of the members do to their images.
+
+    Raises:
+        DeevoError: a value is out of its range.
+    """
+
+    members: int = 12
+    epochs: float = 1.0
+    batch_size: int = 128
+    learning_rate: float = 0.002
+    shift: int = 0
+    mirror: bool = True
+    anneal: float = 0.0
+    base_epochs: float = 0.0
+    base_learning_rate: float = 0.1
+    snapshots: bool = False
+    seed: int = 0
+    augmentations: Choices = dataclasses.field(default_factory=Choices)
+
+    def __post_init__(self) -> None:
+        if self.members < 2 or self.seed < 0 or self.epochs <= 0 or self.base_epochs < 0:
+            raise DeevoError(
+                f"members is {self.members}, epochs {self.epochs:g}, base_epochs "
+                f"{self.base_epochs:g}, seed {self.seed}; expected at least 2 members, more than 0 "
+                "epochs, and the others 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class PopulationPlan:
+    """The training runs that make a population.
+
+    base: hyper-parameters of the network that all members start from, None where it is given as it
+    is. members: name and hyper-parameters of each. snapshots: the steps at which the members are
+    taken where they are one run, else empty.
+    """
+
+    base: HyperParameters | None
+    members: dict[str, HyperParameters]
+    snapshots: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Of gradient descent, in all."""
+        members = [hyper.steps for hyper in self.members.values()]
+        own = members[0] if self.snapshots else sum(members)
+        return own + (0 if self.base is None else self.base.steps)
+
+    def table(self) -> list[list[str]]:
+        """The members' hyper-parameters with a head line; columns that all share are left in."""
+        fields = [field.name for field in dataclasses.fields(HyperParameters)]
+        rows = [["member", *fields, *(["taken_at_step"] if self.snapshots else [])]]
+        taken = dict(zip(self.members, self.snapshots, strict=False))
+        for name, hyper in self.members.items():
+            values = [getattr(hyper, field) for field in fields]
+            shown = [f"{v:g}" if isinstance(v, float | bool) else str(v) for v in values]
+            rows.append([name, *shown, *([str(taken[name])] if taken else [])])
+        return rows
+
+
+def plan_population(images: int, options: PopulationOptions) -> PopulationPlan:
+    """The runs of a population that learns from so many images; no two members are alike.
+
+    Learning rates are 1 to 4 times the lowest, a tenth lower in each further dozen; weight decays
+    1e-4 to 1e-3 and label smoothings 0 to 0.02 follow the same table of twelve. Learning rates stay
+    constant unless `anneal` says over which share they fall: members end around the minimum they
+    share, not in it, so that averages are better than any of them and evolution has room. Member i
+    does not depend on how many there are.
+
+    Raises DeevoError: too few steps for as many snapshots.
+    """
+    each = max(1, images // max(1, min(options.batch_size, images)))  # steps of an epoch
+
+    def member(index: int) -> HyperParameters:
+        row, rate, decay, smoothing = variation(index)
+        return HyperParameters(
+            seed=derived_seed(options.seed, index + 1),
+            steps=max(1, round(options.epochs * each)),
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate * rate,
+            weight_decay=decay,
+            label_smoothing=smoothing,
+            shift=options.shift if row // 3 % 2 == 1 else 0,
+            mirror=options.mirror and row % 4 != 3,
+            anneal=options.anneal,
+            **options.augmentations.of_row(row),
+        )
+
+    base = None
+    if options.base_epochs:
+        base = HyperParameters(
+            seed=derived_seed(options.seed, 0),
+            steps=max(1, round(options.base_epochs * each)),
+            batch_size=options.batch_size,
+            learning_rate=options.base_learning_rate,
+            weight_decay=5e-4,
+            mirror=options.mirror,
+            anneal=0.5,
+        )
+    count = options.members
+    names = [f"member_{index:02d}" for index in range(count)]
+    if not options.snapshots:
+        return PopulationPlan(base, {name: member(i) for i, name in enumerate(names)})
+    one = dataclasses.replace(member(0), mirror=options.mirror, shift=options.shift)
+    if one.steps < 2 * count:
+        raise DeevoError(
+            f"{count} snapshots of {one.steps} steps: give more epochs, at least {2 * count} steps"
+        )
+    taken = tuple(round(one.steps * (count + i + 1) / (2 * count)) for i in range(count))
+    return PopulationPlan(base, dict.fromkeys(names, one), taken)
