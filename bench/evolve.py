@@ -23,9 +23,9 @@ from bench.peers.handwritten import Loop
 from bench.row import Row
 from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.run import Evolution
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.fitness import ClassificationFitness
-from deevo_ext.inference.racing import Racing
+from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.racing import Racing
 from deevo_ext.population.population import Population
 from deevo_ext.search.optimizer import DifferentialEvolution
 

@@ -83,7 +83,7 @@ def check(job: Job, own: Given, found: Tensor) -> None:
 
 def _fold_share(forward: Any, own: Given, seconds: float, job: Job) -> float:
     """Folding and packing one member, as a share of its evaluation on 256 images on a thread."""
-    program = forward._built(tuple(own.images.shape[1:]), own.rows.dtype).program
+    program = forward._built(tuple(own.images.shape[1:]), own.rows.dtype).runner.program
     times, _ = measure.interleaved(partial(program.prepare, own.rows[0], None), repetitions=7)
     fold = measure.summary(times)["median_s"]
     return fold / (seconds * job.threads / (job.members * len(own.images)) * _FOLD_IMAGES)

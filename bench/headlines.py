@@ -55,7 +55,7 @@ def _generation(rows: list[Row]) -> list[Line]:
 
 
 def _networks(rows: list[Row]) -> list[Line]:
-    """Member-images per second of the fused plan, by dtype, beside torch's best known ways."""
+    """Member-images per second of our network graph, by dtype, beside torch's best known ways."""
     lines: list[Line] = []
     for mine in _found(rows, backend="fused"):
         others = [

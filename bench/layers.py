@@ -1,7 +1,7 @@
-"""The case `layers`: each convolution and linear layer of the inference plan, held to its roofline.
+"""The case `layers`: each convolution and linear layer, held to its roofline.
 
-One micro-batch of one member on one torch thread, as a plan's workers run it. A layer's input is
-warm, as it is behind the layer before it. FLOP and bytes are the plan's own: input, residual,
+One micro-batch of one member on one torch thread, as a graph's workers run it. A layer's input is
+warm, as it is behind the layer before it. FLOP and bytes are the network graph's: input, residual,
 weights and output once.
 """
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from bench import measure
 from bench.job import Job, check_close
-from bench.networks import plan_of
+from bench.networks import graph_of
 from bench.row import Row
-from deevo_ext.inference.engines import ENGINES
-from deevo_ext.inference.engines.base import activate
-from deevo_ext.inference.plan import Convolution, Linear
+from deevo_ext.networks.engines import ENGINES
+from deevo_ext.networks.engines.base import activate
+from deevo_ext.networks.graph.network_graph import Convolution, Linear
 
-# As a plan's own check, of rounding alone: 2^-24, 2^-11 and 2^-8 over sums of thousands.
+# As a graph's own check, of rounding alone: 2^-24, 2^-11 and 2^-8 over sums of thousands.
 _DEVIATION = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def run_job(job: Job) -> list[Row]:
     """A row for each layer that differs from those before it, or for the one that is named."""
-    plan, own = plan_of(job)
+    graph, own = graph_of(job)
     wanted = job.size.partition("/")[2]
     rows, seen = [], set()
-    for layer in plan.layers:
+    for layer in graph.layers:
         if not isinstance(layer, (Convolution, Linear)):
             continue
         if (wanted and layer.name != wanted) or layer.signature in seen:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import bench
 from bench.job import Job
 from bench.row import Row
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Plan, size_of
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import NetworkGraph, size_of
 from deevo_ext.population.layout import Layout
 from deevo_ext.zoo import SmallResNet
 
@@ -158,7 +158,7 @@ def _name(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What the fused plan needs for an image: FLOP, bytes moved; and a member's floor of memory.
+    """What the network graph needs for an image: FLOP, bytes moved; and a member's floor of memory.
 
     floor: weights staged twice, the largest layer's input and output for one micro-batch.
     """
@@ -182,14 +182,14 @@ class Work:
         }
 
 
-def plan_of(job: Job, engine: str = "auto") -> tuple[Plan, Given]:
-    """The plan of a job's network, its engines chosen by timing, and a member with images."""
+def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Given]:
+    """The graph of a job's network, its engines chosen by timing, and a member with images."""
     own = given(replace(job, members=1))
-    return own.forward(engine, job.dtype_name).plan(tuple(own.images.shape[1:])), own
+    return own.forward(engine, job.dtype_name).graph(tuple(own.images.shape[1:])), own
 
 
 def work_of(job: Job) -> Work:
-    """What a job's network needs, by its fused plan."""
+    """What a job's network needs, by its network graph."""
     micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
     alike = {"case": "layers", "backend": "fused", "members": 1, "isa": "", "seed": 0}
     return _work(replace(job, batch=micro_batch, repetitions=5, budget_s=1.0, **alike))
@@ -197,11 +197,11 @@ def work_of(job: Job) -> Work:
 
 @cache
 def _work(job: Job) -> Work:
-    plan, own = plan_of(job, "fused")
+    graph, own = graph_of(job, "fused")
     both = [
-        size_of(layer.in_shape, plan.dtype) + size_of(layer.out_shape, plan.dtype)
-        for layer in plan.layers
+        size_of(layer.in_shape, graph.dtype) + size_of(layer.out_shape, graph.dtype)
+        for layer in graph.layers
     ]
-    moved = sum(layer.bytes for layer in plan.layers)
-    floor = max(both) + 2 * own.layout.dim * plan.dtype.itemsize
-    return Work(plan.flops / job.batch, moved / job.batch, floor, own.layout.dim)
+    moved = sum(layer.bytes for layer in graph.layers)
+    floor = max(both) + 2 * own.layout.dim * graph.dtype.itemsize
+    return Work(graph.flops / job.batch, moved / job.batch, floor, own.layout.dim)

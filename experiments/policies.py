@@ -15,6 +15,7 @@ from typing import Any
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.soup import average
+from deevo_ext.fitness.statistics import Inherited
 
 from .csv_files import Found, Row
 from .populations import Setting
@@ -86,11 +87,12 @@ def _first_trials(case: Case, batchnorm: str) -> Row:
     )
     images = _validation(case)
     de = deevo.DifferentialEvolution(members, strategies="interp", generations=GENERATIONS, seed=0)
-    parents = [s.loss for s in evaluator.scores(members.rows, images, members.statistics)]
+    inherited = Inherited(members.statistics)
+    parents = [s.loss for s in evaluator.scores(members.rows, images, inherited)]
     de.ask()
     de.tell(parents)
     rows = de.ask().rows(range(members.size))
-    trials = [s.loss for s in evaluator.scores(rows, images, members.statistics)]
+    trials = [s.loss for s in evaluator.scores(rows, images, inherited)]
     mean, mean_statistics = average(members, range(members.size))
     return {
         "parents_loss": statistics.mean(parents),

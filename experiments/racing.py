@@ -16,8 +16,8 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.evolution.course import Course
-from deevo_ext.inference.metrics import Metric
-from deevo_ext.inference.racing import LOOKS_PER_DOUBLING, Racing
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
 
 from .csv_files import Found, Row
 from .populations import Setting

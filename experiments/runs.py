@@ -16,7 +16,7 @@ import deevo_ext as deevo
 from deevo_ext.data import FourSets
 from deevo_ext.data.images import ImageSet
 from deevo_ext.evolution.soup import greedy_soup
-from deevo_ext.inference.fitness import batch_indices
+from deevo_ext.fitness.classification import batch_indices
 
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Found, Row

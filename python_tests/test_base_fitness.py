@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import deevo_ext as deevo
-from deevo_ext.inference.base_fitness import as_fitness
-from deevo_ext.inference.racing import Racing
+from deevo_ext.fitness.base_fitness import as_fitness
+from deevo_ext.fitness.racing import Racing
 from support.evolution import population, sphere
 
 CENTRES = torch.linspace(0.2, 0.4, 96)

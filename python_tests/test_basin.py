@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import deevo_ext as deevo
 from deevo_ext.data import ImageSet, load
 from deevo_ext.evolution.basin import BasinReport, Pair, check_basin
-from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 from deevo_ext.zoo import SmallResNet

@@ -319,8 +319,8 @@ def test_networks_and_layers_that_compute_something_else_are_refused(monkeypatch
     wrong[1, -1] += 0.01 * losses.max()
     with pytest.raises(WrongResult, match="losses of resnet8"):
         forward.check(replace(job, members=2), own, wrong)
-    plan, _ = networks.plan_of(job)
-    layer = plan.layers[0]
+    graph, _ = networks.graph_of(job)
+    layer = graph.layers[0]
     assert layers.time_layer(job, layer)["median_s"] > 0
     engine = layers.ENGINES[layer.engine]
     bound = engine.bind(layer)
@@ -394,7 +394,7 @@ def test_peers_are_rows_or_say_why_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_ways_of_torch_agree_with_the_plan(tmp_path):
+def test_ways_of_torch_agree_with_the_network_graph(tmp_path):
     ways = "fused,eager,channels-last,compile,vmap"
     rows = rows_of(tmp_path, "--case", "forward", "--backend", ways, "--dtype", "float32")
     assert {row["backend"] for row in rows if "median_s" in row} == set(ways.split(","))

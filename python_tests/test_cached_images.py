@@ -11,8 +11,7 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.data import CachedImages, ImageSet, LabelledImages, split_class_balanced
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference import forward as forward_module
-from deevo_ext.inference.feed import stretches
+from deevo_ext.networks.execution.feed import SLICE_BYTES, slices
 from support.evolution import Net, population
 
 CPU = torch.device("cpu")
@@ -99,7 +98,7 @@ def test_losses_are_those_of_floats_in_memory(
     expected = evaluator.per_images(pop.rows, plain)
     whole = evaluator.per_images(pop.rows, images)
     # Three micro-batches at a time: 3 * 16 * 100 float32 pixels.
-    monkeypatch.setitem(forward_module._IMAGES_BYTES, "cpu", 3 * 16 * 400)
+    monkeypatch.setitem(SLICE_BYTES, "cpu", 3 * 16 * 400)
     for one, other, reference in zip(
         evaluator.per_images(pop.rows, images), whole, expected, strict=True
     ):
@@ -141,17 +140,17 @@ def _watched(in_memory: bool) -> Watched:
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_stretches_come_in_order_and_one_ahead(in_memory: bool) -> None:
+def test_slices_come_in_order_and_one_ahead(in_memory: bool) -> None:
     images = _watched(in_memory)
     seen = []
-    for number, (start, part) in enumerate(stretches(images, 10, CPU)):
+    for number, (start, part) in enumerate(slices(images, 10, CPU)):
         assert torch.equal(part, images.store[start : start + 10].permute(0, 3, 1, 2))
         seen.append(start)
         assert len(images.reads) <= number + 2
     assert seen == [0, 10, 20] and images.reads == [(0, 10), (10, 20), (20, 25)]
     images.fails_at = 10
     with pytest.raises(OSError, match="disk gone"):
-        list(stretches(images, 10, CPU))
+        list(slices(images, 10, CPU))
 
 
 def test_a_whole_evolution_takes_any_set(tmp_path: Path) -> None:

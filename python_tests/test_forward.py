@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.choose import EngineTable, device_cache
-from deevo_ext.inference.engines import ENGINES, candidates
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.fuse import fuse
-from deevo_ext.inference.plan import Activation, Convolution, Linear, Weights
-from deevo_ext.inference.precision import compare_losses
+from deevo_ext.networks.engines import ENGINES, candidates
+from deevo_ext.networks.engines.choose import EngineTable, device_cache
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.fuse import fuse
+from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
+from deevo_ext.networks.precision import compare_losses
 from support.evolution import Net, images, population
 from support.zoo import CifarResNet, as_row, pictures, randomised
 
@@ -312,7 +312,7 @@ def test_engines_are_timed_once_and_kept(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     second = PopulationForward(Net(), pop, micro_batch=10, table=EngineTable(CPU, path))
     again = second(pop.rows, data.images, data.labels).losses
-    layers = second.plan((1, 10, 10)).layers
+    layers = second.graph((1, 10, 10)).layers
     assert {layer.engine for layer in layers} == {"aten"}
     assert torch.allclose(losses, again, atol=1e-5)
     record["engines"] = dict.fromkeys(record["engines"], "cudnn")
@@ -335,15 +335,15 @@ def test_a_resumed_run_needs_its_engine_table(tmp_path: Path) -> None:
     assert (tmp_path / "engines.json").exists()
 
 
-def test_a_wrong_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(found: object, dtype: torch.dtype) -> object:
-        plan = fuse(found, dtype)  # type: ignore[arg-type]
-        plan.layers[0].activation = None  # type: ignore[attr-defined]
-        return plan
+        graph = fuse(found, dtype)  # type: ignore[arg-type]
+        graph.layers[0].activation = None  # type: ignore[attr-defined]
+        return graph
 
-    monkeypatch.setattr("deevo_ext.inference.build.fuse", wrong)
+    monkeypatch.setattr("deevo_ext.networks.build.fuse", wrong)
     pop, data = population(4), images(20)
-    with pytest.raises(deevo.DeevoError, match="fused plan of Net gives logits that differ"):
+    with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
         PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)
 
 
@@ -390,7 +390,6 @@ def test_selection_in_a_precision_that_fails_is_refused_unless_forced() -> None:
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"mean": (0.5,)}, "belong together"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"device": "gpu"}, "device is 'gpu'"),
     ],
 )
@@ -414,6 +413,8 @@ def test_bad_operands_are_named() -> None:
     ):
         with pytest.raises(deevo.DeevoError, match=message):
             forward(*args)
+    with pytest.raises(deevo.DeevoError, match=r"label_smoothing is 1\.0"):
+        forward(pop.rows, x, y, label_smoothing=1.0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter, without a GPU")
@@ -429,7 +430,7 @@ def test_our_own_kernel_runs_every_convolution() -> None:
     # 7 layers, sums of up to 576 products: 24 roundings of 2^-24 each.
     limit = 4 * math.sqrt(7) * 24 * 2.0**-24 * float(expected.abs().max())
     assert float((found - expected).abs().max()) <= limit
-    convolutions = [p for p in forward.plan((3, 16, 16)).layers if isinstance(p, Convolution)]
+    convolutions = [p for p in forward.graph((3, 16, 16)).layers if isinstance(p, Convolution)]
     assert len(convolutions) == 7 and {p.engine for p in convolutions} == {"triton"}
     depthwise = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Flatten(), nn.Linear(6 * 36, 3))
     layout, row = as_row(depthwise.eval())

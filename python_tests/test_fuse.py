@@ -1,4 +1,4 @@
-"""Captured graphs and fused plans: what is taken in, what stays, and that values are unchanged."""
+"""From captured graphs to network graphs: what is fused, what stays, and the same values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.export import NotExportable, as_dtype, capture
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.fuse import fuse
-from deevo_ext.inference.plan import Aten, Convolution, Linear, Plan
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
+from deevo_ext.networks.graph.fuse import fuse
+from deevo_ext.networks.graph.network_graph import Aten, Convolution, Linear, NetworkGraph
 from support.zoo import as_row, pictures, randomised
 
 
@@ -104,7 +104,7 @@ class Viewed(Body):
         return self.tail(torch.cat([half.sigmoid(), z[:, 4:].add(1.0)], dim=1) + y.tanh())
 
 
-def build(make: type[nn.Module]) -> tuple[nn.Module, Plan]:
+def build(make: type[nn.Module]) -> tuple[nn.Module, NetworkGraph]:
     model = randomised(make, 12)
     return model, fuse(
         capture(as_dtype(model, torch.float32, torch.device("cpu")), (2, 3, 12, 12), torch.float32),
@@ -112,10 +112,10 @@ def build(make: type[nn.Module]) -> tuple[nn.Module, Plan]:
     )
 
 
-def kinds(plan: Plan) -> list[str]:
+def kinds(graph: NetworkGraph) -> list[str]:
     return [
         f"{layer.name}: {', '.join(layer.fused)}"
-        for layer in plan.layers
+        for layer in graph.layers
         if not isinstance(layer, Aten)
     ]
 
@@ -139,8 +139,8 @@ EXPECTED = {
 @pytest.mark.parametrize("engine", ["fused", "auto"])
 @pytest.mark.parametrize("make", EXPECTED)
 def test_patterns_and_values(make: type[nn.Module], engine: str) -> None:
-    model, plan = build(make)
-    assert kinds(plan) == EXPECTED[make]
+    model, graph = build(make)
+    assert kinds(graph) == EXPECTED[make]
     images = pictures(5, 12, 3)
     layout, row = as_row(model)
     forward = PopulationForward(model, layout, engine=engine, micro_batch=2)
@@ -154,23 +154,23 @@ def test_patterns_and_values(make: type[nn.Module], engine: str) -> None:
 
 
 def test_what_depends_on_weights_alone_is_done_once_a_member() -> None:
-    _, plan = build(Standardised)
-    assert {layer.operation for layer in plan.prologue} >= {"mean", "div", "sub"}
-    assert plan.layers[0].operation == "conv2d"
+    _, graph = build(Standardised)
+    assert {layer.operation for layer in graph.prologue} >= {"mean", "div", "sub"}
+    assert graph.layers[0].operation == "conv2d"
 
 
 def test_the_table_names_every_layer() -> None:
-    _, plan = build(Residual)
-    lines = str(plan).splitlines()
+    _, graph = build(Residual)
+    lines = str(graph).splitlines()
     assert lines[0].split()[:3] == ["layer", "operation", "engine"]
-    assert len(lines) == 2 + len(plan.layers) and "torch.export" in lines[-1]
-    conv = plan.layers[0]
+    assert len(lines) == 2 + len(graph.layers) and "torch.export" in lines[-1]
+    conv = graph.layers[0]
     assert isinstance(conv, Convolution)
     # 2 images of 12x12, 8 channels from 27 inputs each, multiply and add.
     assert conv.flops == 2 * 2 * 144 * 8 * 27
     inputs, weights, outputs = 2 * 3 * 144 * 4, (8 * 27 + 8) * 4, 2 * 8 * 144 * 4
     assert conv.bytes == inputs + weights + outputs
-    assert isinstance(plan.layers[-1], Linear) and plan.classes == 5
+    assert isinstance(graph.layers[-1], Linear) and graph.classes == 5
 
 
 class DependsOnValues(Body):
@@ -192,8 +192,8 @@ def test_what_cannot_be_captured_is_named_and_served_by_functional_call() -> Non
         found = forward.logits(row, images)
     with torch.no_grad():
         assert torch.allclose(found, model(images), atol=1e-5)
-    with pytest.raises(deevo.DeevoError, match="served without a plan"):
-        forward.plan((3, 12, 12))
+    with pytest.raises(deevo.DeevoError, match="served without a graph"):
+        forward.graph((3, 12, 12))
     with pytest.raises(NotExportable, match="random"):
         capture(randomised(Random, 12), (2, 3, 12, 12), torch.float32)
 
@@ -207,8 +207,8 @@ def test_tracing_stands_in_where_export_refuses(monkeypatch: pytest.MonkeyPatch)
     found = capture(
         as_dtype(model, torch.float32, torch.device("cpu")), (2, 3, 12, 12), torch.float32
     )
-    plan = fuse(found, torch.float32)
-    assert plan.how == "torch.fx" and "conv: batch norm bn, relu" in kinds(plan)
+    graph = fuse(found, torch.float32)
+    assert graph.how == "torch.fx" and "conv: batch norm bn, relu" in kinds(graph)
     layout, row = as_row(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.fitness import image_set
-from deevo_ext.inference.metrics import mean_score
-from deevo_ext.inference.sampling import batch_indices
+from deevo_ext.fitness.classification import image_set
+from deevo_ext.fitness.metrics import mean_score
+from deevo_ext.fitness.sampling import batch_indices
 from support.evolution import Net, images, members, population
 
 
@@ -79,7 +79,8 @@ def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
     state["bn.running_var"] = torch.stack(
         [h.var(dim=(0, 2, 3), unbiased=True) for h in halves]
     ).mean(dim=0)
-    found = evaluator.per_image(pop.rows[1], data)
+    used = evaluator.statistics_of(pop.rows[1], None)
+    found = evaluator.per_image(pop.rows[1], data, used)
     assert torch.allclose(found.losses, plain_losses(state, data), rtol=0, atol=1e-4)
     assert not torch.allclose(
         found.losses, plain_losses(pop.state_dict(1), data), rtol=0, atol=1e-3

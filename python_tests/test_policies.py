@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 import deevo_ext as deevo
 from deevo_ext.data.augmentation import Augmentation, AugmentedImages, image_words
 from deevo_ext.evolution import journal
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.metrics import Metric
-from deevo_ext.inference.sampling import importance_order, inclusion_probabilities
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.sampling import importance_order, inclusion_probabilities
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from support.evolution import Net, images, members, population
 
 

@@ -15,8 +15,8 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.scoring import Scoring
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.racing import Racing, t_quantile
+from deevo_ext.fitness.racing import Racing, t_quantile
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from support.evolution import Net, images, members, population, save_members
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
-from deevo_ext.inference.forward import PopulationForward
+from deevo_ext.networks.forward import PopulationForward
 from support.zoo import as_row
 
 PICTURES = {  # scikit-image's samples, and the ImageNet classes that name them
@@ -50,7 +50,7 @@ def photographs() -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_fused_plan_names_cat_coffee_and_rocket(
+def test_the_network_graph_names_cat_coffee_and_rocket(
     network: nn.Module, photographs: Tensor, precision: str
 ) -> None:
     layout, row = as_row(network)

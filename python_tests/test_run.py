@@ -23,8 +23,8 @@ import deevo_ext as deevo
 from deevo_ext.evolution import journal
 from deevo_ext.evolution.replay import write_candidate, write_trials
 from deevo_ext.evolution.validation import Validation
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.metrics import Metric
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from support.evolution import Net, images, population, save_members, sphere, sphere_until
 
 SUPPORT = Path(__file__).parent

@@ -14,7 +14,7 @@ from deevo_ext.data.pictures import open_pictures
 from deevo_ext.data.sets import ImageSets, image_sets, validation_size
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.placement import Placement, choose_place, copied
+from deevo_ext.networks.execution.placement import Placement, choose_place, copied
 from support.evolution import Net, population
 from support.pictures import write_tree
 
@@ -157,7 +157,7 @@ def test_pixels_go_where_there_is_room() -> None:
 
 
 def test_copies_are_the_same_images(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deevo_ext.inference import placement
+    from deevo_ext.networks.execution import placement
 
     images = _sets(tree).validation
     assert isinstance(images, CachedImages)

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from deevo_ext.backends.triton.mean import mean
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.layouts import Geometry
 from deevo_ext.inference.triton.configurations import Configuration, default
 from deevo_ext.inference.triton.convolution import Operation, conv2d
 from deevo_ext.inference.triton.pooling import pool2d
+from deevo_ext.networks.batched.served import Geometry
 from support.convolutions import DEVICE, ROUNDING, Layer
 from support.operators import same_bits
 

@@ -18,11 +18,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deevo_ext as deevo
-from deevo_ext.inference import members
-from deevo_ext.inference.choose import EngineTable
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Convolution
-from deevo_ext.inference.workers import Workers
+from deevo_ext.networks.batched import runner as batched_runner
+from deevo_ext.networks.batched.runner import BatchedRunner
+from deevo_ext.networks.engines.choose import EngineTable
+from deevo_ext.networks.execution.workers import Workers
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import Convolution
 from support.convolutions import DEVICE, ROUNDING
 from support.residual import ResNet
 from support.zoo import CifarResNet, as_row, randomised, tiny_resnet18, torchvision_model
@@ -107,12 +108,12 @@ def against_eager(name: str, precision: str, device: str) -> PopulationForward:
 @INTERPRETED
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((n, "float32") for n in NETWORKS), *((n, "float16") for n in ("bottleneck", "ResNet-18"))],
+    [*((n, "float32") for n in NETWORKS), *((n, "float16") for n in ("basic", "bottleneck"))],
 )
 def test_networks(name: str, precision: str) -> None:
     forward = against_eager(name, precision, "cpu")
     size = NETWORKS[name][1]
-    found = [p for p in forward.plan((3, size, size)).layers if isinstance(p, Convolution)]
+    found = [p for p in forward.graph((3, size, size)).layers if isinstance(p, Convolution)]
     merged = [p.name for p in found if p.engine.startswith("in ")]
     shortcuts = [p.name for p in found if "shortcut" in p.name or "downsample" in p.name]
     assert merged == shortcuts and {p.engine for p in found if p.name not in merged} == {"triton"}
@@ -124,8 +125,8 @@ def test_torchvisions_resnets_are_taken_whole(name: str, shortcuts: int) -> None
     """Plans at full width; their kernels are too slow to interpret."""
     model = torchvision_model(name)
     layout, _ = as_row(model)
-    plan = PopulationForward(model, layout, engine="triton", micro_batch=2).plan((3, 64, 64))
-    found = Counter(p.engine if p.engine[:3] != "in " else "in" for p in plan.layers)
+    graph = PopulationForward(model, layout, engine="triton", micro_batch=2).graph((3, 64, 64))
+    found = Counter(p.engine if p.engine[:3] != "in " else "in" for p in graph.layers)
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     # In other launches: shortcuts in their blocks', mean pool and flattening in the head's.
     assert found == {"triton": convolutions - shortcuts + 1, "in": shortcuts + 2, "deevo.head": 1}
@@ -163,7 +164,7 @@ def test_no_aten_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
             model, layout, engine=engine, micro_batch=2, mean=MEAN, std=STD, precision="float32"
         )
         rows = rows_of(row, 3)
-        forward(rows, raw, labels)  # the plan is made and checked
+        forward(rows, raw, labels)  # the graph is made and checked
         with Calls() as calls:
             forward(rows, raw, labels)
         found[engine] = calls.count
@@ -236,15 +237,15 @@ def test_chunks_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             model, layout, engine="triton", micro_batch=2, mean=MEAN, std=STD, precision="float32"
         )
 
-    program = forward()._built((3, 9, 9), torch.float32).program
-    assert isinstance(program, members.MembersProgram)
-    each = live + program.stager.staged_bytes
-    assert program.chunk == members.CHUNK_BYTES // each
+    runner = forward()._built((3, 9, 9), torch.float32).runner
+    assert isinstance(runner, BatchedRunner)
+    each = live + runner.stager.staged_bytes
+    assert runner.chunk == batched_runner.CHUNK_BYTES // each
     for limit, chunk in ((2 * each + 1, 2), (each // 2, 1)):
-        monkeypatch.setattr(members, "CHUNK_BYTES", limit)
+        monkeypatch.setattr(batched_runner, "CHUNK_BYTES", limit)
         limited = forward()
-        own = limited._built((3, 9, 9), torch.float32).program
-        assert isinstance(own, members.MembersProgram) and own.chunk == chunk
+        runner = limited._built((3, 9, 9), torch.float32).runner
+        assert isinstance(runner, BatchedRunner) and runner.chunk == chunk
         found = limited(rows, raw, labels)
         alone = limited(rows[2:], raw, labels).losses
         assert torch.equal(found.losses[2:], alone)

@@ -171,7 +171,7 @@ def evolve(
     from deevo_ext.evolution.evolve import evolve as run_evolve
     from deevo_ext.evolution.preliminaries import seconds_of
     from deevo_ext.evolution.storage import EVOLVED
-    from deevo_ext.inference.sampling import batch_indices
+    from deevo_ext.fitness.sampling import batch_indices
     from deevo_ext.models import architecture, check_fit
     from deevo_ext.population.checkpoints import expand_paths
     from deevo_ext.reports.card import REPORT, write_documents

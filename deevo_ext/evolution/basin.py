@@ -16,7 +16,8 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.soup import average
-from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.statistics import Inherited
 
 PAIRS = 8
 IMAGES = 1000
@@ -92,12 +93,12 @@ def check_basin(evaluator: Evaluator, images: LabelledImages, *, seed: int = 0) 
     chosen = generator.permutation(len(every))[:PAIRS]
     losses: dict[int, float] = {}
 
-    def loss(row: torch.Tensor, statistics: torch.Tensor | None) -> float:
-        return evaluator.score(row, some, statistics).loss
+    def loss(row: torch.Tensor, inherited: Inherited | None) -> float:
+        return evaluator.score(row, some, inherited).loss
 
     def member_loss(i: int) -> float:
         if i not in losses:
-            losses[i] = loss(population.rows[i], population.statistics[i])
+            losses[i] = loss(population.rows[i], Inherited(population.statistics[i]))
         return losses[i]
 
     pairs = []

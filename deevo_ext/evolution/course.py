@@ -21,10 +21,12 @@ from deevo_ext.evolution.journal import (
 )
 from deevo_ext.evolution.record_json import to_json
 from deevo_ext.evolution.soup import ScoreRow, average, candidates_of
+from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
 
 KINDS = ("member", "mean", "soup")
+StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Candidate:
     members: tuple[int, ...]
     score: float
     row: torch.Tensor
-    statistics: torch.Tensor | None
+    statistics: Used | None
 
     @property
     def digest(self) -> str:
@@ -68,7 +70,7 @@ class Candidate:
 def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
     """A replayed candidate, checked against the journal's last line and with its statistics."""
     if returned.statistics is not None:
-        candidate = replace(candidate, statistics=returned.statistics)
+        candidate = replace(candidate, statistics=Used(returned.statistics))
     if candidate.digest != returned.weights_sha256:
         raise DeevoError(
             f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
@@ -88,13 +90,12 @@ class Course:
     def __init__(
         self,
         de: DifferentialEvolution,
-        statistics_of: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None]
-        | None = None,
+        statistics_of: StatisticsOf | None = None,
     ) -> None:
         self.de = de
         self.initial: dict[str, Candidate] = {}
         self.evolved: dict[str, Candidate] = {}
-        self._statistics_of = statistics_of or (lambda row, inherited: inherited)
+        self._statistics_of = statistics_of or _as_inherited
 
     def score_parents(self, fitness: list[float]) -> None:
         """Applies the parents' (re-)scores; a live run has asked for them already, a replay not."""
@@ -157,11 +158,16 @@ class Course:
         population = self.de.population
         if kind == "member":
             row = population.rows[members[0]].float().clone()
-            inherited: torch.Tensor | None = None
+            inherited: Inherited | None = None
             if population.statistics_layout.dim:
-                inherited = population.statistics[members[0]].clone()
+                inherited = Inherited(population.statistics[members[0]].clone())
         else:
             row, inherited = average(population, members)
         generation = self.de.generation
         statistics = self._statistics_of(row, inherited)
         return Candidate(kind, generation, tuple(members), score, row, statistics)
+
+
+def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
+    """Without an evaluator no policy is applied: rows are used with what they inherited."""
+    return None if inherited is None else Used(inherited)

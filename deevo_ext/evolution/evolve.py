@@ -22,10 +22,10 @@ from deevo_ext.evolution.report import Comparison, compare
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.evolution.soup import SOUPS, append_recorded, append_soups
 from deevo_ext.evolution.validation import Validation
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.fitness import ClassificationFitness, image_set
-from deevo_ext.inference.metrics import ImageScores, Metric
-from deevo_ext.inference.racing import Racing
+from deevo_ext.fitness.classification import ClassificationFitness, image_set
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.racing import Racing
 from deevo_ext.population.checkpoints import PathLike
 from deevo_ext.population.population import Population
 from deevo_ext.search.configuration import Configuration

@@ -17,9 +17,10 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.basin import BasinReport
 from deevo_ext.evolution.validation import Validation
-from deevo_ext.inference.evaluator import Evaluator, Score
-from deevo_ext.inference.fitness import ClassificationFitness
-from deevo_ext.inference.sampling import batch_indices
+from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.evaluator import Evaluator, Score
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population.allocation import available_memory
 from deevo_ext.text import text_table
 
@@ -69,8 +70,9 @@ def count_passes(fitness: ClassificationFitness, validation: Validation, members
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
-    if evaluator.recalibrates and evaluator.calibration is not None:
-        extra = len(evaluator.calibration)
+    policy = evaluator.policy
+    if policy.recalibrates and policy.calibration is not None:
+        extra = len(policy.calibration)
     rotates = fitness.images_per_batch is not None
     # Members, mean, a soup for each member but the first; then three candidates are kept.
     soups = 2 * members * (len(validation.images) + extra) + 3 * extra
@@ -186,7 +188,7 @@ def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Sc
     for start in range(0, population.size, chunk):
         members = slice(start, start + chunk)
         rows = population.rows[members].to(evaluator.device)
-        scores += evaluator.scores(rows, images, population.statistics[members])
+        scores += evaluator.scores(rows, images, Inherited(population.statistics[members]))
     return scores
 
 

@@ -23,8 +23,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.evolution.course import KINDS, Candidate
 from deevo_ext.evolution.run import Evolution
 from deevo_ext.files import write_whole
-from deevo_ext.inference.evaluator import Evaluator, PerImage
-from deevo_ext.inference.metrics import mean_score
+from deevo_ext.fitness.evaluator import Evaluator, PerImage
+from deevo_ext.fitness.metrics import mean_score
+from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population.population import Population
 from deevo_ext.text import text_table
 
@@ -195,7 +196,7 @@ def ensemble(evaluator: Evaluator, population: Population, images: LabelledImage
     total = torch.zeros(())
     for i in range(population.initial_size):
         row, statistics = population.reread(i)
-        used = evaluator.statistics_of(row, statistics)
+        used = evaluator.statistics_of(row, Inherited(statistics))
         total = total + evaluator.logits(row, images, used).double()
     mean = (total / population.initial_size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")

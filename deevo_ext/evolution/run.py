@@ -25,9 +25,9 @@ from deevo_ext.evolution.scoring import Scoring
 from deevo_ext.evolution.soup import Initial
 from deevo_ext.evolution.storage import initial_checkpoints, write_initial, write_weights
 from deevo_ext.evolution.validation import Validation
-from deevo_ext.inference.base_fitness import Fitness, as_fitness
-from deevo_ext.inference.choose import ENGINES_FILE
-from deevo_ext.inference.evaluator import Evaluator
+from deevo_ext.fitness.base_fitness import Fitness, as_fitness
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
 from deevo_ext.search.generation import Generation, diversity
@@ -153,7 +153,7 @@ class Evolution:
                 chosen = as_returned(chosen, recording.returned)
         elif self._journal is not None:
             returned = chosen.returned()
-            if self.evaluator is not None and self.evaluator.recalibrates:
+            if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
             self._journal.append(returned)
         if self.run_dir is not None and self._keys is not None:

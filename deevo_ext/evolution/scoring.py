@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.inference.base_fitness import Fitness
-from deevo_ext.inference.racing import Racing
+from deevo_ext.fitness.base_fitness import Fitness
+from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.statistics import Used
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.trials import Trials
@@ -102,7 +103,7 @@ class Scoring:
                 names = members.tolist()
                 if look == 0 and (first := self.fitness.statistics(rows, members)) is not None:
                     statistics.update(zip(names, first, strict=True))
-                used = torch.stack([statistics[m] for m in names]) if statistics else None
+                used = Used(torch.stack([statistics[m] for m in names])) if statistics else None
                 parts = self.fitness.part(rows, batch, look, used).cpu()
                 for member, part in zip(names, parts, strict=True):
                     scores[member] = torch.cat([scores[member], part]) if look else part.clone()

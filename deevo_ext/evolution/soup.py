@@ -16,10 +16,11 @@ import torch
 
 from deevo_ext.evolution.journal import CandidateRecord, Recording, ValidationRecord, line_of
 from deevo_ext.evolution.validation import Validation
-from deevo_ext.inference.choose import ENGINES_FILE
+from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population.population import Population
 
-ScoreRow = Callable[[torch.Tensor, torch.Tensor | None], float]
+ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
 SOUPS = 2
 """How many members `append_soups` may append: a population needs as many spare rows."""
 UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
@@ -27,10 +28,10 @@ UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
 
 def average(
     population: Population, members: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, Inherited | None]:
     """The plain average of members: row float32 [D], and statistics [S] if held apart."""
     apart = population.statistics_layout.dim > 0
-    statistics = population.mean_statistics(members) if apart else None
+    statistics = Inherited(population.mean_statistics(members)) if apart else None
     return population.mean(members), statistics
 
 
@@ -56,7 +57,7 @@ def candidates_of(population: Population, everyone: list[int], score: ScoreRow) 
     """The candidates among members `everyone` (ascending), and all scores up to the last one's."""
     scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
-        scores[i] = score(population.rows[i], population.statistics[i])
+        scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
     member = min(everyone, key=scores.__getitem__)
     soup, soup_score = greedy_soup(population, everyone, scores, score)
     mean_score = score(*average(population, everyone))

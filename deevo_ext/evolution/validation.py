@@ -9,8 +9,9 @@ import torch
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.inference.evaluator import Evaluator
-from deevo_ext.inference.metrics import Metric
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.statistics import Inherited
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Validation:
         if self.every < 1:
             raise DeevoError(f"validate_every is {self.every}; expected at least 1")
 
-    def score(self, row: torch.Tensor, inherited: torch.Tensor | None) -> float:
+    def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
         """The score of a row; inherited: its BatchNorm statistics, unless they are recomputed."""
         return self.evaluator.score_by(row, self.images, self.metric, inherited)
 

@@ -21,7 +21,7 @@ from ..data.cache import default_workers
 from ..data.labelled import LabelledImages
 from ..errors import DeevoError
 from ..files import write_whole
-from ..inference.preprocessing import Preprocessing
+from ..networks.execution.preprocessing import Preprocessing
 from .augment import TrainingBatches, batch_mixing, changes_pictures
 from .hyper_parameters import HyperParameters, derived_seed
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from deevo_ext.inference.forward import PopulationForward
-from deevo_ext.inference.plan import Convolution, Linear, Plan, size_of
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph, size_of
 from support.zoo import CifarResNet, as_row, pictures, randomised, torchvision_model
 
 
@@ -32,11 +32,11 @@ NETWORKS = {
 }
 
 
-def activations(plan: Plan) -> int:
+def activations(graph: NetworkGraph) -> int:
     """Most bytes that the layers of one micro-batch hold at once, images apart."""
     held: dict[int, int] = {}
     most = 0
-    for layer in plan.layers:
+    for layer in graph.layers:
         held[layer.writes] = size_of(layer.out_shape, layer.dtype)
         most = max(most, sum(held.values()))
         for register in layer.frees:
@@ -44,11 +44,11 @@ def activations(plan: Plan) -> int:
     return most
 
 
-def weights(plan: Plan) -> tuple[int, int]:
+def weights(graph: NetworkGraph) -> tuple[int, int]:
     """Bytes of all layers' weights and of the largest layer's."""
     sizes = [
         size_of(layer.weights.shape, layer.dtype)
-        for layer in plan.layers
+        for layer in graph.layers
         if isinstance(layer, (Convolution, Linear))
     ]
     return sum(sizes), max(sizes)
@@ -70,14 +70,14 @@ def main(name: str, threads: int, members: int) -> None:
     images = pictures(8, network.size).repeat(count // 8, 1, 1, 1)
     labels = torch.zeros(count, dtype=torch.int64)
     forward = PopulationForward(model, layout, micro_batch=network.micro_batch)
-    plan = forward.plan((3, network.size, network.size))
+    graph = forward.graph((3, network.size, network.size))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here: proc(5)
     before = _resident("VmRSS")
     forward(row.expand(members, -1), images, labels)
-    total, largest = weights(plan)
+    total, largest = weights(graph)
     found = {
         "peak": _resident("VmHWM") - before,
-        "activations": activations(plan),
+        "activations": activations(graph),
         "weights": total,
         "largest": largest,
         "images": images.nbytes,

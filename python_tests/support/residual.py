@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deevo_ext.inference.layouts import Geometry
 from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
 from deevo_ext.inference.triton.pooling import pool2d
+from deevo_ext.networks.batched.served import Geometry
 from deevo_ext.ops.fold import Space
 from support.folding import Builder, Entry
 from support.operators import OPERATORS

@@ -47,6 +47,43 @@ def timm_model(name: str) -> nn.Module:
     return timm.create_model(name)
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    """The model without repeated blocks: the same patterns, and less to trace.
+
+    Of layers in a Sequential, from the third on, those are dropped whose tensors have the shapes of
+    the one before.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            for i in reversed(range(2, len(module))):
+                shapes = _shapes(module[i])
+                if shapes and shapes == _shapes(module[i - 1]):
+                    del module[i]
+    return model
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
+def small_densenet(make: Callable[..., nn.Module]) -> nn.Module:
+    """A DenseNet with few layers in its blocks, which grow, so that `shallow` leaves them."""
+    return make(growth_rate=32, block_config=(2, 3, 2, 2))
+
+
+def torchvision_densenet() -> nn.Module:
+    """torchvision's, with few layers."""
+    return small_densenet(_torchvision().models.DenseNet)
+
+
+def timm_densenet() -> nn.Module:
+    """timm's, with few layers."""
+    _torchvision()
+    from timm.models.densenet import DenseNet
+
+    return small_densenet(DenseNet)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is padded where the shape changes (option A)."""
 
@@ -166,5 +203,5 @@ class _Tiny(nn.Module):
 
 
 def tiny_resnet18(classes: int = 7) -> nn.Module:
-    """ResNet-18 with 16, 16, 32 and 48 channels."""
-    return _Tiny((16, 16, 32, 48), classes)
+    """ResNet-18 with 16, 16, 16 and 48 channels."""
+    return _Tiny((16, 16, 16, 48), classes)

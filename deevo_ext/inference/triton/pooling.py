@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from deevo_ext.backends.triton.launch import launch
-from deevo_ext.inference.layouts import Geometry
 from deevo_ext.inference.triton.convolution import (
     DTYPES,
     OVERFLOW,
@@ -21,6 +20,7 @@ from deevo_ext.inference.triton.convolution import (
     require_runnable,
     store_type_limit,
 )
+from deevo_ext.networks.batched.served import Geometry
 
 ELEMENTS = 2048  # outputs of a program
 

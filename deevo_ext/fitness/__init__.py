@@ -1,0 +1,1 @@
+"""Scores of networks: what is measured, on which images, and when trials are dropped."""

@@ -1,0 +1,94 @@
+"""What a fitness is: scores of rows, on batches, in one piece or part by part."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.statistics import Used
+
+
+class Fitness(ABC):
+    """What scores rows; `ClassificationFitness` is the one for labelled images.
+
+    A subclass says what its scores depend on (`describe`) and gives them: as a whole by
+    `__call__`, or part by part by `looks` and `part`, which races need. The rest has defaults.
+
+    racing: when losing trials are dropped; None: all are evaluated in full. evaluator: what puts
+    images through networks, where there is one; a run counts its forward passes.
+    """
+
+    racing: Racing | None = None
+    evaluator: Evaluator | None = None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where rows are wanted; None: where the population lies."""
+        return None if self.evaluator is None else self.evaluator.device
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values that decide the scores; a run is resumed only where they are the same."""
+
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
+        """Looks at the initial population, while the population still is that."""
+
+    def batch_of(self, generation: int) -> int:
+        """The batch a generation is scored on; scores of two batches are never compared."""
+        return 0
+
+    def looks(self, batch: int) -> list[int]:
+        """Images seen at the end of each part; the last is all of them."""
+        raise DeevoError(f"{type(self).__name__} scores rows as a whole only: it cannot race")
+
+    def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
+        """BatchNorm statistics [E, S] for the rows of members; None: the rows have them."""
+        return None
+
+    def part(
+        self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
+    ) -> torch.Tensor:
+        """Scores [E, n] on the images of one part; those of a row depend on it alone."""
+        raise DeevoError(f"{type(self).__name__} scores rows as a whole only: it cannot race")
+
+    def reduce(self, scores: torch.Tensor) -> float:
+        """The fitness, from the scores [N] of all images."""
+        return float(scores.double().mean())
+
+    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
+        """Fitness, minimised, of rows [E, D] that are trials of members [E] (or the members)."""
+        statistics = self.statistics(rows, members)
+        parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
+        return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]
+
+
+class FunctionFitness(Fitness):
+    """A plain function of one row, `evaluate(row) -> float`, as a Fitness on one fixed batch."""
+
+    def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
+        self.evaluate = evaluate
+        kind = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
+        self.name = f"{kind.__module__}.{kind.__qualname__}"
+
+    def describe(self) -> dict[str, Any]:
+        """The function's name, all that is known of it."""
+        return {"function": self.name}
+
+    def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
+        """The function's values."""
+        return [float(self.evaluate(row)) for row in rows]
+
+
+def as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:
+    """A Fitness from itself or from a function of one row."""
+    if isinstance(fitness, Fitness):
+        return fitness
+    if not callable(fitness):
+        raise DeevoError(f"fitness is {fitness!r}; expected a Fitness or a function of one row")
+    return FunctionFitness(fitness)

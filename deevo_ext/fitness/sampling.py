@@ -1,0 +1,89 @@
+"""Which images a batch holds: seeded, by counters alone, so that any batch can be had again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
+
+
+def image_keys(count: int, batch: int, seed: int) -> np.ndarray:
+    """A Philox word (purpose 11) for each of `count` images, uint32 values in uint64 [count]."""
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    counter = (int(Purpose.BATCH), batch, POPULATION_MEMBER, blocks)
+    return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
+
+
+def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
+    """Indices int64 [size] of batch number `batch`: class-balanced, without repeats, shuffled.
+
+    Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
+    1/2) / class size is least are taken, in this order: so every class is represented in
+    proportion, in each slice of the batch as well as in the whole.
+    """
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, batch, seed)
+    return torch.from_numpy(_class_balanced(classes, keys)[:size].copy())
+
+
+def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """All positions, ordered by rank by key within the class over the size of the class."""
+    position = np.empty(labels.size, dtype=np.float64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ranks = np.empty(members.size, dtype=np.int64)
+        ranks[np.argsort(keys[members], kind="stable")] = np.arange(members.size)
+        position[members] = (ranks + 0.5) / members.size
+    return np.lexsort((keys, position))
+
+
+def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
+    """The indices of `batch_order`, ascending."""
+    return batch_order(labels, size, batch, seed).sort().values
+
+
+def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
+    """Probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty where < 1.
+
+    difficulty: positive float64 [N], N >= size. Those that would exceed 1 are taken for certain and
+    the rest share what is left (Särndal, Swensson & Wretman, Model Assisted Survey Sampling, 1992,
+    3.6.2).
+    """
+    certain = np.zeros(difficulty.size, dtype=bool)
+    if size >= difficulty.size:
+        return np.ones(difficulty.size)
+    while True:
+        rest = size - int(certain.sum())
+        probabilities = np.where(certain, 1.0, difficulty * (rest / difficulty[~certain].sum()))
+        more = (probabilities >= 1.0) & ~certain
+        if not more.any():
+            return probabilities
+        certain |= more
+
+
+def importance_order(
+    labels: torch.Tensor, difficulty: np.ndarray, size: int, batch: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(indices int64 [size], weights float64 [size]) of a batch in which hard images are likelier.
+
+    Systematic sampling (Madow, Ann. Math. Statist. 20, 1949) along the images sorted by class, each
+    class shuffled: one random start, steps of 1 on the cumulated inclusion probabilities pi, so
+    that classes get their share of them. The weight of an image, size / (N pi), makes the weighted
+    mean of the batch Horvitz and Thompson's estimator of the mean over all N images: unbiased
+    whatever the difficulties are. The order is shuffled, class by class in proportion.
+    """
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, batch, seed)
+    probabilities = inclusion_probabilities(difficulty, size)
+    line = np.lexsort((keys, classes))
+    ends = np.cumsum(probabilities[line])
+    ends *= size / ends[-1]  # what rounding added or took
+    last_block = (int(Purpose.BATCH), batch, POPULATION_MEMBER, np.array([0xFFFFFFFF], np.uint64))
+    start = (float(philox4x32(last_block, key_of(seed), ROUNDS)[0][0]) + 0.5) / 2.0**32
+    places = np.searchsorted(ends, start + np.arange(size), "right")
+    taken = line[np.minimum(places, classes.size - 1)]
+    order = taken[_class_balanced(classes[taken], keys[taken])]
+    weights = size / (classes.size * probabilities[order])
+    return torch.from_numpy(order.copy()), torch.from_numpy(weights)

@@ -1,0 +1,83 @@
+"""What PopulationForward is given, checked before anything is done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.population.layout import Layout
+
+ENGINE_CHOICES = ("auto", "fused", "triton", "compile", "eager")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
+
+
+def check_options(
+    model: object,
+    layout: object,
+    engine: str,
+    precision: str,
+    micro_batch: int,
+) -> None:
+    """Refuses what the constructor cannot use."""
+    if not isinstance(model, nn.Module) or not isinstance(layout, Layout):
+        raise DeevoError(
+            f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
+            "a torch.nn.Module and a population or its layout"
+        )
+    for name, value, allowed in (
+        ("engine", engine, ENGINE_CHOICES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in allowed:
+            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    if micro_batch < 1:
+        raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
+
+
+def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
+    """The device with its index, if torch can use it and it has the precision."""
+    try:
+        usable = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
+    if precision == "tf32" and usable.type != "cuda":
+        raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
+    return usable
+
+
+def check_rows(rows: Tensor, layout: Layout) -> None:
+    """Refuses rows that are not floating [K, D] or longer."""
+    if rows.dim() != 2 or rows.shape[1] < layout.dim or not rows.is_floating_point():
+        raise DeevoError(
+            f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {layout.dim}"
+            "], as the population's"
+        )
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuses shares of a label that are not in [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
+
+
+def check_labels(labels: Tensor | None, count: int) -> None:
+    """Refuses labels that are not int64 [count] from 0 on."""
+    if labels is not None and (
+        labels.shape != (count,) or labels.dtype != torch.int64 or int(labels.min()) < 0
+    ):
+        raise DeevoError(
+            f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [N] with N = "
+            f"{count}, none negative"
+        )
+
+
+def check_statistics(statistics: Tensor | None, members: int, layout: Layout | None) -> None:
+    """Refuses statistics other than [members, S] where the layout has some, none elsewhere."""
+    expected = (members, layout.dim) if layout else None
+    shape = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
+    if shape != expected:
+        raise DeevoError(
+            f"statistics have shape {shape}; expected {expected}: BatchNorm's statistics of "
+            "each row where they are held apart, and none otherwise"
+        )

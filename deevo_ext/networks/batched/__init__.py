@@ -1,0 +1,1 @@
+"""Runs a network graph for many members at once, on our own kernels."""

@@ -1,0 +1,46 @@
+"""Plain ATen: convolution or linear, then residual and activation in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.networks.engines.base import Bound, activate
+from deevo_ext.networks.graph.network_graph import Convolution, Linear
+
+
+def cast_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in one dtype, as ATen's operators ask."""
+    return weight, None if bias is None else bias.to(weight.dtype)
+
+
+class ATen:
+    """Serves every layer on every device."""
+
+    name = "aten"
+
+    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+        """Nothing speaks against it."""
+        return None
+
+    def bind(self, layer: Convolution | Linear) -> Bound:
+        """Weights as they are."""
+        act = activate(layer.activation)
+        if isinstance(layer, Linear):
+
+            def linear(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+                y = torch.nn.functional.linear(x, *prepared)
+                return y if act is None else act(y)
+
+            return Bound(cast_bias, linear)
+        geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+        def convolution(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+            y = torch.conv2d(x, *prepared, *geometry)
+            if residual is not None:
+                y.add_(residual)
+            return y if act is None else act(y)
+
+        return Bound(cast_bias, convolution)

@@ -1,0 +1,59 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear
+
+Functional = torch.nn.functional
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A layer in an engine's hands.
+
+    prepare(weight, bias): once a member, into whatever form the engine likes. run(prepared, x,
+    residual): the layer's output; residual is None unless the layer has one.
+    """
+
+    prepare: Callable[[Tensor, Tensor | None], Any]
+    run: Callable[[Any, Tensor, Tensor | None], Tensor]
+
+
+class Engine(Protocol):
+    """Binds layers."""
+
+    name: str
+
+    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+        """Why it cannot compute a layer on a device, in words; None if it can."""
+        ...
+
+    def bind(self, layer: Convolution | Linear) -> Bound:
+        """The layer, ready to run."""
+        ...
+
+
+def activate(activation: Activation | None) -> Callable[[Tensor], Tensor] | None:
+    """The activation as a function that may overwrite its argument."""
+    if activation is None:
+        return None
+    scalars = activation.scalars
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": torch.relu_,
+        "silu": lambda x: Functional.silu(x, inplace=True),
+        "hardswish": lambda x: Functional.hardswish(x, inplace=True),
+        "sigmoid": torch.sigmoid_,
+        "hardsigmoid": lambda x: Functional.hardsigmoid(x, inplace=True),
+        "tanh": torch.tanh_,
+        "hardtanh": lambda x: Functional.hardtanh_(x, *scalars),
+        "leaky_relu": lambda x: Functional.leaky_relu_(x, *scalars),
+        "gelu": lambda x: Functional.gelu(x, approximate=activation.approximate),
+    }
+    return functions[activation.name]

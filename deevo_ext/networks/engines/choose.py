@@ -1,0 +1,199 @@
+"""Which engine computes which layer: chosen by timing once, then fixed.
+
+A run's table lies in its folder and is used again on resume, so that a fitness never depends on how
+busy the machine was. A second table, by device, saves new runs the timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import cache_folder, write_whole
+from deevo_ext.networks.engines import ENGINES, Bound, Engine, candidates
+from deevo_ext.networks.graph.network_graph import Convolution, Linear
+
+ENGINES_FILE = "engines.json"
+_VERSION = 1
+_ROUNDS = 5
+# Another engine must beat the preferred one by this much: less is noise, and a table that is
+# measured again should come out the same.
+_MARGIN = 0.95
+# What an engine does once a member counts as if a member saw this many micro-batches.
+_MICRO_BATCHES = 8
+
+
+def device_name(device: torch.device) -> str:
+    """What timings are good for: processor and torch version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+class EngineTable:
+    """Engines by layer signature, and the precision of the run; kept in a file where there is one.
+
+    Attributes: engines, precision ("" until it is decided), device.
+    """
+
+    def __init__(self, device: torch.device, path: Path | None = None) -> None:
+        self.device, self.path = device_name(device), path
+        self.engines: dict[str, str] = {}
+        self.precision = ""
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+            if record["version"] != _VERSION:
+                raise ValueError(f"version {record['version']}")
+            self.engines = {str(k): str(v) for k, v in record["engines"].items()}
+            self.precision = str(record["precision"])
+            self.device = str(record["device"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeevoError(
+                f"{path} is no engine table ({error}); restore it, or start a new run folder"
+            ) from error
+
+    def save(self) -> None:
+        """Writes the file, if there is one."""
+        if self.path is None:
+            return
+        record = {
+            "version": _VERSION,
+            "device": self.device,
+            "precision": self.precision,
+            "engines": self.engines,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def device_cache(device: torch.device) -> EngineTable:
+    """The machine's own table for the engines there are; one that cannot be read is begun anew."""
+    name = "".join(c if c.isalnum() else "-" for c in device_name(device)).lower()
+    known = hashlib.sha256(" ".join(sorted(ENGINES)).encode()).hexdigest()[:8]
+    path = cache_folder() / f"engines-{name}-{known}.json"
+    try:
+        return EngineTable(device, path)
+    except DeevoError:
+        empty = EngineTable(device)
+        empty.path = path
+        return empty
+
+
+class Chooser:
+    """Chooses engines for layers, by a fixed table, a forced name, or timing.
+
+    measure(task) runs a task as layers will run: on a worker thread.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        table: EngineTable,
+        forced: str | None,
+        measure: Callable[[Callable[[], float]], float],
+    ) -> None:
+        self.device, self.table, self._measure = device, table, measure
+        self._forced = forced
+        self._cache = device_cache(device)
+
+    def choose(self, layer: Convolution | Linear) -> Engine:
+        """The engine of a layer; a new choice goes to the tables (see `save`)."""
+        usable = candidates(layer, self.device)
+        if self._forced is not None or len(usable) == 1:
+            return usable[0]
+        name = self.table.engines.get(layer.signature)
+        if name is not None:
+            engine = ENGINES.get(name)
+            reason = "there is no such engine"
+            if engine is not None:
+                reason = engine.why_not(layer, self.device) or ""
+            if engine is None or reason:
+                raise DeevoError(
+                    f"the engine table {self.table.path or ''} has {name!r} for layer "
+                    f"{layer.name}, which cannot serve here: {reason}; resume on the machine where "
+                    "the run began, or start a new run folder"
+                )
+            return engine
+        name = self._cache.engines.get(layer.signature)
+        names = [engine.name for engine in usable]
+        if name not in names:
+            name = names[self._fastest(layer, usable)]
+            self._cache.engines[layer.signature] = name
+        self.table.engines[layer.signature] = name
+        return ENGINES[name]
+
+    def save(self) -> None:
+        """Writes both tables; a cache that cannot be written is done without."""
+        if self._forced is not None:
+            return
+        self.table.save()
+        try:
+            self._cache.save()
+        except (DeevoError, OSError):
+            return
+
+    def _fastest(self, layer: Convolution | Linear, engines: Any) -> int:
+        runs = [_trial(layer, engine.bind(layer), self.device) for engine in engines]
+        best = [float("inf")] * len(runs)
+        for turn in range(_ROUNDS + 1):  # interleaved, the first turn warms up
+            for i, run in enumerate(runs):
+                seconds = self._measure(run)
+                if turn:
+                    best[i] = min(best[i], seconds)
+        fastest = min(range(len(best)), key=best.__getitem__)
+        return fastest if best[fastest] < _MARGIN * best[0] else 0
+
+
+def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> Callable[[], float]:
+    """A task that runs a layer on random numbers once; returns its seconds a micro-batch."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        value = torch.randn(shape, generator=generator).to(device, layer.dtype)
+        if len(shape) == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    weight = draw(layer.weights.shape)
+    bias = torch.zeros(layer.weights.shape[0], device=device)
+    x = draw(layer.in_shape)
+    residual = None
+    if isinstance(layer, Convolution) and layer.residual:
+        residual = draw(layer.out_shape)
+
+    def run() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        prepared = bound.prepare(weight, bias)
+        ready = time.perf_counter()
+        bound.run(prepared, x, residual)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - ready + (ready - started) / _MICRO_BATCHES
+
+    return run

@@ -1,0 +1,89 @@
+"""oneDNN on the CPU, through the operators that torch.compile uses too.
+
+Bias, residual and activation are post-operations of the convolution (no pass over memory of their
+own). The weight is put into oneDNN's blocked layout inside each call, or once a member ("packed"),
+which pays where weights are large beside the images and a member sees many micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.networks.engines.aten import cast_bias
+from deevo_ext.networks.engines.base import Bound
+from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear
+
+_NAMES = {"silu": "swish"}  # oneDNN's name where it is another
+
+
+def post_operation(activation: Activation | None) -> tuple[str, list[float], str]:
+    """(attr, scalars, algorithm) as the operators take them."""
+    if activation is None:
+        return "none", [], ""
+    algorithm = activation.approximate if activation.name == "gelu" else ""
+    return _NAMES.get(activation.name, activation.name), list(activation.scalars), algorithm
+
+
+class OneDNN:
+    """CPU tensors in float32, bfloat16 where the CPU has it, and float16 likewise."""
+
+    def __init__(self, packed: bool) -> None:
+        self.name = "onednn-packed" if packed else "onednn"
+        self._packed = packed
+
+    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+        """It is the CPU's, and 16 bits need their instructions."""
+        if device.type != "cpu":
+            return "oneDNN serves CPU tensors"
+        if not torch.backends.mkldnn.is_available():
+            return "this torch was built without oneDNN"
+        supported: dict[torch.dtype, Callable[[], bool]] = {
+            torch.float32: lambda: True,
+            torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+            torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        }
+        if layer.dtype not in supported or not supported[layer.dtype]():
+            return f"this CPU has no instructions for {layer.dtype}"
+        return None
+
+    def bind(self, layer: Convolution | Linear) -> Bound:
+        """One call a layer."""
+        attr, scalars, algorithm = post_operation(layer.activation)
+        ops, packed = torch.ops.mkldnn, self._packed
+        if isinstance(layer, Linear):
+            rows = torch.Size(layer.in_shape[:-1]).numel()
+
+            def pack_linear(weight: Tensor, bias: Tensor | None) -> Any:
+                return ops._reorder_linear_weight(weight, rows) if packed else weight, bias
+
+            call_linear = ops._linear_pointwise.default
+
+            def linear(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+                weight, bias = prepared
+                return call_linear(x, weight, bias, attr, scalars, algorithm)
+
+            return Bound(pack_linear, linear)
+        geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        shape = list(layer.in_shape)
+
+        def pack(weight: Tensor, bias: Tensor | None) -> Any:
+            weight, bias = cast_bias(weight, bias)
+            if packed:
+                weight = ops._reorder_convolution_weight(weight, *geometry, shape)
+            return weight, bias
+
+        unary = ops._convolution_pointwise.default
+        binary = ops._convolution_pointwise.binary
+        relu = None if layer.activation is None else attr
+
+        def convolution(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+            weight, bias = prepared
+            if residual is None:
+                return unary(x, weight, bias, *geometry, attr, scalars, algorithm)
+            return binary(x, residual, weight, bias, *geometry, "add", 1.0, relu, scalars, "")
+
+        return Bound(pack, convolution)

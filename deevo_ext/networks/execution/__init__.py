@@ -1,0 +1,1 @@
+"""How networks are run: images on their way in, weights from rows, threads, sinks."""

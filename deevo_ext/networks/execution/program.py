@@ -1,0 +1,168 @@
+"""Plans and modules made runnable: prepare once a member, run once a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deevo_ext.networks.engines import Bound
+from deevo_ext.networks.execution.staging import Lease
+from deevo_ext.networks.execution.weights import Stager
+from deevo_ext.networks.execution.workers import Modules
+from deevo_ext.networks.graph.network_graph import (
+    Aten,
+    Convolution,
+    Layer,
+    Linear,
+    NetworkGraph,
+    Parameter,
+    Register,
+)
+
+Registers = list[Any]
+
+
+class Program(Protocol):
+    """A network of a population."""
+
+    def prepare(self, row: Tensor, statistics: Tensor | None) -> Any:
+        """A member's weights in the form that `run` wants; the row must outlive them."""
+        ...
+
+    def run(self, prepared: Any, images: Tensor) -> Tensor:
+        """Logits [N, classes] of one micro-batch, in any floating dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class FoldedWeights:
+    """A member's weights: by layer as engines want them, ATen's parameters, the prologue's results.
+
+    lease: the staging memory that these may show.
+    """
+
+    layers: list[Any]
+    parameters: Mapping[Parameter, Tensor]
+    registers: Registers
+    lease: Lease | None
+
+
+class FusedProgram:
+    """A graph with its engines."""
+
+    def __init__(self, graph: NetworkGraph, stager: Stager, bounds: Mapping[int, Bound]) -> None:
+        self.graph, self.stager, self.bounds = graph, stager, bounds
+        self._prologue = [_aten_step(layer) for layer in graph.prologue if isinstance(layer, Aten)]
+        self._steps = [self._step(index, layer) for index, layer in enumerate(graph.layers)]
+
+    def prepare(
+        self,
+        row: Tensor,
+        statistics: Tensor | None,
+        buffers: tuple[Tensor, Tensor] | None = None,
+    ) -> FoldedWeights:
+        """Folds, casts and packs; runs what depends on the weights alone."""
+        staged = self.stager.stage(row, statistics, buffers)
+        ready: list[Any] = [None] * len(self.graph.layers)
+        for index, bound in self.bounds.items():
+            ready[index] = bound.prepare(*staged.layers[index])
+        registers: Registers = [None] * self.graph.registers
+        for step in self._prologue:
+            step(registers, ready, staged.parameters)
+        return FoldedWeights(ready, staged.parameters, registers, staged.lease)
+
+    def run(self, prepared: Any, images: Tensor) -> Tensor:
+        """Logits of one micro-batch."""
+        ready, parameters = prepared.layers, prepared.parameters
+        registers = list(prepared.registers)
+        registers[self.graph.image] = images
+        for step in self._steps:
+            step(registers, ready, parameters)
+        return registers[self.graph.output]
+
+    def _step(self, index: int, layer: Layer) -> Callable[..., None]:
+        if isinstance(layer, Aten):
+            return _aten_step(layer)
+        assert isinstance(layer, (Convolution, Linear))
+        run, writes, frees, dtype = self.bounds[index].run, layer.writes, layer.frees, layer.dtype
+        first, second = layer.reads[0], layer.reads[1] if len(layer.reads) > 1 else None
+
+        def step(registers: Registers, ready: list[Any], parameters: Any) -> None:
+            x = registers[first].to(dtype)
+            residual = None if second is None else registers[second]
+            registers[writes] = run(ready[index], x, residual)
+            for number in frees:
+                registers[number] = None
+
+        return step
+
+
+def _aten_step(layer: Aten) -> Callable[..., None]:
+    target, writes = layer.in_place or layer.target, layer.writes
+    frees = layer.frees
+    places = [_resolver(value) for value in layer.args]
+    named = {name: _resolver(value) for name, value in layer.kwargs.items()}
+
+    def step(registers: Registers, ready: list[Any], parameters: Any) -> None:
+        args = [place(registers, parameters) for place in places]
+        kwargs = {name: place(registers, parameters) for name, place in named.items()}
+        registers[writes] = target(*args, **kwargs)
+        for number in frees:
+            registers[number] = None
+
+    return step
+
+
+def _resolver(value: Any) -> Callable[[Registers, Mapping[Parameter, Tensor]], Any]:
+    if isinstance(value, Register):
+        number = value.number
+        return lambda registers, parameters: registers[number]
+    if isinstance(value, Parameter):
+        return lambda registers, parameters: parameters[value]
+    if isinstance(value, (list, tuple)):
+        parts = [_resolver(part) for part in value]
+        return lambda registers, parameters: [part(registers, parameters) for part in parts]
+    return lambda registers, parameters: value
+
+
+class ModuleProgram:
+    """A module as it is, by functional_call over zero-copy views, compiled or not.
+
+    model: eval mode, tensors in `dtype`. views(row, statistics): the model's tensors by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        views: Callable[[Tensor, Tensor | None], dict[str, Tensor]],
+        dtype: torch.dtype,
+        count: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self._views, self._dtype = views, dtype
+        self._modules = Modules(model, 1 if compiled else count)
+        self._call: Callable[..., Tensor] = functional_call
+        if compiled:
+            self._call = torch.compile(functional_call, dynamic=False)
+
+    def prepare(self, row: Tensor, statistics: Tensor | None) -> dict[str, Tensor]:
+        """Views of the row, or copies in the dtype to compute in."""
+        copies: dict[int, Tensor] = {}
+        result = {}
+        for name, tensor in self._views(row, statistics).items():
+            if id(tensor) not in copies:  # tied names stay one object, as functional_call asks
+                floating = tensor.is_floating_point()
+                copies[id(tensor)] = tensor.to(self._dtype) if floating else tensor
+            result[name] = copies[id(tensor)]
+        return result
+
+    def run(self, prepared: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits of one micro-batch."""
+        with self._modules.take() as module:
+            return self._call(module, prepared, (images,))

@@ -1,0 +1,161 @@
+"""Runners: rows of weights and micro-batches of images in, results to a sink.
+
+`MemberRunner` runs one member after the other, `batched.runner.BatchedRunner` several at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.program import Program
+from deevo_ext.networks.execution.sinks import Sink
+from deevo_ext.networks.execution.workers import Once, Workers
+
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What tensors have in each precision."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how networks run: images per forward pass, and the threads that run them."""
+
+    device: torch.device
+    precision: str
+    micro_batch: int
+    workers: Workers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images, activations and weights."""
+        return DTYPES[self.precision]
+
+    @contextlib.contextmanager
+    def float32_products(self) -> Iterator[None]:
+        """On CUDA, forms products of float32 in tf32 exactly where that is the precision."""
+        if self.device.type != "cuda":
+            yield
+            return
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = (cudnn.allow_tf32, matmul.allow_tf32)
+        cudnn.allow_tf32 = matmul.allow_tf32 = self.precision == "tf32"
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+class Runner(ABC):
+    """Runs one network graph or module for rows of weights."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+
+    def run(
+        self,
+        rows: Tensor,
+        statistics: Tensor | None,
+        batches: Iterable[Sequence[MicroBatch]],
+        sink: Sink,
+    ) -> None:
+        """Runs rows [K, D] with statistics [K, S] on images, as `ImageFeed.batches` gives them.
+
+        All rows see a slice's micro-batches before the next slice is asked for.
+        """
+        for micro_batches in batches:
+            with self.execution.float32_products():
+                self._run(rows, statistics, micro_batches, sink)
+            del micro_batches  # before the next ones are prepared
+
+    @abstractmethod
+    def _run(
+        self,
+        rows: Tensor,
+        statistics: Tensor | None,
+        micro_batches: Sequence[MicroBatch],
+        sink: Sink,
+    ) -> None:
+        """Runs all rows on the micro-batches of one slice."""
+
+
+class MemberRunner(Runner):
+    """Runs a program member by member.
+
+    A member is prepared (folded, packed) once a slice, beside the micro-batches of the one before
+    it, and its weights are freed after its last micro-batch; on the CPU, where members have one
+    micro-batch each, right before it and by the same thread, in whose caches they then are.
+    """
+
+    def __init__(self, program: Program, execution: Execution) -> None:
+        super().__init__(execution)
+        self.program = program
+
+    def _run(
+        self,
+        rows: Tensor,
+        statistics: Tensor | None,
+        micro_batches: Sequence[MicroBatch],
+        sink: Sink,
+    ) -> None:
+        count, device = rows.shape[0], self.execution.device
+        at_once = device.type == "cpu" and len(micro_batches) == 1
+
+        def prepare(k: int) -> Any:
+            apart = None if statistics is None else statistics[k].to(device, torch.float32)
+            return self.program.prepare(rows[k].to(device), apart)
+
+        # Only this list may hold members' weights: whoever else did would keep all K of them.
+        ready: list[Once | None] = [Once(functools.partial(prepare, k)) for k in range(count)]
+        left = [len(micro_batches)] * count
+
+        def member(k: int) -> Once:
+            once = ready[k]
+            assert once is not None
+            return once
+
+        def begin(k: int) -> None:
+            member(k).make()
+
+        def run(k: int, batch: MicroBatch) -> None:
+            if at_once:
+                begin(k)
+            sink.take(k, batch, self._logits(member(k).get(), batch)[: batch.size])
+            left[k] -= 1
+            if not left[k]:
+                ready[k] = None
+
+        tasks: list[Callable[[], None]] = []
+        for k in range(count):
+            ahead = () if at_once else (0, 1) if k == 0 else (k + 1,)
+            tasks.extend(functools.partial(begin, other) for other in ahead if other < count)
+            tasks.extend(functools.partial(run, k, batch) for batch in micro_batches)
+        self.execution.workers.run(tasks)
+
+    def _logits(self, weights: Any, batch: MicroBatch) -> Tensor:
+        """A micro-batch's logits; raises DeevoError where the model gives something else."""
+        images = batch.images
+        try:
+            logits = self.program.run(weights, images)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = tuple(images.shape[1:])
+            raise DeevoError(
+                f"the model failed on {batch.name} of shape {shape}: {error}"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
+        return logits
