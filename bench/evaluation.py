@@ -14,7 +14,7 @@ from bench.job import Job
 from bench.operators import how, same, timed
 from bench.row import Row, against_copy
 from deevo_ext import backends
-from deevo_ext.ops.fold import ABSENT, Space, address, with_tiles
+from deevo_ext.ops.fold_table import ABSENT, Space, address, with_tiles
 
 MOST_MEMBERS = 8
 CHANNELS, TAPS = 256, 9

@@ -22,11 +22,11 @@ from bench.networks import NETWORKS, Given, given, work_of
 from bench.peers.handwritten import Loop
 from bench.row import Row
 from deevo_ext.data.images import ImageSet
-from deevo_ext.evolution.run import Evolution
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.population.population import Population
+from deevo_ext.runs.run import Evolution
 from deevo_ext.search.optimizer import DifferentialEvolution
 
 ERROR = 0.01

@@ -15,8 +15,8 @@ from bench.job import Job
 from bench.row import Row
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import NetworkGraph, size_of
+from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.population.layout import Layout
-from deevo_ext.zoo import SmallResNet
 
 sys.path.append(str(bench.ROOT / "python_tests"))
 

@@ -15,14 +15,14 @@ from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.evolve import Result, evolve
-from deevo_ext.evolution.replay import replay
-from deevo_ext.evolution.run import Evolution
-from deevo_ext.fitness.base_fitness import Fitness
+from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
+from deevo_ext.runs.evolve import Result, evolve
+from deevo_ext.runs.replay import replay
+from deevo_ext.runs.run import Evolution
 from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.strategies import Strategy

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 
 def import_extra(module: str, extra: str = "imagenet") -> Any:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deevo_ext.zoo import SmallResNet
+from deevo_ext.networks.small_resnet import SmallResNet
 
 
 class SmallVGG(nn.Module):

@@ -14,8 +14,8 @@ from typing import Any
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
-from deevo_ext.evolution.soup import average
 from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.runs.soups import average
 
 from .csv_files import Found, Row
 from .populations import Setting

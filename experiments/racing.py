@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import deevo_ext as deevo
-from deevo_ext.evolution.course import Course
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
+from deevo_ext.runs.state import Course
 
 from .csv_files import Found, Row
 from .populations import Setting

@@ -15,8 +15,8 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.data import FourSets
 from deevo_ext.data.images import ImageSet
-from deevo_ext.evolution.soup import greedy_soup
 from deevo_ext.fitness.classification import batch_indices
+from deevo_ext.runs.soups import greedy_soup
 
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Found, Row

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import deevo_ext
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMON = {
     "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "seed",
     "command", "cpu", "cores", "cpu_mhz", "omp_num_threads", "python", "torch", "deevo_ext",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ from typer.testing import CliRunner
 
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
+from support.paths import ROOT, import_from_checkout
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # experiments/ belongs to the checkout, not to the installed package
+import_from_checkout("experiments")
 
 from experiments import __main__ as commands  # noqa: E402
 from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402

@@ -15,8 +15,8 @@ import pytest
 
 import deevo_ext
 from deevo_ext import _extension
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path(deevo_ext.__file__).parent
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 CPU_ONLY = "deevo_ext: CPU-only build: "

@@ -46,7 +46,7 @@ def cache(
     from deevo_ext.data.sets import select_train
     from deevo_ext.data.transform import Transform
     from deevo_ext.errors import DeevoError
-    from deevo_ext.models import architecture
+    from deevo_ext.networks.zoo import architecture
 
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")

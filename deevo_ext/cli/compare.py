@@ -12,8 +12,8 @@ def compare(
     ],
 ) -> None:
     """Show the tables of runs, and for several of them what each gained."""
-    from deevo_ext.evolution.report import SOUP, Comparison
     from deevo_ext.reports.card import TABLE
+    from deevo_ext.runs.comparison import SOUP, Comparison
     from deevo_ext.text import text_table
 
     compared = []

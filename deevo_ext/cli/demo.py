@@ -38,12 +38,12 @@ def demo(
     from tqdm.auto import tqdm
 
     from deevo_ext.data import load
-    from deevo_ext.evolution.evolve import evolve
-    from deevo_ext.evolution.storage import EVOLVED
+    from deevo_ext.networks.small_resnet import SmallResNet
     from deevo_ext.reports.plots import plot_run
+    from deevo_ext.runs.evolve import evolve
+    from deevo_ext.runs.folder import EVOLVED
     from deevo_ext.training.plan import plan_population
     from deevo_ext.training.populate import populate
-    from deevo_ext.zoo import SmallResNet
 
     started = time.perf_counter()
     sets = load(data, seed)

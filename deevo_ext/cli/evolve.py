@@ -15,7 +15,7 @@ from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 
 if TYPE_CHECKING:
-    from deevo_ext.evolution.preliminaries import Preflight
+    from deevo_ext.runs.preflight import Preflight
 
 
 def evolve(
@@ -167,15 +167,15 @@ def evolve(
     import torch
 
     from deevo_ext.data import image_sets
-    from deevo_ext.evolution.basin import require_basin
-    from deevo_ext.evolution.evolve import evolve as run_evolve
-    from deevo_ext.evolution.preliminaries import seconds_of
-    from deevo_ext.evolution.storage import EVOLVED
     from deevo_ext.fitness.sampling import batch_indices
-    from deevo_ext.models import architecture, check_fit
+    from deevo_ext.networks.zoo import architecture, check_fit
     from deevo_ext.population.checkpoints import expand_paths
     from deevo_ext.reports.card import REPORT, write_documents
     from deevo_ext.reports.tensorboard import TensorBoard
+    from deevo_ext.runs.basin import require_basin
+    from deevo_ext.runs.evolve import evolve as run_evolve
+    from deevo_ext.runs.folder import EVOLVED
+    from deevo_ext.runs.preflight import seconds_of
 
     seconds = None if time is None else seconds_of(time)
     per_batch = _images_per_batch(images_per_batch)

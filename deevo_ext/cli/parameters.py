@@ -11,7 +11,7 @@ import typer
 
 from deevo_ext.cli.options import EVOLUTION, PASSED
 from deevo_ext.errors import DeevoError
-from deevo_ext.evolution.evolve import evolve
+from deevo_ext.runs.evolve import evolve
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy

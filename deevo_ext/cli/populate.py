@@ -84,7 +84,7 @@ def populate(
     from tqdm.auto import tqdm
 
     from deevo_ext.data.sets import open_data
-    from deevo_ext.models import architecture, check_fit
+    from deevo_ext.networks.zoo import architecture, check_fit
     from deevo_ext.population.checkpoints import sha256
     from deevo_ext.text import text_table
     from deevo_ext.training.augment import require_torchvision

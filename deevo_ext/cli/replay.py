@@ -19,8 +19,8 @@ def replay(
     ] = None,
 ) -> None:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
-    from deevo_ext.evolution.replay import replay as run_again
-    from deevo_ext.evolution.replay import write_candidate, write_trials
+    from deevo_ext.runs.replay import replay as run_again
+    from deevo_ext.runs.replay import write_candidate, write_trials
 
     result = run_again(run_dir, checkpoints)
     candidate = result.candidate

@@ -1,14 +1,14 @@
 """Image sets: where they come from, how they are cached, and how they are divided."""
 
-from .cache import build_cache
-from .cached import CachedImages
-from .images import FourSets, ImageSet, split_class_balanced
-from .labelled import LabelledImages
-from .pictures import DatasetPictures, open_pictures
-from .sets import ImageSets, image_sets
-from .sources import load
-from .store import open_cache
-from .transform import Transform
+from deevo_ext.data.cache import build_cache
+from deevo_ext.data.cache_file import open_cache
+from deevo_ext.data.cached import CachedImages
+from deevo_ext.data.images import FourSets, ImageSet, split_class_balanced
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.pictures import DatasetPictures, open_pictures
+from deevo_ext.data.sets import ImageSets, image_sets
+from deevo_ext.data.sources import load
+from deevo_ext.data.transform import Transform
 
 __all__ = [
     "CachedImages",

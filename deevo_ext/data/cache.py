@@ -20,10 +20,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
 
-from ..errors import DeevoError
-from .pictures import Pictures
-from .store import Cache, Description, Slots, open_cache
-from .transform import Transform
+from deevo_ext.data.cache_file import Cache, Description, Slots, open_cache
+from deevo_ext.data.pictures import Pictures
+from deevo_ext.data.transform import Transform
+from deevo_ext.errors import DeevoError
 
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DeevoError
-from .labelled import Indices, LabelledImages
+from deevo_ext.data.labelled import Indices, LabelledImages
+from deevo_ext.errors import DeevoError
 
 
 class CachedImages(LabelledImages):

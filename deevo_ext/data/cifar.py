@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 _FOLDERS = (".", "cifar-10-batches-py", "cifar-100-python")
 _ALLOWED = {

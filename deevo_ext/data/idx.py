@@ -13,7 +13,7 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from ..errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 # A header may claim any size: refuse what no image file of this kind has before allocating it.

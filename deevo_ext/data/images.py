@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-from ..errors import DeevoError
-from .labelled import Indices, LabelledImages
+from deevo_ext.data.labelled import Indices, LabelledImages
+from deevo_ext.errors import DeevoError
 
 Images = TypeVar("Images", bound=LabelledImages)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 Indices = Tensor | Sequence[int]
 """int64 [n], or a sequence of whole numbers."""

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DeevoError
-from .cifar import find_cifar, load_cifar
-from .idx import load_idx_folder
+from deevo_ext.data.cifar import find_cifar, load_cifar
+from deevo_ext.data.idx import load_idx_folder
+from deevo_ext.errors import DeevoError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """Files taken as pictures, in any case; those of torchvision's ImageFolder."""

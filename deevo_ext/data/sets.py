@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DeevoError
-from ..files import cache_folder
-from .cache import build_cache
-from .cached import CachedImages
-from .images import balanced_order, split_class_balanced
-from .labelled import LabelledImages
-from .pictures import Pictures, Selected, open_pictures
-from .store import Cache, open_cache
-from .transform import Transform
+from deevo_ext.data.cache import build_cache
+from deevo_ext.data.cache_file import Cache, open_cache
+from deevo_ext.data.cached import CachedImages
+from deevo_ext.data.images import balanced_order, split_class_balanced
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.pictures import Pictures, Selected, open_pictures
+from deevo_ext.data.transform import Transform
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import cache_folder
 
 VALIDATION_IMAGES = 10_000
 TRAIN_IMAGES = 100_000

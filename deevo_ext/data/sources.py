@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DeevoError
-from .idx import load_idx_folder
-from .images import FourSets, ImageSet, split_class_balanced
+from deevo_ext.data.idx import load_idx_folder
+from deevo_ext.data.images import FourSets, ImageSet, split_class_balanced
+from deevo_ext.errors import DeevoError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 if TYPE_CHECKING:
     from PIL import Image

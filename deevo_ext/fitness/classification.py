@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deevo_ext.data.augmentation import Augmentation, AugmentedImages
 from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.base_fitness import Fitness
+from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
+from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric, mean_score
 from deevo_ext.fitness.racing import Racing

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deevo_ext.ops.checks import Checker
-from deevo_ext.ops.fold import TYPES
+from deevo_ext.ops.checks import STORAGE, Checker
 from deevo_ext.ops.library import register
 
 MAX_CLASSES = 2**20  # the fixed-point class sums have room for as many
@@ -28,7 +27,7 @@ def check_head(
     Traffic: features read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("head", features.device)
-    _strided(c, "features", features, TYPES, (None, None, None, None))
+    _strided(c, "features", features, STORAGE, (None, None, None, None))
     members, samples, positions, channels = features.shape
     _strided(c, "weight", weight, (features.dtype,), (members, None, channels))
     _strided(c, "bias", bias, (torch.float32,), (members, weight.shape[1]))
@@ -59,7 +58,7 @@ def check_loss_and_rank(
     Traffic: logits read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("loss_and_rank", logits.device)
-    _strided(c, "logits", logits, TYPES, (None, None, None))
+    _strided(c, "logits", logits, STORAGE, (None, None, None))
     members, samples, classes = logits.shape
     _outputs(c, members, samples, classes, labels, smoothing, losses, ranks)
     c.disjoint(logits=logits, labels=labels, losses=losses, ranks=ranks)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deevo_ext import _version
-from deevo_ext.evolution import journal
-from deevo_ext.evolution.course import KINDS
-from deevo_ext.evolution.report import HEADER, SOUP, Comparison
-from deevo_ext.evolution.run import Evolution
-from deevo_ext.evolution.storage import EVOLVED
 from deevo_ext.files import write_whole
 from deevo_ext.reports.plots import plot_run
+from deevo_ext.runs import journal
+from deevo_ext.runs.comparison import HEADER, SOUP, Comparison
+from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.run import Evolution
+from deevo_ext.runs.state import KINDS
 from deevo_ext.text import Rows, markdown_table
 
 TABLE = "table.json"

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.augmentation import Augmentation, image_words
-from ..data.labelled import LabelledImages
-from ..errors import DeevoError
-from ..extras import import_extra
-from .hyper_parameters import Choices, HyperParameters, derived_seed
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_extra
+from deevo_ext.fitness.augmentation import Augmentation, image_words
+from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derived_seed
 
 _PICTURES = ("crop", "jitter", "trivial", "erase")  # each changes an image on its own
 _MIXTURES = ("mixup", "cutmix")  # the images of a batch are mixed with each other

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.cache import default_workers
-from ..data.labelled import LabelledImages
-from ..errors import DeevoError
-from ..files import write_whole
-from ..networks.execution.preprocessing import Preprocessing
-from .augment import TrainingBatches, batch_mixing, changes_pictures
-from .hyper_parameters import HyperParameters, derived_seed
+from deevo_ext.data.cache import default_workers
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
+from deevo_ext.networks.execution.preprocessing import Preprocessing
+from deevo_ext.training.augment import TrainingBatches, batch_mixing, changes_pictures
+from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 
 _STEP = 2  # what a seed is derived for
 

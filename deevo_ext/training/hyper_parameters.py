@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeevoError
+from deevo_ext.errors import DeevoError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..errors import DeevoError
-from .hyper_parameters import Choices, HyperParameters, derived_seed, variation
+from deevo_ext.errors import DeevoError
+from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derived_seed, variation
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..data.labelled import LabelledImages
-from ..errors import DeevoError
-from ..files import write_whole
-from .fine_tune import State, fine_tune
-from .hyper_parameters import HyperParameters
-from .plan import PopulationPlan
-from .store import Store
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
+from deevo_ext.training.fine_tune import State, fine_tune
+from deevo_ext.training.hyper_parameters import HyperParameters
+from deevo_ext.training.plan import PopulationPlan
+from deevo_ext.training.store import Store
 
 TABLE = "hyper_parameters.csv"
 _FORMAT = 3

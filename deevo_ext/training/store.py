@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from ..errors import DeevoError
-from ..files import write_whole
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
 
 RECORD = "population.json"
 """Name of the file beside the checkpoints that says how they were made."""

@@ -23,13 +23,13 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from deevo_ext.backends.triton.launch import OPTIONS
-from deevo_ext.inference.triton.convolution import (
+from deevo_ext.backends.triton.convolution import (
     Operands,
     Operation,
     convolution_kernel,
     launch_arguments,
 )
+from deevo_ext.backends.triton.launch import OPTIONS
 
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from deevo_ext.inference.triton.convolution import Operands, Operation
+from deevo_ext.backends.triton.convolution import Operands, Operation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rounding of a result to its type: relative, and absolute below the least normal number.

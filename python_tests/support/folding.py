@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deevo_ext.ops.fold import Space, address, with_tiles
+from deevo_ext.ops.fold_table import Space, address, with_tiles
 from support.operators import OPERATORS, bfloat16_nearest, numpy_rows, random_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

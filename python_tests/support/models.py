@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from deevo_ext.zoo import SmallResNet
+from deevo_ext.networks.small_resnet import SmallResNet
 
 IMAGES = (4, 3, 6, 6)
 """Shape of a batch for ConvNet and MaskedNet."""

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
-from deevo_ext.inference.triton.pooling import pool2d
-from deevo_ext.networks.batched.served import Geometry
-from deevo_ext.ops.fold import Space
+from deevo_ext.backends.triton.convolution import Operands, Operation, conv2d
+from deevo_ext.backends.triton.pooling import pool2d
+from deevo_ext.backends.windows import Window
+from deevo_ext.ops.fold_table import Space
 from support.folding import Builder, Entry
 from support.operators import OPERATORS
 
@@ -154,7 +154,7 @@ class Engine:
         size = [(n - 1) // 2 + 1 for n in y.shape[2:4]]
         flat = y.flatten(0, 1)
         pooled = torch.empty(flat.shape[0], *size, flat.shape[3], dtype=y.dtype, device=y.device)
-        pool2d(flat, Geometry(True, (3, 3), (2, 2), (1, 1)), pooled)
+        pool2d(flat, Window(True, (3, 3), (2, 2), (1, 1)), pooled)
         y = pooled.view(self.members, -1, *pooled.shape[1:])
         for i, block in enumerate(model.blocks):
             inner = y

@@ -11,7 +11,7 @@ import torch
 
 from deevo_ext.backends.checks import require_subnormals
 from deevo_ext.backends.reference.trials import widen
-from deevo_ext.ops.fold import ABSENT, FoldColumn
+from deevo_ext.ops.fold_table import ABSENT, FoldColumn
 
 
 def narrow(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

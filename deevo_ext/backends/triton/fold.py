@@ -18,7 +18,7 @@ import triton.language as tl
 
 from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
 from deevo_ext.backends.triton.storage import widen
-from deevo_ext.ops.fold import TILE, FoldColumn
+from deevo_ext.ops.fold_table import TILE, FoldColumn
 
 COLUMNS = tl.constexpr(len(FoldColumn))
 WEIGHT = tl.constexpr(int(FoldColumn.WEIGHT))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deevo_ext.backends.windows import Window
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.graph.network_graph import Aten, Layer
 
@@ -41,18 +41,7 @@ def refusal(layer: Layer, reason: str) -> DeevoError:
     )
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """A pool's windows."""
-
-    maximum: bool
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    count_padding: bool = True
-
-
-def pool(layer: Aten) -> Geometry:
+def pool(layer: Aten) -> Window:
     """What a max_pool2d or avg_pool2d does. Raises NotServed for others and other options."""
     options = _arguments(layer)
     if layer.target is aten.max_pool2d.default:
@@ -66,7 +55,7 @@ def pool(layer: Aten) -> Geometry:
     if options.get("ceil_mode", False):
         raise NotServed("our pool has no ceil_mode")
     kernel = _two(options["kernel_size"])
-    return Geometry(
+    return Window(
         layer.target is aten.max_pool2d.default,
         kernel,
         _two(options["stride"]) if options.get("stride") else kernel,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.networks.batched.served import Geometry, movement, pool, refusal, served
+from deevo_ext.backends.windows import Window
+from deevo_ext.networks.batched.served import movement, pool, refusal, served
 from deevo_ext.networks.batched.tails import Tail, merged_shortcuts, tail_of
 from deevo_ext.networks.engines import ENGINES
 from deevo_ext.networks.engines.triton import padded
@@ -142,8 +143,8 @@ class Steps:
         return self._pool(window, source, step.out_shape)
 
     def _convolution(self, step: Step, layer: Convolution, chunk: int, precision: str) -> Launch:
-        from deevo_ext.inference.triton.configurations import default
-        from deevo_ext.inference.triton.convolution import Operands, Operation, conv2d
+        from deevo_ext.backends.triton.convolution import Operands, Operation, conv2d
+        from deevo_ext.backends.triton.tile_sizes import default
 
         n, channels, height, width = step.out_shape
         into, taps = layer.weights.shape[1], layer.weights.shape[2] * layer.weights.shape[3]
@@ -179,8 +180,8 @@ class Steps:
 
         return launch
 
-    def _pool(self, window: Geometry, source: int, out_shape: Sequence[int]) -> Launch:
-        from deevo_ext.inference.triton.pooling import pool2d
+    def _pool(self, window: Window, source: int, out_shape: Sequence[int]) -> Launch:
+        from deevo_ext.backends.triton.pooling import pool2d
 
         n, channels, height, width = out_shape
 

@@ -42,7 +42,7 @@ class Triton:
 
     def bind(self, layer: Convolution | Linear) -> Bound:
         """Makes the layer ready to run; a stem's input channels are padded."""
-        from deevo_ext.inference.triton.convolution import (  # imports Triton
+        from deevo_ext.backends.triton.convolution import (  # imports Triton
             Operands,
             Operation,
             conv2d,

@@ -23,7 +23,7 @@ from deevo_ext.networks.graph.network_graph import (
     Parameter,
     Weights,
 )
-from deevo_ext.ops.fold import ABSENT, FoldColumn, address, check_table, with_tiles
+from deevo_ext.ops.fold_table import ABSENT, FoldColumn, address, check_table, with_tiles
 
 _ALIGN = 8  # elements; 16 bytes in 16 bits
 

@@ -22,8 +22,8 @@ from types import ModuleType
 
 from deevo_ext import backends
 from deevo_ext.backends import native
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 NAME = "cuda-on-host"
 ORDERS = ("forward", "reverse", "shuffled")

@@ -1,0 +1,324 @@
+"""conv2d of K members in one launch: implicit GEMM with its epilogue, and optionally a downsample.
+
+out[k, n, y, x, o] = act(sum_{i, j, c} in[k, n, y s + i d - p, x s + j d - p, c] w[k, o, i, j, c]
+                         + bias[k, o] + residual[k, n, y, x, o])
+
+A GEMM of [N Ho Wo] positions by [Co] channels over [kh kw C] terms whose left operand is gathered,
+never stored (as in Chetlur et al., "cuDNN", 2014); members are an axis of the grid. Products of
+float16 and bfloat16 run on tensor cores and are added in float32; float32 ones as `precision` says.
+Per member, bytes: input, weights, residual read and output written once each, as long as the tiles
+of a group of programs share their operands in L2.
+
+A result that overflows its type is stored as NaN, and ReLU keeps NaN, so that no later layer can
+hide an overflow: the member's loss is then +inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+from deevo_ext.backends.triton.launch import launch
+from deevo_ext.backends.triton.tile_sizes import Configuration, default, packed
+from deevo_ext.errors import DeevoError
+
+ACTIVATIONS = ("none", "relu")
+PRECISIONS = ("ieee", "tf32")  # of float32 products, as tl.dot names them
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Where a float32 becomes infinite in a type: the middle between the largest value and the next.
+OVERFLOW = {
+    torch.float16: 65520.0,
+    torch.bfloat16: 2.0**128 - 2.0**119,
+    torch.float32: float("inf"),
+}
+GROUP = 8  # row tiles that pass over the channel tiles together
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of `conv2d`, each contiguous but for the first dimension's stride.
+
+    x is [K or 1, N, H, W, C], where 1 means that the members share it, and weight is
+    [K, Co, kh, kw, C]. Both have one dtype: float32, float16 or bfloat16. bias is [K, Co] in
+    float32. residual and out are [K, N, Ho, Wo, Co] in the dtype of x.
+
+    downsample is a block's 1x1 shortcut, which is added before rounding: its input
+    [K or 1, N, H2, W2, C2] with C2 a multiple of 16, its weight [K, Co, 1, 1, C2] and its stride.
+    bias is then the sum of both biases.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    out: torch.Tensor
+    residual: torch.Tensor | None = None
+    downsample: tuple[torch.Tensor, torch.Tensor, tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What `conv2d` does with its operands.
+
+    activation is "none" or "relu". precision says how products of float32 are formed: "ieee" or
+    "tf32".
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    activation: str = "none"
+    precision: str = "ieee"
+
+
+@triton.jit
+def tile_of(program, positions, channels, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+            GROUP: tl.constexpr):  # fmt: skip
+    """The program's tile: GROUP tiles of positions go through all tiles of channels together."""
+    rows = tl.cdiv(positions, BLOCK_M)
+    columns = tl.cdiv(channels, BLOCK_N)
+    group = program // (GROUP * columns)
+    height = tl.minimum(rows - group * GROUP, GROUP)
+    within = program % (GROUP * columns)
+    return group * GROUP + within % height, within // height
+
+
+@triton.jit
+def store_type_limit(y, LIMIT: tl.constexpr):
+    """NaN where rounding to the output's type would give infinity."""
+    return tl.where(tl.abs(y) >= LIMIT, float("nan"), y)
+
+
+@triton.jit
+def convolution_kernel(
+    x_pointer, weight_pointer, bias_pointer, residual_pointer, x2_pointer, weight2_pointer,
+    out_pointer,
+    x_member, weight_member, bias_member, residual_member, x2_member, weight2_member, out_member,
+    positions, height, width, channels, out_height, out_width, out_channels,
+    kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
+    height2, width2, channels2, stride2_h, stride2_w,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_K2: tl.constexpr,
+    GROUP: tl.constexpr, PACKED: tl.constexpr, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr,
+    POINTWISE: tl.constexpr, RESIDUAL: tl.constexpr, DOWNSAMPLE: tl.constexpr, RELU: tl.constexpr,
+    LIMIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile_m, tile_n = tile_of(tl.program_id(0), positions, out_channels, BLOCK_M, BLOCK_N, GROUP)
+    member = tl.program_id(1).to(tl.int64)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_exists, n_exists = m < positions, n < out_channels
+    image = m // (out_height * out_width)
+    y = m // out_width % out_height
+    x = m % out_width
+
+    if PACKED:  # as constants they say that neighbouring terms are neighbours in memory
+        channels = CHANNELS
+        kernel_w = KERNEL_W
+    top, left = y * stride_h - padding_h, x * stride_w - padding_w
+    row = ((image.to(tl.int64) * height + top) * width + left) * channels
+    rows = x_pointer + member * x_member + row
+    terms = kernel_h * kernel_w * channels
+    columns = weight_pointer + member * weight_member + n.to(tl.int64) * terms
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+
+    for start in range(0, terms, BLOCK_K):
+        if PACKED:  # a step spans taps
+            term = start + k
+            term_exists = term < terms
+            tap, c = term // channels, term % channels
+            down, right = tap // kernel_w * dilation_h, tap % kernel_w * dilation_w
+            ih, iw = top[:, None] + down[None, :], left[:, None] + right[None, :]
+            inside = (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
+            inside = inside & m_exists[:, None] & term_exists[None, :]
+            offset = (down * width + right) * channels + c
+            b_exists = n_exists[None, :] & term_exists[:, None]
+        else:  # a step is BLOCK_K channels of one tap
+            tap, c = start // channels, start % channels
+            down, right = tap // kernel_w * dilation_h, tap % kernel_w * dilation_w
+            offset = (down * width + right) * channels + c + k
+            b_exists = n_exists[None, :]
+            if POINTWISE:  # no padding: every tap is inside
+                inside = m_exists[:, None]
+            else:
+                ih, iw = top + down, left + right
+                inside = (ih >= 0) & (ih < height) & (iw >= 0) & (iw < width)
+                inside = (inside & m_exists)[:, None]
+        a = tl.load(rows[:, None] + offset[None, :], mask=inside, other=0.0)
+        b = tl.load(columns[None, :] + (start + k)[:, None], mask=b_exists, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+
+    if DOWNSAMPLE:  # a 1x1 convolution of another input, into the same sums
+        row2 = (image.to(tl.int64) * height2 + y * stride2_h) * width2 + x * stride2_w
+        rows2 = x2_pointer + member * x2_member + row2 * channels2
+        columns2 = weight2_pointer + member * weight2_member + n.to(tl.int64) * channels2
+        k2 = tl.arange(0, BLOCK_K2)
+        for start in range(0, channels2, BLOCK_K2):
+            a = tl.load(rows2[:, None] + (start + k2)[None, :], mask=m_exists[:, None], other=0.0)
+            b = tl.load(
+                columns2[None, :] + (start + k2)[:, None], mask=n_exists[None, :], other=0.0
+            )
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+
+    bias = tl.load(bias_pointer + member * bias_member + n, mask=n_exists, other=0.0)
+    result = acc + bias[None, :]
+    place = m.to(tl.int64)[:, None] * out_channels + n[None, :]
+    exists = m_exists[:, None] & n_exists[None, :]
+    if RESIDUAL:
+        residual = tl.load(
+            residual_pointer + member * residual_member + place, mask=exists, other=0.0
+        )
+        result += residual.to(tl.float32)
+    if RELU:
+        result = tl.where(result <= 0.0, 0.0, result)
+    result = store_type_limit(result, LIMIT)
+    out = out_pointer + member * out_member + place
+    tl.store(out, result.to(out_pointer.dtype.element_ty), mask=exists)
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Returns the height or width of a convolution's output."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def launch_arguments(
+    operands: Operands, operation: Operation, configuration: Configuration | None
+) -> tuple[tuple[int, int], Sequence[Any], dict[str, Any]]:
+    """Returns the kernel's grid, arguments and constants; tensors may be on the meta device."""
+    x, weight, bias, out = operands.x, operands.weight, operands.bias, operands.out
+    residual, downsample = operands.residual, operands.downsample
+    samples, height, width, channels = x.shape[1:]
+    members, out_channels, kernel_h, kernel_w, _ = weight.shape
+    positions = samples * out.shape[2] * out.shape[3]
+    if configuration is None:
+        configuration = default(
+            positions, out_channels, channels, kernel_h * kernel_w, members, x.dtype
+        )
+    # What is absent needs an address all the same.
+    x2, weight2, stride2 = downsample or (x, weight, (1, 1))
+    added = out if residual is None else residual
+    tensors = [x, weight, bias, added, x2, weight2, out]
+    strides = [0 if tensor.shape[0] == 1 else tensor.stride(0) for tensor in tensors]
+    sizes = [positions, height, width, channels, out.shape[2], out.shape[3], out_channels]
+    window = [kernel_h, kernel_w, *operation.stride, *operation.padding, *operation.dilation]
+    shortcut = [*x2.shape[2:], *stride2]
+    block_k2 = 16
+    while downsample and block_k2 < configuration.block_k and x2.shape[4] % (2 * block_k2) == 0:
+        block_k2 *= 2
+    constants = {
+        "BLOCK_M": configuration.block_m,
+        "BLOCK_N": configuration.block_n,
+        "BLOCK_K": configuration.block_k,
+        "BLOCK_K2": block_k2,
+        "GROUP": GROUP,
+        "PACKED": packed(channels),
+        "CHANNELS": channels if packed(channels) else 0,
+        "KERNEL_W": kernel_w if packed(channels) else 0,
+        "POINTWISE": kernel_h == kernel_w == 1 and operation.padding == (0, 0),
+        "RESIDUAL": residual is not None,
+        "DOWNSAMPLE": downsample is not None,
+        "RELU": operation.activation == "relu",
+        "LIMIT": OVERFLOW[out.dtype],
+        "PRECISION": operation.precision if x.dtype == torch.float32 else "ieee",
+    }
+    tiles = triton.cdiv(positions, configuration.block_m)
+    tiles *= triton.cdiv(out_channels, configuration.block_n)
+    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    arguments = [*tensors, *strides, *sizes, *window, *shortcut]
+    return (tiles, members), arguments, constants | options
+
+
+def conv2d(
+    operands: Operands, operation: Operation, configuration: Configuration | None = None
+) -> torch.Tensor:
+    """Writes act(conv2d(x, weight) + bias [+ residual] [+ downsample]) of K members; returns out.
+
+    configuration: the sizes of the tiles, chosen from the shapes by default. Another one adds in
+    another order. Raises DeevoError naming the argument at fault.
+    """
+    _check(operands, operation)
+    grid, arguments, meta = launch_arguments(operands, operation, configuration)
+    launch(convolution_kernel, grid, operands.x.device, *arguments, **meta)
+    return operands.out
+
+
+def fail(function: str, argument: str, given: object, expected: str) -> None:
+    """Raises the DeevoError that names an argument of a function."""
+    raise DeevoError(f"{function}: {argument} is {given}; expected {expected}")
+
+
+def require_runnable(function: str, kernel: object, x: torch.Tensor) -> None:
+    """Raises DeevoError for a CPU tensor that no interpreter takes or computes rightly."""
+    if x.device.type != "cpu":
+        return
+    if not isinstance(kernel, InterpretedFunction):
+        fail(function, "x", "on the CPU", "a CUDA tensor (or TRITON_INTERPRET=1 from the start)")
+    if x.dtype == torch.bfloat16:
+        fail(function, "x", "bfloat16", "float32 or float16, as Triton's interpreter errs in it")
+
+
+def _check(operands: Operands, operation: Operation) -> None:
+    name, x, residual = "conv2d", operands.x, operands.residual
+    shapes = (tuple(x.shape), tuple(operands.weight.shape))
+    stride, padding, dilation = operation.stride, operation.padding, operation.dilation
+    if not len(shapes[0]) == len(shapes[1]) == 5 or shapes[0][4] != shapes[1][4]:
+        right = f"[K, Co, kh, kw, C] with x [K or 1, N, H, W, C], which is {shapes[0]}"
+        fail(name, "weight", shapes[1], right)
+    if x.dtype not in DTYPES:
+        fail(name, "x", x.dtype, "float16, bfloat16 or float32")
+    if min(*stride, *dilation, *(p + 1 for p in padding)) < 1:
+        given = f"of stride {stride}, padding {padding} and dilation {dilation}"
+        fail(name, "operation", given, "at least 1, 0 and 1")
+    if operation.activation not in ACTIVATIONS:
+        fail(name, "activation", repr(operation.activation), f"one of {', '.join(ACTIVATIONS)}")
+    if operation.precision not in PRECISIONS:
+        fail(name, "precision", repr(operation.precision), f"one of {', '.join(PRECISIONS)}")
+    require_runnable(name, convolution_kernel, x)
+    members, out_channels, kernel_h, kernel_w, _ = shapes[1]
+    samples, height, width = shapes[0][1:4]
+    if shapes[0][0] not in (1, members):
+        fail(name, "x", f"of {shapes[0][0]} members", f"1 or {members}, as weight has")
+    size = [
+        output_size(height, kernel_h, stride[0], padding[0], dilation[0]),
+        output_size(width, kernel_w, stride[1], padding[1], dilation[1]),
+    ]
+    outside = (members, samples, *size, out_channels)
+    check_tensor(name, "weight", operands.weight, x, x.dtype, shapes[1])
+    check_tensor(name, "bias", operands.bias, x, torch.float32, (members, out_channels))
+    check_tensor(name, "out", operands.out, x, x.dtype, outside)
+    check_tensor(name, "x", x, x, x.dtype, shapes[0])
+    if residual is not None:
+        check_tensor(name, "residual", residual, x, x.dtype, outside)
+    if operands.downsample is not None:
+        x2, weight2, stride2 = operands.downsample
+        if x2.dim() != 5 or x2.shape[4] % 16 or x2.shape[0] not in (1, members):
+            fail(name, "downsample's x", f"of shape {tuple(x2.shape)}", "channels in sixteens")
+        reach = [1 + stride2[i] * (size[i] - 1) for i in range(2)]
+        if x2.shape[1] != samples or reach[0] > x2.shape[2] or reach[1] > x2.shape[3]:
+            fail(
+                name, "downsample's x", f"of shape {tuple(x2.shape)}", f"{reach} positions or more"
+            )
+        check_tensor(name, "downsample's x", x2, x, x.dtype, tuple(x2.shape))
+        expected = (members, out_channels, 1, 1, x2.shape[4])
+        check_tensor(name, "downsample's weight", weight2, x, x.dtype, expected)
+
+
+def check_tensor(
+    function: str,
+    argument: str,
+    tensor: torch.Tensor,
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+) -> None:
+    """Raises DeevoError unless device, dtype and shape are right and each member contiguous."""
+    if tensor.device != x.device or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        given = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        fail(function, argument, given, f"{dtype} {shape} on {x.device}")
+    if tensor.shape[0] and not tensor[0].is_contiguous():
+        fail(function, argument, f"of strides {tensor.stride()}", "contiguous data for each member")

@@ -1,0 +1,138 @@
+"""Fitness values for a generation: whole evaluations, or races that losing trials leave early."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from deevo_ext.fitness.base import Fitness
+from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.statistics import Used
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.search.trials import Trials
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a race of one generation's trials came to.
+
+    of: images of a full evaluation; images: those that each living member's trial was evaluated on,
+    in the members' order; non_finite: trials with a score that is not finite.
+    """
+
+    of: int
+    images: list[int]
+    non_finite: int
+
+
+class Scoring:
+    """Asks a DifferentialEvolution for rows, `chunk` at a time, and a Fitness for their scores.
+
+    With racing, parents' scores image by image are kept for the current batch ([NP, N] float32 on
+    the host); those of a trial that is accepted take its parent's place. They are no state: after
+    an interruption `resume` has the same again from the same rows.
+    """
+
+    def __init__(self, de: DifferentialEvolution, fitness: Fitness, chunk: int) -> None:
+        self.de, self.fitness, self.chunk = de, fitness, chunk
+        self._parents: dict[int, torch.Tensor] = {}
+        self._trials: dict[int, torch.Tensor] = {}
+
+    @property
+    def races(self) -> bool:
+        """Whether losing trials are dropped early."""
+        return self.fitness.racing is not None
+
+    def parents(self, batch: int) -> list[float]:
+        """Fitness of all members on a batch; +inf for those that population reduction took out."""
+        self.fitness.prepare()
+        waiting = self.de.ask_parents()
+        if not self.races:
+            return self._whole(waiting, batch)
+        values, self._parents, _ = self._in_parts(waiting, batch, None)
+        return values
+
+    def trials(self, batch: int) -> tuple[list[float], Race | None]:
+        """Fitness of the next generation's trials, and what their race came to, if it is one.
+
+        A dropped trial has fitness +inf.
+        """
+        waiting = self.de.ask()
+        if not self.races:
+            return self._whole(waiting, batch), None
+        values, self._trials, race = self._in_parts(waiting, batch, self.fitness.racing)
+        return values, race
+
+    def settle(self, generation: Generation) -> None:
+        """Scores of accepted trials become those of the parents they are now."""
+        for member in generation.members[generation.accepted].tolist():
+            if member in self._trials:
+                self._parents[member] = self._trials[member]
+        self._trials = {}
+
+    def resume(self, batch: int | None) -> None:
+        """After an interruption: the present parents' scores on the batch that is under way."""
+        if self.races and batch is not None:
+            self.parents(batch)
+
+    def _whole(self, waiting: Trials, batch: int) -> list[float]:
+        values = [math.inf] * waiting.size
+        for members, rows in waiting.chunks(self.chunk, self.fitness.device):
+            scores = self.fitness(rows, members, batch)
+            for member, score in zip(members.tolist(), scores, strict=True):
+                values[member] = float(score)
+        return values
+
+    def _in_parts(
+        self, waiting: Trials, batch: int, racing: Racing | None
+    ) -> tuple[list[float], dict[int, torch.Tensor], Race]:
+        """All members part by part; with `racing`, losers are left out of the parts that follow.
+
+        Those left are made again for each part, in full chunks.
+        """
+        looks = self.fitness.looks(batch)
+        scores: dict[int, torch.Tensor] = {}
+        seen = dict.fromkeys(waiting.members.tolist(), 0)
+        statistics: dict[int, torch.Tensor] = {}
+        racers, non_finite = waiting.members, 0
+        for look, end in enumerate(looks):
+            for members, rows in waiting.chunks(self.chunk, self.fitness.device, members=racers):
+                names = members.tolist()
+                if look == 0 and (first := self.fitness.statistics(rows, members)) is not None:
+                    statistics.update(zip(names, first, strict=True))
+                used = Used(torch.stack([statistics[m] for m in names])) if statistics else None
+                parts = self.fitness.part(rows, batch, look, used).cpu()
+                for member, part in zip(names, parts, strict=True):
+                    scores[member] = torch.cat([scores[member], part]) if look else part.clone()
+                    seen[member] = end
+            if racing is not None and look < len(looks) - 1:
+                parents = torch.stack([self._parents[m] for m in waiting.members.tolist()])
+                at = racing.look(parents, end, len(looks) - 1)
+                lost = {
+                    m
+                    for m in racers.tolist()
+                    if at.loses(scores[m], self._parents[m][:end])
+                    or (look == 0 and self._is_its_parent(waiting, m, scores[m]))
+                }
+                non_finite += sum(not bool(scores[m].isfinite().all()) for m in lost)
+                racers = torch.tensor([m for m in racers.tolist() if m not in lost])
+            if not racers.numel():
+                break
+        values = [math.inf] * waiting.size
+        for member in racers.tolist():
+            values[member] = self.fitness.reduce(scores[member])
+            non_finite += math.isinf(values[member])
+        finished = {member: scores[member] for member in racers.tolist()}
+        return values, finished, Race(looks[-1], list(seen.values()), non_finite)
+
+    def _is_its_parent(self, waiting: Trials, member: int, scores: torch.Tensor) -> bool:
+        """Whether a trial is its parent bit for bit, as a population that has converged makes them.
+
+        Its scores are then the parent's, and no success. Rows are only looked at when scores agree.
+        """
+        if not torch.equal(scores, self._parents[member][: scores.numel()]):
+            return False
+        return torch.equal(waiting.rows([member])[0], self.de.population.rows[member])

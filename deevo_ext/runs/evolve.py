@@ -1,0 +1,245 @@
+"""One call for the whole job: checkpoints and images in, a better network out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.augmentation import Augmentation
+from deevo_ext.fitness.classification import ClassificationFitness, image_set
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.racing import Racing
+from deevo_ext.population.checkpoints import PathLike
+from deevo_ext.population.population import Population
+from deevo_ext.runs.basin import check_basin, require_basin
+from deevo_ext.runs.comparison import Comparison, compare
+from deevo_ext.runs.journal import Recording, line_of, read_folder
+from deevo_ext.runs.preflight import Preflight, Schedule, examine
+from deevo_ext.runs.run import Evolution
+from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
+from deevo_ext.runs.state import Candidate
+from deevo_ext.runs.validation import Validation
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
+
+Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `evolve` gives back.
+
+    state_dict: the evolved network, for model.load_state_dict; candidate: which one it is and its
+    validation loss; comparison: the table on the test images (None without them); history: metrics
+    of each generation; run: the Evolution with its optimizer and population.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    candidate: Candidate
+    comparison: Comparison | None
+    history: list[dict[str, float]]
+    run: Evolution
+
+
+def evolve(
+    model: nn.Module,
+    paths: PathLike | Sequence[PathLike],
+    fitness_images: Images,
+    validation_images: Images,
+    test_images: Images | None = None,
+    *,
+    generations: int = 100,
+    seconds: float | None = None,
+    preset: str = "sa-shade-tri-ensin",
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    images_per_batch: int | Literal["auto"] | None = "auto",
+    generations_per_batch: int = 3,
+    sampling: str = "stratified",
+    augment: str | None = None,
+    metric: str | ImageScores = "loss",
+    label_smoothing: float = 0.0,
+    racing: float | None = None,
+    racing_first: float = 1 / 32,
+    validate_every: int = 10,
+    micro_batch: int = 64,
+    device: torch.device | str = "cpu",
+    population_device: torch.device | str = "cpu",
+    precision: str = "auto",
+    engine: str = "auto",
+    force_precision: bool = False,
+    chunk: int = 8,
+    dtype: torch.dtype = torch.float32,
+    frozen: str | Sequence[str] = (),
+    batchnorm: str = "evolve",
+    calibration_images: Images | None = None,
+    checkpoint_key: str | None = None,
+    inject_soups: bool | None = None,
+    basin: str = "warn",
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    preliminaries: Callable[[Preflight], None] | None = None,
+    **parameters: Any,
+) -> Result:
+    """Evolves checkpoints of one architecture and returns the best network by validation.
+
+    The image sets must be disjoint, from each other and from the training images: fitness images
+    drive the evolution, validation images choose what is returned, and test images are read once,
+    for the comparison. The options are:
+
+    model: a module of the architecture, which is not modified.
+    paths: the checkpoint files, a folder or a glob.
+    generations: the length of the schedule.
+    seconds: a time for evaluation, which decides the number of generations by a calibration, in
+        place of `generations`. A run folder keeps that number.
+    run_dir: the folder that makes the run resumable, and replayable on any device.
+    images_per_batch: the number of fitness images per generation. A new class-balanced batch is
+        drawn every `generations_per_batch` generations, and all parents are scored again. "auto" is
+        4,096, but at most half of the images. None is all of them in every generation, which a
+        population over-fits sooner.
+    sampling: how batches are drawn, "stratified" or "importance", see `ClassificationFitness`.
+    augment: what is done to each batch: "mirror", "shift:PIXELS", "crop:SHARE" or several, see
+        `data.augmentation`.
+    metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
+        or a function of (logits, labels).
+    label_smoothing: that of the fitness' loss.
+    racing: an error rate. Trials that lose to their parent on the first `racing_first` of the
+        images, on twice as many, and so on, are dropped there, and a trial that would win is lost
+        at this rate. None evaluates all trials on all images.
+    validate_every: the number of generations from one validation to the next.
+    micro_batch: the number of images per forward pass.
+    device: where networks are evaluated.
+    population_device: where the population lies and is evolved. Trials go to `device` by chunks.
+    chunk: the number of rows evaluated together.
+    precision, engine, force_precision: as in `Evaluator`.
+    dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
+    calibration_images: what batchnorm="recalibrate" computes statistics on.
+    inject_soups: whether the population's average and its greedy soup, built on the validation
+        images, become members too. None says yes, unless the preset is "paper".
+    basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
+        or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
+    preliminaries: a function that is called with what is known before the run starts, see
+        `runs.preflight`. It is not called where a run is resumed.
+    callbacks: functions that are called with the metrics of each generation.
+    parameters: fields of `Configuration`, in place of the preset's.
+    """
+    if basin not in _BASIN:
+        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
+    if inject_soups is None:
+        inject_soups = preset != "paper"
+    population = Population.from_checkpoints(
+        model,
+        paths,
+        dtype=dtype,
+        frozen=frozen,
+        batchnorm=batchnorm,
+        checkpoint_key=checkpoint_key,
+        device=population_device,
+        spare=SOUPS if inject_soups else 0,
+    )
+    calibration = (
+        None if calibration_images is None else image_set(calibration_images, "calibration images")
+    )
+    evaluator = Evaluator(
+        model,
+        population,
+        micro_batch=micro_batch,
+        calibration=calibration,
+        device=device,
+        precision=precision,
+        engine=engine,
+        force_precision=force_precision,
+    )
+    images = image_set(fitness_images, "fitness images")
+    if images_per_batch == "auto":
+        images_per_batch = min(4096, max(1, len(images) // 2))
+    fitness = ClassificationFitness(
+        evaluator,
+        images,
+        images_per_batch=images_per_batch,
+        generations_per_batch=generations_per_batch,
+        sampling=sampling,
+        augmentation=None if augment is None else Augmentation.parse(augment),
+        metric=metric,
+        label_smoothing=label_smoothing,
+        racing=None if racing is None else Racing(racing, racing_first),
+        seed=seed,
+    )
+    validation = Validation(
+        evaluator,
+        image_set(validation_images, "validation images"),
+        Metric.of(metric),
+        validate_every,
+    )
+    folder = None if run_dir is None else Path(run_dir)
+    recording = read_folder(folder)
+    initial = None
+    if recording is None:
+        members = population.size + (SOUPS if inject_soups else 0)
+        schedule = Schedule(members, generations, seconds, chunk)
+        generations = _look(fitness, validation, schedule, basin, preliminaries)
+        if inject_soups:
+            initial = append_soups(validation, folder)
+    else:
+        if seconds is not None:
+            generations = _generations_of(recording)
+        if inject_soups:
+            append_recorded(population, recording)
+    de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
+    run = Evolution(
+        de,
+        fitness,
+        run_dir=folder,
+        validation=validation,
+        chunk=chunk,
+        progress=progress,
+        callbacks=callbacks,
+        initial=initial,
+    )
+    candidate = run.run()
+    comparison = None
+    if test_images is not None:
+        comparison = compare(run, image_set(test_images, "test images"))
+    return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+
+
+def _look(
+    fitness: ClassificationFitness,
+    validation: Validation,
+    schedule: Schedule,
+    basin: str,
+    show: Callable[[Preflight], None] | None,
+) -> int:
+    """Looks at members, basin and time before a run begins; its number of generations."""
+    report, generations = None, schedule.generations
+    if basin != "ignore":
+        report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
+    if schedule.seconds is not None or show is not None:
+        preflight = examine(fitness, validation, report, schedule)
+        generations = preflight.generations
+        if show is not None:
+            show(preflight)
+    if report is not None and basin == "refuse":
+        require_basin(report)
+    elif report is not None and not report.shared:
+        warnings.warn(str(report), stacklevel=3)
+    return generations
+
+
+def _generations_of(recording: Recording) -> int:
+    """The length of the schedule that a run began with."""
+    assert recording.header is not None
+    with line_of(recording.path, 1):
+        return Configuration.from_json(recording.header.configuration).generations
+
+
+_BASIN = ("warn", "refuse", "ignore")

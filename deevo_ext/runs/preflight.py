@@ -1,0 +1,255 @@
+"""What can be said of a run before it starts: members, their middle, memory, passes, time.
+
+Wrong preprocessing or labels show in the members' top-1; a population without a common basin in the
+loss half way between them; and a calibration on the same images tells what a generation takes.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.evaluator import Evaluator, Score
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.population.allocation import available_memory
+from deevo_ext.runs.basin import BasinReport
+from deevo_ext.runs.validation import Validation
+from deevo_ext.text import text_table
+
+IMAGES = 1000
+_CANDIDATES = 6  # rows that validation keeps for the comparison
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes (images times members) that a run needs.
+
+    trials, parents, validation: in a generation, on average. initial: before the first generation.
+    """
+
+    trials: int
+    parents: float
+    validation: float
+    initial: int
+
+    @property
+    def generation(self) -> float:
+        """Passes of a whole generation, without what racing saves."""
+        return self.trials + self.parents + self.validation
+
+    def generations_in(self, seconds: float, seconds_per_pass: float) -> int:
+        """The number of generations that fit into a time, at least 1."""
+        left = seconds - self.initial * seconds_per_pass
+        return max(1, math.floor(left / (self.generation * seconds_per_pass)))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How large a run is, as far as it is decided before the run begins.
+
+    members: the number of members, soups included. generations: the number of generations, unless
+    seconds, a time for evaluation, decides it. chunk: the number of rows evaluated together.
+    """
+
+    members: int
+    generations: int
+    seconds: float | None = None
+    chunk: int = 8
+
+
+def count_passes(fitness: ClassificationFitness, validation: Validation, members: int) -> Passes:
+    """The passes that a run of so many members needs, with validation at its most expensive."""
+    evaluator = fitness.evaluator
+    size = fitness.images_per_batch or len(fitness.images)
+    extra = 0
+    policy = evaluator.policy
+    if policy.recalibrates and policy.calibration is not None:
+        extra = len(policy.calibration)
+    rotates = fitness.images_per_batch is not None
+    # Members, mean, a soup for each member but the first; then three candidates are kept.
+    soups = 2 * members * (len(validation.images) + extra) + 3 * extra
+    return Passes(
+        trials=members * (size + extra),
+        parents=members * (size + extra) / fitness.generations_per_batch if rotates else 0.0,
+        validation=soups / validation.every,
+        initial=soups + (0 if rotates else members * (size + extra)),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the run needs on a device at its peak, and bytes that it can have there."""
+
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before the run starts.
+
+    members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
+    some of them. memory: by device.
+    """
+
+    members: tuple[tuple[str, Score], ...]
+    images: int
+    basin: BasinReport | None
+    passes: Passes
+    seconds_per_pass: float
+    generations: int
+    memory: dict[str, Memory]
+
+    @property
+    def seconds_per_generation(self) -> float:
+        """The time that evaluation takes, which is nearly all."""
+        return self.passes.generation * self.seconds_per_pass
+
+    @property
+    def seconds(self) -> float:
+        """The time that the whole run takes, without what racing saves."""
+        initial = self.passes.initial * self.seconds_per_pass
+        return initial + self.generations * self.seconds_per_generation
+
+    def require_memory(self) -> None:
+        """Raises DeevoError where more is needed than there is."""
+        for device, memory in self.memory.items():
+            if memory.needed > memory.available:
+                raise DeevoError(
+                    f"{device} memory: about {_gib(memory.needed)} are needed and "
+                    f"{_gib(memory.available)} can be had; use a smaller chunk or micro_batch, "
+                    "16-bit rows (dtype), or fewer members"
+                )
+
+    def __str__(self) -> str:
+        members = [
+            (f"  {name}", f"top-1 {score.top1:.3f}", f"loss {score.loss:.4f}")
+            for name, score in self.members
+        ]
+        lines = [f"Members on {self.images:,} fitness images:", text_table((), members, "<")]
+        if self.basin is not None:
+            lines.append(f"Between them, on the first of the fitness images: {self.basin}")
+        for device, memory in self.memory.items():
+            lines.append(
+                f"Memory, {device}: about {_gib(memory.needed)} of {_gib(memory.available)}"
+            )
+        rate = 1.0 / self.seconds_per_pass
+        lines.append(
+            f"A generation: {self.passes.generation:,.0f} forward passes, "
+            f"{self.seconds_per_generation:.3g} s at {rate:,.0f} member-images/s"
+        )
+        lines.append(f"{self.generations} generations: about {duration_text(self.seconds)}")
+        return "\n".join(lines)
+
+
+def examine(
+    fitness: ClassificationFitness,
+    validation: Validation,
+    basin: BasinReport | None,
+    schedule: Schedule,
+) -> Preflight:
+    """Scores every member on 1,000 class-balanced fitness images, and times it."""
+    evaluator, images = fitness.evaluator, fitness.images
+    population = evaluator.population
+    some = images
+    if len(images) > IMAGES:
+        some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
+    scores = _scores(evaluator, some, schedule.chunk)  # builds plans and chooses engines on the way
+    started, before = time.perf_counter(), evaluator.forward_passes
+    again = some.stretch(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
+    _scores(evaluator, again, schedule.chunk)
+    per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
+    passes = count_passes(fitness, validation, schedule.members)
+    generations = schedule.generations
+    if schedule.seconds is not None:
+        generations = passes.generations_in(schedule.seconds, per_pass)
+    return Preflight(
+        members=tuple(zip(population.names, scores, strict=True)),
+        images=len(some),
+        basin=basin,
+        passes=passes,
+        seconds_per_pass=per_pass,
+        generations=generations,
+        memory=_memory(fitness, schedule.chunk),
+    )
+
+
+def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
+    population = evaluator.population
+    scores: list[Score] = []
+    for start in range(0, population.size, chunk):
+        members = slice(start, start + chunk)
+        rows = population.rows[members].to(evaluator.device)
+        scores += evaluator.scores(rows, images, Inherited(population.statistics[members]))
+    return scores
+
+
+def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
+    """What the calibration took at its peak, and what the run will hold beside that."""
+    evaluator = fitness.evaluator
+    population = evaluator.population
+    rows = population.rows
+    row = rows.stride(0) * rows.element_size()
+    chunks = min(chunk, population.size) * row
+    scores = 0
+    if fitness.racing is not None:
+        size = fitness.images_per_batch or len(fitness.images)
+        scores = 2 * population.size * size * 4  # of parents and trials, image by image
+    apart = evaluator.device != rows.device
+    candidates = _CANDIDATES * population.layout.dim * 4
+    later = {rows.device: candidates + (2 if apart else 1) * chunks}
+    if apart:
+        later[evaluator.device] = 2 * chunks
+    host = torch.device("cpu")
+    later[host] = later.get(host, 0) + scores
+    by_device = {}
+    for device, more in later.items():
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+            held = torch.cuda.memory_allocated(device)
+            by_device[str(device)] = Memory(peak + more, available_memory(device) + held)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            by_device["host"] = Memory(peak + more, available_memory() + peak)
+    return by_device
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
+    total, number = 0.0, ""
+    try:
+        for letter in text.replace(" ", ""):
+            if letter in _UNITS:
+                total, number = total + float(number) * _UNITS[letter], ""
+            else:
+                number += letter
+        if number or not 0 < total < math.inf:
+            raise ValueError
+    except ValueError:
+        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"') from None
+    return total
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people, in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    parts = [f"{n} {u}" for n, u in ((days, "d"), (hours, "h"), (minutes, "min")) if n]
+    return " ".join(parts[:2])

@@ -1,0 +1,137 @@
+"""Rebuilds a run's weights, bit for bit, from its journal and its initial checkpoints."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
+from deevo_ext.population import checkpoints
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
+from deevo_ext.runs import journal
+from deevo_ext.runs.folder import serialise
+from deevo_ext.runs.state import Candidate, Course, as_returned
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
+
+
+@dataclass
+class Replay:
+    """A replayed run: its optimizer, candidates and generations, and the candidate it returned.
+
+    finished: whether the journal's last line says that the run was complete.
+    """
+
+    course: Course
+    generations: list[Generation]
+    candidate: Candidate
+    finished: bool
+
+
+def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Replay:
+    """Replays a run folder; raises DeevoError naming what is missing or does not match.
+
+    checkpoint_dir: where the initial checkpoints lie now, if not where the journal says.
+    """
+    folder = Path(run_dir)
+    path = folder / journal.FILE_NAME
+    if not path.exists():
+        raise DeevoError(f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run")
+    recording = journal.read(path)
+    header = recording.header
+    if header is None:
+        raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
+    with journal.line_of(path, 1):
+        files = _locate(header.checkpoints, folder, checkpoint_dir)
+        population = Population.from_manifest(header.population, files)
+        if population.layout.hash != header.layout:
+            raise DeevoError("the checkpoints give another layout than the journal records")
+        configuration = Configuration.from_json(header.configuration)
+        de = DifferentialEvolution.from_configuration(population, configuration, header.seed)
+    course = Course(de)
+    generations = []
+    for i, record in enumerate(recording.generations):
+        with recording.line_of(i):
+            generation = course.apply(record)
+        if generation is not None:
+            generations.append(generation)
+    if not de.scored:
+        raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
+    candidate = course.chosen()
+    if recording.returned is not None:
+        with recording.line_of(len(recording.generations)):
+            candidate = as_returned(candidate, recording.returned)
+    elif population.batchnorm == "recalibrate":
+        candidate = replace(candidate, statistics=None)  # only the images could tell
+    return Replay(course, generations, candidate, finished=recording.returned is not None)
+
+
+def _locate(
+    sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
+) -> list[Path]:
+    """The checkpoint files by the journal's SHA-256: where it says, or anywhere below a folder."""
+    if checkpoint_dir is None:
+        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
+        for path, (_, expected) in zip(files, sources, strict=True):
+            if not path.exists():
+                raise DeevoError(
+                    f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
+                )
+            actual = checkpoints.sha256(path)
+            if actual != expected:
+                raise DeevoError(
+                    f"{path} has SHA-256 {actual}, the journal expects {expected}: it is not the "
+                    "checkpoint that the run began with"
+                )
+        return files
+    below = sorted(p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES)
+    by_digest = {checkpoints.sha256(path): path for path in below}
+    for name, expected in sources:
+        if expected not in by_digest:
+            raise DeevoError(
+                f"no file below {checkpoint_dir} has the SHA-256 {expected} of initial checkpoint "
+                f"{name}"
+            )
+    return [by_digest[expected] for _, expected in sources]
+
+
+def write_candidate(result: Replay, path: Path) -> None:
+    """The returned candidate as .safetensors or .pth, named as in the first checkpoint."""
+    if path.suffix not in (".safetensors", ".pth"):
+        raise DeevoError(
+            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
+        )
+    apart = result.course.de.population.statistics_layout.dim > 0
+    if apart and result.candidate.statistics is None:
+        raise DeevoError(
+            'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
+            "are known at its end only: resume it first"
+        )
+    de = result.course.de
+    state, keys = result.candidate.state_dict(de), Naming.of_population(de.population)
+    if path.suffix == ".pth":
+        write_whole(path, keys.pickled(state))
+    else:
+        write_whole(path, serialise(keys.named(state), result.candidate.record()))
+
+
+def write_trials(result: Replay, path: Path) -> int:
+    """Every trial of the run as CSV; returns their number."""
+    count = 0
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer: csv.DictWriter[str] | None = None
+            for generation in result.generations:
+                for trial in generation.trials():
+                    if writer is None:
+                        writer = csv.DictWriter(file, list(trial))
+                        writer.writeheader()
+                    writer.writerow(trial)
+                    count += 1
+    except OSError as error:
+        raise DeevoError(f"cannot write {path}: {error.strerror or error}") from error
+    return count

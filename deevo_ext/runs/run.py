@@ -1,0 +1,293 @@
+"""The run loop: fitness, validation, journal, metrics; resumable after a kill at any moment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deevo_ext import _version
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.base import Fitness, as_fitness
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.scoring import Scoring
+from deevo_ext.networks.engines.choose import ENGINES_FILE
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.naming import Naming
+from deevo_ext.runs.folder import initial_checkpoints, write_initial, write_weights
+from deevo_ext.runs.journal import (
+    GenerationRecord,
+    Header,
+    Journal,
+    Recording,
+)
+from deevo_ext.runs.metrics_file import MetricsFile
+from deevo_ext.runs.soups import Initial
+from deevo_ext.runs.state import KINDS, Candidate, Course, as_returned
+from deevo_ext.runs.validation import Validation
+from deevo_ext.search.generation import Generation, diversity
+from deevo_ext.search.optimizer import Callback, DifferentialEvolution
+
+
+class Evolution:
+    """Runs a DifferentialEvolution to the end of its schedule.
+
+    de: must be fresh, its population just loaded.
+    fitness: a Fitness, or a function of one row.
+    run_dir: the folder for journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth. A
+        folder that holds this run's journal is resumed, with the result of an uninterrupted run.
+    validation: chooses the returned candidate: the best member, the mean or the greedy soup.
+        Without it that is the best member of the last generation.
+    chunk: the number of rows evaluated at a time, the E of peak memory NP + E rows. Validation adds
+        the six candidates of the comparison.
+    callbacks: functions that are called with each generation's metrics, those of a resumed run's
+        past too.
+    initial: the initial candidates where they are known already, as `soup.append_soups` leaves
+        them.
+    """
+
+    def __init__(
+        self,
+        de: DifferentialEvolution,
+        fitness: Fitness | Callable[[torch.Tensor], float],
+        *,
+        run_dir: str | Path | None = None,
+        validation: Validation | None = None,
+        chunk: int = 8,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+        initial: Initial | None = None,
+    ) -> None:
+        if chunk < 1:
+            raise DeevoError(f"chunk is {chunk}; expected at least 1")
+        self.de = de
+        self.fitness = as_fitness(fitness)
+        self.scoring = Scoring(de, self.fitness, chunk)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.validation = validation
+        self.evaluator = None if validation is None else validation.evaluator
+        self.progress = progress
+        self.callbacks = list(callbacks)
+        self.initial = initial
+        self.course = Course(de, self.evaluator.statistics_of if self.evaluator else None)
+        for evaluator in self._evaluators():
+            if evaluator.population is not de.population:
+                raise DeevoError(
+                    "an evaluator was made for another population than de's; make it with "
+                    "Evaluator(model, de.population)"
+                )
+        self._require_fresh()
+        self.history: list[dict[str, float]] = []
+        self.forward_passes = 0  # of the whole run, resumed parts included
+        self.initial_forward_passes = 0  # spent on the initial candidates
+        self.seconds = 0.0
+        self.initial_seconds = 0.0
+        self._batch: int | None = None
+        self._passes_before = 0
+        self._keys: Naming | None = None
+        self._journal: Journal | None = None
+        self._metrics: MetricsFile | None = None
+
+    def header(self) -> Header:
+        """The journal's first line: everything that decides the run."""
+        population = self.de.population
+        return Header(
+            contract=CONTRACT_VERSION,
+            deevo_ext=_version.__version__,
+            configuration=self.de.configuration.to_json(),
+            seed=self.de.seed,
+            layout=population.layout.hash,
+            population=population.manifest(),
+            checkpoints=initial_checkpoints(population, self.run_dir),
+            fitness=self.fitness.describe(),
+            validation=None if self.validation is None else self.validation.describe(),
+        )
+
+    def run(self) -> Candidate:
+        """Runs, or resumes, to the end; returns the chosen candidate.
+
+        With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
+        names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
+        new Evolution on a freshly loaded population: the run folder resumes it.
+        """
+        self._require_fresh()
+        recording: Recording | None = None
+        if self.run_dir is not None:
+            header = self.header()
+            self._keys = Naming.of_population(self.de.population)  # while its files are there
+            self._journal, recording = Journal.open(self.run_dir, header)
+        try:
+            if self.run_dir is not None and recording is not None:
+                self._keep_engines(self.run_dir, resumed=len(recording.generations) > 0)
+                write_initial(self.de.population, self.run_dir, header.checkpoints)
+                self._metrics = MetricsFile(self.run_dir / "metrics.csv")
+            return self._run(recording)
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+            if self._journal is not None:
+                self._journal.close()
+
+    def _run(self, recording: Recording | None) -> Candidate:
+        from tqdm.auto import tqdm  # not needed by an import of the package
+
+        total = self.de.configuration.generations
+        with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
+            if recording is not None and recording.generations:
+                self._resume(recording, bar)
+            self._passes_before = self._passes()
+            if recording is None or not recording.generations:
+                self._first()
+            while self.de.generation < total:
+                record, generation = self._generation(self.de.generation + 1)
+                self._account(record)
+                self._observe(generation, record, bar)
+        chosen = self.course.chosen()
+        if recording is not None and recording.returned is not None:
+            with recording.line_of(len(recording.generations)):
+                chosen = as_returned(chosen, recording.returned)
+        elif self._journal is not None:
+            returned = chosen.returned()
+            if self.evaluator is not None and self.evaluator.policy.recalibrates:
+                returned = replace(returned, statistics=chosen.statistics)
+            self._journal.append(returned)
+        if self.run_dir is not None and self._keys is not None:
+            write_weights(self._keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
+        return chosen
+
+    def _resume(self, recording: Recording, bar: Any) -> None:
+        """Applies what the journal holds, and scores again what it does not keep of a race."""
+        if any(record.trials is not None for record in recording.generations):
+            self.fitness.prepare()  # it has been accounted for in the first generation
+        for i, record in enumerate(recording.generations):
+            with recording.line_of(i):
+                self._account(record)
+                generation = self.course.apply(record)
+            if generation is not None:
+                self._observe(generation, record, bar)
+        if self.de.generation < self.de.configuration.generations:
+            due = self.fitness.batch_of(self.de.generation + 1)
+            self.scoring.resume(self._batch if self._batch == due else None)
+
+    def _require_fresh(self) -> None:
+        if self.de.generation != 0 or self.de.scored or not self.de.population.pristine:
+            raise DeevoError(
+                "de or its population has been used already; give Evolution a fresh "
+                "DifferentialEvolution on a population that was just loaded (a run folder's "
+                "journal brings it back to where it was)"
+            )
+
+    def _first(self) -> None:
+        """Generation 0: the initial candidates by validation, before anything is changed."""
+        started = time.perf_counter()
+        validation = None
+        if self.initial is not None:
+            validation = self.initial.validation
+            self.course.consider(validation)
+            self._passes_before -= self.initial.forward_passes
+            started -= self.initial.seconds
+        elif self.validation is not None:
+            validation = self.course.validate(self.validation.score)
+        self._account(self._record(started, generation=0, validation=validation))
+
+    def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
+        started = time.perf_counter()
+        batch = self.fitness.batch_of(number)
+        parents = None
+        if batch != self._batch:
+            parents = self.scoring.parents(batch)
+            if all(math.isnan(value) or value == math.inf for value in parents):
+                raise DeevoError(
+                    "no member of the population has a finite fitness: check images, labels and "
+                    "preprocessing against the model"
+                )
+            self.course.score_parents(parents)
+        trials, race = self.scoring.trials(batch)
+        generation = self.course.advance(trials)
+        self.scoring.settle(generation)
+        validation = None
+        if self.validation is not None:
+            last = number == self.de.configuration.generations
+            if last or number % self.validation.every == 0:
+                validation = self.course.validate(self.validation.score)
+        record = self._record(
+            started,
+            generation=number,
+            batch=batch,
+            parents=parents,
+            trials=trials,
+            racing=race,
+            validation=validation,
+        )
+        return record, generation
+
+    def _record(self, started: float, **values: Any) -> GenerationRecord:
+        """A generation's record with its costs, which is in the journal then."""
+        passes = self._passes()
+        record = GenerationRecord(
+            **values,
+            forward_passes=passes - self._passes_before,
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        self._passes_before = passes
+        if self._journal is not None:
+            self._journal.append(record)
+        return record
+
+    def _evaluators(self) -> list[Evaluator]:
+        """Those of validation and fitness, which may be one."""
+        both = (self.evaluator, self.fitness.evaluator)
+        return list({id(one): one for one in both if one is not None}.values())
+
+    def _passes(self) -> int:
+        return sum(evaluator.forward_passes for evaluator in self._evaluators())
+
+    def _keep_engines(self, folder: Path, resumed: bool) -> None:
+        """Engines are chosen once a run; a second evaluator has a table to itself."""
+        of_fitness = self.fitness.evaluator
+        if self.evaluator is not None:
+            self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)
+        if of_fitness is not None and of_fitness is not self.evaluator:
+            of_fitness.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
+
+    def _account(self, record: GenerationRecord) -> None:
+        self.forward_passes += record.forward_passes
+        self.seconds += record.seconds
+        if record.generation == 0:
+            self.initial_forward_passes = self.forward_passes
+            self.initial_seconds = self.seconds
+        if record.batch is not None:
+            self._batch = record.batch
+
+    def _observe(self, generation: Generation, record: GenerationRecord, bar: Any) -> None:
+        metrics = generation.metrics()
+        metrics["diversity"] = diversity(self.de.population.rows, self.de.living)
+        saved = ""
+        if record.racing is not None:
+            race = record.racing
+            metrics["non_finite"] = float(race.non_finite)  # dropped trials have +inf, too
+            metrics["racing/images"] = sum(race.images) / (race.of * len(race.images))
+            metrics["racing/dropped"] = float(sum(n < race.of for n in race.images))
+            saved = f", {metrics['racing/images']:.0%} evaluated"
+        metrics["forward_passes"] = float(self.forward_passes)
+        metrics["seconds"] = self.seconds
+        candidates = {} if record.validation is None else record.validation.candidates
+        for kind in KINDS:
+            score = candidates[kind].score if kind in candidates else math.nan
+            metrics[f"validation/{kind}"] = score
+        self.history.append(metrics)
+        if self._metrics is not None:
+            self._metrics.append(metrics)
+        for callback in self.callbacks:
+            callback(metrics)
+        bar.update(1)
+        rate = record.forward_passes / max(record.seconds, 1e-9)
+        bar.set_postfix_str(
+            f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}, "
+            f"{rate:,.0f} member-images/s{saved}"
+        )

@@ -1,0 +1,112 @@
+"""Averages of members: the uniform soup and the greedy one (Wortsman et al., ICML 2022).
+
+Both can join the population before it evolves. Evolution then begins where soups end, and its
+strategies can draw them as parents and as best.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.networks.engines.choose import ENGINES_FILE
+from deevo_ext.population.population import Population
+from deevo_ext.runs.journal import CandidateRecord, Recording, ValidationRecord, line_of
+from deevo_ext.runs.validation import Validation
+
+ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
+SOUPS = 2
+"""How many members `append_soups` may append: a population needs as many spare rows."""
+UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
+
+
+def average(
+    population: Population, members: Sequence[int]
+) -> tuple[torch.Tensor, Inherited | None]:
+    """The plain average of members: row float32 [D], and statistics [S] if held apart."""
+    apart = population.statistics_layout.dim > 0
+    statistics = Inherited(population.mean_statistics(members)) if apart else None
+    return population.mean(members), statistics
+
+
+def greedy_soup(
+    population: Population, members: Sequence[int], losses: Sequence[float], score: ScoreRow
+) -> tuple[list[int], float]:
+    """Those of `members` that make the greedy soup, in the order they entered, and its loss.
+
+    losses: by member of the population, on the images that `score` uses. From the best member on,
+    each next one stays in if the average with it is not worse.
+    """
+    order = sorted(members, key=lambda member: losses[member])
+    chosen, best = [order[0]], losses[order[0]]
+    for member in order[1:]:
+        loss = score(*average(population, [*chosen, member]))
+        if loss <= best:
+            chosen.append(member)
+            best = loss
+    return chosen, best
+
+
+def candidates_of(population: Population, everyone: list[int], score: ScoreRow) -> ValidationRecord:
+    """The candidates among members `everyone` (ascending), and all scores up to the last one's."""
+    scores = [math.inf] * (everyone[-1] + 1)
+    for i in everyone:
+        scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
+    member = min(everyone, key=scores.__getitem__)
+    soup, soup_score = greedy_soup(population, everyone, scores, score)
+    mean_score = score(*average(population, everyone))
+    return ValidationRecord(
+        CandidateRecord([member], scores[member]),
+        CandidateRecord(everyone, mean_score),
+        CandidateRecord(soup, soup_score),
+        scores,
+    )
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial candidates, where they were scored before the run began.
+
+    validation: what the journal keeps of them; forward_passes, seconds: what they cost.
+    """
+
+    validation: ValidationRecord
+    forward_passes: int
+    seconds: float
+
+
+def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial:
+    """Appends the average of all members, and the greedy soup where it is neither that nor one.
+
+    The population is that of the validation's evaluator. The scores are those that the run would
+    find for its initial candidates: it takes them over and does not score them again. run_dir:
+    folder of the run, which keeps the engines that were chosen.
+    """
+    evaluator = validation.evaluator
+    population = evaluator.population
+    if run_dir is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        evaluator.keep_engines(run_dir / ENGINES_FILE, resumed=False)
+    started, before = time.perf_counter(), evaluator.forward_passes
+    everyone = list(range(population.size))
+    candidates = candidates_of(population, everyone, validation.score)
+    population.append_average(UNIFORM, everyone)
+    greedy = candidates.soup.members
+    if 1 < len(greedy) < len(everyone):
+        population.append_average(GREEDY, greedy)
+    passes = evaluator.forward_passes - before
+    return Initial(candidates, passes, time.perf_counter() - started)
+
+
+def append_recorded(population: Population, recording: Recording) -> None:
+    """Appends what a run's journal says was appended."""
+    assert recording.header is not None
+    with line_of(recording.path, 1):
+        for each in recording.header.population.get("averages", []):
+            population.append_average(each["name"], each["members"])

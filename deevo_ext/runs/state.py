@@ -1,0 +1,173 @@
+"""The course of a run: its records applied to an optimizer, and the candidates met on the way.
+
+A record is what the journal keeps of a generation. The run loop makes records and applies them;
+replay applies them alone. Both give the same bits, because fitness values are inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.statistics import Inherited, Used
+from deevo_ext.runs.journal import (
+    GenerationRecord,
+    Returned,
+    ValidationRecord,
+)
+from deevo_ext.runs.record_json import to_json
+from deevo_ext.runs.soups import ScoreRow, average, candidates_of
+from deevo_ext.search.generation import Generation
+from deevo_ext.search.optimizer import DifferentialEvolution
+
+KINDS = ("member", "mean", "soup")
+StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that validation considered.
+
+    kind: "member" (the best by validation), "mean" (of the whole population) or "soup" (greedy);
+    members: what it is the average of; score: on the validation images by the run's metric, or the
+    fitness where there are none; less is better; row [D] float32 and statistics [S] (None unless
+    held apart): its weights.
+    """
+
+    kind: str
+    generation: int
+    members: tuple[int, ...]
+    score: float
+    row: torch.Tensor
+    statistics: Used | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of row and statistics."""
+        digest = hashlib.sha256(self.row.cpu().contiguous().numpy().data)
+        if self.statistics is not None:
+            digest.update(self.statistics.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def state_dict(self, de: DifferentialEvolution) -> dict[str, torch.Tensor]:
+        """The network's full state dict."""
+        return de.population.state_dict_of(self.row, self.statistics)
+
+    def returned(self) -> Returned:
+        """What the journal's last line says of it where a run returns it."""
+        return Returned(self.generation, self.kind, list(self.members), self.score, self.digest)
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain JSON values, for files that hold its weights or speak of it."""
+        return to_json(self.returned())
+
+
+def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
+    """A replayed candidate, checked against the journal's last line and with its statistics."""
+    if returned.statistics is not None:
+        candidate = replace(candidate, statistics=Used(returned.statistics))
+    if candidate.digest != returned.weights_sha256:
+        raise DeevoError(
+            f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
+            f"{returned.weights_sha256}: journal or package differ from those of the run"
+        )
+    return candidate
+
+
+class Course:
+    """An optimizer and the candidates of its run so far.
+
+    initial: the candidates of the initial population by kind (generation 0); evolved: for each kind
+    the best by validation of generation 1 and later. `statistics_of(row, inherited)` gives the
+    statistics a row is to be used with (the evaluator's).
+    """
+
+    def __init__(
+        self,
+        de: DifferentialEvolution,
+        statistics_of: StatisticsOf | None = None,
+    ) -> None:
+        self.de = de
+        self.initial: dict[str, Candidate] = {}
+        self.evolved: dict[str, Candidate] = {}
+        self._statistics_of = statistics_of or _as_inherited
+
+    def score_parents(self, fitness: list[float]) -> None:
+        """Applies the parents' (re-)scores; a live run has asked for them already, a replay not."""
+        if self.de.pending is None or not self.de.pending.parents:
+            self.de.ask_parents()
+        self.de.tell(fitness)
+
+    def advance(self, fitness: list[float]) -> Generation:
+        """Applies the trials' fitness of the next generation, asked for like the parents'."""
+        if self.de.pending is None or self.de.pending.parents:
+            self.de.ask()
+        generation = self.de.tell(fitness)
+        assert generation is not None
+        return generation
+
+    def apply(self, record: GenerationRecord) -> Generation | None:
+        """Applies one record of a journal; the generation it made, if any."""
+        expected = 0 if record.trials is None else self.de.generation + 1
+        scored = self.de.scored or record.parents is not None
+        if record.generation != expected or not (record.trials is None or scored):
+            raise DeevoError(
+                f"the journal goes from generation {self.de.generation} to {record.generation}: "
+                "lines are missing; restore it from a backup"
+            )
+        if record.parents is not None:
+            self.score_parents(record.parents)
+        generation = None if record.trials is None else self.advance(record.trials)
+        if record.validation is not None:
+            self.consider(record.validation)
+        return generation
+
+    def validate(self, score: ScoreRow) -> ValidationRecord:
+        """Scores the present candidates with `score(row, inherited statistics)` and keeps the best.
+
+        Members that were appended to the population are no initial candidates: they were made from
+        them.
+        """
+        population = self.de.population
+        first = self.de.generation == 0
+        everyone = list(range(population.initial_size)) if first else self.de.living.tolist()
+        validation = candidates_of(population, everyone, score)
+        self.consider(validation)
+        return validation
+
+    def consider(self, validation: ValidationRecord) -> None:
+        """Keeps those of the present candidates that are the best of their kind so far."""
+        group = self.initial if self.de.generation == 0 else self.evolved
+        for kind, candidate in validation.candidates.items():
+            if kind not in group or candidate.score < group[kind].score:
+                group[kind] = self._candidate(kind, candidate.members, candidate.score)
+
+    def chosen(self) -> Candidate:
+        """The evolved candidate of least validation score; the best member when none was taken."""
+        if self.evolved:
+            return min(self.evolved.values(), key=lambda candidate: candidate.score)
+        best = self.de.best
+        return self._candidate("member", [best], float(self.de.fitness[best]))
+
+    def _candidate(self, kind: str, members: list[int], score: float) -> Candidate:
+        population = self.de.population
+        if kind == "member":
+            row = population.rows[members[0]].float().clone()
+            inherited: Inherited | None = None
+            if population.statistics_layout.dim:
+                inherited = Inherited(population.statistics[members[0]].clone())
+        else:
+            row, inherited = average(population, members)
+        generation = self.de.generation
+        statistics = self._statistics_of(row, inherited)
+        return Candidate(kind, generation, tuple(members), score, row, statistics)
+
+
+def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
+    """Without an evaluator no policy is applied: rows are used with what they inherited."""
+    return None if inherited is None else Used(inherited)

@@ -1,0 +1,40 @@
+"""The convolution kernel compiled ahead for ResNet-18's and ResNet-50's layers: no GPU is needed.
+
+Tensor cores, 16-byte asynchronous loads, nothing spilled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from support.paths import SUPPORT
+
+PROGRAM = SUPPORT / "compile_convolutions.py"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [(80, "float16"), (90, "float16"), (90, "bfloat16"), (80, "float32"), (90, "float32")],
+)
+def test_resnet_layers(architecture: int, dtype: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(PROGRAM), str(architecture), dtype],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    kernels = {r["layer"]: r for r in map(json.loads, result.stdout.splitlines())}
+    assert {"stem", "stage 1 first 3x3", "stage 1 later 1x1 out"} <= set(kernels)
+    for name, kernel in kernels.items():
+        assert kernel["mma"] > 0, name
+        assert kernel["spills"] == 0, name
+        # Four 16-bit channels of an image are 8 bytes.
+        if name != "stem" or dtype == "float32":
+            assert kernel["wide_loads"] > 0, name

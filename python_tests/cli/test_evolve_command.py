@@ -1,0 +1,278 @@
+"""`deevo evolve` as a user meets it: a tree of pictures, checkpoints, preliminaries, documents."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+
+import deevo_ext
+from deevo_ext.cli import app, main
+from deevo_ext.cli.evolve import evolve
+from deevo_ext.cli.parameters import described, function_of, without_defaults
+from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
+from deevo_ext.errors import DeevoError
+from deevo_ext.search.configuration import configure
+from deevo_ext.search.pools import POOLS
+from support.evolution import colour_net, members
+from support.paths import child_environment
+from support.pictures import write_fashion, write_tree
+
+
+def command() -> Any:
+    group: Any = typer.main.get_command(app())
+    return group.commands["evolve"]
+
+
+def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> None:
+    options = {parameter.name for parameter in command().params}
+    keywords = {
+        name
+        for name, parameter in inspect.signature(deevo_ext.evolve).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    keywords |= {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
+    # What has another name on the command line: where things lie, and what is shown.
+    renamed = {
+        "run_dir": "out",
+        "seconds": "time",
+        "calibration_images": "calibration",
+        "basin": "force",
+        "preliminaries": "dry_run",
+        "callbacks": "tensorboard",
+    }
+    own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
+    own |= {"split_seed", "train_images", "skip_corrupt"}  # of the images
+    assert options == {renamed.get(name, name) for name in keywords} | own
+    for parameter in command().params:
+        name = {option: keyword for keyword, option in renamed.items()}.get(
+            str(parameter.name), parameter.name
+        )
+        signature = inspect.signature(deevo_ext.evolve).parameters
+        if name not in signature or name in renamed or name == "device":
+            continue
+        default = signature[name].default
+        shown = {torch.float32: "float32", (): None}.get(default, default)
+        assert inspect.signature(evolve).parameters[str(parameter.name)].default == shown, name
+    texts = described(deevo_ext.Configuration.__doc__ or "")
+    assert texts.keys() == {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
+
+
+def test_functions_are_found_by_name() -> None:
+    assert function_of("torch.nn.functional:cross_entropy") is torch.nn.functional.cross_entropy
+    for name in ("no.such.module:f", "torch:nothing_here"):
+        with pytest.raises(deevo_ext.DeevoError, match="which cannot be had"):
+            function_of(name)
+
+
+def top2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """1 where the true class is not among the first two."""
+    return 1.0 - (logits.topk(2).indices == labels[:, None]).any(dim=1).float()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evolve")
+    write_tree(folder / "tree", 120, 80)
+    (folder / "c").mkdir()
+    for i, state in enumerate(members(8, factory=colour_net)):
+        wrapped = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+        torch.save(wrapped, folder / "c" / f"m{i}.pth")
+    transform = {"resize": 24, "crop": 20, "interpolation": "bilinear"}
+    transform |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    (folder / "transform.json").write_text(json.dumps(transform))
+    return folder
+
+
+def arguments(place: Path, out: str, *more: str) -> list[str]:
+    options = {
+        "arch": "support.evolution:colour_net",
+        "checkpoints": place / "c" / "*.pth",
+        "data": place / "tree",
+        "transform": place / "transform.json",
+        "cache": place / "pictures.safetensors",
+        "out": place / out,
+        "images-per-batch": 64,
+        "micro-batch": 16,
+        "validate-every": 2,
+        "racing": 0.1,
+        "generations": 4,
+        "engine": "eager",
+    }
+    return [
+        "evolve",
+        *(f"--{name}={value}" for name, value in options.items()),
+        "--no-progress",
+        *more,
+    ]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_dry_run_stops_after_the_preliminaries(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *arguments(place, "dry", "--dry-run", "--time", "1h"))
+    assert code == 0, err
+    for i in range(8):
+        assert f"m{i}  top-1" in out
+    assert "random pairs" in out and "Memory, host" in out and "member-images/s" in out
+    assert not (place / "dry").exists()
+
+
+def test_from_pictures_to_a_better_network_and_its_documents(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--inject-soups", "--tensorboard", "--f-init", "0.5", "--strategies"]
+    more += ["near=target + F*(best - target) + F*(r1 - r2), bin", "--strategies"]
+    more += ["trig(r1, r2, r3), none", "--metric", "test_cli_evolve:top2"]
+    code, out, err = run(capsys, *arguments(place, "run", *more))
+    assert code == 0, err
+    assert "initial greedy soup" in out and "> evolved" in out
+    folder = place / "run"
+    header = json.loads((folder / "journal.jsonl").read_text().splitlines()[0])
+    assert header["configuration"]["f_init"] == 0.5
+    strategies = header["configuration"]["strategies"]
+    assert [s["name"] for s in strategies] == ["near", "trig(r1, r2, r3)"]
+    assert header["fitness"]["metric"] == "test_cli_evolve.top2"
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    shown = [event.value for event in events.Scalars("diversity")]
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert shown == [pytest.approx(float(row["diversity"])) for row in rows]
+    found = torch.load(folder / "evolved.pth", weights_only=True)
+    assert all(name.startswith("module.") for name in found["state_dict"])
+    for name in ("model_card.md", "report.html", "evolution.png", "table.json"):
+        assert (folder / name).stat().st_size > 0
+    assert "colour_net" in (folder / "model_card.md").read_text()
+
+    code, _, err = run(capsys, "replay", str(folder), "--out", str(place / "again.safetensors"))
+    assert code == 0, err
+    assert (place / "again.safetensors").read_bytes() == (
+        folder / "evolved.safetensors"
+    ).read_bytes()
+    code, compared, err = run(capsys, "compare", str(folder), str(folder / "table.json"))
+    assert code == 0, err
+    table = out.partition("test images:\n\n")[2].partition("\n\n")[0]
+    assert compared.count(table) == 2 and "against the initial greedy soup" in compared
+    code, _, err = run(capsys, *arguments(place, "run", *more, "--dry-run"))
+    assert code == 1 and "holds a run already" in err
+
+
+def test_kill_minus_nine_in_the_middle_loses_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, *arguments(place, "straight", "--generations", "12"))
+    assert code == 0, err
+    argv = arguments(place, "killed", "--generations", "12")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deevo_ext", *argv], cwd=place, env=child_environment()
+    )
+    path = place / "killed" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(path.read_bytes().splitlines()) >= 4:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL
+    before = len(path.read_bytes().splitlines())
+    assert 4 <= before < 15  # header, generations 0 to 12, result
+    code, _, err = run(capsys, *argv)
+    assert code == 0, err
+    first, second = (
+        load_file(place / name / "evolved.safetensors") for name in ("straight", "killed")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--time", "soon"], "time is 'soon'"),
+        (["--images-per-batch", "many"], "images_per_batch is 'many'"),
+        (["--metric", "top5"], "metric is 'top5'"),
+        (["--dtype", "int8"], "dtype is 'int8'"),
+        (["--strategies", "target"], "strategies is 'target'"),
+        (["--racing", "0.9"], "racing is 0.9"),
+        (["--checkpoints", "nothing/*.pth"], "no file, folder or glob match"),
+        (["--augment", "blur"], "augment is 'blur'"),
+    ],
+)
+def test_bad_options_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+) -> None:
+    code, _, err = run(capsys, *arguments(place, "bad"), *change)
+    assert code == 1 and message in err and len(err.strip().splitlines()) == 1
+    assert not (place / "bad").exists()
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_from_a_folder_of_pictures_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cache, populate, evolve, replay, compare: what a user types, in that order."""
+    tree, cache = write_fashion(tmp_path / "tree", 500, 400), str(tmp_path / "p.safetensors")
+    transform = {"resize": 20, "crop": 20, "interpolation": "bilinear"}
+    transform |= {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
+    (tmp_path / "transform.json").write_text(json.dumps(transform))
+    options = ["--transform", str(tmp_path / "transform.json")]
+    network = ["--arch", "support.models:small_resnet", "--data", cache, *options]
+    training = ["--members", "6", "--base-epochs", "5", "--epochs", "0.5", "--batch-size", "32"]
+    training += ["--augment", "none"]  # the environment may lack torchvision
+    evolution = ["--generations", "3", "--validate-every", "3", "--images-per-batch", "200"]
+    how = ["--micro-batch", "50", "--engine", "eager", "--no-progress"]
+    found = ["--checkpoints", str(tmp_path / "c" / "member_*.safetensors")]
+    steps = [
+        ["cache", str(tree), "--out", cache, *options],
+        ["populate", *network, "--out", str(tmp_path / "c"), *training],
+        ["evolve", *network, *found, "--out", str(tmp_path / "run"), *evolution, *how],
+        ["replay", str(tmp_path / "run"), "--out", str(tmp_path / "again.pth")],
+        ["compare", str(tmp_path / "run")],
+    ]
+    for argv in steps:
+        code, out, err = run(capsys, *argv)
+        assert code == 0, f"{argv[0]}: {err}"
+    assert "initial greedy soup" in out
+    table = json.loads((tmp_path / "run" / "table.json").read_text())
+    evolved = next(row for row in table["rows"] if row["returned"])
+    parent = next(row for row in table["rows"] if row["name"] == "best parent")
+    # Ten classes: chance is 0.1. Evolution starts from the members, and validation chooses.
+    assert evolved["top1"] > 0.3 and evolved["top1"] > parent["top1"] - 0.1
+    first = torch.load(tmp_path / "run" / "evolved.pth", weights_only=True)
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_strategies_are_formulas_and_pools_by_name() -> None:
+    values = without_defaults({"strategies": ["sade", "near=target + F*(best - target), bin"]})
+    configured = configure("paper", **values).strategies
+    assert configured[:-1] == POOLS["sade"]()
+    assert configured[-1].name == "near"
+    with pytest.raises(DeevoError, match="difference"):
+        without_defaults({"strategies": ["jade"]})

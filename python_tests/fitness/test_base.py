@@ -1,0 +1,66 @@
+"""What a user's own fitness has to say, and what it has by default."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import deevo_ext as deevo
+from deevo_ext.fitness.base import as_fitness
+from deevo_ext.fitness.racing import Racing
+from support.evolution import population, sphere
+
+CENTRES = torch.linspace(0.2, 0.4, 96)
+
+
+class Distances(deevo.Fitness):
+    """The mean square distance to a number of centres, which stand for images."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"centres": len(CENTRES)}
+
+    def looks(self, batch: int) -> list[int]:
+        return [48, 96] if self.racing else [96]
+
+    def part(
+        self, rows: torch.Tensor, batch: int, look: int, statistics: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert statistics is None and batch == 0
+        ends = [0, *self.looks(batch)]
+        centres = CENTRES[ends[look] : ends[look + 1]]
+        return (rows[:, None, :] - centres[:, None]).square().mean(dim=2)
+
+
+class Whole(deevo.Fitness):
+    """One that has no parts."""
+
+    racing = Racing(0.1)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("racing", [None, Racing(0.1)])
+def test_a_fitness_in_parts_runs_and_races_by_its_defaults(racing: Racing | None) -> None:
+    fitness = Distances()
+    fitness.racing = racing
+    assert (fitness.device, fitness.batch_of(7)) == (None, 0)
+    pop = population()
+    expected = [sphere(row) + float((CENTRES - 0.3).double().square().mean()) for row in pop.rows]
+    assert fitness(pop.rows, torch.arange(8), 0) == pytest.approx(expected, rel=1e-5)
+    de = deevo.DifferentialEvolution(pop, generations=4, seed=1)
+    run = deevo.Evolution(de, fitness, progress=False)
+    assert math.isfinite(run.run().score) and run.forward_passes == 0
+    assert ("racing/images" in run.history[0]) == (racing is not None)
+
+
+def test_what_cannot_race_or_score_is_refused() -> None:
+    de = deevo.DifferentialEvolution(population(), generations=2)
+    with pytest.raises(deevo.DeevoError, match="Whole scores rows as a whole only"):
+        deevo.Evolution(de, Whole(), progress=False).run()
+    with pytest.raises(deevo.DeevoError, match="expected a Fitness or a function"):
+        as_fitness(3.0)  # type: ignore[arg-type]
+    assert as_fitness(sphere).describe() == {"function": "support.evolution.sphere"}

@@ -1,0 +1,105 @@
+"""Model card and report of a run: they say what the run's files say, and need nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import deevo_ext as deevo
+from deevo_ext.reports.card import write_documents
+from deevo_ext.runs.comparison import Comparison
+from support.evolution import Net, images, members
+
+
+class Reader(HTMLParser):
+    """Collects cells, sources and links, and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+        self.outside: list[str] = []
+        self.pictures: list[bytes] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                assert value is not None
+                self.outside.append(value[:22])
+                self.pictures.append(base64.b64decode(value.partition(",")[2], validate=True))
+        if tag in ("td", "th"):
+            self.cells.append("")
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "run"
+    (tmp_path / "c").mkdir()
+    for i, state in enumerate(members(6)):
+        save_file(state, tmp_path / "c" / f"m{i}.safetensors")
+    result = deevo.evolve(
+        Net(),
+        tmp_path / "c",
+        images(300, 1),
+        images(40, 2),
+        images(60, 3, "test") if files else None,
+        run_dir=folder,
+        generations=4,
+        images_per_batch=128,
+        micro_batch=16,
+        racing=0.1,
+        progress=False,
+        engine="eager",
+    )
+    about = {"architecture": "Net <tiny> | one", "images": "300 of them, some for each purpose"}
+    written = write_documents(result.run, result.comparison, about)
+    assert {path.name for path in written} >= {"model_card.md", "report.html", "evolution.png"}
+    card = (folder / "model_card.md").read_text()
+    journal = (folder / "journal.jsonl").read_bytes()
+    assert hashlib.sha256(journal).hexdigest() in card
+    for path in (tmp_path / "c").iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+    configuration = card.partition("## Configuration\n\n```\n")[2].partition("\n```")[0]
+    header = json.loads(journal.splitlines()[0])
+    assert json.loads(configuration) == {k: header[k] for k in json.loads(configuration)}
+    page = (folder / "report.html").read_text()
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == [] and "Net <tiny> | one" in reader.cells
+    assert "| Net <tiny> \\| one |" in card
+    assert reader.outside == ["data:image/png;base64,"]
+    assert reader.pictures == [(folder / "evolution.png").read_bytes()]
+    assert "http" not in page and "Races: trials" in page
+    if not files:
+        assert not (folder / "table.json").exists()
+        return
+    assert result.comparison is not None
+    for row in result.comparison.rows:
+        cells = [row.name, f"{row.loss:.4f}", f"{row.top1:.4f}", str(row.gained), str(row.lost)]
+        mark = "**" if row.returned else ""
+        assert "| " + " | ".join(f"{mark}{cell}{mark}" for cell in cells) + " |" in card
+        at = reader.cells.index(row.name)
+        assert reader.cells[at : at + 5] == cells
+    saved = json.loads((folder / "table.json").read_text())
+    assert Comparison.load(folder / "table.json") == result.comparison and saved["about"] == about
+    assert saved["returned"]["weights_sha256"] == result.candidate.digest
+    model = Net()
+    model.load_state_dict(torch.load(folder / "evolved.pth", weights_only=True))

@@ -1,0 +1,114 @@
+"""The comparison's statistics, its text, soups and the picture of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.reports.plots import plot_run, success_rates
+from deevo_ext.runs.comparison import Comparison, Measured, bootstrap_interval, mcnemar
+from deevo_ext.runs.soups import average, greedy_soup
+from support.evolution import population
+
+
+def test_bootstrap_interval_covers_a_normal_mean_as_it_should() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for trial in range(200):
+        values = torch.randn(300, generator=generator, dtype=torch.float64) + 0.3
+        low, high = bootstrap_interval(values, resamples=400, seed=trial)
+        assert low < high
+        hits += low <= 0.3 <= high
+    # 95 % of 200 with a standard deviation of 3.1; four of them either way.
+    assert 177 <= hits <= 200
+    values = torch.randn(1000, generator=generator, dtype=torch.float64)
+    low, high = bootstrap_interval(values)
+    width = 2 * 1.96 * float(values.std()) / math.sqrt(1000)
+    assert (high - low) == pytest.approx(width, rel=0.1)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    from scipy.stats import binomtest
+
+    for gained, lost in [(0, 0), (1, 0), (3, 9), (9, 3), (40, 40), (120, 90), (3000, 2700)]:
+        expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def comparison(low: float, high: float) -> Comparison:
+    row = Measured("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True)
+    return Comparison([row], (low + high) / 2, (low, high), "test")
+
+
+def test_verdicts() -> None:
+    assert "no measurable difference" in comparison(-0.1, 0.2).verdict
+    assert "no measurable difference" in comparison(0.0, 0.0).verdict
+    assert "is better than" in comparison(-0.2, -0.1).verdict
+    assert "is worse than" in comparison(0.1, 0.2).verdict
+    broken = comparison(math.nan, math.nan)
+    assert "cannot be compared" in broken.verdict
+    assert broken.to_json()["difference"] is None
+
+
+def test_table_as_text_and_json(tmp_path: Path) -> None:
+    c = comparison(-0.2, -0.1)
+    text = c.format()
+    assert "> evolved soup" in text and "5,000" in text and c.verdict in text
+    assert dataclasses.replace(c, note="keep the soup.").format().endswith("keep the soup.")
+    c.save(tmp_path / "table.json", data="digits")
+    saved = json.loads((tmp_path / "table.json").read_text())
+    assert Comparison.load(tmp_path / "table.json") == c
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(DeevoError, match="not the table of a run"):
+        Comparison.load(tmp_path / "broken.json")
+    assert saved["data"] == "digits" and saved["interval"] == [-0.2, -0.1]
+    assert saved["rows"][0]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
+    assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
+
+
+def test_average_is_the_mean_of_the_members() -> None:
+    pop = population(5)
+    row, statistics = average(pop, [1, 3, 4])
+    expected = pop.rows[[1, 3, 4]].double().mean(dim=0)
+    assert statistics is None and torch.allclose(row.double(), expected, rtol=1e-7, atol=0)
+
+
+def test_greedy_soup_is_the_greedy_choice() -> None:
+    pop = population(6)
+    target = pop.mean([0, 2, 5])
+
+    def score(row: torch.Tensor, statistics: torch.Tensor | None) -> float:
+        return float((row.double() - target.double()).square().sum())
+
+    losses = [score(row, None) for row in pop.rows]
+    chosen, best = greedy_soup(pop, range(pop.size), losses, score)
+    expected = [int(np.argmin(losses))]
+    for member in sorted(range(6), key=losses.__getitem__)[1:]:
+        if score(pop.mean([*expected, member]), None) <= score(pop.mean(expected), None):
+            expected.append(member)
+    assert chosen == expected and best == score(pop.mean(chosen), None) <= min(losses)
+
+
+def test_plot_of_a_run(tmp_path: Path) -> None:
+    history = []
+    for generation, wins in zip(range(1, 26), itertools.cycle([0, 2, 5]), strict=False):
+        m = dict.fromkeys(("mean_fitness", "best_fitness", "diversity"), 1.0 / generation)
+        m |= dict.fromkeys((f"validation/{k}" for k in ("member", "mean", "soup")), math.nan)
+        m |= {"generation": float(generation)}
+        m |= {"strategy/a/trials": 5.0, "strategy/a/successes": float(wins)}
+        m |= {"strategy/b/trials": 0.0, "strategy/b/successes": 0.0}
+        history.append(m)
+    assert success_rates(history, "a")[:3] == [0.0, 0.2, pytest.approx(7 / 15)]
+    assert success_rates(history, "a")[12] == pytest.approx(sum([0, 2, 5] * 3 + [0]) / 50, abs=0.1)
+    assert all(math.isnan(rate) for rate in success_rates(history, "b"))
+    plot_run(history, ["a", "b"], tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

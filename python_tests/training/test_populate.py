@@ -1,0 +1,214 @@
+"""Making populations: what a kill leaves, which folders are refused, and the command itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deevo_ext as deevo
+from deevo_ext.cli import main
+from deevo_ext.data import Transform, open_cache
+from deevo_ext.errors import DeevoError
+from deevo_ext.training.hyper_parameters import Choices
+from deevo_ext.training.plan import PopulationOptions, PopulationPlan, plan_population
+from deevo_ext.training.populate import Progress, populate
+from deevo_ext.training.store import RECORD
+from support import zoo
+from support.models import small_resnet
+from support.paths import child_environment
+from support.training import MEAN, STD, drop_net, noise, same, write_squares
+
+ORIGIN = {"arch": "DropNet"}
+
+
+def _plan(members: int = 3, **options: Any) -> PopulationPlan:
+    values = {"epochs": 2.0, "batch_size": 8, "learning_rate": 0.01, "shift": 1, **options}
+    return plan_population(40, PopulationOptions(members=members, **values))
+
+
+def _populate(plan: PopulationPlan, folder: Path, **options: Any) -> list[Path]:
+    return populate(drop_net(), noise(), plan, folder, origin=ORIGIN, **options)
+
+
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
+    snapshots: bool, tmp_path: Path
+) -> None:
+    zoo._torchvision()  # the third member has mixup
+    plan = _plan(3, snapshots=snapshots, base_epochs=1.0, epochs=2.0 if snapshots else 1.0)
+    paths = _populate(plan, tmp_path / "a")
+    expected = [load_file(path) for path in paths]
+    assert len(expected) == 3 and not same(expected[0], expected[1])
+    assert not list((tmp_path / "a").glob("*.state"))
+
+    class Killed(Exception):
+        pass
+
+    totals = set()
+
+    def killer(stop: int) -> Progress:
+        def kill(what: str, done: int, total: int) -> None:
+            totals.add(total)
+            if done == stop:
+                raise Killed
+
+        return kill
+
+    # In the base, then in the first member and the second, or before and between snapshots.
+    for stop in (3, 9, 12, 13, 1000):
+        try:
+            again = _populate(plan, tmp_path / "b", save_every=0, progress=killer(stop))
+        except Killed:
+            continue
+    assert stop == 1000 and totals == {5 + 10 if snapshots else 5 + 15}
+    assert all(same(a, load_file(path)) for a, path in zip(expected, again, strict=True))
+    with (tmp_path / "b" / "hyper_parameters.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["member"] for row in rows] == ["member_00", "member_01", "member_02"]
+    assert len({row["seed"] for row in rows}) == (1 if snapshots else 3)
+    if snapshots:
+        assert [int(row["taken_at_step"]) for row in rows] == [7, 8, 10]
+
+
+def test_what_is_whole_is_kept_and_what_is_damaged_or_missing_is_trained(tmp_path: Path) -> None:
+    plain = Choices.parse("none")
+    paths = _populate(_plan(2, augmentations=plain, epochs=0.4), tmp_path)
+    first, whole = paths[0].stat().st_mtime_ns, paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-1])
+    more = _populate(_plan(3, augmentations=plain, epochs=0.4), tmp_path)
+    assert len(more) == 3 and paths[1].read_bytes() == whole
+    assert paths[0].stat().st_mtime_ns == first
+
+
+def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
+    plan = _plan(2, augmentations=Choices.parse("none"), epochs=0.2, base_epochs=0.2)
+    _populate(plan, tmp_path)
+    with pytest.raises(DeevoError, match=r"another population \(base is"):
+        _populate(_plan(2, epochs=0.2, base_epochs=0.4), tmp_path)
+    with pytest.raises(DeevoError, match="other hyper-parameters"):
+        _populate(_plan(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+    record = tmp_path / RECORD
+    content = json.loads(record.read_text())
+    for damaged in ("{", "[1]", "{}", json.dumps({**content, "files": {"base": {}}})):
+        record.write_text(damaged)
+        with pytest.raises(DeevoError, match=RECORD):
+            _populate(plan, tmp_path)
+    record.write_text(json.dumps({**content, "format": 2}))  # an earlier release's
+    with pytest.raises(DeevoError, match=r"another population \(format is 2, not 3\)"):
+        _populate(plan, tmp_path)
+    record.unlink()
+    with pytest.raises(DeevoError, match="choose another folder"):
+        _populate(plan, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(DeevoError, match="file"):
+        _populate(plan, tmp_path / "file")
+
+
+def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DeevoError, match="--learning-rate"):
+        _populate(_plan(2, learning_rate=1e30), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def _deevo(*arguments: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return str(ended.value.code)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of pictures of ten classes, the transform beside it."""
+    root = tmp_path_factory.mktemp("squares")
+    write_squares(root / "tree", 320, 200)
+    values = {"resize": 20, "crop": 20, "mean": MEAN, "std": STD}
+    (root / "transform.json").write_text(json.dumps(values))
+    cache = root / "cache.safetensors"
+    options = ("--transform", root / "transform.json", "--workers", 0)
+    assert _deevo("cache", root / "tree", "--out", cache, *options) == "0"
+    return cache
+
+
+def test_the_command_survives_kill_9_and_makes_a_population_that_knows(
+    squares: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-P", "-m", "deevo_ext", "populate"]
+    command += ["--arch", "support.models:small_resnet", "--data", str(squares)]
+    command += ["--transform", str(squares.with_name("transform.json"))]
+    command += ["--base-epochs", "6", "--members", "3", "--epochs", "1", "--batch-size", "32"]
+    command += ["--learning-rate", "0.01", "--shift", "1", "--save-every", "0"]
+    command += ["--augment", "none", "--out"]  # a process of its own may lack torchvision
+    environment = child_environment(OMP_NUM_THREADS="1")
+
+    def run(folder: Path, until: str | None = None) -> None:
+        """Runs the command; kills it once a file appears."""
+        process = subprocess.Popen([*command, str(folder)], env=environment, stdout=-3, stderr=-3)
+        end = time.monotonic() + 300
+        while until is not None and not (folder / until).exists():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.002)
+        if until is not None:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait(300) == (0 if until is None else -signal.SIGKILL)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes: sums depend on the number of threads
+    try:
+        assert _deevo(*command[4:], tmp_path / "whole") == "0"
+    finally:
+        torch.set_num_threads(before)
+    run(tmp_path / "killed", "member_01.state")
+    first = (tmp_path / "killed" / "member_00.safetensors").stat().st_mtime_ns
+    run(tmp_path / "killed")
+    assert (tmp_path / "killed" / "member_00.safetensors").stat().st_mtime_ns == first
+    names = ["base.safetensors", *(f"member_0{i}.safetensors" for i in range(3))]
+    for name in names:
+        a, b = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)
+        assert same(a, b)
+    model = small_resnet()
+    pop = deevo.Population.from_checkpoints(model, f"{tmp_path}/killed/member_*.safetensors")
+    val = open_cache(squares).images("val", Transform(20, (20, 20), "bilinear", MEAN, STD))
+    scores = deevo.Evaluator(model, pop, engine="fused").scores(
+        pop.rows, val, pop.statistics if pop.statistics_layout.dim else None
+    )
+    # Ten classes: chance is 0.1, and three standard errors of 200 images are 0.06.
+    assert pop.size == 3 and all(score.top1 > 0.3 for score in scores)
+
+
+def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("populate", "--arch", "support.models:small_resnet", "--data", squares)
+    common += ("--transform", squares.with_name("transform.json"), "--members", 2)  # type: ignore[assignment]
+    common += ("--epochs", 0.05, "--augment", "none", "--out", tmp_path / "out")  # type: ignore[assignment]
+    assert _deevo(*common) == "1"
+    assert "no --checkpoint to start from" in capsys.readouterr().err
+    seven, ten = tmp_path / "seven.safetensors", tmp_path / "ten.safetensors"
+    pretrained = small_resnet(7).state_dict()
+    save_file(pretrained, seven)
+    save_file(small_resnet(10).state_dict(), ten)
+    assert _deevo(*common, "--checkpoint", seven) == "1"
+    assert "the data needs [10, 32]; give --base-epochs" in capsys.readouterr().err
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    assert _deevo(*common, "--checkpoint", tmp_path / "other.safetensors") == "1"
+    assert "lacks conv1.weight" in capsys.readouterr().err
+    # A rate of next to nothing shows what training begins with.
+    slow = ("--base-epochs", 0.05, "--base-learning-rate", 1e-12, "--learning-rate", 1e-12)
+    assert _deevo(*common, "--checkpoint", seven, *slow) == "0"
+    member = load_file(tmp_path / "out" / "member_00.safetensors")
+    torch.testing.assert_close(member["conv1.weight"], pretrained["conv1.weight"])
+    assert member["fc.weight"].shape == (10, 32)
+    assert _deevo(*common, "--checkpoint", ten) == "1"
+    assert "another population" in capsys.readouterr().err
+    printed = (tmp_path / "out" / "hyper_parameters.csv").read_text()
+    assert printed.startswith("member,seed,steps,batch_size,learning_rate")
