@@ -33,13 +33,12 @@ _JSON_VERSION = 1
 class ModelTensor:
     """One tensor of the model, under all its names.
 
-    Attributes:
-        name: the first of its names in the state dict; `aliases` are the others (tied weights).
-        role: one of `ROLES`.
-        parameter: whether it is a parameter rather than a buffer.
-        statistic: whether it is a norm layer's running_mean or running_var, whatever its role.
-        counter: the model's value of a norm layer's num_batches_tracked, which stands in for the
-            one that old checkpoints lack; None for any other tensor.
+    name: the first of its names in the state dict; `aliases` are the others (tied weights).
+    role: one of `ROLES`.
+    parameter: whether it is a parameter rather than a buffer.
+    statistic: whether it is a norm layer's running_mean or running_var, whatever its role.
+    counter: the model's value of a norm layer's num_batches_tracked, which stands in for the one
+        that old checkpoints lack; None for any other tensor.
     """
 
     name: str
@@ -67,7 +66,7 @@ class ModelTensor:
         return self.statistic and _last_part(self.name) == "running_var"
 
     def value_in(self, state: Mapping[str, Tensor], label: str) -> Tensor:
-        """This tensor of a checkpoint, with the checks that writing it to a row leaves out."""
+        """Returns this tensor of a checkpoint, with the checks that writing to a row leaves out."""
         if self.counter is not None:
             # Counts only steer training; averaging scripts leave them as floats or drop them.
             for name in self.names:
@@ -86,11 +85,10 @@ class ModelTensor:
 class Inventory:
     """A model's tensors and what is to become of them.
 
-    Attributes:
-        tensors: in the order of the state dict, tied ones as one.
-        order: every name in the order of the state dict, aliases in their places.
-        batchnorm: the policy, one of `POLICIES`; it is already applied in the tensors' roles.
-        frozen: the patterns of what was frozen; they too are already applied in the roles.
+    tensors: in the order of the state dict, tied ones as one.
+    order: every name in the order of the state dict, aliases in their places.
+    batchnorm: the policy, one of `POLICIES`; it is already applied in the tensors' roles.
+    frozen: the patterns of what was frozen; they too are already applied in the roles.
     """
 
     tensors: tuple[ModelTensor, ...]
@@ -116,7 +114,7 @@ class Inventory:
     def of(
         cls, model: nn.Module, frozen: str | Sequence[str] = (), batchnorm: str = "evolve"
     ) -> Inventory:
-        """The inventory of `model`, which is not modified and may be on the meta device.
+        """Takes the inventory of `model`, which is not modified and may be on the meta device.
 
         `frozen` are fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied
         tensor's names is enough. Raises DeevoError for a pattern that matches nothing.
@@ -157,7 +155,7 @@ class Inventory:
         return cls(tuple(tensors), tuple(state), batchnorm, patterns)
 
     def layout(self, role: str) -> Layout:
-        """Where the tensors of one role ("row" or "statistic") lie, in the model's dtypes."""
+        """Lays out the tensors of one role ("row" or "statistic"), in the model's dtypes."""
         chosen = [tensor for tensor in self.tensors if tensor.role == role]
         return Layout.build(
             {t.name: torch.empty(t.shape, dtype=t.dtype, device="meta") for t in chosen},
@@ -183,7 +181,7 @@ class Inventory:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back equal.
+        """Returns JSON values, from which `from_json` makes an equal inventory.
 
         `tensors` has one record per name, in the order of the state dict: a tied tensor's further
         names have only `tied`, its first name. False flags and absent counters are left out.
