@@ -239,7 +239,7 @@ def _generations_of(recording: Recording) -> int:
     """The length of the schedule that a run began with."""
     assert recording.header is not None
     with line_of(recording.path, 1):
-        return Configuration.from_json(recording.header.configuration).generations
+        return Configuration(**recording.header.configuration).generations
 
 
 _BASIN = ("warn", "refuse", "ignore")

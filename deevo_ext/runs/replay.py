@@ -50,8 +50,8 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
         population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
-        configuration = Configuration.from_json(header.configuration)
-        de = DifferentialEvolution.from_configuration(population, configuration, header.seed)
+        configuration = Configuration(**header.configuration)
+        de = DifferentialEvolution(population, configuration, seed=header.seed)
     course = Course(de)
     generations = []
     for i, record in enumerate(recording.generations):

@@ -1,4 +1,4 @@
-"""The small tensors of a run, those that do not grow with the weights, and what works on them."""
+"""What a run has learnt and plans: the small tensors, which do not grow with the weights."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,8 +17,22 @@ import torch
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
 from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
-from deevo_ext.search.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
+
+F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
+SINUSOIDS = {"ensemble": 0, "decreasing": 1, "increasing": 2, "none": 3}
+CR_MEANS = {"lehmer": 0, "arithmetic": 1}
+CROSSOVER_UNITS = ("weight", "channel", "tensor")
+
+
+def _number(default: float, least: float, greatest: float) -> Any:
+    """A field for a number in a closed interval."""
+    return field(default=default, metadata={"range": (least, greatest)})
+
+
+def _choice(default: str, allowed: Collection[str]) -> Any:
+    """A field for one of a few words."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -61,43 +77,43 @@ class Configuration:
     """
 
     strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)
-    generations: int = 100
+    generations: int = _number(100, 1, 2**31 - 2)
     adapt_strategies: bool = True
-    strategy_period: int = 10
-    adapt_start: int = 1
-    odds_floor: float = 0.01
+    strategy_period: int = _number(10, 1, 10**6)
+    adapt_start: int = _number(1, 1, 2**31 - 2)
+    odds_floor: float = _number(0.01, 1e-12, 1.0)
     adapt_memories: bool = True
-    memory_size: int = 5
-    f_init: float = 0.6
-    f_std: float = 0.05
-    f_min: float = 1e-4
-    f_max: float = 0.99
-    f_distribution: str = "normal"
-    cr_init: float = 0.8
-    cr_std: float = 0.05
-    cr_min: float = 0.0
-    cr_max: float = 0.99
-    cr_mean: str = "lehmer"
-    sinusoid: str = "ensemble"
-    sinusoid_1_frequency: float = 0.5
-    frequency_init: float = 0.5
-    frequency_std: float = 0.1
-    sinusoid_period: int = 5
-    switch: float = 0.5
-    pbest_min: float = 0.1
-    pbest_max: float = 0.2
+    memory_size: int = _number(5, 1, 10**6)
+    f_init: float = _number(0.6, 0.0, 2.0)
+    f_std: float = _number(0.05, 0.0, 10.0)
+    f_min: float = _number(1e-4, -10.0, 10.0)
+    f_max: float = _number(0.99, -10.0, 10.0)
+    f_distribution: str = _choice("normal", F_DISTRIBUTIONS)
+    cr_init: float = _number(0.8, 0.0, 1.0)
+    cr_std: float = _number(0.05, 0.0, 1.0)
+    cr_min: float = _number(0.0, 0.0, 1.0)
+    cr_max: float = _number(0.99, 0.0, 1.0)
+    cr_mean: str = _choice("lehmer", CR_MEANS)
+    sinusoid: str = _choice("ensemble", SINUSOIDS)
+    sinusoid_1_frequency: float = _number(0.5, 0.0, 10.0)
+    frequency_init: float = _number(0.5, 0.0, 1.0)
+    frequency_std: float = _number(0.1, 0.0, 10.0)
+    sinusoid_period: int = _number(5, 1, 10**6)
+    switch: float = _number(0.5, 0.0, 1.0)
+    pbest_min: float = _number(0.1, 0.0, 1.0)
+    pbest_max: float = _number(0.2, 0.0, 1.0)
     best_excludes_target: bool = False
     trig_offset: bool = False
-    archive_size: int = 0
-    crossover_unit: str = "weight"
+    archive_size: int = _number(0, 0, 10**6)
+    crossover_unit: str = _choice("weight", CROSSOVER_UNITS)
     j_rand: bool = False
     lower: float | None = None
     upper: float | None = None
-    population_min: int = 0
+    population_min: int = _number(0, 0, 10**6)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", pool_of(self.strategies))
-        check_ranges({f.name: getattr(self, f.name) for f in fields(self)})
+        self._check_values()
         if 0 < self.population_min < max(self.members_needed, 4):
             raise DeevoError(
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
@@ -110,58 +126,67 @@ class Configuration:
             )
         compile_pool(self.strategies)
 
+    def _check_values(self) -> None:
+        """Raises DeevoError, naming the parameter, for a value that none may have."""
+        for part in fields(self):
+            name, value = part.name, getattr(self, part.name)
+            if "range" in part.metadata:
+                low, high = part.metadata["range"]
+                if not (isinstance(value, (int, float)) and low <= value <= high):
+                    raise DeevoError(f"{name} is {value!r}; expected a number in [{low}, {high}]")
+                if part.type == "int" and not isinstance(value, int):
+                    raise DeevoError(f"{name} is {value!r}; expected a whole number")
+            elif part.type == "bool" and not isinstance(value, bool):
+                raise DeevoError(f"{name} is {value!r}; expected True or False")
+            elif value not in part.metadata.get("allowed", (value,)):
+                allowed = ", ".join(part.metadata["allowed"])
+                raise DeevoError(f"{name} is {value!r}; expected one of {allowed}")
+        for prefix in ("f", "cr", "pbest"):
+            low, high = getattr(self, f"{prefix}_min"), getattr(self, f"{prefix}_max")
+            if low > high:
+                raise DeevoError(f"{prefix}_min is {low}, above {prefix}_max, {high}")
+        for name, low, high in (("lower", -math.inf, 0.0), ("upper", 0.0, math.inf)):
+            bound = getattr(self, name)
+            if bound is not None and not (isinstance(bound, (int, float)) and low <= bound <= high):
+                raise DeevoError(
+                    f"{name} is {bound!r}; expected None or a number in [{low}, {high}]: bounds "
+                    "lie around 0, which the pads of a row hold"
+                )
+
     @property
     def members_needed(self) -> int:
         """The smallest population that the pool can work on."""
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
 
     def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
-        """The operators' `settings` tensor, float64 [len(Setting)].
+        """Returns the operators' `settings` tensor, float64 [len(Setting)].
 
         weights: length of a row up to its last weight that is no pad, which j_rand is drawn from;
         genes: segments that crossover exchanges, 0 for single weights.
         """
-        values: dict[Setting, float] = {
-            Setting.GENERATIONS: self.generations,
+        others: dict[Setting, float] = {
             Setting.SWITCH_GENERATION: self.switch * self.generations,
-            Setting.F_INIT: self.f_init,
-            Setting.F_STD: self.f_std,
-            Setting.F_MIN: self.f_min,
-            Setting.F_MAX: self.f_max,
             Setting.F_DISTRIBUTION: F_DISTRIBUTIONS[self.f_distribution],
             Setting.SINUSOID_MODE: SINUSOIDS[self.sinusoid],
-            Setting.SINUSOID_1_FREQUENCY: self.sinusoid_1_frequency,
-            Setting.FREQUENCY_STD: self.frequency_std,
-            Setting.CR_STD: self.cr_std,
-            Setting.CR_MIN: self.cr_min,
-            Setting.CR_MAX: self.cr_max,
-            Setting.SINUSOID_PERIOD: self.sinusoid_period,
-            Setting.STRATEGY_PERIOD: self.strategy_period,
-            Setting.MEMORY_SIZE: self.memory_size,
-            Setting.ODDS_FLOOR: self.odds_floor,
-            Setting.ADAPT_START: self.adapt_start,
-            Setting.ADAPT_STRATEGIES: self.adapt_strategies,
-            Setting.ADAPT_MEMORIES: self.adapt_memories,
             Setting.CR_MEAN: CR_MEANS[self.cr_mean],
-            Setting.PBEST_MIN: self.pbest_min,
-            Setting.PBEST_MAX: self.pbest_max,
-            Setting.BEST_EXCLUDES_TARGET: self.best_excludes_target,
-            Setting.TRIG_OFFSET: self.trig_offset,
             Setting.ARCHIVE_CAPACITY: self.archive_size,
             Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
             Setting.GENES: genes,
-            Setting.POPULATION_MIN: self.population_min,
         }
-        return torch.tensor([float(values[setting]) for setting in Setting], dtype=torch.float64)
+        values = [
+            float(others[setting] if setting in others else getattr(self, setting.name.lower()))
+            for setting in Setting
+        ]
+        return torch.tensor(values, dtype=torch.float64)
 
     def offsets(self) -> StateOffsets:
-        """Where each part of the adaptation state lies."""
+        """Returns where each part of the adaptation state lies."""
         return state_offsets(
             self.memory_size, len(self.strategies), self.strategy_period, self.sinusoid_period
         )
 
     def initial_state(self) -> torch.Tensor:
-        """The adaptation state before the first generation, float64 [offsets().size]."""
+        """Returns the adaptation state before the first generation, float64 [offsets().size]."""
         at = self.offsets()
         state = torch.zeros(at.size, dtype=torch.float64)
         state[at.memory_f : at.memory_cr] = self.f_init
@@ -173,15 +198,8 @@ class Configuration:
         return state
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for journals."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["strategies"] = [strategy.to_json() for strategy in self.strategies]
-        return values
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Configuration:
-        """The inverse of `to_json`."""
-        return cls(**values)
+        """Returns the parameters as JSON values, which the constructor takes, too."""
+        return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -203,9 +221,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def configure(preset: str, **changes: Any) -> Configuration:
-    """A preset with changes; raises DeevoError for an unknown preset or parameter."""
-    if preset not in PRESETS:
+def configure(preset: str | Configuration, **changes: Any) -> Configuration:
+    """Returns a preset, or a configuration, with changes.
+
+    Raises DeevoError for an unknown preset or parameter.
+    """
+    if not isinstance(preset, Configuration) and preset not in PRESETS:
         raise DeevoError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     known = {f.name for f in fields(Configuration)}
     unknown = sorted(set(changes) - known)
@@ -213,4 +234,5 @@ def configure(preset: str, **changes: Any) -> Configuration:
         raise DeevoError(
             f"unknown parameter {unknown[0]!r}; expected one of {', '.join(sorted(known))}"
         )
-    return replace(Configuration(**PRESETS[preset]), **changes)
+    start = preset if isinstance(preset, Configuration) else Configuration(**PRESETS[preset])
+    return replace(start, **changes)
