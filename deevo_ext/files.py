@@ -10,9 +10,9 @@ from deevo_ext.errors import DeevoError
 
 
 def cache_folder() -> Path:
-    """Where engine tables and images are kept: DEEVO_CACHE_DIR, else ~/.cache/deevo_ext."""
-    if given := os.environ.get("DEEVO_CACHE_DIR"):
-        return Path(given)
+    """Returns the folder of engine tables and images: DEEVO_CACHE_DIR or ~/.cache/deevo_ext."""
+    if folder := os.environ.get("DEEVO_CACHE_DIR"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "deevo_ext"
 

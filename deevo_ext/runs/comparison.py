@@ -207,7 +207,7 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
     """The comparison on `images` of a run that is over, had validation and began from files."""
     evaluator = run.evaluator
     assert evaluator is not None
-    chosen = run.course.chosen()
+    chosen = run.state.chosen()
     population = run.de.population
     members = population.initial_size
 
@@ -223,9 +223,9 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
         SOUP: (2 * members - 1) * each,
         ENSEMBLE: 0,
     }
-    per_image = {INITIAL_NAMES[kind]: measure(run.course.initial[kind]) for kind in KINDS}
+    per_image = {INITIAL_NAMES[kind]: measure(run.state.initial[kind]) for kind in KINDS}
     per_image[ENSEMBLE] = ensemble(evaluator, population, images)
-    per_image |= {f"evolved {kind}": measure(run.course.evolved[kind]) for kind in KINDS}
+    per_image |= {f"evolved {kind}": measure(run.state.evolved[kind]) for kind in KINDS}
     returned, soup = f"evolved {chosen.kind}", per_image[SOUP]
     rows = []
     for name, scores in per_image.items():
@@ -246,7 +246,7 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
             )
         )
     differences = per_image[returned].losses.double() - soup.losses.double()
-    best = min(run.course.initial.values(), key=lambda candidate: candidate.score)
+    best = min(run.state.initial.values(), key=lambda candidate: candidate.score)
     note = ""
     if best.score < chosen.score:
         note = (

@@ -7,6 +7,7 @@ loss half way between them; and a calibration on the same images tells what a ge
 from __future__ import annotations
 
 import math
+import re
 import resource
 import time
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Schedule:
 
 
 def count_passes(fitness: ClassificationFitness, validation: Validation, members: int) -> Passes:
-    """The passes that a run of so many members needs, with validation at its most expensive."""
+    """Counts the passes that a run of so many members needs, with the dearest validation."""
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
@@ -193,7 +194,7 @@ def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Sc
 
 
 def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
-    """What the calibration took at its peak, and what the run will hold beside that."""
+    """Adds what the run will hold to what the calibration took at its peak, by device."""
     evaluator = fitness.evaluator
     population = evaluator.population
     rows = population.rows
@@ -230,23 +231,16 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
-    total, number = 0.0, ""
-    try:
-        for letter in text.replace(" ", ""):
-            if letter in _UNITS:
-                total, number = total + float(number) * _UNITS[letter], ""
-            else:
-                number += letter
-        if number or not 0 < total < math.inf:
-            raise ValueError
-    except ValueError:
-        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"') from None
+    """Returns the seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
+    compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
+    total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(part, compact))
+    if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
+        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"')
     return total
 
 
 def duration_text(seconds: float) -> str:
-    """A duration for people, in its two largest units."""
+    """Returns a duration for people, in its two largest units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -19,16 +19,11 @@ from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
-from deevo_ext.runs.folder import initial_checkpoints, write_initial, write_weights
-from deevo_ext.runs.journal import (
-    GenerationRecord,
-    Header,
-    Journal,
-    Recording,
-)
-from deevo_ext.runs.metrics_file import MetricsFile
+from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
+from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.records import GenerationRecord, Header
 from deevo_ext.runs.soups import Initial
-from deevo_ext.runs.state import KINDS, Candidate, Course, as_returned
+from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
@@ -47,7 +42,7 @@ class Evolution:
         the six candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
-    initial: the initial candidates where they are known already, as `soup.append_soups` leaves
+    initial: the initial candidates where they are known already, as `soups.append_soups` leaves
         them.
     """
 
@@ -74,7 +69,7 @@ class Evolution:
         self.progress = progress
         self.callbacks = list(callbacks)
         self.initial = initial
-        self.course = Course(de, self.evaluator.statistics_of if self.evaluator else None)
+        self.state = RunState(de, self.evaluator.statistics_of if self.evaluator else None)
         for evaluator in self._evaluators():
             if evaluator.population is not de.population:
                 raise DeevoError(
@@ -83,18 +78,17 @@ class Evolution:
                 )
         self._require_fresh()
         self.history: list[dict[str, float]] = []
-        self.forward_passes = 0  # of the whole run, resumed parts included
-        self.initial_forward_passes = 0  # spent on the initial candidates
-        self.seconds = 0.0
-        self.initial_seconds = 0.0
+        # Of the whole run, resumed parts included, and those spent on the initial candidates.
+        self.forward_passes, self.initial_forward_passes = 0, 0
+        self.seconds, self.initial_seconds = 0.0, 0.0
         self._batch: int | None = None
         self._passes_before = 0
-        self._keys: Naming | None = None
+        self._naming: Naming | None = None
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
     def header(self) -> Header:
-        """The journal's first line: everything that decides the run."""
+        """Returns the journal's first line: everything that decides the run."""
         population = self.de.population
         return Header(
             contract=CONTRACT_VERSION,
@@ -119,7 +113,7 @@ class Evolution:
         recording: Recording | None = None
         if self.run_dir is not None:
             header = self.header()
-            self._keys = Naming.of_population(self.de.population)  # while its files are there
+            self._naming = Naming.of_population(self.de.population)  # while its files are there
             self._journal, recording = Journal.open(self.run_dir, header)
         try:
             if self.run_dir is not None and recording is not None:
@@ -147,7 +141,7 @@ class Evolution:
                 record, generation = self._generation(self.de.generation + 1)
                 self._account(record)
                 self._observe(generation, record, bar)
-        chosen = self.course.chosen()
+        chosen = self.state.chosen()
         if recording is not None and recording.returned is not None:
             with recording.line_of(len(recording.generations)):
                 chosen = as_returned(chosen, recording.returned)
@@ -156,8 +150,8 @@ class Evolution:
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
             self._journal.append(returned)
-        if self.run_dir is not None and self._keys is not None:
-            write_weights(self._keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
+        if self.run_dir is not None and self._naming is not None:
+            write_weights(self._naming, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _resume(self, recording: Recording, bar: Any) -> None:
@@ -167,7 +161,7 @@ class Evolution:
         for i, record in enumerate(recording.generations):
             with recording.line_of(i):
                 self._account(record)
-                generation = self.course.apply(record)
+                generation = self.state.apply(record)
             if generation is not None:
                 self._observe(generation, record, bar)
         if self.de.generation < self.de.configuration.generations:
@@ -188,11 +182,11 @@ class Evolution:
         validation = None
         if self.initial is not None:
             validation = self.initial.validation
-            self.course.consider(validation)
+            self.state.consider(validation)
             self._passes_before -= self.initial.forward_passes
             started -= self.initial.seconds
         elif self.validation is not None:
-            validation = self.course.validate(self.validation.score)
+            validation = self.state.validate(self.validation.score)
         self._account(self._record(started, generation=0, validation=validation))
 
     def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
@@ -206,15 +200,15 @@ class Evolution:
                     "no member of the population has a finite fitness: check images, labels and "
                     "preprocessing against the model"
                 )
-            self.course.score_parents(parents)
+            self.state.score_parents(parents)
         trials, race = self.scoring.trials(batch)
-        generation = self.course.advance(trials)
+        generation = self.state.advance(trials)
         self.scoring.settle(generation)
         validation = None
         if self.validation is not None:
             last = number == self.de.configuration.generations
             if last or number % self.validation.every == 0:
-                validation = self.course.validate(self.validation.score)
+                validation = self.state.validate(self.validation.score)
         record = self._record(
             started,
             generation=number,
@@ -227,7 +221,7 @@ class Evolution:
         return record, generation
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """A generation's record with its costs, which is in the journal then."""
+        """Makes a generation's record, with its costs, and writes it to the journal."""
         passes = self._passes()
         record = GenerationRecord(
             **values,
@@ -240,7 +234,7 @@ class Evolution:
         return record
 
     def _evaluators(self) -> list[Evaluator]:
-        """Those of validation and fitness, which may be one."""
+        """Returns the evaluators of validation and fitness, which may be one."""
         both = (self.evaluator, self.fitness.evaluator)
         return list({id(one): one for one in both if one is not None}.values())
 

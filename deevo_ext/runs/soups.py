@@ -17,7 +17,8 @@ import torch
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population.population import Population
-from deevo_ext.runs.journal import CandidateRecord, Recording, ValidationRecord, line_of
+from deevo_ext.runs.journal import Recording, line_of
+from deevo_ext.runs.records import CandidateRecord, ValidationRecord
 from deevo_ext.runs.validation import Validation
 
 ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
@@ -29,7 +30,7 @@ UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
 def average(
     population: Population, members: Sequence[int]
 ) -> tuple[torch.Tensor, Inherited | None]:
-    """The plain average of members: row float32 [D], and statistics [S] if held apart."""
+    """Returns the plain average of members: row float32 [D], and statistics [S] if held apart."""
     apart = population.statistics_layout.dim > 0
     statistics = Inherited(population.mean_statistics(members)) if apart else None
     return population.mean(members), statistics
@@ -38,10 +39,10 @@ def average(
 def greedy_soup(
     population: Population, members: Sequence[int], losses: Sequence[float], score: ScoreRow
 ) -> tuple[list[int], float]:
-    """Those of `members` that make the greedy soup, in the order they entered, and its loss.
+    """Returns those of `members` that make the greedy soup, in order of entry, and its loss.
 
-    losses: by member of the population, on the images that `score` uses. From the best member on,
-    each next one stays in if the average with it is not worse.
+    losses: one for each member of the population, on the images that `score` uses. From the best
+    member on, each next one stays in if the average with it is not worse.
     """
     order = sorted(members, key=lambda member: losses[member])
     chosen, best = [order[0]], losses[order[0]]
@@ -54,7 +55,7 @@ def greedy_soup(
 
 
 def candidates_of(population: Population, everyone: list[int], score: ScoreRow) -> ValidationRecord:
-    """The candidates among members `everyone` (ascending), and all scores up to the last one's."""
+    """Scores the candidates among members `everyone` (ascending), and each of these members."""
     scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
         scores[i] = score(population.rows[i], Inherited(population.statistics[i]))

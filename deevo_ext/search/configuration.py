@@ -39,41 +39,55 @@ def _choice(default: str, allowed: Collection[str]) -> Any:
 class Configuration:
     """Parameters of SA-SHADE-tri-ensin; the defaults are preset "paper".
 
-    strategies: the pool, or the name of one, "interp" (D/E: four interpolations and trigonometric
+    strategies: the pool, or the name of one: "interp" (D/E: four interpolations and trigonometric
         mutation with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference".
-    generations: horizon G of the schedule (D/E 100 to 300).
-    adapt_strategies: strategy odds follow success rates (SaDE, D/E), else they never change.
-    strategy_period: generations in the success window (E: 10).
-    adapt_start: first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
-    odds_floor: least score of a strategy, and what is added to success rates (SaDE, D/E: 0.01).
-    adapt_memories: success-history memories are written (SHADE), else they keep their first values.
-    memory_size: slots H per strategy (D/E, EpSin: 5).
-    f_init, f_std, f_min, f_max: F of the sinusoids and first memory value, spread, bounds (D/E 0.6,
-        0.05, 1e-4, 0.99).
-    f_distribution: "normal" (D/E) or "cauchy" (SHADE) around the memory.
-    cr_init, cr_std, cr_min, cr_max: the same for CR (D/E 0.8, 0.05, 0, 0.99). CR acts in steps of
-        1/65536.
-    cr_mean: "lehmer" with L-SHADE's terminal value (D/E, L-SHADE) or "arithmetic" (SHADE 2013).
-    sinusoid: "ensemble" (EpSin, D/E), one of them ("decreasing", "increasing"), or "none".
-    sinusoid_1_frequency: of the decreasing sinusoid. At 0.5 (EpSin, D/E) and integer generations it
-        is constant, F = f_init: any multiple of 1/2 is; choose another for an oscillation.
-    frequency_init, frequency_std: first memory value and spread of the increasing sinusoid's
-        frequency (D/E, EpSin: 0.5, 0.1).
-    sinusoid_period: generations of the sinusoids' success window, and of fair odds before (D/E: 5).
-    switch: part of the generations before F comes from the memories (EpSin, D/E: 0.5).
-    pbest_min, pbest_max: pbest is one of the best round(NP p), p uniform between the two (SHADE).
-    best_excludes_target: "best" is the best other member (E), else the best of all (D).
-    trig_offset: trigonometric mutation weighs loss minus the population's least loss (ours, off).
-    archive_size: replaced parents that stay available to strategies that name "archive" (SHADE).
-    crossover_unit: what binomial crossover exchanges: "weight" (the standard), "channel" (a slice
-        along a tensor's first dimension) or "tensor" (ours).
-    j_rand: binomial crossover takes at least one weight (channel, tensor) from the mutant (SaDE,
-        SHADE; D/E have none, and at millions of weights it makes no difference).
-    lower, upper: bounds around 0 of every weight but BatchNorm variances; a mutant beyond one is
-        put half way to it from its parent (SHADE). They are rounded towards 0 to what the rows
-        hold. None: none (D/E).
-    population_min: members left after the last generation by L-SHADE's linear reduction, with
-        generations as its clock; the worst go first. 0: nobody goes (D/E).
+    generations: the horizon G of the schedule (D/E: 100 to 300).
+    adapt_strategies: whether the odds of strategies follow their success rates (SaDE, D/E) or
+        never change.
+    strategy_period: the number of generations in the window of successes (E: 10).
+    adapt_start: the first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
+    odds_floor: the least score of a strategy, which is also added to success rates (SaDE, D/E:
+        0.01).
+    adapt_memories: whether success-history memories are written (SHADE) or keep their first values.
+    memory_size: the number of slots H per strategy (D/E, EpSin: 5).
+    f_init: F of the sinusoids, and the first value in the memories of F (D/E: 0.6).
+    f_std: the spread of F around its memory (D/E: 0.05).
+    f_min: the lower bound of F (D/E: 1e-4).
+    f_max: the upper bound of F (D/E: 0.99).
+    f_distribution: the distribution of F around its memory, "normal" (D/E) or "cauchy" (SHADE).
+    cr_init: the first value in the memories of CR (D/E: 0.8). CR acts in steps of 1/65536.
+    cr_std: the spread of CR around its memory (D/E: 0.05).
+    cr_min: the lower bound of CR (D/E: 0).
+    cr_max: the upper bound of CR (D/E: 0.99).
+    cr_mean: the mean of successful CRs that a memory takes, "lehmer" with L-SHADE's terminal value
+        (D/E, L-SHADE) or "arithmetic" (SHADE 2013).
+    sinusoid: the schedule of F in the first generations, an "ensemble" of both sinusoids (EpSin,
+        D/E), one of them ("decreasing", "increasing"), or "none".
+    sinusoid_1_frequency: the frequency of the decreasing sinusoid. At 0.5 (EpSin, D/E), as at any
+        multiple of 1/2, it is constant, F = f_init, because generations are whole numbers; any
+        other frequency makes it oscillate.
+    frequency_init: the first value in the memories of the increasing sinusoid's frequency (D/E,
+        EpSin: 0.5).
+    frequency_std: the spread of that frequency around its memory (D/E, EpSin: 0.1).
+    sinusoid_period: the number of generations in the sinusoids' window of successes, and of those
+        at the beginning that have fair odds (D/E: 5).
+    switch: the part of the generations after which F comes from the memories (EpSin, D/E: 0.5).
+    pbest_min, pbest_max: bounds of the share p of best members of which pbest is one (SHADE). It is
+        one of the best round(NP p), and p is uniform between the two.
+    best_excludes_target: whether "best" is the best other member (E) or the best of all (D).
+    trig_offset: whether trigonometric mutation weighs the loss minus the population's least loss
+        (ours) or the loss itself.
+    archive_size: the number of replaced parents that stay available to strategies that name
+        "archive" (SHADE).
+    crossover_unit: the gene that binomial crossover exchanges: "weight" (the standard), "channel"
+        (a slice along a tensor's first dimension) or "tensor" (ours).
+    j_rand: whether binomial crossover takes at least one gene from the mutant (SaDE, SHADE). D/E do
+        not, and at millions of weights it makes no difference.
+    lower, upper: bounds around 0 of every weight but BatchNorm variances; None (D/E) sets no bound.
+        A mutant beyond a bound is put half way to it from its parent (SHADE). Bounds are rounded
+        towards 0 to what the rows hold.
+    population_min: the number of members left after the last generation by L-SHADE's linear
+        reduction, in which the worst go first; at 0 (D/E) all stay.
     """
 
     strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)

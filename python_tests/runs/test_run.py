@@ -188,8 +188,8 @@ def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     evolve("killed")
     straight, killed = deevo.replay(tmp_path / "straight"), deevo.replay(tmp_path / "killed")
     assert killed.candidate.digest == straight.candidate.digest
-    rows = straight.course.de.population.rows
-    assert torch.equal(killed.course.de.population.rows, rows)
+    rows = straight.state.de.population.rows
+    assert torch.equal(killed.state.de.population.rows, rows)
     evolved = [tmp_path / name / "evolved.safetensors" for name in ("straight", "killed")]
     assert evolved[0].read_bytes() == evolved[1].read_bytes()
     first_lines, other_lines = (lines(tmp_path / name)[1:] for name in ("straight", "killed"))
