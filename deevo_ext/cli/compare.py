@@ -8,7 +8,7 @@ import typer
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs, or their table.json.")
+        list[Path], typer.Argument(help="The folders of finished runs, or their files table.json.")
     ],
 ) -> None:
     """Show the tables of runs, and for several of them what each gained."""
@@ -24,12 +24,12 @@ def compare(
         typer.echo(f"{run}\n{comparison.format()}\n")
     if len(compared) < 2:
         return
-    lines = []
+    rows = []
     for run, comparison in compared:
         evolved = next(row for row in comparison.rows if row.returned)
         low, high = comparison.interval
         interval = f"[{low:+.5f}, {high:+.5f}]"
         changed = (str(evolved.gained), str(evolved.lost), f"{evolved.mcnemar:.2g}")
-        lines.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
+        rows.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
     header = ("run", "loss difference", "95 % interval", "gained", "lost", "p")
-    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, lines)}")
+    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, rows)}")

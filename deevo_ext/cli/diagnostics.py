@@ -21,7 +21,7 @@ from deevo_ext.files import cache_folder
 
 
 def collect() -> dict[str, Any]:
-    """The report as plain data that JSON can hold."""
+    """Collects the report as JSON values."""
     required, extras = _requirements()
     gpus, problem = _gpus()
     return {
@@ -45,7 +45,7 @@ def collect() -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """`collect()`'s report as text for people."""
+    """Returns a report of `collect` as text for people."""
     processor = report["processor"]
     sections: dict[str, dict[str, str]] = {
         "packages": {name: v or "not installed" for name, v in report["packages"].items()},
@@ -157,7 +157,7 @@ def _gpus() -> tuple[list[str], str | None]:
 
 
 def why_unusable(backend: str, gpu_problem: str | None) -> str | None:
-    """Everything that stands between this machine and a backend, in words; None if nothing does."""
+    """Says what stands between this machine and a backend; None if nothing does."""
     reasons = [backends.why_unavailable(backend)]
     if backend in ("cuda", "triton") and gpu_problem is not None:
         reasons.append(f"torch sees no GPU ({gpu_problem})")

@@ -20,7 +20,7 @@ from deevo_ext.errors import DeevoError
 _HUGE = 2 * 1024 * 1024
 
 
-def available_memory(device: torch.device | str = "cpu") -> int:
+def available_bytes(device: torch.device | str = "cpu") -> int:
     """Returns the bytes that can be had on a device.
 
     On a GPU that is what is free there and what torch holds without using it; on the host it is

@@ -226,7 +226,18 @@ class Inventory:
             for field in fields:
                 if "tied" in field:
                     aliases[field["tied"]].append(str(field["name"]))
-            tensors = [_tensor_from(f, aliases[f["name"]]) for f in fields if "tied" not in f]
+            tensors = [
+                ModelTensor(
+                    **{
+                        **field,
+                        "aliases": tuple(aliases[field["name"]]),
+                        "shape": tuple(int(size) for size in field["shape"]),
+                        "dtype": dtype_of(field["dtype"]),
+                    }
+                )
+                for field in fields
+                if "tied" not in field
+            ]
             order = tuple(str(field["name"]) for field in fields)
             frozen = tuple(str(pattern) for pattern in record["frozen"])
             return cls(tuple(tensors), order, str(record["batchnorm"]), frozen)
@@ -234,20 +245,6 @@ class Inventory:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DeevoError(f"not the JSON of an inventory: {error!r}") from error
-
-
-def _tensor_from(field: Mapping[str, Any], aliases: Iterable[str]) -> ModelTensor:
-    counter = field.get("counter")
-    return ModelTensor(
-        name=str(field["name"]),
-        aliases=tuple(aliases),
-        shape=tuple(int(size) for size in field["shape"]),
-        dtype=dtype_of(field["dtype"]),
-        role=str(field["role"]),
-        parameter=bool(field.get("parameter", False)),
-        statistic=bool(field.get("statistic", False)),
-        counter=None if counter is None else int(counter),
-    )
 
 
 def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:

@@ -125,7 +125,7 @@ def _progress(run: Evolution) -> dict[str, Any]:
         odds = f"{history[-1][f'{key}/odds']:.2f}" if history else "-"
         formula = f"{strategy.formula}, {strategy.crossover}"
         strategies.append((strategy.name, formula, f"{trials:.0f}", f"{wins:.0f}", rate, odds))
-    head = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
+    header = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
     scores = [
         (f"{m['generation']:.0f}", *(f"{m[f'validation/{kind}']:.5f}" for kind in KINDS))
         for m in history
@@ -133,7 +133,7 @@ def _progress(run: Evolution) -> dict[str, Any]:
     ]
     raced = [metrics["racing/images"] for metrics in history if "racing/images" in metrics]
     return {
-        "strategies": Table(head, strategies, "<<>"),
+        "strategies": Table(header, strategies, "<<>"),
         "validation": Table(("generation", *KINDS), scores, ">"),
         "share_evaluated": sum(raced) / len(raced) if raced else None,
     }

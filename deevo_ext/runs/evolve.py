@@ -198,7 +198,7 @@ def evolve(
     if recording is None:
         members = population.size + (SOUPS if inject_soups else 0)
         schedule = Schedule(members, generations, seconds, chunk)
-        generations = _look(fitness, validation, schedule, basin, preliminaries)
+        generations = _before_the_run(fitness, validation, schedule, basin, preliminaries)
         if inject_soups:
             initial = append_soups(validation, folder)
     else:
@@ -224,14 +224,14 @@ def evolve(
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 
-def _look(
+def _before_the_run(
     fitness: ClassificationFitness,
     validation: Validation,
     schedule: Schedule,
     basin: str,
     show: Callable[[Preflight], None] | None,
 ) -> int:
-    """Looks at members, basin and time before a run begins; returns its number of generations."""
+    """Checks the basin and shows the preliminaries; returns the number of generations."""
     report, generations = None, schedule.generations
     if basin != "ignore":
         report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
