@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.data.cache import build_cache
+from deevo_ext.data.pictures import open_pictures
+from deevo_ext.data.sets import select_train
+from deevo_ext.data.transform import Transform
+from deevo_ext.errors import DeevoError
+from deevo_ext.networks.zoo import architecture
+
 
 def cache(
     source: Annotated[
@@ -48,13 +55,6 @@ def cache(
     After a kill the command goes on where it stopped. Without --arch, --transform and --size
     pictures keep their size, which must then be the same for all (CIFAR, MNIST).
     """
-    from deevo_ext.data.cache import build_cache
-    from deevo_ext.data.pictures import open_pictures
-    from deevo_ext.data.sets import select_train
-    from deevo_ext.data.transform import Transform
-    from deevo_ext.errors import DeevoError
-    from deevo_ext.networks.zoo import architecture
-
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")
     pictures = select_train(open_pictures(source), train_images or None, seed)

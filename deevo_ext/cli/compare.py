@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.reports.card import TABLE
+from deevo_ext.runs.comparison import SOUP, Comparison
+from deevo_ext.text import text_table
+
 
 def compare(
     runs: Annotated[
@@ -12,10 +16,6 @@ def compare(
     ],
 ) -> None:
     """Show the tables of runs, and for several of them what each gained."""
-    from deevo_ext.reports.card import TABLE
-    from deevo_ext.runs.comparison import SOUP, Comparison
-    from deevo_ext.text import text_table
-
     compared = []
     for run in runs:
         path = run / TABLE if run.is_dir() else run
@@ -24,12 +24,12 @@ def compare(
         typer.echo(f"{run}\n{comparison.format()}\n")
     if len(compared) < 2:
         return
-    rows = []
+    lines = []
     for run, comparison in compared:
-        evolved = next(row for row in comparison.rows if row.returned)
+        evolved = next(network for network in comparison.networks if network.returned)
         low, high = comparison.interval
         interval = f"[{low:+.5f}, {high:+.5f}]"
         changed = (str(evolved.gained), str(evolved.lost), f"{evolved.mcnemar:.2g}")
-        rows.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
+        lines.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
     header = ("run", "loss difference", "95 % interval", "gained", "lost", "p")
-    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, rows)}")
+    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, lines)}")

@@ -4,13 +4,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from deevo_ext.data import FourSets
-    from deevo_ext.training.plan import PopulationOptions
+from deevo_ext.data import FourSets, load
+from deevo_ext.networks.small_resnet import SmallResNet
+from deevo_ext.reports.card import CARD, PICTURE, TABLE, write_documents
+from deevo_ext.runs.evolve import evolve
+from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.training.hyper_parameters import Choices
+from deevo_ext.training.plan import PopulationOptions, plan_population
+from deevo_ext.training.populate import populate
 
 # What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
 # of them always) and images for choosing what is returned.
@@ -37,17 +44,6 @@ def demo(
 
     The digits take under a minute on two cores.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from deevo_ext.data import load
-    from deevo_ext.networks.small_resnet import SmallResNet
-    from deevo_ext.reports.card import CARD, PICTURE, TABLE, write_documents
-    from deevo_ext.runs.evolve import evolve
-    from deevo_ext.runs.folder import EVOLVED
-    from deevo_ext.training.plan import plan_population
-    from deevo_ext.training.populate import populate
-
     started = time.perf_counter()
     sets = load(data, seed)
     folder = out or Path(f"deevo-demo-{sets.name}")
@@ -104,15 +100,12 @@ def demo(
     )
 
 
-def options_of(sets: "FourSets", seed: int) -> "PopulationOptions":
-    """How the demo's population is trained.
+def options_of(sets: FourSets, seed: int) -> PopulationOptions:
+    """Returns how the demo's population is trained.
 
     Wider or longer the members leave their common basin and the plain average collapses; narrower,
     or annealed, they are nearly one point. Pixel shifts do the same harm on images this small.
     """
-    from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.plan import PopulationOptions
-
     small = sets.name == "digits"
     batch_size = 16 if small else 128
     epoch = max(1, len(sets.train) // batch_size)  # its steps
@@ -130,9 +123,7 @@ def options_of(sets: "FourSets", seed: int) -> "PopulationOptions":
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For networks this small, threads inside an operator cost more than they save."""
-    import torch
-
+    """Trains with one thread: for small networks more of them cost more than they save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

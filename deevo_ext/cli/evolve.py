@@ -6,17 +6,25 @@ that the command translates, or that say where things lie; `options` adds the ot
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import function_of, images_per_batch_of, without_defaults
+from deevo_ext.data import image_sets
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
-
-if TYPE_CHECKING:
-    from deevo_ext.runs.preflight import Preflight
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.networks.zoo import architecture, check_fit
+from deevo_ext.population.checkpoints import expand_paths
+from deevo_ext.reports.card import REPORT, write_documents
+from deevo_ext.reports.tensorboard import TensorBoard
+from deevo_ext.runs.basin import require_basin
+from deevo_ext.runs.evolve import evolve as run_evolve
+from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.preflight import Preflight, seconds_of
 
 _networks = partial(typer.Option, rich_help_panel=NETWORKS)
 _images = partial(typer.Option, rich_help_panel=IMAGES)
@@ -131,19 +139,6 @@ def evolve(
     The command first shows what can be said of members, memory and time. Then it runs, resumable,
     and leaves weights, model card, report and journal in the run folder.
     """
-    import torch
-
-    from deevo_ext.data import image_sets
-    from deevo_ext.fitness.sampling import batch_indices
-    from deevo_ext.networks.zoo import architecture, check_fit
-    from deevo_ext.population.checkpoints import expand_paths
-    from deevo_ext.reports.card import REPORT, write_documents
-    from deevo_ext.reports.tensorboard import TensorBoard
-    from deevo_ext.runs.basin import require_basin
-    from deevo_ext.runs.evolve import evolve as run_evolve
-    from deevo_ext.runs.folder import EVOLVED
-    from deevo_ext.runs.preflight import seconds_of
-
     seconds = None if time is None else seconds_of(time)
     per_batch = images_per_batch_of(images_per_batch)
     image_metric = metric if ":" not in metric else function_of(metric)
@@ -180,7 +175,7 @@ def evolve(
         some = batch_indices(sets.fitness.labels, count, 0, seed)
         calibration_images = sets.fitness.subset(some, "calibration images")
 
-    def show(preflight: "Preflight") -> None:
+    def show(preflight: Preflight) -> None:
         typer.echo(str(preflight))
         if not force:
             preflight.require_bytes()

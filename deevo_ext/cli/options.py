@@ -58,17 +58,19 @@ def described(documentation: str) -> dict[str, str]:
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command that takes **parameters the options of `PANELS` and of `Configuration`."""
     signature = inspect.signature(command)
-    shown = [part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD]
+    parameters = [
+        part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD
+    ]
     for name, (kind, default, option) in (_of_evolve() | _of_configuration()).items():
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         command.__annotations__[name] = annotation
-        shown.append(
+        parameters.append(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
         )
     command.__annotations__.pop("parameters")
-    command.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from torch import nn
+from tqdm.auto import tqdm
 
-from deevo_ext.data.sets import TRAIN_IMAGES
+from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
-
-if TYPE_CHECKING:
-    from torch import nn
+from deevo_ext.networks.zoo import architecture, check_fit
+from deevo_ext.population.checkpoints import load_checkpoint, sha256
+from deevo_ext.text import text_table
+from deevo_ext.training.augment import require_torchvision
+from deevo_ext.training.hyper_parameters import Choices
+from deevo_ext.training.plan import PopulationOptions, plan_population
+from deevo_ext.training.populate import populate as train
 
 
 def populate(
@@ -105,18 +112,6 @@ def populate(
     After a kill the command goes on where it stopped: members that are done, and the last state of
     the one in progress, are kept.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from deevo_ext.data.sets import open_data
-    from deevo_ext.networks.zoo import architecture, check_fit
-    from deevo_ext.population.checkpoints import sha256
-    from deevo_ext.text import text_table
-    from deevo_ext.training.augment import require_torchvision
-    from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.plan import PopulationOptions, plan_population
-    from deevo_ext.training.populate import populate as train
-
     choices = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     expected = architecture(arch, transform=transform).needs_transform()
@@ -194,8 +189,6 @@ def populate(
 
 def _load(model: nn.Module, path: Path, new_classes: bool) -> None:
     """Loads the checkpoint's weights, those of its classifier only if it has as many classes."""
-    from deevo_ext.population.checkpoints import load_checkpoint
-
     present = model.state_dict()
     state = load_checkpoint(path, expected=present.keys())
     other = [name for name in present if name in state and state[name].shape != present[name].shape]

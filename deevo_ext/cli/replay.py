@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.runs.replay import replay as run_again
+from deevo_ext.runs.replay import write_candidate, write_trials
+
 
 def replay(
     run_dir: Annotated[
@@ -21,9 +24,6 @@ def replay(
     ] = None,
 ) -> None:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
-    from deevo_ext.runs.replay import replay as run_again
-    from deevo_ext.runs.replay import write_candidate, write_trials
-
     result = run_again(run_dir, checkpoints)
     candidate = result.candidate
     end = "finished" if result.finished else "unfinished; this is its best candidate so far"

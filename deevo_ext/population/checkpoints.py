@@ -188,7 +188,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of an error; torch's weights-only messages begin with much advice."""
+    """Finds the telling line of an error; torch's messages begin with much advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if any(mark in line for mark in (*_CODE_MARKS, "operand"))]
     text = (telling or lines or [""])[0].removeprefix("WeightsUnpickler error: ")[:160]
@@ -231,7 +231,7 @@ def unwrap(
 
 
 def _describe(value: Any) -> str:
-    """What a file holds in place of a state dict, for error messages."""
+    """Says what a file holds in place of a state dict, for error messages."""
     if not isinstance(value, Mapping):
         return f"it holds a {type(value).__name__}"
     if _is_state_dict(value):

@@ -248,7 +248,7 @@ class Inventory:
 
 
 def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
-    """The names that match any pattern; a pattern without a match is refused."""
+    """Returns the names that match any pattern; refuses a pattern without a match."""
     held: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
@@ -263,7 +263,7 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
 
 
 def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """The names of norm layers' running_mean and running_var, and of their num_batches_tracked."""
+    """Names norm layers' running_mean and running_var, and their num_batches_tracked."""
     statistics: set[str] = set()
     counters: set[str] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -276,7 +276,7 @@ def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names grouped by tensor: the same memory seen with the same shape and strides."""
+    """Groups names by tensor: the same memory seen with the same shape and strides."""
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):

@@ -104,16 +104,16 @@ def contents(
 
 
 def _compared(comparison: Comparison) -> dict[str, Any]:
-    returned = {i for i, row in enumerate(comparison.rows) if row.returned}
+    returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
-        "images": f"{comparison.rows[0].images:,}",
+        "images": f"{comparison.networks[0].images:,}",
         "comparison": Table(HEADER, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
 
 
 def _progress(run: Evolution) -> dict[str, Any]:
-    """What each strategy did, the validation scores on the way, and how much races evaluated."""
+    """Returns what strategies did, the validation scores, and the share that races evaluated."""
     history = run.history
     strategies = []
     for strategy in run.de.configuration.strategies:

@@ -22,7 +22,7 @@ from deevo_ext.population.checkpoints import PathLike
 from deevo_ext.population.population import Population
 from deevo_ext.runs.basin import check_basin, require_basin
 from deevo_ext.runs.comparison import Comparison, compare
-from deevo_ext.runs.journal import Recording, line_of, read_folder
+from deevo_ext.runs.journal import line_of, read_folder
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
@@ -202,10 +202,12 @@ def evolve(
         if inject_soups:
             initial = append_soups(validation, folder)
     else:
-        if seconds is not None:
-            generations = _generations_of(recording)
-        if inject_soups:
-            append_recorded(population, recording)
+        assert recording.header is not None
+        with line_of(recording.path, 1):
+            if seconds is not None:
+                generations = Configuration(**recording.header.configuration).generations
+            if inject_soups:
+                append_recorded(population, recording.header)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
@@ -245,13 +247,6 @@ def _before_the_run(
     elif report is not None and not report.shared:
         warnings.warn(str(report), stacklevel=3)
     return generations
-
-
-def _generations_of(recording: Recording) -> int:
-    """Returns the length of the schedule that a run began with."""
-    assert recording.header is not None
-    with line_of(recording.path, 1):
-        return Configuration(**recording.header.configuration).generations
 
 
 _BASIN = ("warn", "refuse", "ignore")

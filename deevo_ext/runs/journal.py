@@ -183,7 +183,7 @@ class Journal:
 
 
 def _comparable(header: Header) -> dict[str, Any]:
-    """A header without what may differ between starts: where files lie now."""
+    """Returns a header without what may differ between starts, such as where files lie now."""
     values = json.loads(json.dumps(to_json(header)))
     values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
     values.pop("deevo_ext")  # the contract's version decides, not the package's

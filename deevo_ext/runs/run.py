@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,6 @@ from deevo_ext.population.naming import Naming
 from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import GenerationRecord, Header
-from deevo_ext.runs.soups import Initial
 from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
@@ -42,8 +42,7 @@ class Evolution:
         the six candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
-    initial: the initial candidates where they are known already, as `soups.append_soups` leaves
-        them.
+    initial: the record of generation 0, where `soups.append_soups` has made it already.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Evolution:
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
-        initial: Initial | None = None,
+        initial: GenerationRecord | None = None,
     ) -> None:
         if chunk < 1:
             raise DeevoError(f"chunk is {chunk}; expected at least 1")
@@ -111,21 +110,17 @@ class Evolution:
         """
         self._require_fresh()
         recording: Recording | None = None
-        if self.run_dir is not None:
-            header = self.header()
-            self._naming = Naming.of_population(self.de.population)  # while its files are there
-            self._journal, recording = Journal.open(self.run_dir, header)
-        try:
-            if self.run_dir is not None and recording is not None:
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                header = self.header()
+                self._naming = Naming.of_population(self.de.population)  # while its files are there
+                self._journal, recording = Journal.open(self.run_dir, header)
+                stack.callback(self._journal.close)
                 self._keep_engines(self.run_dir, resumed=len(recording.generations) > 0)
                 write_initial(self.de.population, self.run_dir, header.checkpoints)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
+                stack.callback(self._metrics.close)
             return self._run(recording)
-        finally:
-            if self._metrics is not None:
-                self._metrics.close()
-            if self._journal is not None:
-                self._journal.close()
 
     def _run(self, recording: Recording | None) -> Candidate:
         from tqdm.auto import tqdm  # not needed by an import of the package
@@ -139,7 +134,7 @@ class Evolution:
                 self._first()
             while self.de.generation < total:
                 record, generation = self._generation(self.de.generation + 1)
-                self._account(record)
+                self._keep(record)
                 self._observe(generation, record, bar)
         chosen = self.state.chosen()
         if recording is not None and recording.returned is not None:
@@ -177,17 +172,16 @@ class Evolution:
             )
 
     def _first(self) -> None:
-        """Generation 0: the initial candidates by validation, before anything is changed."""
-        started = time.perf_counter()
-        validation = None
-        if self.initial is not None:
-            validation = self.initial.validation
-            self.state.consider(validation)
-            self._passes_before -= self.initial.forward_passes
-            started -= self.initial.seconds
-        elif self.validation is not None:
-            validation = self.state.validate(self.validation.score)
-        self._account(self._record(started, generation=0, validation=validation))
+        """Scores the initial candidates as generation 0, before anything is changed."""
+        record = self.initial
+        if record is not None:
+            self.state.apply(record)
+        else:
+            started, validation = time.perf_counter(), None
+            if self.validation is not None:
+                validation = self.state.validate(self.validation.score)
+            record = self._record(started, generation=0, validation=validation)
+        self._keep(record)
 
     def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
         started = time.perf_counter()
@@ -221,7 +215,7 @@ class Evolution:
         return record, generation
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs, and writes it to the journal."""
+        """Makes a generation's record, with its costs."""
         passes = self._passes()
         record = GenerationRecord(
             **values,
@@ -229,9 +223,13 @@ class Evolution:
             seconds=round(time.perf_counter() - started, 6),
         )
         self._passes_before = passes
+        return record
+
+    def _keep(self, record: GenerationRecord) -> None:
+        """Writes a new record to the journal and accounts for it."""
         if self._journal is not None:
             self._journal.append(record)
-        return record
+        self._account(record)
 
     def _evaluators(self) -> list[Evaluator]:
         """Returns the evaluators of validation and fitness, which may be one."""
@@ -242,7 +240,7 @@ class Evolution:
         return sum(evaluator.forward_passes for evaluator in self._evaluators())
 
     def _keep_engines(self, folder: Path, resumed: bool) -> None:
-        """Engines are chosen once a run; a second evaluator has a table to itself."""
+        """Keeps the engines that are chosen once a run; a second evaluator has its own table."""
         of_fitness = self.fitness.evaluator
         if self.evaluator is not None:
             self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)

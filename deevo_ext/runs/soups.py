@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +16,7 @@ import torch
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population.population import Population
-from deevo_ext.runs.journal import Recording, line_of
-from deevo_ext.runs.records import CandidateRecord, ValidationRecord
+from deevo_ext.runs.records import CandidateRecord, GenerationRecord, Header, ValidationRecord
 from deevo_ext.runs.validation import Validation
 
 ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
@@ -70,24 +68,12 @@ def candidates_of(population: Population, everyone: list[int], score: ScoreRow) 
     )
 
 
-@dataclass(frozen=True)
-class Initial:
-    """The initial candidates, where they were scored before the run began.
-
-    validation: what the journal keeps of them; forward_passes, seconds: what they cost.
-    """
-
-    validation: ValidationRecord
-    forward_passes: int
-    seconds: float
-
-
-def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial:
+def append_soups(validation: Validation, run_dir: Path | None = None) -> GenerationRecord:
     """Appends the average of all members, and the greedy soup where it is neither that nor one.
 
-    The population is that of the validation's evaluator. The scores are those that the run would
-    find for its initial candidates: it takes them over and does not score them again. run_dir:
-    folder of the run, which keeps the engines that were chosen.
+    The population is that of the validation's evaluator. Returns the record of generation 0, with
+    the scores of the initial candidates: the run takes them over and does not score them again.
+    run_dir: the folder of the run, which keeps the engines that were chosen.
     """
     evaluator = validation.evaluator
     population = evaluator.population
@@ -101,13 +87,15 @@ def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial
     greedy = candidates.soup.members
     if 1 < len(greedy) < len(everyone):
         population.append_average(GREEDY, greedy)
-    passes = evaluator.forward_passes - before
-    return Initial(candidates, passes, time.perf_counter() - started)
+    return GenerationRecord(
+        generation=0,
+        validation=candidates,
+        forward_passes=evaluator.forward_passes - before,
+        seconds=round(time.perf_counter() - started, 6),
+    )
 
 
-def append_recorded(population: Population, recording: Recording) -> None:
-    """Appends what a run's journal says was appended."""
-    assert recording.header is not None
-    with line_of(recording.path, 1):
-        for each in recording.header.population.get("averages", []):
-            population.append_average(each["name"], each["members"])
+def append_recorded(population: Population, header: Header) -> None:
+    """Appends what the header of a run's journal says was appended."""
+    for average_of in header.population.get("averages", []):
+        population.append_average(average_of["name"], average_of["members"])

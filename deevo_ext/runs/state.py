@@ -162,5 +162,5 @@ class RunState:
 
 
 def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
-    """Without an evaluator no policy is applied: rows are used with what they inherited."""
+    """Uses rows with what they inherited: without an evaluator no policy is applied."""
     return None if inherited is None else Used(inherited)

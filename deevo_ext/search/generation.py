@@ -39,7 +39,7 @@ class Generation:
 
     @property
     def improvement(self) -> torch.Tensor:
-        """Parent's minus trial's fitness, float64 [n]; NaN fitness counts as +inf."""
+        """The parents' minus the trials' fitness, float64 [n]; NaN fitness counts as +inf."""
         trial = torch.where(self.trial_fitness.isnan(), math.inf, self.trial_fitness)
         return self.parent_fitness - trial
 

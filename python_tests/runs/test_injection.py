@@ -94,11 +94,13 @@ def test_initial_candidates_are_those_of_the_files(checkpoints: Path) -> None:
     for kind, candidate in plain.run.state.initial.items():
         assert injected.run.state.initial[kind].members == candidate.members
         assert torch.equal(injected.run.state.initial[kind].row, candidate.row)
-    names = [row.name for row in injected.comparison.rows]
-    assert names == [row.name for row in plain.comparison.rows]
+    names = [row.name for row in injected.comparison.networks]
+    assert names == [row.name for row in plain.comparison.networks]
     # What the initial candidates cost is counted, once.
     assert injected.run.initial_forward_passes == plain.run.initial_forward_passes
-    for ours, theirs in zip(injected.comparison.rows[:4], plain.comparison.rows[:4], strict=True):
+    for ours, theirs in zip(
+        injected.comparison.networks[:4], plain.comparison.networks[:4], strict=True
+    ):
         assert (ours.loss, ours.top1, ours.inference) == (
             theirs.loss,
             theirs.top1,
