@@ -32,7 +32,7 @@ class Table(NamedTuple):
     """The arguments of `text.markdown_table`."""
 
     header: Sequence[str]
-    rows: Lines
+    lines: Lines
     align: str = "<>"
     bold: Container[int] = ()
 
