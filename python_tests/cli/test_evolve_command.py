@@ -144,7 +144,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
 ) -> None:
     more = ["--inject-soups", "--tensorboard", "--f-init", "0.5", "--strategies"]
     more += ["near=target + F*(best - target) + F*(r1 - r2), bin", "--strategies"]
-    more += ["trig(r1, r2, r3), none", "--metric", "cli.test_evolve_command:top2"]
+    more += ["trig(r1, r2, r3), none", "--metric", "test_cli_evolve:top2"]
     code, out, err = run(capsys, *arguments(place, "run", *more))
     assert code == 0, err
     assert "initial greedy soup" in out and "> evolved" in out
@@ -153,7 +153,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert header["configuration"]["f_init"] == 0.5
     strategies = header["configuration"]["strategies"]
     assert [s["name"] for s in strategies] == ["near", "trig(r1, r2, r3)"]
-    assert header["fitness"]["metric"] == "cli.test_evolve_command.top2"
+    assert header["fitness"]["metric"] == "test_cli_evolve.top2"
     assert len(list((folder / "tensorboard").iterdir())) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
