@@ -26,17 +26,17 @@ _DEVIATION = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 
 def run_job(job: Job) -> list[Row]:
     """A row for each layer that differs from those before it, or for the one that is named."""
-    graph, own = graph_of(job)
-    wanted = job.size.partition("/")[2]
+    graph, subject = graph_of(job)
+    named = job.size.partition("/")[2]
     rows, seen = [], set()
     for layer in graph.layers:
         if not isinstance(layer, (Convolution, Linear)):
             continue
-        if (wanted and layer.name != wanted) or layer.signature in seen:
+        if (named and layer.name != named) or layer.signature in seen:
             continue
         seen.add(layer.signature)
         row = time_layer(job, layer)
-        rows.append({"size": f"{own.name}/{layer.name}", "batch": own.micro_batch, **row})
+        rows.append({"size": f"{subject.name}/{layer.name}", "batch": subject.micro_batch, **row})
     return rows
 
 
@@ -84,13 +84,13 @@ def _exact(
     layer: Convolution | Linear, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None
 ) -> Tensor:
     """A layer's output by torch in float64."""
-    given = (x.double(), weight.double(), bias.double())
+    inputs = (x.double(), weight.double(), bias.double())
     if isinstance(layer, Linear):
-        found = torch.nn.functional.linear(*given)
+        output = torch.nn.functional.linear(*inputs)
     else:
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        found = torch.nn.functional.conv2d(*given, *geometry)
+        output = torch.nn.functional.conv2d(*inputs, *geometry)
     if residual is not None:
-        found = found + residual.double()
+        output = output + residual.double()
     function = activate(layer.activation)
-    return found if function is None else function(found)
+    return output if function is None else function(output)

@@ -94,15 +94,15 @@ def interleaved(
     begun = time.perf_counter()
     for repetition in range(0 if warm_up else 1, repetitions + 1):
         reset()
-        for function, found in zip((run, yardstick), times, strict=True):
+        for function, pending in zip((run, yardstick), times, strict=True):
             seconds = timed(function)
             if repetition > 0:
-                found.append(seconds)
+                pending.append(seconds)
         if repetition >= least and time.perf_counter() - begun > budget_s:
             break
     if device == "cuda":
         torch.cuda.synchronize()
-    runs, yardsticks = ([seconds() for seconds in found] for found in times)
+    runs, yardsticks = ([seconds() for seconds in pending] for pending in times)
     return runs, yardsticks
 
 
