@@ -111,9 +111,7 @@ def feed(job: Job) -> Row:
         times = measure.interleaved(
             lambda: forward(subject.rows, cached),
             lambda: forward(subject.rows, plain),
-            repetitions=job.repetitions,
-            budget_s=job.budget_s,
-            least=3,
+            effort=job.effort(least=3),
         )
     return {
         **measure.summary(times[0]),

@@ -81,7 +81,7 @@ memory       memory      weights        operators    peak of a run's loop, and a
 scaling      operators   weights        operators    a generation against weights and members
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
-layers       layers      layer          fused        each layer of one member's plan, on one thread
+layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
 decode       cache       threads        cpu          pictures into a cache by worker processes
 feed         cache       fed            fused        losses on images from a cache, or in memory

@@ -26,6 +26,7 @@ def run(job: Job) -> dict[str, Any]:
         if not receiver.poll(LIMIT_S):
             raise Skipped(f"not done in {LIMIT_S} s")
         answer: dict[str, Any] | Exception = receiver.recv()
+        process.join(10)  # one that is killed leaves semaphores behind
     except EOFError:
         process.join()
         raise Skipped(f"its process ended with status {process.exitcode}") from None

@@ -56,7 +56,7 @@ def run_child(job: Job) -> Row:
         rest["note"] = f"{job.batch} images, DE/rand/1/bin and functional_call in torch"
     else:
         history = _evolved(job, subject)
-        # The first generation scores the parents and builds the plan.
+        # The first generation scores the parents and builds the network graph.
         seconds = [one["seconds"] for one in history]
         times = [b - a for a, b in pairwise(seconds)]
         rest["note"] = f"{job.batch} images"

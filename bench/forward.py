@@ -53,14 +53,7 @@ def run_child(job: Job) -> Row:
     losses = call()
     built = time.perf_counter() - started
     check(job, subject, losses)
-    times, _ = measure.interleaved(
-        call,
-        repetitions=job.repetitions,
-        budget_s=job.budget_s,
-        least=3,
-        warm_up=False,
-        device=job.device,
-    )
+    times, _ = measure.interleaved(call, effort=job.effort(least=3), warm_up=False)
     return {
         **measure.summary(times),
         **measure.how(job.device),

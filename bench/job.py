@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.measure import LEAST_REPETITIONS, Effort
+
 
 class WrongResult(Exception):
     """A result differs from what it must be: its speed means nothing."""
@@ -50,6 +52,10 @@ class Job:
     def dtype(self) -> torch.dtype:
         """The dtype of the population, or that in which a network is computed."""
         return getattr(torch, {"tf32": "float32"}.get(self.dtype_name, self.dtype_name))
+
+    def effort(self, least: int = LEAST_REPETITIONS) -> Effort:
+        """How often the row is timed; least: repetitions, whatever they take."""
+        return Effort(self.repetitions, self.device, self.budget_s, least)
 
     @property
     def command(self) -> str:

@@ -7,6 +7,7 @@ weights and output once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -65,9 +66,8 @@ def time_layer(job: Job, layer: Convolution | Linear) -> Row:
         )
         what = f"layers: {layer.name} by {layer.engine}"
         check_close(what, run()[some].double(), expected, _DEVIATION[job.dtype_name])
-        times, _ = measure.interleaved(
-            run, repetitions=job.repetitions, budget_s=job.budget_s / 6, device=job.device
-        )
+        effort = replace(job.effort(), budget_s=job.budget_s / 6)
+        times, _ = measure.interleaved(run, effort=effort)
     shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
     fused = " + residual" if residual is not None else ""
     return {

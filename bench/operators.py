@@ -85,14 +85,8 @@ def timed(
 ) -> tuple[tuple[list[float], list[float]], int]:
     """Seconds of the runs, in turn, and of copying their buffers; bytes of one copy."""
     copies = [measure.Copy(*pair, job.threads) for pair in buffers]
-    times = measure.interleaved(
-        measure.in_turn(runs),
-        measure.in_turn(copies),
-        repetitions=job.repetitions,
-        reset=reset,
-        budget_s=job.budget_s,
-        device=job.device,
-    )
+    both = measure.in_turn(runs), measure.in_turn(copies)
+    times = measure.interleaved(*both, effort=job.effort(), reset=reset)
     return times, copies[0].bytes_copied
 
 
@@ -212,8 +206,6 @@ def time_step(job: Job) -> Row:
 
     yardstick = measure.Copy(population.rows, target, 1)
     with backends.use(job.backend):
-        times = measure.interleaved(
-            step, yardstick, repetitions=job.repetitions, budget_s=job.budget_s
-        )
+        times = measure.interleaved(step, yardstick, effort=job.effort())
     row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
     return {**row, **measure.how("cpu"), "note": "latency"}

@@ -9,13 +9,14 @@ needs.
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bench import child, handwritten, machine, measure
-from bench.inputs import fill, new_rows
+from bench.inputs import new_rows
 from bench.job import Job, Skipped
 from bench.row import Row, against_copy
 
@@ -40,7 +41,9 @@ def run_child(job: Job) -> Row:
         generation, version = _MAKERS[job.backend.partition("-")[0]](job)
     except ImportError as error:
         raise Skipped(f'{error}; "pip install .[bench]" brings the peers') from None
-    built, _ = measure.interleaved(generation, repetitions=1)  # compiles, where it compiles
+    started = time.perf_counter()
+    generation()  # compiles, where it compiles
+    built = time.perf_counter() - started
     peak = machine.peak_memory("cpu") - before
     if job.device == "cuda":
         peak = machine.peak_memory("cuda") or peak  # JAX does not allocate by torch
@@ -48,21 +51,12 @@ def run_child(job: Job) -> Row:
     accepted = job.members // ACCEPTED
     traffic = (3 * job.members + accepted) * floor // job.members
     size = (job.members, job.weights, job.dtype, job.device)
-    source = new_rows(*size)
-    fill(source, job.seed)
-    copy = measure.Copy(source, new_rows(*size), job.threads)
-    times = measure.interleaved(
-        generation,
-        copy,
-        repetitions=job.repetitions,
-        budget_s=job.budget_s,
-        least=3,
-        device=job.device,
-    )
+    copy = measure.Copy(new_rows(*size), new_rows(*size), job.threads)
+    times = measure.interleaved(generation, copy, effort=job.effort(least=3))
     row = against_copy(times, traffic, copy.bytes_copied)
     how = measure.how(job.device, "one set of buffers")
     row |= {**how, "peak_bytes": peak, "floor_bytes": floor, "peer": version, "note": version}
-    return row | ({"build_s": built[0]} if "compile" in job.backend else {})
+    return row | ({"build_s": built} if "compile" in job.backend else {})
 
 
 def _evox(job: Job) -> Peer:

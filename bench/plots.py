@@ -1,4 +1,4 @@
-"""PNG plots of a device's rows: bandwidth, peers, and the roofline of the inference plan."""
+"""PNG plots of a device's rows: bandwidth, peers, and the roofline of a network graph."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _peers(figure: Any, rows: list[Row]) -> bool:
 
 
 def _roofline(figure: Any, rows: list[Row]) -> bool:
-    """FLOP per second of the plan's layers against FLOP per byte, below the machine's two roofs."""
+    """FLOP per second of a graph's layers against FLOP per byte, below the machine's two roofs."""
     layers = [row for row in rows if row["case"] == "layers"]
     axis = figure.subplots()
     for dtype in dict.fromkeys(row["dtype"] for row in layers):
