@@ -73,8 +73,8 @@ def find_toolkit() -> Toolkit:
 
 
 def _find_nvcc() -> list[str]:
-    if given := os.environ.get("CUDACXX"):
-        command = shlex.split(given)
+    if text := os.environ.get("CUDACXX"):
+        command = shlex.split(text)
         if shutil.which(command[0]) is None:
             raise CudaError(f"CUDACXX names {command[0]!r}, which does not exist")
         return command
@@ -84,8 +84,8 @@ def _find_nvcc() -> list[str]:
     candidates = [*(Path(home) / "bin" / "nvcc" for home in homes), "nvcc", *wheels,
                   Path("/usr/local/cuda/bin/nvcc")]  # fmt: skip
     for candidate in candidates:
-        if (found := shutil.which(str(candidate))) is not None:
-            return [found]
+        if (program := shutil.which(str(candidate))) is not None:
+            return [program]
     raise CudaError(
         "no nvcc in CUDACXX, CUDA_HOME, CUDA_PATH, PATH, nvidia-cuda-nvcc or /usr/local/cuda"
     )
@@ -109,16 +109,16 @@ def _ask(command: list[str]) -> str:
 def architectures(toolkit: Toolkit) -> Architectures:
     """TORCH_CUDA_ARCH_LIST, or those of the defaults that this nvcc knows."""
     known = set(re.findall(r"compute_(\d+)", _ask([*toolkit.nvcc, "--list-gpu-arch"])))
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    wanted = re.split(r"[;,\s]+", given or DEFAULT_ARCHITECTURES)
-    if not given:
-        fitting = [name for name in wanted if _digits(name) in known]
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    names = re.split(r"[;,\s]+", listed or DEFAULT_ARCHITECTURES)
+    if not listed:
+        fitting = [name for name in names if _digits(name) in known]
         if not fitting:
             raise CudaError(f"CUDA {toolkit.version} knows none of {DEFAULT_ARCHITECTURES}")
-        wanted = [name.removesuffix("+PTX") for name in fitting]
-        wanted[-1] += "+PTX"
+        names = [name.removesuffix("+PTX") for name in fitting]
+        names[-1] += "+PTX"
     flags = []
-    for name in filter(None, wanted):
+    for name in filter(None, names):
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", name):
             raise CudaError(
                 f'TORCH_CUDA_ARCH_LIST holds {name!r}; expected numbers such as "9.0" or "10.0+PTX"'
@@ -132,7 +132,7 @@ def architectures(toolkit: Toolkit) -> Architectures:
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if name.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return Architectures(tuple(filter(None, wanted)), tuple(flags))
+    return Architectures(tuple(filter(None, names)), tuple(flags))
 
 
 def _digits(name: str) -> str:

@@ -84,16 +84,16 @@ def include_flags(work: Path) -> list[str]:
     link.symlink_to(Path(pybind11.get_include()) / "pybind11")
     # -isystem: warnings are for this package's own code.
     system = [link.parent, sysconfig.get_path("include")]
-    own = [ROOT / "csrc" / "include", ROOT / "csrc"]
-    return [*(f"-I{path}" for path in own), *(f"-isystem{path}" for path in system)]
+    sources = [ROOT / "csrc" / "include", ROOT / "csrc"]
+    return [*(f"-I{path}" for path in sources), *(f"-isystem{path}" for path in system)]
 
 
 def jobs() -> int:
-    given = os.environ.get("MAX_JOBS", "").strip()
-    if given:
-        if not re.fullmatch(r"[1-9]\d*", given):
-            fail(f"MAX_JOBS={given!r}, expected a positive whole number.")
-        return int(given)
+    limit = os.environ.get("MAX_JOBS", "").strip()
+    if limit:
+        if not re.fullmatch(r"[1-9]\d*", limit):
+            fail(f"MAX_JOBS={limit!r}, expected a positive whole number.")
+        return int(limit)
     ram_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return max(1, min(len(os.sched_getaffinity(0)), int(ram_gb / 2)))
 
@@ -230,9 +230,8 @@ class BuildExtension(build_ext):
         cuda = plan_cuda()
         link, libraries = [*cxx, "-shared", "-pthread", "-Wl,--exclude-libs,ALL"], list[str]()
         if not os.environ.get("CXX") and os.environ.get("CC"):
-            libraries.append(
-                "-lstdc++"
-            )  # a C driver compiles C++ by file name but does not link it
+            # A C driver compiles C++ by file name but does not link it.
+            libraries.append("-lstdc++")
         # Not setuptools' build_temp, which an editable install throws away: this one is kept for
         # the next, incremental build.
         work = ROOT / "build" / f"{PACKAGE}-{sysconfig.get_config_var('SOABI')}"

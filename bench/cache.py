@@ -20,7 +20,7 @@ import torch
 
 from bench import measure
 from bench.job import Job, WrongResult, check_close
-from bench.networks import batch_of, given
+from bench.networks import batch_of, subject_of
 from bench.row import Row
 from deevo_ext.data import CachedImages, ImageSet, Transform, build_cache, open_pictures
 
@@ -42,7 +42,7 @@ def decode(job: Job) -> Row:
         trees = [_write(root / str(parts), parts * count, job.seed) for parts in (1, 2)]
         seconds: dict[int, list[float]] = {0: [], job.threads: []}
         for repetition in range(1 if job.quick else min(job.repetitions, 3)):
-            for workers, found in seconds.items():
+            for workers, times in seconds.items():
                 took = []
                 for tree in trees:
                     out = root / f"{repetition}-{workers}-{tree.name}"
@@ -54,8 +54,8 @@ def decode(job: Job) -> Row:
                     if cache.skipped or not cache.store[-1].any():
                         raise WrongResult(f"decode: {out} lacks pictures")
                     out.unlink()
-                found.append(max(took[1] - took[0], 1e-9))
-                start = took[0] - found[-1]
+                times.append(max(took[1] - took[0], 1e-9))
+                start = took[0] - times[-1]
     alone = measure.summary(seconds[0])["median_s"]
     result = measure.summary(seconds[job.threads])
     rate = count / result["median_s"]
@@ -92,8 +92,8 @@ def _write(root: Path, count: int, seed: int) -> Path:
 
 def feed(job: Job) -> Row:
     """Evaluates from the map and from memory in turn."""
-    own = given(job, batch_of(job) * (1 if job.quick else 8))
-    count, channels, height, width = own.images.shape
+    subject = subject_of(job, batch_of(job) * (1 if job.quick else 8))
+    count, channels, height, width = subject.images.shape
     draw = torch.Generator().manual_seed(job.seed)
     shape = (count, height, width, channels)
     store = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
@@ -102,18 +102,16 @@ def feed(job: Job) -> Row:
         store.numpy().tofile(file)
         file.flush()
         mapped = torch.from_numpy(np.memmap(file.name, np.uint8, "c", shape=shape))
-        cached = CachedImages(mapped, own.labels, mean, std, "cached", in_memory=False)
+        cached = CachedImages(mapped, subject.labels, mean, std, "cached", in_memory=False)
         floats = ((store.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25).contiguous()
-        plain = ImageSet(floats, own.labels, "plain")
-        forward = own.forward("auto", job.dtype_name)
-        found, expected = (forward(own.rows, images).losses for images in (cached, plain))
-        check_close("feed: losses from the cache", found, expected, 1e-3)
+        plain = ImageSet(floats, subject.labels, "plain")
+        forward = subject.forward("auto", job.dtype_name)
+        losses, expected = (forward(subject.rows, images).losses for images in (cached, plain))
+        check_close("feed: losses from the cache", losses, expected, 1e-3)
         times = measure.interleaved(
-            lambda: forward(own.rows, cached),
-            lambda: forward(own.rows, plain),
-            repetitions=job.repetitions,
-            budget_s=job.budget_s,
-            least=3,
+            lambda: forward(subject.rows, cached),
+            lambda: forward(subject.rows, plain),
+            effort=job.effort(least=3),
         )
     return {
         **measure.summary(times[0]),

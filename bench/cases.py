@@ -81,7 +81,7 @@ memory       memory      weights        operators    peak of a run's loop, and a
 scaling      operators   weights        operators    a generation against weights and members
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
-layers       layers      layer          fused        each layer of one member's plan, on one thread
+layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
 decode       cache       threads        cpu          pictures into a cache by worker processes
 feed         cache       fed            fused        losses on images from a cache, or in memory
@@ -180,23 +180,23 @@ def _words(cell: str) -> tuple[str, ...]:
 
 def _axes(table: str, case: str) -> tuple[Axes, ...]:
     """The lines of a case."""
-    found = []
+    result = []
     for line in table.strip().splitlines()[1:]:
         names, *cells = line.split()
         if case in (*names.split(","), *_words(names)):
             repetitions, threads, isa, np, dtype, backend, size = map(_words, cells)
             numbers = tuple(map(int, threads)), isa, tuple(map(int, np))
-            found.append(Axes(int(repetitions[0]), *numbers, dtype, backend, size))
-    return tuple(found)
+            result.append(Axes(int(repetitions[0]), *numbers, dtype, backend, size))
+    return tuple(result)
 
 
 def _cases() -> dict[str, Case]:
-    found = {}
+    result = {}
     for line in _CASES.strip().splitlines()[1:]:
         name, module, axes, backends, what = line.split(maxsplit=4)
         rows = _axes(_STANDARD, name), _axes(_QUICK, name)
-        found[name] = Case(module, _words(axes), _words(backends), what, *rows)
-    return found
+        result[name] = Case(module, _words(axes), _words(backends), what, *rows)
+    return result
 
 
 CASES: dict[str, Case] = _cases()

@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 import importlib
-import json
-import subprocess
-import sys
-from dataclasses import asdict
+import multiprocessing
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from bench import ROOT
 from bench.cases import CASES, DE_PEERS
 from bench.job import Job, Skipped, WrongResult
 
 LIMIT_S = 300
+_CONTEXT = multiprocessing.get_context("spawn")
 
 
 def run(job: Job) -> dict[str, Any]:
     """What `run_child(job)` of the case's module gives in a new process; its reasons come along."""
-    command = [sys.executable, "-m", "bench", "--child", json.dumps(asdict(job))]
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_answer, args=(job, sender))
+    process.start()
+    sender.close()
     try:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        raise Skipped(f"not done in {LIMIT_S} s") from None
-    lines = result.stdout.splitlines()
-    if result.returncode or not lines:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Skipped(f"its process ended with status {result.returncode}: {last[:200]}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    if "skipped" in answer:
-        raise Skipped(answer["skipped"])
-    if "wrong" in answer:
-        raise WrongResult(answer["wrong"])
+        if not receiver.poll(LIMIT_S):
+            raise Skipped(f"not done in {LIMIT_S} s")
+        answer: dict[str, Any] | Exception = receiver.recv()
+        process.join(10)  # one that is killed leaves semaphores behind
+    except EOFError:
+        process.join()
+        raise Skipped(f"its process ended with status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
     return answer
 
 
-def main(text: str) -> int:
-    """The new process: prints the answer as JSON, as its last line."""
-    job = Job(**json.loads(text))
-    name = CASES[job.case].module
-    if job.backend in DE_PEERS:
-        name = "peers"
+def _answer(job: Job, sender: Connection) -> None:
+    """The new process."""
+    name = "peers" if job.backend in DE_PEERS else CASES[job.case].module
     torch.set_num_threads(job.threads)
     try:
         answer = importlib.import_module(f"bench.{name}").run_child(job)
-    except Skipped as reason:
-        answer = {"skipped": str(reason)}
-    except WrongResult as error:
-        answer = {"wrong": str(error)}
-    print(json.dumps(answer))
-    return 0
+    except (Skipped, WrongResult) as reason:
+        answer = reason
+    sender.send(answer)

@@ -29,28 +29,23 @@ from deevo_ext.text import markdown_table
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures; 1 after a wrong result, 3 where something is slower than in --compare's rows."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["--child"]:
-        from bench import child
-
-        return child.main(*arguments[1:])
-    given = options.parse(arguments)
-    old = compare.read_rows(given.compare) if given.compare else None
+    chosen = options.parse(sys.argv[1:] if arguments is None else arguments)
+    old = compare.read_rows(chosen.compare) if chosen.compare else None
     where = Path(deevo_ext.__file__).parent
     print(f"measures {where}, load average {os.getloadavg()[0]:.2f}", file=sys.stderr)
     with _engines_anew():
-        return _measure_all(given, old)
+        return _measure_all(chosen, old)
 
 
-def _measure_all(given: argparse.Namespace, old: list[Row] | None) -> int:
+def _measure_all(chosen: argparse.Namespace, old: list[Row] | None) -> int:
     rows: list[Row] = []
     started = time.perf_counter()
-    for number, job in enumerate(given.jobs, start=1):
+    for number, job in enumerate(chosen.jobs, start=1):
         spent = time.perf_counter() - started
-        print(f"[{number}/{len(given.jobs)}, {spent:.0f} s] {job.command}", file=sys.stderr)
+        print(f"[{number}/{len(chosen.jobs)}, {spent:.0f} s] {job.command}", file=sys.stderr)
         try:
-            late = given.limit is not None and spent > 60 * given.limit
-            rows.extend(measure_job(job, f"--limit {given.limit:g} was over" if late else ""))
+            late = chosen.limit is not None and spent > 60 * chosen.limit
+            rows.extend(measure_job(job, f"--limit {chosen.limit:g} was over" if late else ""))
         except WrongResult as error:
             print(f"bench: wrong result: {error}; it was not timed", file=sys.stderr)
             return 1
@@ -58,7 +53,7 @@ def _measure_all(given: argparse.Namespace, old: list[Row] | None) -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 1
         mark_ties(rows)
-        _write(rows, given.json, given.markdown)  # what is measured stays, whatever comes
+        _write(rows, chosen.json, chosen.markdown)  # what is measured stays, whatever comes
     print(table(rows))
     for line in fits(rows):
         print(line)
@@ -85,13 +80,13 @@ def _engines_anew() -> Iterator[None]:
 
 def measure_job(job: Job, skip: str = "") -> list[Row]:
     """The rows of one job, with what all rows have; skip: why it is not measured."""
-    used = "torch" if job.backend == "reference" else ""
+    instruction_set = "torch" if job.backend == "reference" else ""
     torch.set_num_threads(job.threads)
-    if job.backend == "cpu" and CASES[job.case].module not in ("limits",):
+    if job.backend == "cpu" and CASES[job.case].module != "limits":
         extension = _extension.load()
         if not extension.use_instruction_set(job.isa):
             raise DeevoError(f"this machine has no {job.isa}; leave --isa out")
-        used = extension.instruction_set()
+        instruction_set = extension.instruction_set()
     common = {
         "case": job.case,
         "backend": job.backend,
@@ -101,22 +96,20 @@ def measure_job(job: Job, skip: str = "") -> list[Row]:
         "np": job.members,
         "d": job.weights,
         "threads": job.threads,
-        "instruction_set": used,
+        "instruction_set": instruction_set,
     }
     try:
         measured = {"skipped": skip} if skip else CASES[job.case].run(job)
     except Skipped as reason:
         measured = {"skipped": str(reason)}
-    found = measured if isinstance(measured, list) else [measured]
+    rows = measured if isinstance(measured, list) else [measured]
     rest = {"seed": job.seed, "command": job.command, **machine.environment(job.device)}
-    return [finish(job, {**common, **row, **rest}) for row in found]
+    return [finish(job, {**common, **row, **rest}) for row in rows]
 
 
 def _write(rows: list[Row], to_json: Path | None, to_markdown: Path | None) -> None:
-    for path, text in (
-        (to_json, json.dumps(rows, indent=1)),
-        (to_markdown, table(rows, markdown_table)),
-    ):
+    texts = {to_json: json.dumps(rows, indent=1), to_markdown: table(rows, markdown_table)}
+    for path, text in texts.items():
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, (text + "\n").encode())

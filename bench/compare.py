@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
 def changes(old: list[Row], new: list[Row]) -> tuple[list[tuple[float, Row]], int]:
     """(new / old median, row) of rows that changed by the rule; and how many could be compared."""
     before = {identity(row): row for row in old if "median_s" in row}
-    found, compared = [], 0
+    changed, compared = [], 0
     for row in new:
         other = before.get(identity(row))
         if other is None or "median_s" not in row:
@@ -37,20 +37,20 @@ def changes(old: list[Row], new: list[Row]) -> tuple[list[tuple[float, Row]], in
         compared += 1
         change = row["median_s"] / other["median_s"]
         if abs(change - 1) > max(LEAST, spread(row) + spread(other)):
-            found.append((change, row))
-    return sorted(found, key=lambda pair: -pair[0]), compared
+            changed.append((change, row))
+    return sorted(changed, key=lambda pair: -pair[0]), compared
 
 
 def report(old: list[Row], new: list[Row]) -> tuple[str, int]:
     """Text, and the number of regressions."""
-    found, compared = changes(old, new)
-    slower = sum(change > 1 for change, _ in found)
+    changed, compared = changes(old, new)
+    slower = sum(change > 1 for change, _ in changed)
     timed = sum("median_s" in row for row in new)
     lines = [
         f"{compared} of {timed} rows have a counterpart; {slower} slower, "
-        f"{len(found) - slower} faster ({RULE})"
+        f"{len(changed) - slower} faster ({RULE})"
     ]
-    for change, row in found:
+    for change, row in changed:
         word = "SLOWER" if change > 1 else "faster"
         names = ("case", "backend", "instruction_set", "dtype", "size", "np", "threads")
         what = " ".join(str(row[name]) for name in names if row[name] not in ("", None))

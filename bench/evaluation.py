@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,18 @@ CHANNELS, TAPS = 256, 9
 SAMPLES, POSITIONS, FEATURES, CLASSES = 64, 49, 2048, 1000
 
 
+@dataclass
+class Call:
+    """One set of an operator's tensors.
+
+    outputs: by name, in the operator's order. copied: two tensors that the yardstick copies.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: dict[str, torch.Tensor]
+    copied: tuple[torch.Tensor, torch.Tensor]
+
+
 class Network:
     """As many 3x3 convolutions of 256 channels, each with its BatchNorm, as a row holds."""
 
@@ -37,21 +50,21 @@ class Network:
             norm = [start + kernel + i * channels for i in range(4)]
             sources = [address(Space.ROWS, at) for at in (start, *norm)]
             sizes = [channels, channels, TAPS, channels]
-            outputs = [n * kernel, n * channels]
-            table.append([sources[0], ABSENT, *sources[1:], *sizes, *outputs])
+            table.append([sources[0], ABSENT, *sources[1:], *sizes, n * kernel, n * channels])
         self.table = with_tiles(torch.tensor(table))
-        self.eps = torch.full((self.entries,), 1e-5, dtype=torch.float64)
         self.weights, self.vectors = self.entries * kernel, self.entries * channels
 
-    def outputs(self, members: int, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
-        return (
-            new_rows(members, self.weights, job.dtype, job.device),
-            new_rows(members, self.vectors, torch.float32, job.device),
-        )
-
-    def operands(self, members: int, device: str) -> tuple[torch.Tensor, ...]:
-        operands = (torch.empty(members, 0), torch.empty(0), self.table, self.eps)
-        return tuple(operand.to(device) for operand in operands)
+    def call(self, job: Job, members: int, seed: int) -> Call:
+        """Rows, what is folded with them, and the folded weights."""
+        rows = new_rows(members, job.weights, job.dtype, job.device)
+        fill(rows, seed)
+        rows.abs_()  # variances are among them
+        eps = torch.full((self.entries,), 1e-5, dtype=torch.float64)
+        rest = (torch.empty(members, 0), torch.empty(0), self.table, eps)
+        weights = new_rows(members, self.weights, job.dtype, job.device)
+        vectors = new_rows(members, self.vectors, torch.float32, job.device)
+        inputs = (rows, *(tensor.to(job.device) for tensor in rest))
+        return Call(inputs, {"weights": weights, "vectors": vectors}, (rows, weights))
 
 
 def run_job(job: Job) -> Row:
@@ -63,77 +76,55 @@ def time_fold(job: Job) -> Row:
     """fold of at most 8 members' rows into weights of the rows' dtype."""
     network = Network(job.weights)
     members = min(job.members, MOST_MEMBERS)
-    traffic = members * job.weights * job.dtype.itemsize
-    traffic += members * (network.weights * job.dtype.itemsize + network.vectors * 4)
-    sets = _sets(job, traffic)
-    operator = torch.ops.deevo.fold
-    arguments, outputs = [], []
-    for number in range(sets):
-        rows = new_rows(members, job.weights, job.dtype, job.device)
-        fill(rows, job.seed + number)
-        rows.abs_()  # variances are among them
-        arguments.append((rows, *network.operands(members, job.device)))
-        outputs.append(network.outputs(members, job))
-    _check(job, operator, arguments[0], outputs[0], ("weights", "vectors"))
-    buffers = [(a[0], o[0]) for a, o in zip(arguments, outputs, strict=True)]
+    size = job.dtype.itemsize
+    traffic = members * ((job.weights + network.weights) * size + network.vectors * 4)
     note = f"{members} members, {network.entries} convolutions"
-    return _time(job, operator, arguments, outputs, buffers, traffic, note)
+    make = partial(network.call, job, members)
+    return _time(job, torch.ops.deevo.fold, make, traffic, traffic, note)
 
 
 def time_head(job: Job) -> Row:
     """head of one member and 64 images: 49 positions of 2048 channels, 1000 classes."""
-    draw = torch.Generator().manual_seed(job.seed)
-    traffic = SAMPLES * POSITIONS * FEATURES * job.dtype.itemsize
-    traffic += CLASSES * FEATURES * job.dtype.itemsize
-    arguments, outputs, buffers = [], [], []
-    for _ in range(_sets(job, 2 * traffic)):
-        features = torch.rand(1, SAMPLES, POSITIONS, FEATURES, generator=draw).to(job.dtype)
-        weight = (torch.randn(1, CLASSES, FEATURES, generator=draw) * 0.05).to(job.dtype)
-        bias = torch.randn(1, CLASSES, generator=draw)
-        labels = torch.randint(0, CLASSES, (SAMPLES,), generator=draw)
-        inputs = [t.to(job.device) for t in (features, weight, bias, labels)]
-        arguments.append((*inputs, 0.1))
-        ranks = torch.empty(1, SAMPLES, dtype=torch.int32, device=job.device)
-        outputs.append((torch.empty(1, SAMPLES, device=job.device), ranks))
-        buffers.append((inputs[0], torch.zeros_like(inputs[0])))
-    _check(job, torch.ops.deevo.head, arguments[0], outputs[0], ("losses", "ranks"))
+    traffic = (SAMPLES * POSITIONS + CLASSES) * FEATURES * job.dtype.itemsize
     note = f"{SAMPLES} images, {POSITIONS} x {FEATURES} features, {CLASSES} classes"
-    row = _time(job, torch.ops.deevo.head, arguments, outputs, buffers, traffic, note)
+    row = _time(job, torch.ops.deevo.head, partial(_head, job), traffic, 2 * traffic, note)
     return {**row, "flops": SAMPLES * FEATURES * (POSITIONS + 2 * CLASSES)}
 
 
-def _sets(job: Job, traffic: int) -> int:
-    return 1 if job.device == "cuda" else measure.sets_for(traffic, job.quick)
-
-
-def _check(
-    job: Job,
-    operator: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    outputs: tuple[torch.Tensor, ...],
-    names: tuple[str, ...],
-) -> None:
-    expected = [output.cpu().clone() for output in outputs]
-    with backends.use("reference"):
-        operator(*(a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments), *expected)
-    with backends.use(job.backend):
-        operator(*arguments, *outputs)
-    for name, found, wanted in zip(names, outputs, expected, strict=True):
-        same(name, job, found, wanted)
+def _head(job: Job, seed: int) -> Call:
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.rand(1, SAMPLES, POSITIONS, FEATURES, generator=draw).to(job.dtype)
+    weight = (torch.randn(1, CLASSES, FEATURES, generator=draw) * 0.05).to(job.dtype)
+    bias = torch.randn(1, CLASSES, generator=draw)
+    labels = torch.randint(0, CLASSES, (SAMPLES,), generator=draw)
+    inputs = [tensor.to(job.device) for tensor in (features, weight, bias, labels)]
+    losses = torch.empty(1, SAMPLES, device=job.device)
+    ranks = torch.empty(1, SAMPLES, dtype=torch.int32, device=job.device)
+    copied = (inputs[0], torch.zeros_like(inputs[0]))
+    return Call((*inputs, 0.1), {"losses": losses, "ranks": ranks}, copied)
 
 
 def _time(
     job: Job,
     operator: Callable[..., Any],
-    arguments: Sequence[tuple[Any, ...]],
-    outputs: Sequence[tuple[torch.Tensor, ...]],
-    buffers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    make: Callable[[int], Call],
     traffic: int,
+    set_bytes: int,
     note: str,
 ) -> Row:
+    """Checks one call and times several in turn; make(seed) gives one, set_bytes big."""
+    count = 1 if job.device == "cuda" else measure.sets_for(set_bytes, job.quick)
+    calls = [make(job.seed + number) for number in range(count)]
+    first = calls[0]
+    expected = [output.cpu().clone() for output in first.outputs.values()]
+    with backends.use("reference"):
+        operator(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in first.inputs), *expected)
     runs: list[Callable[[], None]] = [
-        partial(operator, *a, *o) for a, o in zip(arguments, outputs, strict=True)
+        partial(operator, *call.inputs, *call.outputs.values()) for call in calls
     ]
     with backends.use(job.backend):
-        times, copied = timed(job, runs, list(buffers), lambda: None)
-    return {**against_copy(times, traffic, copied), **how(job, len(runs)), "note": note}
+        runs[0]()
+        for (name, output), right in zip(first.outputs.items(), expected, strict=True):
+            same(name, job, output, right)
+        times, copied = timed(job, runs, [call.copied for call in calls])
+    return {**against_copy(times, traffic, copied), **how(job, count), "note": note}

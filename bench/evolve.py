@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bench import child, measure
 from bench.forward import autocast_of, eager
+from bench.handwritten import Loop
 from bench.job import Job
-from bench.networks import NETWORKS, Given, given, work_of
-from bench.peers.handwritten import Loop
+from bench.networks import NETWORKS, Subject, subject_of, work_of
 from bench.row import Row
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -49,14 +49,14 @@ def run_job(job: Job) -> Row:
 
 def run_child(job: Job) -> Row:
     """Generations of one run."""
-    own = given(job, count=job.batch, apart=APART)
+    subject = subject_of(job, count=job.batch, apart=APART)
     rest: dict[str, Any] = {"clock": "wall", "cold": "as in a run"}
     if job.backend == "eager":
-        times = _by_hand(job, own)
+        times = _by_hand(job, subject)
         rest["note"] = f"{job.batch} images, DE/rand/1/bin and functional_call in torch"
     else:
-        history = _evolved(job, own)
-        # The first generation scores the parents and builds the plan.
+        history = _evolved(job, subject)
+        # The first generation scores the parents and builds the network graph.
         seconds = [one["seconds"] for one in history]
         times = [b - a for a, b in pairwise(seconds)]
         rest["note"] = f"{job.batch} images"
@@ -67,20 +67,20 @@ def run_child(job: Job) -> Row:
     return {**measure.summary(times), **rest}
 
 
-def _evolved(job: Job, own: Given) -> list[dict[str, float]]:
-    members = [own.layout.views(row.cpu()) for row in own.rows]
-    whole = {name: tensor.cpu() for name, tensor in own.model.state_dict().items()}
+def _evolved(job: Job, subject: Subject) -> list[dict[str, float]]:
+    members = [subject.layout.views(row.cpu()) for row in subject.rows]
+    whole = {name: tensor.cpu() for name, tensor in subject.model.state_dict().items()}
     states = [{**whole, **{n: t.clone() for n, t in one.items()}} for one in members]
-    population = Population.from_state_dicts(own.model, states, device=job.device)
+    population = Population.from_state_dicts(subject.model, states, device=job.device)
     evaluator = Evaluator(
-        own.model,
+        subject.model,
         population,
         device=job.device,
         precision=job.dtype_name,
-        micro_batch=own.micro_batch,
+        micro_batch=subject.micro_batch,
         force_precision=True,
     )
-    images = ImageSet(own.images, own.labels, "images")
+    images = ImageSet(subject.images, subject.labels, "images")
     racing = Racing(ERROR) if job.case == "racing" else None
     fitness = ClassificationFitness(evaluator, images, racing=racing)
     generations = job.repetitions + 1
@@ -90,15 +90,15 @@ def _evolved(job: Job, own: Given) -> list[dict[str, float]]:
     return run.history
 
 
-def _by_hand(job: Job, own: Given) -> list[float]:
+def _by_hand(job: Job, subject: Subject) -> list[float]:
     """Seconds per generation; parents are scored before."""
     torch.manual_seed(job.seed)
-    loop = Loop(own.rows)
+    loop = Loop(subject.rows)
 
     def fitness(rows: Tensor) -> Tensor:
-        return eager(own, rows, autocast_of(job))().mean(dim=1)
+        return eager(subject, rows, autocast_of(job))().mean(dim=1)
 
-    parents = fitness(own.rows)
+    parents = fitness(subject.rows)
     times = []
     for _ in range(job.repetitions + 1):
         started = time.perf_counter()

@@ -23,12 +23,12 @@ def series(rows: list[Row], case: str, along: str, value: str) -> tuple[int, Poi
     usable = [row for row in rows if row["case"] == case and row["dtype"] == "float32"]
     usable = [row for row in usable if value in row]
     steps = {row[other]: {r[along] for r in usable if r[other] == row[other]} for row in usable}
-    counts = Counter({at: len(found) for at, found in steps.items()})
+    counts = Counter({at: len(values) for at, values in steps.items()})
     if not counts:
         return 0, []
     at = counts.most_common(1)[0][0]
-    own = [(float(row[along]), float(row[value])) for row in usable if row[other] == at]
-    return at, sorted(set(own))
+    points = [(float(row[along]), float(row[value])) for row in usable if row[other] == at]
+    return at, sorted(set(points))
 
 
 def fits(rows: list[Row]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The case `forward`: losses of K networks on the same images, by our plan and by what torch has.
+"""The case `forward`: losses of K networks on the same images, by our graph and by what torch has.
 
 Each way runs in a process of its own. Its losses are compared with functional_call's in float32 for
-the first and the last member before it is timed. FLOP and bytes of a row are those of the fused
-plan, whoever does the work.
+the first and the last member before it is timed. FLOP and bytes of a row are those of the network
+graph, whoever does the work.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,18 +20,17 @@ from torch.func import functional_call
 from bench import child, machine, measure
 from bench.cases import ENGINES
 from bench.job import Job, Skipped, check_close
-from bench.networks import Given, batch_of, given, work_of
+from bench.networks import Subject, batch_of, subject_of, work_of
 from bench.row import Row
 
 # Largest deviation of losses, relative to the largest: rounding, and far below a wrong network's.
 _DEVIATION = {"float32": 1e-3, "tf32": 0.05, "float16": 0.05, "bfloat16": 0.2}
-_FOLD_IMAGES = 256
 
 Call = Callable[[], Tensor]
 
 
 def run_job(job: Job) -> Row:
-    """The row that its own process gives, with FLOP and bytes of the plan."""
+    """The row that its own process gives, with FLOP and bytes of the network graph."""
     work = work_of(job)
     job = replace(job, batch=batch_of(job))
     return {**work.complete(job, child.run(job)), "floor_bytes": work.floor}
@@ -42,60 +40,44 @@ def run_child(job: Job) -> Row:
     """Builds, checks and times one way of evaluating."""
     if job.backend == "members" and job.device != "cuda":
         raise Skipped("our kernels for whole networks need CUDA")
-    own = given(job)
+    subject = subject_of(job)
     before = machine.memory(job.device)
     started = time.perf_counter()
     if job.backend in ENGINES:
-        forward = own.forward({"fused": "auto", "members": "triton"}[job.backend], job.dtype_name)
-        call: Call = lambda: forward(own.rows, own.images, own.labels).losses  # noqa: E731
+        forward = subject.forward(
+            {"fused": "auto", "members": "triton"}[job.backend], job.dtype_name
+        )
+        call: Call = lambda: forward(subject.rows, subject.images, subject.labels).losses  # noqa: E731
     else:
-        call = peer(job, own, own.rows)
-    found = call()
+        call = peer(job, subject, subject.rows)
+    losses = call()
     built = time.perf_counter() - started
-    check(job, own, found)
-    times, _ = measure.interleaved(
-        call,
-        repetitions=job.repetitions,
-        budget_s=job.budget_s,
-        least=3,
-        warm_up=False,
-        device=job.device,
-    )
-    row = {
+    check(job, subject, losses)
+    times, _ = measure.interleaved(call, effort=job.effort(least=3), warm_up=False)
+    return {
         **measure.summary(times),
         **measure.how(job.device),
         "build_s": built,
         "peak_bytes": machine.peak_memory(job.device) - before,
-        "note": f"{len(own.images)} images of {'x'.join(map(str, own.images.shape[2:]))}",
+        "note": f"{len(subject.images)} images of {'x'.join(map(str, subject.images.shape[2:]))}",
     }
-    if job.backend == "fused" and job.device == "cpu":
-        row["fold_share"] = _fold_share(forward, own, row["median_s"], job)
-    return row
 
 
-def check(job: Job, own: Given, found: Tensor) -> None:
+def check(job: Job, subject: Subject, losses: Tensor) -> None:
     """Raises WrongResult unless the first and last member's losses are functional_call's."""
     ends = [0, job.members - 1]
-    exact = eager(own, own.rows[ends])()
+    exact = eager(subject, subject.rows[ends])()
     what = f"forward: losses of {job.size} by {job.backend}"
-    check_close(what, found[ends], exact, _DEVIATION[job.dtype_name])
+    check_close(what, losses[ends], exact, _DEVIATION[job.dtype_name])
 
 
-def _fold_share(forward: Any, own: Given, seconds: float, job: Job) -> float:
-    """Folding and packing one member, as a share of its evaluation on 256 images on a thread."""
-    program = forward._built(tuple(own.images.shape[1:]), own.rows.dtype).runner.program
-    times, _ = measure.interleaved(partial(program.prepare, own.rows[0], None), repetitions=7)
-    fold = measure.summary(times)["median_s"]
-    return fold / (seconds * job.threads / (job.members * len(own.images)) * _FOLD_IMAGES)
-
-
-def peer(job: Job, own: Given, rows: Tensor) -> Call:
+def peer(job: Job, subject: Subject, rows: Tensor) -> Call:
     """One of torch's ways; in 16 bits by autocast."""
     if job.backend == "vmap":
-        return vmapped(own, rows, autocast_of(job))
+        return vmapped(subject, rows, autocast_of(job))
     channels_last = job.backend == "channels-last"
     mode = {"compile": "default", "compile-max": "max-autotune"}.get(job.backend)
-    return eager(own, rows, autocast_of(job), channels_last, mode)
+    return eager(subject, rows, autocast_of(job), channels_last, mode)
 
 
 def autocast_of(job: Job) -> Callable[[], Any]:
@@ -106,7 +88,7 @@ def autocast_of(job: Job) -> Callable[[], Any]:
 
 
 def eager(
-    own: Given,
+    subject: Subject,
     rows: Tensor,
     autocast: Callable[[], Any] = contextlib.nullcontext,
     channels_last: bool = False,
@@ -117,7 +99,7 @@ def eager(
     compile_mode: of torch.compile, which makes one function of weights and images; images are then
     channels-last, weights are not.
     """
-    model, layout, images, last = own.model, own.layout, own.images, torch.channels_last
+    model, layout, images, last = subject.model, subject.layout, subject.images, torch.channels_last
 
     def one(tensors: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return _losses(functional_call(model, tensors, (x,)), y)
@@ -126,7 +108,7 @@ def eager(
         images = images.contiguous(memory_format=last)
     if compile_mode:
         one = torch.compile(one, dynamic=False, mode=compile_mode)
-    parts = _parts(images, own.labels, own.micro_batch)
+    parts = _parts(images, subject.labels, subject.micro_batch)
 
     @(torch.no_grad if compile_mode else torch.inference_mode)()
     def call() -> Tensor:
@@ -145,10 +127,10 @@ def eager(
     return call
 
 
-def vmapped(own: Given, rows: Tensor, autocast: Callable[[], Any]) -> Call:
+def vmapped(subject: Subject, rows: Tensor, autocast: Callable[[], Any]) -> Call:
     """torch.func.vmap over the members, weights stacked."""
-    model, layout = own.model, own.layout
-    parts = _parts(own.images, own.labels, own.micro_batch)
+    model, layout = subject.model, subject.layout
+    parts = _parts(subject.images, subject.labels, subject.micro_batch)
 
     def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, tensors, (x,))
@@ -158,11 +140,11 @@ def vmapped(own: Given, rows: Tensor, autocast: Callable[[], Any]) -> Call:
         views = [layout.views(row) for row in rows]
         stacked = {name: torch.stack([v[name] for v in views]) for name in views[0]}
         with autocast():
-            found = []
+            losses = []
             for x, y in parts:
                 logits = torch.func.vmap(one, in_dims=(0, None))(stacked, x)
-                found.append(torch.stack([_losses(member, y) for member in logits]))
-        return torch.cat(found, dim=1)
+                losses.append(torch.stack([_losses(member, y) for member in logits]))
+        return torch.cat(losses, dim=1)
 
     return call
 

@@ -83,7 +83,7 @@ sanitize() {
     # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
     step sanitize "$tool" 260 env DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 99 --target-processes all \
-      "$python" -P -m pytest -p no:cacheprovider -q python_tests/test_cuda.py \
+      "$python" -P -m pytest -p no:cacheprovider -q python_tests/backends/test_cuda.py \
       -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))"
   done
 }
@@ -97,17 +97,17 @@ rows() {
 }
 
 measure() {
-  local own=cuda,triton operators=(--size resnet50 --threads 1)
+  local ours=cuda,triton operators=(--size resnet50 --threads 1)
   rows bench limits 50 --case copy,matmul --dtype float32,tf32,bfloat16,float16 --threads 1
-  rows bench tables 50 --case plan,tell,plan+tell --np 20,50,100 --backend $own
-  rows bench weights 170 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $own
-  rows bench graph 40 --case graph "${operators[@]}" --np 20,50 --backend $own
-  rows bench six 40 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $own
+  rows bench tables 50 --case plan,tell,plan+tell --np 20,50,100 --backend $ours
+  rows bench weights 170 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $ours
+  rows bench graph 40 --case graph "${operators[@]}" --np 20,50 --backend $ours
+  rows bench six 40 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $ours
   rows bench fold 45 --case fold --size resnet18 --np 20 --threads 1 \
-    --dtype float32,float16 --backend $own
+    --dtype float32,float16 --backend $ours
   rows bench head 15 --case head --threads 1 --dtype float32,float16 --backend cuda
   rows bench peers 120 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \
-    --backend "$own,torch-loop,torch-vectorised,torch-compile,evox-de,evox-shade,evosax-de"
+    --backend "$ours,torch-loop,torch-vectorised,torch-compile,evox-de,evox-shade,evosax-de"
 }
 
 networks() {

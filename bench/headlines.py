@@ -16,18 +16,16 @@ _PEERS = {
     "evox-shade": "EvoX SHADE",
     "evosax-de": "evosax DE",
 }
-
-
-_OWN = {"cpu", "cuda", "triton"}
+_OURS = {"cpu", "cuda", "triton"}
 
 
 def headlines(rows: list[Row]) -> list[Line]:
-    """Of what was measured: operators, a generation, networks, whole runs."""
+    """The lines of what was measured: operators, a generation, networks, whole runs."""
     timed = [row for row in rows if "median_s" in row]
     most = _with_most_threads(timed)
     lines: list[Line] = []
     for case in ("trials", "commit", "generation"):
-        same = {"case": case, "dtype": "float32", "np": 20, "backend": _OWN}
+        same = {"case": case, "dtype": "float32", "np": 20, "backend": _OURS}
         mine = _fastest(most, size="resnet18", **same) or _fastest(timed, size="resnet50", **same)
         if mine:
             what = f"`{case}`, {mine['np']} members of {mine['size']}, float32"
@@ -35,20 +33,20 @@ def headlines(rows: list[Row]) -> list[Line]:
             lines.append((what, seconds(mine["median_s"]), beside))
     lines += _generation(most)
     for size in ("resnet18", "resnet50", "resnet20"):
-        lines += _networks(_with_most_threads(_found(timed, case="forward", size=size)))
+        lines += _networks(_with_most_threads(_select(timed, case="forward", size=size)))
     return lines + _runs(timed)
 
 
 def _generation(rows: list[Row]) -> list[Line]:
     """Our generation beside each peer's, at the size where the peers were measured."""
-    peers = _found(rows, case="generation", backend=set(_PEERS))
+    peers = _select(rows, case="generation", backend=set(_PEERS))
     for size in dict.fromkeys(row["size"] for row in peers):
-        mine = _fastest(rows, case="generation", size=size, dtype="float32", backend=_OWN)
+        mine = _fastest(rows, case="generation", size=size, dtype="float32", backend=_OURS)
         if mine:
             what = f"a generation, {mine['np']} members of {mine['d'] / 1e6:.3g}M weights"
             times = [
                 f"{_PEERS[row['backend']]} {row['median_s'] / mine['median_s']:.0f} x"
-                for row in _found(peers, size=size, np=mine["np"])
+                for row in _select(peers, size=size, np=mine["np"])
             ]
             return [(what, seconds(mine["median_s"]), ", ".join(times))]
     return []
@@ -57,7 +55,7 @@ def _generation(rows: list[Row]) -> list[Line]:
 def _networks(rows: list[Row]) -> list[Line]:
     """Member-images per second of our network graph, by dtype, beside torch's best known ways."""
     lines: list[Line] = []
-    for mine in _found(rows, backend="fused"):
+    for mine in _select(rows, backend="fused"):
         others = [
             f"{row['backend']} {row['dtype']} {row['member_images_per_s']:.0f}"
             for row in rows
@@ -73,7 +71,7 @@ def _networks(rows: list[Row]) -> list[Line]:
 
 def _runs(rows: list[Row]) -> list[Line]:
     lines: list[Line] = []
-    for mine in _found(rows, case="evolve", backend="fused"):
+    for mine in _select(rows, case="evolve", backend="fused"):
         same = {name: mine[name] for name in ("size", "np", "dtype", "batch")}
         others = {
             "by hand in PyTorch": _fastest(rows, case="evolve", backend="eager", **same),
@@ -86,7 +84,7 @@ def _runs(rows: list[Row]) -> list[Line]:
     return lines
 
 
-def _found(rows: list[Row], **fields: object) -> list[Row]:
+def _select(rows: list[Row], **fields: object) -> list[Row]:
     """The rows with these fields; a set stands for any of its values."""
     return [
         row
@@ -99,8 +97,8 @@ def _found(rows: list[Row], **fields: object) -> list[Row]:
 
 
 def _fastest(rows: list[Row], **fields: object) -> Row | None:
-    return min(_found(rows, **fields), key=lambda row: row["median_s"], default=None)
+    return min(_select(rows, **fields), key=lambda row: row["median_s"], default=None)
 
 
 def _with_most_threads(rows: list[Row]) -> list[Row]:
-    return _found(rows, threads=max((row["threads"] for row in rows), default=1))
+    return _select(rows, threads=max((row["threads"] for row in rows), default=1))

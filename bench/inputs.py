@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,19 +17,25 @@ from deevo_ext.search.configuration import configure
 from deevo_ext.search.strategies import Strategy, compile_pool
 
 NONNEGATIVE = 4_800  # the running variances of a ResNet-18, in columns
-NO_BOUNDS = (-math.inf, math.inf)
 # Base and five further rows, the most that a strategy can have.
 SIX_ROWS = Strategy("six", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)")
 CHECKED = 4_096  # columns at each end of a row that are compared with reference
 
-# The tensors of an `Adaptation`, in the order in which operators take them.
-_STATE = ("state", "fitness", "alive", "generation")
-_TABLES = ("choices", "parameters")
-_OF_TRIALS = ("choices", "coefficients", "genes", "gene_mask")
-_OF_PLAN = ("settings", "strategies", *_STATE, "seed", *_TABLES, "coefficients", "gene_mask")
-_TOLD = ("accepted", "archive_slot")
-_OF_TELL = ("settings", "strategies", "trial_fitness", *_TABLES, "seed", *_STATE, *_TOLD)
-_WRITTEN = (*_STATE, *_TABLES, "coefficients", "gene_mask", *_TOLD)
+_SCHEMAS = {
+    name: getattr(torch.ops.deevo, name).default._schema.arguments
+    for name in ("plan", "tell", "trials", "commit")
+}
+_NAMES = {name: [argument.name for argument in schema] for name, schema in _SCHEMAS.items()}
+_WRITTEN = {
+    argument.name
+    for argument in (*_SCHEMAS["plan"], *_SCHEMAS["tell"])
+    if argument.alias_info is not None and argument.alias_info.is_write
+}
+
+
+def call(name: str, values: dict[str, Any]) -> None:
+    """Calls an operator on the values that are named as its arguments."""
+    getattr(torch.ops.deevo, name)(*(values[argument] for argument in _NAMES[name]))
 
 
 class Adaptation:
@@ -68,7 +75,7 @@ class Adaptation:
 
     def changed(self) -> dict[str, torch.Tensor]:
         """What plan and tell write, by name."""
-        return {name: getattr(self, name) for name in _WRITTEN}
+        return {name: tensor for name, tensor in vars(self).items() if name in _WRITTEN}
 
     def restoring(self) -> Callable[[], None]:
         """A function that puts all that plan and tell write back to what it is now."""
@@ -81,10 +88,10 @@ class Adaptation:
         return restore
 
     def plan(self) -> None:
-        torch.ops.deevo.plan(*(getattr(self, name) for name in _OF_PLAN))
+        call("plan", vars(self))
 
     def tell(self) -> None:
-        torch.ops.deevo.tell(*(getattr(self, name) for name in _OF_TELL))
+        call("tell", vars(self))
 
     def bytes(self) -> int:
         """Of all these tensors, each touched once."""
@@ -104,21 +111,17 @@ def fill(rows: torch.Tensor, seed: int) -> None:
     """Members a little apart from one another, as fine-tunings of one network are."""
     count = min(1 << 20, rows.shape[1])
     pattern = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(rows.device)
-    twice = torch.cat([pattern, pattern])  # any stretch of it is the pattern, turned
-    common, own = 0.05 * twice, 0.01 * twice
+    twice = torch.cat([pattern, pattern])  # any slice of it is the pattern, turned
+    common, apart = 0.05 * twice, 0.01 * twice
     for i, row in enumerate(rows):
         for start in range(0, row.numel(), count):
             part = row[start : start + count]
             a, b = start // count * 31 % count, (7_919 * (i + 1) + start // 3) % count
-            apart = (common[a : a + len(part)], own[b : b + len(part)])
+            terms = (common[a : a + len(part)], apart[b : b + len(part)])
             if rows.dtype == torch.float32:
-                torch.add(*apart, out=part)
+                torch.add(*terms, out=part)
             else:
-                part.copy_(torch.add(*apart))
-
-
-def nonneg_start(weights: int) -> int:
-    return max(0, weights - NONNEGATIVE) // 8 * 8
+                part.copy_(torch.add(*terms))
 
 
 class Weights:
@@ -126,13 +129,14 @@ class Weights:
 
     def __init__(self, job: Job, adaptation: Adaptation, number: int = 0) -> None:
         self.adaptation = adaptation
-        self.nonneg_start = nonneg_start(job.weights)
+        self.nonneg_start = max(0, job.weights - NONNEGATIVE) // 8 * 8
         self.population = new_rows(job.members, job.weights, job.dtype, job.device)
         fill(self.population, job.seed + number)
         self.population[:, self.nonneg_start :].abs_()
         self.archive = new_rows(0, job.weights, job.dtype, job.device)
         self.members = torch.arange(job.members, device=job.device)
         self.first_weight = 0
+        self.lower, self.upper = -math.inf, math.inf
 
     def ends(self) -> list[slice]:
         """The first columns, and the last ones down to the odd rest that fills no vector."""
@@ -142,7 +146,7 @@ class Weights:
 
     def part(self, columns: slice) -> Weights:
         """A copy of some columns on the CPU, which are counted from where they are in the whole."""
-        part = object.__new__(Weights)
+        part = copy.copy(self)
         part.adaptation, part.members = self.adaptation.to("cpu"), self.members.cpu()
         part.population = self.population[:, columns].to("cpu", copy=True)
         part.archive = self.archive[:, columns].to("cpu", copy=True)
@@ -151,20 +155,10 @@ class Weights:
         return part
 
     def trials(self, out: torch.Tensor) -> None:
-        torch.ops.deevo.trials(*self._rows(), self.members, *self._places(), out)
+        call("trials", {**vars(self.adaptation), **vars(self), "out": out})
 
     def commit(self) -> None:
-        told = (self.adaptation.accepted, self.adaptation.archive_slot)
-        torch.ops.deevo.commit(*self._rows(), *told, *self._places())
-
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        """What trials are made of."""
-        plan = (getattr(self.adaptation, name) for name in _OF_TRIALS)
-        return (self.population, self.archive, *plan)
-
-    def _places(self) -> tuple[float, ...]:
-        """The seed, where columns must not be negative, and where the first of them is."""
-        return (self.adaptation.seed, self.nonneg_start, self.first_weight, *NO_BOUNDS)
+        call("commit", {**vars(self.adaptation), **vars(self)})
 
 
 def planned(members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> Adaptation:

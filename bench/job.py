@@ -1,10 +1,12 @@
-"""What is asked to be measured."""
+"""What is to be measured, and the two ways in which it may not be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+
+from bench.measure import LEAST_REPETITIONS, Effort
 
 
 class WrongResult(Exception):
@@ -15,9 +17,9 @@ class Skipped(Exception):
     """A row that cannot be measured here; the message says why."""
 
 
-def check_close(what: str, found: torch.Tensor, expected: torch.Tensor, deviation: float) -> None:
+def check_close(what: str, values: torch.Tensor, expected: torch.Tensor, deviation: float) -> None:
     """Raises WrongResult where a value is farther off than this share of the largest one."""
-    error = float((found - expected).abs().max() / expected.abs().max())
+    error = float((values - expected).abs().max() / expected.abs().max())
     if not error <= deviation:
         raise WrongResult(f"{what}: off by {error:.2g}")
 
@@ -48,25 +50,29 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the population, or what a network is computed in."""
+        """The dtype of the population, or that in which a network is computed."""
         return getattr(torch, {"tf32": "float32"}.get(self.dtype_name, self.dtype_name))
+
+    def effort(self, least: int = LEAST_REPETITIONS) -> Effort:
+        """How often the row is timed; least: repetitions, whatever they take."""
+        return Effort(self.repetitions, self.device, self.budget_s, least)
 
     @property
     def command(self) -> str:
-        """What measures this row again, from a checkout."""
-        options = [
-            ("case", self.case),
-            ("backend", self.backend),
-            ("device", self.device if self.device != "cpu" else ""),
-            ("size", self.size if self.size != "-" else ""),
-            ("np", self.members),
-            ("dtype", self.dtype_name if self.dtype_name != "float64" else ""),
-            ("batch", self.batch or ""),
-            ("threads", self.threads),
-            ("isa", self.isa),
-            ("repetitions", self.repetitions),
-            ("budget", f"{self.budget_s:g}"),
-            ("seed", self.seed),
-        ]
-        given = " ".join(f"--{name} {value}" for name, value in options if value != "")
-        return f"python -m bench {given}{' --quick' if self.quick else ''}"
+        """The command that measures this row again, from a checkout."""
+        options = {
+            "case": self.case,
+            "backend": self.backend,
+            "device": self.device.replace("cpu", ""),
+            "size": "" if self.size == "-" else self.size,
+            "np": self.members,
+            "dtype": self.dtype_name.replace("float64", ""),
+            "batch": self.batch or "",
+            "threads": self.threads,
+            "isa": self.isa,
+            "repetitions": self.repetitions,
+            "budget": f"{self.budget_s:g}",
+            "seed": self.seed,
+        }
+        words = " ".join(f"--{name} {value}" for name, value in options.items() if value != "")
+        return f"python -m bench {words}{' --quick' if self.quick else ''}"

@@ -7,6 +7,7 @@ weights and output once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,17 +27,17 @@ _DEVIATION = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 
 def run_job(job: Job) -> list[Row]:
     """A row for each layer that differs from those before it, or for the one that is named."""
-    graph, own = graph_of(job)
-    wanted = job.size.partition("/")[2]
+    graph, subject = graph_of(job)
+    named = job.size.partition("/")[2]
     rows, seen = [], set()
     for layer in graph.layers:
         if not isinstance(layer, (Convolution, Linear)):
             continue
-        if (wanted and layer.name != wanted) or layer.signature in seen:
+        if (named and layer.name != named) or layer.signature in seen:
             continue
         seen.add(layer.signature)
         row = time_layer(job, layer)
-        rows.append({"size": f"{own.name}/{layer.name}", "batch": own.micro_batch, **row})
+        rows.append({"size": f"{subject.name}/{layer.name}", "batch": subject.micro_batch, **row})
     return rows
 
 
@@ -65,9 +66,8 @@ def time_layer(job: Job, layer: Convolution | Linear) -> Row:
         )
         what = f"layers: {layer.name} by {layer.engine}"
         check_close(what, run()[some].double(), expected, _DEVIATION[job.dtype_name])
-        times, _ = measure.interleaved(
-            run, repetitions=job.repetitions, budget_s=job.budget_s / 6, device=job.device
-        )
+        effort = replace(job.effort(), budget_s=job.budget_s / 6)
+        times, _ = measure.interleaved(run, effort=effort)
     shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
     fused = " + residual" if residual is not None else ""
     return {
@@ -84,13 +84,13 @@ def _exact(
     layer: Convolution | Linear, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None
 ) -> Tensor:
     """A layer's output by torch in float64."""
-    given = (x.double(), weight.double(), bias.double())
+    inputs = (x.double(), weight.double(), bias.double())
     if isinstance(layer, Linear):
-        found = torch.nn.functional.linear(*given)
+        output = torch.nn.functional.linear(*inputs)
     else:
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        found = torch.nn.functional.conv2d(*given, *geometry)
+        output = torch.nn.functional.conv2d(*inputs, *geometry)
     if residual is not None:
-        found = found + residual.double()
+        output = output + residual.double()
     function = activate(layer.activation)
-    return found if function is None else function(found)
+    return output if function is None else function(output)

@@ -51,7 +51,7 @@ def _copy(device: str, threads: int, repetitions: int) -> dict[str, Any]:
     size = COPY_BYTES[device]
     source, target = (new_rows(1, size // 4, torch.float32, device) for _ in range(2))
     copy = measure.Copy(source, target, threads)
-    times, _ = measure.interleaved(copy, repetitions=repetitions, device=device)
+    times, _ = measure.interleaved(copy, effort=measure.Effort(repetitions, device))
     return {**measure.summary(times), "bytes": 2 * size}
 
 
@@ -64,7 +64,7 @@ def _product(
     a, b = (torch.randn(n, n, generator=draw).to(device, dtype) for _ in range(2))
     run = partial(torch.mm, a, b, out=torch.empty_like(a))
     with _set_for_now(threads, dtype_name == "tf32"):
-        times, _ = measure.interleaved(run, repetitions=repetitions, device=device)
+        times, _ = measure.interleaved(run, effort=measure.Effort(repetitions, device))
     return {**measure.summary(times), "bytes": 3 * n * n * dtype.itemsize, "flops": 2 * n**3}
 
 

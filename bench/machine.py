@@ -52,15 +52,15 @@ def _gpu() -> dict[str, Any]:
 
 @cache
 def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
-    name = found[1] if found else os.uname().machine
+    match = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    name = match[1] if match else os.uname().machine
     return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
 
 
 def _cpu_mhz() -> list[int] | None:
     """Slowest and fastest core, as the kernel sees them now; None where it does not say."""
-    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(), re.M)
-    clocks = [round(float(mhz)) for mhz in found]
+    matches = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text(), re.M)
+    clocks = [round(float(mhz)) for mhz in matches]
     return [min(clocks), max(clocks)] if clocks else None
 
 

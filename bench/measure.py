@@ -68,6 +68,20 @@ class Copy:
             worker.join()
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How often something is timed, and by whose clock.
+
+    budget_s: after so many seconds no more repetitions begin, once there are `least`. device: on
+    "cuda" seconds are the device's own, with nothing in its L2 cache.
+    """
+
+    repetitions: int
+    device: str = "cpu"
+    budget_s: float = float("inf")
+    least: int = LEAST_REPETITIONS
+
+
 def nothing() -> None:
     """Stands for a yardstick or a reset where there is none."""
 
@@ -76,33 +90,28 @@ def interleaved(
     run: Callable[[], Any],
     yardstick: Callable[[], Any] = nothing,
     *,
-    repetitions: int,
+    effort: Effort,
     reset: Callable[[], None] = nothing,
-    budget_s: float = float("inf"),
-    least: int = LEAST_REPETITIONS,
     warm_up: bool = True,
-    device: str = "cpu",
 ) -> tuple[list[float], list[float]]:
     """Seconds of each repetition of `run` and of `yardstick`, alternating, after one of each.
 
-    reset: called before each `run`, not timed. budget_s: after so many seconds no more repetitions
-    begin, once there are `least`. warm_up: False where `run` was called before. device: on "cuda"
-    seconds are the device's own, with nothing in its L2 cache.
+    reset: called before each `run`, not timed. warm_up: False where `run` was called before.
     """
     times: tuple[list[Callable[[], float]], list[Callable[[], float]]] = ([], [])
-    timed = _on_device if device == "cuda" else _on_the_wall
+    timed = _on_device if effort.device == "cuda" else _on_the_wall
     begun = time.perf_counter()
-    for repetition in range(0 if warm_up else 1, repetitions + 1):
+    for repetition in range(0 if warm_up else 1, effort.repetitions + 1):
         reset()
-        for function, found in zip((run, yardstick), times, strict=True):
+        for function, pending in zip((run, yardstick), times, strict=True):
             seconds = timed(function)
             if repetition > 0:
-                found.append(seconds)
-        if repetition >= least and time.perf_counter() - begun > budget_s:
+                pending.append(seconds)
+        if repetition >= effort.least and time.perf_counter() - begun > effort.budget_s:
             break
-    if device == "cuda":
+    if effort.device == "cuda":
         torch.cuda.synchronize()
-    runs, yardsticks = ([seconds() for seconds in found] for found in times)
+    runs, yardsticks = ([seconds() for seconds in pending] for pending in times)
     return runs, yardsticks
 
 

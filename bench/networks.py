@@ -97,7 +97,7 @@ NETWORKS = {
 
 
 @dataclass
-class Given:
+class Subject:
     """Networks of one architecture, and images.
 
     rows [K, D] of members 1 % apart; images float32 [N, 3, H, W]; labels int64 [N], what the
@@ -113,7 +113,7 @@ class Given:
     micro_batch: int
 
     def forward(self, engine: str, precision: str) -> PopulationForward:
-        """The population forward of these."""
+        """Makes the forward passes of these networks."""
         return PopulationForward(
             self.model,
             self.layout,
@@ -125,12 +125,12 @@ class Given:
 
 
 def batch_of(job: Job) -> int:
-    """Images of a job."""
+    """How many images a job has."""
     return job.batch or (16 if job.quick else NETWORKS[_name(job)].batch[job.device])
 
 
-def given(job: Job, count: int | None = None, apart: float = 0.01) -> Given:
-    """What a job runs, on its device; count: of images."""
+def subject_of(job: Job, count: int | None = None, apart: float = 0.01) -> Subject:
+    """What a job runs, on its device; count: how many images."""
     network = NETWORKS[_name(job)]
     model = randomised(network.make, network.size, job.seed)
     state = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
@@ -142,14 +142,14 @@ def given(job: Job, count: int | None = None, apart: float = 0.01) -> Given:
         row.mul_(1 + apart * torch.randn(row.shape, generator=draw))
     count = count or batch_of(job)
     model, rows = model.to(job.device), rows.to(job.device)
-    shown = pictures(8, network.size, job.seed).to(job.device)
+    samples = pictures(8, network.size, job.seed).to(job.device)
     noise = torch.Generator(job.device).manual_seed(job.seed)
-    images = torch.empty(count, *shown.shape[1:], device=job.device).normal_(generator=noise)
-    images.mul_(0.3).add_(shown.repeat(-(-count // 8), 1, 1, 1)[:count])
+    images = torch.empty(count, *samples.shape[1:], device=job.device).normal_(generator=noise)
+    images.mul_(0.3).add_(samples.repeat(-(-count // 8), 1, 1, 1)[:count])
     with torch.no_grad():
         labels = torch.cat([model(part).argmax(dim=1) for part in images.split(64)])
     micro_batch = min(count, MOST_MICRO_BATCH[job.device])
-    return Given(_name(job), model, layout, rows, images, labels, micro_batch)
+    return Subject(_name(job), model, layout, rows, images, labels, micro_batch)
 
 
 def _name(job: Job) -> str:
@@ -182,10 +182,10 @@ class Work:
         }
 
 
-def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Given]:
+def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Subject]:
     """The graph of a job's network, its engines chosen by timing, and a member with images."""
-    own = given(replace(job, members=1))
-    return own.forward(engine, job.dtype_name).graph(tuple(own.images.shape[1:])), own
+    subject = subject_of(replace(job, members=1))
+    return subject.forward(engine, job.dtype_name).graph(tuple(subject.images.shape[1:])), subject
 
 
 def work_of(job: Job) -> Work:
@@ -197,11 +197,11 @@ def work_of(job: Job) -> Work:
 
 @cache
 def _work(job: Job) -> Work:
-    graph, own = graph_of(job, "fused")
+    graph, subject = graph_of(job, "fused")
     both = [
         size_of(layer.in_shape, graph.dtype) + size_of(layer.out_shape, graph.dtype)
         for layer in graph.layers
     ]
     moved = sum(layer.bytes for layer in graph.layers)
-    floor = max(both) + 2 * own.layout.dim * graph.dtype.itemsize
-    return Work(graph.flops / job.batch, moved / job.batch, floor, own.layout.dim)
+    floor = max(both) + 2 * subject.layout.dim * graph.dtype.itemsize
+    return Work(graph.flops / job.batch, moved / job.batch, floor, subject.layout.dim)

@@ -20,10 +20,10 @@ from deevo_ext.population.population import Population
 from deevo_ext.search.optimizer import DifferentialEvolution
 
 
-def same(what: str, job: Job, found: torch.Tensor, expected: torch.Tensor) -> None:
+def same(what: str, job: Job, result: torch.Tensor, expected: torch.Tensor) -> None:
     """Raises WrongResult unless the two have the same bits."""
     if not torch.equal(
-        found.cpu().contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)
+        result.cpu().contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)
     ):
         raise WrongResult(f"{job.case}: {what} of backend {job.backend} are not reference's bits")
 
@@ -64,8 +64,8 @@ def check_commit(job: Job, weights: Weights) -> None:
     for columns, part in parts:
         with backends.use("reference"):
             part.commit()
-        found = weights.population[:, columns]
-        same(f"population[:, {columns.start}:{columns.stop}]", job, found, part.population)
+        population = weights.population[:, columns]
+        same(f"population[:, {columns.start}:{columns.stop}]", job, population, part.population)
 
 
 def run_job(job: Job) -> Row:
@@ -81,18 +81,12 @@ def timed(
     job: Job,
     runs: list[Callable[[], None]],
     buffers: list[tuple[torch.Tensor, torch.Tensor]],
-    reset: Callable[[], None],
+    reset: Callable[[], None] = measure.nothing,
 ) -> tuple[tuple[list[float], list[float]], int]:
     """Seconds of the runs, in turn, and of copying their buffers; bytes of one copy."""
     copies = [measure.Copy(*pair, job.threads) for pair in buffers]
-    times = measure.interleaved(
-        measure.in_turn(runs),
-        measure.in_turn(copies),
-        repetitions=job.repetitions,
-        reset=reset,
-        budget_s=job.budget_s,
-        device=job.device,
-    )
+    both = measure.in_turn(runs), measure.in_turn(copies)
+    times = measure.interleaved(*both, effort=job.effort(), reset=reset)
     return times, copies[0].bytes_copied
 
 
@@ -103,81 +97,85 @@ def how(job: Job, sets: int = 1) -> dict[str, str]:
     return measure.how(job.device, cold if job.weights else "warm", clock)
 
 
+def _tell_and_plan(adaptation: Adaptation) -> None:
+    adaptation.tell()
+    adaptation.plan()
+
+
+_TABLES = {"plan": Adaptation.plan, "tell": Adaptation.tell, "plan+tell": _tell_and_plan}
+
+
 def time_tables(job: Job) -> Row:
     """plan and tell: a few kilobytes, so what counts is how long a call takes."""
-
-    def both(adaptation: Adaptation) -> None:
-        adaptation.tell()
-        adaptation.plan()
-
-    cases = {"plan": Adaptation.plan, "tell": Adaptation.tell, "plan+tell": both}
     adaptation = planned(job.members, job.seed, pool(job)).to(job.device)
-    check_tables(job, cases[job.case])
+    check_tables(job, _TABLES[job.case])
     traffic = adaptation.bytes()
     half = -(-traffic // 2)
     source, target = (torch.zeros(half, dtype=torch.uint8, device=job.device) for _ in range(2))
     with backends.use(job.backend):
-        run = partial(cases[job.case], adaptation)
+        run = partial(_TABLES[job.case], adaptation)
         times, copied = timed(job, [run], [(source, target)], adaptation.restoring())
     return {**against_copy(times, traffic, copied), **how(job), "note": "latency"}
+
+
+# The operators of each case, in order; a check goes before those of them that it times.
+_STEPS = {
+    "trials": ("trials",),
+    "trials-six": ("trials",),
+    "commit": ("commit",),
+    "generation": ("plan", "trials", "tell", "commit"),
+    "scaling": ("plan", "trials", "tell", "commit"),
+    "graph": ("tell", "commit", "plan"),
+}
 
 
 def time_weights(job: Job) -> Row:
     """trials, commit, the generation of all four operators, and what ends one as a graph."""
     adaptation = planned(job.members, job.seed, pool(job)).to(job.device)
-    written = int(adaptation.accepted.sum())
-    makes_trials = job.case in ("trials", "trials-six", "generation", "scaling")
-    commits = job.case in ("commit", "generation", "graph", "scaling")
+    accepted = int(adaptation.accepted.sum())
+    steps = _STEPS[job.case]
+    trials, commits = "trials" in steps, "commit" in steps
     # The yardstick copies as many rows as make half the traffic, into the trials where there are
     # any: memory that is not needed otherwise could change the pages' layout.
-    others = job.members if makes_trials else -(-(job.members + written) // 2)
-    one = (job.members + others) * -(-job.weights // 64) * 64 * job.dtype.itemsize
-    if job.device == "cpu" and 1.1 * one > available_bytes():
-        raise Skipped(f"needs {one >> 30} GiB, of which {available_bytes() >> 30} are free")
-    sets = measure.sets_for(one, job.quick) if job.device == "cpu" else 1
+    others = job.members if trials else -(-(job.members + accepted) // 2)
+    row_bytes = -(-job.weights // 64) * 64 * job.dtype.itemsize
+    set_bytes = (job.members + others) * row_bytes
+    sets = 1
+    if job.device == "cpu":
+        if 1.1 * set_bytes > available_bytes():
+            free = available_bytes() >> 30
+            raise Skipped(f"needs {set_bytes >> 30} GiB, of which {free} are free")
+        sets = measure.sets_for(set_bytes, job.quick)
     weights = [Weights(job, adaptation, number) for number in range(sets)]
     outs = [new_rows(others, job.weights, job.dtype, job.device) for _ in range(sets)]
-    row_bytes = weights[0].population.stride(0) * job.dtype.itemsize
-    if makes_trials:
+    if trials:
         check_trials(job, weights[0], outs[0])
     if commits:
         check_commit(job, weights[0])
-    moved = 2 * job.members * makes_trials + (job.members + written) * commits
-
-    def generation(own: Weights, out: torch.Tensor) -> None:
-        adaptation.plan()
-        own.trials(out)
-        adaptation.tell()
-        own.commit()
-
-    def end_of_generation(own: Weights, out: torch.Tensor) -> None:
-        adaptation.tell()
-        own.commit()
-        adaptation.plan()
-
-    steps_of: dict[str, Callable[[Weights, torch.Tensor], None]] = {
-        "trials": Weights.trials,
-        "trials-six": Weights.trials,
-        "commit": lambda own, out: own.commit(),
-        "generation": generation,
-        "scaling": generation,
-        "graph": end_of_generation,
-    }
     reset = measure.nothing
-    if job.case in ("generation", "scaling", "graph"):
+    if "tell" in steps:
         check_tables(job, Adaptation.plan)
         check_tables(job, Adaptation.tell)
         reset = adaptation.restoring()
+
+    def run(number: int) -> None:
+        for step in steps:
+            if step == "trials":
+                weights[number].trials(outs[number])
+            elif step == "commit":
+                weights[number].commit()
+            else:
+                _TABLES[step](adaptation)
+
     with backends.use(job.backend):
-        runs: list[Callable[[], None]] = [
-            partial(steps_of[job.case], own, out) for own, out in zip(weights, outs, strict=True)
-        ]
+        runs: list[Callable[[], None]] = [partial(run, number) for number in range(sets)]
         if job.case == "graph":
             runs = [measure.captured(runs[0])]
-        buffers = [(own.population, out) for own, out in zip(weights, outs, strict=True)]
+        buffers = [(rows.population, out) for rows, out in zip(weights, outs, strict=True)]
         times, copied = timed(job, runs, buffers, reset)
+    moved = 2 * job.members * trials + (job.members + accepted) * commits
     result = against_copy(times, moved * row_bytes, copied)
-    note = f"{written} of {job.members} accepted" if commits else ""
+    note = f"{accepted} of {job.members} accepted" if commits else ""
     if job.case == "trials" and job.dtype.itemsize == 2:
         note = f"{result['median_s'] / result['limit_s'] / 2:.2f} of a float32 copy"
     return {**result, **how(job, sets), "note": note}
@@ -208,8 +206,6 @@ def time_step(job: Job) -> Row:
 
     yardstick = measure.Copy(population.rows, target, 1)
     with backends.use(job.backend):
-        times = measure.interleaved(
-            step, yardstick, repetitions=job.repetitions, budget_s=job.budget_s
-        )
+        times = measure.interleaved(step, yardstick, effort=job.effort())
     row = against_copy(times, 2 * yardstick.bytes_copied, yardstick.bytes_copied)
     return {**row, **measure.how("cpu"), "note": "latency"}

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,41 @@ from bench.cases import ALL, BACKENDS, BY_NAME, CASES, CPU_ALONE, NETWORKS, SIZE
 from bench.job import Job
 from bench.measure import LEAST_REPETITIONS
 
-AXES = ("size", "np", "dtype", "backend", "threads", "isa")
 _DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
 
 
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {', '.join(allowed)}")
+        return text
+
+    return convert
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
+    return int(text)
+
+
+def _size(text: str) -> str:
+    return text if text.partition("/")[0] in SIZES else str(_number(text))
+
+
+AXES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "size": (_size, f"{', '.join(SIZES)} or a number of weights"),
+    "np": (_number, "how many members"),
+    "dtype": (_one_of(*_DTYPES), "of the population; of networks: what they compute in"),
+    "backend": (_one_of(*BACKENDS), ", ".join(BACKENDS)),
+    "threads": (_number, "all usable cores by default"),
+    "isa": (_one_of("avx512", "avx2", "baseline"), "of backend cpu; the best by default"),
+}
+"""What cases can be varied in: how an option's words are read, and its help."""
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options as they were given, each checked."""
+    """Reads and checks the options; the jobs that they stand for are `jobs`."""
     cases = "\n".join(
         f"  {name:12} {case.what}{' (by name alone)' if name in BY_NAME else ''}"
         for name, case in CASES.items()
@@ -34,55 +64,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option, "
         "3 where --compare finds something slower",
     )
-
-    def listed(name: str, convert: Callable[[str], Any], help_: str) -> None:
-        def several(text: str) -> list[Any]:
-            return [convert(part) for part in text.split(",")]
-
-        parser.add_argument(f"--{name}", action="extend", type=several, help=help_)
-
-    def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
-        def convert(text: str) -> str:
-            if text not in allowed:
-                raise argparse.ArgumentTypeError(f"{text!r}; expected {', '.join(allowed)}")
-            return text
-
-        return convert
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
-        return int(text)
-
-    def size(text: str) -> str:
-        return text if text.partition("/")[0] in SIZES else str(number(text))
-
-    listed("case", one_of(tuple(CASES)), "see below")
-    listed("size", size, f"{', '.join(SIZES)} or a number of weights")
-    listed("np", number, "members")
-    listed("dtype", one_of(_DTYPES), "of the population; of networks: what they compute in")
-    listed("backend", one_of(BACKENDS), f"{', '.join(BACKENDS)}")
-    listed("threads", number, "default: all usable cores")
-    listed("isa", one_of(("avx512", "avx2", "baseline")), "of backend cpu; default: the best")
-    parser.add_argument("--batch", type=number, help="images, where networks are run")
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="where networks and peers run; backends cuda and triton are always on cuda",
-    )
-    parser.add_argument("--repetitions", type=number, help=f"at least {LEAST_REPETITIONS}")
-    parser.add_argument("--budget", type=float, help="seconds for a row's repetitions; default 6")
-    parser.add_argument(
-        "--limit", type=float, metavar="MINUTES", help="rows not begun by then are skipped"
-    )
-    parser.add_argument("--seed", type=int, help="of all inputs; default: a new one")
-    parser.add_argument("--quick", action="store_true", help="small and few: does it run?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
-    parser.add_argument(
-        "--compare", type=Path, metavar="OLD", help="rows of an older --json: say what is slower"
-    )
+    add = parser.add_argument
+    for name, (convert, help_) in {"case": (_one_of(*CASES), "see below"), **AXES}.items():
+        several = partial(_several, convert)
+        add(f"--{name}", action="extend", type=several, help=help_)
+    device = "where networks and peers run; backends cuda and triton are always on cuda"
+    add("--batch", type=_number, help="how many images, where networks are run")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help=device)
+    add("--repetitions", type=_number, help=f"at least {LEAST_REPETITIONS}")
+    add("--budget", type=float, help="seconds for a row's repetitions; 6 by default")
+    add("--limit", type=float, metavar="MINUTES", help="rows not begun by then are skipped")
+    add("--seed", type=int, help="of all inputs; a new one by default")
+    add("--quick", action="store_true", help="small and few: does it run?")
+    add("--json", type=Path, metavar="FILE", help="write the rows")
+    add("--markdown", type=Path, metavar="FILE", help="write the table")
+    add("--compare", type=Path, metavar="OLD", help="say what is slower than in an older --json")
     options = parser.parse_args(arguments)
     if options.repetitions is not None and options.repetitions < LEAST_REPETITIONS:
         parser.error(f"--repetitions: at least {LEAST_REPETITIONS}")
@@ -90,29 +86,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.seed = secrets.randbelow(2**31)
     options.jobs = jobs(options)
     if not options.jobs:
-        parser.error(f"nothing to measure: {_what_goes_together(options)}")
+        names = options.case or ("trials",)
+        each = (f"case {name} has backends {', '.join(CASES[name].backends)}" for name in names)
+        parser.error(f"nothing to measure: {'; '.join(each)}")
     return options
 
 
+def _several(convert: Callable[[str], Any], text: str) -> list[Any]:
+    return [convert(part) for part in text.split(",")]
+
+
 def jobs(options: argparse.Namespace) -> list[Job]:
-    """The rows to be, without repetitions."""
-    found: dict[Job, None] = {}
+    """The rows to be, each once."""
+    result: dict[Job, None] = {}
     for name in dict.fromkeys(options.case or standard()):
         case = CASES[name]
-        given = {
+        fixed = {
             axis: tuple(dict.fromkeys(value))
             for axis in case.axes
             if (value := getattr(options, axis)) is not None
         }
         groups = case.quick if options.quick else case.standard
         if options.backend is not None and "backend" not in case.axes:
-            given["backend"] = tuple(b for b in options.backend if b in case.backends)
-        for axes in groups[:1] if given else groups:
-            for values in itertools.product(*(getattr(replace(axes, **given), a) for a in AXES)):
+            fixed["backend"] = tuple(b for b in options.backend if b in case.backends)
+        for axes in groups[:1] if fixed else groups:
+            for values in itertools.product(*(getattr(replace(axes, **fixed), a) for a in AXES)):
                 job = _job(options, name, axes.repetitions, dict(zip(AXES, values, strict=True)))
                 if job is not None:
-                    found[job] = None
-    return list(found)
+                    result[job] = None
+    return list(result)
 
 
 def _job(
@@ -151,11 +153,4 @@ def _job(
         seed=options.seed,
         batch=(options.batch or 0) if runs_networks else 0,
         quick=options.quick,
-    )
-
-
-def _what_goes_together(options: argparse.Namespace) -> str:
-    return "; ".join(
-        f"case {name} has backends {', '.join(CASES[name].backends)}"
-        for name in options.case or ("trials",)
     )

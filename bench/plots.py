@@ -1,4 +1,4 @@
-"""PNG plots of a device's rows: bandwidth, peers, and the roofline of the inference plan."""
+"""PNG plots of a device's rows: bandwidth, peers, and the roofline of a network graph."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def _bandwidth(figure: Any, rows: list[Row]) -> bool:
         if axis.lines:
             axis.legend()
     cases = ("trials", "commit", "generation")
-    own = [r for r in rows if r["case"] in cases and r["backend"] in OPERATORS]
-    sizes = [row["size"] for row in own if row["case"] == "commit"]
+    ours = [r for r in rows if r["case"] in cases and r["backend"] in OPERATORS]
+    sizes = [row["size"] for row in ours if row["case"] == "commit"]
     size = max(sizes, key=sizes.count, default="")
     kinds: dict[str, dict[str, float]] = {}
-    for row in (row for row in own if row["size"] == size):
+    for row in (row for row in ours if row["size"] == size):
         parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
         kind = kinds.setdefault(" ".join(filter(None, parts)), {})
         kind[row["case"]] = row["bytes_per_s"] / 1e9
     width = 0.8 / max(1, len(kinds))
-    for number, (name, found) in enumerate(kinds.items()):
-        values = {i + number * width: found[c] for i, c in enumerate(cases) if c in found}
+    for number, (name, rates) in enumerate(kinds.items()):
+        values = {i + number * width: rates[c] for i, c in enumerate(cases) if c in rates}
         bars.bar(list(values), list(values.values()), width, label=name, align="edge")
     bars.set(ylabel="GB/s", title=f"operators, {size}")
     bars.set_xticks([i + 0.4 for i in range(len(cases))], cases)
@@ -76,11 +76,11 @@ def _peers(figure: Any, rows: list[Row]) -> bool:
     most = max((row["threads"] for row in passes), default=0)
     passes = [row for row in passes if row["threads"] == most]
     titles = ("a generation, s", f"{size}, s for all members")
-    for axis, found, title in zip(figure.subplots(1, 2), (steps, passes), titles, strict=True):
-        found = sorted(found, key=lambda row: -row["median_s"])
-        if found:
-            times = [row["median_s"] for row in found]
-            bars = axis.barh([f"{row['backend']} {row['dtype']}" for row in found], times)
+    for axis, chosen, title in zip(figure.subplots(1, 2), (steps, passes), titles, strict=True):
+        chosen = sorted(chosen, key=lambda row: -row["median_s"])
+        if chosen:
+            times = [row["median_s"] for row in chosen]
+            bars = axis.barh([f"{row['backend']} {row['dtype']}" for row in chosen], times)
             axis.bar_label(bars, [seconds(t) for t in times], padding=2, fontsize=7)
             axis.set(xscale="log", title=title)
             axis.set_xlim(min(times) / 2, max(times) * 4)
@@ -88,20 +88,20 @@ def _peers(figure: Any, rows: list[Row]) -> bool:
 
 
 def _roofline(figure: Any, rows: list[Row]) -> bool:
-    """FLOP per second of the plan's layers against FLOP per byte, below the machine's two roofs."""
+    """FLOP per second of a graph's layers against FLOP per byte, below the machine's two roofs."""
     layers = [row for row in rows if row["case"] == "layers"]
     axis = figure.subplots()
     for dtype in dict.fromkeys(row["dtype"] for row in layers):
-        own = [row for row in layers if row["dtype"] == dtype]
-        intensity = [row["flops"] / row["bytes"] for row in own]
-        copy = own[0]["bytes"] / own[0]["limit_s"]
-        product = own[0]["flops"] / own[0]["flop_limit_s"]
+        alike = [row for row in layers if row["dtype"] == dtype]
+        intensity = [row["flops"] / row["bytes"] for row in alike]
+        copy = alike[0]["bytes"] / alike[0]["limit_s"]
+        product = alike[0]["flops"] / alike[0]["flop_limit_s"]
         xs = sorted({min(intensity) / 2, product / copy, max(intensity) * 2})
         roof = [min(product, copy * x) / 1e9 for x in xs]
         (line,) = axis.plot(xs, roof, label=f"copy bandwidth, matrix product, {dtype}")
-        rates = [row["flops_per_s"] / 1e9 for row in own]
+        rates = [row["flops_per_s"] / 1e9 for row in alike]
         axis.plot(intensity, rates, "o", color=line.get_color(), label=f"layers, {dtype}")
-        for row, *at in zip(own, intensity, rates, strict=True):
+        for row, *at in zip(alike, intensity, rates, strict=True):
             label = row["size"].partition("/")[2]
             axis.annotate(label, at, fontsize=5, xytext=(2, 2), textcoords="offset points")
     axis.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")

@@ -34,7 +34,7 @@ SECTIONS = {
     "Memory": ("memory",),
     "What an evaluation needs beside the network": ("fold", "head"),
     "Populations of networks": ("forward",),
-    "Layers of the inference plan": ("layers",),
+    "Layers of the network graph": ("layers",),
     "Whole generations of a run": ("evolve", "racing"),
     "Images": ("decode", "feed"),
 }
@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"wrote {path}", file=sys.stderr)
     page = options.results / "REPORT.md"
     readme = options.readme.read_text()
-    wanted = {
+    texts = {
         page: report(devices, options.results),
         options.readme: with_excerpt(readme, excerpt(devices)),
     }
     if options.check:
-        stale = [str(p) for p, text in wanted.items() if not p.exists() or p.read_text() != text]
+        stale = [str(p) for p, text in texts.items() if not p.exists() or p.read_text() != text]
         for path in stale:
             print(f"{path} is not what the stored rows give: run python -m bench.report")
         return 1 if stale else 0
-    for path, text in wanted.items():
+    for path, text in texts.items():
         path.write_text(text)
         print(f"wrote {path}", file=sys.stderr)
     return 0
@@ -78,11 +78,11 @@ def stored(results: Path) -> dict[str, list[Row]]:
     for path in sorted(results.glob("*/*.json")):
         if path.name == "summary.json":
             continue
-        own = devices.setdefault(path.parent.name, {})
+        newest = devices.setdefault(path.parent.name, {})
         for row in json.loads(path.read_text()):
-            before = own.get(identity(row))
+            before = newest.get(identity(row))
             if before is None or before["date"] <= row["date"]:
-                own[identity(row)] = row
+                newest[identity(row)] = row
     return {name: list(rows.values()) for name, rows in devices.items() if rows}
 
 
@@ -102,9 +102,9 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
             if (results / name / f"{picture}.png").exists():
                 lines += ["", f"![{picture}]({name}/{picture}.png)"]
         for title, cases in SECTIONS.items():
-            own = [row for row in rows if row["case"] in cases]
-            if own:
-                lines += ["", f"### {title}", "", table(own, markdown_table)]
+            chosen = [row for row in rows if row["case"] in cases]
+            if chosen:
+                lines += ["", f"### {title}", "", table(chosen, markdown_table)]
     return "\n".join(lines) + "\n"
 
 
@@ -128,11 +128,11 @@ def excerpt(devices: dict[str, list[Row]]) -> str:
     """The README's few lines: the headlines of each device."""
     parts = []
     for name, rows in devices.items():
-        found = headlines(rows)
-        if found:
+        lines = headlines(rows)
+        if lines:
             where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
             header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
-            parts.append(markdown_table(header, found, "<"))
+            parts.append(markdown_table(header, lines, "<"))
     return "\n\n".join(parts) or "Nothing has been measured yet."
 
 

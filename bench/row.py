@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ IDENTITY = (
     "case", "backend", "device", "gpu", "cpu", "dtype", "size", "np", "threads",
     "instruction_set", "batch",
 )  # fmt: skip
+_ALIKE = tuple(name for name in IDENTITY if name not in ALTERNATIVES)
 
 
 def against_copy(times: tuple[list[float], list[float]], traffic: int, copied: int) -> Row:
@@ -80,7 +80,7 @@ def mark_ties(rows: list[Row]) -> None:
     for row in rows:
         row.pop("ties", None)
         if "median_s" in row:
-            groups.setdefault(_key(row, lambda name: name not in ALTERNATIVES), []).append(row)
+            groups.setdefault(tuple(row.get(name) for name in _ALIKE), []).append(row)
     for group in groups.values():
         group.sort(key=lambda row: row["median_s"])
         for a, b in pairwise(group):
@@ -92,11 +92,7 @@ def mark_ties(rows: list[Row]) -> None:
 
 def identity(row: Row) -> tuple[Any, ...]:
     """What a row of another run must share to be the same measurement."""
-    return _key(row, lambda name: True)
-
-
-def _key(row: Row, wanted: Callable[[str], bool]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in IDENTITY if wanted(name))
+    return tuple(row.get(name) for name in IDENTITY)
 
 
 def _name(row: Row) -> str:

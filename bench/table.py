@@ -17,18 +17,18 @@ def table(rows: list[Row], write: Callable[..., str] = text_table) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row's line of the table."""
+    """A line of the table."""
     names = ("case", "backend", "instruction_set", "dtype", "size", "np", "threads")
     start = tuple(str(row[name]) for name in names)
     empty = ("",) * 9
     if "skipped" in row:
         return (*start, *empty, f"skipped: {row['skipped']}")
     if "median_s" not in row:
-        sizes = [f"{row[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "floor_bytes")]
-        limit = f"{row['limit_bytes'] / 2**20:.0f} MiB"
-        blank = ("", "", "", "")
-        return (*start, sizes[0], "", sizes[1], *blank[:3], limit, f"{row['ratio']:.2f}", "",
-                row["note"])  # fmt: skip
+        peak, floor, limit = (
+            f"{row[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "floor_bytes", "limit_bytes")
+        )
+        ratio = f"{row['ratio']:.2f}"
+        return (*start, peak, "", floor, "", "", "", limit, ratio, "", row["note"])
     flops = row.get("flops_per_s")
     per_weight = row.get("bytes_per_weight")
     return (
@@ -51,8 +51,6 @@ def note(row: Row) -> str:
     parts = [row["note"]] if row.get("note") else []
     if "member_images_per_s" in row:
         parts.append(f"{row['member_images_per_s']:.0f} member-images/s")
-    if "fold_share" in row:
-        parts.append(f"fold {row['fold_share']:.1%} of 256 images")
     if "peak_bytes" in row:
         parts.append(f"peak {row['peak_bytes'] / row['floor_bytes']:.1f} x floor")
     if row.get("ties"):
@@ -61,12 +59,12 @@ def note(row: Row) -> str:
 
 
 def seconds(value: float) -> str:
-    """With three digits."""
+    """Writes a time with three digits."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} us"
 
 
 def size_of(value: float) -> str:
-    """Bytes, in powers of ten."""
+    """Writes bytes, in powers of ten."""
     return f"{value / 1e9:.2f} GB" if value >= 1e7 else f"{value / 1e3:.1f} kB"

@@ -120,11 +120,11 @@ def _of(names: Sequence[str] | None, known: Sequence[str] | dict[str, Any]) -> S
 
 
 def _numbers(text: str) -> list[int]:
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         low, _, high = part.partition("-")
-        found += range(int(low), int(high or low) + 1)
-    return found
+        numbers += range(int(low), int(high or low) + 1)
+    return numbers
 
 
 def _recorded(name: str) -> set[tuple[Any, ...]]:
@@ -138,9 +138,9 @@ def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
     with ProcessPoolExecutor(processes, initializer=partial(torch.set_num_threads, 1)) as pool:
         tasks = [pool.submit(job) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), unit="run"):
-            found = task.result()
-            if isinstance(found, dict):
-                csv_files.save(RECORDS, found)
+            lines = task.result()
+            if isinstance(lines, dict):
+                csv_files.save(RECORDS, lines)
 
 
 if __name__ == "__main__":

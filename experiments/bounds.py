@@ -76,9 +76,9 @@ def learned_soup(
     def built() -> dict[str, torch.Tensor]:
         result = {}
         for i, name in enumerate(names):
-            own = coefficients[i if by_tensor else 0]
-            own = own + (1 - own.sum()) / count
-            value = torch.tensordot(own, stacks[name], 1)
+            of_members = coefficients[i if by_tensor else 0]
+            of_members = of_members + (1 - of_members.sum()) / count
+            value = torch.tensordot(of_members, stacks[name], 1)
             result[name] = value.clamp_min(_LEAST_VARIANCE) if "running_var" in name else value
         return result
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from deevo_ext.files import write_whole
 
-Row = dict[str, Any]
-Found = dict[str, list[Row]]
+Line = dict[str, Any]
+Lines = dict[str, list[Line]]
 """Lines of one run, by the name of the file that they belong to."""
 
 _KEYS = {
@@ -27,7 +27,7 @@ _KEYS = {
 _OF_A_SETTING = ("variant", "population")
 
 
-def read(folder: Path, name: str) -> list[Row]:
+def read(folder: Path, name: str) -> list[Line]:
     """Reads the lines of a file: numbers as numbers, an empty cell as None.
 
     A file that does not exist has no lines.
@@ -39,25 +39,25 @@ def read(folder: Path, name: str) -> list[Row]:
         return [{k: _value(text) for k, text in line.items()} for line in csv.DictReader(file)]
 
 
-def save(folder: Path, found: Found) -> None:
+def save(folder: Path, lines: Lines) -> None:
     """Writes the lines of a run into their files, in place of those of an older run like it.
 
     A file shows the old lines or the new ones, whatever interrupts. Only one process may write.
     """
-    for name, rows in found.items():
+    for name, rows in lines.items():
         new = {key_of(name, row) for row in rows}
         kept = [row for row in read(folder, name) if key_of(name, row) not in new]
-        lines = sorted([*kept, *rows], key=lambda row: key_of(name, row))  # stable within a run
+        every = sorted([*kept, *rows], key=lambda row: key_of(name, row))  # stable within a run
         text = io.StringIO()
         columns = list(dict.fromkeys(column for row in [*kept, *rows] for column in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(every)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{name}.csv", text.getvalue().encode())
 
 
-def key_of(name: str, row: Row) -> tuple[Any, ...]:
+def key_of(name: str, row: Line) -> tuple[Any, ...]:
     """Names the run that a line of the file `name` belongs to."""
     return tuple(row[column] for column in _KEYS.get(name, _OF_A_SETTING))
 

@@ -17,7 +17,7 @@ from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.runs.soups import average
 
-from .csv_files import Found, Row
+from .csv_files import Line, Lines
 from .populations import Setting
 from .runs import SOUP, Case, case_of, evolve
 
@@ -37,7 +37,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
+def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
     """Evolves a population by a policy; returns its line of `policies.csv`."""
     case, policy = case_of(root, setting, seed), POLICIES[name]
     options: dict[str, Any] = {
@@ -79,7 +79,7 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
     return {"policies": [row]}
 
 
-def _first_trials(case: Case, batchnorm: str) -> Row:
+def _first_trials(case: Case, batchnorm: str) -> Line:
     """Scores parents, their first trials and the plain average on the validation images."""
     members = deevo.Population.from_checkpoints(case.network, case.paths, batchnorm=batchnorm)
     evaluator = deevo.Evaluator(

@@ -19,7 +19,7 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
 from deevo_ext.runs.state import RunState
 
-from .csv_files import Found, Row
+from .csv_files import Line, Lines
 from .populations import Setting
 from .runs import Case, case_of
 
@@ -28,7 +28,7 @@ PRESET = "sa-shade-tri-ensin"
 MICRO_BATCH = 64
 
 
-def measure(root: Path, setting: Setting, seed: int, generations: int, error: float) -> Found:
+def measure(root: Path, setting: Setting, seed: int, generations: int, error: float) -> Lines:
     """Races a population; returns its line of `racing.csv`."""
     case, racing = case_of(root, setting, seed), Racing(error)
     full = _evolve(case, generations, racing, raced=False)
@@ -54,7 +54,7 @@ def measure(root: Path, setting: Setting, seed: int, generations: int, error: fl
     return {"racing": [row]}
 
 
-def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row:
+def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Line:
     """Evolves the population once.
 
     raced: whether the races decide, instead of only being watched.

@@ -12,12 +12,12 @@ from deevo_ext.files import write_whole
 from deevo_ext.reports.plots import success_rates
 from deevo_ext.text import markdown_table
 
-from .csv_files import Row, read
+from .csv_files import Line, read
 from .populations import SETTINGS
 from .runs import SOUP
 from .variants import BOUNDS, DEFAULT, PAPER, PEERS, PLOTTED, RATED, VARIANTS
 
-Run = dict[str, Row]
+Run = dict[str, Line]
 """The networks of one run by name."""
 Runs = dict[int, Run]
 """The runs of one variant by population."""
@@ -26,14 +26,14 @@ _LOSSES = {"fitness": "fitness_loss", "validation": "validation_loss", "test": "
 
 def load(records: Path, setting: str) -> dict[str, Runs]:
     """The runs of a setting by variant, peer or bound."""
-    found: dict[str, Runs] = {}
+    variants: dict[str, Runs] = {}
     for row in read(records, setting):
-        run = found.setdefault(row["variant"], {}).setdefault(row["population"], {})
+        run = variants.setdefault(row["variant"], {}).setdefault(row["population"], {})
         run[row["network"]] = row
-    return found
+    return variants
 
 
-def evolved(run: Run) -> Row:
+def evolved(run: Run) -> Line:
     """The network that the run gave back: of evolution, the candidate that validation chose."""
     return next(row for row in run.values() if row["returned"])
 
@@ -54,22 +54,22 @@ def write(records: Path, docs: Path) -> None:
     curves = read(records, "curves")
     for setting in SETTINGS:
         runs = load(records, setting)
-        found = {name: runs[name] for name in VARIANTS if name in runs}
-        if not found:
+        variants = {name: runs[name] for name in VARIANTS if name in runs}
+        if not variants:
             continue
-        parts += [f"## {setting}", "", _networks(found), ""]
-        parts += [_variants(found), "", *_bounds(runs), ""]
-        if DEFAULT in found:
-            parts += [_populations(found[DEFAULT]), ""]
+        parts += [f"## {setting}", "", _networks(variants), ""]
+        parts += [_variants(variants), "", *_bounds(runs), ""]
+        if DEFAULT in variants:
+            parts += [_populations(variants[DEFAULT]), ""]
         picture = f"evidence-{setting}.png"
         _plot([row for row in curves if row["setting"] == setting], docs / picture)
         parts += [f"![Diversity and success rates]({picture})", ""]
     write_whole(docs / "evidence-tables.md", "\n".join(parts).encode())
 
 
-def _networks(found: dict[str, Runs]) -> str:
+def _networks(variants: dict[str, Runs]) -> str:
     """Median test loss and top-1 of every network of the comparison, for the default."""
-    runs = list((found.get(DEFAULT) or next(iter(found.values()))).values())
+    runs = list((variants.get(DEFAULT) or next(iter(variants.values()))).values())
     header = ("network", "test loss", "top-1", "inference", "forward passes to find it")
     lines = []
     for name in runs[0]:
@@ -80,18 +80,18 @@ def _networks(found: dict[str, Runs]) -> str:
     return markdown_table(header, lines)
 
 
-def _variants(found: dict[str, Runs]) -> str:
+def _variants(variants: dict[str, Runs]) -> str:
     header = ("variant", "n", "loss - greedy soup", "better in", "p", "loss - paper", "p",
               "loss - default", "p, two-sided", "top-1 - greedy soup", "gained / lost",
               "passes")  # fmt: skip
     lines = []
-    for name, runs in found.items():
+    for name, runs in variants.items():
         ours = [evolved(run) for run in runs.values()]
         loss, top1 = (
             [evolved(run)[figure] - run[SOUP][figure] for run in runs.values()]
             for figure in ("loss", "top1")
         )
-        against, changed = (_paired(runs, found.get(other, {})) for other in (PAPER, DEFAULT))
+        against, changed = (_paired(runs, variants.get(other, {})) for other in (PAPER, DEFAULT))
         gained, lost = (f"{_median(ours, figure):.0f}" for figure in ("gained", "lost"))
         lines.append(
             (
@@ -127,7 +127,7 @@ def _bounds(runs: dict[str, Runs]) -> list[str]:
     for name in (name for name in (*PEERS, *BOUNDS) if name in runs):
         pairs = [(evolved(run), run[SOUP]) for run in runs[name].values()]
         gaps = {
-            images: statistics.median(found[loss] - soup[loss] for found, soup in pairs)
+            images: statistics.median(fitted[loss] - soup[loss] for fitted, soup in pairs)
             for images, loss in _LOSSES.items()
             if pairs[0][0][loss] is not None
         }
@@ -162,7 +162,7 @@ def _populations(runs: Runs) -> str:
     return markdown_table(header, lines)
 
 
-def _plot(curves: list[Row], path: Path) -> None:
+def _plot(curves: list[Line], path: Path) -> None:
     """Diversity of the variants `PLOTTED`; success rates by strategy of those in `RATED`."""
     from matplotlib.figure import Figure
 
@@ -203,16 +203,16 @@ def _plot(curves: list[Row], path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _by_generation(curves: list[Row], variant: str) -> list[list[Row]]:
+def _by_generation(curves: list[Line], variant: str) -> list[list[Line]]:
     """The populations' rows of each generation that all runs of the variant have."""
-    found: dict[int, list[Row]] = {}
+    generations: dict[int, list[Line]] = {}
     for row in curves:
         if row["variant"] == variant:
-            found.setdefault(row["generation"], []).append(row)
-    return [rows for rows in found.values() if len(rows) == len(found[1])]
+            generations.setdefault(row["generation"], []).append(row)
+    return [rows for rows in generations.values() if len(rows) == len(generations[1])]
 
 
-def _median(rows: list[Row], key: str) -> float:
+def _median(rows: list[Line], key: str) -> float:
     return float(statistics.median(row[key] for row in rows))
 
 

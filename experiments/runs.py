@@ -19,7 +19,7 @@ from deevo_ext.fitness.classification import batch_indices
 from deevo_ext.runs.soups import greedy_soup
 
 from .bounds import learned_soup, tuned_soup
-from .csv_files import Found, Row
+from .csv_files import Line, Lines
 from .populations import Setting, folder_of, images_of, make, new_network
 from .variants import PEERS, PLOTTED, RATED, VARIANTS
 
@@ -56,15 +56,15 @@ def case_of(root: Path, setting: Setting, seed: int) -> Case:
     return Case(folder, seed, paths, sets, validation, new_network(setting, sets))
 
 
-def run(root: Path, setting: Setting, seed: int, what: str) -> Found:
+def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     """Runs a variant, peer or bound on a population and returns its lines of the records."""
     case = case_of(root, setting, seed)
-    networks, generations = _evolved(case, what) if what in VARIANTS else (_found(case, what), [])
+    networks, generations = _evolved(case, what) if what in VARIANTS else (_fitted(case, what), [])
     about = {"variant": what, "population": seed}
-    found = {setting.name: [{**about, **row} for row in networks]}
+    lines = {setting.name: [{**about, **row} for row in networks]}
     if generations:
-        found["curves"] = [{"setting": setting.name, **about, **row} for row in generations]
-    return found
+        lines["curves"] = [{"setting": setting.name, **about, **row} for row in generations]
+    return lines
 
 
 def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
@@ -81,7 +81,7 @@ def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
     )
 
 
-def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
+def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
     """Evolves the population by a variant; returns the lines of its networks and generations.
 
     Each network has its test loss, its top-1 and what it took; the candidates of validation also
@@ -125,12 +125,12 @@ def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
     return networks, [_generation(metrics, name in RATED) for metrics in history]
 
 
-def _generation(metrics: dict[str, float], rated: bool) -> Row:
+def _generation(metrics: dict[str, float], rated: bool) -> Line:
     """Makes the line of a generation in `curves.csv`.
 
     rated: whether trials and successes of each strategy are kept, too.
     """
-    row: Row = {
+    row: Line = {
         "generation": int(metrics["generation"]),
         "diversity": float(f"{metrics['diversity']:.5g}"),
     }
@@ -142,7 +142,7 @@ def _generation(metrics: dict[str, float], rated: bool) -> Row:
     return row
 
 
-def _found(case: Case, what: str) -> list[Row]:
+def _fitted(case: Case, what: str) -> list[Line]:
     """Runs a peer or a bound; returns the lines of its network and of the greedy soup."""
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     evaluator = _evaluator(case, population)
@@ -153,13 +153,13 @@ def _found(case: Case, what: str) -> list[Row]:
         row = _bound(case, population, greedy, what)
     passes = evaluator.forward_passes
     images = {"": case.sets.test, "validation_": case.validation, "fitness_": case.sets.fitness}
-    soup, found = ({"network": name, "returned": int(name != SOUP)} for name in (SOUP, what))
+    soup, other = ({"network": name, "returned": int(name != SOUP)} for name in (SOUP, what))
     for prefix, part in images.items():
         scores = evaluator.scores(torch.stack([population.mean(greedy), row]), part)
-        soup[f"{prefix}loss"], found[f"{prefix}loss"] = (score.loss for score in scores)
+        soup[f"{prefix}loss"], other[f"{prefix}loss"] = (score.loss for score in scores)
         if part is case.sets.test:
-            soup["top1"], found["top1"] = (score.top1 for score in scores)
-    return [soup, {**found, "forward_passes": passes if what in PEERS else None}]
+            soup["top1"], other["top1"] = (score.top1 for score in scores)
+    return [soup, {**other, "forward_passes": passes if what in PEERS else None}]
 
 
 def _random_soups(

@@ -312,13 +312,13 @@ def test_networks_and_layers_that_compute_something_else_are_refused(monkeypatch
 
     arguments = ["--quick", "--case", "layers", "--size", "resnet8/conv1", "--seed", "3"]
     (job,) = options.parse(arguments).jobs
-    own = networks.given(replace(job, members=2))
-    losses = forward.eager(own, own.rows)()
-    forward.check(replace(job, members=2), own, losses)
+    subject = networks.subject_of(replace(job, members=2))
+    losses = forward.eager(subject, subject.rows)()
+    forward.check(replace(job, members=2), subject, losses)
     wrong = losses.clone()
     wrong[1, -1] += 0.01 * losses.max()
     with pytest.raises(WrongResult, match="losses of resnet8"):
-        forward.check(replace(job, members=2), own, wrong)
+        forward.check(replace(job, members=2), subject, wrong)
     graph, _ = networks.graph_of(job)
     layer = graph.layers[0]
     assert layers.time_layer(job, layer)["median_s"] > 0
@@ -351,7 +351,7 @@ def test_a_source_tree_without_compiled_code_does_not_hide_the_installed_package
 
 
 def test_handwritten_peers_make_trials_of_the_right_parents():
-    from bench.peers import handwritten
+    from bench import handwritten
 
     torch.manual_seed(0)
     population = torch.randn(6, 500)

@@ -59,16 +59,7 @@ template <class From, class To>
 void fold_tile_of(const FoldArguments& f, int64_t member, const FoldTile& tile) {
   using Target = typename To::Stored;
   const int64_t* entry = f.table + tile.entry * kFoldColumns;
-  const float* statistics = static_cast<const float*>(f.statistics.data) +
-                            member * f.statistics.stride;  // null and unread without statistics
   const auto* row = static_cast<const typename From::Stored*>(f.rows.data) + member * f.rows.stride;
-  const auto apart = [&](int64_t address) {
-    return (fold_space(address) == 1 ? statistics : f.constants) + fold_offset(address);
-  };
-  const auto element = [&](int64_t address, int64_t i) -> float {
-    return fold_space(address) == 0 ? From::widen_any(row[fold_offset(address) + i])
-                                    : apart(address)[i];
-  };
   float* vectors = static_cast<float*>(f.vectors.data) + member * f.vectors.stride;
   Target* weights = static_cast<Target*>(f.weights.data) + member * f.weights.stride;
   const int64_t weight = entry[kFoldWeight];
@@ -77,21 +68,19 @@ void fold_tile_of(const FoldArguments& f, int64_t member, const FoldTile& tile) 
   const Scale scale_row = source_loops[static_cast<int>(f.source)][target_type];
   const Scale scale_apart = source_loops[static_cast<int>(Number::kFloat32)][target_type];
   for (int64_t out = tile.out; out < tile.out_end; ++out) {
-    const FoldChannel channel =
-        fold_channel(entry, f.eps[tile.entry], [&](int column, double absent) -> double {
-          return entry[column] < 0 ? absent : element(entry[column], out);
-        });
+    const FoldChannel channel = fold_channel<From>(f, member, row, tile.entry, out);
     const float scale = static_cast<float>(channel.scale);
-    if (tile.in == 0) {
+    if (tile.in == 0 && entry[kFoldToShift] >= 0) {
       const float shift = static_cast<float>(channel.shift);
-      if (entry[kFoldToShift] >= 0) vectors[entry[kFoldToShift] + out] = Float32::round_any(shift);
+      vectors[entry[kFoldToShift] + out] = Float32::round(shift);
     }
     if (weight < 0) continue;
     Target* target = weights + entry[kFoldToWeight];
     if (fold_space(weight) == 0) {
       fold_weights<From, To>(entry, tile, out, scale_row, scale, row + fold_offset(weight), target);
     } else {
-      fold_weights<Float32, To>(entry, tile, out, scale_apart, scale, apart(weight), target);
+      fold_weights<Float32, To>(entry, tile, out, scale_apart, scale, fold_apart(f, member, weight),
+                                target);
     }
   }
 }

@@ -14,18 +14,9 @@ namespace {
 
 // Loss and rank of one sample from its logits.
 void finish(const Losses& l, const float* z, int64_t member, int64_t sample) {
-  float& loss = static_cast<float*>(l.losses.data)[member * l.losses.stride + sample];
-  int32_t& rank = static_cast<int32_t*>(l.ranks.data)[member * l.ranks.stride + sample];
-  loss = float_of(0x7F800000u);
-  rank = static_cast<int32_t>(l.classes);
-  LossSums sums;
-  const int bits = gap_bits(l.classes);
-  if (!loops().evaluation.sum_losses(z, l.classes, l.labels[sample], bits, &sums)) return;
-  const float value =
-      loss_from_sums(sums.exponentials, sums.gaps, sums.label_gap, l.smoothing, l.classes);
-  if (!finite_logit(value)) return;
-  loss = value;
-  rank = sums.rank;
+  const int64_t label = l.labels[sample];
+  const LossSums sums = loops().evaluation.sum_losses(z, l.classes, label, gap_bits(l.classes));
+  store_loss(l, member, sample, sums, z[label]);
 }
 
 // Calls body(member, first sample, samples) for all blocks of samples.

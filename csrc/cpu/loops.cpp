@@ -29,8 +29,8 @@ bool use_loops(const char* name) {
   __builtin_cpu_init();  // not every compiler's start-up code has done it
 #endif
   for (const Loops* candidate : kAll) {
-    const bool wanted = name[0] == '\0' || std::strcmp(name, candidate->name) == 0;
-    if (!wanted || !candidate->supported()) continue;
+    const bool named = name[0] == '\0' || std::strcmp(name, candidate->name) == 0;
+    if (!named || !candidate->supported()) continue;
     chosen.store(candidate, std::memory_order_relaxed);
     return true;
   }

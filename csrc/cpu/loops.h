@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 
 #include "deevo/head.h"
@@ -31,21 +32,16 @@ struct Span {
   Bounds bounds;      // of the columns before the non-negative tail
   const char* fetch;  // the first of `fetch_lines` cache lines to be fetched into L2 on the way
   int64_t fetch_lines;
-  bool
-      stream;  // write past the caches, where the machine can; `out` lies at a multiple of 64 bytes
+  bool stream;  // write past the caches where the machine can: `out` is at a multiple of 64 bytes
 };
+
+template <class S>
+using Trial = void (*)(const Span<S>& span, typename S::Stored* out, int64_t size, int64_t nonneg);
 
 // Rows of one call of `products`.
 constexpr int64_t kMostSamples = 32, kMostClasses = 8;
 
-// What a sample's logits add up to, for loss_from_sums, and the true class's rank.
-struct LossSums {
-  int64_t exponentials, gaps;
-  double label_gap;
-  int32_t rank;
-};
-
-// to[i] = from[i] factor, widened and rounded as any floats (number.h).
+// to[i] = from[i] factor, widened and rounded as in number.h.
 using Scale = void (*)(const void* from, void* to, int64_t count, float factor);
 
 // Types of numbers are counted as Number does: float32, bfloat16, float16.
@@ -59,8 +55,8 @@ struct EvaluationLoops {
   // lanes are added by halves.
   void (*products)(const float* x, int64_t samples, const float* w, int64_t classes,
                    int64_t channels, float* out, int64_t stride);
-  // bits: gap_bits(classes). False, and nothing written, if a logit is not finite.
-  bool (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits, LossSums* sums);
+  // bits: gap_bits(classes). Only `finite` counts if a logit is not finite.
+  LossSums (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits);
 };
 
 // A set of loops; all sets give the same bits.
@@ -72,20 +68,8 @@ struct Loops {
   void (*draw_mask)(uint64_t* mask, int64_t words, int64_t first_block, int64_t generation,
                     int64_t member, Key key, int32_t threshold);
   // Columns [0, nonneg) of the span, then [nonneg, size) under the rule for the non-negative tail.
-  void (*trial_float32)(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg);
-  void (*trial_bfloat16)(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg);
-  void (*trial_float16)(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg);
+  std::tuple<Trial<Float32>, Trial<BFloat16>, Trial<Float16>> trials;
   EvaluationLoops evaluation;
-
-  void trial(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg) const {
-    trial_float32(span, out, size, nonneg);
-  }
-  void trial(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg) const {
-    trial_bfloat16(span, out, size, nonneg);
-  }
-  void trial(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg) const {
-    trial_float16(span, out, size, nonneg);
-  }
 };
 
 extern const Loops kBaselineLoops;

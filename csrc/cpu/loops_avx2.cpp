@@ -81,8 +81,8 @@ inline Few narrow_few(Floats v) {
 
 }  // namespace
 
-const Loops kAvx2Loops = {"avx2",          supported,      draw_mask,  trial<Float32>,
-                          trial<BFloat16>, trial<Float16>, kEvaluation};
+const Loops kAvx2Loops = {
+    "avx2", supported, draw_mask, {trial<Float32>, trial<BFloat16>, trial<Float16>}, kEvaluation};
 
 }  // namespace deevo::cpu
 

@@ -98,8 +98,8 @@ inline Few narrow_few(Floats v) {
 
 }  // namespace
 
-const Loops kAvx512Loops = {"avx512",        supported,      draw_mask,  trial<Float32>,
-                            trial<BFloat16>, trial<Float16>, kEvaluation};
+const Loops kAvx512Loops = {
+    "avx512", supported, draw_mask, {trial<Float32>, trial<BFloat16>, trial<Float16>}, kEvaluation};
 
 }  // namespace deevo::cpu
 

@@ -74,7 +74,7 @@ inline void stream(void* to, V vector) {
 }
 #endif
 
-// float16 by integers, as Float16 of deevo/trials.h: the even weights, then the odd ones.
+// float16 by integers, as Float16 of deevo/number.h: the even weights, then the odd ones.
 typedef int32_t Integers __attribute__((vector_size(16)));
 
 inline Floats widen_half(Words half) {
@@ -118,7 +118,10 @@ bool supported() { return true; }
 
 }  // namespace
 
-const Loops kBaselineLoops = {"baseline",      supported,      draw_mask,  trial<Float32>,
-                              trial<BFloat16>, trial<Float16>, kEvaluation};
+const Loops kBaselineLoops = {"baseline",
+                              supported,
+                              draw_mask,
+                              {trial<Float32>, trial<BFloat16>, trial<Float16>},
+                              kEvaluation};
 
 }  // namespace deevo::cpu

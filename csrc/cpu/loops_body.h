@@ -210,18 +210,8 @@ void trial_terms(const Span<S>& span, typename S::Stored* out, int64_t size, int
 
 template <class S>
 void trial(const Span<S>& span, typename S::Stored* out, int64_t size, int64_t nonneg) {
-  switch (span.terms) {
-    case 0:
-      return trial_terms<S, 0>(span, out, size, nonneg);
-    case 1:
-      return trial_terms<S, 1>(span, out, size, nonneg);
-    case 2:
-      return trial_terms<S, 2>(span, out, size, nonneg);
-    case 3:
-      return trial_terms<S, 3>(span, out, size, nonneg);
-    case 4:
-      return trial_terms<S, 4>(span, out, size, nonneg);
-    case 5:
-      return trial_terms<S, 5>(span, out, size, nonneg);
-  }
+  static constexpr decltype(&trial_terms<S, 0>) kByTerms[kMaxTerms + 1] = {
+      trial_terms<S, 0>, trial_terms<S, 1>, trial_terms<S, 2>,
+      trial_terms<S, 3>, trial_terms<S, 4>, trial_terms<S, 5>};
+  kByTerms[span.terms](span, out, size, nonneg);
 }

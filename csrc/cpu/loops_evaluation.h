@@ -46,7 +46,7 @@ void scale(const void* source, void* target, int64_t count, float factor) {
     write<To>(to + i, read<From>(from + i) * factor);
     return;
   }
-  for (; i < count; ++i) to[i] = To::round_any(From::widen_any(from[i]) * factor);
+  for (; i < count; ++i) to[i] = To::round(From::widen(from[i]) * factor);
 }
 
 template <class From>
@@ -54,7 +54,7 @@ void widen(const void* source, float* to, int64_t count) {
   const auto* from = static_cast<const typename From::Stored*>(source);
   int64_t i = 0;
   for (; i + kFloats <= count; i += kFloats) keep(to + i, read<From>(from + i));
-  for (; i < count; ++i) to[i] = From::widen_any(from[i]);
+  for (; i < count; ++i) to[i] = From::widen(from[i]);
 }
 
 template <class From>
@@ -68,7 +68,7 @@ void pool(const void* source, int64_t positions, int64_t channels, float* pooled
     for (; c + kFloats <= channels; c += kFloats) {
       keep(pooled + c, load<Floats>(pooled + c) + read<From>(at + c));
     }
-    for (; c < channels; ++c) pooled[c] = pooled[c] + From::widen_any(at[c]);
+    for (; c < channels; ++c) pooled[c] = pooled[c] + From::widen(at[c]);
   }
   for (int64_t c = 0; c < channels; ++c) pooled[c] = pooled[c] * inverse;
 }
@@ -100,7 +100,7 @@ inline void add_products(const float* const* x, const float* const* w, int64_t c
   }
 }
 
-// See loops.h. Channels in pieces that leave the rows of both in L1, samples and classes in tiles
+// Channels in pieces that leave the rows of both in L1, samples and classes in tiles
 // that leave their sums in registers.
 void products(const float* x, int64_t samples, const float* w, int64_t classes, int64_t channels,
               float* out, int64_t stride) {
@@ -114,7 +114,7 @@ void products(const float* x, int64_t samples, const float* w, int64_t classes, 
     const int64_t some = channels - first < kTogether ? channels - first : kTogether;
     for (int64_t n = 0; n < samples; n += kTall) {
       for (int64_t j = 0; j < classes; j += kWide) {
-        // Beyond the last sample and class there is room for sums that nobody asked for.
+        // Beyond the last sample and class there is room for sums that nobody reads.
         const float *a[kTall], *b[kWide];
         float* s[kTall][kWide];
         for (int i = 0; i < kTall; ++i) a[i] = x + (n + i < samples ? n + i : n) * channels + first;
@@ -136,11 +136,11 @@ void products(const float* x, int64_t samples, const float* w, int64_t classes, 
   }
 }
 
-// See loops.h. The largest logit in any order, since it is finite; the sums are of integers.
-bool sum_losses(const float* z, int64_t classes, int64_t label, int bits, LossSums* sums) {
+// The largest logit is sought in any order, since it is finite; the sums are of integers.
+LossSums sum_losses(const float* z, int64_t classes, int64_t label, int bits) {
   bool finite = true;
-  for (int64_t j = 0; j < classes; ++j) finite &= finite_logit(z[j]);
-  if (!finite) return false;
+  for (int64_t j = 0; j < classes; ++j) finite &= Float32::finite(z[j]);
+  if (!finite) return {};
   Floats most = Floats{} + z[0];
   int64_t j = 0;
   for (; j + kFloats <= classes; j += kFloats) {
@@ -150,7 +150,7 @@ bool sum_losses(const float* z, int64_t classes, int64_t label, int bits, LossSu
   float largest = z[0];
   for (int lane = 0; lane < kFloats; ++lane) largest = most[lane] > largest ? most[lane] : largest;
   for (; j < classes; ++j) largest = z[j] > largest ? z[j] : largest;
-  const float own = z[label];
+  const float label_logit = z[label];
   int64_t exponentials = 0, gaps = 0;
   int32_t better = 0;
   for (int64_t i = 0; i < classes; ++i) {
@@ -158,10 +158,9 @@ bool sum_losses(const float* z, int64_t classes, int64_t label, int bits, LossSu
     exponentials += exp_fixed(gap);
     gaps += gap_fixed(gap, bits);
   }
-  for (int64_t i = 0; i < classes; ++i) better += z[i] > own;
-  for (int64_t i = 0; i < label; ++i) better += z[i] == own;
-  *sums = {exponentials, gaps, static_cast<double>(largest) - static_cast<double>(own), better};
-  return true;
+  for (int64_t i = 0; i < classes; ++i) better += z[i] > label_logit;
+  for (int64_t i = 0; i < label; ++i) better += z[i] == label_logit;
+  return {largest, 1, exponentials, gaps, better};
 }
 
 constexpr EvaluationLoops kEvaluation = {

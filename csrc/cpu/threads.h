@@ -49,10 +49,10 @@ void parallel_for(int64_t items, int64_t threads, const Body& body) {
     for (int64_t item = next++; item < items; item = next++) body(worker, item);
   };
   std::vector<std::thread> others;
-  const int64_t wanted = std::min(items, threads) - 1;
+  const int64_t helpers = std::min(items, threads) - 1;
   try {
-    others.reserve(wanted > 0 ? wanted : 0);
-    for (int64_t worker = 1; worker <= wanted; ++worker) others.emplace_back(work, worker);
+    others.reserve(helpers > 0 ? helpers : 0);
+    for (int64_t worker = 1; worker <= helpers; ++worker) others.emplace_back(work, worker);
   } catch (const std::system_error&) {
     // No further thread to be had: the ones that started do the work.
   }

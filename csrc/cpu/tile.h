@@ -130,7 +130,6 @@ template <class S, bool kStreaming, class RowAt>
 void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row_at,
                 typename S::Stored* out, Prefetcher& prefetcher) {
   using Stored = typename S::Stored;
-  const Loops& kernel = loops();
   const int32_t* choice = g.choices + member * kChoiceColumns;
   Mask mask;
   Span<S> span = {};
@@ -147,7 +146,8 @@ void trial_tile(const Generation& g, int64_t member, Tile tile, const RowAt& row
     const int64_t size = std::min(kPiece, tile.size - at);
     if (crossover_mask(g, member, first, size, mask)) {
       prefetcher.lend(&span.fetch, &span.fetch_lines, size * int64_t{sizeof(Stored)} / 64);
-      kernel.trial(span, out, size, std::clamp<int64_t>(g.nonneg_start - first, 0, size));
+      const int64_t nonneg = std::clamp<int64_t>(g.nonneg_start - first, 0, size);
+      std::get<Trial<S>>(loops().trials)(span, out, size, nonneg);
     } else if (kStreaming) {
       copy_streaming(out, span.parent, size * sizeof(Stored));
     } else if (out != span.parent) {

@@ -14,25 +14,23 @@ namespace deevo::cuda {
 const char* commit(const CommitArguments& arguments, const Queue& queue) {
   const Generation& g = arguments.g;
   if (g.population.count == 0 || g.columns == 0) return nullptr;
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
   TileArguments a = {};
   a.g = g;
   a.num_trials = g.population.count;
   a.accepted = arguments.accepted;
   a.archive_slot = arguments.archive_slot;
-  if (!tiles_fit(a, true, limits)) {
+  if (!tiles_fit(a, true, device.limits())) {
     thread_local std::string text;
     text = "population and archive have " + std::to_string(g.population.count + g.archive.count) +
-           " rows; expected at most about " + std::to_string(limits.shared_bytes / 45) +
+           " rows; expected at most about " + std::to_string(device.limits().shared_bytes / 45) +
            ", of which this GPU's shared memory holds 32 bytes each: use fewer members or a "
            "smaller archive, or keep the population on the CPU";
     return text.c_str();
   }
   return dispatch(g.number, [&](auto number) {
-    return launch_tiles<decltype(number), true>(queue, a, limits);
+    return launch_tiles<decltype(number), true>(queue, a, device.limits());
   });
 }
 

@@ -26,7 +26,10 @@ const char* error_text(cudaError_t error) {
   return text.c_str();
 }
 
-const char* limits_of(int device, Limits* limits) {
+namespace {
+
+// An error text, null when all is well.
+const char* read_limits(int device, Limits* limits) {
   constexpr int kMostDevices = 64;
   static std::mutex mutex;
   static Limits known[kMostDevices];
@@ -48,15 +51,19 @@ const char* limits_of(int device, Limits* limits) {
   return nullptr;
 }
 
-DeviceGuard::DeviceGuard(int device) {
+}  // namespace
+
+CurrentDevice::CurrentDevice(int device) {
   int current = -1;
   error_ = error_text(cudaGetDevice(&current));
-  if (error_ != nullptr || current == device) return;
-  error_ = error_text(cudaSetDevice(device));
-  if (error_ == nullptr) before_ = current;
+  if (error_ == nullptr && current != device) {
+    error_ = error_text(cudaSetDevice(device));
+    if (error_ == nullptr) before_ = current;
+  }
+  if (error_ == nullptr) error_ = read_limits(device, &limits_);
 }
 
-DeviceGuard::~DeviceGuard() {
+CurrentDevice::~CurrentDevice() {
   if (before_ >= 0) cudaSetDevice(before_);
 }
 

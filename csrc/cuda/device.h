@@ -10,21 +10,22 @@ struct Limits {
   size_t shared_bytes;  // that one block can have
 };
 
-// Reads a device's limits, once per device; an error text, null when all is well.
-const char* limits_of(int device, Limits* limits);
-
-// Makes a device the current one until the end of the scope.
-class DeviceGuard {
+// Makes a device the current one until the end of the scope. Its limits are read once a process.
+class CurrentDevice {
  public:
-  explicit DeviceGuard(int device);
-  ~DeviceGuard();
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  explicit CurrentDevice(int device);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+  // A text, null when all is well; there are no limits otherwise.
   const char* error() const { return error_; }
+  const Limits& limits() const { return limits_; }
 
  private:
   int before_ = -1;
-  const char* error_ = nullptr;
+  const char* error_;
+  Limits limits_ = {};
 };
 
 }  // namespace deevo::cuda

@@ -21,10 +21,10 @@ namespace {
 constexpr int kFoldThreads = 256;
 constexpr int kFoldBlocks = 4;  // of a multiprocessor
 
-// Rounding by the instructions there are, with one pattern for every NaN, as To::round_any.
+// Rounding by the instructions there are, with one pattern for every NaN, as To::round.
 template <class To>
 DEEVO_DEVICE typename To::Stored narrow(float x) {
-  return To::round_any(x);
+  return To::round(x);
 }
 
 #if defined(__CUDA_ARCH__)
@@ -61,12 +61,7 @@ struct Span {
     Vector x = {};
     DEEVO_UNROLL
     for (int i = 0; i < kAll; ++i) {
-      if (j + i < 0 || j + i >= count) continue;
-      if constexpr (sizeof(Stored) == 4) {
-        x.w[i] = bits_of(data[j + i]);
-      } else {
-        x.w[i / 2] |= static_cast<uint32_t>(data[j + i]) << (i % 2 * 16);
-      }
+      if (j + i >= 0 && j + i < count) put_weight(&x, i, data[j + i]);
     }
     return x;
   }
@@ -125,7 +120,8 @@ class FoldBlock {
       if (fold_space(weight) == 0) {
         stage<From>(Span<Stored>(row_ + first, count));
       } else {
-        stage<Float32>(Span<float>(apart(weight) + first - fold_offset(weight), count));
+        stage<Float32>(
+            Span<float>(fold_apart(f_, member_, weight) + first - fold_offset(weight), count));
       }
       sync_block();
       write();
@@ -133,30 +129,16 @@ class FoldBlock {
   }
 
  private:
-  // A source that is not in the row.
-  DEEVO_DEVICE const float* apart(int64_t address) const {
-    const float* statistics = static_cast<const float*>(f_.statistics.data);
-    return (fold_space(address) == 1 ? statistics + member_ * f_.statistics.stride : f_.constants) +
-           fold_offset(address);
-  }
-
   DEEVO_DEVICE void fold_channels() {
     const int outs = static_cast<int>(tile_.out_end - tile_.out);
     float* vectors = static_cast<float*>(f_.vectors.data) + member_ * f_.vectors.stride;
-    const double eps = f_.eps[tile_.entry];
     for (int i = thread_index(); i < outs; i += block_threads()) {
       const int64_t out = tile_.out + i;
-      const FoldChannel made = fold_channel(entry_, eps, [&](int column, double absent) -> double {
-        const int64_t source = entry_[column];
-        if (source < 0) return absent;
-        return fold_space(source) == 0 ? From::widen_any(row_[fold_offset(source) + out])
-                                       : apart(source)[out];
-      });
+      const FoldChannel made = fold_channel<From>(f_, member_, row_, tile_.entry, out);
       scales_[i] = static_cast<float>(made.scale);
-      if (tile_.in > 0) continue;
       const int64_t to_shift = entry_[kFoldToShift];
-      if (to_shift < 0) continue;
-      vectors[to_shift + out] = Float32::round_any(static_cast<float>(made.shift));
+      if (tile_.in > 0 || to_shift < 0) continue;
+      vectors[to_shift + out] = Float32::round(static_cast<float>(made.shift));
     }
   }
 
@@ -211,12 +193,7 @@ class FoldBlock {
         if (at + i < first || at + i >= length) continue;
         if (c < tile_.in_end) {
           const int j = static_cast<int>((out * here + c - tile_.in) * taps_) + tap;
-          const Target x = staged_[staged_at<Target>(j)];
-          if constexpr (sizeof(Target) == 4) {
-            made.w[i] = bits_of(x);
-          } else {
-            made.w[i / 2] |= static_cast<uint32_t>(x) << (i % 2 * 16);
-          }
+          put_weight(&made, i, staged_[staged_at<Target>(j)]);
         }
         c += 1;
         if (c < padded) continue;
@@ -268,16 +245,14 @@ fold_kernel(DEEVO_PARAMETERS FoldArguments f) {
 
 const char* fold(const FoldArguments& f, const Queue& queue) {
   if (f.entries == 0 || f.weights.count == 0) return nullptr;
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
   return dispatch(f.source, [&](auto from) {
     return dispatch(f.target, [&](auto to) {
       const auto kernel = fold_kernel<decltype(from), decltype(to)>;
       constexpr int kShared = fold_shared_bytes<typename decltype(to)::Stored>();
-      return DEEVO_LAUNCH(kernel, limits.multiprocessors * kFoldBlocks, kFoldThreads, kShared,
-                          queue.stream, f);
+      return DEEVO_LAUNCH(kernel, device.limits().multiprocessors * kFoldBlocks, kFoldThreads,
+                          kShared, queue.stream, f);
     });
   });
 }

@@ -169,10 +169,10 @@ class HeadBlock {
   DEEVO_DEVICE void add(int64_t start, int64_t end) {
     const int bits = gap_bits(classes_);
     for_samples([&](int n, int lane, LossSums* sums, const float* z) {
-      const float own = label_logits_[n];
-      add_logits(sums, start, end, lane, 32, a_.l.labels[first_ + n], own, bits,
+      const float label_logit = label_logits_[n];
+      add_logits(sums, start, end, lane, 32, a_.l.labels[first_ + n], label_logit, bits,
                  [&](int64_t j) { return z[j - start]; });
-      if (lane == 0 && end == classes_) store_loss(a_.l, member_, first_ + n, *sums, own);
+      if (lane == 0 && end == classes_) store_loss(a_.l, member_, first_ + n, *sums, label_logit);
     });
   }
 
@@ -216,14 +216,14 @@ const char* choose_head(const Queue& queue, HeadLaunch a, const Limits& limits) 
   const bool steps = a.features.count < 2 || a.features.stride * kSize % 16 == 0;
   a.wide = reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 && steps &&
            a.channels % kWeights<S> == 0;
-  const int64_t wanted = a.l.classes < kFewest ? a.l.classes : kFewest;
-  if (room(a, kMostSamples, limits) >= wanted) {
+  const int64_t least = a.l.classes < kFewest ? a.l.classes : kFewest;
+  if (room(a, kMostSamples, limits) >= least) {
     return launch_head<S, kMostSamples>(queue, a, limits);
   }
-  if (room(a, 1, limits) >= wanted) return launch_head<S, 1>(queue, a, limits);
+  if (room(a, 1, limits) >= least) return launch_head<S, 1>(queue, a, limits);
   thread_local std::string text;
   text = "features has " + std::to_string(a.channels) + " channels; expected at most the " +
-         std::to_string(room(a, 1, limits) + a.channels - wanted) +
+         std::to_string(room(a, 1, limits) + a.channels - least) +
          " that fit a block's shared memory on this GPU: make the logits with a matrix product "
          "and call loss_and_rank";
   return text.c_str();
@@ -233,13 +233,12 @@ const char* choose_head(const Queue& queue, HeadLaunch a, const Limits& limits) 
 
 const char* head(const HeadArguments& arguments, const Queue& queue) {
   if (arguments.l.losses.count == 0 || arguments.l.samples == 0) return nullptr;
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
   const HeadLaunch a = {arguments, 0, false};
-  return dispatch(a.number,
-                  [&](auto number) { return choose_head<decltype(number)>(queue, a, limits); });
+  return dispatch(a.number, [&](auto number) {
+    return choose_head<decltype(number)>(queue, a, device.limits());
+  });
 }
 
 }  // namespace deevo::cuda

@@ -33,7 +33,7 @@ loss_and_rank_kernel(DEEVO_PARAMETERS LossLaunch a) {
     const int64_t sample = exists ? item - member * a.l.samples : 0;
     const Stored* z =
         static_cast<const Stored*>(a.logits.data) + member * a.logits.stride + sample * classes;
-    const auto logit = [&](int64_t j) { return S::widen_any(z[j]); };
+    const auto logit = [&](int64_t j) { return S::widen(z[j]); };
     const int64_t label = a.l.labels[sample];
     const float label_logit = label >= 0 && label < classes ? logit(label) : 0.0f;
     LossSums sums = no_classes();
@@ -49,15 +49,13 @@ const char* loss_and_rank(const LossAndRankArguments& arguments, const Queue& qu
   const Losses& l = arguments.l;
   const int64_t total = l.losses.count * l.samples;
   if (total == 0) return nullptr;
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
   LossLaunch a = {arguments, 1};
   while (a.lanes < 32 && a.lanes < l.classes) a.lanes *= 2;
-  const int64_t a_block = kLossThreads / a.lanes, wanted = (total + a_block - 1) / a_block;
-  const int64_t most = int64_t{limits.multiprocessors} * kLossBlocks * 2;
-  const int64_t blocks = wanted < most ? wanted : most;
+  const int64_t a_block = kLossThreads / a.lanes, useful = (total + a_block - 1) / a_block;
+  const int64_t most = int64_t{device.limits().multiprocessors} * kLossBlocks * 2;
+  const int64_t blocks = useful < most ? useful : most;
   return dispatch(a.number, [&](auto number) {
     return DEEVO_LAUNCH(loss_and_rank_kernel<decltype(number)>, blocks, kLossThreads, 0,
                         queue.stream, a);

@@ -7,14 +7,6 @@
 
 namespace deevo::cuda {
 
-// What a sample's logits come to. Sums are exact, so that no order of the classes shows.
-struct LossSums {
-  float largest;
-  int32_t finite;
-  int64_t exponentials, gaps;
-  int32_t better;
-};
-
 DEEVO_DEVICE LossSums no_classes() { return {float_of(0xFF800000u), 1, 0, 0, 0}; }
 
 // First pass, over some of the classes: the largest logit, and whether all are finite. Each of
@@ -26,7 +18,7 @@ DEEVO_DEVICE void scan_logits(LossSums* s, int64_t first, int64_t end, int lane,
   int32_t finite = s->finite;
   for (int64_t j = first + lane; j < end; j += lanes) {
     const float z = logit(j);
-    finite = finite_logit(z) ? finite : 0;
+    finite = Float32::finite(z) ? finite : 0;
     largest = z > largest ? z : largest;
   }
   for (int half = lanes / 2; half > 0; half /= 2) {
@@ -60,24 +52,6 @@ DEEVO_DEVICE void add_logits(LossSums* s, int64_t first, int64_t end, int lane, 
   s->exponentials += exponentials;
   s->gaps += gaps;
   s->better += better;
-}
-
-// A label that does not exist, like a logit or a loss that is not finite: +inf, and the last rank.
-DEEVO_DEVICE void store_loss(const Losses& l, int64_t member, int64_t sample, const LossSums& s,
-                             float label_logit) {
-  const int64_t label = l.labels[sample];
-  float loss = float_of(0x7F800000u);
-  int32_t rank = static_cast<int32_t>(l.classes);
-  if (s.finite != 0 && label >= 0 && label < l.classes) {
-    const double gap = static_cast<double>(s.largest) - static_cast<double>(label_logit);
-    const float value = loss_from_sums(s.exponentials, s.gaps, gap, l.smoothing, l.classes);
-    if (finite_logit(value)) {
-      loss = value;
-      rank = s.better;
-    }
-  }
-  static_cast<float*>(l.losses.data)[member * l.losses.stride + sample] = loss;
-  static_cast<int32_t*>(l.ranks.data)[member * l.ranks.stride + sample] = rank;
 }
 
 }  // namespace deevo::cuda

@@ -10,10 +10,10 @@ namespace deevo::cuda {
 namespace {
 
 // Shared memory of the block.
-struct PlanLayout {
+struct PlanShared {
   int64_t fitness, living, by_rank, alive, bytes;
 
-  DEEVO_HD explicit PlanLayout(int64_t members) {
+  DEEVO_HD explicit PlanShared(int64_t members) {
     int64_t end = 16;  // counters
     fitness = take_bytes<double>(&end, members);
     living = take_bytes<int32_t>(&end, members);
@@ -23,24 +23,11 @@ struct PlanLayout {
   }
 };
 
-DEEVO_DEVICE void check_strategy(const double* strategy) {
-  const bool trig = strategy[kKind] != 0.0;
-  const double terms = strategy[kNumTerms];
-  bool usable = trig ? terms == 2.0 : terms >= 0.0 && terms <= kMaxTerms;
-  for (int m = -1; m < kMaxTerms; ++m) {
-    const double code = strategy[m < 0 ? kBaseTerm : kTermCodes + m];
-    // Trigonometric mutation looks up the losses of its rows, which the archive does not keep.
-    usable = usable && code >= 0.0 && code < (trig ? kFromArchive : kNumTermCodes);
-  }
-  DEEVO_CHECK(usable, "strategies hold a term that does not exist");
-}
-
 DEEVO_KERNEL(kTableThreads, 1)
 plan_kernel(DEEVO_PARAMETERS PlanArguments a) {
   DEEVO_SHARED(shared);
-  const Configuration& c = a.configuration;
-  const int64_t n = c.num_members;
-  const PlanLayout at(n);
+  const int64_t n = a.num_members;
+  const PlanShared at(n);
   int* counters = reinterpret_cast<int*>(shared);  // living, valid
   double* fitness = reinterpret_cast<double*>(shared + at.fitness);
   int32_t* living = reinterpret_cast<int32_t*>(shared + at.living);
@@ -50,11 +37,12 @@ plan_kernel(DEEVO_PARAMETERS PlanArguments a) {
   const int start = thread_index(), step = block_threads();
 
   check_generation(generation);
-  check_sizes(c);
-  DEEVO_CHECK(gene_words(static_cast<int64_t>(c.settings[kGenes])) == a.gene_mask_words,
+  check_sizes(a);
+  DEEVO_CHECK(gene_words(static_cast<int64_t>(a.settings[kGenes])) == a.gene_mask_words,
               "gene_mask has not the size that settings imply");
-  for (int64_t k = start; k < c.num_strategies; k += step) {
-    check_strategy(c.strategies + k * kStrategyColumns);
+  for (int64_t k = start; k < a.num_strategies; k += step) {
+    DEEVO_CHECK(is_usable(a.strategies + k * kStrategyColumns),
+                "strategies hold a term that does not exist");
   }
   if (start < 2) counters[start] = 0;
   for (int64_t i = start; i < n; i += step) {
@@ -79,8 +67,8 @@ plan_kernel(DEEVO_PARAMETERS PlanArguments a) {
   }
   sync_block();
   check_living(counters[0]);
-  const PlanInputs in = {c.settings, c.strategies, c.num_strategies, a.state, fitness,    living,
-                         by_rank,    counters[0],  counters[1],      n,       generation, c.key};
+  const PlanInputs in = {a,       a.state,     fitness,     living,
+                         by_rank, counters[0], counters[1], generation};
   const auto row_of = [&](int64_t i) {
     return PlanRow{a.choices + i * kChoiceColumns, a.parameters + i * kParameterColumns,
                    a.coefficients + i * kMaxTerms};
@@ -96,22 +84,17 @@ plan_kernel(DEEVO_PARAMETERS PlanArguments a) {
 // A word of a member's gene mask per thread, from the plan that the kernel before has made.
 DEEVO_KERNEL(kTableThreads, 1)
 gene_mask_kernel(DEEVO_PARAMETERS PlanArguments a) {
-  const Configuration& c = a.configuration;
-  const int64_t genes = static_cast<int64_t>(c.settings[kGenes]);
-  PlanInputs in = {};
-  in.settings = c.settings;
-  in.generation = *a.generation;
-  in.key = c.key;
+  const int64_t genes = static_cast<int64_t>(a.settings[kGenes]);
   for (int64_t n = block_index() * block_threads() + thread_index();
-       n < c.num_members * a.gene_mask_words; n += grid_blocks() * block_threads()) {
+       n < a.num_members * a.gene_mask_words; n += grid_blocks() * block_threads()) {
     const int64_t member = n / a.gene_mask_words, word = n % a.gene_mask_words;
     uint32_t bits = 0;
     if (a.alive[member] != 0) {
       const int32_t* choice = a.choices + member * kChoiceColumns;
       const double* strategy =
-          c.strategies + static_cast<int64_t>(choice[kStrategy]) * kStrategyColumns;
-      const int32_t forced = forced_mutant(in, member, strategy[kCrossover] != 0.0);
-      bits = gene_mask_word(word, genes, in.generation, member, choice[kThreshold], forced, c.key);
+          a.strategies + static_cast<int64_t>(choice[kStrategy]) * kStrategyColumns;
+      const int32_t forced = forced_mutant(a, *a.generation, member, strategy[kCrossover] != 0.0);
+      bits = gene_mask_word(word, genes, *a.generation, member, choice[kThreshold], forced, a.key);
     }
     a.gene_mask[n] = static_cast<int32_t>(bits);
   }
@@ -120,13 +103,11 @@ gene_mask_kernel(DEEVO_PARAMETERS PlanArguments a) {
 }  // namespace
 
 const char* plan(const PlanArguments& a, const Queue& queue) {
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
-  const int64_t members = a.configuration.num_members;
-  const int64_t bytes = PlanLayout(members).bytes;
-  if (const char* error = check_shared(bytes, limits, members)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
+  const int64_t members = a.num_members;
+  const int64_t bytes = PlanShared(members).bytes;
+  if (const char* error = check_shared(bytes, device.limits(), members)) return error;
   if (const char* error = DEEVO_ALLOW_SHARED(plan_kernel, bytes)) return error;
   if (const char* error = DEEVO_LAUNCH(plan_kernel, 1, kTableThreads, bytes, queue.stream, a)) {
     return error;
@@ -134,7 +115,7 @@ const char* plan(const PlanArguments& a, const Queue& queue) {
   const int64_t words = members * a.gene_mask_words;
   if (words == 0) return nullptr;
   const int64_t useful = (words + kTableThreads - 1) / kTableThreads;
-  const int64_t most = limits.multiprocessors * 4;
+  const int64_t most = device.limits().multiprocessors * 4;
   return DEEVO_LAUNCH(gene_mask_kernel, useful < most ? useful : most, kTableThreads, 0,
                       queue.stream, a);
 }

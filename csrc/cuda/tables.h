@@ -27,7 +27,7 @@ DEEVO_DEVICE void check_sizes(const Configuration& c) {
   const bool sizes =
       is_size(s[kMemorySize]) && is_size(s[kStrategyPeriod]) && is_size(s[kSinusoidPeriod]);
   DEEVO_CHECK(sizes, "settings hold sizes that are not whole numbers from 1");
-  DEEVO_CHECK(StateLayout(s, c.num_strategies).size == c.state_size,
+  DEEVO_CHECK(StateOffsets(s, c.num_strategies).size == c.state_size,
               "state has not the size that settings imply");
 }
 

@@ -60,19 +60,18 @@ const char* launch_gather(const Queue& queue, TileArguments a, const Limits& lim
 const char* trials(const TrialsArguments& arguments, const Queue& queue) {
   const Generation& g = arguments.g;
   if (arguments.num_trials == 0 || g.columns == 0) return nullptr;
-  Limits limits;
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != nullptr) return guard.error();
-  if (const char* error = limits_of(queue.device, &limits)) return error;
+  const CurrentDevice device(queue.device);
+  if (device.error() != nullptr) return device.error();
   TileArguments a = {};
   a.g = g;
   a.num_trials = arguments.num_trials;
   a.members = arguments.members;
   a.out = arguments.out;
-  const bool tiles = tiles_fit(a, false, limits);
+  const bool tiles = tiles_fit(a, false, device.limits());
   return dispatch(g.number, [&](auto number) {
     using S = decltype(number);
-    return tiles ? launch_tiles<S, false>(queue, a, limits) : launch_gather<S>(queue, a, limits);
+    return tiles ? launch_tiles<S, false>(queue, a, device.limits())
+                 : launch_gather<S>(queue, a, device.limits());
   });
 }
 

@@ -33,15 +33,15 @@ DEEVO_HD float beyond_storage<Float16>() {
 // A stored number in float32, infinity and NaN among them.
 template <class S>
 DEEVO_DEVICE float widened(typename S::Stored x) {
-  return S::widen_any(x);
+  return S::widen(x);
 }
 
 // The two weights of a word of a 16-bit type, in float32. Conversions by single instructions where
 // there are any; these keep subnormals and round to nearest even, as S does.
 template <class S>
 DEEVO_DEVICE void widen_pair(uint32_t pair, float* low, float* high) {
-  *low = S::widen_any(static_cast<uint16_t>(pair));
-  *high = S::widen_any(static_cast<uint16_t>(pair >> 16));
+  *low = S::widen(static_cast<uint16_t>(pair));
+  *high = S::widen(static_cast<uint16_t>(pair >> 16));
 }
 
 template <>
@@ -115,6 +115,16 @@ DEEVO_HD Stored weight_of(const Vector& x, int i) {
   }
 }
 
+// Sets a weight of a vector that was zero there.
+template <class Stored>
+DEEVO_HD void put_weight(Vector* x, int i, Stored weight) {
+  if constexpr (sizeof(Stored) == 4) {
+    x->w[i] = bits_of(weight);
+  } else {
+    x->w[i / 2] |= static_cast<uint32_t>(weight) << (i % 2 * 16);
+  }
+}
+
 // 16 aligned bytes; `from` and `to` may point to shared or global memory.
 DEEVO_DEVICE Vector load_vector(const void* from) {
 #if defined(__CUDA_ARCH__)
@@ -142,9 +152,7 @@ DEEVO_DEVICE void store_weights(Stored* to, const Vector& x, int count, bool wid
     store_vector(to, x);
     return;
   }
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+  DEEVO_UNROLL
   for (int i = 0; i < kAll; ++i) {
     if (i < count) to[i] = weight_of<Stored>(x, i);
   }
@@ -156,16 +164,9 @@ DEEVO_DEVICE Vector load_weights(const Stored* from, int count, bool wide) {
   constexpr int kAll = 16 / static_cast<int>(sizeof(Stored));
   if (wide && count >= kAll) return load_vector(from);
   Vector x = {};
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+  DEEVO_UNROLL
   for (int i = 0; i < kAll; ++i) {
-    if (i >= count) continue;
-    if constexpr (sizeof(Stored) == 4) {
-      x.w[i] = bits_of(from[i]);
-    } else {
-      x.w[i / 2] |= static_cast<uint32_t>(from[i]) << (i % 2 * 16);
-    }
+    if (i < count) put_weight(&x, i, from[i]);
   }
   return x;
 }

@@ -14,8 +14,6 @@ void bind_cpu(pybind11::module_ m);
 // Adds the operators of CUDA devices, in builds with CUDA alone; each takes a device's number and a
 // stream's address before its own arguments.
 void bind_cuda(pybind11::module_ m);
-// Adds what the tests compare with other implementations.
-void bind_support(pybind11::module_ m);
 
 inline void check(const char* error) {
   if (error != nullptr) throw std::invalid_argument(error);

@@ -6,11 +6,11 @@ namespace deevo {
 namespace {
 
 // Defines an operator; read makes the launcher's arguments of Python's.
-template <class Arguments, class... Given>
-void define(pybind11::module_& m, const char* name, Arguments (*read)(Given...),
+template <class Arguments, class... Rest>
+void define(pybind11::module_& m, const char* name, Arguments (*read)(Rest...),
             const char* (*launch)(const Arguments&, int64_t)) {
-  m.def(name, [read, launch](int64_t threads, Given... given) {
-    const Arguments arguments = read(given...);
+  m.def(name, [read, launch](int64_t threads, Rest... rest) {
+    const Arguments arguments = read(rest...);
     const char* error;
     {
       const pybind11::gil_scoped_release release;

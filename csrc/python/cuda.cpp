@@ -6,11 +6,11 @@ namespace deevo {
 namespace {
 
 // Defines an operator; read makes the launcher's arguments of Python's.
-template <class Arguments, class... Given>
-void define(pybind11::module_& m, const char* name, Arguments (*read)(Given...),
+template <class Arguments, class... Rest>
+void define(pybind11::module_& m, const char* name, Arguments (*read)(Rest...),
             const char* (*launch)(const Arguments&, const cuda::Queue&)) {
-  m.def(name, [read, launch](int device, uintptr_t stream, Given... given) {
-    check(launch(read(given...), {device, reinterpret_cast<void*>(stream)}));
+  m.def(name, [read, launch](int device, uintptr_t stream, Rest... rest) {
+    check(launch(read(rest...), {device, reinterpret_cast<void*>(stream)}));
   });
 }
 

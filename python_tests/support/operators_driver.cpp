@@ -202,7 +202,7 @@ void check_tables(int64_t members, int64_t genes) {
   for (double* strategy : {linear, trig}) {
     strategy[kOddsInit] = 0.5, strategy[kOddsCap] = 1, strategy[kOddsFixed] = -1;
   }
-  const StateLayout at(settings.data(), 2);
+  const StateOffsets at(settings.data(), 2);
   std::vector<double> state(at.size, 0.0), fitness(members), parameters(members * 4);
   std::fill(state.begin(), state.begin() + at.pointer, 0.5);
   state[at.odds] = state[at.odds + 1] = state[at.sinusoid1_odds] = 0.5;

@@ -19,8 +19,7 @@ struct Configuration {
   Key key;
 };
 
-struct PlanArguments {
-  Configuration configuration;
+struct PlanArguments : Configuration {
   const double* state;
   const double* fitness;
   const uint8_t* alive;
@@ -32,17 +31,16 @@ struct PlanArguments {
   int64_t gene_mask_words;  // per member
 };
 
-struct TellArguments {
-  Configuration configuration;
-  const double* trial_fitness;
-  const int32_t* choices;
-  const double* parameters;
+struct TellArguments : Configuration {
+  const double* trial_fitness;  // [NP]
+  const int32_t* choices;       // [NP, kChoiceColumns]
+  const double* parameters;     // [NP, kParameterColumns]
   double* state;
-  double* fitness;
-  uint8_t* alive;
-  int64_t* generation;
-  uint8_t* accepted;
-  int32_t* archive_slot;
+  double* fitness;        // [NP], parents' in, survivors' out; +inf for the dead
+  uint8_t* alive;         // [NP]
+  int64_t* generation;    // [1], advanced by one
+  uint8_t* accepted;      // [NP]
+  int32_t* archive_slot;  // [NP], -1: the replaced parent is not kept
 };
 
 // What trials and commit share.

@@ -1,8 +1,8 @@
 // Elementary functions from + - * / sqrt alone, in float64 and in a fixed order, so that every
 // backend gives the same bits (libm and CUDA's libdevice differ in their last bits).
-// Errors, checked by python_tests/test_exact_math.py against 120-bit values over the arguments that
-// deevo uses, stay below 1 ulp for exact_log, 3 ulp for sin2pi, 6 ulp for cauchy_quantile and 7 ulp
-// for normal_quantile.
+// Errors, checked by python_tests/ops/test_exact_math.py against 120-bit values over the arguments
+// that deevo uses, stay below 1 ulp for exact_log, 3 ulp for sin2pi, 6 ulp for cauchy_quantile and
+// 7 ulp for normal_quantile.
 #pragma once
 
 #include <cmath>

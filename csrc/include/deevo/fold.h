@@ -8,11 +8,12 @@
 
 #include <cmath>
 
+#include "deevo/arguments.h"
 #include "deevo/common.h"
 
 namespace deevo {
 
-// Columns of the table, int64 [L, kFoldColumns]; deevo_ext/ops/fold.py is the same list.
+// Columns of the table, int64 [L, kFoldColumns]; deevo_ext/ops/fold_table.py is the same list.
 enum FoldColumn {
   kFoldWeight,  // this and the next five: source addresses, -1 = absent
   kFoldBias,
@@ -99,11 +100,26 @@ struct FoldChannel {
   double scale, shift;
 };
 
-// value(column, absent): the entry's source in that column for this channel, widened to float64.
-template <class Value>
-DEEVO_HD FoldChannel fold_channel(const int64_t* entry, double eps, const Value& value) {
+// A source that is not in the row: a member's statistics, or constants.
+DEEVO_HD const float* fold_apart(const FoldArguments& f, int64_t member, int64_t address) {
+  const float* statistics = static_cast<const float*>(f.statistics.data);
+  return (fold_space(address) == 1 ? statistics + member * f.statistics.stride : f.constants) +
+         fold_offset(address);
+}
+
+// Scale and shift of an output channel of an entry of the table; row: the member's.
+template <class From>
+DEEVO_HD FoldChannel fold_channel(const FoldArguments& f, int64_t member,
+                                  const typename From::Stored* row, int64_t at, int64_t out) {
+  const int64_t* entry = f.table + at * kFoldColumns;
+  const auto value = [&](int column, double absent) -> double {
+    const int64_t source = entry[column];
+    if (source < 0) return absent;
+    return fold_space(source) == 0 ? From::widen(row[fold_offset(source) + out])
+                                   : fold_apart(f, member, source)[out];
+  };
   double scale = value(kFoldGamma, 1.0);
-  if (entry[kFoldVar] >= 0) scale = scale / sqrt(value(kFoldVar, 0.0) + eps);
+  if (entry[kFoldVar] >= 0) scale = scale / sqrt(value(kFoldVar, 0.0) + f.eps[at]);
   const double centred = value(kFoldBias, 0.0) - value(kFoldMean, 0.0);
   const double product = centred * scale;
   return {scale, value(kFoldBeta, 0.0) + product};

@@ -7,7 +7,7 @@
 // Traffic: a logit read once, or the features of the last layer read once.
 #pragma once
 
-#include "deevo/common.h"
+#include "deevo/arguments.h"
 #include "deevo/exact_math.h"
 
 namespace deevo {
@@ -60,6 +60,30 @@ DEEVO_HD float loss_from_sums(int64_t exponentials, int64_t gaps, double label_g
   return static_cast<float>(exact_log(static_cast<double>(exponentials) * 0x1p-40) + label_part);
 }
 
-DEEVO_HD bool finite_logit(float z) { return (bits_of(z) & 0x7F800000u) != 0x7F800000u; }
+// What a sample's logits come to. Sums are exact, so that no order of the classes shows.
+struct LossSums {
+  float largest;
+  int32_t finite;  // 1 unless a logit is not
+  int64_t exponentials, gaps;
+  int32_t better;  // classes before the true one
+};
+
+// A label that does not exist, like a logit or a loss that is not finite: +inf, and the last rank.
+DEEVO_HD void store_loss(const Losses& l, int64_t member, int64_t sample, const LossSums& s,
+                         float label_logit) {
+  const int64_t label = l.labels[sample];
+  float loss = float_of(0x7F800000u);
+  int32_t rank = static_cast<int32_t>(l.classes);
+  if (s.finite != 0 && label >= 0 && label < l.classes) {
+    const double gap = static_cast<double>(s.largest) - static_cast<double>(label_logit);
+    const float value = loss_from_sums(s.exponentials, s.gaps, gap, l.smoothing, l.classes);
+    if (Float32::finite(value)) {
+      loss = value;
+      rank = s.better;
+    }
+  }
+  static_cast<float*>(l.losses.data)[member * l.losses.stride + sample] = loss;
+  static_cast<int32_t*>(l.ranks.data)[member * l.ranks.stride + sample] = rank;
+}
 
 }  // namespace deevo

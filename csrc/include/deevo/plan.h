@@ -5,25 +5,21 @@
 // 2003) has c_k = 4/3 - 3 |f_k| / (|f_1| + |f_2| + |f_3|). A few hundred bytes a member.
 #pragma once
 
+#include "deevo/arguments.h"
 #include "deevo/exact_math.h"
 #include "deevo/philox.h"
 #include "deevo/tables.h"
 
 namespace deevo {
 
-struct PlanInputs {
-  const double* settings;
-  const double* strategies;
-  int64_t num_strategies;
+struct PlanInputs : Configuration {
   const double* state;
   const double* fitness;   // [NP], NaN already read as +inf by clean_fitness
   const int32_t* living;   // [num_living], the members that are alive, ascending
   const int32_t* by_rank;  // [num_living], from best to worst, equal fitness by lower index
   int64_t num_living;
   int64_t num_valid;  // living members whose fitness is below +inf
-  int64_t num_members;
   int64_t generation;
-  Key key;
 };
 
 struct PlanRow {
@@ -42,6 +38,19 @@ DEEVO_HD bool is_finite(double x) {
 
 DEEVO_HD double clip(double x, double low, double high) {
   return x < low ? low : (x > high ? high : x);
+}
+
+// Whether a strategy's terms exist, on which memory safety rests.
+DEEVO_HD bool is_usable(const double* strategy) {
+  const bool trig = strategy[kKind] != 0.0;
+  const double terms = strategy[kNumTerms];
+  bool usable = trig ? terms == 2.0 : terms >= 0.0 && terms <= kMaxTerms;
+  for (int m = -1; m < kMaxTerms; ++m) {
+    const double code = strategy[m < 0 ? kBaseTerm : kTermCodes + m];
+    // Trigonometric mutation looks up the losses of its rows, which the archive does not keep.
+    usable = usable && code >= 0.0 && code < (trig ? kFromArchive : kNumTermCodes);
+  }
+  return usable;
 }
 
 // Excluded indices, ascending; a free place holds kNobody. Every loop over them has a fixed length.
@@ -86,7 +95,7 @@ DEEVO_HD int32_t roulette(double u, const double* odds, int64_t n) {
   return last;
 }
 
-DEEVO_HD double sinusoid1_probability(const PlanInputs& in, const StateLayout& at) {
+DEEVO_HD double sinusoid1_probability(const PlanInputs& in, const StateOffsets& at) {
   const int mode = static_cast<int>(in.settings[kSinusoidMode]);
   if (mode == 1) return 1.0;
   if (mode == 2) return 0.0;
@@ -95,7 +104,7 @@ DEEVO_HD double sinusoid1_probability(const PlanInputs& in, const StateLayout& a
 }
 
 // F, frequency and their source for a linear strategy.
-DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t member,
+DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateOffsets& at, int64_t member,
                         uint32_t sinusoid_word, int64_t slot, double* f, double* frequency) {
   const double* s = in.settings;
   const double g = static_cast<double>(in.generation);
@@ -124,7 +133,7 @@ DEEVO_HD int32_t plan_f(const PlanInputs& in, const StateLayout& at, int64_t mem
 }
 
 // Row of each term code for the member living[position]; random rows are drawn among the living.
-DEEVO_HD void draw_parents(const PlanInputs& in, const StateLayout& at, int64_t member,
+DEEVO_HD void draw_parents(const PlanInputs& in, const StateOffsets& at, int64_t member,
                            int32_t position, int32_t (&row_of)[kNumTermCodes]) {
   const int32_t n = static_cast<int32_t>(in.num_living);
   const int32_t target = static_cast<int32_t>(member);
@@ -208,10 +217,11 @@ DEEVO_HD void trigonometric(const PlanInputs& in, const int32_t* rows, double* c
 }
 
 // j_rand: the weight or gene that takes the mutant whatever CR says; -1: none.
-DEEVO_HD int32_t forced_mutant(const PlanInputs& in, int64_t member, bool binomial) {
-  const uint32_t candidates = static_cast<uint32_t>(in.settings[kJRandRange]);
+DEEVO_HD int32_t forced_mutant(const Configuration& c, int64_t generation, int64_t member,
+                               bool binomial) {
+  const uint32_t candidates = static_cast<uint32_t>(c.settings[kJRandRange]);
   if (candidates == 0 || !binomial) return -1;
-  const Words words = draw(kPurposeJRand, in.generation, member, 0, in.key);
+  const Words words = draw(kPurposeJRand, generation, member, 0, c.key);
   return static_cast<int32_t>(mulhi(words.w[0], candidates));
 }
 
@@ -251,7 +261,7 @@ DEEVO_HD void plan_dead(const PlanInputs& in, int64_t member, PlanRow out) {
 // the caller's to draw, since its words can be drawn beside each other.
 DEEVO_HD int32_t plan_member(const PlanInputs& in, int64_t position, PlanRow out) {
   const int64_t member = in.living[position];
-  const StateLayout at(in.settings, in.num_strategies);
+  const StateOffsets at(in.settings, in.num_strategies);
   const double* s = in.settings;
   const Words chance = draw(kPurposeChoice, in.generation, member, 0, in.key);
   const double u = uniform(draw(kPurposeChoice, in.generation, member, 1, in.key).w[0]);
@@ -312,7 +322,7 @@ DEEVO_HD int32_t plan_member(const PlanInputs& in, int64_t position, PlanRow out
   out.parameters[kFrequency] = frequency;
   out.parameters[kU] = u;
 
-  const int32_t forced = forced_mutant(in, member, binomial);
+  const int32_t forced = forced_mutant(in, in.generation, member, binomial);
   const bool genes = s[kGenes] != 0.0;
   out.choices[kForced] = genes ? -1 : forced;
   return genes ? forced : -1;

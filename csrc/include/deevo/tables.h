@@ -83,7 +83,7 @@ DEEVO_HD int64_t gene_words(int64_t genes) { return (genes + 31) / 32; }
 enum ParameterColumn { kF, kCR, kFrequency, kU, kParameterColumns };
 
 // state: float64 [size]; what the adaptation remembers.
-struct StateLayout {
+struct StateOffsets {
   int64_t memory_f, memory_cr, memory_frequency;  // [H, K] each
   int64_t pointer, odds;                          // [K] each
   int64_t sinusoid1_odds, archive_count;          // [1] each
@@ -91,7 +91,7 @@ struct StateLayout {
   int64_t sinusoid_window;                        // [sinusoid period, 2, 2]
   int64_t size;
 
-  DEEVO_HD StateLayout(int64_t h, int64_t k, int64_t strategy_period, int64_t sinusoid_period) {
+  DEEVO_HD StateOffsets(int64_t h, int64_t k, int64_t strategy_period, int64_t sinusoid_period) {
     memory_f = 0;
     memory_cr = memory_f + h * k;
     memory_frequency = memory_cr + h * k;
@@ -104,10 +104,10 @@ struct StateLayout {
     size = sinusoid_window + sinusoid_period * 4;
   }
 
-  DEEVO_HD StateLayout(const double* settings, int64_t k)
-      : StateLayout(static_cast<int64_t>(settings[kMemorySize]), k,
-                    static_cast<int64_t>(settings[kStrategyPeriod]),
-                    static_cast<int64_t>(settings[kSinusoidPeriod])) {}
+  DEEVO_HD StateOffsets(const double* settings, int64_t k)
+      : StateOffsets(static_cast<int64_t>(settings[kMemorySize]), k,
+                     static_cast<int64_t>(settings[kStrategyPeriod]),
+                     static_cast<int64_t>(settings[kSinusoidPeriod])) {}
 };
 
 }  // namespace deevo

@@ -17,7 +17,7 @@ namespace deevo {
 
 // What limits a mutant. A value beyond a limit becomes the middle between it and the parent's:
 // bounds as in SHADE (Tanabe & Fukunaga 2013); in the non-negative tail the limit is 0, exclusive.
-enum Limits { kUnlimited, kBounded, kNonNegative };
+enum Limit { kUnlimited, kBounded, kNonNegative };
 
 struct Bounds {
   float lower, upper;

@@ -30,7 +30,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 KERNELS = ("plan", "tell", "trials", "commit", "fold", "head", "loss_and_rank")
 SOURCES = (
     *(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in KERNELS),
-    *(ROOT / "csrc" / "python" / f"{name}.cpp" for name in ("cuda", "generation", "evaluation")),
+    ROOT / "csrc" / "python" / "cuda.cpp",
     HERE / "cuda_on_host.cpp",
 )
 

@@ -279,13 +279,9 @@ void barrier_wait(uint64_t* barrier, uint32_t parity) {
 
 void fence_bulk() {}
 
-const char* limits_of(int, Limits* limits) {
-  *limits = {host::machine.multiprocessors, host::machine.shared_bytes};
-  return nullptr;
-}
-
-DeviceGuard::DeviceGuard(int) {}
-DeviceGuard::~DeviceGuard() {}
+CurrentDevice::CurrentDevice(int)
+    : error_(nullptr), limits_{host::machine.multiprocessors, host::machine.shared_bytes} {}
+CurrentDevice::~CurrentDevice() {}
 
 namespace {
 
