@@ -37,47 +37,60 @@ class Checker:
         self, argument: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None
     ) -> None:
         """A contiguous tensor of that dtype and shape (None: any size) on the call's device."""
+        self._kind(argument, tensor, (dtype,), shape)
+        if not tensor.is_contiguous():
+            self.fail(argument, f"of strides {tensor.stride()}", "a contiguous tensor")
+        self._plain(argument, tensor)
+
+    def rows(
+        self,
+        argument: str,
+        tensor: torch.Tensor,
+        dtypes: tuple[torch.dtype, ...],
+        *shape: int | None,
+    ) -> None:
+        """A tensor of one of these dtypes whose first stride is free, as long as none overlap."""
+        self._kind(argument, tensor, dtypes, shape)
+        if tensor.shape[0] > 0 and not tensor[0].is_contiguous():
+            expected = "contiguous data of unit stride in each row"
+            self.fail(argument, f"of strides {tensor.stride()}", expected)
+        if tensor.shape[0] > 1 and tensor.stride(0) < tensor[0].numel():
+            self.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
+        self._plain(argument, tensor)
+
+    def population(self, population: torch.Tensor, archive: torch.Tensor) -> None:
+        """Weights [NP, D] and an archive [A, D] in the same dtype; D is free where A = 0."""
+        self.rows("population", population, STORAGE, None, None)
+        columns = None if archive.shape[:1] == (0,) else population.shape[1]
+        self.rows("archive", archive, (population.dtype,), None, columns)
+
+    def _kind(
+        self,
+        argument: str,
+        tensor: torch.Tensor,
+        dtypes: tuple[torch.dtype, ...],
+        shape: tuple[int | None, ...],
+    ) -> None:
+        """One of the dtypes and the shape (None: any size), on the call's device."""
         if tensor.device != self.device:
             self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
-        if tensor.dtype != dtype:
-            self.fail(argument, tensor.dtype, str(dtype))
+        if tensor.dtype not in dtypes:
+            self.fail(argument, tensor.dtype, " or ".join(map(str, dtypes)))
         sizes_fit = tensor.dim() == len(shape) and all(
             want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
         )
         if not sizes_fit:
-            wanted = ", ".join("any" if want is None else str(want) for want in shape)
-            self.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({wanted})")
-        if not tensor.is_contiguous():
-            self.fail(argument, f"of strides {tensor.stride()}", "a contiguous tensor")
-        self.plain(argument, tensor)
+            expected = ", ".join("any" if want is None else str(want) for want in shape)
+            self.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({expected})")
 
-    def rows(self, argument: str, tensor: torch.Tensor, like: torch.Tensor | None = None) -> None:
-        """A matrix of weights: unit column stride, rows that do not overlap."""
-        if tensor.device != self.device:
-            self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
-        if tensor.dtype not in STORAGE:
-            self.fail(argument, tensor.dtype, "float32, bfloat16 or float16")
-        if like is not None and tensor.dtype != like.dtype:
-            self.fail(argument, tensor.dtype, f"the population's {like.dtype}")
-        if tensor.dim() != 2:
-            self.fail(argument, f"of shape {tuple(tensor.shape)}", "two dimensions, [rows, D]")
-        if like is not None and tensor.shape[0] > 0 and tensor.shape[1] != like.shape[1]:
-            self.fail(argument, f"of {tensor.shape[1]} columns", f"D = {like.shape[1]}")
-        rows, columns = tensor.shape
-        if columns > 1 and tensor.stride(1) != 1:
-            self.fail(argument, f"of strides {tensor.stride()}", "unit stride along a row")
-        if rows > 1 and tensor.stride(0) < columns:
-            self.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
-        self.plain(argument, tensor)
-
-    def plain(self, argument: str, tensor: torch.Tensor) -> None:
+    def _plain(self, argument: str, tensor: torch.Tensor) -> None:
         """No autograd, no lazily negated or conjugated views."""
         if tensor.requires_grad:
             self.fail(argument, "a tensor that requires grad", "a plain one (use .detach())")
         if tensor.is_neg() or tensor.is_conj():
             self.fail(argument, "a lazily negated view", "a plain tensor (use .resolve_neg())")
 
-    def disjoint(self, **tensors: torch.Tensor) -> None:
+    def disjoint(self, tensors: dict[str, torch.Tensor]) -> None:
         """No two of these share memory."""
         spans = [(name, *_span(tensor)) for name, tensor in tensors.items() if tensor.numel() > 0]
         spans.sort(key=lambda span: span[1])

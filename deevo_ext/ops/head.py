@@ -27,16 +27,13 @@ def check_head(
     Traffic: features read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("head", features.device)
-    _strided(c, "features", features, STORAGE, (None, None, None, None))
+    c.rows("features", features, STORAGE, None, None, None, None)
     members, samples, positions, channels = features.shape
-    _strided(c, "weight", weight, (features.dtype,), (members, None, channels))
-    _strided(c, "bias", bias, (torch.float32,), (members, weight.shape[1]))
+    c.rows("weight", weight, (features.dtype,), members, None, channels)
+    c.rows("bias", bias, (torch.float32,), members, weight.shape[1])
     if positions < 1 or channels < 1:
         c.fail("features", f"of shape {tuple(features.shape)}", "positions and channels")
     _outputs(c, members, samples, weight.shape[1], labels, smoothing, losses, ranks)
-    c.disjoint(
-        features=features, weight=weight, bias=bias, labels=labels, losses=losses, ranks=ranks
-    )
 
 
 def check_loss_and_rank(
@@ -58,10 +55,9 @@ def check_loss_and_rank(
     Traffic: logits read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("loss_and_rank", logits.device)
-    _strided(c, "logits", logits, STORAGE, (None, None, None))
+    c.rows("logits", logits, STORAGE, None, None, None)
     members, samples, classes = logits.shape
     _outputs(c, members, samples, classes, labels, smoothing, losses, ranks)
-    c.disjoint(logits=logits, labels=labels, losses=losses, ranks=ranks)
 
 
 def _outputs(
@@ -80,49 +76,14 @@ def _outputs(
     c.tensor("labels", labels, torch.int64, samples)
     if not 0.0 <= smoothing < 1.0:
         c.fail("smoothing", smoothing, "a number in [0, 1)")
-    _strided(c, "losses", losses, (torch.float32,), (members, samples))
-    _strided(c, "ranks", ranks, (torch.int32,), (members, samples))
+    c.rows("losses", losses, (torch.float32,), members, samples)
+    c.rows("ranks", ranks, (torch.int32,), members, samples)
     if labels.device.type == "cpu" and samples:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            given = f"values from {low} to {high}"
-            c.fail("labels", given, f"0..{classes - 1}, as there are {classes} classes")
+            values = f"values from {low} to {high}"
+            c.fail("labels", values, f"0..{classes - 1}, as there are {classes} classes")
 
 
-def _strided(
-    c: Checker,
-    argument: str,
-    tensor: torch.Tensor,
-    types: tuple[torch.dtype, ...],
-    shape: tuple[int | None, ...],
-) -> None:
-    """That dtype and shape (None: any), contiguous but for the stride of the first dimension."""
-    if tensor.device != c.device:
-        c.fail(argument, f"on {tensor.device}", f"device {c.device}, as the others")
-    if tensor.dtype not in types:
-        c.fail(argument, tensor.dtype, " or ".join(str(dtype) for dtype in types))
-    fits = tensor.dim() == len(shape) and all(
-        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        c.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({wanted})")
-    if tensor.shape[0] > 0 and not tensor[0].is_contiguous():
-        c.fail(argument, f"of strides {tensor.stride()}", "contiguous data for each member")
-    if tensor.shape[0] > 1 and tensor.stride(0) < tensor[0].numel():
-        c.fail(argument, f"of strides {tensor.stride()}", "members that do not overlap")
-    c.plain(argument, tensor)
-
-
-register(
-    "head(Tensor features, Tensor weight, Tensor bias, Tensor labels, float smoothing, "
-    "Tensor(a!) losses, Tensor(b!) ranks) -> ()",
-    check_head,
-    mutated=(5, 6),
-)
-register(
-    "loss_and_rank(Tensor logits, Tensor labels, float smoothing, Tensor(a!) losses, "
-    "Tensor(b!) ranks) -> ()",
-    check_loss_and_rank,
-    mutated=(3, 4),
-)
+register("head", check_head, mutated=("losses", "ranks"))
+register("loss_and_rank", check_loss_and_rank, mutated=("losses", "ranks"))

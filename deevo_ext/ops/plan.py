@@ -37,24 +37,6 @@ def check(
     c.plan(members, choices, coefficients)
     c.parameters(members, parameters)
     c.gene_mask(members, settings, gene_mask)
-    c.disjoint(
-        settings=settings,
-        strategies=strategies,
-        state=state,
-        fitness=fitness,
-        alive=alive,
-        generation=generation,
-        choices=choices,
-        parameters=parameters,
-        coefficients=coefficients,
-        gene_mask=gene_mask,
-    )
 
 
-register(
-    "plan(Tensor settings, Tensor strategies, Tensor state, Tensor fitness, Tensor alive, "
-    "Tensor generation, int seed, Tensor(a!) choices, Tensor(b!) parameters, "
-    "Tensor(c!) coefficients, Tensor(d!) gene_mask) -> ()",
-    check,
-    mutated=(7, 8, 9, 10),
-)
+register("plan", check, mutated=("choices", "parameters", "coefficients", "gene_mask"))
