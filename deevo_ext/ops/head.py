@@ -19,7 +19,7 @@ def check_head(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """Global average pool, linear layer, cross-entropy and rank of the true class, per sample.
+    """Computes pool, linear layer, cross-entropy and rank of the true class for each sample.
 
     features [K, N, P, C]: activations, channels last, of P positions that are averaged in float32
     (P = 1: pooled already); weight [K, classes, C] in their dtype, float32, bfloat16 or float16;
@@ -33,7 +33,7 @@ def check_head(
     c.rows("bias", bias, (torch.float32,), members, weight.shape[1])
     if positions < 1 or channels < 1:
         c.fail("features", f"of shape {tuple(features.shape)}", "positions and channels")
-    _outputs(c, members, samples, weight.shape[1], labels, smoothing, losses, ranks)
+    _outputs(c, (members, samples, weight.shape[1]), labels, smoothing, losses, ranks)
 
 
 def check_loss_and_rank(
@@ -43,7 +43,7 @@ def check_loss_and_rank(
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """Cross-entropy and rank of the true class, per sample, from logits.
+    """Computes cross-entropy and rank of the true class for each sample, from logits.
 
     logits [K, N, classes] float32, bfloat16 or float16; labels int64 [N], the same for all members;
     smoothing in [0, 1): label smoothing as in torch.nn.CrossEntropyLoss; losses float32 [K, N], in
@@ -57,20 +57,19 @@ def check_loss_and_rank(
     c = Checker("loss_and_rank", logits.device)
     c.rows("logits", logits, STORAGE, None, None, None)
     members, samples, classes = logits.shape
-    _outputs(c, members, samples, classes, labels, smoothing, losses, ranks)
+    _outputs(c, (members, samples, classes), labels, smoothing, losses, ranks)
 
 
 def _outputs(
     c: Checker,
-    members: int,
-    samples: int,
-    classes: int,
+    shape: tuple[int, int, int],
     labels: torch.Tensor,
     smoothing: float,
     losses: torch.Tensor,
     ranks: torch.Tensor,
 ) -> None:
-    """What the two operators have in common."""
+    """Checks what the two operators have in common, for logits of a shape [K, N, classes]."""
+    members, samples, classes = shape
     if not 1 <= classes <= MAX_CLASSES:
         c.fail("the number of classes", classes, f"1..{MAX_CLASSES}")
     c.tensor("labels", labels, torch.int64, samples)

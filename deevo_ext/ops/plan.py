@@ -6,6 +6,7 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
+from deevo_ext.ops.tables import NUM_PARAMETER_COLUMNS, Setting, gene_words
 
 
 def check(
@@ -31,12 +32,14 @@ def check(
     members = fitness.numel()
     if members < 2:
         c.fail("fitness", f"of {members} members", "at least 2")
-    c.alive(members, alive)
+    c.tensor("alive", alive, torch.uint8, members)
     c.tensor("generation", generation, torch.int64, 1)
     c.seed(seed)
     c.plan(members, choices, coefficients)
-    c.parameters(members, parameters)
-    c.gene_mask(members, settings, gene_mask)
+    c.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
+    # On a GPU reading the settings would wait for it, as for `configuration`.
+    words = gene_words(int(settings[Setting.GENES])) if c.device.type == "cpu" else None
+    c.tensor("gene_mask", gene_mask, torch.int32, members, words)
 
 
 register("plan", check, mutated=("choices", "parameters", "coefficients", "gene_mask"))

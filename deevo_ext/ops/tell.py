@@ -6,6 +6,7 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
+from deevo_ext.ops.tables import NUM_PARAMETER_COLUMNS
 
 
 def check(
@@ -33,9 +34,9 @@ def check(
     members = fitness.numel()
     c.tensor("trial_fitness", trial_fitness, torch.float64, members)
     c.plan(members, choices, None)
-    c.parameters(members, parameters)
+    c.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
     c.seed(seed)
-    c.alive(members, alive)
+    c.tensor("alive", alive, torch.uint8, members)
     c.tensor("generation", generation, torch.int64, 1)
     c.tensor("accepted", accepted, torch.uint8, members)
     c.tensor("archive_slot", archive_slot, torch.int32, members)

@@ -2,7 +2,7 @@
 
 Strategy by roulette over SaDE's odds (Qin et al. 2009); F from the ensemble of sinusoids (Awad et
 al. 2016, 2017) or SHADE's memories (Tanabe & Fukunaga 2013); CR from its memory; distinct parents;
-coefficients of ``v = row[base] + sum_m c[m] (row[idx[m]] - row[base])``.
+coefficients of `v = row[base] + sum_m c[m] (row[idx[m]] - row[base])`.
 """
 
 from __future__ import annotations
