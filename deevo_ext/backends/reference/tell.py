@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from deevo_ext.backends.checks import alive_members, check_told, require_subnormals
-from deevo_ext.backends.reference.plan import clean_fitness, offsets_of
+from deevo_ext.backends.reference.inputs import clean_fitness, offsets_of
 from deevo_ext.ops.philox import draw, mulhi
 from deevo_ext.ops.tables import (
     NUM_STRATEGY_COLUMNS,
