@@ -17,7 +17,7 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
-from deevo_ext.runs.state import Course
+from deevo_ext.runs.state import RunState
 
 from .csv_files import Found, Row
 from .populations import Setting
@@ -103,9 +103,9 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row
         assert generation is not None
         won = generation.members[generation.accepted]
         parents[won] = trials[won]
-    course = Course(de, evaluator.statistics_of)
+    state = RunState(de, evaluator.statistics_of)
     loss = Metric("loss")
-    course.validate(lambda row, statistics: evaluator.score_by(row, validation, loss, statistics))
+    state.validate(lambda row, statistics: evaluator.score_by(row, validation, loss, statistics))
     decisions = generations * population.size
     return {
         "share": seen / (decisions * looks[-1]),
@@ -113,5 +113,5 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row
         "decisions": decisions,
         "other_decisions": other,
         "best_parent_test_loss": best_parent,
-        "evolved_test_loss": evaluator.score(course.chosen().row, test).loss,
+        "evolved_test_loss": evaluator.score(state.chosen().row, test).loss,
     }
