@@ -255,8 +255,8 @@ import contextlib, io, json, sys
 import bench
 bench.prefer_installed()
 import torch
-import deevo_ext.backends.native.cpu as cpu
 from bench.command import main
+from deevo_ext.backends.native import cpu
 
 OUTPUT = {"trials": 12, "commit": 0, "plan": 9, "tell": 6}
 

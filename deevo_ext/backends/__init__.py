@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -29,7 +29,9 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "triton": ("cuda", "cpu"),
 }
 NAMES = tuple(DEVICES)
-_FOLDERS = {"cpu": "native.cpu", "cuda": "native.cuda"}  # of modules that are not named as backends
+
+Backend = ModuleType | SimpleNamespace
+"""A backend, which has its operators as functions."""
 
 _forced: list[str] = []
 
@@ -46,7 +48,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def why_unavailable(name: str) -> str | None:
-    """Why a backend cannot serve on this machine, in words; None if it can."""
+    """Returns why a backend cannot serve on this machine, in words, or None if it can."""
     if name == "reference":
         return None
     if (reason := _extension.why_missing()) is not None:
@@ -79,8 +81,8 @@ def _require(name: str, source: str) -> None:
         raise DeevoError(f"{source} asks for backend {name!r}, which is not available: {reason}")
 
 
-def select(device: torch.device, operator: str) -> ModuleType:
-    """The backend module that serves an operator on a device; raises DeevoError if none can."""
+def select(device: torch.device, operator: str) -> Backend:
+    """Returns the backend that serves an operator on a device; raises DeevoError if none can."""
     if _forced:
         return _load(_forced[-1], device, operator, "deevo_ext.backends.use")
     if os.environ.get("DEEVO_BACKEND", "auto") != "auto":
@@ -89,20 +91,20 @@ def select(device: torch.device, operator: str) -> ModuleType:
         return _load(os.environ["DEEVO_BACKEND"], device, operator, source)
     if device.type == "cpu":
         return compiled_cpu()
-    told = []
+    reasons = []
     for name in ("cuda", "triton") if device.type == "cuda" else ():
         reason = why_unavailable(name)
         if reason is None and hasattr(_module(name), operator):
             return _module(name)
-        told.append(f" Backend {name}: {reason or 'it does not have this operator.'}")
+        reasons.append(f" Backend {name}: {reason or 'it does not have this operator.'}")
     raise DeevoError(
         f"deevo::{operator}: tensors are on device {device}, for which there is no backend; move "
-        f"them to the CPU.{''.join(told)}"
+        f"them to the CPU.{''.join(reasons)}"
     )
 
 
-def compiled_cpu() -> ModuleType:
-    """The compiled CPU backend, whatever is forced; raises DeevoError where it was not built."""
+def compiled_cpu() -> Backend:
+    """Returns the compiled CPU backend, whatever is forced; DeevoError where it was not built."""
     if (reason := why_unavailable("cpu")) is not None:
         raise DeevoError(
             f"the compiled operators are not available: {reason} To run CPU tensors on the slow "
@@ -112,11 +114,13 @@ def compiled_cpu() -> ModuleType:
 
 
 @functools.cache
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{_FOLDERS.get(name, name)}")
+def _module(name: str) -> Backend:
+    if name in ("cpu", "cuda"):
+        return getattr(importlib.import_module(f"{__name__}.native"), name)
+    return importlib.import_module(f"{__name__}.{name}")
 
 
-def _load(name: str, device: torch.device, operator: str, source: str) -> ModuleType:
+def _load(name: str, device: torch.device, operator: str, source: str) -> Backend:
     if device.type not in DEVICES[name]:
         raise DeevoError(
             f"{source} asks for backend {name!r}, which takes tensors on "

@@ -45,20 +45,20 @@ def require_subnormals() -> None:
 
 
 def check_generation(operator: str, generation: int) -> None:
-    """A generation that the counters and the plan can hold."""
+    """Demands a generation that the counters and the plan can hold."""
     usable = 1 <= generation <= LAST_GENERATION
     require(operator, usable, f"generation is not in 1..{LAST_GENERATION}")
 
 
 def alive_members(operator: str, alive: torch.Tensor) -> list[int]:
-    """The living members, ascending; at least two."""
+    """Returns the living members, ascending; demands at least two."""
     living = [member for member, lives in enumerate(alive.tolist()) if lives]
     require(operator, len(living) >= 2, "alive leaves fewer than two members")
     return living
 
 
 def check_strategies(operator: str, strategies: list[list[float]]) -> None:
-    """A table whose terms exist."""
+    """Demands a table whose terms exist."""
     for strategy in strategies:
         terms = strategy[StrategyColumn.NUM_TERMS]
         trig = strategy[StrategyColumn.KIND] != 0.0
@@ -78,7 +78,7 @@ def check_choices(
     population_rows: int,
     archive_rows: int,
 ) -> None:
-    """The plan of these members: rows, thresholds and term counts that exist."""
+    """Demands that the plan of these members names rows, thresholds and terms that exist."""
     for member in members:
         exists = 0 <= member < population_rows
         require(operator, exists, "members name a row that does not exist")
@@ -94,7 +94,7 @@ def check_choices(
 
 
 def check_genes(operator: str, genes: torch.Tensor) -> None:
-    """Ascending starts of segments, the first at 0."""
+    """Demands ascending starts of segments, the first at 0."""
     starts = genes.tolist()
     ascending = all(a < b for a, b in itertools.pairwise(starts))
     good = not starts or (starts[0] == 0 and ascending)
@@ -102,7 +102,7 @@ def check_genes(operator: str, genes: torch.Tensor) -> None:
 
 
 def check_archive_slots(slots: list[int], archive_rows: int) -> None:
-    """Slots of accepted members (negative: not kept): rows that exist, each at most once."""
+    """Demands slots of accepted members (negative: not kept) that exist, each at most once."""
     kept = [slot for slot in slots if slot >= 0]
     exist = all(slot < archive_rows for slot in kept)
     require("commit", exist, "archive_slot names a row that does not exist")
@@ -117,7 +117,7 @@ def check_told(
     at: StateOffsets,
     generation: int,
 ) -> None:
-    """A plan and a state that belong to this generation and pool."""
+    """Demands a plan and a state that belong to this generation and pool."""
     check_generation("tell", generation)
     for choice in choices:
         mine = choice[ChoiceColumn.GENERATION] == generation

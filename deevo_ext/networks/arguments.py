@@ -1,4 +1,4 @@
-"""What PopulationForward is given, checked before anything is done."""
+"""Checks of the arguments of PopulationForward, before anything is done."""
 
 from __future__ import annotations
 

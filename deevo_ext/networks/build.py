@@ -20,7 +20,7 @@ from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
 from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner
 from deevo_ext.networks.execution.sinks import LogitsSink
-from deevo_ext.networks.execution.tensors import Tensors
+from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
 from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
 from deevo_ext.networks.graph.fuse import fuse

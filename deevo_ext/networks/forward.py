@@ -24,7 +24,7 @@ from deevo_ext.networks.execution.feed import ImageFeed, Images, TensorImages
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import DTYPES, Execution
 from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, LossSink, Sink, TakeLogits
-from deevo_ext.networks.execution.tensors import Tensors
+from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.graph.export import as_dtype
 from deevo_ext.networks.graph.network_graph import NetworkGraph
@@ -56,7 +56,7 @@ class PopulationForward:
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
     is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
     image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
-    1/255, applied to float images as well when given. table: engines that are fixed already.
+    1/255, applied to float images too if they are not None. table: engines that are fixed already.
 
     On the CPU micro-batches and members spread over T = torch.get_num_threads() threads, one torch
     thread each. Memory there, beside rows and results, whatever K and N:
@@ -94,7 +94,7 @@ class PopulationForward:
         self.layout, self.statistics_layout = layout, statistics_layout
         self.engine, self.micro_batch = engine, micro_batch
         self._feed = ImageFeed(self.device, micro_batch, Preprocessing(mean, std))
-        self._asked = precision
+        self._precision = precision
         self._runners: dict[tuple[tuple[int, ...], torch.dtype], Built] = {}
         self.use_table(EngineTable(self.device) if table is None else table)
         self._model = as_dtype(model, torch.float32, self.device)
@@ -106,13 +106,13 @@ class PopulationForward:
 
     @property
     def precision(self) -> str:
-        """What networks are computed in; "auto" until that is decided."""
-        if self._asked == "auto":
+        """The precision that networks are computed in; "auto" until that is decided."""
+        if self._precision == "auto":
             if not self.table.precision and self.device.type != "cuda":
                 self.table.precision = "float32"
             return self.table.precision or "auto"
-        self.table.precision = self._asked
-        return self._asked
+        self.table.precision = self._precision
+        return self._precision
 
     @property
     def module(self) -> nn.Module:
@@ -120,11 +120,11 @@ class PopulationForward:
         return self._model
 
     def use_table(self, table: EngineTable) -> None:
-        """Engines and precision from here on by `table`; graphs made before are made anew."""
-        if self._asked != "auto" and table.precision not in ("", self._asked):
+        """Takes engines and precision from `table` from here on; graphs are made anew."""
+        if self._precision != "auto" and table.precision not in ("", self._precision):
             raise DeevoError(
-                f"precision is {self._asked!r}, but the engine table {table.path or ''} was made "
-                f"for {table.precision!r}"
+                f"precision is {self._precision!r}, but the engine table {table.path or ''} was "
+                f"made for {table.precision!r}"
             )
         self.table = table
         self._runners.clear()
@@ -134,7 +134,7 @@ class PopulationForward:
     def graph(
         self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
     ) -> NetworkGraph:
-        """The network graph for images [C, H, W], its engines chosen; print it for the table.
+        """Returns the network graph for images [C, H, W], engines chosen; print it for its table.
 
         Raises DeevoError where the network is served unfused, saying why.
         """
@@ -142,9 +142,6 @@ class PopulationForward:
         if built.graph is None:
             raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
         return built.graph
-
-    why_unfused: str = ""
-    """Why networks are served by functional_call; empty where they have a graph."""
 
     @torch.no_grad()
     def __call__(
@@ -156,7 +153,7 @@ class PopulationForward:
         *,
         label_smoothing: float = 0.0,
     ) -> Losses:
-        """Per-image losses and ranks of K networks.
+        """Returns losses and ranks of K networks for each image.
 
         rows [K, D] or longer, any floating dtype; images [N, C, H, W] uint8 or floating, or a set,
         which brings labels and normalisation of its own and is read slice by slice; labels int64
@@ -168,20 +165,20 @@ class PopulationForward:
             if isinstance(images, Tensor):
                 raise DeevoError("labels are missing; expected int64 [N] beside a tensor of images")
             labels = images.labels
-        shown = self._checked(rows, images, statistics)
-        check_labels(labels, len(shown))
+        image_set = self._checked(rows, images, statistics)
+        check_labels(labels, len(image_set))
         check_smoothing(label_smoothing)
         if self.precision == "auto":
             self.decide_precision(rows, images, labels, statistics)
         sink = LossSink(labels, len(rows), label_smoothing, self.device)
-        self._run(rows, shown, statistics, sink)
+        self._run(rows, image_set, statistics, sink)
         return Losses(sink.losses.to(labels.device), sink.ranks.to(labels.device))
 
     @torch.no_grad()
     def logits(
         self, row: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None = None
     ) -> Tensor:
-        """Logits float32 [N, classes] of one row [D], for ensembles and inspection."""
+        """Returns logits float32 [N, classes] of one row [D], for ensembles and inspection."""
         rows, apart = row[None], None if statistics is None else statistics[None]
         sink = LogitsSink()
         self._run(rows, self._checked(rows, images, apart), apart, sink)
@@ -201,8 +198,7 @@ class PopulationForward:
         The images are start to start + n. Calls come from several threads, and logits are valid
         during the call only.
         """
-        shown = self._checked(rows, images, statistics)
-        self._run(rows, shown, statistics, FunctionSink(take))
+        self._run(rows, self._checked(rows, images, statistics), statistics, FunctionSink(take))
 
     def precision_check(
         self,
@@ -213,21 +209,20 @@ class PopulationForward:
         *,
         precision: str | None = None,
     ) -> PrecisionReport:
-        """How much a precision (default: this one's) disturbs differences between networks.
+        """Returns how much a precision (default: this one's) disturbs differences between networks.
 
         Rows are compared pairwise, each with the next, on the same images: the error of the mean
         paired loss difference against float32, beside that difference.
         """
         if rows.shape[0] < 2:
             raise DeevoError(f"rows hold {rows.shape[0]} networks; expected at least 2 to compare")
-        asked = precision or self.precision
-        losses = [
-            self._sibling(p)(rows, images, labels, statistics).losses for p in ("float32", asked)
-        ]
-        return compare_losses(asked, *losses)
+        precision = precision or self.precision
+        both = (self._sibling(p) for p in ("float32", precision))
+        losses = [forward(rows, images, labels, statistics).losses for forward in both]
+        return compare_losses(precision, *losses)
 
     def _sibling(self, precision: str) -> PopulationForward:
-        """The same in another precision, with a table of its own."""
+        """Returns the same in another precision, with a table of its own."""
         return PopulationForward(
             self._model,
             self.layout,
@@ -259,12 +254,12 @@ class PopulationForward:
     def _checked(
         self, rows: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None
     ) -> Images:
-        """The images as the feed reads them; raises DeevoError for what cannot be evaluated."""
-        shown = TensorImages(images) if isinstance(images, Tensor) else images
+        """Returns the images as the feed reads them; DeevoError for what cannot be evaluated."""
+        image_set = TensorImages(images) if isinstance(images, Tensor) else images
         check_rows(rows, self.layout)
-        self._feed.check(shown)
+        self._feed.check(image_set)
         check_statistics(statistics, rows.shape[0], self.statistics_layout)
-        return shown
+        return image_set
 
     def _run(self, rows: Tensor, images: Images, statistics: Tensor | None, sink: Sink) -> None:
         """The one way in: the feed's micro-batches through the runner into the sink."""
@@ -285,5 +280,4 @@ class PopulationForward:
         key = (image_shape, row_dtype)
         if key not in self._runners:
             self._runners[key] = self._builder().build(image_shape, row_dtype)
-            self.why_unfused = self._runners[key].why_unfused
         return self._runners[key]

@@ -49,7 +49,7 @@ class PrecisionReport:
 
 
 def compare_losses(precision: str, exact: Tensor, rounded: Tensor) -> PrecisionReport:
-    """The report from losses [K, N] of the same networks and images, K >= 2."""
+    """Returns the report from losses [K, N] of the same networks and images, K >= 2."""
     finite = torch.isfinite(exact).all(dim=0)
     overflows = int((~torch.isfinite(rounded[:, finite])).sum())
     usable = finite & torch.isfinite(rounded).all(dim=0)

@@ -1,4 +1,4 @@
-"""Small networks to begin with: the demo's, in the names and shapes of torchvision's."""
+"""The demo's small network, in the names and shapes of torchvision's."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from deevo_ext.errors import DeevoError
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; x [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)].
+    """Two 3x3 convolutions and a shortcut, the first with stride s.
 
     Source: He et al., Deep Residual Learning (CVPR 2016), with batch normalisation after each
     convolution. The shortcut is a strided 1x1 convolution where the shape changes.
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Computes x [N, in, H, W] -> [N, out, ceil(H/s), ceil(W/s)]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(out)) + shortcut)
@@ -36,17 +36,10 @@ class BasicBlock(nn.Module):
 class SmallResNet(nn.Module):
     """ResNet-8: a 3x3 stem and three stages of one block, at widths w, 2w and 4w.
 
-    77,754 parameters for one input channel, ten classes and width 16. Sub-modules are called as
-    in torchvision (conv1, bn1, layer1.0.conv1, ..., layer3.0.downsample.0, fc).
-
-    Args:
-        in_channels: C of the images.
-        num_classes: K.
-        width: channels of the first stage.
-        generator: draws the initial weights; without it they come from torch's global generator.
-
-    Raises:
-        DeevoError: an argument is not positive.
+    It has 77,754 parameters for one input channel, ten classes and width 16. Sub-modules are called
+    as in torchvision (conv1, bn1, layer1.0.conv1, ..., layer3.0.downsample.0, fc). width: channels
+    of the first stage. generator: draws the initial weights, torch's global one by default. Raises
+    DeevoError for numbers below 1.
     """
 
     def __init__(

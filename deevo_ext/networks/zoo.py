@@ -5,7 +5,7 @@
     package.module:factory            a function that returns an nn.Module
 
 A bare name is torchvision's where torchvision has it, else timm's. Both are extras, imported when
-asked for.
+a name needs them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Architecture:
     """An untrained network and what it expects.
 
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
-    num_classes: logits it gives, where that is known. transform: of its own metadata, or the one
-    that was given; None where there is neither.
+    num_classes: logits it gives, where that is known. transform: the one that was
+    chosen, or that of the model's metadata; None where there is neither.
     """
 
     name: str
@@ -66,7 +66,7 @@ def architecture(
     transform: str | Path | Transform | None = None,
     seed: int = 0,
 ) -> Architecture:
-    """The network called `arch`, see the module.
+    """Makes the network called `arch`, a name as the module describes it.
 
     checkpoint: one whose classifier says the number of classes. num_classes: that number, if not
     the checkpoint's or the architecture's own. transform: a Transform, a JSON or TOML file, the
@@ -76,17 +76,16 @@ def architecture(
     Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform.
     """
     source, name, make = _find(arch)
-    own = f"{source}:{name}" if source in ("torchvision", "timm") else arch
-    model = _made(make, own, num_classes, seed)
+    full_name = f"{source}:{name}" if source in ("torchvision", "timm") else arch
+    model = _made(make, full_name, num_classes, seed)
     if checkpoint is not None and num_classes is None:
         state = load_checkpoint(
             checkpoint, checkpoint_key=checkpoint_key, expected=model.state_dict().keys()
         )
-        found = classes_in(state, model)
-        if found is not None:
-            num_classes = found
-            model = _made(make, own, found, seed)
-    return Architecture(own, model, num_classes, _transform(source, name, model, transform))
+        num_classes = classes_in(state, model)
+        if num_classes is not None:
+            model = _made(make, full_name, num_classes, seed)
+    return Architecture(full_name, model, num_classes, _transform(source, name, model, transform))
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
@@ -98,16 +97,16 @@ def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
     pairs = set()
     for name, tensor in model.state_dict().items():
         if name in state and state[name].shape != tensor.shape:
-            own, other = tensor.shape, state[name].shape
-            if len(own) != len(other) or own[1:] != other[1:]:
+            here, there = tensor.shape, state[name].shape
+            if len(here) != len(there) or here[1:] != there[1:]:
                 return None
-            pairs.add((own[0], other[0]))
+            pairs.add((here[0], there[0]))
     return pairs.pop()[1] if len(pairs) == 1 else None
 
 
 @torch.no_grad()
 def check_fit(
-    found: Architecture, images: LabelledImages, class_names: list[str] | None = None
+    network: Architecture, images: LabelledImages, class_names: list[str] | None = None
 ) -> None:
     """Refuses images whose size or classes do not fit the network, everything in one DeevoError.
 
@@ -115,16 +114,16 @@ def check_fit(
     """
     wrong = []
     shape = images.image_shape
-    if found.transform is not None:
-        size = found.transform.size_of(*shape[1:])
-        if (found.transform.channels, *size) != shape:
+    if network.transform is not None:
+        size = network.transform.size_of(*shape[1:])
+        if (network.transform.channels, *size) != shape:
             wrong.append(
                 f"{images.name} are {'x'.join(map(str, shape))}, but the transform gives "
-                f"{found.transform.channels}x{size[0]}x{size[1]}"
+                f"{network.transform.channels}x{size[0]}x{size[1]}"
             )
-    classes = found.num_classes
+    classes = network.num_classes
     try:
-        logits = found.model(torch.zeros(1, *shape))
+        logits = network.model(torch.zeros(1, *shape))
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             wrong.append(f"it returns {kind}, not logits [N, classes]")
@@ -143,13 +142,13 @@ def check_fit(
         wrong.append(f"it has {classes} classes, but {images.name} have label {highest}")
     if wrong:
         raise DeevoError(
-            f"{found.name} and the images do not fit: {'; '.join(wrong)}. Check --arch, --data and "
-            "--transform"
+            f"{network.name} and the images do not fit: {'; '.join(wrong)}. Check --arch, --data "
+            "and --transform"
         )
 
 
 def _find(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
-    """(source, name, constructor that takes num_classes)."""
+    """Returns source, name, and a constructor that takes num_classes."""
     source, separator, name = arch.partition(":")
     if not separator:
         return _bare(arch)
@@ -185,10 +184,10 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
 
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise DeevoError(f"arch {module}:{name}: cannot import {module} ({error})") from error
-    make = getattr(found, name, None)
+    make = getattr(imported, name, None)
     if not callable(make):
         raise DeevoError(f"arch {module}:{name}: {module} has no function {name}")
 
@@ -220,28 +219,28 @@ def _made(
 
 
 def _transform(
-    source: str, name: str, model: nn.Module, given: str | Path | Transform | None
+    source: str, name: str, model: nn.Module, choice: str | Path | Transform | None
 ) -> Transform | None:
-    if isinstance(given, Transform):
-        return given
-    if given is not None and Path(given).suffix in (".json", ".toml"):
-        return Transform.from_file(given)
+    if isinstance(choice, Transform):
+        return choice
+    if choice is not None and Path(choice).suffix in (".json", ".toml"):
+        return Transform.from_file(choice)
     if source == "torchvision":
         weights = import_extra("torchvision").models.get_model_weights(name)
         known = list(weights.__members__)
-        if given is not None and given not in known:
+        if choice is not None and choice not in known:
             raise DeevoError(
-                f"transform is {str(given)!r}; expected a .json or .toml file, or one of the "
+                f"transform is {str(choice)!r}; expected a .json or .toml file, or one of the "
                 f"weights of {name}: {', '.join(known)}"
             )
-        return _of_torchvision((weights[str(given)] if given else weights.DEFAULT).transforms())
-    if given is not None:
-        raise DeevoError(f"transform is {str(given)!r}; expected a .json or .toml file")
+        return _of_torchvision((weights[str(choice)] if choice else weights.DEFAULT).transforms())
+    if choice is not None:
+        raise DeevoError(f"transform is {str(choice)!r}; expected a .json or .toml file")
     return _of_timm(model, name) if getattr(model, "pretrained_cfg", None) else None
 
 
 def _of_torchvision(preset: Any) -> Transform:
-    """From torchvision.transforms._presets.ImageClassification."""
+    """Reads torchvision.transforms._presets.ImageClassification."""
     resize, crop = list(preset.resize_size), list(preset.crop_size)
     return Transform(
         resize[0] if len(resize) == 1 else (resize[0], resize[1]),
@@ -253,7 +252,7 @@ def _of_torchvision(preset: Any) -> Transform:
 
 
 def _of_timm(model: nn.Module, name: str) -> Transform:
-    """From pretrained_cfg, as timm.data.create_transform builds its evaluation transform."""
+    """Reads pretrained_cfg, as timm.data.create_transform does for its evaluation transform."""
     config = import_extra("timm.data").resolve_model_data_config(model)
     height, width = config["input_size"][-2:]
     scaled = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])

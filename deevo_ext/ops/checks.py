@@ -1,4 +1,4 @@
-"""What all operators demand of their tensors. Errors name the operator and the argument."""
+"""Checks that several operators share; errors name the operator and the argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
-    NUM_PARAMETER_COLUMNS,
     NUM_STRATEGY_COLUMNS,
     Setting,
     gene_words,
@@ -36,49 +35,62 @@ class Checker:
     def tensor(
         self, argument: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int | None
     ) -> None:
-        """A contiguous tensor of that dtype and shape (None: any size) on the call's device."""
+        """Demands a contiguous tensor of a dtype and shape (None: any size) on the device."""
+        self._kind(argument, tensor, (dtype,), shape)
+        if not tensor.is_contiguous():
+            self.fail(argument, f"of strides {tensor.stride()}", "a contiguous tensor")
+        self._plain(argument, tensor)
+
+    def rows(
+        self,
+        argument: str,
+        tensor: torch.Tensor,
+        dtypes: tuple[torch.dtype, ...],
+        *shape: int | None,
+    ) -> None:
+        """Demands a tensor of one of the dtypes, contiguous but for a gap between its rows."""
+        self._kind(argument, tensor, dtypes, shape)
+        if tensor.shape[0] > 0 and not tensor[0].is_contiguous():
+            expected = "contiguous data of unit stride in each row"
+            self.fail(argument, f"of strides {tensor.stride()}", expected)
+        if tensor.shape[0] > 1 and tensor.stride(0) < tensor[0].numel():
+            self.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
+        self._plain(argument, tensor)
+
+    def population(self, population: torch.Tensor, archive: torch.Tensor) -> None:
+        """Demands weights [NP, D] and an archive [A, D] in the same dtype, D free where A = 0."""
+        self.rows("population", population, STORAGE, None, None)
+        columns = None if archive.shape[:1] == (0,) else population.shape[1]
+        self.rows("archive", archive, (population.dtype,), None, columns)
+
+    def _kind(
+        self,
+        argument: str,
+        tensor: torch.Tensor,
+        dtypes: tuple[torch.dtype, ...],
+        shape: tuple[int | None, ...],
+    ) -> None:
+        """Demands one of the dtypes and the shape (None: any size), on the call's device."""
         if tensor.device != self.device:
             self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
-        if tensor.dtype != dtype:
-            self.fail(argument, tensor.dtype, str(dtype))
+        if tensor.dtype not in dtypes:
+            self.fail(argument, tensor.dtype, " or ".join(map(str, dtypes)))
         sizes_fit = tensor.dim() == len(shape) and all(
             want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
         )
         if not sizes_fit:
-            wanted = ", ".join("any" if want is None else str(want) for want in shape)
-            self.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({wanted})")
-        if not tensor.is_contiguous():
-            self.fail(argument, f"of strides {tensor.stride()}", "a contiguous tensor")
-        self.plain(argument, tensor)
+            expected = ", ".join("any" if want is None else str(want) for want in shape)
+            self.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({expected})")
 
-    def rows(self, argument: str, tensor: torch.Tensor, like: torch.Tensor | None = None) -> None:
-        """A matrix of weights: unit column stride, rows that do not overlap."""
-        if tensor.device != self.device:
-            self.fail(argument, f"on {tensor.device}", f"device {self.device}, as the others")
-        if tensor.dtype not in STORAGE:
-            self.fail(argument, tensor.dtype, "float32, bfloat16 or float16")
-        if like is not None and tensor.dtype != like.dtype:
-            self.fail(argument, tensor.dtype, f"the population's {like.dtype}")
-        if tensor.dim() != 2:
-            self.fail(argument, f"of shape {tuple(tensor.shape)}", "two dimensions, [rows, D]")
-        if like is not None and tensor.shape[0] > 0 and tensor.shape[1] != like.shape[1]:
-            self.fail(argument, f"of {tensor.shape[1]} columns", f"D = {like.shape[1]}")
-        rows, columns = tensor.shape
-        if columns > 1 and tensor.stride(1) != 1:
-            self.fail(argument, f"of strides {tensor.stride()}", "unit stride along a row")
-        if rows > 1 and tensor.stride(0) < columns:
-            self.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
-        self.plain(argument, tensor)
-
-    def plain(self, argument: str, tensor: torch.Tensor) -> None:
-        """No autograd, no lazily negated or conjugated views."""
+    def _plain(self, argument: str, tensor: torch.Tensor) -> None:
+        """Refuses what autograd records, and lazily negated or conjugated views."""
         if tensor.requires_grad:
             self.fail(argument, "a tensor that requires grad", "a plain one (use .detach())")
         if tensor.is_neg() or tensor.is_conj():
             self.fail(argument, "a lazily negated view", "a plain tensor (use .resolve_neg())")
 
-    def disjoint(self, **tensors: torch.Tensor) -> None:
-        """No two of these share memory."""
+    def disjoint(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Demands that no two of the tensors share memory."""
         spans = [(name, *_span(tensor)) for name, tensor in tensors.items() if tensor.numel() > 0]
         spans.sort(key=lambda span: span[1])
         for (name, _, end), (other, start, _) in itertools.pairwise(spans):
@@ -86,14 +98,14 @@ class Checker:
                 self.fail(other, f"memory that {name} overlaps", "memory of its own")
 
     def seed(self, seed: int) -> None:
-        """A seed of the contract's range."""
+        """Demands a seed of the contract's range."""
         if not 0 <= seed < 2**63:
             self.fail("seed", seed, "an integer in 0..2^63-1")
 
     def configuration(
         self, settings: torch.Tensor, strategies: torch.Tensor, state: torch.Tensor
     ) -> None:
-        """settings, strategies and a state of the size that they imply.
+        """Demands settings, strategies and a state of the size that they imply.
 
         On a GPU reading the settings would wait for it: there the kernels compare the sizes.
         """
@@ -113,28 +125,18 @@ class Checker:
         self.tensor("state", state, torch.float64, offsets.size)
 
     def plan(self, members: int, choices: torch.Tensor, coefficients: torch.Tensor | None) -> None:
-        """A plan's tensors for NP members."""
+        """Demands a plan's tensors for NP members."""
         self.tensor("choices", choices, torch.int32, members, NUM_CHOICE_COLUMNS)
         if coefficients is not None:
             self.tensor("coefficients", coefficients, torch.float32, members, MAX_TERMS)
 
-    def gene_mask(self, members: int, settings: torch.Tensor, gene_mask: torch.Tensor) -> None:
-        """The bits that plan draws, for as many genes as the settings say (see configuration)."""
-        on_cpu = self.device.type == "cpu"
-        words = gene_words(int(settings[Setting.GENES])) if on_cpu else None
-        self.tensor("gene_mask", gene_mask, torch.int32, members, words)
-
-    def alive(self, members: int, alive: torch.Tensor) -> None:
-        """Which of NP members live."""
-        self.tensor("alive", alive, torch.uint8, members)
-
     def genes(self, members: int, genes: torch.Tensor, gene_mask: torch.Tensor) -> None:
-        """The segments' starts and the plan's bits for them."""
+        """Demands the segments' starts and the plan's bits for them."""
         self.tensor("genes", genes, torch.int64, None)
         self.tensor("gene_mask", gene_mask, torch.int32, members, gene_words(genes.numel()))
 
     def bounds(self, lower: float, upper: float, dtype: torch.dtype) -> None:
-        """Bounds around 0, which pads hold, that storage can hold exactly."""
+        """Demands bounds around 0, which pads hold, that storage can hold exactly."""
         for argument, bound in (("lower", lower), ("upper", upper)):
             exact = math.isinf(bound) or torch.tensor(bound, dtype=dtype).item() == bound
             if not exact:
@@ -142,12 +144,8 @@ class Checker:
         if not lower <= 0.0 <= upper:
             self.fail("lower", f"{lower} with upper {upper}", "lower <= 0 <= upper")
 
-    def parameters(self, members: int, parameters: torch.Tensor) -> None:
-        """A plan's parameters for NP members."""
-        self.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
-
     def columns(self, nonneg_start: int, first_weight: int) -> None:
-        """The two column positions of trials and commit."""
+        """Demands the two column positions of trials and commit."""
         if nonneg_start < 0:
             self.fail("nonneg_start", nonneg_start, "0 or more (D for no non-negative tail)")
         if first_weight < 0 or first_weight % 8 != 0:

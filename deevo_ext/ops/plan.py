@@ -6,6 +6,7 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
+from deevo_ext.ops.tables import NUM_PARAMETER_COLUMNS, Setting, gene_words
 
 
 def check(
@@ -31,30 +32,14 @@ def check(
     members = fitness.numel()
     if members < 2:
         c.fail("fitness", f"of {members} members", "at least 2")
-    c.alive(members, alive)
+    c.tensor("alive", alive, torch.uint8, members)
     c.tensor("generation", generation, torch.int64, 1)
     c.seed(seed)
     c.plan(members, choices, coefficients)
-    c.parameters(members, parameters)
-    c.gene_mask(members, settings, gene_mask)
-    c.disjoint(
-        settings=settings,
-        strategies=strategies,
-        state=state,
-        fitness=fitness,
-        alive=alive,
-        generation=generation,
-        choices=choices,
-        parameters=parameters,
-        coefficients=coefficients,
-        gene_mask=gene_mask,
-    )
+    c.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
+    # On a GPU reading the settings would wait for it, as for `configuration`.
+    words = gene_words(int(settings[Setting.GENES])) if c.device.type == "cpu" else None
+    c.tensor("gene_mask", gene_mask, torch.int32, members, words)
 
 
-register(
-    "plan(Tensor settings, Tensor strategies, Tensor state, Tensor fitness, Tensor alive, "
-    "Tensor generation, int seed, Tensor(a!) choices, Tensor(b!) parameters, "
-    "Tensor(c!) coefficients, Tensor(d!) gene_mask) -> ()",
-    check,
-    mutated=(7, 8, 9, 10),
-)
+register("plan", check, mutated=("choices", "parameters", "coefficients", "gene_mask"))

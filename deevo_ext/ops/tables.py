@@ -70,9 +70,7 @@ class Setting(IntEnum):
     BEST_EXCLUDES_TARGET = 23
     TRIG_OFFSET = 24
     ARCHIVE_CAPACITY = 25
-    J_RAND_RANGE = (
-        26  # 0: no forced mutant; else weights (or genes, when there are any) to draw from
-    )
+    J_RAND_RANGE = 26  # weights (or genes, where there are any) to draw from; 0: no forced mutant
     GENES = 27  # G
     POPULATION_MIN = 28  # 0: no reduction
 
@@ -125,7 +123,7 @@ NUM_CHOICE_COLUMNS = 12
 
 
 def gene_words(genes: int) -> int:
-    """32-bit words that hold a bit per gene."""
+    """Returns how many 32-bit words hold a bit per gene."""
     return (genes + 31) // 32
 
 
@@ -174,7 +172,7 @@ class StateOffsets:
 def state_offsets(
     memory_size: int, num_strategies: int, strategy_period: int, sinusoid_period: int
 ) -> StateOffsets:
-    """The offsets for H = memory_size memories and K strategies."""
+    """Returns the offsets for H = memory_size memories and K strategies."""
     memories = memory_size * num_strategies
     pointer = 3 * memories
     odds = pointer + num_strategies

@@ -6,6 +6,7 @@ import torch
 
 from deevo_ext.ops.checks import Checker
 from deevo_ext.ops.library import register
+from deevo_ext.ops.tables import NUM_PARAMETER_COLUMNS
 
 
 def check(
@@ -33,31 +34,16 @@ def check(
     members = fitness.numel()
     c.tensor("trial_fitness", trial_fitness, torch.float64, members)
     c.plan(members, choices, None)
-    c.parameters(members, parameters)
+    c.tensor("parameters", parameters, torch.float64, members, NUM_PARAMETER_COLUMNS)
     c.seed(seed)
-    c.alive(members, alive)
+    c.tensor("alive", alive, torch.uint8, members)
     c.tensor("generation", generation, torch.int64, 1)
     c.tensor("accepted", accepted, torch.uint8, members)
     c.tensor("archive_slot", archive_slot, torch.int32, members)
-    c.disjoint(
-        settings=settings,
-        strategies=strategies,
-        trial_fitness=trial_fitness,
-        choices=choices,
-        parameters=parameters,
-        state=state,
-        fitness=fitness,
-        alive=alive,
-        generation=generation,
-        accepted=accepted,
-        archive_slot=archive_slot,
-    )
 
 
 register(
-    "tell(Tensor settings, Tensor strategies, Tensor trial_fitness, Tensor choices, "
-    "Tensor parameters, int seed, Tensor(a!) state, Tensor(b!) fitness, Tensor(c!) alive, "
-    "Tensor(d!) generation, Tensor(e!) accepted, Tensor(f!) archive_slot) -> ()",
+    "tell",
     check,
-    mutated=(6, 7, 8, 9, 10, 11),
+    mutated=("state", "fitness", "alive", "generation", "accepted", "archive_slot"),
 )

@@ -34,33 +34,14 @@ def check(
     Traffic: NP rows read, E rows written. Raises DeevoError naming the argument at fault.
     """
     c = Checker("trials", population.device)
-    c.rows("population", population)
-    c.rows("archive", archive, population)
-    c.rows("out", out, population)
+    c.population(population, archive)
     c.plan(population.shape[0], choices, coefficients)
     c.tensor("members", members, torch.int64, None)
-    if out.shape[0] != members.numel():
-        c.fail("out", f"of {out.shape[0]} rows", f"one per member, {members.numel()}")
+    c.rows("out", out, (population.dtype,), members.numel(), population.shape[1])
     c.seed(seed)
     c.columns(nonneg_start, first_weight)
     c.genes(population.shape[0], genes, gene_mask)
     c.bounds(lower, upper, population.dtype)
-    c.disjoint(
-        population=population,
-        archive=archive,
-        choices=choices,
-        coefficients=coefficients,
-        genes=genes,
-        gene_mask=gene_mask,
-        members=members,
-        out=out,
-    )
 
 
-register(
-    "trials(Tensor population, Tensor archive, Tensor choices, Tensor coefficients, "
-    "Tensor genes, Tensor gene_mask, Tensor members, int seed, int nonneg_start, int first_weight, "
-    "float lower, float upper, Tensor(a!) out) -> ()",
-    check,
-    mutated=(12,),
-)
+register("trials", check, mutated=("out",))

@@ -227,7 +227,7 @@ def test_bound_operators_check_once_and_do_the_same() -> None:
     assert out._version == version and other._version == 1
     with pytest.raises(DeevoError, match=r"deevo::trials: out is torch\.float64"):
         BoundOperator("trials", **{**arguments, "out": out.double()})
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'members'"):
+    with pytest.raises(TypeError, match="missing a required argument: 'members'"):
         BoundOperator("trials", **{k: v for k, v in arguments.items() if k != "members"})
     with pytest.raises(TypeError, match="unexpected keyword argument 'member'"):
         BoundOperator("trials", **arguments, member=members)

@@ -14,8 +14,7 @@ import torch
 from torch.nn import functional
 
 from deevo_ext.backends.triton.convolution import Operation, conv2d
-from deevo_ext.backends.triton.mean import mean
-from deevo_ext.backends.triton.pooling import pool2d
+from deevo_ext.backends.triton.pooling import mean, pool2d
 from deevo_ext.backends.triton.tile_sizes import Configuration, default
 from deevo_ext.backends.windows import Window
 from deevo_ext.errors import DeevoError
@@ -166,44 +165,7 @@ def test_mean_over_positions(dtype: torch.dtype, shape: tuple[int, ...]) -> None
     assert bool(((out.double() - expected).abs() <= bound).all())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(3, 2, 6, 7, 16)}, "x is of 3 members; expected 1 or 2"),
-        ({"x": torch.zeros(2, 2, 6, 7, 16).half()}, "weight is torch.float32"),
-        ({"x": torch.zeros(2, 2, 6, 7, 20)}, r"with x .*, which is .*, 20\)"),
-        ({"x": torch.zeros(2, 2, 6, 7, 16).double()}, "x is torch.float64"),
-        ({"x": torch.zeros(2, 2, 16, 6, 7).permute(0, 1, 3, 4, 2)}, "x is of strides"),
-        ({"bias": torch.zeros(2, 17)}, "bias is torch.float32 .2, 17."),
-        ({"out": torch.zeros(2, 2, 6, 6, 16)}, "out is torch.float32 .2, 2, 6, 6, 16."),
-        ({"residual": torch.zeros(1, 2, 6, 7, 16)}, "residual is"),
-        ({"activation": "silu"}, "'silu'"),
-        ({"stride": (0, 1)}, "stride .0, 1."),
-        ({"precision": "fp64"}, "precision is 'fp64'"),
-        (
-            {"downsample": (torch.zeros(2, 2, 6, 7, 24), torch.zeros(2, 16, 1, 1, 24), (1, 1))},
-            "channels in sixteens",
-        ),
-        (
-            {"downsample": (torch.zeros(2, 2, 5, 7, 16), torch.zeros(2, 16, 1, 1, 16), (1, 1))},
-            r"expected \[6, 7\] positions",
-        ),
-    ],
-)
-def test_bad_layers_are_refused(change: dict[str, Any], message: str) -> None:
-    layer = Layer()
-    operands = layer.operands(torch.float32)
-    moved = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in change.items()}
-    if "downsample" in moved:
-        x2, w2, stride = moved["downsample"]
-        moved["downsample"] = (x2.to(DEVICE), w2.to(DEVICE), stride)
-    how = {key: moved.pop(key) for key in vars(layer.operation).keys() & moved.keys()}
-    with pytest.raises(DeevoError, match=message):
-        conv2d(replace(operands, **moved), replace(layer.operation, **how))
-    assert bool((operands.out == 7.0).all())
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="about the interpreter")
 def test_the_interpreter_refuses_bfloat16() -> None:
-    with pytest.raises(DeevoError, match="interpreter errs"):
+    with pytest.raises(DeevoError, match="interpreter converts it"):
         conv2d(Layer().operands(torch.bfloat16), Operation())

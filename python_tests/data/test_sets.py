@@ -164,7 +164,7 @@ def test_copies_are_the_same_images(tree: Path, monkeypatch: pytest.MonkeyPatch)
     assert Placement(torch.device("cpu")).of(images) is images
     monkeypatch.setattr(placement, "_COPIED", 7 * 100)  # seven images at a time
     for device in (None, torch.device("cpu")):
-        moved = copied(images, device, pin=False)
+        moved = copied(images, device)
         assert moved.digest() == images.digest() and moved.in_memory
         assert torch.equal(moved.pixels(0, 45), images.pixels(0, 45))
         assert moved.store.data_ptr() != images.store.data_ptr()

@@ -122,7 +122,7 @@ def test_networks(name: str, precision: str) -> None:
 @INTERPRETED
 @pytest.mark.parametrize(("name", "shortcuts"), [("resnet18", 3), ("resnet34", 3), ("resnet50", 4)])
 def test_torchvisions_resnets_are_taken_whole(name: str, shortcuts: int) -> None:
-    """Plans at full width; their kernels are too slow to interpret."""
+    """Network graphs at full width; their kernels are too slow to interpret."""
     model = torchvision_model(name)
     layout, _ = as_row(model)
     graph = PopulationForward(model, layout, engine="triton", micro_batch=2).graph((3, 64, 64))

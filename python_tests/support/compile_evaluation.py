@@ -28,7 +28,7 @@ from deevo_ext.backends.triton.head import (
     sums,
 )
 from deevo_ext.backends.triton.launch import OPTIONS
-from deevo_ext.backends.triton.mean import mean_kernel
+from deevo_ext.backends.triton.pooling import mean_kernel
 
 CLASSES, CHANNELS = 1000, 2048
 SUMS = sums(CLASSES, 0.1)

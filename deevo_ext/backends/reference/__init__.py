@@ -1,6 +1,6 @@
 """The specification: every operator in plain Python, NumPy and torch, written to be read.
 
-The other backends must give the same bits (``shared contract``: see docs/contract.md).
+The other backends must give the same bits: see docs/contract.md.
 """
 
 from deevo_ext.backends.reference.commit import commit

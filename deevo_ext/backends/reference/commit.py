@@ -10,7 +10,7 @@ from deevo_ext.backends.checks import (
     check_genes,
     require_subnormals,
 )
-from deevo_ext.backends.reference.trials import Generation, trial
+from deevo_ext.backends.reference.trials import Generation, Limits, trial
 
 
 def commit(
@@ -38,10 +38,8 @@ def commit(
     check_choices("commit", choices.tolist(), members, population.shape[0], archive.shape[0])
     check_genes("commit", genes)
     check_archive_slots([slots[member] for member in members], archive.shape[0])
-    g = Generation(
-        *(population, archive, choices, coefficients, genes, gene_mask),
-        *(seed, nonneg_start, first_weight, lower, upper),
-    )
+    limits = Limits(nonneg_start, first_weight, lower, upper)
+    g = Generation(population, archive, choices, coefficients, genes, gene_mask, seed, limits)
     survivors = [trial(g, member) for member in members]
     parents = [population[member].clone() if slots[member] >= 0 else None for member in members]
     for member, survivor, parent in zip(members, survivors, parents, strict=True):

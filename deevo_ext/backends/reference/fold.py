@@ -1,7 +1,7 @@
 """fold: BatchNorm folded into the weights before it, cast, channels last.
 
-``scale = gamma / sqrt(var + eps)`` and ``shift = beta + (bias - mean) scale`` in float64, each
-operation rounded; ``weight = W float32(scale)``, one float32 product, rounded to the target.
+`scale = gamma / sqrt(var + eps)` and `shift = beta + (bias - mean) scale` in float64, each
+operation rounded; `weight = W float32(scale)`, one float32 product, rounded to the target.
 What is absent counts as 1 (gamma, scale without var) or 0 (beta, bias, mean).
 """
 
@@ -61,9 +61,9 @@ def fold_entry(
         return widen(spaces[space][offset : offset + count])
 
     def channel(column: FoldColumn, absent: float) -> torch.Tensor:
-        found = source(column, out)
+        values = source(column, out)
         full = torch.full((out,), absent, dtype=torch.float64)
-        return full if found is None else found.double()
+        return full if values is None else values.double()
 
     scale = channel(FoldColumn.GAMMA, 1.0)
     if entry[FoldColumn.VAR] != ABSENT:

@@ -2,14 +2,13 @@
 
 Strategy by roulette over SaDE's odds (Qin et al. 2009); F from the ensemble of sinusoids (Awad et
 al. 2016, 2017) or SHADE's memories (Tanabe & Fukunaga 2013); CR from its memory; distinct parents;
-coefficients of ``v = row[base] + sum_m c[m] (row[idx[m]] - row[base])``.
+coefficients of `v = row[base] + sum_m c[m] (row[idx[m]] - row[base])`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from deevo_ext.backends.checks import (
     require_subnormals,
 )
 from deevo_ext.backends.reference.exact_math import cauchy_quantile, normal_quantile, sin2pi
+from deevo_ext.backends.reference.inputs import Plan, clean_fitness, offsets_of
 from deevo_ext.ops.philox import draw, mask_draws, mulhi, uniform
 from deevo_ext.ops.tables import (
     MAX_TERMS,
@@ -29,49 +29,12 @@ from deevo_ext.ops.tables import (
     Purpose,
     Setting,
     Source,
-    StateOffsets,
     StrategyColumn,
     TermCode,
     gene_words,
-    state_offsets,
 )
 
 ATTEMPTS = 32
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Inputs of one plan as Python numbers, with what follows from them for all members.
-
-    living: the members that are alive, ascending; by_rank: the same from best to worst; num_valid:
-    how many of them have a finite fitness.
-    """
-
-    settings: list[float]
-    strategies: list[list[float]]
-    state: list[float]
-    fitness: list[float]
-    living: list[int]
-    by_rank: list[int]
-    num_valid: int
-    generation: int
-    seed: int
-    at: StateOffsets
-
-
-def clean_fitness(values: torch.Tensor) -> list[float]:
-    """Fitness as floats, NaN read as +inf."""
-    return [math.inf if math.isnan(value) else value for value in values.tolist()]
-
-
-def offsets_of(settings: list[float], num_strategies: int) -> StateOffsets:
-    """The offsets of the state's parts, from the settings that fix them."""
-    return state_offsets(
-        int(settings[Setting.MEMORY_SIZE]),
-        num_strategies,
-        int(settings[Setting.STRATEGY_PERIOD]),
-        int(settings[Setting.SINUSOID_PERIOD]),
-    )
 
 
 def clip(x: float, low: float, high: float) -> float:

@@ -7,15 +7,12 @@ strategy odds and the odds of the two sinusoids from success windows, archive sl
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.backends.checks import (
-    alive_members,
-    check_told,
-    require_subnormals,
-)
-from deevo_ext.backends.reference.plan import clean_fitness, offsets_of
+from deevo_ext.backends.checks import alive_members, check_told, require_subnormals
+from deevo_ext.backends.reference.inputs import clean_fitness, offsets_of
 from deevo_ext.ops.philox import draw, mulhi
 from deevo_ext.ops.tables import (
     NUM_STRATEGY_COLUMNS,
@@ -76,31 +73,27 @@ def select(
     return accepted, [i if math.isfinite(i) else substitute for i in improvement]
 
 
+@dataclass
 class Tell:
-    """One generation's results while the adaptation state is brought up to date."""
+    """One generation's results while the adaptation state is brought up to date.
 
-    def __init__(
-        self,
-        settings: list[float],
-        strategies: list[list[float]],
-        choices: list[list[int]],
-        parameters: list[list[float]],
-        state: list[float],
-        generation: int,
-        living: list[int],
-        accepted: list[bool],
-        improvement: list[float],
-    ) -> None:
-        self.settings = settings
-        self.strategies = strategies
-        self.choices = choices
-        self.parameters = parameters
-        self.state = state
-        self.generation = generation
-        self.living = living
-        self.accepted = accepted
-        self.improvement = improvement
-        self.at: StateOffsets = offsets_of(settings, len(strategies))
+    improvement: by how much each accepted trial is better than its parent.
+    """
+
+    settings: list[float]
+    strategies: list[list[float]]
+    choices: list[list[int]]
+    parameters: list[list[float]]
+    state: list[float]
+    generation: int
+    living: list[int]
+    accepted: list[bool]
+    improvement: list[float]
+
+    @property
+    def at(self) -> StateOffsets:
+        """Where each part of the state begins."""
+        return offsets_of(self.settings, len(self.strategies))
 
     def mean(
         self, k: int, column: ParameterColumn, lehmer: bool, source: Source | None = None
@@ -290,9 +283,8 @@ def tell(
         for k in range(len(t.strategies)):
             t.update_memories(k)
     t.count()
-    if t.settings[Setting.ADAPT_STRATEGIES] and t.generation >= int(
-        t.settings[Setting.ADAPT_START]
-    ):
+    started = t.generation >= int(t.settings[Setting.ADAPT_START])
+    if t.settings[Setting.ADAPT_STRATEGIES] and started:
         t.update_strategy_odds()
     t.update_sinusoid_odds()
     slots = t.assign_archive(seed)

@@ -1,9 +1,9 @@
 """trials: mutation and binomial crossover.
 
-``v = row[base]``; for m in table order ``v = v + c[m] (row[idx[m]] - row[base])`` in float32, each
-operation rounded; ``u = v`` where the weight's 16 random bits < threshold (or its gene's bit is
+`v = row[base]`; for m in table order `v = v + c[m] (row[idx[m]] - row[base])` in float32, each
+operation rounded; `u = v` where the weight's 16 random bits < threshold (or its gene's bit is
 set, or it is the forced one), else the parent's value.
-Only ``*``, ``+`` and ``-`` are used: torch's addcmul, lerp and add(alpha=) round differently.
+Only `*`, `+` and `-` are used: torch's addcmul, lerp and add(alpha=) round differently.
 """
 
 from __future__ import annotations
@@ -19,6 +19,16 @@ from deevo_ext.ops.tables import ChoiceColumn, Purpose
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Which columns a row has, and what values they may take."""
+
+    nonneg_start: int
+    first_weight: int
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
 class Generation:
     """What trials and commit share; the fields are the operators' arguments."""
 
@@ -29,10 +39,7 @@ class Generation:
     genes: torch.Tensor
     gene_mask: torch.Tensor
     seed: int
-    nonneg_start: int
-    first_weight: int
-    lower: float
-    upper: float
+    limits: Limits
 
 
 def widen(row: torch.Tensor) -> torch.Tensor:
@@ -73,17 +80,17 @@ def mutant(g: Generation, member: int) -> torch.Tensor:
     return v
 
 
-def repaired(g: Generation, v: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
+def repaired(limits: Limits, v: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
     """The mutant inside its limits: a value beyond one lies half way from it to the parent's.
 
     Bounds as in SHADE (Tanabe & Fukunaga 2013); beyond nonneg_start the limit is 0, exclusive.
     """
-    tail = torch.arange(v.numel()) >= g.nonneg_start
+    tail = torch.arange(v.numel()) >= limits.nonneg_start
     result = torch.where(tail & ~(v > 0.0), 0.5 * parent, v)
-    if g.lower > -math.inf:
-        result = torch.where(~tail & (v < g.lower), 0.5 * (g.lower + parent), result)
-    if g.upper < math.inf:
-        result = torch.where(~tail & (v > g.upper), 0.5 * (g.upper + parent), result)
+    if limits.lower > -math.inf:
+        result = torch.where(~tail & (v < limits.lower), 0.5 * (limits.lower + parent), result)
+    if limits.upper < math.inf:
+        result = torch.where(~tail & (v > limits.upper), 0.5 * (limits.upper + parent), result)
     return result
 
 
@@ -91,12 +98,12 @@ def crossover(g: Generation, member: int) -> torch.Tensor:
     """Which weights take the mutant, bool [D]."""
     choice = g.choices[member].tolist()
     columns = g.population.shape[1]
-    flat = torch.arange(g.first_weight, g.first_weight + columns)
+    flat = torch.arange(g.limits.first_weight, g.limits.first_weight + columns)
     if g.genes.numel() > 0:
         gene = torch.searchsorted(g.genes, flat, right=True) - 1
         return (g.gene_mask[member][gene // 32] >> (gene % 32)) & 1 == 1
     generation = choice[ChoiceColumn.GENERATION]
-    draws = mask_draws(Purpose.MASK, g.first_weight, columns, generation, member, g.seed)
+    draws = mask_draws(Purpose.MASK, g.limits.first_weight, columns, generation, member, g.seed)
     drawn = torch.from_numpy(draws.astype("int32")) < choice[ChoiceColumn.THRESHOLD]
     return drawn | (flat == choice[ChoiceColumn.FORCED])
 
@@ -104,7 +111,7 @@ def crossover(g: Generation, member: int) -> torch.Tensor:
 def trial(g: Generation, member: int) -> torch.Tensor:
     """The trial vector of one member, [D] in the population's dtype."""
     parent = g.population[member]
-    v = repaired(g, mutant(g, member), widen(parent))
+    v = repaired(g.limits, mutant(g, member), widen(parent))
     stored = to_storage(v, parent.dtype)
     return torch.where(torch.isfinite(stored) & crossover(g, member), stored, parent)
 
@@ -129,9 +136,7 @@ def trials(
     numbers = members.tolist()
     check_choices("trials", choices.tolist(), numbers, population.shape[0], archive.shape[0])
     check_genes("trials", genes)
-    g = Generation(
-        *(population, archive, choices, coefficients, genes, gene_mask),
-        *(seed, nonneg_start, first_weight, lower, upper),
-    )
+    limits = Limits(nonneg_start, first_weight, lower, upper)
+    g = Generation(population, archive, choices, coefficients, genes, gene_mask, seed, limits)
     for e, member in enumerate(numbers):
         out[e] = trial(g, member)

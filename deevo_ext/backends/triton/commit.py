@@ -28,6 +28,7 @@ from deevo_ext.backends.triton.launch import (
     bounded,
     in_units,
     launch,
+    num_programs,
     require_device,
     stored,
     tile_shape,
@@ -37,7 +38,6 @@ from deevo_ext.backends.triton.mutation import row_stride, tile_columns, trial_t
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
 REGISTERS = 128  # what that many programs leave a thread; ptxas may spill to save more
-PROGRAMS_ON_CPU = 2  # the interpreter's; more than one tile each, as on a device
 
 
 @triton.jit(
@@ -125,8 +125,8 @@ def commit_kernel(
                 taken = tl.load(accepted + member, mask=member < num_rows, other=0) != 0
                 slot = tl.load(archive_slot + member, mask=taken, other=-1).to(tl.int64)
                 moved = (slot >= 0) & exists
-                own = population + member.to(tl.int64) * population_stride + start + local
-                parent = tl.load(own, mask=moved, other=0)
+                place = population + member.to(tl.int64) * population_stride + start + local
+                parent = tl.load(place, mask=moved, other=0)
                 tl.store(archive + slot * archive_stride + start + local, parent, mask=moved)
             tl.debug_barrier()
         for first in range(0, num_rows, MEMBERS):
@@ -134,8 +134,8 @@ def commit_kernel(
             taken = tl.load(accepted + member, mask=member < num_rows, other=0) != 0
             kept = workspace + member.to(tl.int64) * TILE + local
             trial = tl.load(kept, mask=taken & exists, other=0)
-            own = population + member.to(tl.int64) * population_stride + start + local
-            tl.store(own, trial, mask=taken & exists)
+            place = population + member.to(tl.int64) * population_stride + start + local
+            tl.store(place, trial, mask=taken & exists)
         tl.debug_barrier()
 
 
@@ -155,14 +155,6 @@ def workspace(device: torch.device, size: int) -> torch.Tensor:
     if key not in _workspaces or _workspaces[key].numel() < size:
         _workspaces[key] = torch.empty(size, dtype=torch.uint8, device=device)
     return _workspaces[key]
-
-
-def num_programs(device: torch.device) -> int:
-    """Returns how many programs run at one time."""
-    if device.type == "cpu":
-        return PROGRAMS_ON_CPU
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
 
 
 def commit(
@@ -199,7 +191,7 @@ def commit(
     size = population.element_size()
     step, tile = tile_shape(num_rows + archive.shape[0], num_rows, size)
     num_tiles = triton.cdiv(columns, tile)
-    programs = min(num_tiles, num_programs(device))
+    programs = min(num_tiles, num_programs(device, PROGRAMS_PER_MULTIPROCESSOR))
     kept = workspace(device, programs * num_rows * tile * size)
     launch(
         commit_kernel,

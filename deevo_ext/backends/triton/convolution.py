@@ -22,15 +22,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
-from deevo_ext.backends.triton.launch import launch
+from deevo_ext.backends.triton.launch import launch, require_conversions, require_device
 from deevo_ext.backends.triton.tile_sizes import Configuration, default, packed
-from deevo_ext.errors import DeevoError
 
-ACTIVATIONS = ("none", "relu")
-PRECISIONS = ("ieee", "tf32")  # of float32 products, as tl.dot names them
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Where a float32 becomes infinite in a type: the middle between the largest value and the next.
 OVERFLOW = {
     torch.float16: 65520.0,
@@ -181,11 +176,6 @@ def convolution_kernel(
     tl.store(out, result.to(out_pointer.dtype.element_ty), mask=exists)
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Returns the height or width of a convolution's output."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
 def launch_arguments(
     operands: Operands, operation: Operation, configuration: Configuration | None
 ) -> tuple[tuple[int, int], Sequence[Any], dict[str, Any]]:
@@ -239,86 +229,10 @@ def conv2d(
     """Writes act(conv2d(x, weight) + bias [+ residual] [+ downsample]) of K members; returns out.
 
     configuration: the sizes of the tiles, chosen from the shapes by default. Another one adds in
-    another order. Raises DeevoError naming the argument at fault.
+    another order. Shapes and dtypes are not checked: who calls this has a network graph.
     """
-    _check(operands, operation)
+    require_device("conv2d", convolution_kernel, operands.x.device)
+    require_conversions("conv2d", operands.x)
     grid, arguments, meta = launch_arguments(operands, operation, configuration)
     launch(convolution_kernel, grid, operands.x.device, *arguments, **meta)
     return operands.out
-
-
-def fail(function: str, argument: str, given: object, expected: str) -> None:
-    """Raises the DeevoError that names an argument of a function."""
-    raise DeevoError(f"{function}: {argument} is {given}; expected {expected}")
-
-
-def require_runnable(function: str, kernel: object, x: torch.Tensor) -> None:
-    """Raises DeevoError for a CPU tensor that no interpreter takes or computes rightly."""
-    if x.device.type != "cpu":
-        return
-    if not isinstance(kernel, InterpretedFunction):
-        fail(function, "x", "on the CPU", "a CUDA tensor (or TRITON_INTERPRET=1 from the start)")
-    if x.dtype == torch.bfloat16:
-        fail(function, "x", "bfloat16", "float32 or float16, as Triton's interpreter errs in it")
-
-
-def _check(operands: Operands, operation: Operation) -> None:
-    name, x, residual = "conv2d", operands.x, operands.residual
-    shapes = (tuple(x.shape), tuple(operands.weight.shape))
-    stride, padding, dilation = operation.stride, operation.padding, operation.dilation
-    if not len(shapes[0]) == len(shapes[1]) == 5 or shapes[0][4] != shapes[1][4]:
-        right = f"[K, Co, kh, kw, C] with x [K or 1, N, H, W, C], which is {shapes[0]}"
-        fail(name, "weight", shapes[1], right)
-    if x.dtype not in DTYPES:
-        fail(name, "x", x.dtype, "float16, bfloat16 or float32")
-    if min(*stride, *dilation, *(p + 1 for p in padding)) < 1:
-        given = f"of stride {stride}, padding {padding} and dilation {dilation}"
-        fail(name, "operation", given, "at least 1, 0 and 1")
-    if operation.activation not in ACTIVATIONS:
-        fail(name, "activation", repr(operation.activation), f"one of {', '.join(ACTIVATIONS)}")
-    if operation.precision not in PRECISIONS:
-        fail(name, "precision", repr(operation.precision), f"one of {', '.join(PRECISIONS)}")
-    require_runnable(name, convolution_kernel, x)
-    members, out_channels, kernel_h, kernel_w, _ = shapes[1]
-    samples, height, width = shapes[0][1:4]
-    if shapes[0][0] not in (1, members):
-        fail(name, "x", f"of {shapes[0][0]} members", f"1 or {members}, as weight has")
-    size = [
-        output_size(height, kernel_h, stride[0], padding[0], dilation[0]),
-        output_size(width, kernel_w, stride[1], padding[1], dilation[1]),
-    ]
-    outside = (members, samples, *size, out_channels)
-    check_tensor(name, "weight", operands.weight, x, x.dtype, shapes[1])
-    check_tensor(name, "bias", operands.bias, x, torch.float32, (members, out_channels))
-    check_tensor(name, "out", operands.out, x, x.dtype, outside)
-    check_tensor(name, "x", x, x, x.dtype, shapes[0])
-    if residual is not None:
-        check_tensor(name, "residual", residual, x, x.dtype, outside)
-    if operands.downsample is not None:
-        x2, weight2, stride2 = operands.downsample
-        if x2.dim() != 5 or x2.shape[4] % 16 or x2.shape[0] not in (1, members):
-            fail(name, "downsample's x", f"of shape {tuple(x2.shape)}", "channels in sixteens")
-        reach = [1 + stride2[i] * (size[i] - 1) for i in range(2)]
-        if x2.shape[1] != samples or reach[0] > x2.shape[2] or reach[1] > x2.shape[3]:
-            fail(
-                name, "downsample's x", f"of shape {tuple(x2.shape)}", f"{reach} positions or more"
-            )
-        check_tensor(name, "downsample's x", x2, x, x.dtype, tuple(x2.shape))
-        expected = (members, out_channels, 1, 1, x2.shape[4])
-        check_tensor(name, "downsample's weight", weight2, x, x.dtype, expected)
-
-
-def check_tensor(
-    function: str,
-    argument: str,
-    tensor: torch.Tensor,
-    x: torch.Tensor,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-) -> None:
-    """Raises DeevoError unless device, dtype and shape are right and each member contiguous."""
-    if tensor.device != x.device or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        given = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-        fail(function, argument, given, f"{dtype} {shape} on {x.device}")
-    if tensor.shape[0] and not tensor[0].is_contiguous():
-        fail(function, argument, f"of strides {tensor.stride()}", "contiguous data for each member")

@@ -16,7 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
+from deevo_ext.backends.triton.launch import (
+    launch,
+    num_programs,
+    power_of_two,
+    require_device,
+    stored,
+)
 from deevo_ext.backends.triton.storage import widen
 from deevo_ext.ops.fold_table import TILE, FoldColumn
 
@@ -43,7 +49,6 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BLOCK = 1024
 WARPS = 4
 PROGRAMS_PER_MULTIPROCESSOR = 8
-PROGRAMS_ON_CPU = 2
 
 
 @triton.jit
@@ -68,10 +73,11 @@ def source(row, statistics, constants, address, i, exists, absent):
     address += tl.zeros_like(i)  # the interpreter wants masks made of blocks
     space = address >> 48
     at = (address & OFFSET) + i
-    own = widen(tl.load(row + at, mask=exists & (space == 0), other=0))
-    held = tl.load(statistics + at, mask=exists & (space == 1), other=0.0)
-    shared = tl.load(constants + at, mask=exists & (space == 2), other=0.0)
-    value = tl.where(space == 0, own, tl.where(space == 1, held, shared))
+    in_row = widen(tl.load(row + at, mask=exists & (space == 0), other=0))
+    in_statistics = tl.load(statistics + at, mask=exists & (space == 1), other=0.0)
+    in_constants = tl.load(constants + at, mask=exists & (space == 2), other=0.0)
+    apart = tl.where(space == 1, in_statistics, in_constants)
+    value = tl.where(space == 0, in_row, apart)
     return tl.where(address < 0, absent, value)
 
 
@@ -110,6 +116,7 @@ def find_tile(table, entries, tile, ENTRIES: tl.constexpr):
 
 @triton.jit
 def count_tiles(table, entries):
+    """All tiles of a table."""
     last = table + (entries - 1) * COLUMNS
     of_last, _, _, _, _ = tiles_of(last)
     return tl.load(last + FIRST_TILE) + of_last
@@ -140,9 +147,8 @@ def fold_tile(
         shift = (beta.to(tl.float64) + shift).to(tl.float32)
         tl.store(scales + start + lane, scale.to(tl.float32), mask=exists)
         zero = tl.zeros_like(o)
-        wanted = exists & (first_in + zero == 0)
-        wanted &= to_shift + zero >= 0
-        tl.store(vectors + to_shift + o, tile_bits(shift, FLOAT32), mask=wanted)
+        written = exists & (first_in + zero == 0) & (to_shift + zero >= 0)
+        tl.store(vectors + to_shift + o, tile_bits(shift, FLOAT32), mask=written)
     tl.debug_barrier()
     address = tl.load(entry + WEIGHT)
     if address >= 0:
@@ -188,14 +194,6 @@ def fold_kernel(
         )  # fmt: skip
 
 
-def num_programs(device: torch.device) -> int:
-    """Programs that fill the device."""
-    if device.type == "cpu":
-        return PROGRAMS_ON_CPU
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count * PROGRAMS_PER_MULTIPROCESSOR
-
-
 def fold(
     rows: torch.Tensor,
     statistics: torch.Tensor,
@@ -210,7 +208,7 @@ def fold(
     entries, members = table.shape[0], rows.shape[0]
     if entries == 0 or members == 0:
         return
-    programs = num_programs(rows.device)
+    programs = num_programs(rows.device, PROGRAMS_PER_MULTIPROCESSOR)
     # A stand-in for what has no elements: an empty tensor may have no address.
     filled = statistics if statistics.numel() else eps.new_zeros(1, dtype=torch.float32)
     shared = constants if constants.numel() else filled

@@ -20,8 +20,14 @@ import triton
 import triton.language as tl
 
 from deevo_ext.backends.triton.exact_math import LN2_HIGH, LN2_LOW, exact_log, rint
-from deevo_ext.backends.triton.launch import launch, power_of_two, require_device, stored
-from deevo_ext.backends.triton.mean import mean, require_conversions
+from deevo_ext.backends.triton.launch import (
+    launch,
+    power_of_two,
+    require_conversions,
+    require_device,
+    stored,
+)
+from deevo_ext.backends.triton.pooling import mean
 from deevo_ext.backends.triton.storage import widen
 
 INVERSE_FACTORIALS = tl.constexpr(tuple(1.0 / math.factorial(n) for n in range(12)))
@@ -54,8 +60,8 @@ def scan(z, j, classes, label, largest, label_logit, finite):
     finite = finite & (tl.min((usable | (not exists)).to(tl.int32), axis=1) != 0)
     kept = tl.where(exists & usable, z, float("-inf"))
     largest = tl.maximum(largest, tl.max(kept, axis=1))
-    own = tl.where((j[None, :] == label[:, None]) & usable, z, 0.0)
-    return largest, label_logit + tl.sum(own, axis=1), finite
+    labels = tl.where((j[None, :] == label[:, None]) & usable, z, 0.0)
+    return largest, label_logit + tl.sum(labels, axis=1), finite
 
 
 @triton.jit
@@ -68,8 +74,8 @@ def add(z, j, classes, label, largest, label_logit, GAP_UNIT: tl.constexpr,
     exponentials += tl.sum(tl.where(exists, exp_fixed(gap), 0), axis=1)
     limited = tl.where(gap > LARGEST_GAP, gap * 0.0 + LARGEST_GAP, gap)
     gaps += tl.sum(tl.where(exists, rint(limited * GAP_UNIT).to(tl.int64), 0), axis=1)
-    own = label_logit[:, None]
-    before = (z > own) | ((z == own) & (j[None, :] < label[:, None]))
+    labels = label_logit[:, None]
+    before = (z > labels) | ((z == labels) & (j[None, :] < label[:, None]))
     better += tl.sum((before & exists).to(tl.int32), axis=1)
     return exponentials, gaps, better
 
@@ -141,13 +147,13 @@ def head_kernel(
     weight += member * weight_member
     bias += member * bias_member
     largest = tl.full((SAMPLES,), float("-inf"), dtype=tl.float32)
-    own = tl.zeros((SAMPLES,), dtype=tl.float32)
+    label_logit = tl.zeros((SAMPLES,), dtype=tl.float32)
     finite = exists
     for start in range(0, classes, CLASSES):
         j = start + tl.arange(0, CLASSES)
         z = logit_tile(rows, weight, bias, exists, channels, classes, j, SAMPLES, CLASSES, CHANNELS,
                        SPLIT)  # fmt: skip
-        largest, own, finite = scan(z, j, classes, label, largest, own, finite)
+        largest, label_logit, finite = scan(z, j, classes, label, largest, label_logit, finite)
     largest = tl.where(finite, largest, 0.0)
     exponentials = tl.zeros((SAMPLES,), dtype=tl.int64)
     gaps = tl.zeros((SAMPLES,), dtype=tl.int64)
@@ -157,10 +163,10 @@ def head_kernel(
         z = logit_tile(rows, weight, bias, exists, channels, classes, j, SAMPLES, CLASSES, CHANNELS,
                        SPLIT)  # fmt: skip
         exponentials, gaps, better = add(
-            z, j, classes, label, largest, own, GAP_UNIT, exponentials, gaps, better
+            z, j, classes, label, largest, label_logit, GAP_UNIT, exponentials, gaps, better
         )
     finish(losses + member * losses_member, ranks + member * ranks_member, n, exists, classes,
-           label, largest, own, finite, exponentials, gaps, better,
+           label, largest, label_logit, finite, exponentials, gaps, better,
            SMOOTHING, GAP_UNIT)  # fmt: skip
 
 
@@ -177,12 +183,12 @@ def losses_kernel(
     label = tl.load(labels + n, mask=exists, other=0)
     rows = logits + member * logits_member + n.to(tl.int64) * classes
     largest = tl.full((SAMPLES,), float("-inf"), dtype=tl.float32)
-    own = tl.zeros((SAMPLES,), dtype=tl.float32)
+    label_logit = tl.zeros((SAMPLES,), dtype=tl.float32)
     finite = exists
     for start in range(0, classes, CLASSES):
         j = start + tl.arange(0, CLASSES)
         z = read_tile(rows, exists, classes, j)
-        largest, own, finite = scan(z, j, classes, label, largest, own, finite)
+        largest, label_logit, finite = scan(z, j, classes, label, largest, label_logit, finite)
     largest = tl.where(finite, largest, 0.0)
     exponentials = tl.zeros((SAMPLES,), dtype=tl.int64)
     gaps = tl.zeros((SAMPLES,), dtype=tl.int64)
@@ -191,10 +197,10 @@ def losses_kernel(
         j = start + tl.arange(0, CLASSES)
         z = read_tile(rows, exists, classes, j)
         exponentials, gaps, better = add(
-            z, j, classes, label, largest, own, GAP_UNIT, exponentials, gaps, better
+            z, j, classes, label, largest, label_logit, GAP_UNIT, exponentials, gaps, better
         )
     finish(losses + member * losses_member, ranks + member * ranks_member, n, exists, classes,
-           label, largest, own, finite, exponentials, gaps, better,
+           label, largest, label_logit, finite, exponentials, gaps, better,
            SMOOTHING, GAP_UNIT)  # fmt: skip
 
 

@@ -20,6 +20,8 @@ STEP_BYTES = 16 * 32 * WEIGHT_WARPS
 TILE_BYTES = 64 * 1024
 NARROWEST, WIDEST = 64, 1024
 
+PROGRAMS_ON_CPU = 2  # the interpreter's; more than one tile each, as on a device
+
 
 def require_device(operator: str, kernel: object, device: torch.device) -> None:
     """Raises DeevoError unless the kernel, compiled or interpreted, can run on the device."""
@@ -32,6 +34,22 @@ def require_device(operator: str, kernel: object, device: torch.device) -> None:
             "to a CUDA device, or choose the backend cpu"
         )
     require_subnormals()
+
+
+def require_conversions(operator: str, x: torch.Tensor) -> None:
+    """Raises DeevoError for bfloat16 in the interpreter, which converts it wrongly."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        raise DeevoError(
+            f"deevo::{operator}: bfloat16 on the CPU, where Triton's interpreter converts it "
+            "wrongly; expected float32 or float16"
+        )
+
+
+def num_programs(device: torch.device, per_multiprocessor: int) -> int:
+    """Returns how many programs a kernel whose programs take tiles in turn is launched with."""
+    if device.type == "cpu":
+        return PROGRAMS_ON_CPU
+    return per_multiprocessor * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def launch(

@@ -14,15 +14,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.triton.philox import mask_draws
 from deevo_ext.backends.triton.storage import to_storage, widen
-from deevo_ext.ops import tables
+from deevo_ext.ops import philox, tables
 from deevo_ext.ops.tables import NUM_CHOICE_COLUMNS, ChoiceColumn, Purpose
 
 # The compile-time constants that a kernel may name.
 MAX_TERMS = tl.constexpr(tables.MAX_TERMS)
 CHOICE_COLUMNS = tl.constexpr(NUM_CHOICE_COLUMNS)
 PURPOSE_MASK = tl.constexpr(int(Purpose.MASK))
+MASK_ROUNDS = tl.constexpr(philox.MASK_ROUNDS)
 GENERATION = tl.constexpr(int(ChoiceColumn.GENERATION))
 THRESHOLD = tl.constexpr(int(ChoiceColumn.THRESHOLD))
 TERMS = tl.constexpr(int(ChoiceColumn.TERMS))
@@ -60,6 +60,21 @@ def row_stride(stride, WIDE: tl.constexpr):
 def within(position, TILE: tl.constexpr):
     """An int64 position relative to a tile as int32, clamped to -1..TILE."""
     return tl.minimum(tl.maximum(position, -1), TILE).to(tl.int32)
+
+
+@triton.jit
+def mask_draws(seed, purpose: tl.constexpr, generation, member, block, index):
+    """16 random bits of weight 8 block + index % 8: half h of word w, index % 8 = 2w + h.
+
+    Counter = (purpose, generation, member, block) of Philox4x32 (Salmon et al., SC 2011), by
+    Triton's own generator. Written for each weight; those of one block in one thread share their
+    Philox call, because the compiler sees that their counters are equal.
+    """
+    w0, w1, w2, w3 = tl.philox(seed, purpose, generation, member, block, n_rounds=MASK_ROUNDS)
+    low = tl.where((index & 2) == 0, w0, w1)
+    high = tl.where((index & 2) == 0, w2, w3)
+    word = tl.where((index & 4) == 0, low, high)
+    return tl.where((index & 1) == 0, word & 0xFFFF, word >> 16).to(tl.int32)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
-"""Pools of NHWC activations: the maximum or the mean of windows.
+"""Pools of NHWC activations: the maximum or the mean of windows, and the mean over all positions.
 
-Maxima keep NaN, which stands for an overflow; means add in float32, window row by row. The bytes
-are those of the input, read once (overlaps come from the caches), and of the output.
+Maxima keep NaN, which stands for an overflow; means add in float32. The bytes are those of the
+input, read once (overlaps come from the caches), and of the output.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import torch
 import triton
 import triton.language as tl
 
-from deevo_ext.backends.triton.convolution import (
-    DTYPES,
-    OVERFLOW,
-    check_tensor,
-    fail,
-    output_size,
-    require_runnable,
-    store_type_limit,
+from deevo_ext.backends.triton.convolution import OVERFLOW, store_type_limit
+from deevo_ext.backends.triton.launch import (
+    launch,
+    power_of_two,
+    require_conversions,
+    require_device,
 )
-from deevo_ext.backends.triton.launch import launch
 from deevo_ext.backends.windows import Window
 
-ELEMENTS = 2048  # outputs of a program
+ELEMENTS = 2048  # outputs of a program, or elements of a step of mean
+WARPS = 4
 
 
 @triton.jit
@@ -68,30 +66,14 @@ def pool2d(x: torch.Tensor, window: Window, out: torch.Tensor) -> torch.Tensor:
     """Writes the maximum or the mean of each window, as torch's max_pool2d and avg_pool2d do.
 
     x is [B, H, W, C] and out [B, Ho, Wo, C], both contiguous and of one dtype (float32, float16 or
-    bfloat16). Returns out. Raises DeevoError naming the argument at fault.
+    bfloat16), which is not checked. Returns out.
     """
-    name = "pool2d"
-    if x.dim() != 4 or x.dtype not in DTYPES:
-        fail(name, "x", f"{x.dtype} {tuple(x.shape)}", "[B, H, W, C] in float16, bfloat16, float32")
-    require_runnable(name, window_kernel, x)
-    kernel, stride, padding = window.kernel, window.stride, window.padding
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)) or min(*kernel, *stride) < 1:
-        fail(name, "window", str(window), "padding of at most half the kernel")
-    images, height, width, channels = x.shape
-    size = (
-        output_size(height, kernel[0], stride[0], padding[0], 1),
-        output_size(width, kernel[1], stride[1], padding[1], 1),
-    )
-    for argument, tensor, shape in (
-        ("x", x, tuple(x.shape)),
-        ("out", out, (images, *size, channels)),
-    ):
-        check_tensor(name, argument, tensor, x, x.dtype, shape)
-        if not tensor.is_contiguous():
-            fail(name, argument, f"of strides {tensor.stride()}", "a contiguous tensor")
-    block_c = min(128, triton.next_power_of_2(channels))
+    require_device("pool2d", window_kernel, x.device)
+    require_conversions("pool2d", x)
+    height, width, channels = x.shape[1:]
+    block_c = min(128, power_of_two(channels))
     block_m = max(1, ELEMENTS // block_c)
-    positions = images * size[0] * size[1]
+    positions = out[..., 0].numel()
     launch(
         window_kernel,
         (triton.cdiv(positions, block_m), triton.cdiv(channels, block_c)),
@@ -102,15 +84,63 @@ def pool2d(x: torch.Tensor, window: Window, out: torch.Tensor) -> torch.Tensor:
         height,
         width,
         channels,
-        *size,
-        *kernel,
-        *stride,
-        *padding,
+        *out.shape[1:3],
+        *window.kernel,
+        *window.stride,
+        *window.padding,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         MAXIMUM=window.maximum,
         COUNT_PADDING=window.count_padding,
         LIMIT=OVERFLOW[x.dtype],
-        num_warps=4,
+        num_warps=WARPS,
     )
     return out
+
+
+@triton.jit
+def mean_kernel(
+    x, out, positions, channels, x_member, out_member, samples, inverse,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One image and BLOCK_C channels: BLOCK_P partial sums in order, then their sum."""
+    image = tl.program_id(0).to(tl.int64)
+    member, sample = image // samples, image % samples
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    base = x + member * x_member + sample * positions * channels
+    for start in range(0, positions, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        mask = (p < positions)[:, None] & (c < channels)[None, :]
+        v = tl.load(base + p[:, None] * channels + c[None, :], mask=mask, other=0.0)
+        acc += v.to(tl.float32)
+    mean = tl.sum(acc, axis=0) * inverse
+    place = out + member * out_member + sample * channels + c
+    tl.store(place, mean, mask=c < channels)
+
+
+def mean(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes the means over the positions of x [K, N, P, C] to out [K, N, C], float32.
+
+    They are added in float32. Images of a member lie one after the other.
+    """
+    require_device("head", mean_kernel, x.device)
+    require_conversions("head", x)
+    members, samples, positions, channels = x.shape
+    block_c = min(128, power_of_two(channels))
+    launch(
+        mean_kernel,
+        (members * samples, triton.cdiv(channels, block_c)),
+        x.device,
+        x,
+        out,
+        positions,
+        channels,
+        x.stride(0),
+        out.stride(0),
+        samples,
+        1.0 / positions,
+        BLOCK_P=min(power_of_two(positions), max(1, ELEMENTS // block_c)),
+        BLOCK_C=block_c,
+        num_warps=WARPS,
+    )

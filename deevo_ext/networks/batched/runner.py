@@ -70,12 +70,12 @@ class BatchedRunner(Runner):
             sink.check_classes(self.graph.classes, micro_batches[0].name)
 
         def run() -> None:
-            images = [self._images(batch.images) for batch in micro_batches]
+            padded_images = [self._images(batch.images) for batch in micro_batches]
             for first in range(0, rows.shape[0], self.chunk):
                 members = slice(first, first + self.chunk)
                 weights = self._fold(rows, statistics, members)
-                for batch, shown in zip(micro_batches, images, strict=True):
-                    features = self._features(weights, shown)
+                for batch, images in zip(micro_batches, padded_images, strict=True):
+                    features = self._features(weights, images)
                     if isinstance(sink, LossSink):
                         self._score(weights, features, members, batch, sink)
                     else:
@@ -145,7 +145,7 @@ class BatchedRunner(Runner):
 
     def _logits(self, weights: MembersWeights, features: Tensor) -> list[Tensor]:
         """Logits float32 [N, classes] of each member; the products are ATen's, one a member."""
-        from deevo_ext.backends.triton.mean import mean
+        from deevo_ext.backends.triton.pooling import mean
 
         pooled = torch.empty((*features.shape[:2], features.shape[4]), device=self._device)
         with _ONE_AT_A_TIME:

@@ -1,8 +1,13 @@
-"""Which exported layers our kernels take: pools, slices and pads, on [K, N, H, W, C]."""
+"""Which layers our kernels take, on [K, N, H, W, C]: pools, slices and pads, and some together.
+
+Taken together are a block's last convolution with its shortcut, and the head: mean and classifier.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +15,14 @@ from torch import Tensor
 
 from deevo_ext.backends.windows import Window
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.graph.network_graph import Aten, Layer
+from deevo_ext.networks.graph.network_graph import (
+    Aten,
+    Convolution,
+    Layer,
+    Linear,
+    NetworkGraph,
+    two,
+)
 
 aten = torch.ops.aten
 
@@ -26,7 +38,7 @@ class NotServed(Exception):
 
 
 def served(layer: Layer, ask: Callable[[], Any]) -> Any:
-    """What `ask` returns about a layer; DeevoError in place of its NotServed."""
+    """Returns what `ask` does; raises DeevoError in place of its NotServed."""
     try:
         return ask()
     except NotServed as error:
@@ -34,7 +46,7 @@ def served(layer: Layer, ask: Callable[[], Any]) -> Any:
 
 
 def refusal(layer: Layer, reason: str) -> DeevoError:
-    """The error that names a layer which no kernel of ours takes."""
+    """Returns the error that names a layer which no kernel of ours takes."""
     return DeevoError(
         f'engine="triton" cannot compute layer {layer.name} ({layer.operation}): {reason}; use '
         'engine="auto", which takes another engine there'
@@ -42,10 +54,10 @@ def refusal(layer: Layer, reason: str) -> DeevoError:
 
 
 def pool(layer: Aten) -> Window:
-    """What a max_pool2d or avg_pool2d does. Raises NotServed for others and other options."""
+    """Returns the windows of max_pool2d or avg_pool2d; raises NotServed for other layers."""
     options = _arguments(layer)
     if layer.target is aten.max_pool2d.default:
-        if _two(options.get("dilation", 1)) != (1, 1):
+        if two(options.get("dilation", 1)) != (1, 1):
             raise NotServed("our pool has no dilation")
     elif layer.target is aten.avg_pool2d.default:
         if options.get("divisor_override") is not None:
@@ -54,18 +66,18 @@ def pool(layer: Aten) -> Window:
         raise NotServed("we have no kernel for it")
     if options.get("ceil_mode", False):
         raise NotServed("our pool has no ceil_mode")
-    kernel = _two(options["kernel_size"])
+    kernel = two(options["kernel_size"])
     return Window(
         layer.target is aten.max_pool2d.default,
         kernel,
-        _two(options["stride"]) if options.get("stride") else kernel,
-        _two(options.get("padding", 0)),
+        two(options["stride"]) if options.get("stride") else kernel,
+        two(options.get("padding", 0)),
         bool(options.get("count_include_pad", True)),
     )
 
 
 def movement(layer: Aten) -> Callable[[Tensor], Tensor] | None:
-    """A slice, or zeros around, as ResNets' parameterless shortcuts have; None if it is neither."""
+    """Returns a slice or a pad of zeros, as parameterless shortcuts have; None for other layers."""
     options = _arguments(layer)
     if layer.target is aten.slice.Tensor:
         place = _PLACE[options.get("dim", 0) % 4]
@@ -85,7 +97,7 @@ def movement(layer: Aten) -> Callable[[Tensor], Tensor] | None:
 
 
 def is_global_mean(layer: Aten) -> bool:
-    """Whether it is the mean over all positions of [N, C, H, W]."""
+    """Says whether it is the mean over all positions of [N, C, H, W]."""
     if len(layer.in_shape) != 4:
         return False
     options, whole = _arguments(layer), tuple(layer.in_shape[2:])
@@ -103,7 +115,7 @@ def is_global_mean(layer: Aten) -> bool:
 
 
 def is_flattening(layer: Aten) -> bool:
-    """Whether it gives [N, C, 1, 1] or [N, C] another shape, or nothing new."""
+    """Says whether it gives [N, C, 1, 1] or [N, C] another shape, or nothing new."""
     if layer.target is aten.dropout.default:
         return not _arguments(layer).get("train", True)
     reshapes = (aten.reshape.default, aten.view.default, aten.flatten.using_ints)
@@ -112,7 +124,7 @@ def is_flattening(layer: Aten) -> bool:
 
 
 def _arguments(layer: Aten) -> dict[str, Any]:
-    """Arguments by their names in the operator's schema."""
+    """Returns arguments by their names in the operator's schema."""
     schema: Any = getattr(layer.target, "_schema", None)
     if schema is None:
         return dict(layer.kwargs)
@@ -120,6 +132,87 @@ def _arguments(layer: Aten) -> dict[str, Any]:
     return {**dict(zip(names, layer.args, strict=False)), **layer.kwargs}
 
 
-def _two(value: Any) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return (int(values[0]), int(values[-1]))
+@dataclass(frozen=True)
+class Tail:
+    """Global mean and classifier: the register they read, and the layers that are in them."""
+
+    features: int
+    classifier: int
+    inside: frozenset[int]
+
+
+def tail_of(graph: NetworkGraph) -> Tail:
+    """Returns the pool and linear layer that a graph ends with; NotServed where it does not."""
+    writers = _writers(graph)
+    readers = _readers(graph)
+    index = writers.get(graph.output)
+    last = graph.layers[index] if index is not None else graph.layers[-1]
+    if index is None or not isinstance(last, Linear) or last.activation is not None:
+        raise NotServed("logits are a linear layer's here, without an activation", last)
+    inside = []
+    register, before = last.reads[0], writers.get(last.reads[0])
+    shape = last.in_shape
+    while before is not None:
+        layer = graph.layers[before]
+        shape = layer.out_shape
+        if not isinstance(layer, Aten) or not (is_global_mean(layer) or is_flattening(layer)):
+            break
+        if readers[layer.writes] != 1:
+            raise NotServed("others than the classifier read it", layer)
+        inside.append(before)
+        register, shape = layer.reads[0], layer.in_shape
+        before = writers.get(register)
+    pooled = any(_pools(graph.layers[i]) for i in inside)
+    positions = shape[2] * shape[3] if len(shape) == 4 else 0
+    if register == graph.image or not positions or (positions > 1 and not pooled):
+        reason = "it reads something else than channels' means of [N, C, H, W], or those at 1x1"
+        raise NotServed(reason, last)
+    return Tail(register, index, frozenset(inside))
+
+
+def merged_shortcuts(graph: NetworkGraph) -> dict[int, tuple[int, int]]:
+    """Pairs of convolutions that meet in a sum, one of them a 1x1 shortcut.
+
+    By the index of the later one: (main, shortcut), of which the shortcut becomes a second loop of
+    the main one's kernel.
+    """
+    writers, readers = _writers(graph), _readers(graph)
+    merged: dict[int, tuple[int, int]] = {}
+    for index, layer in enumerate(graph.layers):
+        if not isinstance(layer, Convolution) or not layer.residual:
+            continue
+        before = writers.get(layer.reads[1])
+        other = graph.layers[before] if before is not None else None
+        if before is None or not isinstance(other, Convolution) or readers[other.writes] != 1:
+            continue
+        if other.residual or other.activation is not None:
+            continue
+        for main, shortcut in ((before, index), (index, before)):
+            if _is_shortcut(graph.layers[shortcut], graph.image):
+                merged[index] = (main, shortcut)
+                break
+    return merged
+
+
+def _is_shortcut(layer: Layer, image: int) -> bool:
+    return (
+        isinstance(layer, Convolution)
+        and tuple(layer.weights.shape[2:]) == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and layer.in_shape[1] % 16 == 0
+        and layer.reads[0] != image
+    )
+
+
+def _pools(layer: Layer) -> bool:
+    return isinstance(layer, Aten) and is_global_mean(layer)
+
+
+def _writers(graph: NetworkGraph) -> dict[int, int]:
+    return {layer.writes: index for index, layer in enumerate(graph.layers)}
+
+
+def _readers(graph: NetworkGraph) -> Counter[int]:
+    """How often each register is read, as the graph's output too."""
+    return Counter([r for layer in graph.layers for r in layer.reads] + [graph.output])

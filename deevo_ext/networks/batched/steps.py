@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 
 from deevo_ext.backends.windows import Window
-from deevo_ext.networks.batched.served import movement, pool, refusal, served
-from deevo_ext.networks.batched.tails import Tail, merged_shortcuts, tail_of
+from deevo_ext.networks.batched.served import (
+    Tail,
+    merged_shortcuts,
+    movement,
+    pool,
+    refusal,
+    served,
+    tail_of,
+)
 from deevo_ext.networks.engines import ENGINES
 from deevo_ext.networks.engines.triton import padded
 from deevo_ext.networks.graph.network_graph import Aten, Convolution, Layer, NetworkGraph, size_of
@@ -52,11 +59,9 @@ class Step:
 class Steps:
     """The launches of a graph in order, and the tail that the head's operator takes.
 
-    Raises DeevoError for a layer that no kernel of ours takes. Says in the graph where each layer
-    is computed.
-
-    Attributes:
-        padded: channels to which images are padded, by the index of each layer that reads them.
+    padded: channels to which images are padded, by the index of each layer that reads them. The
+    graph is told where each layer is computed. Raises DeevoError for a layer that no kernel of ours
+    takes.
     """
 
     def __init__(self, graph: NetworkGraph, device: torch.device) -> None:
@@ -79,7 +84,7 @@ class Steps:
         graph.layers[self.tail.classifier].dtype = graph.dtype  # the head's; its logits are float32
 
     def live_bytes(self) -> int:
-        """The most bytes of one member's activations that are alive at a time."""
+        """Returns the most bytes of one member's activations that are alive at a time."""
         live: dict[int, int] = {}
         most = 0
         for step in self.steps:
@@ -90,7 +95,7 @@ class Steps:
         return most
 
     def launches(self, chunk: int, precision: str) -> list[tuple[Step, Launch]]:
-        """Each step with its kernel's call, tiled for `chunk` members.
+        """Returns each step with its kernel's call, tiled for `chunk` members.
 
         precision: "ieee" or "tf32", how products of float32 are formed.
         """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deevo_ext.networks.engines import aten, cudnn, onednn, positions, triton
+from deevo_ext.networks.engines import aten, onednn, positions, triton
 from deevo_ext.networks.engines.base import Bound, Engine
 from deevo_ext.networks.graph.network_graph import Convolution, Linear
 
@@ -21,7 +21,7 @@ ENGINES: dict[str, Engine] = {
         onednn.OneDNN(packed=False),
         onednn.OneDNN(packed=True),
         positions.Positions(),
-        cudnn.CuDNN(),
+        aten.CuDNN(),
         triton.Triton(),
         aten.ATen(),
     )
@@ -30,7 +30,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def candidates(layer: Convolution | Linear, device: torch.device) -> Sequence[Engine]:
-    """The engines to choose from for a layer on a device, preferred ones first.
+    """Returns the engines to choose from for a layer on a device, preferred ones first.
 
     Triton's interpreter, which makes `triton` run on the CPU, is for tests and never chosen.
     """

@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of engines, and what several of them use."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class Bound:
 
 
 class Engine(Protocol):
-    """Binds layers."""
+    """A way to compute layers."""
 
     name: str
 
     def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
-        """Why it cannot compute a layer on a device, in words; None if it can."""
+        """Returns why it cannot compute a layer on a device, in words, or None if it can."""
         ...
 
     def bind(self, layer: Convolution | Linear) -> Bound:
-        """The layer, ready to run."""
+        """Makes a layer ready to run."""
         ...
 
 
 def activate(activation: Activation | None) -> Callable[[Tensor], Tensor] | None:
-    """The activation as a function that may overwrite its argument."""
+    """Returns the activation as a function that may overwrite its argument."""
     if activation is None:
         return None
     scalars = activation.scalars

@@ -33,7 +33,7 @@ _MICRO_BATCHES = 8
 
 
 def device_name(device: torch.device) -> str:
-    """What timings are good for: processor and torch version."""
+    """Returns the processor and torch version, for which timings are good."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -53,7 +53,7 @@ def _cpu_model() -> str:
 class EngineTable:
     """Engines by layer signature, and the precision of the run; kept in a file where there is one.
 
-    Attributes: engines, precision ("" until it is decided), device.
+    engines: names, by signature. precision: "" until it is decided. device: what was timed.
     """
 
     def __init__(self, device: torch.device, path: Path | None = None) -> None:

@@ -21,7 +21,7 @@ _NAMES = {"silu": "swish"}  # oneDNN's name where it is another
 
 
 def post_operation(activation: Activation | None) -> tuple[str, list[float], str]:
-    """(attr, scalars, algorithm) as the operators take them."""
+    """Returns attr, scalars and algorithm as the operators take them."""
     if activation is None:
         return "none", [], ""
     algorithm = activation.approximate if activation.name == "gelu" else ""
@@ -36,7 +36,7 @@ class OneDNN:
         self._packed = packed
 
     def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
-        """It is the CPU's, and 16 bits need their instructions."""
+        """Returns why it cannot compute the layer on the device, or None if it can."""
         if device.type != "cpu":
             return "oneDNN serves CPU tensors"
         if not torch.backends.mkldnn.is_available():
@@ -51,7 +51,7 @@ class OneDNN:
         return None
 
     def bind(self, layer: Convolution | Linear) -> Bound:
-        """One call a layer."""
+        """Makes the layer ready to run, in one call a micro-batch."""
         attr, scalars, algorithm = post_operation(layer.activation)
         ops, packed = torch.ops.mkldnn, self._packed
         if isinstance(layer, Linear):

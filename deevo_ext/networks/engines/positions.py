@@ -47,7 +47,7 @@ class Positions:
     name = "positions"
 
     def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
-        """Small maps with clipped taps only; dtypes are those that the CPU multiplies."""
+        """Returns why it cannot compute the layer on the device, or None if it can."""
         if not isinstance(layer, Convolution):
             return "it computes convolutions"
         if layer.groups != 1 or layer.dilation != (1, 1):
@@ -74,7 +74,7 @@ class Positions:
         )
 
     def bind(self, layer: Convolution | Linear) -> Bound:
-        """A few products a position."""
+        """Makes the layer ready to run, by a few products a position."""
         assert isinstance(layer, Convolution)
         rows, columns = self._axis(layer, 0), self._axis(layer, 1)
         places = [

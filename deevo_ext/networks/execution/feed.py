@@ -84,13 +84,13 @@ class ImageFeed:
         self._preprocessing(images).check(shape, images.dtype, images.name)
 
     def first(self, images: Images, dtype: torch.dtype) -> MicroBatch:
-        """The first micro-batch alone."""
+        """Returns the first micro-batch."""
         pixels = images.pixels(0, min(self.micro_batch, len(images)))
         (batch,) = self._micro_batches(images, 0, pixels, dtype)
         return batch
 
     def batches(self, images: Images, dtype: torch.dtype) -> Iterator[list[MicroBatch]]:
-        """All micro-batches in order, in lists of those that one slice of the images gives.
+        """Yields all micro-batches in order, in lists of those that one slice of the images gives.
 
         Networks run on one list after the other. At most SLICE_BYTES of prepared images, or one
         micro-batch, are in a list, and no list is kept here, so a caller who drops one before
@@ -126,7 +126,7 @@ class ImageFeed:
 
 
 def slices(images: Images, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(first image, pixels [n, C, H, W]) of each slice of up to `size` images, in order.
+    """Yields the first image and pixels [n, C, H, W] of each slice of up to `size` images.
 
     What has to come from disk or to a GPU is read by a thread, one slice ahead: through page-locked
     memory, by one transfer on a stream of its own. So two slices are held at a time.

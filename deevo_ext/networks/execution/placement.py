@@ -64,14 +64,15 @@ class Placement:
         return self._copies[images]
 
 
-def copied(images: CachedImages, device: torch.device | None, *, pin: bool = True) -> CachedImages:
-    """The images in a store of their own, on a device, or in (page-locked) host memory for None."""
+def copied(images: CachedImages, device: torch.device | None) -> CachedImages:
+    """Returns the images in a store of their own, on a device or, for None, in the host's memory.
+
+    The host's is page-locked where there is CUDA.
+    """
     channels, height, width = images.image_shape
     shape = (len(images), height, width, channels)
-    if device is None:
-        store = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-    else:
-        store = torch.empty(shape, dtype=torch.uint8, device=device)
+    pinned = device is None and torch.cuda.is_available()
+    store = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
     part = max(1, _COPIED // math.prod(shape[1:]))
     for start in range(0, len(images), part):
         stop = min(start + part, len(images))

@@ -1,4 +1,4 @@
-"""What is done to pixels on their way into networks: normalisation per channel."""
+"""Normalisation per channel of the pixels on their way into networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Preprocessing:
             raise DeevoError(f"{name} have {shape[1]} channels, but mean= has {len(self.mean)}")
 
     def normalise(self, images: Tensor, device: torch.device) -> Tensor:
-        """Images [n, C, H, W] on the device, float32 if they are normalised here."""
+        """Returns images [n, C, H, W] on the device, float32 if they are normalised here."""
         x = images.to(device)
         if self.mean is None or self.std is None:
             return x

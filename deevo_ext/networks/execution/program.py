@@ -1,4 +1,4 @@
-"""Plans and modules made runnable: prepare once a member, run once a micro-batch."""
+"""Network graphs and modules made runnable: prepared once a member, run once a micro-batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.networks.engines import Bound
-from deevo_ext.networks.execution.staging import Lease
-from deevo_ext.networks.execution.weights import Stager
+from deevo_ext.networks.execution.weights import Buffers, Staged, Stager
 from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.networks.graph.network_graph import (
     Aten,
@@ -41,15 +40,11 @@ class Program(Protocol):
 
 @dataclass(frozen=True)
 class FoldedWeights:
-    """A member's weights: by layer as engines want them, ATen's parameters, the prologue's results.
-
-    lease: the staging memory that these may show.
-    """
+    """A member's weights: by layer as engines want them, as staged, and the prologue's results."""
 
     layers: list[Any]
-    parameters: Mapping[Parameter, Tensor]
+    staged: Staged
     registers: Registers
-    lease: Lease | None
 
 
 class FusedProgram:
@@ -64,7 +59,7 @@ class FusedProgram:
         self,
         row: Tensor,
         statistics: Tensor | None,
-        buffers: tuple[Tensor, Tensor] | None = None,
+        buffers: Buffers | None = None,
     ) -> FoldedWeights:
         """Folds, casts and packs; runs what depends on the weights alone."""
         staged = self.stager.stage(row, statistics, buffers)
@@ -74,11 +69,11 @@ class FusedProgram:
         registers: Registers = [None] * self.graph.registers
         for step in self._prologue:
             step(registers, ready, staged.parameters)
-        return FoldedWeights(ready, staged.parameters, registers, staged.lease)
+        return FoldedWeights(ready, staged, registers)
 
     def run(self, prepared: Any, images: Tensor) -> Tensor:
         """Logits of one micro-batch."""
-        ready, parameters = prepared.layers, prepared.parameters
+        ready, parameters = prepared.layers, prepared.staged.parameters
         registers = list(prepared.registers)
         registers[self.graph.image] = images
         for step in self._steps:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.program import Program
 from deevo_ext.networks.execution.sinks import Sink
-from deevo_ext.networks.execution.workers import Once, Workers
+from deevo_ext.networks.execution.workers import Workers
 
 DTYPES = {
     "float32": torch.float32,
@@ -27,7 +28,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What tensors have in each precision."""
+"""The dtype of tensors in each precision."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Execution:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images, activations and weights."""
+        """The dtype of images, activations and weights."""
         return DTYPES[self.precision]
 
     @contextlib.contextmanager
@@ -119,21 +120,25 @@ class MemberRunner(Runner):
             return self.program.prepare(rows[k].to(device), apart)
 
         # Only this list may hold members' weights: whoever else did would keep all K of them.
-        ready: list[Once | None] = [Once(functools.partial(prepare, k)) for k in range(count)]
+        ready: list[Future[Any] | None] = [Future() for _ in range(count)]
         left = [len(micro_batches)] * count
 
-        def member(k: int) -> Once:
-            once = ready[k]
-            assert once is not None
-            return once
+        def member(k: int) -> Future[Any]:
+            future = ready[k]
+            assert future is not None
+            return future
 
         def begin(k: int) -> None:
-            member(k).make()
+            try:
+                member(k).set_result(prepare(k))
+            except BaseException as error:
+                member(k).set_exception(error)
+                raise
 
         def run(k: int, batch: MicroBatch) -> None:
             if at_once:
                 begin(k)
-            sink.take(k, batch, self._logits(member(k).get(), batch)[: batch.size])
+            sink.take(k, batch, self._logits(member(k).result(), batch)[: batch.size])
             left[k] -= 1
             if not left[k]:
                 ready[k] = None

@@ -1,4 +1,4 @@
-"""Where results go: what is done with the logits of a member's micro-batch."""
+"""Sinks, to which a runner gives the logits of each member's micro-batches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class LogitsSink:
         self._parts: dict[int, Tensor] = {}
 
     def take(self, member: int, batch: MicroBatch, logits: Tensor) -> None:
-        """Copies them."""
+        """Copies the logits."""
         self._parts[batch.start] = logits.float().clone()
 
     def logits(self) -> Tensor:
@@ -78,11 +78,11 @@ class LogitsSink:
 
 
 class FunctionSink:
-    """Hands logits to a function."""
+    """Gives logits to a function."""
 
     def __init__(self, function: TakeLogits) -> None:
         self._function = function
 
     def take(self, member: int, batch: MicroBatch, logits: Tensor) -> None:
-        """Calls the function."""
+        """Calls the function with the logits."""
         self._function(member, batch.start, logits)

@@ -11,7 +11,7 @@ import copy
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ class Workers:
             return [future.result() for future in futures]
         finally:
             for future in futures:
-                future.cancel()  # after an error the rest is not wanted
+                future.cancel()  # what has not begun after an error
             # The workers' torch.set_num_threads(1) became the default of threads yet to start.
             torch.set_num_threads(torch.get_num_threads())
 
@@ -64,28 +64,6 @@ class Modules:
             yield module
         finally:
             self._idle.put(module)
-
-
-class Once:
-    """A value that the first thread to ask for makes, while the others wait."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._future: Future[Any] = Future()
-        self._make: Callable[[], Any] | None = make
-
-    def make(self) -> None:
-        """Makes the value; called by one thread."""
-        make, self._make = self._make, None
-        assert make is not None
-        try:
-            self._future.set_result(make())
-        except BaseException as error:
-            self._future.set_exception(error)
-            raise
-
-    def get(self) -> Any:
-        """The value, once it is made."""
-        return self._future.result()
 
 
 @torch.no_grad()

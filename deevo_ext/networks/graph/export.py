@@ -48,12 +48,12 @@ class Capture:
 
 
 def as_dtype(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A copy in eval mode whose floating tensors have a dtype."""
+    """Returns a copy in eval mode whose floating tensors have a dtype."""
     return copy.deepcopy(model).eval().to(device).to(dtype)
 
 
 def capture(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Capture:
-    """The graph of `model` (eval mode, tensors in `dtype`) on images of `shape` [N, C, H, W].
+    """Returns the graph of `model` (eval mode, in `dtype`) on images of `shape` [N, C, H, W].
 
     Raises NotExportable where there is none: control flow or shapes that depend on values, writes
     to buffers, several outputs.

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx
 
 from deevo_ext.networks.graph.export import Capture, NotExportable
-from deevo_ext.networks.graph.lifetimes import release
 from deevo_ext.networks.graph.network_graph import (
     Aten,
     Convolution,
@@ -25,17 +24,23 @@ from deevo_ext.networks.graph.network_graph import (
     Register,
     size_of,
 )
-from deevo_ext.networks.graph.nodes import bytes_of, flops_of, shape_of
 from deevo_ext.networks.graph.patterns import IDENTITIES, NORMS, Patterns
 
 aten = torch.ops.aten
 
 # A value's reshape, whatever its strides: exported strides are not those of channels-last tensors.
 _RESHAPES = (aten.view.default, aten._unsafe_view.default)
+# Operators that give new memory; of any other the result may show its inputs' memory.
+_FRESH = frozenset(
+    {"add", "sub", "mul", "div", "cat", "relu", "silu", "gelu", "sigmoid", "hardswish", "tanh"}
+    | {"hardsigmoid", "layer_norm", "group_norm", "max_pool2d", "avg_pool2d", "mean", "matmul"}
+    | {"_native_batch_norm_legit_no_training", "native_batch_norm", "batch_norm"}
+)
+_IN_PLACE = ("relu", "silu", "hardswish", "sigmoid", "hardsigmoid", "add", "mul", "gelu")
 
 
 def fuse(capture: Capture, dtype: torch.dtype) -> NetworkGraph:
-    """The network graph of a captured one whose floating tensors have `dtype`."""
+    """Returns the network graph of a captured one whose floating tensors have `dtype`."""
     return _Fuser(capture, dtype).graph()
 
 
@@ -87,7 +92,7 @@ class _Fuser:
             self.dtype,
             capture.how,
         )
-        release(graph)
+        _release(graph)
         return graph
 
     def _emit(self, node: fx.Node, layer: Layer) -> None:
@@ -97,7 +102,7 @@ class _Fuser:
             layer.reads = tuple(self.registers[n] for n in nodes)
             shape = layer.weights.shape
             weights = size_of((*shape, 1), self.dtype) + 4 * shape[0]
-            layer.bytes = sum(bytes_of(n) for n in nodes) + weights + bytes_of(node)
+            layer.bytes = sum(_bytes_of(n) for n in nodes) + weights + _bytes_of(node)
         self.registers[node] = layer.writes = len(self.layers) + len(self.prologue) + 1
         (self.layers if in_batch else self.prologue).append(layer)
 
@@ -127,14 +132,75 @@ class _Fuser:
             node.name,
             tuple(dict.fromkeys(reads)),
             0,
-            shape_of(first),
-            shape_of(value),
+            _shape_of(first),
+            _shape_of(value),
             value.dtype if isinstance(value, Tensor) else self.dtype,
             target=target,
             args=tuple(args),
             kwargs=dict(kwargs),
         )
         if target is not operator.getitem:
-            layer.bytes = sum(bytes_of(n) for n in inputs) + bytes_of(node)
-            layer.flops = flops_of(node)
+            layer.bytes = sum(_bytes_of(n) for n in inputs) + _bytes_of(node)
+            layer.flops = _flops_of(node)
         return layer
+
+
+def _release(graph: NetworkGraph) -> None:
+    """Says after which layer each register is no longer needed; prologue's are kept."""
+    members = {layer.writes for layer in graph.prologue}
+    fresh: set[int] = set()
+    shared: set[int] = {graph.image, *members}  # registers whose memory another one may show
+    for layer in graph.layers:
+        getitem = layer.operation == "getitem"  # of a norm's outputs, or of a split's views
+        fused = not isinstance(layer, Aten)
+        if fused or layer.operation in _FRESH or (getitem and layer.reads[0] in fresh):
+            fresh.add(layer.writes)
+        else:
+            shared.update(layer.reads)
+    seen = {graph.output}
+    for layer in reversed(graph.layers):
+        layer.frees = tuple(r for r in layer.reads if r not in seen and r not in members)
+        seen.update(layer.reads)
+        if isinstance(layer, Aten):
+            layer.in_place = _in_place(layer, fresh - shared)
+
+
+def _in_place(layer: Aten, owned: set[int]) -> Any:
+    """The in-place form of a pointwise operator whose first input is its own and dies here."""
+    first = layer.args[0] if layer.args else None
+    if not isinstance(first, Register) or first.number not in layer.frees:
+        return None
+    if first.number not in owned or layer.in_shape != layer.out_shape:
+        return None
+    packet = getattr(layer.target, "overloadpacket", None)
+    written = getattr(aten, layer.operation + "_", None) if packet is not None else None
+    if layer.operation not in _IN_PLACE or written is None:
+        return None
+    overload = getattr(layer.target, "_overloadname", "")
+    return getattr(written, overload) if overload in written.overloads() else None
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a node's value, of the first of several; () for none."""
+    if isinstance(value, (tuple, list)):
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _bytes_of(node: fx.Node) -> int:
+    """Bytes of a node's value."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return sum(size_of(tuple(v.shape), v.dtype) for v in values if isinstance(v, Tensor))
+
+
+def _flops_of(node: fx.Node) -> int:
+    """By torch's own formulas for matrix products and attention; pointwise operators count 0."""
+    from torch.utils.flop_counter import flop_registry  # brings Triton with it
+
+    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if formula is None:
+        return 0
+    args = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
+    return int(formula(*args, **kwargs, out_val=node.meta["val"]))

@@ -7,7 +7,7 @@ after it. Engines (deevo_ext.networks.engines) turn a layer into code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class Weights:
 
 @dataclass
 class Layer:
-    """What every layer has.
+    """A layer of any kind.
 
     name: of its weights' module, else of the graph's node. reads: registers; writes: one;
     frees: those of `reads` that nobody needs afterwards. shapes and dtype: of what is read
@@ -76,7 +76,7 @@ class Layer:
 
     @property
     def operation(self) -> str:
-        """What the table calls it."""
+        """The operation as the table names it."""
         raise NotImplementedError
 
     @property
@@ -175,7 +175,7 @@ class NetworkGraph:
 
     layers: run for every micro-batch. prologue: run once for each member, for what depends on its
     weights alone. image: the register of the images; output: that of the logits [N, classes].
-    how: what captured the graph, or why it is served unfused.
+    how: what captured the graph.
     """
 
     layers: list[Layer]
@@ -191,11 +191,11 @@ class NetworkGraph:
 
     @property
     def flops(self) -> int:
-        """Of one micro-batch, multiplications and additions counted apart."""
+        """Operations of one micro-batch; a multiplication and an addition are two."""
         return sum(layer.flops for layer in self.layers)
 
     def table(self) -> str:
-        """One line a layer: engine, shapes, MFLOP and MB of a micro-batch, and what was fused."""
+        """Returns a line for each layer: engine, shapes, MFLOP and MB of a micro-batch, fusions."""
         header = ("layer", "operation", "engine", "in", "out", "MFLOP", "MB", "fused with")
         rows = []
         for part, layers in (("member: ", self.prologue), ("", self.layers)):
@@ -229,5 +229,11 @@ def _text(shape: Shape) -> str:
 
 
 def size_of(shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes of a tensor."""
+    """Returns the bytes of a tensor."""
     return math.prod(shape) * dtype.itemsize
+
+
+def two(value: int | Sequence[int]) -> tuple[int, int]:
+    """Returns an argument for height and width, which may be one number for both, as a pair."""
+    values = [value] if isinstance(value, int) else list(value)
+    return (int(values[0]), int(values[-1]))

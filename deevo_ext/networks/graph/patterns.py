@@ -10,14 +10,13 @@ import torch
 from torch import fx
 
 from deevo_ext.networks.graph.export import Capture
-from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Norm, Weights
-from deevo_ext.networks.graph.nodes import (
-    activation_of,
-    is_plain_sum,
-    owner_of,
-    pair,
-    reachable,
-    taken_in,
+from deevo_ext.networks.graph.network_graph import (
+    Activation,
+    Convolution,
+    Linear,
+    Norm,
+    Weights,
+    two,
 )
 
 aten = torch.ops.aten
@@ -48,13 +47,12 @@ class Match:
 class Patterns:
     """Finds patterns among the nodes that the logits are made of.
 
-    Attributes: order, those nodes; batch, those that depend on the images; position, of each in the
-    order.
+    order: those nodes. batch: the ones that depend on the images. position: of each in the order.
     """
 
     def __init__(self, capture: Capture, dtype: torch.dtype) -> None:
         self.capture, self.dtype = capture, dtype
-        live = reachable(capture.output)
+        live = _reachable(capture.output)
         self.order = [n for n in capture.graph.nodes if n in live]
         self.users = {n: [u for u in n.users if u in live] for n in self.order}
         self.batch = {capture.image}
@@ -64,6 +62,7 @@ class Patterns:
         self.position = {node: i for i, node in enumerate(self.order)}
 
     def match(self, node: fx.Node) -> Match | None:
+        """Returns the pattern that begins with a node, if there is one."""
         if node.op != "call_function":
             return None
         if node.target in (aten.conv2d.default, aten.convolution.default):
@@ -91,9 +90,9 @@ class Patterns:
         if residual is None:
             activation, last = self._activation_after(last, nodes)
         w = tuple(weight.meta["val"].shape)
-        fused = taken_in(norm, residual, activation)
+        fused = _taken_in(norm, residual, activation)
         layer = Convolution(
-            owner_of(names[0]),
+            _owner_of(names[0]),
             tuple(self.position[n] for n in (x, residual) if n is not None),
             0,
             tuple(x.meta["val"].shape),
@@ -101,9 +100,9 @@ class Patterns:
             self.dtype,
             fused=fused,
             weights=Weights(names[0], names[1], norm, w),
-            stride=pair(stride),
-            padding=pair(padding),
-            dilation=pair(dilation),
+            stride=two(stride),
+            padding=two(padding),
+            dilation=two(dilation),
             groups=int(groups),
             residual=residual is not None,
             activation=activation,
@@ -127,13 +126,13 @@ class Patterns:
         # Logits are not rounded to 16 bits: the last product is small and decides between members.
         head = last is self.capture.output and norm is None
         layer = Linear(
-            owner_of(names[0]),
+            _owner_of(names[0]),
             (self.position[x],),
             0,
             tuple(x.meta["val"].shape),
             tuple(last.meta["val"].shape),
             torch.float32 if head else self.dtype,
-            fused=taken_in(norm, None, activation),
+            fused=_taken_in(norm, None, activation),
             weights=Weights(names[0], names[1], norm, w),
             activation=activation,
         )
@@ -171,11 +170,11 @@ class Patterns:
     ) -> tuple[fx.Node | None, Activation | None, fx.Node]:
         """A sum with another activation of the same shape, and the ReLU behind it."""
         added = self._only_user(last)
-        if added is None or not is_plain_sum(added):
+        if added is None or not _is_plain_sum(added):
             return None, None, last
         other: Any = next(a for a in added.args[:2] if a is not last)
-        value, wanted = other.meta["val"], last.meta["val"]
-        if other not in self.batch or value.shape != wanted.shape or value.dtype != wanted.dtype:
+        a, b = other.meta["val"], last.meta["val"]
+        if other not in self.batch or a.shape != b.shape or a.dtype != b.dtype:
             return None, None, last
         # Of two convolutions that meet in a sum, the later one takes it.
         if self._later_convolution(other, last):
@@ -191,7 +190,7 @@ class Patterns:
         self, last: fx.Node, nodes: list[fx.Node]
     ) -> tuple[Activation | None, fx.Node]:
         following = self._only_user(last)
-        activation = activation_of(following) if following is not None else None
+        activation = _activation_of(following) if following is not None else None
         if activation is None or following is None:
             return None, last
         nodes.append(following)
@@ -225,3 +224,68 @@ class Patterns:
         if w is None or (bias is not None and b is None):
             return None
         return w, b
+
+
+def _reachable(output: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is made of, itself included."""
+    nodes, waiting = set(), [output]
+    while waiting:
+        node = waiting.pop()
+        if node not in nodes:
+            nodes.add(node)
+            waiting.extend(node.all_input_nodes)
+    return nodes
+
+
+def _activation_of(node: fx.Node) -> Activation | None:
+    """The activation that a node is, if it is one."""
+    if node.op != "call_function":
+        return None
+    rest: list[Any] = list(node.args[1:])
+    target, options = node.target, dict(node.kwargs)
+    plain = {
+        aten.relu.default: "relu",
+        aten.silu.default: "silu",
+        aten.hardswish.default: "hardswish",
+        aten.sigmoid.default: "sigmoid",
+        aten.hardsigmoid.default: "hardsigmoid",
+        aten.tanh.default: "tanh",
+    }
+    if target in plain:
+        return Activation(plain[target])
+    if target is aten.relu6.default:
+        return Activation("hardtanh", (0.0, 6.0))
+    if target is aten.hardtanh.default:
+        low, high = (*rest, -1.0, 1.0)[:2] if len(rest) != 1 else (rest[0], 1.0)
+        return Activation("hardtanh", (float(low), float(high)))
+    if target is aten.clamp.default and len(rest) == 2 and None not in rest:
+        return Activation("hardtanh", (float(rest[0]), float(rest[1])))
+    if target is aten.leaky_relu.default:
+        return Activation("leaky_relu", (float(rest[0]) if rest else 0.01,))
+    if target is aten.gelu.default:
+        return Activation("gelu", (), str(options.get("approximate", "none")))
+    return None
+
+
+def _is_plain_sum(node: fx.Node) -> bool:
+    """Whether it adds two different tensors, unscaled."""
+    tensors = all(isinstance(a, fx.Node) for a in node.args[:2])
+    distinct = len(node.args) == 2 and node.args[0] is not node.args[1]
+    return node.target is aten.add.Tensor and tensors and distinct and not node.kwargs
+
+
+def _owner_of(name: str) -> str:
+    """The module of a tensor's name."""
+    return name.rpartition(".")[0] or name
+
+
+def _taken_in(norm: Norm | None, residual: Any, activation: Activation | None) -> tuple[str, ...]:
+    """What a layer took in, in words."""
+    parts = []
+    if norm is not None:
+        parts.append(f"batch norm {_owner_of(norm.mean)}")
+    if residual is not None:
+        parts.append("residual")
+    if activation is not None:
+        parts.append(str(activation))
+    return tuple(parts)
