@@ -91,7 +91,7 @@ class CachedImages(LabelledImages):
         own = chosen if self.indices is None else self.indices[chosen]
         return self._with(self.store, self.labels[chosen], own, self.digests, name)
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> CachedImages:
+    def slice(self, start: int, stop: int, name: str | None = None) -> CachedImages:
         """See LabelledImages; of a whole store it is a view, which reads without gathering."""
         if self.indices is not None:
             return self.subset(self.range_of(start, stop), name)

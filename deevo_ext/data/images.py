@@ -81,7 +81,7 @@ class ImageSet(LabelledImages):
         chosen = self.checked(indices)
         return ImageSet(self.images[chosen], self.labels[chosen], name or self.name)
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> "ImageSet":
+    def slice(self, start: int, stop: int, name: str | None = None) -> "ImageSet":
         """See LabelledImages."""
         self.range_of(start, stop)
         return ImageSet(self.images[start:stop], self.labels[start:stop], name or self.name)
@@ -140,10 +140,10 @@ class FourSets:
 
 
 def balanced_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
-    """A seeded order of all images whose every stretch has all classes in proportion.
+    """A seeded order of all images whose every slice has all classes in proportion.
 
     Image k of a class with n images, the class shuffled, gets the key (k + uniform[0, 1)) / n.
-    Sorted by key, each stretch holds every class within 2 images of its share, and so does
+    Sorted by key, each slice holds every class within 2 images of its share, and so does
     each prefix within 1.
 
     Args:
@@ -177,7 +177,7 @@ def split_class_balanced(
         names: of the parts, if not that of the whole.
 
     Returns:
-        One set per size. Within each, any stretch is class-balanced too.
+        One set per size. Within each, any slice is class-balanced too.
 
     Raises:
         DeevoError: sizes do not fit.

@@ -15,7 +15,7 @@ Indices = Tensor | Sequence[int]
 
 
 class LabelledImages(ABC):
-    """N images and their labels. Pixels are read by stretches, when they are wanted.
+    """N images and their labels. Pixels are read by slices, when they are wanted.
 
     Attributes:
         name: for messages and reports.
@@ -57,7 +57,7 @@ class LabelledImages(ABC):
     def digest(self) -> str:
         """SHA-256 (hex) that tells that two sets hold the same images, labels and normalisation."""
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> LabelledImages:
+    def slice(self, start: int, stop: int, name: str | None = None) -> LabelledImages:
         """Images start..stop-1, without copying pixels.
 
         Raises:

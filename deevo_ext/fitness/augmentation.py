@@ -164,9 +164,9 @@ class AugmentedImages(LabelledImages):
         numbers = self._numbers[chosen.cpu()]
         return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> AugmentedImages:
+    def slice(self, start: int, stop: int, name: str | None = None) -> AugmentedImages:
         """See LabelledImages."""
-        found, numbers = self._images.stretch(start, stop, name), self._numbers[start:stop]
+        found, numbers = self._images.slice(start, stop, name), self._numbers[start:stop]
         return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
 
     def digest(self) -> str:

@@ -172,7 +172,7 @@ class ClassificationFitness(Fitness):
                 images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
             ends = self.looks(number)
             looks = list(zip([0, *ends[:-1]], ends, strict=True))
-            parts = [images.stretch(*look) for look in looks] if len(looks) > 1 else [images]
+            parts = [images.slice(*look) for look in looks] if len(looks) > 1 else [images]
             if weights is not None:
                 weights = weights.float()
             shares = None if weights is None else [weights[slice(*look)] for look in looks]

@@ -231,5 +231,5 @@ class Evaluator:
         """Members and images for a precision check, with the members' own statistics."""
         some = slice(0, _CHECK_MEMBERS)
         rows, statistics = self.population.rows[some], self.population.statistics[some]
-        shown = images.stretch(0, min(len(images), _CHECK_IMAGES))
+        shown = images.slice(0, min(len(images), _CHECK_IMAGES))
         return rows, shown, shown.labels, statistics

@@ -37,11 +37,11 @@ def test_a_subset_shares_the_store_and_composes() -> None:
     assert torch.equal(part.pixels(0, 2), whole.pixels(0, 30)[[29, 7]])
     assert part.labels.tolist() == whole.labels[[29, 7]].tolist()
     for some in (whole, whole.subset(range(30))):
-        middle = some.stretch(5, 9, "middle")
+        middle = some.slice(5, 9, "middle")
         assert middle.name == "middle" and middle.image_shape == (1, 10, 10)
         assert torch.equal(middle.pixels(1, 3), whole.pixels(6, 8))
         with pytest.raises(DeevoError, match="do not fit 30"):
-            some.stretch(5, 31)
+            some.slice(5, 31)
     for wrong in ([], [30], [-1], [0.5]):
         with pytest.raises(DeevoError):
             whole.subset(wrong)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_a_digest_tells_content_from_where_it_lies() -> None:
     whole = cached(30)
     part = whole.subset([3, 4, 5])
     digests = {whole.digest(), part.digest(), whole.subset([5, 4, 3]).digest()}
-    assert part.digest() == whole.stretch(3, 6).digest()
+    assert part.digest() == whole.slice(3, 6).digest()
     assert part.digest() == part.gathered(whole.store[3:6].clone()).digest()
     changed = whole.store[3:6].clone()
     changed[2, 9, 9, 0] ^= 1

@@ -88,7 +88,7 @@ def test_each_set_can_be_given_instead(tree: Path, tmp_path: Path) -> None:
     )  # type: ignore[arg-type]
     assert len(alone.test) == 20
     with pytest.warns(UserWarning, match="fitness and test share 13 images"):
-        _sets(tree, test=usual.fitness.stretch(7, 20))
+        _sets(tree, test=usual.fitness.slice(7, 20))
     halved = _sets(tree / "train")
     assert [len(s) for s in (halved.fitness, halved.validation, halved.test)] == [60, 30, 30]
     assert len(set(_keys(halved.fitness, halved.validation, halved.test))) == len(

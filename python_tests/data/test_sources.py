@@ -77,9 +77,9 @@ def test_split_is_disjoint_balanced_and_seeded(seed: int) -> None:
     assert len(set(taken)) == sum(sizes)
     share = torch.bincount(whole.labels).double() / len(whole)
     for part in parts:
-        for stretch in (part.labels, part.labels[10:40]):
-            counts = torch.bincount(stretch, minlength=len(share)).double()
-            assert ((counts - share * len(stretch)).abs() < 3).all()
+        for piece in (part.labels, part.labels[10:40]):
+            counts = torch.bincount(piece, minlength=len(share)).double()
+            assert ((counts - share * len(piece)).abs() < 3).all()
         assert (whole.labels[part.images.flatten().long()] == part.labels).all()
     # The same whatever the global generators hold, and without moving them.
     torch.manual_seed(99)

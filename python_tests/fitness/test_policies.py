@@ -202,7 +202,7 @@ def test_an_image_is_augmented_by_its_number_and_batch_alone() -> None:
     shuffled = whole.subset(order)
     assert torch.equal(shuffled.pixels(0, 50), whole.pixels(0, 50)[order])
     assert torch.equal(whole.pixels(20, 30), whole.pixels(0, 50)[20:30])
-    assert torch.equal(whole.stretch(20, 30).pixels(2, 5), whole.pixels(22, 25))
+    assert torch.equal(whole.slice(20, 30).pixels(2, 5), whole.pixels(22, 25))
     assert not torch.equal(whole.pixels(0, 50), data.images)
     other = AugmentedImages(data, augmentation, torch.arange(50), 5, 9)
     assert not torch.equal(other.pixels(0, 50), whole.pixels(0, 50))

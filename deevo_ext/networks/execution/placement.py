@@ -57,7 +57,7 @@ class Placement:
             place = choose_place(size, available_memory(self.device), total, available_memory())
             # A mapped set stands for itself: a strong reference to a key would keep it alive.
             self._copies[images] = (
-                images.stretch(0, len(images))
+                images.slice(0, len(images))
                 if place == "mapped"
                 else copied(images, self.device if place == "device" else None)
             )
