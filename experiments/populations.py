@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deevo_ext.data import load
-from deevo_ext.data.images import FourSets
+from deevo_ext.data import ImageSets, load
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, variation
 from deevo_ext.training.plan import PopulationPlan
 from deevo_ext.training.populate import populate
@@ -59,7 +58,7 @@ _STEPS = {"tight": 700, "wide": 200}
 _LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
+def plan(setting: Setting, sets: ImageSets, seed: int) -> PopulationPlan:
     """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
     wide = setting.spread == "wide"
     peak = _RATE[setting.architecture]
@@ -87,16 +86,16 @@ def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
     return PopulationPlan(base, members)
 
 
-def images_of(seed: int) -> FourSets:
+def images_of(seed: int) -> ImageSets:
     """The four sets of the population `seed`: its own split of the train file, one test file."""
     return load(SOURCE, derived_seed(seed, 1_000) % 2**31)
 
 
-def new_network(setting: Setting, sets: FourSets, seed: int = 0) -> nn.Module:
+def new_network(setting: Setting, sets: ImageSets, seed: int = 0) -> nn.Module:
     """An untrained network of the setting's architecture."""
     generator = torch.Generator().manual_seed(seed)
     factory = ARCHITECTURES[setting.architecture]
-    return factory(sets.train.images.shape[1], sets.num_classes, WIDTH, generator)
+    return factory(sets.train.image_shape[0], len(sets.class_names), WIDTH, generator)
 
 
 def folder_of(root: Path, setting: Setting, seed: int) -> Path:

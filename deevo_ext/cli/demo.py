@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from deevo_ext.data import FourSets
+    from deevo_ext.data import ImageSets
     from deevo_ext.training.plan import PopulationOptions
 
 # What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
@@ -50,10 +50,12 @@ def demo(
     folder = out or Path(f"deevo-demo-{sets.name}")
     typer.echo(sets.describe())
 
-    plan = plan_population(len(sets.train), options_of(sets, seed))
+    train = sets.train
+    assert train is not None
+    plan = plan_population(len(train), options_of(sets, seed))
     assert plan.base is not None
     generator = torch.Generator().manual_seed(plan.base.seed)
-    model = SmallResNet(sets.train.images.shape[1], sets.num_classes, WIDTH, generator)
+    model = SmallResNet(train.image_shape[0], len(sets.class_names), WIDTH, generator)
     with tqdm(unit="step") as bar, _one_thread():
 
         def show(what: str, done: int, total: int) -> None:
@@ -63,7 +65,7 @@ def demo(
 
         origin = {"data": sets.name, "width": WIDTH, "seed": seed}
         checkpoints = folder / "checkpoints"
-        paths = populate(model, sets.train, plan, checkpoints, origin=origin, progress=show)
+        paths = populate(model, train, plan, checkpoints, origin=origin, progress=show)
     trained = time.perf_counter()
 
     result = evolve(
@@ -108,7 +110,7 @@ def demo(
     )
 
 
-def options_of(sets: "FourSets", seed: int) -> "PopulationOptions":
+def options_of(sets: "ImageSets", seed: int) -> "PopulationOptions":
     """How the demo's population is trained.
 
     Wider or longer the members leave their common basin and the plain average collapses; narrower,
@@ -119,6 +121,7 @@ def options_of(sets: "FourSets", seed: int) -> "PopulationOptions":
 
     small = sets.name == "digits"
     batch_size = 16 if small else 128
+    assert sets.train is not None
     epoch = max(1, len(sets.train) // batch_size)  # its steps
     return PopulationOptions(
         epochs=(50 if small else 120) / epoch,

@@ -123,7 +123,7 @@ def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:
 
 
 class AugmentedImages(LabelledImages):
-    """A set whose pixels are augmented as they are read.
+    """A set whose pixels are augmented as they are read, the same at each reading.
 
     numbers: int64 [N], each image's number in the set that batches are drawn from.
     """
@@ -137,38 +137,29 @@ class AugmentedImages(LabelledImages):
         seed: int,
     ) -> None:
         self.name, self.labels = images.name, images.labels
+        self.image_shape, self.dtype = images.image_shape, images.dtype
         self.mean, self.std = images.mean, images.std
         self._images, self._augmentation = images, augmentation
         self._numbers, self._batch, self._seed = numbers, batch, seed
         self.in_memory = False  # augmentation is worth doing beside the evaluation
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
-        return self._images.image_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The underlying set's."""
-        return self._images.dtype
-
     def pixels(self, start: int, stop: int) -> Tensor:
-        """See LabelledImages; made anew at each call, the same each time."""
+        """Returns images start..stop-1, augmented, [n, C, H, W]."""
         words = image_words(self._numbers[start:stop], self._batch, self._seed)
         return self._augmentation.apply(self._images.pixels(start, stop), words)
 
     def subset(self, indices: Indices, name: str | None = None) -> AugmentedImages:
-        """See LabelledImages."""
+        """Returns the images at `indices`, in that order, augmented as they are here."""
         chosen = self.checked(indices)
-        found = self._images.subset(chosen, name)
-        numbers = self._numbers[chosen.cpu()]
-        return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
+        return self._like(self._images.subset(chosen, name), self._numbers[chosen.cpu()])
 
     def slice(self, start: int, stop: int, name: str | None = None) -> AugmentedImages:
-        """See LabelledImages."""
-        found, numbers = self._images.slice(start, stop, name), self._numbers[start:stop]
-        return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
+        """Returns images start..stop-1, augmented as they are here."""
+        return self._like(self._images.slice(start, stop, name), self._numbers[start:stop])
 
     def digest(self) -> str:
-        """The underlying set's, with what is done to it."""
+        """Returns the digest of the images, with what is done to them."""
         return f"{self._images.digest()} {self._augmentation.describe()} {self._batch} {self._seed}"
+
+    def _like(self, images: LabelledImages, numbers: Tensor) -> AugmentedImages:
+        return AugmentedImages(images, self._augmentation, numbers, self._batch, self._seed)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
@@ -22,22 +21,6 @@ from deevo_ext.fitness.statistics import Inherited, Used
 SAMPLINGS = ("stratified", "importance")
 # Importance: the initial members that judge how hard an image is, and the least it counts as.
 _JUDGES, _LEAST_DIFFICULTY = 4, 0.02
-
-
-def image_set(
-    images: LabelledImages | tuple[torch.Tensor, torch.Tensor], name: str
-) -> LabelledImages:
-    """A set from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
-    if isinstance(images, LabelledImages):
-        return images
-    pair = isinstance(images, (tuple, list)) and len(images) == 2
-    if not pair or not all(isinstance(part, torch.Tensor) for part in images):
-        raise DeevoError(
-            f"{name} are a {type(images).__name__}; expected a deevo_ext.ImageSet, "
-            "deevo_ext.CachedImages, or a pair of torch tensors, images float32 [N, C, H, W] and "
-            "labels int64 [N]"
-        )
-    return ImageSet(images[0], images[1], name)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.fitness.classification import image_set
+from deevo_ext.data.images import image_set
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.sampling import batch_indices
 from support.evolution import Net, images, members, population

@@ -117,7 +117,7 @@ def test_each_augmentation_does_what_its_name_says(torchvision: None) -> None:
         erased.permute(0, 2, 3, 1)[gone].unique(dim=0)[0], torch.tensor([51, 102, 153])
     )
     grey = CachedImages(
-        noise(8, side=20).store[:, :, :, :1], torch.arange(8) % 3, (0.4,), (0.3,), "grey"
+        noise(8, side=20).all_pixels[:, :, :, :1], torch.arange(8) % 3, (0.4,), (0.3,), "grey"
     )
     assert TrainingBatches(grey, _hyper(**EVERYTHING))[0][0].shape == (8, 1, 20, 20)
 

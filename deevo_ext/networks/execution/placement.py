@@ -49,7 +49,7 @@ class Placement:
         """The same images in their place."""
         if self.device.type != "cuda" or not isinstance(images, CachedImages):
             return images
-        if images.store.device == self.device:
+        if images.all_pixels.device == self.device:
             return images
         if images not in self._copies:
             size = len(images) * math.prod(images.image_shape)
@@ -65,15 +65,15 @@ class Placement:
 
 
 def copied(images: CachedImages, device: torch.device | None, *, pin: bool = True) -> CachedImages:
-    """The images in a store of their own, on a device, or in (page-locked) host memory for None."""
+    """Returns copies of the images on a device, or in (page-locked) host memory for None."""
     channels, height, width = images.image_shape
     shape = (len(images), height, width, channels)
     if device is None:
-        store = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
     else:
-        store = torch.empty(shape, dtype=torch.uint8, device=device)
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
     part = max(1, _COPIED // math.prod(shape[1:]))
     for start in range(0, len(images), part):
         stop = min(start + part, len(images))
-        store[start:stop] = images.pixels(start, stop).permute(0, 2, 3, 1)
-    return images.gathered(store)
+        pixels[start:stop] = images.pixels(start, stop).permute(0, 2, 3, 1)
+    return images.gathered(pixels)
