@@ -216,5 +216,5 @@ def _greedy(
         population,
         range(population.size),
         losses,
-        lambda row, _: evaluator.score(row, validation).loss,
+        lambda row, _: evaluator.score(row, validation),
     )[0]

@@ -35,7 +35,7 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
-        """From "mirror", "shift:2", "crop:0.35", or several with commas between."""
+        """Reads "mirror", "shift:2", "crop:0.35", or several with commas between."""
         values: dict[str, float] = {}
         for part in text.split(","):
             name, _, value = part.strip().partition(":")
@@ -53,14 +53,14 @@ class Augmentation:
         return cls("mirror" in values, int(shift), crop)
 
     def describe(self) -> str:
-        """The text that `parse` reads."""
+        """Returns the text that `parse` reads."""
         parts = ["mirror"] * self.mirror
         parts += [f"shift:{self.shift}"] * (self.shift > 0)
         parts += [f"crop:{self.crop!r}"] * (self.crop < 1)
         return ",".join(parts)
 
     def apply(self, pixels: Tensor, words: np.ndarray) -> Tensor:
-        """Images [n, C, H, W] augmented by their random words, uint32 values in uint64 [n, 8]."""
+        """Returns images [n, C, H, W] augmented by their `image_words` [n, 8]."""
         uniform = (words + 0.5) / 2.0**32
         flip = torch.from_numpy(uniform[:, 0] < 0.5) if self.mirror else None
         if self.shift:
@@ -106,7 +106,7 @@ def _cropped(pixels: Tensor, uniform: np.ndarray, least: float) -> Tensor:
 
 
 def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:
-    """Eight random words for each of these images of a batch: uint32 values in uint64 [n, 8].
+    """Returns eight random words an image of a batch: uint32 values in uint64 [n, 8].
 
     `Augmentation.apply` draws from the first seven; the last is left to others.
     """

@@ -33,7 +33,7 @@ class Validation:
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
         """The score of a row; inherited: its BatchNorm statistics, unless they are recomputed."""
-        return self.evaluator.score_by(row, self.images, self.metric, inherited)
+        return self.evaluator.score(row, self.images, inherited, self.metric)
 
     def describe(self) -> dict[str, Any]:
         """Plain values that decide the scores, for the journal's header."""

@@ -95,16 +95,13 @@ def test_losses_are_those_of_floats_in_memory(
     pop = population(6)
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=16, engine=engine)
     plain = as_floats(images)
-    expected = evaluator.per_images(pop.rows, plain)
-    whole = evaluator.per_images(pop.rows, images)
+    expected = evaluator.losses(pop.rows, plain).losses
+    whole = evaluator.losses(pop.rows, images).losses
     # Three micro-batches at a time: 3 * 16 * 100 float32 pixels.
     monkeypatch.setitem(SLICE_BYTES, "cpu", 3 * 16 * 400)
-    for one, other, reference in zip(
-        evaluator.per_images(pop.rows, images), whole, expected, strict=True
-    ):
-        assert torch.equal(one.losses, other.losses)
-        # One multiply-add in float32 instead of float64: some 1e-6 of a pixel, of logits near 1.
-        torch.testing.assert_close(one.losses, reference.losses, rtol=0, atol=1e-4)
+    assert torch.equal(evaluator.losses(pop.rows, images).losses, whole)
+    # One multiply-add in float32 instead of float64: some 1e-6 of a pixel, of logits near 1.
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4)
     logits = evaluator.logits(pop.rows[0], images)
     torch.testing.assert_close(logits, evaluator.logits(pop.rows[0], plain), rtol=0, atol=1e-4)
 
@@ -114,7 +111,7 @@ def test_statistics_are_recalibrated_on_cached_images() -> None:
     found = []
     for calibration in (images, as_floats(images)):
         evaluator = deevo.Evaluator(Net(), pop, micro_batch=16, calibration=calibration)
-        found.append(evaluator.statistics_of(pop.rows[0], None))
+        found.append(evaluator.used_statistics(pop.rows[0], None))
     assert found[0] is not None and found[1] is not None
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 

@@ -132,7 +132,7 @@ def test_importance_fitness_is_the_weighted_mean_of_scores() -> None:
     found = fitness(pop.rows, torch.arange(6), 4)
     indices, weights = fitness.indices(4)
     assert indices is not None and weights is not None
-    losses = [evaluator.per_image(row, data).losses.double() for row in pop.rows]
+    losses = [evaluator.losses(row, data).losses.double() for row in pop.rows]
     unsure = torch.stack([1 - (-one).exp() for one in losses[:4]]).mean(dim=0).clamp(min=0.02)
     share = inclusion_probabilities(unsure.numpy(), 60)
     for value, one in zip(found, losses, strict=True):
