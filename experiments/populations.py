@@ -14,8 +14,8 @@ from torch import nn
 
 from deevo_ext.data import ImageSets, load
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, variation
-from deevo_ext.training.plan import PopulationPlan
 from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import Trainings
 
 from .networks import ARCHITECTURES
 
@@ -58,7 +58,7 @@ _STEPS = {"tight": 700, "wide": 200}
 _LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def plan(setting: Setting, sets: ImageSets, seed: int) -> PopulationPlan:
+def trainings(setting: Setting, sets: ImageSets, seed: int) -> Trainings:
     """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
     wide = setting.spread == "wide"
     peak = _RATE[setting.architecture]
@@ -72,7 +72,7 @@ def plan(setting: Setting, sets: ImageSets, seed: int) -> PopulationPlan:
     )
     members = {}
     for index in range(MEMBERS):
-        row, rate, decay, smoothing = variation(index)
+        line, rate, decay, smoothing = variation(index)
         members[f"member_{index:02d}"] = HyperParameters(
             seed=derived_seed(seed, index + 1),
             steps=_SHORT[index % len(_SHORT)] if wide else _LONG,
@@ -80,10 +80,10 @@ def plan(setting: Setting, sets: ImageSets, seed: int) -> PopulationPlan:
             learning_rate=peak / 4 * rate,
             weight_decay=decay,
             label_smoothing=smoothing,
-            mirror=sets.mirror and row // 3 % 2 == 1,
+            mirror=sets.mirror and line // 3 % 2 == 1,
             anneal=0.0 if wide else 1.0,
         )
-    return PopulationPlan(base, members)
+    return Trainings(base, members)
 
 
 def images_of(seed: int) -> ImageSets:
@@ -105,7 +105,7 @@ def folder_of(root: Path, setting: Setting, seed: int) -> Path:
 def make(root: Path, setting: Setting, seed: int) -> list[Path]:
     """Trains what is missing of a population; the members' paths."""
     sets = images_of(seed)
-    whole = plan(setting, sets, seed)
+    whole = trainings(setting, sets, seed)
     assert whole.base is not None
     network = new_network(setting, sets, whole.base.seed)
     origin = {"setting": setting.name, "seed": seed, "data": SOURCE}

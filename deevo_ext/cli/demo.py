@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from deevo_ext.data import ImageSets
-    from deevo_ext.training.plan import PopulationOptions
+    from deevo_ext.training.trainings import PopulationOptions
 
 # What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
 # of them always) and images for choosing what is returned.
@@ -42,8 +42,8 @@ def demo(
     from deevo_ext.reports.plots import plot_run
     from deevo_ext.runs.evolve import evolve
     from deevo_ext.runs.folder import EVOLVED
-    from deevo_ext.training.plan import plan_population
     from deevo_ext.training.populate import populate
+    from deevo_ext.training.trainings import trainings_of
 
     started = time.perf_counter()
     sets = load(data, seed)
@@ -52,9 +52,9 @@ def demo(
 
     train = sets.train
     assert train is not None
-    plan = plan_population(len(train), options_of(sets, seed))
-    assert plan.base is not None
-    generator = torch.Generator().manual_seed(plan.base.seed)
+    trainings = trainings_of(len(train), options_of(sets, seed))
+    assert trainings.base is not None
+    generator = torch.Generator().manual_seed(trainings.base.seed)
     model = SmallResNet(train.image_shape[0], len(sets.class_names), WIDTH, generator)
     with tqdm(unit="step") as bar, _one_thread():
 
@@ -65,7 +65,7 @@ def demo(
 
         origin = {"data": sets.name, "width": WIDTH, "seed": seed}
         checkpoints = folder / "checkpoints"
-        paths = populate(model, train, plan, checkpoints, origin=origin, progress=show)
+        paths = populate(model, train, trainings, checkpoints, origin=origin, progress=show)
     trained = time.perf_counter()
 
     result = evolve(
@@ -117,7 +117,7 @@ def options_of(sets: "ImageSets", seed: int) -> "PopulationOptions":
     or annealed, they are nearly one point. Pixel shifts do the same harm on images this small.
     """
     from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.plan import PopulationOptions
+    from deevo_ext.training.trainings import PopulationOptions
 
     small = sets.name == "digits"
     batch_size = 16 if small else 128

@@ -87,10 +87,10 @@ def populate(
     from deevo_ext.networks.zoo import architecture, check_fit
     from deevo_ext.population.checkpoints import sha256
     from deevo_ext.text import text_table
-    from deevo_ext.training.augment import require_torchvision
+    from deevo_ext.training.batches import require_torchvision
     from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.plan import PopulationOptions, plan_population
     from deevo_ext.training.populate import populate as train
+    from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
     asked = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -129,7 +129,7 @@ def populate(
         seed=seed,
         augmentations=augmentations,
     )
-    plan = plan_population(len(images), options)
+    trainings = trainings_of(len(images), options)
     origin = {
         "arch": network.name,
         "checkpoint": None if checkpoint is None else sha256(checkpoint),
@@ -139,7 +139,7 @@ def populate(
         "seed": seed,
         "members": {"snapshots": snapshots},
     }
-    header, *rows = plan.table()
+    header, *rows = trainings.table()
     typer.echo(text_table(header, rows, ">"))
     typer.echo(f"{len(images):,} images of {images.name}, on {where}")
     with tqdm(unit="step") as bar:
@@ -154,7 +154,7 @@ def populate(
         paths = train(
             network.model.to(where),
             images,
-            plan,
+            trainings,
             out,
             origin=origin,
             save_every=save_every,

@@ -109,7 +109,7 @@ def evolve(
         population over-fits sooner.
     sampling: how batches are drawn, "stratified" or "importance", see `ClassificationFitness`.
     augment: what is done to each batch: "mirror", "shift:PIXELS", "crop:SHARE" or several, see
-        `data.augmentation`.
+        `fitness.augmentation`.
     metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
         or a function of (logits, labels).
     label_smoothing: that of the fitness' loss.

@@ -14,7 +14,7 @@ from deevo_ext.data import CachedImages, ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.training import fine_tune as loop
-from deevo_ext.training.augment import TrainingBatches, batch_mixing
+from deevo_ext.training.batches import TrainingBatches, batch_mixing
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 from support import zoo
