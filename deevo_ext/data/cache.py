@@ -109,7 +109,7 @@ def _describe(pictures: Pictures, transform: Transform) -> Description:
 
 
 def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
-    """Of every image: the transform's, or else the first readable picture's."""
+    """The size of every image: the transform's, or else the first readable picture's."""
     if transform.crop is not None:
         return transform.crop
     for index in range(min(len(pictures), 100)):
@@ -133,7 +133,7 @@ def _existing(path: Path, expected: Description) -> Cache:
 
 @contextlib.contextmanager
 def _locked(partial: Path, progress: bool) -> Iterator[int]:
-    """The partial file, open, this process's alone."""
+    """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

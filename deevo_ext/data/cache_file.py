@@ -151,12 +151,12 @@ class Cache:
     def require(self, transform: Transform) -> None:
         """Raises DeevoError where another transform made the pixels."""
         if transform.pixels() != self.description.pixels:
-            made, asked = (
+            made, expected = (
                 ", ".join(f"{key} {value}" for key, value in pixels.items())
                 for pixels in (self.description.pixels, transform.pixels())
             )
             raise DeevoError(
-                f"{self.path}: its pixels were made by {made}, but {asked} is asked for; make "
+                f"{self.path}: its pixels were made by {made}, but {expected} is expected; make "
                 "another cache (deevo cache SOURCE --out FILE), or give the transform it was made "
                 "with"
             )

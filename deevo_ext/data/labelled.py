@@ -15,7 +15,7 @@ Indices = Tensor | Sequence[int]
 
 
 class LabelledImages(ABC):
-    """N images and their labels. Pixels are read by slices, when they are wanted.
+    """N images and their labels. Pixels are read by slices, when they are needed.
 
     name: for messages and reports. labels: int64 [N], in memory. image_shape: C, H, W. dtype: of
     the pixels, uint8, or float32 where they are normalised. mean, std: per channel, of values in

@@ -17,7 +17,7 @@ from deevo_ext.errors import DeevoError
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """Files taken as pictures, in any case; those of torchvision's ImageFolder."""
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-"""Names of a tree's two parts, and the folders that may hold them; the first found is taken."""
+"""Names of a tree's two parts, and the folders that may hold them; the first one is taken."""
 
 
 class Pictures(Protocol):

@@ -19,6 +19,21 @@ from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
 from deevo_ext.ops.tables import Purpose
 
 
+def parse_parts(text: str, flag: str) -> dict[str, float]:
+    """Reads parts such as "crop:0.35" with commas between; nan stands for what is no number.
+
+    flag: the part that needs no value; without one its value is 1.
+    """
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition(":")
+        try:
+            values[name] = 1.0 if name == flag and not value else float(value)
+        except ValueError:
+            values[name] = math.nan
+    return values
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What may be done to an image.
@@ -36,13 +51,7 @@ class Augmentation:
     @classmethod
     def parse(cls, text: str) -> Augmentation:
         """Reads "mirror", "shift:2", "crop:0.35", or several with commas between."""
-        values: dict[str, float] = {}
-        for part in text.split(","):
-            name, _, value = part.strip().partition(":")
-            try:
-                values[name] = float(value) if name != "mirror" or value else 1.0
-            except ValueError:
-                values[name] = math.nan
+        values = parse_parts(text, "mirror")
         shift, crop = values.get("shift", 0.0), values.get("crop", 1.0)
         known = values.keys() <= {"mirror", "shift", "crop"} and values.get("mirror", 1.0) == 1.0
         if not known or shift != max(0, int(shift if shift == shift else -1)) or not 0 < crop <= 1:
@@ -99,10 +108,10 @@ def _cropped(pixels: Tensor, uniform: np.ndarray, least: float) -> Tensor:
     grid = torch.nn.functional.affine_grid(
         torch.from_numpy(theta).to(pixels.device), shape, align_corners=False
     )
-    found = torch.nn.functional.grid_sample(
+    crops = torch.nn.functional.grid_sample(
         pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    return found.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else found
+    return crops.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else crops
 
 
 def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class Fitness(ABC):
 
     @property
     def device(self) -> torch.device | None:
-        """Where rows are wanted; None: where the population lies."""
+        """The device that rows are scored on; None: where the population lies."""
         return None if self.evaluator is None else self.evaluator.device
 
     @abstractmethod

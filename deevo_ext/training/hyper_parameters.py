@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.augmentation import parse_parts
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,7 @@ class Choices:
     @classmethod
     def parse(cls, text: str) -> Choices:
         """Reads "none", or parts such as "crop:0.35,jitter:0.2,trivial" with commas between."""
-        values: dict[str, float] = {"mixup": 0.0}
-        for part in () if text == "none" else text.split(","):
-            name, _, value = part.strip().partition(":")
-            try:
-                values[name] = 1.0 if name == "trivial" and not value else float(value)
-            except ValueError:
-                values[name] = math.nan
+        values = {"mixup": 0.0, **({} if text == "none" else parse_parts(text, "trivial"))}
         highest = {"mixup": 10, "crop": 1, "jitter": 1, "trivial": 1, "erase": 1, "cutmix": 10}
         if not values.keys() <= highest.keys() or not all(
             0 <= value <= highest[name] for name, value in values.items()
