@@ -219,7 +219,8 @@ def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
                 problems.update(decoder.decode(task))
                 bar.update(len(task))
             return problems
-        # Not fork: this process has threads. The server imports once for all workers.
+        # Not fork: this process has threads. The server imports once for all workers. Not torch's
+        # DataLoader: when this process is killed, its workers live on below such a server.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         with ProcessPoolExecutor(workers, context, _start, (decoder,)) as pool:

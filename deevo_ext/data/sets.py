@@ -6,6 +6,7 @@ batches; validation and test come from val, which nothing else reads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -138,36 +139,27 @@ def image_sets(
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
+    open_one = functools.partial(
+        open_data,
+        transform=transform,
+        seed=seed,
+        train_images=train_images,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+    )
     caches: list[Cache] = []
-
-    def opened(source: str | os.PathLike[str], where: str | os.PathLike[str] | None) -> Cache:
-        caches.append(
-            open_data(
-                source,
-                transform,
-                seed=seed,
-                cache=where,
-                train_images=train_images,
-                workers=workers,
-                skip_corrupt=skip_corrupt,
-                progress=progress,
-            )
-        )
-        return caches[-1]
-
     sets: dict[str, LabelledImages] = {}
     if data is not None:
-        whole = opened(data, cache)
-        sets = _divided(
-            {part: whole.images(part, transform) for part in whole.description.parts}, seed
-        )
+        caches.append(open_one(data, cache=cache))
+        parts = caches[0].description.parts
+        sets = _divided({part: caches[0].images(part, transform) for part in parts}, seed)
     for purpose, source in named.items():
         if isinstance(source, LabelledImages):
             sets[purpose] = source
         elif source is not None:
-            images = opened(source, None).part(
-                "train" if purpose == "fitness" else "val", transform
-            )
+            caches.append(open_one(source))
+            images = caches[-1].part("train" if purpose == "fitness" else "val", transform)
             sets[purpose] = images.subset(balanced_order(images.labels, seed), purpose)
     if any(cached.class_names != caches[0].class_names for cached in caches):
         raise DeevoError("the image sets have other classes than each other; check their folders")
