@@ -15,7 +15,7 @@ from bench.inputs import SIX_ROWS, Adaptation, Weights, new_rows, planned
 from bench.job import Job, Skipped, WrongResult
 from bench.row import Row, against_copy
 from deevo_ext import backends
-from deevo_ext.population.allocation import available_memory
+from deevo_ext.population.allocation import available_bytes
 from deevo_ext.population.population import Population
 from deevo_ext.search.optimizer import DifferentialEvolution
 
@@ -132,8 +132,8 @@ def time_weights(job: Job) -> Row:
     # any: memory that is not needed otherwise could change the pages' layout.
     others = job.members if makes_trials else -(-(job.members + written) // 2)
     one = (job.members + others) * -(-job.weights // 64) * 64 * job.dtype.itemsize
-    if job.device == "cpu" and 1.1 * one > available_memory():
-        raise Skipped(f"needs {one >> 30} GiB, of which {available_memory() >> 30} are free")
+    if job.device == "cpu" and 1.1 * one > available_bytes():
+        raise Skipped(f"needs {one >> 30} GiB, of which {available_bytes() >> 30} are free")
     sets = measure.sets_for(one, job.quick) if job.device == "cpu" else 1
     weights = [Weights(job, adaptation, number) for number in range(sets)]
     outs = [new_rows(others, job.weights, job.dtype, job.device) for _ in range(sets)]

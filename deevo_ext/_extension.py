@@ -1,7 +1,7 @@
 """Finds the compiled extension `deevo_ext._C`, once, and explains in words when it cannot.
 
 Everything that calls compiled code takes the module from `load()`, so `import deevo_ext` works on
-every machine and the explanation comes when compiled code is really asked for.
+every machine and the explanation comes only when compiled code is needed.
 """
 
 import functools
@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def load() -> ModuleType:
-    """The module `deevo_ext._C`; raises DeevoError saying why there is none and what to do."""
+    """Returns the module `deevo_ext._C`; raises DeevoError that says why there is none."""
     module, reason = _attempt()
     if module is None:
         raise DeevoError(f"the compiled extension deevo_ext._C is not available: {reason}")
@@ -24,7 +24,7 @@ def load() -> ModuleType:
 
 
 def why_missing() -> str | None:
-    """Why `load()` would fail, with the remedy; None when the extension is there."""
+    """Says why `load()` would fail, with the remedy; None when the extension is there."""
     return _attempt()[1]
 
 
@@ -37,18 +37,18 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
 
 
 def explain(package: Path, error: str) -> str:
-    """In words: why `package` (a directory deevo_ext/) has no loadable `_C`, and the remedy."""
+    """Says why `package` (a directory deevo_ext/) has no loadable `_C`, with the remedy."""
     loadable = importlib.machinery.EXTENSION_SUFFIXES
-    found = sorted(path.name for path in package.glob("_C.*so"))
-    if any(name == f"_C{suffix}" for name in found for suffix in loadable):
+    files = sorted(path.name for path in package.glob("_C.*so"))
+    if any(name == f"_C{suffix}" for name in files for suffix in loadable):
         return (
-            f"{package / found[0]} exists but does not load ({error}). It was built for another "
+            f"{package / files[0]} exists but does not load ({error}). It was built for another "
             'system or damaged; rebuild it with "pip install --force-reinstall --no-deps ." in the '
             "source checkout."
         )
-    if found:
+    if files:
         return (
-            f"{package} holds {', '.join(found)}, built for another Python than this one "
+            f"{package} holds {', '.join(files)}, built for another Python than this one "
             f'(which loads _C{loadable[0]}). Run "pip install ." in the source checkout with this '
             "Python."
         )

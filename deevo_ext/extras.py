@@ -11,10 +11,10 @@ from deevo_ext.errors import DeevoError
 
 
 def import_extra(module: str, extra: str = "imagenet") -> Any:
-    """A module of a package that the extra brings, such as torchvision, timm or matplotlib.
+    """Imports a module of a package that the extra brings, such as torchvision or matplotlib.
 
-    Raises DeevoError that says how to mend it: the package is not installed, or its operators were
-    built for another torch.
+    Raises DeevoError, with the remedy, where the package is not installed, and where its operators
+    were built for another torch.
     """
     package = module.partition(".")[0]
     try:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from deevo_ext.errors import DeevoError
 
 
 def cache_folder() -> Path:
-    """Where engine tables and images are kept: DEEVO_CACHE_DIR, else ~/.cache/deevo_ext."""
-    if given := os.environ.get("DEEVO_CACHE_DIR"):
-        return Path(given)
+    """Returns the folder of engine tables and images: DEEVO_CACHE_DIR or ~/.cache/deevo_ext."""
+    if folder := os.environ.get("DEEVO_CACHE_DIR"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "deevo_ext"
 
@@ -22,20 +21,16 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises DeevoError that names the file when it cannot be written.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes a private file; give it the mode a plain open would have.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise DeevoError(

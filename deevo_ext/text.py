@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-Rows = Sequence[Sequence[str]]
+Lines = Sequence[Sequence[str]]
 
 
-def text_table(header: Sequence[str], rows: Rows, align: str = "<>") -> str:
-    """Lines with columns below one another, two blanks apart; without a header if it is empty."""
-    lines = [header, *rows] if header else rows
+def text_table(header: Sequence[str], lines: Lines, align: str = "<>") -> str:
+    """Returns lines with aligned columns, two blanks apart; an empty header is left out."""
+    lines = [header, *lines] if header else lines
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     signs = align.ljust(len(widths), align[-1])
     return "\n".join(
@@ -25,9 +25,9 @@ def text_table(header: Sequence[str], rows: Rows, align: str = "<>") -> str:
 
 
 def markdown_table(
-    header: Sequence[str], rows: Rows, align: str = "<>", bold: Container[int] = ()
+    header: Sequence[str], lines: Lines, align: str = "<>", bold: Container[int] = ()
 ) -> str:
-    """The table as Markdown; bold: the numbers of the rows that are set in bold type."""
+    """Returns the table as Markdown; bold: the numbers of the lines that are set in bold type."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -35,6 +35,7 @@ def markdown_table(
     rules = {"<": "---", ">": "---:"}
     rule = "|".join(rules[sign] for sign in align.ljust(len(header), align[-1])[: len(header)])
     body = [
-        line([f"**{cell}**" for cell in row] if i in bold else row) for i, row in enumerate(rows)
+        line([f"**{cell}**" for cell in cells] if i in bold else cells)
+        for i, cells in enumerate(lines)
     ]
     return "\n".join([line(header), f"|{rule}|", *body])

@@ -53,7 +53,7 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Found:
     }
     result = evolve(case, f"policy-{name}", options | policy)
     assert result.comparison is not None
-    rows = {row.name: row for row in result.comparison.rows}
+    rows = {row.name: row for row in result.comparison.networks}
     (evolved,) = (row for row in rows.values() if row.returned)
     low, high = result.comparison.interval
     row = {

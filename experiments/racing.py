@@ -16,7 +16,7 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Look, Racing
-from deevo_ext.runs.state import Course
+from deevo_ext.runs.state import RunState
 
 from .csv_files import Found, Row
 from .populations import Setting
@@ -102,8 +102,8 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row
         assert generation is not None
         won = generation.members[generation.accepted]
         parents[won] = trials[won]
-    course = Course(de, evaluator.used_statistics)
-    course.validate(lambda row, inherited: evaluator.score(row, validation, inherited))
+    state = RunState(de, evaluator.used_statistics)
+    state.validate(lambda row, inherited: evaluator.score(row, validation, inherited))
     decisions = generations * population.size
     return {
         "share": seen / (decisions * looks[-1]),
@@ -111,5 +111,5 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Row
         "decisions": decisions,
         "other_decisions": other,
         "best_parent_test_loss": best_parent,
-        "evolved_test_loss": evaluator.score(course.chosen().row, test),
+        "evolved_test_loss": evaluator.score(state.chosen().row, test),
     }

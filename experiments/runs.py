@@ -99,10 +99,10 @@ def _evolved(case: Case, name: str) -> tuple[list[Row], list[Row]]:
     }
     result = evolve(case, name, options | VARIANTS[name].options)
     assert result.comparison is not None
-    course, networks = result.run.course, []
-    for row in result.comparison.rows:
-        initial = course.initial.get(_CANDIDATES.get(row.name, ""))
-        candidate = initial or course.evolved.get(row.name.removeprefix("evolved "))
+    state, networks = result.run.state, []
+    for row in result.comparison.networks:
+        initial = state.initial.get(_CANDIDATES.get(row.name, ""))
+        candidate = initial or state.evolved.get(row.name.removeprefix("evolved "))
         difference, (low, high) = result.comparison.difference, result.comparison.interval
         networks.append(
             {

@@ -1,14 +1,12 @@
-"""The command `deevo`. Each command is a module here, which imports what it needs when it runs."""
+"""The command `deevo`. Each of its commands is a module here."""
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import typer
 
 from deevo_ext.errors import DeevoError
-
-if TYPE_CHECKING:
-    import typer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,10 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def app() -> "typer.Typer":
-    """The typer application with every command registered."""
-    import typer
-
+def app() -> typer.Typer:
+    """Makes the typer application with every command."""
+    # Imported here, because each function has the name of its module.
     from deevo_ext.cli.cache import cache
     from deevo_ext.cli.compare import compare
     from deevo_ext.cli.demo import demo

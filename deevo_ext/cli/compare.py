@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.reports.card import TABLE
+from deevo_ext.runs.comparison import SOUP, Comparison
+from deevo_ext.text import text_table
+
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished runs, or their table.json.")
+        list[Path], typer.Argument(help="The folders of finished runs, or their files table.json.")
     ],
 ) -> None:
     """Show the tables of runs, and for several of them what each gained."""
-    from deevo_ext.reports.card import TABLE
-    from deevo_ext.runs.comparison import SOUP, Comparison
-    from deevo_ext.text import text_table
-
     compared = []
     for run in runs:
         path = run / TABLE if run.is_dir() else run
@@ -26,7 +26,7 @@ def compare(
         return
     lines = []
     for run, comparison in compared:
-        evolved = next(row for row in comparison.rows if row.returned)
+        evolved = next(network for network in comparison.networks if network.returned)
         low, high = comparison.interval
         interval = f"[{low:+.5f}, {high:+.5f}]"
         changed = (str(evolved.gained), str(evolved.lost), f"{evolved.mcnemar:.2g}")

@@ -4,13 +4,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from deevo_ext.data import ImageSets
-    from deevo_ext.training.trainings import PopulationOptions
+from deevo_ext.data import ImageSets, load
+from deevo_ext.networks.small_resnet import SmallResNet
+from deevo_ext.reports.card import CARD, PICTURE, TABLE, write_documents
+from deevo_ext.runs.evolve import evolve
+from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.training.hyper_parameters import Choices
+from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 # What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
 # of them always) and images for choosing what is returned.
@@ -21,30 +28,22 @@ WIDTH = 16  # of the network
 
 def demo(
     data: Annotated[
-        str, typer.Option(help='"digits", "fashion-mnist" or a folder of IDX files.')
+        str, typer.Option(help='The data: "digits", "fashion-mnist" or a folder of IDX files.')
     ] = "digits",
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default deevo-demo-DATA. Resumed if it exists.")
+        Path | None,
+        typer.Option(
+            help="The run folder, by default deevo-demo-DATA. A run that it holds is resumed."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of data split, training and evolution.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
-    generations: Annotated[int, typer.Option(help="Generations to evolve.", min=1)] = 30,
+    seed: Annotated[int, typer.Option(help="The seed of data split, training and evolution.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="A further file to write the table to.")] = None,
+    generations: Annotated[int, typer.Option(help="The number of generations.", min=1)] = 30,
 ) -> None:
     """Train a small ResNet, fine-tune it into 12 members, evolve them, and compare on test images.
 
-    Takes under a minute on two cores with the digits.
+    The digits take under a minute on two cores.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from deevo_ext.data import load
-    from deevo_ext.networks.small_resnet import SmallResNet
-    from deevo_ext.reports.plots import plot_run
-    from deevo_ext.runs.evolve import evolve
-    from deevo_ext.runs.folder import EVOLVED
-    from deevo_ext.training.populate import populate
-    from deevo_ext.training.trainings import trainings_of
-
     started = time.perf_counter()
     sets = load(data, seed)
     folder = out or Path(f"deevo-demo-{sets.name}")
@@ -84,41 +83,31 @@ def demo(
     )
     comparison = result.comparison
     assert comparison is not None
-    strategies = [s.name for s in result.run.de.configuration.strategies]
-    plot_run(result.history, strategies, folder / "evolution.png")
-    ended = time.perf_counter()
-
-    details = {
+    about = {
         "data": sets.name,
-        "seed": seed,
-        "generations": generations,
-        "training_seconds": round(trained - started, 3),
-        "evolution_seconds": round(ended - trained, 3),
-        "threads": torch.get_num_threads(),
-        "returned": result.candidate.record(),
+        "seconds of training": f"{trained - started:.1f}",
+        "threads": str(torch.get_num_threads()),
     }
-    comparison.save(folder / "table.json", **details)
+    write_documents(result.run, comparison, about)
+    ended = time.perf_counter()
     if json is not None:
-        comparison.save(json, **details)
+        json.write_bytes((folder / TABLE).read_bytes())
     typer.echo(f"\nOn {len(sets.test):,} test images:\n")
     typer.echo(comparison.format())
     typer.echo(
         f"\n{ended - started:.0f} s: {trained - started:.0f} s training, {ended - trained:.0f} s "
         f"evolution and report.\nThe evolved network: {folder / EVOLVED}\n"
-        f"How it went: {folder / 'evolution.png'}, {folder / 'metrics.csv'}\n"
+        f"How it went: {folder / CARD}, {folder / PICTURE}, {folder / 'metrics.csv'}\n"
         f"Its journal: {folder / 'journal.jsonl'} (deevo replay {folder})"
     )
 
 
-def options_of(sets: "ImageSets", seed: int) -> "PopulationOptions":
-    """How the demo's population is trained.
+def options_of(sets: ImageSets, seed: int) -> PopulationOptions:
+    """Returns how the demo's population is trained.
 
     Wider or longer the members leave their common basin and the plain average collapses; narrower,
     or annealed, they are nearly one point. Pixel shifts do the same harm on images this small.
     """
-    from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.trainings import PopulationOptions
-
     small = sets.name == "digits"
     batch_size = 16 if small else 128
     assert sets.train is not None
@@ -137,9 +126,7 @@ def options_of(sets: "ImageSets", seed: int) -> "PopulationOptions":
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For networks this small, threads inside an operator cost more than they save."""
-    import torch
-
+    """Trains with one thread: for small networks more of them cost more than they save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,7 +21,7 @@ from deevo_ext.files import cache_folder
 
 
 def collect() -> dict[str, Any]:
-    """The report as plain data that JSON can hold."""
+    """Collects the report as JSON values."""
     required, extras = _requirements()
     gpus, problem = _gpus()
     return {
@@ -45,7 +45,7 @@ def collect() -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """`collect()`'s report as text for people."""
+    """Returns a report of `collect` as text for people."""
     processor = report["processor"]
     sections: dict[str, dict[str, str]] = {
         "packages": {name: v or "not installed" for name, v in report["packages"].items()},
@@ -82,7 +82,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """The packages that this one requires, and those of each extra with the extras it includes."""
+    """Returns the packages that this one requires, and those of each extra."""
     listed: dict[str, list[re.Match[str]]] = {"": []}
     for line in importlib.metadata.requires("deevo_ext") or []:
         requirement = re.match(r"([\w.-]+)\s*(?:\[([^\]]*)\])?", line)
@@ -118,7 +118,7 @@ def _extra_text(extra: str, versions: dict[str, str | None]) -> str:
 
 
 def _extension_facts() -> dict[str, Any]:
-    """How the compiled extension was built, or why it is missing."""
+    """Says how the compiled extension was built, or why it is missing."""
     reason = _extension.why_missing()
     if reason is not None:
         return {"missing": reason}
@@ -139,7 +139,7 @@ def _extension_facts() -> dict[str, Any]:
 
 
 def _gpus() -> tuple[list[str], str | None]:
-    """torch's GPUs in words; where there are none, why."""
+    """Describes the GPUs that torch sees, or says why there are none."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -157,7 +157,7 @@ def _gpus() -> tuple[list[str], str | None]:
 
 
 def why_unusable(backend: str, gpu_problem: str | None) -> str | None:
-    """Everything that stands between this machine and a backend, in words; None if nothing does."""
+    """Says what stands between this machine and a backend; None if nothing does."""
     reasons = [backends.why_unavailable(backend)]
     if backend in ("cuda", "triton") and gpu_problem is not None:
         reasons.append(f"torch sees no GPU ({gpu_problem})")

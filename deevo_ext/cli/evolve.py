@@ -1,123 +1,111 @@
 """`deevo evolve`: from a folder of checkpoints and a folder of images to a better network.
 
-Every option is a keyword of `deevo_ext.evolve` or a field of its `Configuration`; those that need
-no translation are in `options`.
+Every option is a keyword of `deevo_ext.evolve` or a field of its `Configuration`. Here stand those
+that the command translates, or that say where things lie; `options` adds the others.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING
-from deevo_ext.cli.parameters import function_of, with_parameters, without_defaults
+from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
+from deevo_ext.cli.parameters import function_of, images_per_batch_of, without_defaults
+from deevo_ext.data import image_sets
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.networks.zoo import architecture, check_fit
+from deevo_ext.population.checkpoints import expand_paths
+from deevo_ext.reports.card import REPORT, write_documents
+from deevo_ext.reports.tensorboard import TensorBoard
+from deevo_ext.runs.basin import require_basin
+from deevo_ext.runs.evolve import evolve as run_evolve
+from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.preflight import Preflight, seconds_of
 
-if TYPE_CHECKING:
-    from deevo_ext.runs.preflight import Preflight
+_networks = partial(typer.Option, rich_help_panel=NETWORKS)
+_images = partial(typer.Option, rich_help_panel=IMAGES)
+_running = partial(typer.Option, rich_help_panel=RUNNING)
 
 
+@with_options
 def evolve(
     arch: Annotated[
-        str,
-        typer.Option(
-            help="Architecture: a name of torchvision's or timm's, or package.module:factory.",
-            rich_help_panel=NETWORKS,
-        ),
+        str, _networks(help="A name of torchvision's or timm's, or package.module:factory.")
     ],
-    checkpoints: Annotated[
-        str,
-        typer.Option(
-            help="The checkpoints: a folder, or a glob in quotes.", rich_help_panel=NETWORKS
-        ),
-    ],
+    checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="All images: a tree with train/ and val/, a cache, CIFAR or IDX files.",
-            rich_help_panel=IMAGES,
-        ),
+        _images(help="All images: a tree with train/ and val/, a cache, CIFAR or IDX files."),
     ] = None,
     fitness: Annotated[
-        Path | None,
-        typer.Option(help="Fitness images, in place of those of --data.", rich_help_panel=IMAGES),
+        Path | None, _images(help="The fitness images, in place of those of --data.")
     ] = None,
     validation: Annotated[
-        Path | None,
-        typer.Option(
-            help="Validation images, in place of those of --data.", rich_help_panel=IMAGES
-        ),
+        Path | None, _images(help="The validation images, in place of those of --data.")
     ] = None,
     test: Annotated[
-        Path | None,
-        typer.Option(help="Test images, in place of those of --data.", rich_help_panel=IMAGES),
+        Path | None, _images(help="The test images, in place of those of --data.")
     ] = None,
     split_seed: Annotated[
         int,
-        typer.Option(
-            help="Seed of the division of --data. It must be the same for runs that are compared.",
-            rich_help_panel=IMAGES,
+        _images(
+            help="The seed of the division of --data, which must be the same for runs that are "
+            "compared."
         ),
     ] = 0,
     train_images: Annotated[
         int,
-        typer.Option(
-            help="Number of train images that are cached, class-balanced; 0 stands for all.",
+        _images(
+            help="The number of train images that are cached, class-balanced; 0 stands for all.",
             min=0,
-            rich_help_panel=IMAGES,
         ),
     ] = TRAIN_IMAGES,
     skip_corrupt: Annotated[
-        bool,
-        typer.Option(
-            "--skip-corrupt", help="Leave out files that cannot be read.", rich_help_panel=IMAGES
-        ),
+        bool, _images("--skip-corrupt", help="Leave out files that cannot be read.")
     ] = False,
     transform: Annotated[
         str | None,
-        typer.Option(
-            help="Preprocessing: a JSON or TOML file, or a name of torchvision's weights. The "
-            "architecture has a default.",
-            rich_help_panel=IMAGES,
+        _images(
+            help="The preprocessing: a JSON or TOML file, or a name of torchvision's weights. The "
+            "architecture has a default."
         ),
     ] = None,
     cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="File that keeps the decoded images, *.safetensors.", rich_help_panel=IMAGES
-        ),
+        Path | None, _images(help="The file that keeps the decoded images, *.safetensors.")
     ] = None,
     images_per_batch: Annotated[
         str,
-        typer.Option(
-            help='Fitness images per generation: "auto" (4,096, at most half), "all" or a number.',
-            rich_help_panel=IMAGES,
+        _images(
+            help='The number of fitness images per generation, "all", or "auto": 4,096, but at '
+            "most half of the images."
         ),
     ] = "auto",
     metric: Annotated[
         str,
-        typer.Option(
-            help='Score of an image: "loss", "top1" or package.module:function. The function gets '
-            "logits and labels.",
-            rich_help_panel=IMAGES,
+        _images(
+            help='The score of an image: "loss", "top1" or package.module:function. The function '
+            "is called with logits and labels."
         ),
     ] = "loss",
     calibration: Annotated[
         int,
-        typer.Option(
-            help="Number of fitness images that --batchnorm recalibrate computes statistics on.",
+        _images(
+            help="The number of fitness images that --batchnorm recalibrate computes statistics "
+            "on.",
             min=1,
-            rich_help_panel=IMAGES,
         ),
     ] = 512,
     out: Annotated[
-        Path, typer.Option(help="Run folder. A run that it holds already is resumed.")
+        Path, typer.Option(help="The run folder. A run that it holds already is resumed.")
     ] = Path("evolved"),
     time: Annotated[
         str | None,
         typer.Option(
-            help='Time for evaluation, as "8h", which decides the number of generations in place '
+            help='A time for evaluation, as "8h", which decides the number of generations in place '
             "of --generations."
         ),
     ] = None,
@@ -130,32 +118,19 @@ def evolve(
     ] = False,
     frozen: Annotated[
         list[str] | None,
-        typer.Option(
-            help='Pattern of names of tensors that are not evolved, as "fc.*". May be repeated.',
-            rich_help_panel=NETWORKS,
+        _networks(
+            help='A pattern of names of tensors that are not evolved, as "fc.*". May be repeated.'
         ),
     ] = None,
     dtype: Annotated[
-        str,
-        typer.Option(
-            help="Type of the population's weights: float32, bfloat16 or float16.",
-            rich_help_panel=NETWORKS,
-        ),
+        str, _networks(help="The dtype of the rows: float32, bfloat16 or float16.")
     ] = "float32",
     device: Annotated[
         str | None,
-        typer.Option(
-            help="Device that runs the networks. The default is a GPU if there is one.",
-            rich_help_panel=RUNNING,
-        ),
+        _running(help="The device that evaluates networks, by default a GPU if there is one."),
     ] = None,
     tensorboard: Annotated[
-        bool,
-        typer.Option(
-            "--tensorboard",
-            help="Write events for TensorBoard into the run folder.",
-            rich_help_panel=RUNNING,
-        ),
+        bool, _running("--tensorboard", help="Write events for TensorBoard into the run folder.")
     ] = False,
     **parameters: Any,
 ) -> None:
@@ -164,21 +139,8 @@ def evolve(
     The command first shows what can be said of members, memory and time. Then it runs, resumable,
     and leaves weights, model card, report and journal in the run folder.
     """
-    import torch
-
-    from deevo_ext.data import image_sets
-    from deevo_ext.fitness.sampling import batch_indices
-    from deevo_ext.networks.zoo import architecture, check_fit
-    from deevo_ext.population.checkpoints import expand_paths
-    from deevo_ext.reports.card import REPORT, write_documents
-    from deevo_ext.reports.tensorboard import TensorBoard
-    from deevo_ext.runs.basin import require_basin
-    from deevo_ext.runs.evolve import evolve as run_evolve
-    from deevo_ext.runs.folder import EVOLVED
-    from deevo_ext.runs.preflight import seconds_of
-
     seconds = None if time is None else seconds_of(time)
-    per_batch = _images_per_batch(images_per_batch)
+    per_batch = images_per_batch_of(images_per_batch)
     image_metric = metric if ":" not in metric else function_of(metric)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise DeevoError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
@@ -204,8 +166,8 @@ def evolve(
     check_fit(network, sets.fitness, sets.class_names)
     typer.echo(sets.describe())
     typer.echo(
-        f"{len(files)} checkpoints: engines are timed and every member looked at, for minutes "
-        "where networks are large."
+        f"{len(files)} checkpoints: engines are timed and every member is scored, which takes "
+        "minutes where networks are large."
     )
     calibration_images = None
     if parameters["batchnorm"] == "recalibrate":
@@ -213,10 +175,10 @@ def evolve(
         some = batch_indices(sets.fitness.labels, count, 0, seed)
         calibration_images = sets.fitness.subset(some, "calibration images")
 
-    def show(preflight: "Preflight") -> None:
+    def show(preflight: Preflight) -> None:
         typer.echo(str(preflight))
         if not force:
-            preflight.require_memory()
+            preflight.require_bytes()
             if preflight.basin is not None:
                 require_basin(preflight.basin)
         if dry_run:
@@ -231,7 +193,7 @@ def evolve(
         sets.test,
         seconds=seconds,
         run_dir=out,
-        images_per_batch=per_batch,  # type: ignore[arg-type]
+        images_per_batch=per_batch,
         metric=image_metric,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=getattr(torch, dtype),
@@ -243,7 +205,7 @@ def evolve(
         **without_defaults(parameters),
     )
     if dry_run:  # a run folder that has begun shows no preliminaries
-        raise DeevoError(f"{out} holds a run already; --dry-run wants a new folder")
+        raise DeevoError(f"{out} holds a run already; --dry-run needs a new folder")
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
@@ -252,19 +214,5 @@ def evolve(
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
     typer.echo(
         f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}\n"
-        f"Report: {out / REPORT}\nIts recipe: {out / 'journal.jsonl'} (deevo replay {out})"
+        f"Report: {out / REPORT}\nIts journal: {out / 'journal.jsonl'} (deevo replay {out})"
     )
-
-
-def _images_per_batch(text: str) -> int | str | None:
-    if text in ("auto", "all"):
-        return "auto" if text == "auto" else None
-    try:
-        return int(text)
-    except ValueError:
-        raise DeevoError(
-            f'images_per_batch is {text!r}; expected "auto", "all" or a whole number'
-        ) from None
-
-
-with_parameters(evolve)

@@ -1,8 +1,11 @@
 """`deevo info`: what is installed, what the machine has, which backends work."""
 
+import json
 from typing import Annotated
 
 import typer
+
+from deevo_ext.cli.diagnostics import collect, format_report
 
 
 def info(
@@ -11,9 +14,5 @@ def info(
     ] = False,
 ) -> None:
     """Report versions, the compiled extension, GPUs, usable backends, and torch's environment."""
-    import json
-
-    from deevo_ext.cli.diagnostics import collect, format_report
-
     report = collect()
     print(json.dumps(report, indent=2) if as_json else format_report(report))

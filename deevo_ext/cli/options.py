@@ -1,91 +1,105 @@
 """Options of `deevo evolve` that `deevo_ext.evolve` takes under the same name and as they are.
 
-Their defaults are those of `deevo_ext.evolve`.
+Type and default of an option are those of the keyword or of the field of `Configuration`; its help
+is what the docstring there says. So a keyword has its option as soon as it stands in `PANELS`, and
+a field of `Configuration` has one always.
 """
 
-from typing import Annotated, Any
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_args, get_type_hints
 
+import torch
 import typer
+
+from deevo_ext.runs.evolve import evolve
+from deevo_ext.search.configuration import Configuration
 
 NETWORKS, IMAGES = "What is evolved", "Images and fitness"
 RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
 
-
-def _option(panel: str | None, text: str, *flags: str, least: int | None = None) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel=panel, min=least)
-
-
-PASSED: dict[str, Any] = {
-    "generations": Annotated[int, _option(None, "Number of generations.", least=1)],
-    "seed": Annotated[
-        int, _option(None, "Seed of the evolution and of the fitness batches.", least=0)
-    ],
-    "preset": Annotated[
-        str, _option(EVOLUTION, 'Set of parameters to begin with: "sa-shade-tri-ensin" or "paper".')
-    ],
-    "batchnorm": Annotated[
-        str,
-        _option(
-            NETWORKS, 'What becomes of BatchNorm statistics: "evolve", "inherit" or "recalibrate".'
-        ),
-    ],
-    "inject_soups": Annotated[
-        bool | None,
-        _option(
-            NETWORKS,
-            "Whether the uniform and the greedy soup become members. They do by default, unless "
-            'the preset is "paper".',
-        ),
-    ],
-    "checkpoint_key": Annotated[
-        str | None, _option(NETWORKS, "Key under which each file holds the weights.")
-    ],
-    "generations_per_batch": Annotated[
-        int, _option(IMAGES, "Generations until the next batch is drawn.", least=1)
-    ],
-    "sampling": Annotated[
-        str, _option(IMAGES, 'How batches are drawn: "stratified" or "importance".')
-    ],
-    "augment": Annotated[
-        str | None,
-        _option(
-            IMAGES,
-            "What is done to the images of each batch: mirror, shift:PIXELS, crop:SHARE, or "
-            "several with commas between.",
-        ),
-    ],
-    "label_smoothing": Annotated[
-        float, _option(IMAGES, "Label smoothing of the loss that is the fitness.")
-    ],
-    "racing": Annotated[
-        float | None,
-        _option(
-            IMAGES,
-            "Drop losing trials before they have seen all images. A trial that would win is lost "
-            "at this error rate.",
-        ),
-    ],
-    "racing_first": Annotated[
-        float, _option(IMAGES, "Share of the images that a race's first look waits for.")
-    ],
-    "validate_every": Annotated[
-        int, _option(IMAGES, "Generations from one validation to the next.", least=1)
-    ],
-    "population_device": Annotated[
-        str, _option(RUNNING, "Device that holds the population and evolves it.")
-    ],
-    "micro_batch": Annotated[int, _option(RUNNING, "Images per forward pass.", least=1)],
-    "chunk": Annotated[int, _option(RUNNING, "Networks evaluated together.", least=1)],
-    "precision": Annotated[
-        str,
-        _option(RUNNING, "Precision of forward passes: auto, float32, tf32, bfloat16 or float16."),
-    ],
-    "engine": Annotated[
-        str, _option(RUNNING, "What computes them: auto, fused, triton, compile or eager.")
-    ],
-    "force_precision": Annotated[
-        bool,
-        _option(RUNNING, "Evolve in a precision even if its check failed.", "--force-precision"),
-    ],
-    "progress": Annotated[bool, _option(RUNNING, "Show a progress bar.")],
+PANELS: dict[str | None, tuple[str, ...]] = {
+    None: ("generations", "seed"),
+    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key"),
+    IMAGES: (
+        "generations_per_batch",
+        "sampling",
+        "augment",
+        "label_smoothing",
+        "racing",
+        "racing_first",
+        "validate_every",
+    ),
+    RUNNING: (
+        "population_device",
+        "micro_batch",
+        "chunk",
+        "precision",
+        "engine",
+        "force_precision",
+        "progress",
+    ),
+    EVOLUTION: ("preset",),
 }
+
+
+def described(documentation: str) -> dict[str, str]:
+    """Returns what a docstring of lines "name, name: text" says of each name, as sentences."""
+    entry = r"^(\w+(?:, \w+)*): (.*?)(?=^\S|\Z)"
+    texts = {}
+    for names, text in re.findall(entry, inspect.cleandoc(documentation), re.MULTILINE | re.DOTALL):
+        for name in names.split(", "):
+            texts[name] = " ".join((text[0].upper() + text[1:]).split())
+    return texts
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that takes **parameters the options of `PANELS` and of `Configuration`."""
+    signature = inspect.signature(command)
+    parameters = [
+        part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD
+    ]
+    for name, (kind, default, option) in (_of_evolve() | _of_configuration()).items():
+        annotation = Annotated[kind, option]  # type: ignore[valid-type]
+        command.__annotations__[name] = annotation
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+        )
+    command.__annotations__.pop("parameters")
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _of_evolve() -> dict[str, tuple[Any, Any, Any]]:
+    """Type, default and option of each keyword in `PANELS`."""
+    keywords, hints = inspect.signature(evolve).parameters, get_type_hints(evolve)
+    texts = described(evolve.__doc__ or "")
+    options = {}
+    for panel, names in PANELS.items():
+        for name in names:
+            kind, default = hints[name], keywords[name].default
+            if torch.device in get_args(kind):
+                kind = str
+            flags = (f"--{name.replace('_', '-')}",) if default is False else ()
+            least = (0 if name == "seed" else 1) if kind is int else None
+            option = typer.Option(*flags, help=texts[name], rich_help_panel=panel, min=least)
+            options[name] = (kind, default, option)
+    return options
+
+
+def _of_configuration() -> dict[str, tuple[Any, Any, Any]]:
+    """Type, default and option of each further field of `Configuration`; None is the preset's."""
+    hints, texts = get_type_hints(Configuration), described(Configuration.__doc__ or "")
+    keywords = inspect.signature(evolve).parameters
+    options = {}
+    for field in fields(Configuration):
+        if field.name not in keywords:
+            kind: Any = list[str] if field.name == "strategies" else hints[field.name]
+            paper = "" if field.default in (MISSING, None) else f" Paper: {field.default}."
+            option = typer.Option(help=texts[field.name] + paper, rich_help_panel=EVOLUTION)
+            options[field.name] = (kind | None, None, option)
+    return options

@@ -3,99 +3,119 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from torch import nn
+from tqdm.auto import tqdm
 
-from deevo_ext.data.sets import TRAIN_IMAGES
-
-if TYPE_CHECKING:
-    from torch import nn
+from deevo_ext.data.sets import TRAIN_IMAGES, open_data
+from deevo_ext.errors import DeevoError
+from deevo_ext.networks.zoo import architecture, check_fit
+from deevo_ext.population.checkpoints import load_checkpoint, sha256
+from deevo_ext.text import text_table
+from deevo_ext.training.batches import require_torchvision
+from deevo_ext.training.hyper_parameters import Choices
+from deevo_ext.training.populate import populate as train
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 
 def populate(
-    arch: Annotated[str, typer.Option(help="torchvision or timm name, or package.module:factory.")],
-    data: Annotated[Path, typer.Option(help="A cache file, or what `deevo cache` takes.")],
+    arch: Annotated[
+        str, typer.Option(help="A torchvision or timm name, or package.module:factory.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="A cache file, or a folder as `deevo cache` takes it.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="Folder of the members; if it exists, the command goes on with it.")
+        Path,
+        typer.Option(help="The folder of the members. What it holds already is not trained again."),
     ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="The pretrained network that all members start from.")
     ] = None,
-    members: Annotated[int, typer.Option(help="How many members.", min=2)] = 12,
-    epochs: Annotated[float, typer.Option(help="Epochs of each member; may be a fraction.")] = 1.0,
+    members: Annotated[int, typer.Option(help="The number of members.", min=2)] = 12,
+    epochs: Annotated[
+        float, typer.Option(help="The epochs of each member, which may be a fraction.")
+    ] = 1.0,
     snapshots: Annotated[
-        bool, typer.Option("--snapshots", help="One run, members taken along its second half.")
+        bool, typer.Option("--snapshots", help="Take members along the second half of one run.")
     ] = False,
     base_epochs: Annotated[
         float,
         typer.Option(
-            help="Epochs of training before that of the members, from scratch or for new classes."
+            help="The epochs of training before that of the members, from scratch or for new "
+            "classes."
         ),
     ] = 0.0,
     base_learning_rate: Annotated[
-        float, typer.Option(help="Highest learning rate of the base epochs.")
+        float, typer.Option(help="The highest learning rate of the base epochs.")
     ] = 0.1,
     learning_rate: Annotated[
-        float, typer.Option(help="The lowest among members; the highest is four times that.")
+        float,
+        typer.Option(help="The lowest learning rate of a member; the highest is four times that."),
     ] = 0.002,
-    batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 128,
+    batch_size: Annotated[
+        int, typer.Option(help="The number of images of a training step.", min=2)
+    ] = 128,
     anneal: Annotated[
-        float, typer.Option(help="Share of the steps over which the rate falls to 0.")
+        float, typer.Option(help="The share of the steps over which the learning rate falls to 0.")
     ] = 0.0,
     shift: Annotated[
-        int, typer.Option(help="Some members move images by up to so many pixels.", min=0)
+        int,
+        typer.Option(help="The most pixels that some members shift their images by.", min=0),
     ] = 0,
     mirror: Annotated[bool, typer.Option(help="Whether a mirrored image keeps its class.")] = True,
     augment: Annotated[
         str,
         typer.Option(
             help="What some members do to their images: none, or crop:SHARE, jitter:STRENGTH, "
-            "erase:PROBABILITY, mixup:ALPHA, cutmix:ALPHA, trivial with commas between; auto goes "
-            "by the images. Needs torchvision."
+            "erase:PROBABILITY, mixup:ALPHA, cutmix:ALPHA, trivial with commas between; auto "
+            "chooses by the size of the images. All but none need torchvision."
         ),
     ] = "auto",
     transform: Annotated[
-        str | None, typer.Option(help="JSON or TOML file, or torchvision's name of weights.")
+        str | None,
+        typer.Option(
+            help="The transform: a JSON or TOML file, or a name of torchvision's weights."
+        ),
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where decoded images are kept.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="The file that keeps the decoded images.")
+    ] = None,
     train_images: Annotated[
-        int, typer.Option(help="Learn from so many, class-balanced; 0 for all.", min=0)
+        int,
+        typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
     ] = TRAIN_IMAGES,
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out what cannot be read.")
+        bool, typer.Option("--skip-corrupt", help="Leave out files that cannot be read.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="The seed of everything random.", min=0)] = 0,
+    device: Annotated[
+        str, typer.Option(help="The device that trains: auto, cpu, cuda, cuda:1, ...")
+    ] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that decode and augment; default one a processor.", min=0),
+        typer.Option(
+            help="The number of processes that decode and augment, by default one a processor.",
+            min=0,
+        ),
     ] = None,
     save_every: Annotated[
-        float, typer.Option(help="Seconds between states: what a kill loses.", min=0)
+        float,
+        typer.Option(help="The seconds between saved states, which a kill may lose.", min=0),
     ] = 60.0,
 ) -> None:
     """Fine-tune one network into members with distinct hyper-parameters, or take snapshots.
 
-    Killed, it goes on where it stopped: members that are done, and the last state of the one in
-    progress, are kept.
+    After a kill the command goes on where it stopped: members that are done, and the last state of
+    the one in progress, are kept.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from deevo_ext.data.sets import open_data
-    from deevo_ext.networks.zoo import architecture, check_fit
-    from deevo_ext.population.checkpoints import sha256
-    from deevo_ext.text import text_table
-    from deevo_ext.training.batches import require_torchvision
-    from deevo_ext.training.hyper_parameters import Choices
-    from deevo_ext.training.populate import populate as train
-    from deevo_ext.training.trainings import PopulationOptions, trainings_of
-
-    asked = None if augment == "auto" else Choices.parse(augment)
+    choices = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     expected = architecture(arch, transform=transform).needs_transform()
-    found = open_data(
+    cached = open_data(
         data,
         expected,
         cache=cache,
@@ -103,17 +123,20 @@ def populate(
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
-    parts = list(found.description.parts)
-    images = found.images("train" if "train" in parts else parts[0], expected)
+    parts = list(cached.description.parts)
+    images = cached.images("train" if "train" in parts else parts[0], expected)
     network = architecture(
-        arch, num_classes=len(found.class_names) or None, transform=expected, seed=seed
+        arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
     )
-    check_fit(network, images, found.class_names)
+    check_fit(network, images, cached.class_names)
     if checkpoint is not None:
         _load(network.model, checkpoint, base_epochs > 0)
     elif not base_epochs:
-        raise _nothing_to_start_from()
-    augmentations = asked or Choices.for_images(*images.image_shape)
+        raise DeevoError(
+            "no --checkpoint to start from; give one, or --base-epochs to train a network from "
+            "scratch"
+        )
+    augmentations = choices or Choices.for_images(*images.image_shape)
     require_torchvision(augmentations)
     options = PopulationOptions(
         members=members,
@@ -133,8 +156,8 @@ def populate(
     origin = {
         "arch": network.name,
         "checkpoint": None if checkpoint is None else sha256(checkpoint),
-        "data": found.description.name,
-        "class_names": found.class_names,
+        "data": cached.description.name,
+        "class_names": cached.class_names,
         "transform": expected.pixels(),
         "seed": seed,
         "members": {"snapshots": snapshots},
@@ -164,29 +187,18 @@ def populate(
     typer.echo(f"{len(paths)} members in {out}: --checkpoints '{out}/member_*.safetensors'")
 
 
-def _nothing_to_start_from() -> Exception:
-    from deevo_ext.errors import DeevoError
-
-    return DeevoError(
-        "no --checkpoint to start from; give one, or --base-epochs to train a network from scratch"
-    )
-
-
 def _load(model: nn.Module, path: Path, new_classes: bool) -> None:
-    """The checkpoint's weights; its classifier's only if it has as many classes."""
-    from deevo_ext.errors import DeevoError
-    from deevo_ext.population.checkpoints import load_checkpoint
-
-    own = model.state_dict()
-    state = load_checkpoint(path, expected=own.keys())
-    other = [name for name in own if name in state and state[name].shape != own[name].shape]
-    missing = [name for name in own if name not in state and "num_batches_tracked" not in name]
+    """Loads the checkpoint's weights, those of its classifier only if it has as many classes."""
+    present = model.state_dict()
+    state = load_checkpoint(path, expected=present.keys())
+    other = [name for name in present if name in state and state[name].shape != present[name].shape]
+    missing = [name for name in present if name not in state and "num_batches_tracked" not in name]
     if missing:
         raise DeevoError(f"{path}: lacks {missing[0]}; is it a checkpoint of another --arch?")
     if other and not new_classes:
         raise DeevoError(
             f"{path}: {other[0]} is {list(state[other[0]].shape)}, but the data needs "
-            f"{list(own[other[0]].shape)}; give --base-epochs to train a new classifier first"
+            f"{list(present[other[0]].shape)}; give --base-epochs to train a new classifier first"
         )
-    kept = {name: tensor for name, tensor in state.items() if name in own and name not in other}
+    kept = {name: tensor for name, tensor in state.items() if name in present and name not in other}
     model.load_state_dict(kept, strict=False)

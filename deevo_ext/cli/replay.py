@@ -5,28 +5,30 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.runs.replay import replay as run_again
+from deevo_ext.runs.replay import write_candidate, write_trials
+
 
 def replay(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of the run, which holds journal.jsonl.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="The folder of the run, which holds journal.jsonl.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the returned network to this file (.safetensors or .pth)."),
+        typer.Option(help="A file to write the returned network to (.safetensors or .pth)."),
     ] = None,
-    trials: Annotated[Path | None, typer.Option(help="Write every trial to this CSV file.")] = None,
+    trials: Annotated[Path | None, typer.Option(help="A CSV file to write every trial to.")] = None,
     checkpoints: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the initial checkpoints now, if they were moved."),
+        typer.Option(help="The folder that holds the initial checkpoints now, if they were moved."),
     ] = None,
 ) -> None:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
-    from deevo_ext.runs.replay import replay as run_again
-    from deevo_ext.runs.replay import write_candidate, write_trials
-
     result = run_again(run_dir, checkpoints)
     candidate = result.candidate
-    state = "finished" if result.finished else "unfinished; this is its best candidate so far"
+    end = "finished" if result.finished else "unfinished; this is its best candidate so far"
     typer.echo(
-        f"{len(result.generations)} generations replayed ({state}): evolved {candidate.kind} of "
+        f"{len(result.generations)} generations replayed ({end}): evolved {candidate.kind} of "
         f"generation {candidate.generation}, score {candidate.score:.6g}, "
         f"SHA-256 {candidate.digest}"
     )

@@ -20,8 +20,8 @@ from deevo_ext.errors import DeevoError
 _HUGE = 2 * 1024 * 1024
 
 
-def available_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can be had on a device.
+def available_bytes(device: torch.device | str = "cpu") -> int:
+    """Returns the bytes that can be had on a device.
 
     On a GPU that is what is free there and what torch holds without using it; on the host it is
     what Linux expects to give without swapping.
@@ -40,7 +40,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
 def zero_rows(
     count: int, stride: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Zeros [count, stride] that nothing else shares."""
+    """Returns zeros [count, stride] that share no memory with anything else."""
     rows = torch.empty(count, stride, dtype=dtype, device=device)
     if rows.device.type == "cpu":
         _request_huge_pages(rows)

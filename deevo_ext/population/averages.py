@@ -18,11 +18,11 @@ _CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
 def average_rows(
     matrix: Tensor, chosen: Sequence[int], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The average of rows of `matrix` [N, D] as float32 [D]; `weights` are >= 0.
+    """Returns the average of the `chosen` rows of `matrix` [N, D], float32 [D].
 
-    A float64 sum in the order of `chosen`, divided by their number (by the float64 sum of the
-    weights), rounded once to float32. Raises DeevoError for no rows and for weights that are not
-    as many finite numbers >= 0, not all 0.
+    It is a float64 sum in the order of `chosen`, divided by their number (by the float64 sum of the
+    weights), rounded once to float32. Raises DeevoError for no rows, and for weights that are not
+    as many finite numbers >= 0, one of them above 0.
     """
     if not chosen:
         raise DeevoError("mean of no members; give at least one")

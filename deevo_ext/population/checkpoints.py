@@ -28,7 +28,7 @@ from deevo_ext.errors import DeevoError
 PathLike: TypeAlias = str | os.PathLike[str]
 
 FOLDER_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Suffixes of the files that are taken from a folder; its other files may be anything."""
+"""Suffixes of the files that are taken from a folder; its other files are ignored."""
 SUFFIXES = (*FOLDER_SUFFIXES, ".bin", ".ckpt", ".tar")
 """Suffixes of the files that are read when they are named one by one."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
@@ -41,7 +41,7 @@ _CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript")
 
 
 def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """The checkpoint files that `paths` names: a list of files, one file, a folder or a glob.
+    """Returns the checkpoint files that `paths` names: a list, one file, a folder or a glob.
 
     A list keeps its order. A folder gives its `*.safetensors`, `*.pth` and `*.pt` files and
     a glob its files, sorted by path (as text: `epoch_10` comes before `epoch_9`). Raises
@@ -76,7 +76,7 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """The files' stems, with as many parent folders as it takes to tell them apart."""
+    """Returns the files' stems, with as many parent folders as it takes to tell them apart."""
     paths = [file.absolute().with_suffix("") for file in files]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
@@ -88,7 +88,7 @@ def short_names(files: Sequence[Path]) -> list[str]:
 
 
 def sha256(path: PathLike) -> str:
-    """The SHA-256 of a file's bytes, as 64 hex digits."""
+    """Returns the SHA-256 of a file's bytes, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -128,12 +128,12 @@ def strip_prefixes(
         candidates.append(body)
     if expected is None:
         return candidates[-1]
-    wanted = set(expected)
+    names = set(expected)
     for rename in (_without_prefixes, _without_components):
         renamed = {rename(name): tensor for name, tensor in body.items()}
-        if len(renamed) == len(body) and renamed.keys() <= wanted:
+        if len(renamed) == len(body) and renamed.keys() <= names:
             candidates.append(renamed)
-    return max(candidates, key=lambda names: len(wanted.intersection(names)))  # first of equals
+    return max(candidates, key=lambda state: len(names.intersection(state)))  # first of equals
 
 
 def _without_prefixes(name: str) -> str:
@@ -147,7 +147,7 @@ def _without_components(name: str) -> str:
 
 
 def read_wrapped(path: Path) -> Any:
-    """The whole content of a checkpoint file, with the wrappers around the weights."""
+    """Reads the whole content of a checkpoint file, with the wrappers around the weights."""
     if path.suffix not in SUFFIXES:
         raise DeevoError(
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
@@ -188,7 +188,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of an error; torch's weights-only messages begin with much advice."""
+    """Finds the telling line of an error; torch's messages begin with much advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if any(mark in line for mark in (*_CODE_MARKS, "operand"))]
     text = (telling or lines or [""])[0].removeprefix("WeightsUnpickler error: ")[:160]
@@ -206,7 +206,7 @@ def _is_state_dict(value: Any) -> bool:
 def unwrap(
     value: Any, checkpoint_key: str | None, path: Path
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """The state dict inside what `path` holds, and the keys that lead to it."""
+    """Returns the state dict inside `value`, what `path` holds, and the keys that lead to it."""
     keys: list[str] = []
     if checkpoint_key is not None:
         if not isinstance(value, Mapping) or checkpoint_key not in value:
@@ -231,11 +231,11 @@ def unwrap(
 
 
 def _describe(value: Any) -> str:
-    """What a file holds in place of a state dict, for error messages."""
+    """Says what a file holds in place of a state dict, for error messages."""
     if not isinstance(value, Mapping):
         return f"it holds a {type(value).__name__}"
     if _is_state_dict(value):
         return "it is a state dict itself, so leave checkpoint_key out"
     keys = [f"{key!r} ({type(item).__name__})" for key, item in value.items()]
-    shown = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
-    return f"available keys: {shown or 'none'}"
+    first = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
+    return f"available keys: {first or 'none'}"

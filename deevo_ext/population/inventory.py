@@ -33,13 +33,12 @@ _JSON_VERSION = 1
 class ModelTensor:
     """One tensor of the model, under all its names.
 
-    Attributes:
-        name: the first of its names in the state dict; `aliases` are the others (tied weights).
-        role: one of `ROLES`.
-        parameter: whether it is a parameter rather than a buffer.
-        statistic: whether it is a norm layer's running_mean or running_var, whatever its role.
-        counter: the model's value of a norm layer's num_batches_tracked, which stands in for the
-            one that old checkpoints lack; None for any other tensor.
+    name: the first of its names in the state dict; `aliases` are the others (tied weights).
+    role: one of `ROLES`.
+    parameter: whether it is a parameter rather than a buffer.
+    statistic: whether it is a norm layer's running_mean or running_var, whatever its role.
+    counter: the model's value of a norm layer's num_batches_tracked, which stands in for the one
+        that old checkpoints lack; None for any other tensor.
     """
 
     name: str
@@ -67,7 +66,7 @@ class ModelTensor:
         return self.statistic and _last_part(self.name) == "running_var"
 
     def value_in(self, state: Mapping[str, Tensor], label: str) -> Tensor:
-        """This tensor of a checkpoint, with the checks that writing it to a row leaves out."""
+        """Returns this tensor of a checkpoint, with the checks that writing to a row leaves out."""
         if self.counter is not None:
             # Counts only steer training; averaging scripts leave them as floats or drop them.
             for name in self.names:
@@ -86,11 +85,10 @@ class ModelTensor:
 class Inventory:
     """A model's tensors and what is to become of them.
 
-    Attributes:
-        tensors: in the order of the state dict, tied ones as one.
-        order: every name in the order of the state dict, aliases in their places.
-        batchnorm: the policy, one of `POLICIES`; it is already applied in the tensors' roles.
-        frozen: the patterns of what was frozen; they too are already applied in the roles.
+    tensors: in the order of the state dict, tied ones as one.
+    order: every name in the order of the state dict, aliases in their places.
+    batchnorm: the policy, one of `POLICIES`; it is already applied in the tensors' roles.
+    frozen: the patterns of what was frozen; they too are already applied in the roles.
     """
 
     tensors: tuple[ModelTensor, ...]
@@ -116,7 +114,7 @@ class Inventory:
     def of(
         cls, model: nn.Module, frozen: str | Sequence[str] = (), batchnorm: str = "evolve"
     ) -> Inventory:
-        """The inventory of `model`, which is not modified and may be on the meta device.
+        """Takes the inventory of `model`, which is not modified and may be on the meta device.
 
         `frozen` are fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied
         tensor's names is enough. Raises DeevoError for a pattern that matches nothing.
@@ -157,7 +155,7 @@ class Inventory:
         return cls(tuple(tensors), tuple(state), batchnorm, patterns)
 
     def layout(self, role: str) -> Layout:
-        """Where the tensors of one role ("row" or "statistic") lie, in the model's dtypes."""
+        """Lays out the tensors of one role ("row" or "statistic"), in the model's dtypes."""
         chosen = [tensor for tensor in self.tensors if tensor.role == role]
         return Layout.build(
             {t.name: torch.empty(t.shape, dtype=t.dtype, device="meta") for t in chosen},
@@ -183,7 +181,7 @@ class Inventory:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back equal.
+        """Returns JSON values, from which `from_json` makes an equal inventory.
 
         `tensors` has one record per name, in the order of the state dict: a tied tensor's further
         names have only `tied`, its first name. False flags and absent counters are left out.
@@ -228,7 +226,18 @@ class Inventory:
             for field in fields:
                 if "tied" in field:
                     aliases[field["tied"]].append(str(field["name"]))
-            tensors = [_tensor_from(f, aliases[f["name"]]) for f in fields if "tied" not in f]
+            tensors = [
+                ModelTensor(
+                    **{
+                        **field,
+                        "aliases": tuple(aliases[field["name"]]),
+                        "shape": tuple(int(size) for size in field["shape"]),
+                        "dtype": dtype_of(field["dtype"]),
+                    }
+                )
+                for field in fields
+                if "tied" not in field
+            ]
             order = tuple(str(field["name"]) for field in fields)
             frozen = tuple(str(pattern) for pattern in record["frozen"])
             return cls(tuple(tensors), order, str(record["batchnorm"]), frozen)
@@ -238,22 +247,8 @@ class Inventory:
             raise DeevoError(f"not the JSON of an inventory: {error!r}") from error
 
 
-def _tensor_from(field: Mapping[str, Any], aliases: Iterable[str]) -> ModelTensor:
-    counter = field.get("counter")
-    return ModelTensor(
-        name=str(field["name"]),
-        aliases=tuple(aliases),
-        shape=tuple(int(size) for size in field["shape"]),
-        dtype=dtype_of(field["dtype"]),
-        role=str(field["role"]),
-        parameter=bool(field.get("parameter", False)),
-        statistic=bool(field.get("statistic", False)),
-        counter=None if counter is None else int(counter),
-    )
-
-
 def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
-    """The names that match any pattern; a pattern without a match is refused."""
+    """Returns the names that match any pattern; refuses a pattern without a match."""
     held: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
@@ -268,7 +263,7 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
 
 
 def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """The names of norm layers' running_mean and running_var, and of their num_batches_tracked."""
+    """Names norm layers' running_mean and running_var, and their num_batches_tracked."""
     statistics: set[str] = set()
     counters: set[str] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -281,7 +276,7 @@ def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names grouped by tensor: the same memory seen with the same shape and strides."""
+    """Groups names by tensor: the same memory seen with the same shape and strides."""
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):

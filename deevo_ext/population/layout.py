@@ -10,9 +10,6 @@ A row is one network's evolved weights, end to end, in the order of the model's 
 * Entries that must stay positive (BatchNorm's running_var) lie last, from `nonneg_start` on.
   Without such entries `nonneg_start == dim`.
 * Rows lie `stride` elements apart: `dim` rounded up to a multiple of 64.
-
-A layout is plain data: written to JSON and read back, it turns checkpoints into rows and rows into
-tensors with no `nn.Module` at hand, which is what lets a journal be replayed years later.
 """
 
 from __future__ import annotations
@@ -21,17 +18,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, pick
 
-_JSON_VERSION = 1
 _PIECE = 1 << 18  # weights looked at in one go
 
 
@@ -43,9 +38,9 @@ def _round_up(value: int, multiple: int) -> int:
 class Entry:
     """One tensor's place in the row.
 
-    `name` is its name in the state dict and `aliases` are the further names of the same tensor
-    (tied weights). `dtype` is that of the original tensor, such as `"float32"`; the row has
-    its own. Columns `offset` to `offset + numel` hold it in C order.
+    name: its name in the state dict; aliases: the further names of the same tensor (tied weights).
+    dtype: that of the tensor in the checkpoints, such as `"float32"`, whatever the row's is.
+    offset, numel: columns `offset` to `offset + numel` hold the tensor in C order.
     """
 
     name: str
@@ -68,10 +63,10 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A frozen description of the flat row; see the module's text for the picture.
+    """Says where tensors lie in a row; the module's docstring has the picture.
 
-    `entries` are in the order of their offsets. An inconsistent description (overlapping or
-    misaligned entries, a name twice) raises DeevoError.
+    entries: the tensors' places, in the order of their offsets. dim: columns of a row, pads
+    included. nonneg_start: the first column of the entries that must stay positive.
     """
 
     entries: tuple[Entry, ...]
@@ -81,27 +76,6 @@ class Layout:
     align: ClassVar[int] = 8
     stride_align: ClassVar[int] = 64
 
-    def __post_init__(self) -> None:
-        end, seen = 0, set[str]()
-        for entry in self.entries:
-            if entry.offset != end or entry.numel != math.prod(entry.shape):
-                raise DeevoError(
-                    f"layout entry {entry.name!r} starts at {entry.offset} with {entry.numel} "
-                    f"weights of shape {list(entry.shape)}; expected offset {end} and "
-                    f"{math.prod(entry.shape)} weights"
-                )
-            if seen.intersection(entry.names) or len(set(entry.names)) < len(entry.names):
-                raise DeevoError(f"layout entry {entry.name!r} repeats a name: {entry.names}")
-            seen.update(entry.names)
-            dtype_of(entry.dtype)
-            end = _round_up(entry.end, self.align)
-        if self.dim != end:
-            raise DeevoError(f"layout dim is {self.dim}; its entries with their pads end at {end}")
-        if self.nonneg_start not in {entry.offset for entry in self.entries} | {end}:
-            raise DeevoError(
-                f"layout nonneg_start {self.nonneg_start} is not the start of an entry"
-            )
-
     @classmethod
     def build(
         cls,
@@ -110,7 +84,7 @@ class Layout:
         aliases: Mapping[str, Sequence[str]] | None = None,
         nonneg: Collection[str] = (),
     ) -> Layout:
-        """Lays out `tensors` in their order, those named in `nonneg` last.
+        """Lays out `tensors` in their order, but those named in `nonneg` last.
 
         Only names, shapes and dtypes are read, so tensors on the meta device will do. `aliases`
         gives the further names of a tensor.
@@ -151,11 +125,11 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """Columns up to the last one that is no pad."""
+        """The number of columns up to the last one that is no pad."""
         return max((entry.end for entry in self.entries if entry.numel), default=0)
 
     def genes(self, unit: str) -> Tensor:
-        """Where each unit of crossover starts, int64 [G], ascending.
+        """Returns the column where each gene starts, int64 [G], ascending.
 
         unit: "tensor", "channel" (a slice along a tensor's first dimension) or "weight", for which
         there are no genes (G = 0). Pads belong to the gene before them.
@@ -171,7 +145,7 @@ class Layout:
         return torch.cat(starts) if starts else torch.empty(0, dtype=torch.int64)
 
     def with_dtypes(self, dtypes: Mapping[str, torch.dtype]) -> Layout:
-        """The same layout with other original dtypes for the entries named in `dtypes`."""
+        """Returns the layout with other original dtypes for the entries named in `dtypes`."""
         entries = tuple(
             dataclasses.replace(e, dtype=dtype_name(dtypes[e.name])) if e.name in dtypes else e
             for e in self.entries
@@ -179,7 +153,7 @@ class Layout:
         return dataclasses.replace(self, entries=entries)
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
-        """Zero-copy tensors of `row` ([dim] or longer, any dtype), by name.
+        """Returns zero-copy tensors of `row` ([dim] or longer, any dtype), by name.
 
         Aliases are included and map to the very same tensor object, which is what
         `torch.func.functional_call` wants for tied weights.
@@ -197,7 +171,7 @@ class Layout:
     ) -> Tensor:
         """Writes `tensors` into `out_row` ([dim] or longer), pads as +0, and returns it.
 
-        A tied tensor may be given under one of its names or under several; names that are not in
+        A tied tensor may be there under one of its names or under several; names that are not in
         the layout are ignored. Values are converted to the row's dtype. Raises DeevoError, which
         names `source` and the tensor, before anything is written: for a tensor that is missing,
         has another shape, is not floating point, or differs between its tied names.
@@ -225,44 +199,9 @@ class Layout:
             if entry.offset >= self.nonneg_start:
                 check_nonnegative(row[entry.offset : entry.end], entry.name, source)
 
-    def to_json(self) -> str:
-        """The layout as JSON text; `from_json` reads it back equal."""
-        record = {
-            "version": _JSON_VERSION,
-            "align": self.align,
-            "dim": self.dim,
-            "nonneg_start": self.nonneg_start,
-            "entries": [dataclasses.asdict(entry) for entry in self.entries],
-        }
-        return json.dumps(record)
-
-    @classmethod
-    def from_json(cls, text: str) -> Layout:
-        """Reads what `to_json` wrote; raises DeevoError for anything else."""
-        try:
-            record: dict[str, Any] = json.loads(text)
-            version, align = record["version"], record["align"]
-            entries = tuple(_entry_from(fields) for fields in record["entries"])
-            dim, nonneg_start = int(record["dim"]), int(record["nonneg_start"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise DeevoError(f"not the JSON of a layout: {error!r}") from error
-        if (version, align) != (_JSON_VERSION, cls.align):
-            raise DeevoError(
-                f"layout JSON has version {version} and align {align}; this package reads "
-                f"version {_JSON_VERSION} with align {cls.align}"
-            )
-        return cls(entries, dim, nonneg_start)
-
     def _check_row(self, row: Tensor) -> None:
         if row.dim() != 1 or row.numel() < self.dim or (row.numel() > 1 and row.stride(0) != 1):
             raise DeevoError(
                 f"row has shape {list(row.shape)} and strides {list(row.stride())}; "
                 f"expected one contiguous row of at least {self.dim} weights"
             )
-
-
-def _entry_from(fields: Mapping[str, Any]) -> Entry:
-    shape = tuple(int(size) for size in fields["shape"])
-    aliases = tuple(str(name) for name in fields["aliases"])
-    offset, numel = int(fields["offset"]), int(fields["numel"])
-    return Entry(str(fields["name"]), shape, str(fields["dtype"]), offset, numel, aliases)

@@ -1,7 +1,7 @@
 """Evolved weights under the names of the checkpoints they come from: prefixes, wrappers and all.
 
-So what loads the one loads the other. Optimizer states, epochs and arguments stay behind: they are
-one training run's.
+Whatever loads the checkpoints thus loads the evolved weights. Optimizer states, epochs and
+arguments stay behind: they belong to one training run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from deevo_ext.population.population import Population
 class Naming:
     """What a checkpoint file calls the model's tensors, and what it has around them.
 
-    Attributes:
-        names: the file's name for each of the model's names, in the file's order.
-        extra: tensors that only the file has, such as AveragedModel's n_averaged.
-        wrappers: the keys around the tensors, outermost first.
+    names: the file's name for each of the model's names, in the file's order.
+    extra: tensors that only the file has, such as AveragedModel's n_averaged.
+    wrappers: the keys around the tensors, outermost first.
     """
 
     names: Mapping[str, str]
@@ -35,7 +34,7 @@ class Naming:
 
     @classmethod
     def of_file(cls, path: Path, checkpoint_key: str | None, expected: Collection[str]) -> Naming:
-        """The naming of a checkpoint file; `expected` are the model's names."""
+        """Reads the naming of a checkpoint file; `expected` are the model's names."""
         state, wrappers = unwrap(read_wrapped(path), checkpoint_key, path)
         stripped = strip_prefixes(state, expected)
         # Stripping keeps the order, and drops at most n_averaged.
@@ -48,7 +47,7 @@ class Naming:
 
     @classmethod
     def of_population(cls, population: Population) -> Naming:
-        """The naming of a population's first checkpoint, the model's where there are no files."""
+        """Reads the naming of the first checkpoint; it is the model's where there are no files."""
         expected = population.inventory.order
         if population.sources is None:
             return cls({name: name for name in expected}, {}, ())
@@ -56,13 +55,13 @@ class Naming:
         return cls.of_file(Path(path), population.checkpoint_key, expected)
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A model's state dict under the file's names; tensors that the file lacks keep theirs."""
+        """Renames a state dict as in the file; tensors that the file lacks keep their names."""
         renamed = {self.names[name]: state[name] for name in self.names if name in state}
         kept = {name: tensor for name, tensor in state.items() if name not in self.names}
         return {**renamed, **kept, **self.extra}
 
     def pickled(self, state: Mapping[str, Tensor]) -> bytes:
-        """The renamed state dict in the file's wrappers, as torch.save writes it."""
+        """Returns the renamed state dict in the file's wrappers, as torch.save writes it."""
         value: Any = {name: tensor.contiguous() for name, tensor in self.named(state).items()}
         for key in reversed(self.wrappers):
             value = {key: value}

@@ -27,26 +27,26 @@ from torch import Tensor, nn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
 from deevo_ext.population.inventory import Inventory
-from deevo_ext.population.manifest import Manifest
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
-from deevo_ext.population.tensors import converted, dtype_of
+from deevo_ext.population.tensors import converted, dtype_name, dtype_of
+
+_MANIFEST_VERSION = 1
 
 
 class Population:
     """NP flat rows and all that turns them back into networks; made by the `from_` methods.
 
-    Attributes:
-        rows: [NP, D] float32, bfloat16 or float16; row stride `layout.stride`, pads +0.
-        layout: where each evolved tensor lies in a row.
-        statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
-        statistics_layout: where each of them lies.
-        fixed: tensors kept once, by name (aliases too), in their own dtypes.
-        names: the members' names, unique: file stems, as far up the path as they need to differ.
-        sources: (path, SHA-256 hex) of each file that was read; None when made from state dicts.
-        averages: the members whose average each appended member is.
-        inventory: the model's tensors, and what becomes of them.
-        pristine: whether the members are still those that were read; an optimizer clears it.
-        checkpoint_key: the key of the weights in each file, None where they are found without one.
+    rows: [NP, D] float32, bfloat16 or float16; their stride is `layout.stride`, their pads are +0.
+    layout: where each evolved tensor lies in a row.
+    statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
+    statistics_layout: where each of them lies in its row.
+    fixed: tensors kept once, by name (aliases too), in their checkpoint's dtypes.
+    names: the members' names, unique: file stems, as far up the path as they need to differ.
+    sources: (path, SHA-256 hex) of each file that was read; None when made from state dicts.
+    averages: the members whose average each appended member is.
+    inventory: the model's tensors, and what becomes of them.
+    pristine: whether the members are still those that were read; an optimizer clears it.
+    checkpoint_key: the key of the weights in each file, or None where they need none.
     """
 
     def __init__(self, members: MemberRows, checkpoint_key: str | None = None) -> None:
@@ -75,18 +75,17 @@ class Population:
     ) -> Population:
         """Reads files (a list, a folder or a glob), one at a time, into a population.
 
-        Args:
-            model: gives names, shapes, tied weights and norm layers; it is not modified, its
-                values are not used, and it may be on the meta device.
-            paths: see `checkpoints.expand_paths`; at least two files.
-            dtype: of the rows, float32, bfloat16 or float16. Original dtypes come back in
-                `state_dict`.
-            frozen: fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied tensor's
-                names is enough.
-            batchnorm: "evolve", "inherit" or "recalibrate".
-            checkpoint_key: the key of the weights in each file, e.g. "model_ema".
-            device: of the rows.
-            spare: the number of members that `append_average` may add.
+        model: gives names, shapes, tied weights and norm layers; it is not modified, its values
+            are not used, and it may be on the meta device.
+        paths: at least two files, as `checkpoints.expand_paths` takes them.
+        dtype: that of the rows, float32, bfloat16 or float16. `state_dict` gives the checkpoints'
+            dtypes back.
+        frozen: fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied tensor's names
+            is enough.
+        batchnorm: "evolve", "inherit" or "recalibrate", as the module's docstring explains.
+        checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+        device: where the rows lie.
+        spare: the number of members that `append_average` may add.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
         are not finite, or are all equal. Warns of equal members and of frozen tensors that differ.
@@ -108,7 +107,10 @@ class Population:
         device: torch.device | str = "cpu",
         spare: int = 0,
     ) -> Population:
-        """As `from_checkpoints`, from state dicts; `names` default to member0, member1, ..."""
+        """Makes a population of state dicts, called `names`: by default member0, member1, ...
+
+        The other arguments are those of `from_checkpoints`.
+        """
         sources = in_memory(state_dicts, names)
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, sources, dtype, device, spare))
@@ -117,18 +119,28 @@ class Population:
     def from_manifest(
         cls, manifest: Mapping[str, Any], paths: Paths, *, device: torch.device | str = "cpu"
     ) -> Population:
-        """The population of a `manifest`, from the same files in the same order, bit for bit.
+        """Reads the population of a `manifest` from the same files in the same order, bit for bit.
 
         The files may lie elsewhere by now; that they are the same is for the caller to check, by
         `sources`. Raises DeevoError for a manifest of another version, and for a wrong number of
         files.
         """
-        m = Manifest.from_json(manifest)
-        files = in_files(paths, m.checkpoint_key, m.names)
-        members = read_members(m.inventory, files, m.dtype, device, len(m.averages))
-        population = cls(members, m.checkpoint_key)
-        for name, averaged in m.averages:
-            population.append_average(name, averaged)
+        try:
+            if manifest["version"] != _MANIFEST_VERSION:
+                raise DeevoError(
+                    f"the population's manifest has version {manifest['version']!r}; this package "
+                    f"reads version {_MANIFEST_VERSION}: use the deevo_ext that wrote it"
+                )
+            inventory = Inventory.from_json(manifest["architecture"])
+            dtype, key = dtype_of(manifest["dtype"]), manifest["checkpoint_key"]
+            names = [str(name) for name in manifest["members"]]
+            averages = [(str(a["name"]), list(a["members"])) for a in manifest.get("averages", [])]
+        except (TypeError, KeyError, ValueError) as error:
+            raise DeevoError(f"not the manifest of a population: {error!r}") from error
+        files = in_files(paths, key, names)
+        population = cls(read_members(inventory, files, dtype, device, len(averages)), key)
+        for name, members in averages:
+            population.append_average(name, members)
         return population
 
     @property
@@ -152,11 +164,17 @@ class Population:
         return self.inventory.batchnorm
 
     def manifest(self) -> dict[str, Any]:
-        """Plain JSON values, from which `from_manifest` reads the same population again."""
-        names, appended = self.names[: self.initial_size], self.names[self.initial_size :]
-        averages = tuple(zip(appended, self.averages, strict=True))
-        dtype, key = self.rows.dtype, self.checkpoint_key
-        return Manifest(self.inventory, dtype, key, tuple(names), averages).to_json()
+        """Says how the members were read, as JSON values that `from_manifest` takes."""
+        appended = zip(self.names[self.initial_size :], self.averages, strict=True)
+        averages = [{"name": name, "members": members} for name, members in appended]
+        return {
+            "version": _MANIFEST_VERSION,
+            "architecture": self.inventory.to_json(),
+            "dtype": dtype_name(self.rows.dtype),
+            "checkpoint_key": self.checkpoint_key,
+            "members": self.names[: self.initial_size],
+            **({"averages": averages} if averages else {}),
+        }
 
     def append_average(self, name: str, members: Sequence[int]) -> None:
         """Adds the plain average of `members`, by `mean`, as one more member called `name`.
@@ -180,11 +198,11 @@ class Population:
         self.averages.append([int(i) for i in members])
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
-        """Member `i` as a full state dict of new tensors; see `state_dict_of`."""
+        """Returns member `i` as `state_dict_of` does."""
         return self.state_dict_of(self.rows[self._member(i)], self.statistics[i])
 
     def state_dict_of(self, row: Tensor, statistics: Tensor | None = None) -> dict[str, Tensor]:
-        """A row ([D] or longer, any floating dtype) as a state dict for `strict=True` loading.
+        """Returns a row ([D] or longer, any floating dtype) as a state dict for `strict=True`.
 
         The tensors are independent copies on the row's device, in the model's order and the
         checkpoints' dtypes (the wider one where members differ), with the fixed ones. Tied names
@@ -204,10 +222,10 @@ class Population:
         return result
 
     def reread(self, i: int) -> tuple[Tensor, Tensor]:
-        """Member `i` as its file has it, whatever became of it since: row [D], statistics [S].
+        """Reads member `i` again as its file has it: row [D], statistics [S].
 
-        In the dtypes and on the device of `rows` and `statistics`. Raises DeevoError for a
-        population that was not made from files.
+        They have the dtypes and the device of `rows` and `statistics`. Raises DeevoError for a
+        member that was not made from a file.
         """
         if self.sources is None or self._member(i) >= self.initial_size:
             raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
@@ -221,7 +239,7 @@ class Population:
     def views(
         self, i_or_row: int | Tensor, member: int | None = None, *, statistics: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Tensors by name for `torch.func.functional_call(model, views, ...)`, zero-copy.
+        """Returns tensors by name for `torch.func.functional_call(model, views, ...)`, zero-copy.
 
         `i_or_row` is a member or a row ([D] or longer). Where statistics are held apart, they are
         those of the member, or for a row those of `member` (a trial's parent) or `statistics`
@@ -250,32 +268,17 @@ class Population:
     def mean(
         self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
     ) -> Tensor:
-        """The average of `members` (default all) as a float32 row [D]; `weights` are >= 0.
+        """Returns the average of `members` (default all), float32 [D]; `weights` are >= 0.
 
-        A float64 sum in the order of `members`, divided by their number (by the float64 sum of
-        the weights), rounded once to float32: the same bits on every device and thread count.
+        `averages.average_rows` says how: the bits are the same on every device and thread count.
         """
         return self._average(self.rows, members, weights)
 
     def mean_statistics(
         self, members: Sequence[int] | None = None, weights: Sequence[float] | None = None
     ) -> Tensor:
-        """The average of the members' statistics as float32 [S], computed like `mean`."""
+        """Returns the average of the members' statistics, float32 [S], computed like `mean`."""
         return self._average(self.statistics, members, weights)
-
-    def set_statistics(self, member: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replaces one member's statistics, all of them, by name; refusals change nothing."""
-        label = f"statistics of member {self.names[self._member(member)]!r}"
-        if not self.statistics_layout.dim:
-            raise DeevoError(
-                f"{label}: none are held apart (batchnorm={self.batchnorm!r}, or no norm layer)"
-            )
-        if unexpected := sorted(set(tensors) - set(self.statistics_layout.names)):
-            raise DeevoError(f"{label}: {unexpected[0]!r} is not a norm layer's statistic")
-        new = torch.zeros_like(self.statistics[member])
-        self.statistics_layout.flatten(tensors, new, source=label)
-        self.statistics_layout.check_values(new, source=label)
-        self.statistics[member].copy_(new)
 
     def _average(
         self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None

@@ -24,20 +24,17 @@ from deevo_ext.population.tensors import wider
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
-# Warnings name the line that calls Population.from_...: the check, read_members and from_... lie
-# between.
-_CALLER = 4
+_CALLER = 4  # stack level of the caller of Population.from_..., which warnings name
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a member comes from.
 
-    Attributes:
-        name: the member's name.
-        label: what messages call it: the file's path, where there is a file.
-        load: gives the state dict; it is told the names that the model expects.
-        file: the checkpoint, None for a state dict in memory.
+    name: the member's name.
+    label: what messages call it: the file's path, where there is a file.
+    load: gives the state dict; it is told the names that the model expects.
+    file: the checkpoint, None for a state dict in memory.
     """
 
     name: str
@@ -48,9 +45,9 @@ class Source:
 
 @dataclass(frozen=True)
 class MemberRows:
-    """All members as `read_members` leaves them; the attributes are those of `Population`.
+    """All members as `read_members` leaves them; `Population` explains the fields.
 
-    The matrices have `spare` rows of zeros behind those of the members.
+    Both matrices have the spare rows, of zeros, behind those of the members.
     """
 
     inventory: Inventory
@@ -66,16 +63,16 @@ class MemberRows:
 def in_files(
     paths: Paths, checkpoint_key: str | None, names: Sequence[str] | None = None
 ) -> list[Source]:
-    """The files meant by `paths`, as sources called `names`, by default short names of the files.
+    """Returns the files that `paths` names as sources called `names`, by default their short names.
 
-    `checkpoint_key` is the key of the weights in each file, None where they are found without one.
+    checkpoint_key: the key of the weights in each file, or None where they need none.
     """
     files = checkpoints.expand_paths(paths)
     if names is None:
         names = checkpoints.short_names(files)
     if len(names) != len(files):
         raise DeevoError(
-            f"{len(files)} files given for {len(names)} members ({', '.join(names)}); expected one "
+            f"{len(files)} files for {len(names)} members ({', '.join(names)}); expected one "
             "for each, in this order"
         )
     read_file = functools.partial(checkpoints.load_checkpoint, checkpoint_key=checkpoint_key)
@@ -89,11 +86,11 @@ def in_files(
 def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:
-    """State dicts as sources called `names`, by default member0, member1, ..."""
+    """Returns state dicts as sources called `names`, by default member0, member1, ..."""
     if names is None:
         names = [f"member{i}" for i in range(len(state_dicts))]
     if len(names) != len(state_dicts) or len(set(names)) < len(names):
-        raise DeevoError(f"names must be {len(state_dicts)} different ones, given {names}")
+        raise DeevoError(f"names must be {len(state_dicts)} different ones; they are {names}")
     return [
         Source(name, name, functools.partial(checkpoints.strip_prefixes, state))
         for name, state in zip(names, state_dicts, strict=True)
@@ -117,7 +114,7 @@ def read_members(
             f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
         )
     if len(sources) < 2:
-        raise DeevoError(f"{len(sources)} member given ({', '.join(labels)}); expected >= 2")
+        raise DeevoError(f"{len(sources)} member ({', '.join(labels)}); expected at least 2")
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")

@@ -11,12 +11,12 @@ from deevo_ext.errors import DeevoError
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.float32` -> `"float32"`."""
+    """Returns the name of a dtype, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """`"float32"` -> `torch.float32`; raises DeevoError for a name torch does not know."""
+    """Returns the dtype of a name such as "float32"; raises DeevoError for an unknown name."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise DeevoError(f"{name!r} is not the name of a torch dtype")
@@ -24,7 +24,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """A dtype that holds the values of both."""
+    """Returns a dtype that holds the values of both."""
     if a == b:
         return a
     try:
@@ -34,7 +34,7 @@ def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
 
 
 def converted(tensors: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """The tensors on the device of `like`, those of a floating dtype in its dtype.
+    """Returns the tensors on the device of `like`, those of a floating dtype in its dtype.
 
     What is one object under several names stays one, as functional_call asks for tied weights.
     """
@@ -53,7 +53,7 @@ def pick(
     *,
     floating: bool = True,
 ) -> Tensor:
-    """The tensor of `tensors` under the first of its tied `names` that is present.
+    """Returns the tensor of `tensors` under the first of its tied `names` that is present.
 
     Raises DeevoError, naming `source`, when none is present, a shape or kind of dtype is wrong,
     or the values under the tied names differ.
@@ -73,7 +73,7 @@ def pick(
             raise DeevoError(
                 f"{source}: tensor {name!r} has dtype {dtype_name(tensor.dtype)}, expected "
                 f"{'a floating-point' if floating else 'an integer or bool'} dtype; save the "
-                "weights in the model's own kinds of dtypes"
+                "weights in the model's dtypes"
             )
     first = tensors[present[0]]
     for name in present[1:]:

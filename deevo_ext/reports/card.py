@@ -1,7 +1,7 @@
 """What a finished run leaves for its readers: model card, HTML report, table and picture.
 
-The templates beside this file lay out what `contents` says: the card as Markdown, the report as one
-HTML file that needs nothing from elsewhere and holds the course of the run, too.
+The templates beside this file lay out `contents`: the card as Markdown, the report as one HTML file
+that needs nothing from elsewhere and holds the progress of the run, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from deevo_ext.runs.comparison import HEADER, SOUP, Comparison
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.state import KINDS
-from deevo_ext.text import Rows, markdown_table
+from deevo_ext.text import Lines, markdown_table
 
 TABLE = "table.json"
 CARD, REPORT, PICTURE = "model_card.md", "report.html", "evolution.png"
@@ -31,33 +32,33 @@ class Table(NamedTuple):
     """The arguments of `text.markdown_table`."""
 
     header: Sequence[str]
-    rows: Rows
+    lines: Lines
     align: str = "<>"
     bold: Container[int] = ()
 
     def align_of(self, column: int) -> str:
-        """The sign of a column."""
+        """Returns the sign of a column."""
         return self.align[min(column, len(self.align) - 1)]
 
 
 def write_documents(
     run: Evolution, comparison: Comparison | None, about: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Writes table, card, report and picture of a finished run into its folder; their paths.
+    """Writes table, card, report and picture of a finished run into its folder.
 
-    about: further lines for the table "The run", such as the architecture's name and the images.
-    Needs matplotlib.
+    Returns their paths. about: further lines for the table "The run", such as the architecture's
+    name and the images. Needs matplotlib.
     """
     folder, about = run.run_dir, dict(about or {})
     assert folder is not None
     strategies = [strategy.name for strategy in run.de.configuration.strategies]
     plot_run(run.history, strategies, folder / PICTURE)
-    said = contents(run, comparison, about)
+    values = contents(run, comparison, about)
     for name in (CARD, REPORT):
-        write_whole(folder / name, _render(f"{name}.j2", said).encode())
+        write_whole(folder / name, _render(f"{name}.j2", values).encode())
     written = [folder / CARD, folder / REPORT, folder / PICTURE]
     if comparison is not None:
-        returned = run.course.chosen().record()
+        returned = run.state.chosen().record()
         comparison.save(folder / TABLE, returned=returned, about=about)
         written.append(folder / TABLE)
     return written
@@ -66,14 +67,11 @@ def write_documents(
 def contents(
     run: Evolution, comparison: Comparison | None, about: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What card and report say, by the names that the templates use."""
+    """Returns the values that the templates lay out, by the names that they use."""
     folder = run.run_dir
     assert folder is not None
-    chosen, header = run.course.chosen(), run.header()
-    population = run.de.population
+    chosen, header = run.state.chosen(), run.header()
     digest = hashlib.sha256((folder / journal.FILE_NAME).read_bytes()).hexdigest()
-    kind = {"member": "a member", "mean": "the mean", "soup": "a greedy soup"}[chosen.kind]
-    count = len(chosen.members)
     details = {
         "weights": f"{EVOLVED}, {Path(EVOLVED).stem}.pth; SHA-256 of the row {chosen.digest}",
         "journal": f"{journal.FILE_NAME}, SHA-256 {digest}",
@@ -81,50 +79,41 @@ def contents(
         "seed": str(run.de.seed),
         "forward passes": f"{run.forward_passes:,}",
         "seconds": f"{run.seconds:.1f}",
-        "BatchNorm statistics": population.batchnorm,
+        "BatchNorm statistics": run.de.population.batchnorm,
         "deevo_ext": f"{_version.__version__}, contract {header.contract}",
         **about,
     }
-    sources = zip(population.names, header.checkpoints, strict=False)
+    sources = zip(run.de.population.names, header.checkpoints, strict=False)
     decides = {
         "configuration": header.configuration,
         "fitness": header.fitness,
         "validation": header.validation,
     }
     return {
-        "title": f"deevo_ext: {folder.name}",
-        "summary": "One network, evolved without gradients from the "
-        f"{population.initial_size} checkpoints below by differential evolution: "
-        f"{kind} of the population at generation {chosen.generation}, which validation images "
-        f"chose ({count} member{'s' * (count > 1)}, validation score {chosen.score:.5g}). It costs "
-        "what one of its parents costs.",
+        "folder": folder,
+        "chosen": chosen,
+        "soup": SOUP,
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
-        "replay": "The same weights come again, bit for bit, from the journal and the parents:",
-        "command": f"deevo replay {folder} --out model.safetensors",
         "parents": Table(("member", "file", "SHA-256"), [(n, *s) for n, s in sources], "<"),
         "configuration": json.dumps(decides, indent=2),
-        "caption": "Fitness, success and diversity",
         "picture": PICTURE,
         "picture_base64": base64.b64encode((folder / PICTURE).read_bytes()).decode("ascii"),
-        **_course(run),
+        **_progress(run),
     }
 
 
 def _compared(comparison: Comparison) -> dict[str, Any]:
-    returned = {i for i, row in enumerate(comparison.rows) if row.returned}
+    returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
-        "images": f"{comparison.rows[0].images:,}",
+        "images": f"{comparison.networks[0].images:,}",
         "comparison": Table(HEADER, comparison.cells(), bold=returned),
-        "legend": f"Gained are the images that a network gets right and the {SOUP} wrong, lost is "
-        "the reverse, and p is that of McNemar's exact test of these two numbers. Inference is the "
-        "cost of an image in forward passes; passes and seconds were spent to find the network.",
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
 
 
-def _course(run: Evolution) -> dict[str, Any]:
-    """What each strategy did, the validation scores on the way, and how much races spared."""
+def _progress(run: Evolution) -> dict[str, Any]:
+    """Returns what strategies did, the validation scores, and the share that races evaluated."""
     history = run.history
     strategies = []
     for strategy in run.de.configuration.strategies:
@@ -136,24 +125,21 @@ def _course(run: Evolution) -> dict[str, Any]:
         odds = f"{history[-1][f'{key}/odds']:.2f}" if history else "-"
         formula = f"{strategy.formula}, {strategy.crossover}"
         strategies.append((strategy.name, formula, f"{trials:.0f}", f"{wins:.0f}", rate, odds))
-    head = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
-    validated = [m for m in history if m["validation/soup"] == m["validation/soup"]]
+    header = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
     scores = [
         (f"{m['generation']:.0f}", *(f"{m[f'validation/{kind}']:.5f}" for kind in KINDS))
-        for m in validated
+        for m in history
+        if not math.isnan(m["validation/soup"])
     ]
-    races = ""
-    if history and "racing/images" in history[0]:
-        share = sum(metrics["racing/images"] for metrics in history) / len(history)
-        races = f"Races: trials were evaluated on {share:.1%} of the images on average."
+    raced = [metrics["racing/images"] for metrics in history if "racing/images" in metrics]
     return {
-        "strategies": Table(head, strategies, "<<>"),
+        "strategies": Table(header, strategies, "<<>"),
         "validation": Table(("generation", *KINDS), scores, ">"),
-        "races": races,
+        "share_evaluated": sum(raced) / len(raced) if raced else None,
     }
 
 
-def _render(template: str, said: Mapping[str, Any]) -> str:
+def _render(template: str, values: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -163,4 +149,4 @@ def _render(template: str, said: Mapping[str, Any]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(said, markdown_table=markdown_table)
+    return environment.get_template(template).render(values, markdown_table=markdown_table)

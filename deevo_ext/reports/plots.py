@@ -14,7 +14,7 @@ WINDOW = 10  # generations that a plotted success rate sums over
 
 
 def success_rates(history: Sequence[dict[str, float]], strategy: str) -> list[float]:
-    """Successes per trial of a strategy over the last WINDOW generations; NaN without a trial."""
+    """Returns a strategy's successes per trial over the last WINDOW generations, else NaN."""
     rates = []
     for end in range(1, len(history) + 1):
         window = history[max(0, end - WINDOW) : end]

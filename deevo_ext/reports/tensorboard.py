@@ -12,8 +12,8 @@ from deevo_ext.extras import import_extra
 class TensorBoard:
     """A callback of `evolve` that writes each generation's metrics as scalars, except NaN.
 
-    folder: where the file of events goes. A resumed run writes its past once more, into a file of
-    its own. The package tensorboard is needed.
+    folder: where the file of events goes. A resumed run writes its past once more, into a
+    further file. The package tensorboard is needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,7 +23,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def __call__(self, metrics: dict[str, float]) -> None:
-        """One generation."""
+        """Writes one generation's metrics."""
         for name, value in metrics.items():
             if name != "generation" and not math.isnan(value):
                 self._writer.add_scalar(name, value, int(metrics["generation"]))

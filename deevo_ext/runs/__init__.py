@@ -1,1 +1,1 @@
-"""The differential evolution around the operators: adaptation, ask/tell, runs, journals."""
+"""A run: evolution with validation, its journal, its replay and the comparison that judges it."""

@@ -28,7 +28,7 @@ RISE = 0.1
 
 @dataclass(frozen=True)
 class Pair:
-    """Members first and second, and the mean losses (nats) of both and of their midpoint."""
+    """Two members, by their numbers, and the mean losses (nats) of both and of their midpoint."""
 
     first: int
     second: int
@@ -52,7 +52,7 @@ class BasinReport:
 
     @property
     def collapsed(self) -> int:
-        """Pairs whose midpoint collapses."""
+        """The number of pairs whose midpoint collapses."""
         return sum(pair.collapses(self.guessing) for pair in self.pairs)
 
     @property
@@ -78,11 +78,11 @@ class BasinReport:
 
 
 def check_basin(evaluator: Evaluator, images: LabelledImages, *, seed: int = 0) -> BasinReport:
-    """Losses of up to 8 random pairs of the members read, and at their midpoints.
+    """Measures the losses of up to 8 random pairs of members, and at their midpoints.
 
-    The members are those of the evaluator's population. images: any labelled ones; the first 1,000
-    are used. Costs at most 24 evaluations of them. Statistics held apart are averaged like the
-    weights, or recomputed, by the population's policy.
+    The members are those that the evaluator's population read. images: labelled ones, of which the
+    first 1,000 are used, at most 24 times. Statistics held apart are averaged like the weights, or
+    recomputed, by the population's policy.
     """
     population = evaluator.population
     count = population.initial_size

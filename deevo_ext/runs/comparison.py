@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def mcnemar(self) -> float:
-        """p of McNemar's exact test of gained against lost images."""
+        """The p of McNemar's exact test of gained against lost images."""
         return mcnemar(self.gained, self.lost)
 
 
@@ -74,11 +74,12 @@ class PerImage:
 class Comparison:
     """The table, and the returned candidate's loss minus the initial greedy soup's.
 
-    interval: 95 % paired bootstrap interval of that difference; negative is better. note: when an
-    initial candidate scored better on validation than what evolution returned, says so; else empty.
+    networks: one for each line of the table. interval: the 95 % paired bootstrap interval of the
+    difference; negative is better. images: the name of the images. note: says when an initial
+    candidate scored better on validation than what evolution returned; else it is empty.
     """
 
-    rows: list[Measured]
+    networks: list[Measured]
     difference: float
     interval: tuple[float, float]
     images: str
@@ -103,10 +104,10 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite are null."""
-        rows = [{**asdict(row), "mcnemar": row.mcnemar} for row in self.rows]
+        """Returns JSON values; numbers that are not finite are null."""
+        lines = [{**asdict(network), "mcnemar": network.mcnemar} for network in self.networks]
         return {
-            "rows": [{k: _finite(v) for k, v in row.items()} for row in rows],
+            "rows": [{k: _finite(v) for k, v in line.items()} for line in lines],
             "difference": _finite(self.difference),
             "interval": [_finite(bound) for bound in self.interval],
             "images": self.images,
@@ -116,16 +117,16 @@ class Comparison:
 
     @classmethod
     def load(cls, path: Path) -> Comparison:
-        """What `save` wrote; raises DeevoError for anything else."""
+        """Reads what `save` wrote; raises DeevoError for anything else."""
         try:
             saved = json.loads(path.read_text())
             names = [field.name for field in fields(Measured)]
-            rows = [
-                Measured(**{name: _number(row[name]) for name in names}) for row in saved["rows"]
+            networks = [
+                Measured(**{name: _number(line[name]) for name in names}) for line in saved["rows"]
             ]
             low, high = (_number(bound) for bound in saved["interval"])
             return cls(
-                rows, _number(saved["difference"]), (low, high), saved["images"], saved["note"]
+                networks, _number(saved["difference"]), (low, high), saved["images"], saved["note"]
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeevoError(
@@ -138,30 +139,30 @@ class Comparison:
         write_whole(path, (json.dumps({**self.to_json(), **more}, indent=2) + "\n").encode())
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The table's rows as text, under HEADER."""
+        """Returns the table's lines as text, under HEADER."""
         return [
             (
-                row.name,
-                f"{row.loss:.4f}",
-                f"{row.top1:.4f}",
-                str(row.gained),
-                str(row.lost),
-                f"{row.mcnemar:.2g}",
-                f"x{row.inference}",
-                f"{row.forward_passes:,}",
-                f"{row.seconds:.1f}",
+                network.name,
+                f"{network.loss:.4f}",
+                f"{network.top1:.4f}",
+                str(network.gained),
+                str(network.lost),
+                f"{network.mcnemar:.2g}",
+                f"x{network.inference}",
+                f"{network.forward_passes:,}",
+                f"{network.seconds:.1f}",
             )
-            for row in self.rows
+            for network in self.networks
         ]
 
     def format(self) -> str:
-        """The table as aligned text, with a sign before the network that evolution returned."""
-        marks = (">" if row.returned else " " for row in self.rows)
-        rows = [
+        """Returns the table as aligned text, with a sign before the network that was returned."""
+        marks = (">" if network.returned else " " for network in self.networks)
+        lines = [
             (f"{mark} {name}", *rest)
             for mark, (name, *rest) in zip(marks, self.cells(), strict=True)
         ]
-        return f"{text_table(HEADER, rows)}\n\n{self.verdict} {self.note}".rstrip()
+        return f"{text_table(HEADER, lines)}\n\n{self.verdict} {self.note}".rstrip()
 
 
 def _finite(value: Any) -> Any:
@@ -173,7 +174,7 @@ def _number(value: Any) -> Any:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of McNemar's exact test: were gains and losses equally likely.
+    """Returns the two-sided p of McNemar's exact test: were gains and losses equally likely.
 
     Twice the tail of the binomial distribution with odds 1/2, computed in whole numbers, at most 1.
     Source: McNemar, Psychometrika 12 (1947).
@@ -189,7 +190,7 @@ def mcnemar(gained: int, lost: int) -> float:
 def bootstrap_interval(
     differences: torch.Tensor, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of paired per-image differences, float64 [N]."""
+    """Returns the 95 % percentile interval of the mean of paired differences, float64 [N]."""
     values = differences.double().numpy()
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.empty(resamples)
@@ -200,7 +201,7 @@ def bootstrap_interval(
 
 
 def ensemble(evaluator: Evaluator, population: Population, images: LabelledImages) -> PerImage:
-    """The logit ensemble of the initial members, read again one at a time: their mean logits."""
+    """Measures the logit ensemble (mean logits) of the initial members, read again one by one."""
     total = torch.zeros(())
     for i in range(population.initial_size):
         row, statistics = population.reread(i)
@@ -212,10 +213,10 @@ def ensemble(evaluator: Evaluator, population: Population, images: LabelledImage
 
 
 def compare(run: Evolution, images: LabelledImages) -> Comparison:
-    """The comparison on `images` of a run that is over, had validation and began from files."""
+    """Compares, on `images`, the networks of a finished run that had validation and files."""
     evaluator = run.evaluator
     assert evaluator is not None
-    chosen = run.course.chosen()
+    chosen = run.state.chosen()
     population = run.de.population
     members = population.initial_size
 
@@ -232,15 +233,15 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
         SOUP: (2 * members - 1) * each,
         ENSEMBLE: 0,
     }
-    per_image = {INITIAL_NAMES[kind]: measure(run.course.initial[kind]) for kind in KINDS}
+    per_image = {INITIAL_NAMES[kind]: measure(run.state.initial[kind]) for kind in KINDS}
     per_image[ENSEMBLE] = ensemble(evaluator, population, images)
-    per_image |= {f"evolved {kind}": measure(run.course.evolved[kind]) for kind in KINDS}
+    per_image |= {f"evolved {kind}": measure(run.state.evolved[kind]) for kind in KINDS}
     returned, soup = f"evolved {chosen.kind}", per_image[SOUP]
-    rows = []
+    networks = []
     for name, scores in per_image.items():
         passes = initial_passes.get(name, run.forward_passes)
         seconds = passes * share if name in initial_passes else run.seconds
-        rows.append(
+        networks.append(
             Measured(
                 name=name,
                 loss=mean_score(scores.losses, evaluator.micro_batch),
@@ -255,7 +256,7 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
             )
         )
     differences = per_image[returned].losses.double() - soup.losses.double()
-    best = min(run.course.initial.values(), key=lambda candidate: candidate.score)
+    best = min(run.state.initial.values(), key=lambda candidate: candidate.score)
     note = ""
     if best.score < chosen.score:
         note = (
@@ -263,5 +264,5 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
             f"({best.score:.5g}) than what evolution returned ({chosen.score:.5g}): keep it."
         )
     return Comparison(
-        rows, float(differences.mean()), bootstrap_interval(differences), images.name, note
+        networks, float(differences.mean()), bootstrap_interval(differences), images.name, note
     )

@@ -23,7 +23,7 @@ from deevo_ext.population.checkpoints import PathLike
 from deevo_ext.population.population import Population
 from deevo_ext.runs.basin import check_basin, require_basin
 from deevo_ext.runs.comparison import Comparison, compare
-from deevo_ext.runs.journal import Recording, line_of, read_folder
+from deevo_ext.runs.journal import line_of, read_folder
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
@@ -37,11 +37,13 @@ Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Result:
-    """What `evolve` gives back.
+    """What `evolve` returns.
 
-    state_dict: the evolved network, for model.load_state_dict; candidate: which one it is and its
-    validation loss; comparison: the table on the test images (None without them); history: metrics
-    of each generation; run: the Evolution with its optimizer and population.
+    state_dict: the evolved network, for model.load_state_dict.
+    candidate: which one it is, and its validation score.
+    comparison: the table on the test images; None without them.
+    history: the metrics of each generation.
+    run: the Evolution with its optimizer and population.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -99,38 +101,48 @@ def evolve(
 
     model: a module of the architecture, which is not modified.
     paths: the checkpoint files, a folder or a glob.
-    generations: the length of the schedule.
+    generations: the length of the schedule, in generations.
     seconds: a time for evaluation, which decides the number of generations by a calibration, in
         place of `generations`. A run folder keeps that number.
+    preset: the parameters to begin with, "sa-shade-tri-ensin" or "paper".
+    seed: the seed of the evolution and of the fitness batches.
     run_dir: the folder that makes the run resumable, and replayable on any device.
     images_per_batch: the number of fitness images per generation. A new class-balanced batch is
         drawn every `generations_per_batch` generations, and all parents are scored again. "auto" is
         4,096, but at most half of the images. None is all of them in every generation, which a
         population over-fits sooner.
-    sampling: how batches are drawn, "stratified" or "importance", see `ClassificationFitness`.
-    augment: what is done to each batch: "mirror", "shift:PIXELS", "crop:SHARE" or several, see
-        `fitness.augmentation`.
+    generations_per_batch: the number of generations until the next batch is drawn.
+    sampling: how batches are drawn, "stratified" or "importance". `ClassificationFitness` explains
+        both.
+    augment: what is done to the images of each batch: "mirror", "shift:PIXELS", "crop:SHARE", or
+        several with commas between.
     metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
         or a function of (logits, labels).
-    label_smoothing: that of the fitness' loss.
+    label_smoothing: the label smoothing of the loss that is the fitness.
     racing: an error rate. Trials that lose to their parent on the first `racing_first` of the
         images, on twice as many, and so on, are dropped there, and a trial that would win is lost
-        at this rate. None evaluates all trials on all images.
+        at this rate. By default all trials are evaluated on all images.
+    racing_first: the share of the images that a race's first look waits for.
     validate_every: the number of generations from one validation to the next.
     micro_batch: the number of images per forward pass.
     device: where networks are evaluated.
     population_device: where the population lies and is evolved. Trials go to `device` by chunks.
+    precision: the precision of forward passes: "auto", "float32", "tf32", "bfloat16" or "float16".
+    engine: what computes the forward passes: "auto", "fused", "triton", "compile" or "eager".
+    force_precision: whether to evolve in a precision even if its check failed.
     chunk: the number of rows evaluated together.
-    precision, engine, force_precision: as in `Evaluator`.
-    dtype, frozen, batchnorm, checkpoint_key: as in `Population.from_checkpoints`.
+    dtype, frozen: as in `Population.from_checkpoints`.
+    batchnorm: what becomes of BatchNorm statistics: "evolve", "inherit" or "recalibrate".
     calibration_images: what batchnorm="recalibrate" computes statistics on.
+    checkpoint_key: the key under which each file holds the weights.
     inject_soups: whether the population's average and its greedy soup, built on the validation
-        images, become members too. None says yes, unless the preset is "paper".
+        images, become members too. They do by default, unless the preset is "paper".
     basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
         or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
-    preliminaries: a function that is called with what is known before the run starts, see
-        `runs.preflight`. It is not called where a run is resumed.
+    progress: whether to show a progress bar.
     callbacks: functions that are called with the metrics of each generation.
+    preliminaries: a function that is called with what is known before the run starts, a
+        `runs.preflight.Preflight`. It is not called where a run is resumed.
     parameters: fields of `Configuration`, in place of the preset's.
     """
     if basin not in _BASIN:
@@ -187,14 +199,16 @@ def evolve(
     if recording is None:
         members = population.size + (SOUPS if inject_soups else 0)
         schedule = Schedule(members, generations, seconds, chunk)
-        generations = _look(fitness, validation, schedule, basin, preliminaries)
+        generations = _before_the_run(fitness, validation, schedule, basin, preliminaries)
         if inject_soups:
             initial = append_soups(validation, folder)
     else:
-        if seconds is not None:
-            generations = _generations_of(recording)
-        if inject_soups:
-            append_recorded(population, recording)
+        assert recording.header is not None
+        with line_of(recording.path, 1):
+            if seconds is not None:
+                generations = Configuration(**recording.header.configuration).generations
+            if inject_soups:
+                append_recorded(population, recording.header)
     de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
     run = Evolution(
         de,
@@ -213,14 +227,14 @@ def evolve(
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 
-def _look(
+def _before_the_run(
     fitness: ClassificationFitness,
     validation: Validation,
     schedule: Schedule,
     basin: str,
     show: Callable[[Preflight], None] | None,
 ) -> int:
-    """Looks at members, basin and time before a run begins; its number of generations."""
+    """Checks the basin and shows the preliminaries; returns the number of generations."""
     report, generations = None, schedule.generations
     if basin != "ignore":
         report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
@@ -234,13 +248,6 @@ def _look(
     elif report is not None and not report.shared:
         warnings.warn(str(report), stacklevel=3)
     return generations
-
-
-def _generations_of(recording: Recording) -> int:
-    """The length of the schedule that a run began with."""
-    assert recording.header is not None
-    with line_of(recording.path, 1):
-        return Configuration.from_json(recording.header.configuration).generations
 
 
 _BASIN = ("warn", "refuse", "ignore")

@@ -1,7 +1,8 @@
-"""Files of a run besides its journal: initial checkpoints, evolved weights."""
+"""Files of a run besides its journal: initial checkpoints, evolved weights, metrics."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.naming import Naming
@@ -20,21 +22,21 @@ EVOLVED = "evolved.safetensors"
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
-    """A state dict as .safetensors, with where it came from as metadata."""
+    """Returns a state dict as .safetensors, with where it came from as metadata."""
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
     return save(contiguous, metadata={"deevo": json.dumps(provenance)})
 
 
 def write_weights(
-    keys: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
+    naming: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
 ) -> None:
-    """The evolved weights as .safetensors and .pth, under the names of the first checkpoint."""
-    write_whole(folder / EVOLVED, serialise(keys.named(state), provenance))
-    write_whole((folder / EVOLVED).with_suffix(".pth"), keys.pickled(state))
+    """Writes the evolved weights as .safetensors and .pth, named as in the first checkpoint."""
+    write_whole(folder / EVOLVED, serialise(naming.named(state), provenance))
+    write_whole((folder / EVOLVED).with_suffix(".pth"), naming.pickled(state))
 
 
 def initial_checkpoints(population: Population, run_dir: Path | None) -> list[list[str]]:
-    """[path, SHA-256] of each initial checkpoint; paths inside the run folder are relative to it.
+    """Returns [path, SHA-256] of each initial checkpoint, relative to the run folder if inside it.
 
     A population made from state dicts has no files: its members get one in the run folder, which
     `write_initial` makes.
@@ -50,7 +52,7 @@ def initial_checkpoints(population: Population, run_dir: Path | None) -> list[li
     ]
 
 
-def write_initial(population: Population, run_dir: Path, named: list[list[str]]) -> None:
+def write_initial(population: Population, run_dir: Path, files: list[list[str]]) -> None:
     """Writes the members that were read from no file, as `initial_checkpoints` named them.
 
     Without them the journal could not be replayed. Files that are there already are kept: the
@@ -59,7 +61,7 @@ def write_initial(population: Population, run_dir: Path, named: list[list[str]])
     if population.sources is not None:
         return
     (run_dir / INITIAL).mkdir(exist_ok=True)
-    for i, (name, expected) in enumerate(named):
+    for i, (name, expected) in enumerate(files):
         path = run_dir / name
         if not path.exists() or checkpoints.sha256(path) != expected:
             write_whole(path, _member(population, i))
@@ -74,3 +76,34 @@ def _relative(path: str, run_dir: Path | None) -> str:
     if run_dir is not None and absolute.is_relative_to(run_dir.resolve()):
         return absolute.relative_to(run_dir.resolve()).as_posix()
     return str(absolute)
+
+
+class MetricsFile:
+    """Metrics as a CSV file, written anew by a resumed run, which replays its past."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer: csv.DictWriter[str] | None = None
+
+    def append(self, metrics: dict[str, float]) -> None:
+        """Adds a generation's metrics; the first ones decide the columns."""
+        try:
+            if self._writer is None:
+                self._writer = csv.DictWriter(self._file, list(metrics))
+                self._writer.writeheader()
+            self._writer.writerow(metrics)
+            self._file.flush()
+        except OSError as error:
+            raise DeevoError(
+                f"cannot write {self.path}: {error.strerror or error}. The journal is whole; free "
+                "some space and start the run again with the same run folder"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file; what a full disk refused was reported by `append` already."""
+        try:
+            self._file.close()
+        except OSError:
+            if self._writer is not None and not self._file.closed:
+                raise

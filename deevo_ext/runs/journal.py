@@ -2,8 +2,8 @@
 
 Line 1 is the header (contract version, configuration, seed, population, checkpoints); each further
 line one generation's fitness values as hex floats; the last one names the returned candidate. With
-the initial checkpoints it gives every weight of the run again. What a line looks like is known in
-this file alone: others see records.
+the initial checkpoints it gives every weight of the run again. How records become lines is known
+here and in `records` alone.
 """
 
 from __future__ import annotations
@@ -11,99 +11,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.scoring import Race
 from deevo_ext.ops.tables import CONTRACT_VERSION
-from deevo_ext.runs.differences import first_difference
-from deevo_ext.runs.record_json import DECIMAL, from_json, require, to_json
+from deevo_ext.runs.records import GenerationRecord, Header, Returned, from_json, require, to_json
 
 FILE_NAME = "journal.jsonl"
 
 
 @dataclass(frozen=True)
-class Header:
-    """Everything that decides a run; dictionaries are what its parts say of themselves.
-
-    checkpoints: [path, SHA-256] of each initial one; paths inside the run folder are relative to
-    it. validation: None where there is none.
-    """
-
-    contract: int
-    deevo_ext: str
-    configuration: dict[str, Any]
-    seed: int
-    layout: str
-    population: dict[str, Any]
-    checkpoints: list[list[str]]
-    fitness: dict[str, Any]
-    validation: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class CandidateRecord:
-    """A candidate of one validation: the members that it is the average of, and its score."""
-
-    members: list[int]
-    score: float
-
-
-@dataclass(frozen=True)
-class ValidationRecord:
-    """What one validation said: its candidate of each kind, and the scores of all members."""
-
-    member: CandidateRecord
-    mean: CandidateRecord
-    soup: CandidateRecord
-    scores: list[float]
-
-    @property
-    def candidates(self) -> dict[str, CandidateRecord]:
-        """The candidates by kind."""
-        return {"member": self.member, "mean": self.mean, "soup": self.soup}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRecord:
-    """One generation; 0 is the initial population.
-
-    batch: the images' number; parents: fitness of the members, where it was taken anew; trials:
-    fitness of their trials; racing: what a race of them came to; validation: where one was due;
-    forward_passes, seconds: what the generation cost.
-    """
-
-    generation: int
-    batch: int | None = None
-    parents: list[float] | None = None
-    trials: list[float] | None = None
-    racing: Race | None = None
-    validation: ValidationRecord | None = None
-    forward_passes: int
-    seconds: float = field(metadata=DECIMAL)
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The candidate that a run returned; statistics: where only images could tell them."""
-
-    generation: int
-    kind: str
-    members: list[int]
-    score: float
-    weights_sha256: str
-    statistics: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Recording:
-    """What a journal holds, in the `whole` bytes that are no torn line; header None: nothing."""
+    """What a journal holds in its first `whole` bytes, which end with the last whole line.
+
+    header: None for an empty journal.
+    """
 
     path: Path
     header: Header | None
@@ -112,14 +39,12 @@ class Recording:
     whole: int
 
     def line_of(self, index: int) -> contextlib.AbstractContextManager[None]:
-        """Errors inside the block, which uses generations[index] (or what was returned after
-        them), name file and line.
-        """
+        """Returns `line_of` for generations[index], or for what was returned after the last."""
         return line_of(self.path, index + 2)
 
 
 def read(path: Path) -> Recording:
-    """What the journal holds.
+    """Reads a journal.
 
     A torn last line, as a crash leaves it, is left out. Damage anywhere else raises DeevoError that
     names file and line. A journal of another contract is refused.
@@ -162,7 +87,7 @@ def read(path: Path) -> Recording:
 
 
 def read_folder(run_dir: Path | None) -> Recording | None:
-    """What the journal of a run folder holds; None where no run has begun."""
+    """Reads the journal of a run folder; returns None where no run has begun."""
     if run_dir is None or not (run_dir / FILE_NAME).exists():
         return None
     recording = read(run_dir / FILE_NAME)
@@ -171,7 +96,7 @@ def read_folder(run_dir: Path | None) -> Recording | None:
 
 @contextlib.contextmanager
 def line_of(path: Path, number: int) -> Iterator[None]:
-    """Errors inside the block, which uses line `number`, name file, line and what to do."""
+    """Makes errors inside the block, which uses line `number`, name file, line and what to do."""
     try:
         yield
     except DeevoError as error:
@@ -204,7 +129,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, header: Header) -> tuple[Journal, Recording]:
-        """Opens a run folder's journal: (journal, what it holds to resume from).
+        """Opens a run folder's journal; returns it and what it holds to resume from.
 
         Raises DeevoError naming the first difference when the folder holds another run.
         """
@@ -219,7 +144,7 @@ class Journal:
             recording = read(journal.path)
             journal._end = recording.whole
             if recording.header is not None:
-                difference = first_difference(_comparable(header), _comparable(recording.header))
+                difference = _first_difference(_comparable(header), _comparable(recording.header))
                 if difference:
                     raise DeevoError(
                         f"run folder {folder} holds a run of another configuration: {difference}. "
@@ -258,8 +183,38 @@ class Journal:
 
 
 def _comparable(header: Header) -> dict[str, Any]:
-    """A header without what may differ between starts: where files lie now."""
+    """Returns a header without what may differ between starts, such as where files lie now."""
     values = json.loads(json.dumps(to_json(header)))
     values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
     values.pop("deevo_ext")  # the contract's version decides, not the package's
     return values
+
+
+def _first_difference(present: Any, recorded: Any, where: str = "") -> str | None:
+    """Says where two JSON values differ first, as "a.b: x, not y"; None when they are equal."""
+    parts: list[tuple[str, Any, Any]] = []
+    if isinstance(present, dict) and isinstance(recorded, dict):
+        # The layout's hash comes last: it follows from the rest, which says more.
+        for key in sorted(present.keys() | recorded.keys(), key=lambda key: (key == "layout", key)):
+            name = f"{where}.{key}" if where else key
+            if key not in present or key not in recorded:
+                return f"{name} is only in the {'journal' if key in recorded else 'present run'}"
+            parts.append((name, present[key], recorded[key]))
+    elif isinstance(present, list) and isinstance(recorded, list):
+        if len(present) != len(recorded):
+            return f"{where} has {len(recorded)} entries in the journal, {len(present)} now"
+        for i, (a, b) in enumerate(zip(present, recorded, strict=True)):
+            parts.append((f"{where}[{i}]", a, b))
+    elif present != recorded and not (_is_nan(present) and _is_nan(recorded)):
+        return f"{where} is {_short(recorded)} in the journal, {_short(present)} now"
+    differences = (_first_difference(a, b, name) for name, a, b in parts)
+    return next(filter(None, differences), None)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,4 +1,4 @@
-"""What can be said of a run before it starts: members, their middle, memory, passes, time.
+"""What is known of a run before it starts: members, their middle, RAM, passes, time.
 
 Wrong preprocessing or labels show in the members' top-1; a population without a common basin in the
 loss half way between them; and a calibration on the same images tells what a generation takes.
@@ -7,6 +7,7 @@ loss half way between them; and a calibration on the same images tells what a ge
 from __future__ import annotations
 
 import math
+import re
 import resource
 import time
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator, Score
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.population.allocation import available_memory
+from deevo_ext.population.allocation import available_bytes
 from deevo_ext.runs.basin import BasinReport
 from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
@@ -66,7 +67,7 @@ class Schedule:
 
 
 def count_passes(fitness: ClassificationFitness, validation: Validation, members: int) -> Passes:
-    """The passes that a run of so many members needs, with validation at its most expensive."""
+    """Counts the passes that a run of so many members needs, with the dearest validation."""
     evaluator = fitness.evaluator
     size = fitness.images_per_batch or len(fitness.images)
     extra = 0
@@ -85,7 +86,7 @@ def count_passes(fitness: ClassificationFitness, validation: Validation, members
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceBytes:
     """Bytes that the run needs on a device at its peak, and bytes that it can have there."""
 
     needed: int
@@ -97,7 +98,7 @@ class Preflight:
     """What is known before the run starts.
 
     members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
-    some of them. memory: by device.
+    some of them. device_bytes: by device.
     """
 
     members: tuple[tuple[str, Score], ...]
@@ -106,7 +107,7 @@ class Preflight:
     passes: Passes
     seconds_per_pass: float
     generations: int
-    memory: dict[str, Memory]
+    device_bytes: dict[str, DeviceBytes]
 
     @property
     def seconds_per_generation(self) -> float:
@@ -119,13 +120,13 @@ class Preflight:
         initial = self.passes.initial * self.seconds_per_pass
         return initial + self.generations * self.seconds_per_generation
 
-    def require_memory(self) -> None:
+    def require_bytes(self) -> None:
         """Raises DeevoError where more is needed than there is."""
-        for device, memory in self.memory.items():
-            if memory.needed > memory.available:
+        for device, count in self.device_bytes.items():
+            if count.needed > count.available:
                 raise DeevoError(
-                    f"{device} memory: about {_gib(memory.needed)} are needed and "
-                    f"{_gib(memory.available)} can be had; use a smaller chunk or micro_batch, "
+                    f"{device} memory: about {_gib(count.needed)} are needed and "
+                    f"{_gib(count.available)} can be had; use a smaller chunk or micro_batch, "
                     "16-bit rows (dtype), or fewer members"
                 )
 
@@ -137,10 +138,8 @@ class Preflight:
         lines = [f"Members on {self.images:,} fitness images:", text_table((), members, "<")]
         if self.basin is not None:
             lines.append(f"Between them, on the first of the fitness images: {self.basin}")
-        for device, memory in self.memory.items():
-            lines.append(
-                f"Memory, {device}: about {_gib(memory.needed)} of {_gib(memory.available)}"
-            )
+        for device, count in self.device_bytes.items():
+            lines.append(f"Memory, {device}: about {_gib(count.needed)} of {_gib(count.available)}")
         rate = 1.0 / self.seconds_per_pass
         lines.append(
             f"A generation: {self.passes.generation:,.0f} forward passes, "
@@ -162,7 +161,7 @@ def examine(
     some = images
     if len(images) > IMAGES:
         some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
-    scores = _scores(evaluator, some, schedule.chunk)  # builds plans and chooses engines on the way
+    scores = _scores(evaluator, some, schedule.chunk)  # builds runners and chooses engines, too
     started, before = time.perf_counter(), evaluator.forward_passes
     again = some.slice(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
     _scores(evaluator, again, schedule.chunk)
@@ -178,7 +177,7 @@ def examine(
         passes=passes,
         seconds_per_pass=per_pass,
         generations=generations,
-        memory=_memory(fitness, schedule.chunk),
+        device_bytes=_device_bytes(fitness, schedule.chunk),
     )
 
 
@@ -192,8 +191,8 @@ def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Sc
     return scores
 
 
-def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
-    """What the calibration took at its peak, and what the run will hold beside that."""
+def _device_bytes(fitness: ClassificationFitness, chunk: int) -> dict[str, DeviceBytes]:
+    """Adds what the run will hold to what the calibration took at its peak, by device."""
     evaluator = fitness.evaluator
     population = evaluator.population
     rows = population.rows
@@ -215,10 +214,10 @@ def _memory(fitness: ClassificationFitness, chunk: int) -> dict[str, Memory]:
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(device)
             held = torch.cuda.memory_allocated(device)
-            by_device[str(device)] = Memory(peak + more, available_memory(device) + held)
+            by_device[str(device)] = DeviceBytes(peak + more, available_bytes(device) + held)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            by_device["host"] = Memory(peak + more, available_memory() + peak)
+            by_device["host"] = DeviceBytes(peak + more, available_bytes() + peak)
     return by_device
 
 
@@ -230,23 +229,16 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
-    total, number = 0.0, ""
-    try:
-        for letter in text.replace(" ", ""):
-            if letter in _UNITS:
-                total, number = total + float(number) * _UNITS[letter], ""
-            else:
-                number += letter
-        if number or not 0 < total < math.inf:
-            raise ValueError
-    except ValueError:
-        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"') from None
+    """Returns the seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
+    compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
+    total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(part, compact))
+    if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
+        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"')
     return total
 
 
 def duration_text(seconds: float) -> str:
-    """A duration for people, in its two largest units."""
+    """Returns a duration for people, in its two largest units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
 from deevo_ext.runs.folder import serialise
-from deevo_ext.runs.state import Candidate, Course, as_returned
+from deevo_ext.runs.state import Candidate, RunState, as_returned
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -21,12 +22,12 @@ from deevo_ext.search.optimizer import DifferentialEvolution
 
 @dataclass
 class Replay:
-    """A replayed run: its optimizer, candidates and generations, and the candidate it returned.
+    """A replayed run: its state and generations, and the candidate that it returned.
 
     finished: whether the journal's last line says that the run was complete.
     """
 
-    course: Course
+    state: RunState
     generations: list[Generation]
     candidate: Candidate
     finished: bool
@@ -50,30 +51,30 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
         population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
-        configuration = Configuration.from_json(header.configuration)
-        de = DifferentialEvolution.from_configuration(population, configuration, header.seed)
-    course = Course(de)
+        configuration = Configuration(**header.configuration)
+        de = DifferentialEvolution(population, configuration, seed=header.seed)
+    state = RunState(de)
     generations = []
     for i, record in enumerate(recording.generations):
         with recording.line_of(i):
-            generation = course.apply(record)
+            generation = state.apply(record)
         if generation is not None:
             generations.append(generation)
     if not de.scored:
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
-    candidate = course.chosen()
+    candidate = state.chosen()
     if recording.returned is not None:
         with recording.line_of(len(recording.generations)):
             candidate = as_returned(candidate, recording.returned)
     elif population.batchnorm == "recalibrate":
         candidate = replace(candidate, statistics=None)  # only the images could tell
-    return Replay(course, generations, candidate, finished=recording.returned is not None)
+    return Replay(state, generations, candidate, finished=recording.returned is not None)
 
 
 def _locate(
     sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
 ) -> list[Path]:
-    """The checkpoint files by the journal's SHA-256: where it says, or anywhere below a folder."""
+    """Finds the checkpoints by the journal's SHA-256: where it says, or anywhere below a folder."""
     if checkpoint_dir is None:
         files = [folder / name for name, _ in sources]  # an absolute name stays what it is
         for path, (_, expected) in zip(files, sources, strict=True):
@@ -100,38 +101,31 @@ def _locate(
 
 
 def write_candidate(result: Replay, path: Path) -> None:
-    """The returned candidate as .safetensors or .pth, named as in the first checkpoint."""
+    """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
     if path.suffix not in (".safetensors", ".pth"):
         raise DeevoError(
             f"the output file is {path}; expected a name that ends in .safetensors or .pth"
         )
-    apart = result.course.de.population.statistics_layout.dim > 0
-    if apart and result.candidate.statistics is None:
+    de = result.state.de
+    if de.population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    de = result.course.de
-    state, keys = result.candidate.state_dict(de), Naming.of_population(de.population)
+    state, naming = result.candidate.state_dict(de), Naming.of_population(de.population)
     if path.suffix == ".pth":
-        write_whole(path, keys.pickled(state))
+        write_whole(path, naming.pickled(state))
     else:
-        write_whole(path, serialise(keys.named(state), result.candidate.record()))
+        write_whole(path, serialise(naming.named(state), result.candidate.record()))
 
 
 def write_trials(result: Replay, path: Path) -> int:
-    """Every trial of the run as CSV; returns their number."""
-    count = 0
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer: csv.DictWriter[str] | None = None
-            for generation in result.generations:
-                for trial in generation.trials():
-                    if writer is None:
-                        writer = csv.DictWriter(file, list(trial))
-                        writer.writeheader()
-                    writer.writerow(trial)
-                    count += 1
-    except OSError as error:
-        raise DeevoError(f"cannot write {path}: {error.strerror or error}") from error
-    return count
+    """Writes every trial of the run as CSV; returns their number."""
+    trials = [trial for generation in result.generations for trial in generation.trials()]
+    text = io.StringIO(newline="")
+    if trials:
+        writer = csv.DictWriter(text, list(trials[0]))
+        writer.writeheader()
+        writer.writerows(trials)
+    write_whole(path, text.getvalue().encode())
+    return len(trials)

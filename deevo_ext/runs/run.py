@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,16 +20,10 @@ from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
-from deevo_ext.runs.folder import initial_checkpoints, write_initial, write_weights
-from deevo_ext.runs.journal import (
-    GenerationRecord,
-    Header,
-    Journal,
-    Recording,
-)
-from deevo_ext.runs.metrics_file import MetricsFile
-from deevo_ext.runs.soups import Initial
-from deevo_ext.runs.state import KINDS, Candidate, Course, as_returned
+from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
+from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.records import GenerationRecord, Header
+from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
@@ -47,8 +42,7 @@ class Evolution:
         the six candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
-    initial: the initial candidates where they are known already, as `soup.append_soups` leaves
-        them.
+    initial: the record of generation 0, where `soups.append_soups` has made it already.
     """
 
     def __init__(
@@ -61,7 +55,7 @@ class Evolution:
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
-        initial: Initial | None = None,
+        initial: GenerationRecord | None = None,
     ) -> None:
         if chunk < 1:
             raise DeevoError(f"chunk is {chunk}; expected at least 1")
@@ -74,7 +68,7 @@ class Evolution:
         self.progress = progress
         self.callbacks = list(callbacks)
         self.initial = initial
-        self.course = Course(de, self.evaluator.used_statistics if self.evaluator else None)
+        self.state = RunState(de, self.evaluator.used_statistics if self.evaluator else None)
         for evaluator in self._evaluators():
             if evaluator.population is not de.population:
                 raise DeevoError(
@@ -83,18 +77,17 @@ class Evolution:
                 )
         self._require_fresh()
         self.history: list[dict[str, float]] = []
-        self.forward_passes = 0  # of the whole run, resumed parts included
-        self.initial_forward_passes = 0  # spent on the initial candidates
-        self.seconds = 0.0
-        self.initial_seconds = 0.0
+        # Of the whole run, resumed parts included, and those spent on the initial candidates.
+        self.forward_passes, self.initial_forward_passes = 0, 0
+        self.seconds, self.initial_seconds = 0.0, 0.0
         self._batch: int | None = None
         self._passes_before = 0
-        self._keys: Naming | None = None
+        self._naming: Naming | None = None
         self._journal: Journal | None = None
         self._metrics: MetricsFile | None = None
 
     def header(self) -> Header:
-        """The journal's first line: everything that decides the run."""
+        """Returns the journal's first line: everything that decides the run."""
         population = self.de.population
         return Header(
             contract=CONTRACT_VERSION,
@@ -117,21 +110,17 @@ class Evolution:
         """
         self._require_fresh()
         recording: Recording | None = None
-        if self.run_dir is not None:
-            header = self.header()
-            self._keys = Naming.of_population(self.de.population)  # while its files are there
-            self._journal, recording = Journal.open(self.run_dir, header)
-        try:
-            if self.run_dir is not None and recording is not None:
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                header = self.header()
+                self._naming = Naming.of_population(self.de.population)  # while its files are there
+                self._journal, recording = Journal.open(self.run_dir, header)
+                stack.callback(self._journal.close)
                 self._keep_engines(self.run_dir, resumed=len(recording.generations) > 0)
                 write_initial(self.de.population, self.run_dir, header.checkpoints)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
+                stack.callback(self._metrics.close)
             return self._run(recording)
-        finally:
-            if self._metrics is not None:
-                self._metrics.close()
-            if self._journal is not None:
-                self._journal.close()
 
     def _run(self, recording: Recording | None) -> Candidate:
         from tqdm.auto import tqdm  # not needed by an import of the package
@@ -145,9 +134,9 @@ class Evolution:
                 self._first()
             while self.de.generation < total:
                 record, generation = self._generation(self.de.generation + 1)
-                self._account(record)
+                self._keep(record)
                 self._observe(generation, record, bar)
-        chosen = self.course.chosen()
+        chosen = self.state.chosen()
         if recording is not None and recording.returned is not None:
             with recording.line_of(len(recording.generations)):
                 chosen = as_returned(chosen, recording.returned)
@@ -156,8 +145,8 @@ class Evolution:
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
             self._journal.append(returned)
-        if self.run_dir is not None and self._keys is not None:
-            write_weights(self._keys, chosen.state_dict(self.de), chosen.record(), self.run_dir)
+        if self.run_dir is not None and self._naming is not None:
+            write_weights(self._naming, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _resume(self, recording: Recording, bar: Any) -> None:
@@ -167,7 +156,7 @@ class Evolution:
         for i, record in enumerate(recording.generations):
             with recording.line_of(i):
                 self._account(record)
-                generation = self.course.apply(record)
+                generation = self.state.apply(record)
             if generation is not None:
                 self._observe(generation, record, bar)
         if self.de.generation < self.de.configuration.generations:
@@ -183,17 +172,16 @@ class Evolution:
             )
 
     def _first(self) -> None:
-        """Generation 0: the initial candidates by validation, before anything is changed."""
-        started = time.perf_counter()
-        validation = None
-        if self.initial is not None:
-            validation = self.initial.validation
-            self.course.consider(validation)
-            self._passes_before -= self.initial.forward_passes
-            started -= self.initial.seconds
-        elif self.validation is not None:
-            validation = self.course.validate(self.validation.score)
-        self._account(self._record(started, generation=0, validation=validation))
+        """Scores the initial candidates as generation 0, before anything is changed."""
+        record = self.initial
+        if record is not None:
+            self.state.apply(record)
+        else:
+            started, validation = time.perf_counter(), None
+            if self.validation is not None:
+                validation = self.state.validate(self.validation.score)
+            record = self._record(started, generation=0, validation=validation)
+        self._keep(record)
 
     def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
         started = time.perf_counter()
@@ -206,15 +194,15 @@ class Evolution:
                     "no member of the population has a finite fitness: check images, labels and "
                     "preprocessing against the model"
                 )
-            self.course.score_parents(parents)
+            self.state.score_parents(parents)
         trials, race = self.scoring.trials(batch)
-        generation = self.course.advance(trials)
+        generation = self.state.advance(trials)
         self.scoring.settle(generation)
         validation = None
         if self.validation is not None:
             last = number == self.de.configuration.generations
             if last or number % self.validation.every == 0:
-                validation = self.course.validate(self.validation.score)
+                validation = self.state.validate(self.validation.score)
         record = self._record(
             started,
             generation=number,
@@ -227,7 +215,7 @@ class Evolution:
         return record, generation
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """A generation's record with its costs, which is in the journal then."""
+        """Makes a generation's record, with its costs."""
         passes = self._passes()
         record = GenerationRecord(
             **values,
@@ -235,12 +223,16 @@ class Evolution:
             seconds=round(time.perf_counter() - started, 6),
         )
         self._passes_before = passes
-        if self._journal is not None:
-            self._journal.append(record)
         return record
 
+    def _keep(self, record: GenerationRecord) -> None:
+        """Writes a new record to the journal and accounts for it."""
+        if self._journal is not None:
+            self._journal.append(record)
+        self._account(record)
+
     def _evaluators(self) -> list[Evaluator]:
-        """Those of validation and fitness, which may be one."""
+        """Returns the evaluators of validation and fitness, which may be one."""
         both = (self.evaluator, self.fitness.evaluator)
         return list({id(one): one for one in both if one is not None}.values())
 
@@ -248,7 +240,7 @@ class Evolution:
         return sum(evaluator.forward_passes for evaluator in self._evaluators())
 
     def _keep_engines(self, folder: Path, resumed: bool) -> None:
-        """Engines are chosen once a run; a second evaluator has a table to itself."""
+        """Keeps the engines that are chosen once a run; a second evaluator has its own table."""
         of_fitness = self.fitness.evaluator
         if self.evaluator is not None:
             self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population.population import Population
-from deevo_ext.runs.journal import CandidateRecord, Recording, ValidationRecord, line_of
+from deevo_ext.runs.records import CandidateRecord, GenerationRecord, Header, ValidationRecord
 from deevo_ext.runs.validation import Validation
 
 ScoreRow = Callable[[torch.Tensor, Inherited | None], float]
@@ -29,7 +28,7 @@ UNIFORM, GREEDY = "uniform_soup", "greedy_soup"
 def average(
     population: Population, members: Sequence[int]
 ) -> tuple[torch.Tensor, Inherited | None]:
-    """The plain average of members: row float32 [D], and statistics [S] if held apart."""
+    """Returns the plain average of members: row float32 [D], and statistics [S] if held apart."""
     apart = population.statistics_layout.dim > 0
     statistics = Inherited(population.mean_statistics(members)) if apart else None
     return population.mean(members), statistics
@@ -38,10 +37,10 @@ def average(
 def greedy_soup(
     population: Population, members: Sequence[int], losses: Sequence[float], score: ScoreRow
 ) -> tuple[list[int], float]:
-    """Those of `members` that make the greedy soup, in the order they entered, and its loss.
+    """Returns those of `members` that make the greedy soup, in order of entry, and its loss.
 
-    losses: by member of the population, on the images that `score` uses. From the best member on,
-    each next one stays in if the average with it is not worse.
+    losses: one for each member of the population, on the images that `score` uses. From the best
+    member on, each next one stays in if the average with it is not worse.
     """
     order = sorted(members, key=lambda member: losses[member])
     chosen, best = [order[0]], losses[order[0]]
@@ -54,7 +53,7 @@ def greedy_soup(
 
 
 def candidates_of(population: Population, everyone: list[int], score: ScoreRow) -> ValidationRecord:
-    """The candidates among members `everyone` (ascending), and all scores up to the last one's."""
+    """Scores the candidates among members `everyone` (ascending), and each of these members."""
     scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
         scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
@@ -69,24 +68,12 @@ def candidates_of(population: Population, everyone: list[int], score: ScoreRow) 
     )
 
 
-@dataclass(frozen=True)
-class Initial:
-    """The initial candidates, where they were scored before the run began.
-
-    validation: what the journal keeps of them; forward_passes, seconds: what they cost.
-    """
-
-    validation: ValidationRecord
-    forward_passes: int
-    seconds: float
-
-
-def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial:
+def append_soups(validation: Validation, run_dir: Path | None = None) -> GenerationRecord:
     """Appends the average of all members, and the greedy soup where it is neither that nor one.
 
-    The population is that of the validation's evaluator. The scores are those that the run would
-    find for its initial candidates: it takes them over and does not score them again. run_dir:
-    folder of the run, which keeps the engines that were chosen.
+    The population is that of the validation's evaluator. Returns the record of generation 0, with
+    the scores of the initial candidates: the run takes them over and does not score them again.
+    run_dir: the folder of the run, which keeps the engines that were chosen.
     """
     evaluator = validation.evaluator
     population = evaluator.population
@@ -100,13 +87,15 @@ def append_soups(validation: Validation, run_dir: Path | None = None) -> Initial
     greedy = candidates.soup.members
     if 1 < len(greedy) < len(everyone):
         population.append_average(GREEDY, greedy)
-    passes = evaluator.forward_passes - before
-    return Initial(candidates, passes, time.perf_counter() - started)
+    return GenerationRecord(
+        generation=0,
+        validation=candidates,
+        forward_passes=evaluator.forward_passes - before,
+        seconds=round(time.perf_counter() - started, 6),
+    )
 
 
-def append_recorded(population: Population, recording: Recording) -> None:
-    """Appends what a run's journal says was appended."""
-    assert recording.header is not None
-    with line_of(recording.path, 1):
-        for each in recording.header.population.get("averages", []):
-            population.append_average(each["name"], each["members"])
+def append_recorded(population: Population, header: Header) -> None:
+    """Appends what the header of a run's journal says was appended."""
+    for average_of in header.population.get("averages", []):
+        population.append_average(average_of["name"], average_of["members"])

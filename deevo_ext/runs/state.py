@@ -1,7 +1,7 @@
-"""The course of a run: its records applied to an optimizer, and the candidates met on the way.
+"""The state of a run: an optimizer to which records are applied, and the candidates so far.
 
 A record is what the journal keeps of a generation. The run loop makes records and applies them;
-replay applies them alone. Both give the same bits, because fitness values are inputs.
+replay only applies them. Both give the same bits, because fitness values are inputs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.statistics import Inherited, Used
-from deevo_ext.runs.journal import (
-    GenerationRecord,
-    Returned,
-    ValidationRecord,
-)
-from deevo_ext.runs.record_json import to_json
+from deevo_ext.runs.records import GenerationRecord, Returned, ValidationRecord, to_json
 from deevo_ext.runs.soups import ScoreRow, average, candidates_of
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -55,20 +50,20 @@ class Candidate:
         return digest.hexdigest()
 
     def state_dict(self, de: DifferentialEvolution) -> dict[str, torch.Tensor]:
-        """The network's full state dict."""
+        """Returns the network's full state dict."""
         return de.population.state_dict_of(self.row, self.statistics)
 
     def returned(self) -> Returned:
-        """What the journal's last line says of it where a run returns it."""
+        """Returns what the journal's last line says of it where a run returns it."""
         return Returned(self.generation, self.kind, list(self.members), self.score, self.digest)
 
     def record(self) -> dict[str, Any]:
-        """The same as plain JSON values, for files that hold its weights or speak of it."""
+        """Returns the same as JSON values, for files that hold its weights or speak of it."""
         return to_json(self.returned())
 
 
 def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
-    """A replayed candidate, checked against the journal's last line and with its statistics."""
+    """Checks a replayed candidate against the journal's last line and gives it its statistics."""
     if returned.statistics is not None:
         candidate = replace(candidate, statistics=Used(returned.statistics))
     if candidate.digest != returned.weights_sha256:
@@ -79,7 +74,7 @@ def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
     return candidate
 
 
-class Course:
+class RunState:
     """An optimizer and the candidates of its run so far.
 
     initial: the candidates of the initial population by kind (generation 0); evolved: for each kind
@@ -88,9 +83,7 @@ class Course:
     """
 
     def __init__(
-        self,
-        de: DifferentialEvolution,
-        statistics_of: StatisticsOf | None = None,
+        self, de: DifferentialEvolution, statistics_of: StatisticsOf | None = None
     ) -> None:
         self.de = de
         self.initial: dict[str, Candidate] = {}
@@ -98,13 +91,13 @@ class Course:
         self._statistics_of = statistics_of or _as_inherited
 
     def score_parents(self, fitness: list[float]) -> None:
-        """Applies the parents' (re-)scores; a live run has asked for them already, a replay not."""
+        """Applies the parents' scores; a replay has not asked for them before, a live run has."""
         if self.de.pending is None or not self.de.pending.parents:
             self.de.ask_parents()
         self.de.tell(fitness)
 
     def advance(self, fitness: list[float]) -> Generation:
-        """Applies the trials' fitness of the next generation, asked for like the parents'."""
+        """Applies the fitness of the next generation's trials, like `score_parents`."""
         if self.de.pending is None or self.de.pending.parents:
             self.de.ask()
         generation = self.de.tell(fitness)
@@ -112,7 +105,7 @@ class Course:
         return generation
 
     def apply(self, record: GenerationRecord) -> Generation | None:
-        """Applies one record of a journal; the generation it made, if any."""
+        """Applies one record of a journal; returns the generation that it made, if any."""
         expected = 0 if record.trials is None else self.de.generation + 1
         scored = self.de.scored or record.parents is not None
         if record.generation != expected or not (record.trials is None or scored):
@@ -148,7 +141,7 @@ class Course:
                 group[kind] = self._candidate(kind, candidate.members, candidate.score)
 
     def chosen(self) -> Candidate:
-        """The evolved candidate of least validation score; the best member when none was taken."""
+        """Returns the evolved candidate of least score; without validation the best member."""
         if self.evolved:
             return min(self.evolved.values(), key=lambda candidate: candidate.score)
         best = self.de.best
@@ -169,5 +162,5 @@ class Course:
 
 
 def _as_inherited(row: torch.Tensor, inherited: Inherited | None) -> Used | None:
-    """Without an evaluator no policy is applied: rows are used with what they inherited."""
+    """Uses rows with what they inherited: without an evaluator no policy is applied."""
     return None if inherited is None else Used(inherited)

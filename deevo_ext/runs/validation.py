@@ -18,8 +18,8 @@ from deevo_ext.fitness.statistics import Inherited
 class Validation:
     """Images that choose the returned candidate, and how: by the mean score of a metric.
 
-    evaluator: puts the images through networks. every: generations between two validations; the
-    last generation has one always.
+    evaluator: puts the images through networks. every: the number of generations from one
+    validation to the next; the last generation always has one.
     """
 
     evaluator: Evaluator
@@ -32,11 +32,11 @@ class Validation:
             raise DeevoError(f"validate_every is {self.every}; expected at least 1")
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
-        """The score of a row; inherited: its BatchNorm statistics, unless they are recomputed."""
+        """Scores a row; inherited: its BatchNorm statistics, unless they are recomputed."""
         return self.evaluator.score(row, self.images, inherited, self.metric)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that decide the scores, for the journal's header."""
+        """Returns what decides the scores, as JSON values for the journal's header."""
         return {
             "images": len(self.images),
             "sha256": self.images.digest(),

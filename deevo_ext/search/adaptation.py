@@ -1,4 +1,4 @@
-"""The small tensors of a run, those that do not grow with the weights, and what works on them."""
+"""What a run has learnt and plans: the small tensors, which do not grow with the weights."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Adaptation:
         )
 
     def score_parents(self, fitness: torch.Tensor) -> None:
-        """Takes the parents' fitness, [NP] on the device; NaN and the dead count as +inf."""
+        """Takes the parents' fitness, [NP] on the device; +inf for NaN and the dead."""
         lost = fitness.isnan() | (self.alive == 0)
         self.fitness.copy_(torch.where(lost, math.inf, fitness))
 

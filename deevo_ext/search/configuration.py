@@ -7,7 +7,9 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,89 +17,117 @@ import torch
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
 from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
-from deevo_ext.search.ranges import CR_MEANS, F_DISTRIBUTIONS, SINUSOIDS, check_ranges
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
+
+F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
+SINUSOIDS = {"ensemble": 0, "decreasing": 1, "increasing": 2, "none": 3}
+CR_MEANS = {"lehmer": 0, "arithmetic": 1}
+CROSSOVER_UNITS = ("weight", "channel", "tensor")
+
+
+def _number(default: float, least: float, greatest: float) -> Any:
+    """A field for a number in a closed interval."""
+    return field(default=default, metadata={"range": (least, greatest)})
+
+
+def _choice(default: str, allowed: Collection[str]) -> Any:
+    """A field for one of a few words."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True)
 class Configuration:
     """Parameters of SA-SHADE-tri-ensin; the defaults are preset "paper".
 
-    strategies: the pool, or the name of one, "interp" (D/E: four interpolations and trigonometric
+    strategies: the pool, or the name of one: "interp" (D/E: four interpolations and trigonometric
         mutation with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference".
-    generations: horizon G of the schedule (D/E 100 to 300).
-    adapt_strategies: strategy odds follow success rates (SaDE, D/E), else they never change.
-    strategy_period: generations in the success window (E: 10).
-    adapt_start: first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
-    odds_floor: least score of a strategy, and what is added to success rates (SaDE, D/E: 0.01).
-    adapt_memories: success-history memories are written (SHADE), else they keep their first values.
-    memory_size: slots H per strategy (D/E, EpSin: 5).
-    f_init, f_std, f_min, f_max: F of the sinusoids and first memory value, spread, bounds (D/E 0.6,
-        0.05, 1e-4, 0.99).
-    f_distribution: "normal" (D/E) or "cauchy" (SHADE) around the memory.
-    cr_init, cr_std, cr_min, cr_max: the same for CR (D/E 0.8, 0.05, 0, 0.99). CR acts in steps of
-        1/65536.
-    cr_mean: "lehmer" with L-SHADE's terminal value (D/E, L-SHADE) or "arithmetic" (SHADE 2013).
-    sinusoid: "ensemble" (EpSin, D/E), one of them ("decreasing", "increasing"), or "none".
-    sinusoid_1_frequency: of the decreasing sinusoid. At 0.5 (EpSin, D/E) and integer generations it
-        is constant, F = f_init: any multiple of 1/2 is; choose another for an oscillation.
-    frequency_init, frequency_std: first memory value and spread of the increasing sinusoid's
-        frequency (D/E, EpSin: 0.5, 0.1).
-    sinusoid_period: generations of the sinusoids' success window, and of fair odds before (D/E: 5).
-    switch: part of the generations before F comes from the memories (EpSin, D/E: 0.5).
-    pbest_min, pbest_max: pbest is one of the best round(NP p), p uniform between the two (SHADE).
-    best_excludes_target: "best" is the best other member (E), else the best of all (D).
-    trig_offset: trigonometric mutation weighs loss minus the population's least loss (ours, off).
-    archive_size: replaced parents that stay available to strategies that name "archive" (SHADE).
-    crossover_unit: what binomial crossover exchanges: "weight" (the standard), "channel" (a slice
-        along a tensor's first dimension) or "tensor" (ours).
-    j_rand: binomial crossover takes at least one weight (channel, tensor) from the mutant (SaDE,
-        SHADE; D/E have none, and at millions of weights it makes no difference).
-    lower, upper: bounds around 0 of every weight but BatchNorm variances; a mutant beyond one is
-        put half way to it from its parent (SHADE). They are rounded towards 0 to what the rows
-        hold. None: none (D/E).
-    population_min: members left after the last generation by L-SHADE's linear reduction, with
-        generations as its clock; the worst go first. 0: nobody goes (D/E).
+    generations: the horizon G of the schedule (D/E: 100 to 300).
+    adapt_strategies: whether the odds of strategies follow their success rates (SaDE, D/E) or
+        never change.
+    strategy_period: the number of generations in the window of successes (E: 10).
+    adapt_start: the first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
+    odds_floor: the least score of a strategy, which is also added to success rates (SaDE, D/E:
+        0.01).
+    adapt_memories: whether success-history memories are written (SHADE) or keep their first values.
+    memory_size: the number of slots H per strategy (D/E, EpSin: 5).
+    f_init: F of the sinusoids, and the first value in the memories of F (D/E: 0.6).
+    f_std: the spread of F around its memory (D/E: 0.05).
+    f_min: the lower bound of F (D/E: 1e-4).
+    f_max: the upper bound of F (D/E: 0.99).
+    f_distribution: the distribution of F around its memory, "normal" (D/E) or "cauchy" (SHADE).
+    cr_init: the first value in the memories of CR (D/E: 0.8). CR acts in steps of 1/65536.
+    cr_std: the spread of CR around its memory (D/E: 0.05).
+    cr_min: the lower bound of CR (D/E: 0).
+    cr_max: the upper bound of CR (D/E: 0.99).
+    cr_mean: the mean of successful CRs that a memory takes, "lehmer" with L-SHADE's terminal value
+        (D/E, L-SHADE) or "arithmetic" (SHADE 2013).
+    sinusoid: the schedule of F in the first generations, an "ensemble" of both sinusoids (EpSin,
+        D/E), one of them ("decreasing", "increasing"), or "none".
+    sinusoid_1_frequency: the frequency of the decreasing sinusoid. At 0.5 (EpSin, D/E), as at any
+        multiple of 1/2, it is constant, F = f_init, because generations are whole numbers; any
+        other frequency makes it oscillate.
+    frequency_init: the first value in the memories of the increasing sinusoid's frequency (D/E,
+        EpSin: 0.5).
+    frequency_std: the spread of that frequency around its memory (D/E, EpSin: 0.1).
+    sinusoid_period: the number of generations in the sinusoids' window of successes, and of those
+        at the beginning that have fair odds (D/E: 5).
+    switch: the part of the generations after which F comes from the memories (EpSin, D/E: 0.5).
+    pbest_min, pbest_max: bounds of the share p of best members of which pbest is one (SHADE). It is
+        one of the best round(NP p), and p is uniform between the two.
+    best_excludes_target: whether "best" is the best other member (E) or the best of all (D).
+    trig_offset: whether trigonometric mutation weighs the loss minus the population's least loss
+        (ours) or the loss itself.
+    archive_size: the number of replaced parents that stay available to strategies that name
+        "archive" (SHADE).
+    crossover_unit: the gene that binomial crossover exchanges: "weight" (the standard), "channel"
+        (a slice along a tensor's first dimension) or "tensor" (ours).
+    j_rand: whether binomial crossover takes at least one gene from the mutant (SaDE, SHADE). D/E do
+        not, and at millions of weights it makes no difference.
+    lower, upper: bounds around 0 of every weight but BatchNorm variances; None (D/E) sets no bound.
+        A mutant beyond a bound is put half way to it from its parent (SHADE). Bounds are rounded
+        towards 0 to what the rows hold.
+    population_min: the number of members left after the last generation by L-SHADE's linear
+        reduction, in which the worst go first; at 0 (D/E) all stay.
     """
 
     strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)
-    generations: int = 100
+    generations: int = _number(100, 1, 2**31 - 2)
     adapt_strategies: bool = True
-    strategy_period: int = 10
-    adapt_start: int = 1
-    odds_floor: float = 0.01
+    strategy_period: int = _number(10, 1, 10**6)
+    adapt_start: int = _number(1, 1, 2**31 - 2)
+    odds_floor: float = _number(0.01, 1e-12, 1.0)
     adapt_memories: bool = True
-    memory_size: int = 5
-    f_init: float = 0.6
-    f_std: float = 0.05
-    f_min: float = 1e-4
-    f_max: float = 0.99
-    f_distribution: str = "normal"
-    cr_init: float = 0.8
-    cr_std: float = 0.05
-    cr_min: float = 0.0
-    cr_max: float = 0.99
-    cr_mean: str = "lehmer"
-    sinusoid: str = "ensemble"
-    sinusoid_1_frequency: float = 0.5
-    frequency_init: float = 0.5
-    frequency_std: float = 0.1
-    sinusoid_period: int = 5
-    switch: float = 0.5
-    pbest_min: float = 0.1
-    pbest_max: float = 0.2
+    memory_size: int = _number(5, 1, 10**6)
+    f_init: float = _number(0.6, 0.0, 2.0)
+    f_std: float = _number(0.05, 0.0, 10.0)
+    f_min: float = _number(1e-4, -10.0, 10.0)
+    f_max: float = _number(0.99, -10.0, 10.0)
+    f_distribution: str = _choice("normal", F_DISTRIBUTIONS)
+    cr_init: float = _number(0.8, 0.0, 1.0)
+    cr_std: float = _number(0.05, 0.0, 1.0)
+    cr_min: float = _number(0.0, 0.0, 1.0)
+    cr_max: float = _number(0.99, 0.0, 1.0)
+    cr_mean: str = _choice("lehmer", CR_MEANS)
+    sinusoid: str = _choice("ensemble", SINUSOIDS)
+    sinusoid_1_frequency: float = _number(0.5, 0.0, 10.0)
+    frequency_init: float = _number(0.5, 0.0, 1.0)
+    frequency_std: float = _number(0.1, 0.0, 10.0)
+    sinusoid_period: int = _number(5, 1, 10**6)
+    switch: float = _number(0.5, 0.0, 1.0)
+    pbest_min: float = _number(0.1, 0.0, 1.0)
+    pbest_max: float = _number(0.2, 0.0, 1.0)
     best_excludes_target: bool = False
     trig_offset: bool = False
-    archive_size: int = 0
-    crossover_unit: str = "weight"
+    archive_size: int = _number(0, 0, 10**6)
+    crossover_unit: str = _choice("weight", CROSSOVER_UNITS)
     j_rand: bool = False
     lower: float | None = None
     upper: float | None = None
-    population_min: int = 0
+    population_min: int = _number(0, 0, 10**6)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", pool_of(self.strategies))
-        check_ranges({f.name: getattr(self, f.name) for f in fields(self)})
+        self._check_values()
         if 0 < self.population_min < max(self.members_needed, 4):
             raise DeevoError(
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
@@ -110,58 +140,67 @@ class Configuration:
             )
         compile_pool(self.strategies)
 
+    def _check_values(self) -> None:
+        """Raises DeevoError, naming the parameter, for a value that none may have."""
+        for part in fields(self):
+            name, value = part.name, getattr(self, part.name)
+            if "range" in part.metadata:
+                low, high = part.metadata["range"]
+                if not (isinstance(value, (int, float)) and low <= value <= high):
+                    raise DeevoError(f"{name} is {value!r}; expected a number in [{low}, {high}]")
+                if part.type == "int" and not isinstance(value, int):
+                    raise DeevoError(f"{name} is {value!r}; expected a whole number")
+            elif part.type == "bool" and not isinstance(value, bool):
+                raise DeevoError(f"{name} is {value!r}; expected True or False")
+            elif value not in part.metadata.get("allowed", (value,)):
+                allowed = ", ".join(part.metadata["allowed"])
+                raise DeevoError(f"{name} is {value!r}; expected one of {allowed}")
+        for prefix in ("f", "cr", "pbest"):
+            low, high = getattr(self, f"{prefix}_min"), getattr(self, f"{prefix}_max")
+            if low > high:
+                raise DeevoError(f"{prefix}_min is {low}, above {prefix}_max, {high}")
+        for name, low, high in (("lower", -math.inf, 0.0), ("upper", 0.0, math.inf)):
+            bound = getattr(self, name)
+            if bound is not None and not (isinstance(bound, (int, float)) and low <= bound <= high):
+                raise DeevoError(
+                    f"{name} is {bound!r}; expected None or a number in [{low}, {high}]: bounds "
+                    "lie around 0, which the pads of a row hold"
+                )
+
     @property
     def members_needed(self) -> int:
         """The smallest population that the pool can work on."""
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
 
     def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
-        """The operators' `settings` tensor, float64 [len(Setting)].
+        """Returns the operators' `settings` tensor, float64 [len(Setting)].
 
         weights: length of a row up to its last weight that is no pad, which j_rand is drawn from;
         genes: segments that crossover exchanges, 0 for single weights.
         """
-        values: dict[Setting, float] = {
-            Setting.GENERATIONS: self.generations,
+        others: dict[Setting, float] = {
             Setting.SWITCH_GENERATION: self.switch * self.generations,
-            Setting.F_INIT: self.f_init,
-            Setting.F_STD: self.f_std,
-            Setting.F_MIN: self.f_min,
-            Setting.F_MAX: self.f_max,
             Setting.F_DISTRIBUTION: F_DISTRIBUTIONS[self.f_distribution],
             Setting.SINUSOID_MODE: SINUSOIDS[self.sinusoid],
-            Setting.SINUSOID_1_FREQUENCY: self.sinusoid_1_frequency,
-            Setting.FREQUENCY_STD: self.frequency_std,
-            Setting.CR_STD: self.cr_std,
-            Setting.CR_MIN: self.cr_min,
-            Setting.CR_MAX: self.cr_max,
-            Setting.SINUSOID_PERIOD: self.sinusoid_period,
-            Setting.STRATEGY_PERIOD: self.strategy_period,
-            Setting.MEMORY_SIZE: self.memory_size,
-            Setting.ODDS_FLOOR: self.odds_floor,
-            Setting.ADAPT_START: self.adapt_start,
-            Setting.ADAPT_STRATEGIES: self.adapt_strategies,
-            Setting.ADAPT_MEMORIES: self.adapt_memories,
             Setting.CR_MEAN: CR_MEANS[self.cr_mean],
-            Setting.PBEST_MIN: self.pbest_min,
-            Setting.PBEST_MAX: self.pbest_max,
-            Setting.BEST_EXCLUDES_TARGET: self.best_excludes_target,
-            Setting.TRIG_OFFSET: self.trig_offset,
             Setting.ARCHIVE_CAPACITY: self.archive_size,
             Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
             Setting.GENES: genes,
-            Setting.POPULATION_MIN: self.population_min,
         }
-        return torch.tensor([float(values[setting]) for setting in Setting], dtype=torch.float64)
+        values = [
+            float(others[setting] if setting in others else getattr(self, setting.name.lower()))
+            for setting in Setting
+        ]
+        return torch.tensor(values, dtype=torch.float64)
 
     def offsets(self) -> StateOffsets:
-        """Where each part of the adaptation state lies."""
+        """Returns where each part of the adaptation state lies."""
         return state_offsets(
             self.memory_size, len(self.strategies), self.strategy_period, self.sinusoid_period
         )
 
     def initial_state(self) -> torch.Tensor:
-        """The adaptation state before the first generation, float64 [offsets().size]."""
+        """Returns the adaptation state before the first generation, float64 [offsets().size]."""
         at = self.offsets()
         state = torch.zeros(at.size, dtype=torch.float64)
         state[at.memory_f : at.memory_cr] = self.f_init
@@ -173,15 +212,8 @@ class Configuration:
         return state
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for journals."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["strategies"] = [strategy.to_json() for strategy in self.strategies]
-        return values
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Configuration:
-        """The inverse of `to_json`."""
-        return cls(**values)
+        """Returns the parameters as JSON values, which the constructor takes, too."""
+        return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -203,9 +235,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def configure(preset: str, **changes: Any) -> Configuration:
-    """A preset with changes; raises DeevoError for an unknown preset or parameter."""
-    if preset not in PRESETS:
+def configure(preset: str | Configuration, **changes: Any) -> Configuration:
+    """Returns a preset, or a configuration, with changes.
+
+    Raises DeevoError for an unknown preset or parameter.
+    """
+    if not isinstance(preset, Configuration) and preset not in PRESETS:
         raise DeevoError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     known = {f.name for f in fields(Configuration)}
     unknown = sorted(set(changes) - known)
@@ -213,4 +248,5 @@ def configure(preset: str, **changes: Any) -> Configuration:
         raise DeevoError(
             f"unknown parameter {unknown[0]!r}; expected one of {', '.join(sorted(known))}"
         )
-    return replace(Configuration(**PRESETS[preset]), **changes)
+    start = preset if isinstance(preset, Configuration) else Configuration(**PRESETS[preset])
+    return replace(start, **changes)

@@ -16,15 +16,14 @@ from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source
 class Generation:
     """A generation's plan and outcome.
 
-    Attributes:
-        generation: its number, from 1.
-        strategies, crossovers: the names and crossovers of the pool's strategies.
-        members: the n members that were alive in it, int64, ascending; the tensors below have one
-            line for each of them.
-        choices, parameters: their plan, with the columns of `deevo_ext.ops.tables`.
-        parent_fitness, trial_fitness: float64 [n].
-        accepted: bool [n], whether the trial replaced its parent.
-        odds: the odds of each strategy for the next generation.
+    generation: its number, from 1.
+    strategies, crossovers: the names and crossovers of the pool's strategies.
+    members: the n members that were alive in it, int64, ascending; the tensors below have one line
+        for each of them.
+    choices, parameters: their plan, with the columns of `deevo_ext.ops.tables`.
+    parent_fitness, trial_fitness: float64 [n].
+    accepted: bool [n], whether the trial replaced its parent.
+    odds: the odds of each strategy for the next generation.
     """
 
     generation: int
@@ -40,12 +39,12 @@ class Generation:
 
     @property
     def improvement(self) -> torch.Tensor:
-        """Parent's minus trial's fitness, float64 [n]; NaN fitness counts as +inf."""
+        """The parents' minus the trials' fitness, float64 [n]; NaN fitness counts as +inf."""
         trial = torch.where(self.trial_fitness.isnan(), math.inf, self.trial_fitness)
         return self.parent_fitness - trial
 
     def metrics(self) -> dict[str, float]:
-        """Flat floats for callbacks and CSV files; means over no value are NaN."""
+        """Returns flat floats for callbacks and CSV files; means over no value are NaN."""
         survivors = torch.where(self.accepted, self.trial_fitness, self.parent_fitness)
         sources = self.choices[:, ChoiceColumn.SOURCE]
         with_f = sources != int(Source.NONE)
@@ -79,7 +78,7 @@ class Generation:
         return values
 
     def trials(self) -> Iterator[dict[str, Any]]:
-        """One record per member: what its trial was made of and what became of it."""
+        """Yields a record for each member: what its trial was made of and what became of it."""
         table = zip(
             self.members.tolist(), self.choices.tolist(), self.parameters.tolist(), strict=True
         )
@@ -108,10 +107,10 @@ def _mean(values: torch.Tensor) -> float:
 
 
 def diversity(rows: torch.Tensor, members: torch.Tensor) -> float:
-    """Root mean square Euclidean distance between two of these n members of [NP, D] rows.
+    """Returns the root mean square Euclidean distance of two of these n of [NP, D] rows.
 
-    sqrt(2 n/(n-1) * mean_i |x_i - mean|^2): one pass over the weights, in column chunks, float64
-    sums.
+    It is sqrt(2 n/(n-1) * mean_i |x_i - mean|^2), by one pass over the weights, in column chunks
+    with float64 sums.
     """
     size, columns = members.numel(), rows.shape[1]
     everyone = size == rows.shape[0]

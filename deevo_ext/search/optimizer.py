@@ -27,10 +27,10 @@ Callback = Callable[[dict[str, float]], None]
 class DifferentialEvolution:
     """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
 
-    population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin" or
-    "paper". seed: 0..2^63-1. callbacks: called with a generation's metrics (dict of floats) after
-    each `tell` of trials. Further keywords: any field of `Configuration`, each documented there
-    with its source.
+    population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin",
+    "paper" or a whole `Configuration`. seed: 0..2^63-1. callbacks: called with a generation's
+    metrics (dict of floats) after each `tell` of trials. parameters: fields of `Configuration` in
+    place of the preset's, each documented there with its source.
 
         de = DifferentialEvolution(population, generations=100)
         trials = de.ask()                        # first the parents themselves: they need scores
@@ -42,30 +42,13 @@ class DifferentialEvolution:
     def __init__(
         self,
         population: Population,
-        preset: str = "sa-shade-tri-ensin",
+        preset: str | Configuration = "sa-shade-tri-ensin",
         *,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
         **parameters: Any,
     ) -> None:
-        self._begin(population, configure(preset, **parameters), seed, callbacks)
-
-    @classmethod
-    def from_configuration(
-        cls, population: Population, configuration: Configuration, seed: int
-    ) -> DifferentialEvolution:
-        """The optimizer of a ready configuration, as a journal's header keeps one."""
-        self = cls.__new__(cls)
-        self._begin(population, configuration, seed, ())
-        return self
-
-    def _begin(
-        self,
-        population: Population,
-        configuration: Configuration,
-        seed: int,
-        callbacks: Sequence[Callback],
-    ) -> None:
+        configuration = configure(preset, **parameters)
         needed = max(configuration.members_needed, 4)
         if population.size < needed:
             raise DeevoError(
@@ -95,7 +78,7 @@ class DifferentialEvolution:
 
     @property
     def generation(self) -> int:
-        """Generations completed."""
+        """The number of completed generations."""
         return self._completed
 
     @property
@@ -122,7 +105,7 @@ class DifferentialEvolution:
 
     @property
     def strategy_odds(self) -> dict[str, float]:
-        """The present odds of each strategy."""
+        """The present odds of each strategy, by name."""
         return dict(zip(self._names, self._adaptation.odds.tolist(), strict=True))
 
     @property
@@ -131,9 +114,9 @@ class DifferentialEvolution:
         return self._source.archive
 
     def ask(self) -> Trials:
-        """The next generation's trials; at first the parents themselves, who need a score too.
+        """Returns the next generation's trials; at first the parents, which need a score too.
 
-        Nothing is materialised yet. Asking again before `tell` gives the same trials.
+        No row is made yet. Asking again before `tell` gives the same trials.
         """
         if not self.scored:
             return self.ask_parents()
@@ -147,7 +130,7 @@ class DifferentialEvolution:
         return self._await(Trials(self._source, done + 1, self.living, parents=False))
 
     def ask_parents(self) -> Trials:
-        """The parents' own rows, to be scored (again), as when the fitness images change."""
+        """Returns the parents, to be scored (again), as when the fitness images change."""
         return self._await(Trials(self._source, self.generation, self.living, parents=True))
 
     def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
@@ -177,11 +160,9 @@ class DifferentialEvolution:
         self._source.commit()
         self._completed += 1
         self.population.pristine = False
-        all_live = members.numel() == self.population.size
 
         def of_living(tensor: torch.Tensor) -> torch.Tensor:
-            host = tensor.cpu()
-            return host[members] if not all_live else host.clone() if host is tensor else host
+            return tensor.cpu()[members]
 
         result = Generation(
             generation=pending.generation,
@@ -224,7 +205,7 @@ class DifferentialEvolution:
         return values.contiguous()
 
     def state_dict(self) -> dict[str, Any]:
-        """All of a run's state: tensors (copies) and plain values.
+        """Returns all of the optimizer's state: tensors (copies) and plain values.
 
         torch.load(weights_only=True) reads it back; resuming from it gives the bits of an
         uninterrupted run.

@@ -10,26 +10,25 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.search.strategies import Strategy
 
 
-def trigonometric(fixed: float | None = None, odds: float = 0.2, cap: float = 0.8) -> Strategy:
-    """Fan & Lampinen's mutation, without crossover as the authors have it.
+def trigonometric(fixed: float | None = None) -> Strategy:
+    """Returns Fan & Lampinen's mutation, without crossover as the authors have it.
 
-    fixed: a share of the trials that is kept; None: `odds` at first, adapted up to `cap`.
+    fixed: a share of the trials that is kept; None: 0.2 at first, adapted up to 0.8 (D/E).
     """
-    return Strategy("trig", "trig(r1, r2, r3)", "none", odds=odds, cap=cap, fixed=fixed)
+    return Strategy("trig", "trig(r1, r2, r3)", "none", odds=0.2, cap=0.8, fixed=fixed)
 
 
-def interpolation_pool(trig_odds: float = 0.2, trig_cap: float = 0.8) -> tuple[Strategy, ...]:
-    """The paper's pool: four interpolations towards a random and the best member, and trig.
+def interpolation_pool() -> tuple[Strategy, ...]:
+    """Returns the paper's pool: four interpolations towards a random and the best member, and trig.
 
     No trial leaves the members' convex hull by much, so the population contracts to a soup.
     """
-    share = (1.0 - trig_odds) / 4.0
     return (
-        Strategy("to-random", "target + F*(r1 - target)", odds=share),
-        Strategy("to-best", "target + F*(best - target)", odds=share),
-        Strategy("to-both", "target + F*(r1 - target) + F*(best - target)", odds=share),
-        Strategy("to-both-u", "target + F*U*(best - target) + F*(r1 - target)", odds=share),
-        trigonometric(odds=trig_odds, cap=trig_cap),
+        Strategy("to-random", "target + F*(r1 - target)", odds=0.2),
+        Strategy("to-best", "target + F*(best - target)", odds=0.2),
+        Strategy("to-both", "target + F*(r1 - target) + F*(best - target)", odds=0.2),
+        Strategy("to-both-u", "target + F*U*(best - target) + F*(r1 - target)", odds=0.2),
+        trigonometric(),
     )
 
 
@@ -38,7 +37,7 @@ _TO_PBEST = Strategy("current-to-pbest/1", "target + F*(pbest - target) + F*(r1 
 
 
 def sade_pool() -> tuple[Strategy, ...]:
-    """SaDE's four strategies (Qin et al. 2009), its rand/2 left out, and trig at 1 in 20.
+    """Returns SaDE's four strategies (Qin et al. 2009), its rand/2 left out, and trig at 1 in 20.
 
     rand/2 draws five members besides the target, which small populations lack.
     """
@@ -51,12 +50,12 @@ def sade_pool() -> tuple[Strategy, ...]:
 
 
 def shade_pool() -> tuple[Strategy, ...]:
-    """SHADE's strategy, its second row from the archive (which needs `archive_size`)."""
+    """Returns SHADE's strategy, its second row from the archive (which needs `archive_size`)."""
     return (Strategy("current-to-pbest/1/a", "target + F*(pbest - target) + F*(r1 - archive)"),)
 
 
 def difference_pool() -> tuple[Strategy, ...]:
-    """The default: SHADE's strategy without an archive, rand/1, and trig at 1 in 20 (TDE).
+    """Returns the default: SHADE's strategy without an archive, rand/1, and trig at 1 in 20 (TDE).
 
     Differences of two members keep the population apart and lead beyond its hull.
     """
@@ -73,7 +72,7 @@ POOLS: dict[str, Callable[[], tuple[Strategy, ...]]] = {
 
 
 def pool_of(strategies: Any) -> tuple[Strategy, ...]:
-    """The pool that a parameter `strategies` means: a name in `POOLS`, or strategies in any form.
+    """Returns the pool that `strategies` means: a name in `POOLS`, or strategies in any form.
 
     Each may be a Strategy, the dict of its fields, (formula, crossover) or (name, formula,
     crossover). Raises DeevoError for anything else.

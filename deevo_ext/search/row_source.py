@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from deevo_ext.errors import DeevoError
 from deevo_ext.ops.library import BoundOperator
 from deevo_ext.population.allocation import zero_rows
 from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
-from deevo_ext.search.bounds import held_bounds
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.staging import Staging
 
@@ -28,14 +30,14 @@ class RowSource:
     ) -> None:
         self.population, self.adaptation, self.seed = population, adaptation, seed
         self.archive = self.new_rows(configuration.archive_size)
-        self._lower, self._upper = held_bounds(configuration, population)
+        self._lower, self._upper = _held_bounds(configuration, population)
         self._buffer: torch.Tensor | None = None
         self._staging: Staging | None = None
         self._bound_to: tuple[object, ...] = ()
 
     @property
     def rows(self) -> torch.Tensor:
-        """The parents, [NP, D]."""
+        """The members, [NP, D]."""
         return self.population.rows
 
     @property
@@ -44,19 +46,19 @@ class RowSource:
         return self.population.rows[:, self.population.layout.nonneg_start :]
 
     def new_rows(self, count: int) -> torch.Tensor:
-        """Zeroed rows like the population's, [count, D] with its stride and dtype."""
+        """Makes zeroed rows like the population's, [count, D] with its stride and dtype."""
         rows, stride = self.population.rows, self.population.layout.stride
         return zero_rows(count, stride, rows.dtype, rows.device)[:, : rows.shape[1]]
 
     def chunk_buffer(self, count: int) -> torch.Tensor:
-        """The one buffer that chunks of trials share."""
+        """Returns the one buffer that chunks of trials share."""
         if self._buffer is None or self._buffer.shape[0] != count:
             self._buffer = None  # freed before the next is made
             self._buffer = self.new_rows(count)
         return self._buffer
 
     def staging(self, count: int, device: torch.device) -> Staging:
-        """The buffers through which chunks reach another device."""
+        """Returns the buffers through which chunks reach another device."""
         if self._staging is None or (self._staging.rows, self._staging.device) != (count, device):
             self._staging = None  # freed before the next is made
             self._staging = Staging(self.new_rows(1), count, device)
@@ -105,3 +107,32 @@ class RowSource:
             archive_slot=adaptation.archive_slot,
         )
         self._bound_to = identity
+
+
+def _rounded_to_0(bound: float, dtype: torch.dtype) -> float:
+    """Returns the outermost number of a dtype that does not lie beyond the bound, seen from 0."""
+    rounded = torch.tensor([bound], dtype=torch.float64).to(dtype)
+    if abs(rounded.item()) > abs(bound):
+        bits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16)
+        bits -= 1  # the next number towards 0: sign and magnitude
+    return rounded.item()
+
+
+def _held_bounds(configuration: Configuration, population: Population) -> tuple[float, float]:
+    """Returns the bounds (lower, upper) as the rows' dtype holds them, infinite where not set.
+
+    Raises DeevoError, naming the member, for weights outside.
+    """
+    dtype = population.rows.dtype
+    lower = -math.inf if configuration.lower is None else _rounded_to_0(configuration.lower, dtype)
+    upper = math.inf if configuration.upper is None else _rounded_to_0(configuration.upper, dtype)
+    bounded = population.rows[:, : population.layout.nonneg_start]
+    if lower == -math.inf and upper == math.inf:
+        return lower, upper
+    for member, row in zip(population.names, bounded, strict=True):
+        if bool((row < lower).any()) or bool((row > upper).any()):
+            raise DeevoError(
+                f"member {member!r} has weights outside [lower, upper] = [{lower}, {upper}]; widen "
+                "the bounds"
+            )
+    return lower, upper

@@ -16,10 +16,9 @@ class Staging:
     What `send` returns stays valid until the next but one `send`; work on it belongs on the
     device's current stream.
 
-    Args:
-        like: a matrix of rows [*, D], whose dtype, device and row stride the near buffers take.
-        rows: the most rows that a chunk has.
-        device: where the far buffers lie.
+    like: a matrix of rows [*, D], whose dtype, device and row stride the near buffers take.
+    rows: the most rows that a chunk has.
+    device: where the far buffers lie.
     """
 
     def __init__(self, like: torch.Tensor, rows: int, device: torch.device) -> None:
@@ -37,14 +36,14 @@ class Staging:
         self._sent: list[torch.cuda.Event | None] = [None, None]
 
     def near(self, rows: int) -> torch.Tensor:
-        """The next near buffer, [rows, D], when no copy reads it any more; fill it, then `send`."""
+        """Returns the next near buffer, [rows, D], when no copy reads it any more, to be filled."""
         sent = self._sent[self._turn]
         if sent is not None:
             sent.synchronize()
         return self._near[self._turn][:rows, : self._columns]
 
     def send(self, rows: int) -> torch.Tensor:
-        """The near buffer's first `rows` rows on the far device."""
+        """Copies the near buffer's first `rows` rows to the far device and returns them there."""
         near, far = self._near[self._turn][:rows], self._far[self._turn][:rows]
         to_gpu = self.device.type == "cuda"
         # Whole rows, pads and all: only contiguous memory is copied in one piece.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -34,13 +34,11 @@ ZERO: Scalar = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Strategy:
-    """One strategy of a pool.
+    """A strategy: a formula and a crossover, as this module's docstring explains, with its odds.
 
-    Attributes:
-        formula, crossover: as this module's docstring explains.
-        odds: the initial share of the trials, relative to the pool's sum.
-        cap: the largest share that adaptation may give; 1 is no cap.
-        fixed: a share that is never adapted, None for one that is.
+    odds: the initial share of the trials, relative to the pool's sum.
+    cap: the largest share that adaptation may give; 1 is no cap.
+    fixed: a share that is never adapted, None for one that is.
     """
 
     name: str
@@ -49,10 +47,6 @@ class Strategy:
     odds: float = 1.0
     cap: float = 1.0
     fixed: float | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values, for journals."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -184,13 +178,13 @@ def parse(formula: str) -> Terms:
 
 
 def members_needed(terms: Terms) -> int:
-    """The smallest population in which the formula's random rows are distinct."""
+    """Returns the size of the smallest population in which the formula's rows are distinct."""
     drawn = [int(row[1]) for row in terms.parents if row[0] == "r" and row[1:].isdigit()]
     return max([3, *(number + 1 for number in drawn)])
 
 
 def compile_pool(pool: Sequence[Strategy]) -> torch.Tensor:
-    """The pool as the operators' `strategies` tensor, float64 [K, 32]; odds sum to 1."""
+    """Returns the operators' `strategies` tensor, float64 [K, 32]; the odds sum to 1."""
     if not pool:
         raise DeevoError("strategies is empty; expected at least one Strategy")
     names = [strategy.name for strategy in pool]

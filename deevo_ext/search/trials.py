@@ -13,13 +13,12 @@ from deevo_ext.search.row_source import RowSource
 class Trials:
     """What waits for fitness values: a generation's trials, or the parents themselves.
 
-    Attributes:
-        generation: that of the trials; 0 for the initial parents.
-        parents: whether the rows are the parents.
-        members: int64, ascending: those whose rows want a score, all of them but those that
-            population reduction has taken out.
-        size: NP, the number of fitness values to tell.
-        over: whether these have been told, or others asked for, since; set by the optimizer.
+    generation: that of the trials; 0 for the initial parents.
+    parents: whether the rows are the parents.
+    members: int64, ascending: those whose rows need a score, which are all but those that
+        population reduction has taken out.
+    size: NP, the number of fitness values to tell.
+    over: whether these have been told, or others asked for, since; set by the optimizer.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Trials:
         self._variances = source.variances.clone()
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """The rows of some members, [E, D], in new memory."""
+        """Makes the rows of some members, [E, D], in new memory."""
         chosen = torch.as_tensor(members, dtype=torch.int64).reshape(-1).contiguous()
         out = self._source.new_rows(chosen.numel())
         self._fill(chosen, out)
@@ -49,29 +48,29 @@ class Trials:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (members int64 [e], rows [e, D]) for all of `members`, at most `size` at a time.
 
-        members: fewer of them, int64 on the CPU. device: where the rows are wanted, the
-        population's by default; on the way to another one they go through two page-locked buffers.
+        members: fewer of them, int64 on the CPU. device: where the rows go, by default the
+        population's device; on the way to another one they pass through two page-locked buffers.
         Rows are valid until the next chunk: trials share one buffer, parents are the population.
         The members yielded are on the CPU, to index with.
         """
         if size < 1:
             raise DeevoError(f"size is {size}; expected at least one row per chunk")
         source = self._source
-        wanted = self.members if members is None else members
+        chosen = self.members if members is None else members
         there = source.rows.device if device is None else torch.empty(0, device=device).device
         if there != source.rows.device:
             staging = source.staging(min(size, self.members.numel()), there)
-            for some in wanted.split(size):
+            for some in chosen.split(size):
                 self._fill(some, staging.near(some.numel()))
                 yield some, staging.send(some.numel())
-        elif self.parents and wanted.numel() == self.size:
-            for some in wanted.split(size):
+        elif self.parents and chosen.numel() == self.size:
+            for some in chosen.split(size):
                 self._require_current()
                 start = int(some[0])
                 yield some, source.rows[start : start + some.numel()]
         else:
             buffer = source.chunk_buffer(min(size, self.members.numel()))
-            for some in wanted.split(size):
+            for some in chosen.split(size):
                 self._fill(some, buffer[: some.numel()])
                 yield some, buffer[: some.numel()]
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 import deevo_ext
 from deevo_ext.cli import app, main
 from deevo_ext.cli.evolve import evolve
-from deevo_ext.cli.parameters import described, function_of, without_defaults
+from deevo_ext.cli.options import described
+from deevo_ext.cli.parameters import function_of, without_defaults
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure

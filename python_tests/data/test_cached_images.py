@@ -177,6 +177,8 @@ def test_a_whole_evolution_takes_any_set(tmp_path: Path) -> None:
         )
     first, second = results
     assert first.comparison is not None and second.comparison is not None
-    assert [r.loss for r in first.comparison.rows] == [r.loss for r in second.comparison.rows]
+    assert [r.loss for r in first.comparison.networks] == [
+        r.loss for r in second.comparison.networks
+    ]
     for name, tensor in first.state_dict.items():
         assert torch.equal(tensor, second.state_dict[name])

@@ -43,15 +43,15 @@ def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
     assert "hg" not in flags(small.data_ptr())
 
 
-def test_available_memory_is_part_of_what_the_machine_has() -> None:
+def test_available_bytes_is_part_of_what_the_machine_has() -> None:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < allocation.available_memory() <= installed
+    assert 0 < allocation.available_bytes() <= installed
 
 
 @pytest.mark.gpu
 def test_what_torch_holds_unused_on_a_gpu_is_available() -> None:
-    before = allocation.available_memory("cuda")
+    before = allocation.available_bytes("cuda")
     block = torch.empty(2**26, device="cuda")
-    assert allocation.available_memory("cuda") <= before - block.nbytes
+    assert allocation.available_bytes("cuda") <= before - block.nbytes
     del block
-    assert allocation.available_memory("cuda") >= before - 2**26
+    assert allocation.available_bytes("cuda") >= before - 2**26

@@ -172,7 +172,7 @@ def test_warnings_name_the_callers_line(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     manifest = build().manifest()
     files = save(members(ConvNet, 3), tmp_path)
-    with pytest.raises(DeevoError, match=r"2 files given for 3 members \(member0, member1, member"):
+    with pytest.raises(DeevoError, match=r"2 files for 3 members \(member0, member1, member"):
         Population.from_manifest(manifest, files[:2])
     torch.save(members(TiedNet, 1)[0], files[1])
     with pytest.raises(DeevoError, match=r"run1\.pth: tensor 'conv1.weight' .* is missing"):

@@ -12,7 +12,6 @@ from torch.func import functional_call
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
-from deevo_ext.population.layout import Layout
 from deevo_ext.population.population import Population
 from support.models import IMAGES, ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
@@ -241,40 +240,6 @@ def test_frozen_tensors_and_integer_buffers_are_kept_once() -> None:
     assert population.fixed["head.weight"].any()  # a copy
 
 
-# Statistics
-
-
-@pytest.mark.parametrize("policy", ["inherit", "recalibrate"])
-def test_set_statistics(policy: str) -> None:
-    population = build(batchnorm=policy)
-    before = population.statistics.clone()
-    new = {n: torch.rand(5) + 1 for n in population.statistics_layout.names}
-    population.set_statistics(1, new)
-    for name, tensor in new.items():
-        assert torch.equal(population.state_dict(1)[name], tensor)
-        assert torch.equal(population.views(1)[name], tensor)
-    after = population.statistics.clone()
-    assert torch.equal(after[[0, 2]], before[[0, 2]])
-    name = "bn2.running_var"
-    for bad, message in (
-        ({**new, name: -new[name]}, r"member1': tensor 'bn2.running_var' has 5 of 5 negative"),
-        ({**new, name: new[name] * torch.nan}, "not finite"),
-        ({**new, name: new[name][:4]}, r"shape \[4\], expected \[5\]"),
-        ({k: v for k, v in new.items() if k != name}, "'bn2.running_var' .* is missing"),
-        ({**new, "fc.bias": torch.zeros(3)}, "'fc.bias' is not a norm layer's statistic"),
-    ):
-        with pytest.raises(DeevoError, match=message):
-            population.set_statistics(1, bad)
-        assert torch.equal(population.statistics, after)
-    with pytest.raises(DeevoError, match="member 3 of a population of 3"):
-        population.set_statistics(3, new)
-
-
-def test_set_statistics_where_none_are_held_apart() -> None:
-    with pytest.raises(DeevoError, match="none are held apart"):
-        build().set_statistics(0, {})
-
-
 # Soups
 
 
@@ -391,8 +356,7 @@ def test_a_layout_alone_rebuilds_the_rows(tmp_path: Path) -> None:
     for i, state in enumerate(members(ConvNet, 2)):
         torch.save({"model": {f"module.{n}": t for n, t in state.items()}}, tmp_path / f"{i}.pth")
     population = Population.from_checkpoints(ConvNet(), tmp_path)
-    layout = Layout.from_json(population.layout.to_json())
-    assert layout.hash == population.layout.hash
+    layout = population.layout
     assert population.sources is not None
     for i, (path, digest) in enumerate(population.sources):
         assert checkpoints.sha256(path) == digest

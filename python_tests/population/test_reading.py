@@ -181,10 +181,10 @@ def test_unsupported_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_fewer_than_two_members(tmp_path: Path) -> None:
-    refused(r"1 member given \(member0\); expected >= 2", *members(ConvNet, 1))
+    refused(r"1 member \(member0\); expected at least 2", *members(ConvNet, 1))
     refused("0 member", *[])
     torch.save(members(ConvNet, 1)[0], tmp_path / "only.pth")
-    with pytest.raises(DeevoError, match=r"only\.pth\); expected >= 2"):
+    with pytest.raises(DeevoError, match=r"only\.pth\); expected at least 2"):
         Population.from_checkpoints(ConvNet(), tmp_path)
 
 

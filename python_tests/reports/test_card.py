@@ -92,7 +92,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         assert not (folder / "table.json").exists()
         return
     assert result.comparison is not None
-    for row in result.comparison.rows:
+    for row in result.comparison.networks:
         cells = [row.name, f"{row.loss:.4f}", f"{row.top1:.4f}", str(row.gained), str(row.lost)]
         mark = "**" if row.returned else ""
         assert "| " + " | ".join(f"{mark}{cell}{mark}" for cell in cells) + " |" in card

@@ -33,7 +33,7 @@ def test_the_golden_journal_replays_to_the_golden_weights(backend: str) -> None:
         "trig",
     }
     assert result.candidate.digest == WEIGHTS
-    de = result.course.de
+    de = result.state.de
     digest = hashlib.sha256(de.population.rows.contiguous().numpy().tobytes())
     digest.update(de.archive.contiguous().numpy().tobytes())
     digest.update(de.state_dict()["state"].numpy().tobytes())

@@ -76,7 +76,7 @@ def test_soups_join_and_replay_finds_them(
     result = run(checkpoints, folder, batchnorm=batchnorm)
     recorded = header(folder)["population"]["averages"]
     assert recorded[0] == {"name": "uniform_soup", "members": list(range(8))}
-    greedy = result.run.course.initial["soup"].members
+    greedy = result.run.state.initial["soup"].members
     expected = [list(greedy)] if 1 < len(greedy) < 8 else []
     assert [each["members"] for each in recorded[1:]] == expected
     assert result.run.de.population.size == 8 + len(recorded)
@@ -84,21 +84,23 @@ def test_soups_join_and_replay_finds_them(
     replayed = deevo.replay(folder)
     assert replayed.finished
     assert torch.equal(replayed.candidate.row, result.candidate.row)
-    assert torch.equal(replayed.course.de.population.rows, result.run.de.population.rows)
+    assert torch.equal(replayed.state.de.population.rows, result.run.de.population.rows)
     written = load_file(folder / "evolved.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in result.state_dict.items())
 
 
 def test_initial_candidates_are_those_of_the_files(checkpoints: Path) -> None:
     plain, injected = run(checkpoints, None, inject_soups=False), run(checkpoints, None)
-    for kind, candidate in plain.run.course.initial.items():
-        assert injected.run.course.initial[kind].members == candidate.members
-        assert torch.equal(injected.run.course.initial[kind].row, candidate.row)
-    names = [row.name for row in injected.comparison.rows]
-    assert names == [row.name for row in plain.comparison.rows]
+    for kind, candidate in plain.run.state.initial.items():
+        assert injected.run.state.initial[kind].members == candidate.members
+        assert torch.equal(injected.run.state.initial[kind].row, candidate.row)
+    names = [row.name for row in injected.comparison.networks]
+    assert names == [row.name for row in plain.comparison.networks]
     # What the initial candidates cost is counted, once.
     assert injected.run.initial_forward_passes == plain.run.initial_forward_passes
-    for ours, theirs in zip(injected.comparison.rows[:4], plain.comparison.rows[:4], strict=True):
+    for ours, theirs in zip(
+        injected.comparison.networks[:4], plain.comparison.networks[:4], strict=True
+    ):
         assert (ours.loss, ours.top1, ours.inference) == (
             theirs.loss,
             theirs.top1,
@@ -136,7 +138,7 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
         engine="eager",
         inject_soups=True,
     )
-    initial = result.run.course.initial
+    initial = result.run.state.initial
     assert result.candidate.score <= min(initial["soup"].score, initial["mean"].score)
 
 
@@ -145,5 +147,5 @@ def test_the_authors_method_has_no_soups_unless_asked(
     checkpoints: Path, preset: str, members: int
 ) -> None:
     result = run(checkpoints, None, inject_soups=None, preset=preset, generations=1)
-    greedy = 1 < len(result.run.course.initial["soup"].members) < 8
+    greedy = 1 < len(result.run.state.initial["soup"].members) < 8
     assert result.run.de.population.size == members + (greedy and preset != "paper")

@@ -12,11 +12,11 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.scoring import Race
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.runs import journal
-from deevo_ext.runs.journal import (
+from deevo_ext.runs.journal import Journal
+from deevo_ext.runs.records import (
     CandidateRecord,
     GenerationRecord,
     Header,
-    Journal,
     Returned,
     ValidationRecord,
 )

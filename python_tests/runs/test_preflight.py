@@ -11,7 +11,7 @@ import pytest
 import deevo_ext as deevo
 from deevo_ext.runs import journal
 from deevo_ext.runs.preflight import (
-    Memory,
+    DeviceBytes,
     Passes,
     Preflight,
     duration_text,
@@ -74,12 +74,12 @@ def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:
         assert abs(score.loss - float(whole.mean())) < 4 * error
         assert f"{name}  top-1 {score.top1:.3f}" in str(found)
     assert found.basin is not None and str(found.basin) in str(found)
-    assert found.memory["host"].needed > pop.rows.numel() * 4
+    assert found.device_bytes["host"].needed > pop.rows.numel() * 4
     with pytest.raises(
         deevo.DeevoError, match=r"cuda memory: about 2\.00 GiB are needed and 1\.00"
     ):
-        short = {"cuda": Memory(2 << 30, 1 << 30)}
-        dataclasses.replace(found, memory=short).require_memory()
+        short = {"cuda": DeviceBytes(2 << 30, 1 << 30)}
+        dataclasses.replace(found, device_bytes=short).require_bytes()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,9 @@ def test_every_prefix_of_the_journal_resumes_to_the_same_run(
         assert without_seconds(lines(folder)[1:]) == without_seconds(lines(whole)[1:])
         assert again.run.forward_passes == result.run.forward_passes
         assert again.comparison is not None and result.comparison is not None
-        assert [r.loss for r in again.comparison.rows] == [r.loss for r in result.comparison.rows]
+        assert [r.loss for r in again.comparison.networks] == [
+            r.loss for r in result.comparison.networks
+        ]
 
 
 KILLED = """
@@ -188,8 +190,8 @@ def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     evolve("killed")
     straight, killed = deevo.replay(tmp_path / "straight"), deevo.replay(tmp_path / "killed")
     assert killed.candidate.digest == straight.candidate.digest
-    rows = straight.course.de.population.rows
-    assert torch.equal(killed.course.de.population.rows, rows)
+    rows = straight.state.de.population.rows
+    assert torch.equal(killed.state.de.population.rows, rows)
     evolved = [tmp_path / name / "evolved.safetensors" for name in ("straight", "killed")]
     assert evolved[0].read_bytes() == evolved[1].read_bytes()
     first_lines, other_lines = (lines(tmp_path / name)[1:] for name in ("straight", "killed"))
@@ -378,7 +380,7 @@ def test_the_candidate_is_the_best_by_validation_and_the_table_is_of_the_test_im
 
     comparison = result.comparison
     assert comparison is not None
-    by_name = {row.name: row for row in comparison.rows}
+    by_name = {row.name: row for row in comparison.networks}
     assert list(by_name) == [
         "best parent",
         "initial weight average",
@@ -396,13 +398,13 @@ def test_the_candidate_is_the_best_by_validation_and_the_table_is_of_the_test_im
             model(test.images), test.labels, reduction="none"
         )
         correct = model(test.images).argmax(dim=1) == test.labels
-    returned = next(row for row in comparison.rows if row.returned)
+    returned = next(row for row in comparison.networks if row.returned)
     assert returned.loss == pytest.approx(float(losses.double().mean()), abs=1e-5)
     assert returned.top1 == pytest.approx(float(correct.double().mean()))
     assert returned.images == 70 and by_name["logit ensemble"].inference == 8
     soup = by_name["initial greedy soup"]
     assert (soup.gained, soup.lost) == (0, 0)
-    for row in comparison.rows:
+    for row in comparison.networks:
         assert (row.gained - row.lost) / 70 == pytest.approx(row.top1 - soup.top1)
     low, high = comparison.interval
     assert low <= comparison.difference <= high

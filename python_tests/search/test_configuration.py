@@ -37,13 +37,13 @@ def test_paper_preset_has_the_authors_values() -> None:
 def test_presets_and_json(preset: str) -> None:
     c = configure(preset, generations=17)
     assert c.generations == 17
-    assert Configuration.from_json(json.loads(json.dumps(c.to_json()))) == c
+    assert Configuration(**json.loads(json.dumps(c.to_json()))) == c
 
 
 @pytest.mark.parametrize("name", configurations())
 def test_json_round_trip_of_other_pools(name: str) -> None:
     c = configurations()[name]
-    again = Configuration.from_json(json.loads(json.dumps(c.to_json())))
+    again = Configuration(**json.loads(json.dumps(c.to_json())))
     assert again == c
     assert torch.equal(again.settings(), c.settings())
 

@@ -16,7 +16,7 @@ import torch
 
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.population.allocation import available_memory
+from deevo_ext.population.allocation import available_bytes
 
 Place = Literal["device", "pinned", "mapped"]
 _COPIED = 1 << 28  # bytes gathered at a time
@@ -54,7 +54,7 @@ class Placement:
         if images not in self._copies:
             size = len(images) * math.prod(images.image_shape)
             total = torch.cuda.get_device_properties(self.device).total_memory
-            place = choose_place(size, available_memory(self.device), total, available_memory())
+            place = choose_place(size, available_bytes(self.device), total, available_bytes())
             # A mapped set stands for itself: a strong reference to a key would keep it alive.
             self._copies[images] = (
                 images.slice(0, len(images))
