@@ -123,8 +123,7 @@ def populate(
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
-    parts = list(cached.description.parts)
-    images = cached.images("train" if "train" in parts else parts[0], expected)
+    images = cached.part("train", expected)
     network = architecture(
         arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
     )
