@@ -51,7 +51,7 @@ def decode(job: Job) -> Row:
                         open_pictures(tree), out, TRANSFORM, workers=workers, progress=False
                     )
                     took.append(time.perf_counter() - started)
-                    if cache.skipped or not cache.store[-1].any():
+                    if cache.skipped or not cache.pixels[-1].any():
                         raise WrongResult(f"decode: {out} lacks pictures")
                     out.unlink()
                 times.append(max(took[1] - took[0], 1e-9))

@@ -98,7 +98,7 @@ def _first_trials(case: Case, batchnorm: str) -> Line:
         "parents_loss": statistics.mean(parents),
         "trials_loss": statistics.mean(trials),
         "worst_trial_loss": max(trials),
-        "mean_loss": evaluator.score(mean, images, mean_statistics).loss,
+        "mean_loss": evaluator.score(mean, images, mean_statistics),
     }
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deevo_ext.data import load
-from deevo_ext.data.images import FourSets
+from deevo_ext.data import ImageSets, load
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, variation
-from deevo_ext.training.plan import PopulationPlan
 from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import Trainings
 
 from .networks import ARCHITECTURES
 
@@ -59,7 +58,7 @@ _STEPS = {"tight": 700, "wide": 200}
 _LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
+def trainings(setting: Setting, sets: ImageSets, seed: int) -> Trainings:
     """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
     wide = setting.spread == "wide"
     peak = _RATE[setting.architecture]
@@ -73,7 +72,7 @@ def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
     )
     members = {}
     for index in range(MEMBERS):
-        row, rate, decay, smoothing = variation(index)
+        line, rate, decay, smoothing = variation(index)
         members[f"member_{index:02d}"] = HyperParameters(
             seed=derived_seed(seed, index + 1),
             steps=_SHORT[index % len(_SHORT)] if wide else _LONG,
@@ -81,22 +80,22 @@ def plan(setting: Setting, sets: FourSets, seed: int) -> PopulationPlan:
             learning_rate=peak / 4 * rate,
             weight_decay=decay,
             label_smoothing=smoothing,
-            mirror=sets.mirror and row // 3 % 2 == 1,
+            mirror=sets.mirror and line // 3 % 2 == 1,
             anneal=0.0 if wide else 1.0,
         )
-    return PopulationPlan(base, members)
+    return Trainings(base, members)
 
 
-def images_of(seed: int) -> FourSets:
+def images_of(seed: int) -> ImageSets:
     """The four sets of the population `seed`: its own split of the train file, one test file."""
     return load(SOURCE, derived_seed(seed, 1_000) % 2**31)
 
 
-def new_network(setting: Setting, sets: FourSets, seed: int = 0) -> nn.Module:
+def new_network(setting: Setting, sets: ImageSets, seed: int = 0) -> nn.Module:
     """An untrained network of the setting's architecture."""
     generator = torch.Generator().manual_seed(seed)
     factory = ARCHITECTURES[setting.architecture]
-    return factory(sets.train.images.shape[1], sets.num_classes, WIDTH, generator)
+    return factory(sets.train.image_shape[0], len(sets.class_names), WIDTH, generator)
 
 
 def folder_of(root: Path, setting: Setting, seed: int) -> Path:
@@ -106,7 +105,7 @@ def folder_of(root: Path, setting: Setting, seed: int) -> Path:
 def make(root: Path, setting: Setting, seed: int) -> list[Path]:
     """Trains what is missing of a population; the members' paths."""
     sets = images_of(seed)
-    whole = plan(setting, sets, seed)
+    whole = trainings(setting, sets, seed)
     assert whole.base is not None
     network = new_network(setting, sets, whole.base.seed)
     origin = {"setting": setting.name, "seed": seed, "data": SOURCE}

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 import deevo_ext as deevo
-from deevo_ext.fitness.metrics import Metric
-from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Racing
+from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Look, Racing
 from deevo_ext.runs.state import RunState
 
 from .csv_files import Line, Lines
@@ -72,9 +71,9 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
         return torch.cat(parts, dim=1)
 
     parents = whole(population.rows)
-    validated = [evaluator.score(row, validation).loss for row in population.rows]
+    validated = [evaluator.score(row, validation) for row in population.rows]
     best = min(range(population.size), key=validated.__getitem__)
-    best_parent = evaluator.score(population.rows[best], test).loss
+    best_parent = evaluator.score(population.rows[best], test)
     de.ask()
     de.tell([fitness.reduce(scores) for scores in parents])
     seen = accepted = other = 0
@@ -82,7 +81,7 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
         rows = de.ask().rows(everyone)
         trials = whole(rows)
         values = [fitness.reduce(scores) for scores in trials]
-        at = [racing.look(parents, end, len(looks) - 1) for end in looks[:-1]]
+        at = [Look(racing, parents, end, len(looks) - 1) for end in looks[:-1]]
         for member in everyone.tolist():
             ends = (
                 end
@@ -103,9 +102,8 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
         assert generation is not None
         won = generation.members[generation.accepted]
         parents[won] = trials[won]
-    state = RunState(de, evaluator.statistics_of)
-    loss = Metric("loss")
-    state.validate(lambda row, statistics: evaluator.score_by(row, validation, loss, statistics))
+    state = RunState(de, evaluator.used_statistics)
+    state.validate(lambda row, inherited: evaluator.score(row, validation, inherited))
     decisions = generations * population.size
     return {
         "share": seen / (decisions * looks[-1]),
@@ -113,5 +111,5 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
         "decisions": decisions,
         "other_decisions": other,
         "best_parent_test_loss": best_parent,
-        "evolved_test_loss": evaluator.score(state.chosen().row, test).loss,
+        "evolved_test_loss": evaluator.score(state.chosen().row, test),
     }

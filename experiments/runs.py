@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.data import FourSets
+from deevo_ext.data import ImageSets
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.classification import batch_indices
 from deevo_ext.runs.soups import greedy_soup
@@ -43,7 +43,7 @@ class Case:
     folder: Path
     seed: int
     paths: list[Path]
-    sets: FourSets
+    sets: ImageSets
     validation: ImageSet
     network: nn.Module
 
@@ -216,5 +216,5 @@ def _greedy(
         population,
         range(population.size),
         losses,
-        lambda row, _: evaluator.score(row, validation).loss,
+        lambda row, _: evaluator.score(row, validation),
     )[0]

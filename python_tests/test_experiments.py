@@ -22,7 +22,7 @@ import_from_checkout("experiments")
 from experiments import __main__ as commands  # noqa: E402
 from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
-from experiments.populations import MEMBERS, SETTINGS, plan  # noqa: E402
+from experiments.populations import MEMBERS, SETTINGS, trainings  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
 
 
@@ -94,12 +94,12 @@ def test_learned_soups_bound_the_soup_they_begin_from(
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_members_have_hyper_parameters_of_their_own(name: str, digits) -> None:
-    population = plan(SETTINGS[name], digits, 3)
+    population = trainings(SETTINGS[name], digits, 3)
     assert population.base is not None
     tuned = list(population.members.values())
     assert len(tuned) == MEMBERS == len({run.seed for run in [population.base, *tuned]}) - 1
     assert len({(r.learning_rate, r.weight_decay, r.label_smoothing) for r in tuned}) == MEMBERS
-    other = plan(SETTINGS[name], digits, 4).base
+    other = trainings(SETTINGS[name], digits, 4).base
     assert other is not None and other.seed != population.base.seed
 
 

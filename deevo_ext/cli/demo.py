@@ -10,14 +10,14 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from deevo_ext.data import FourSets, load
+from deevo_ext.data import ImageSets, load
 from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.reports.card import CARD, PICTURE, TABLE, write_documents
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.training.hyper_parameters import Choices
-from deevo_ext.training.plan import PopulationOptions, plan_population
 from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 # What keeps the demo within its time: fitness images per generation (digits has fewer, and uses all
 # of them always) and images for choosing what is returned.
@@ -49,10 +49,12 @@ def demo(
     folder = out or Path(f"deevo-demo-{sets.name}")
     typer.echo(sets.describe())
 
-    plan = plan_population(len(sets.train), options_of(sets, seed))
-    assert plan.base is not None
-    generator = torch.Generator().manual_seed(plan.base.seed)
-    model = SmallResNet(sets.train.images.shape[1], sets.num_classes, WIDTH, generator)
+    train = sets.train
+    assert train is not None
+    trainings = trainings_of(len(train), options_of(sets, seed))
+    assert trainings.base is not None
+    generator = torch.Generator().manual_seed(trainings.base.seed)
+    model = SmallResNet(train.image_shape[0], len(sets.class_names), WIDTH, generator)
     with tqdm(unit="step") as bar, _one_thread():
 
         def show(what: str, done: int, total: int) -> None:
@@ -62,7 +64,7 @@ def demo(
 
         origin = {"data": sets.name, "width": WIDTH, "seed": seed}
         checkpoints = folder / "checkpoints"
-        paths = populate(model, sets.train, plan, checkpoints, origin=origin, progress=show)
+        paths = populate(model, train, trainings, checkpoints, origin=origin, progress=show)
     trained = time.perf_counter()
 
     result = evolve(
@@ -100,7 +102,7 @@ def demo(
     )
 
 
-def options_of(sets: FourSets, seed: int) -> PopulationOptions:
+def options_of(sets: ImageSets, seed: int) -> PopulationOptions:
     """Returns how the demo's population is trained.
 
     Wider or longer the members leave their common basin and the plain average collapses; narrower,
@@ -108,6 +110,7 @@ def options_of(sets: FourSets, seed: int) -> PopulationOptions:
     """
     small = sets.name == "digits"
     batch_size = 16 if small else 128
+    assert sets.train is not None
     epoch = max(1, len(sets.train) // batch_size)  # its steps
     return PopulationOptions(
         epochs=(50 if small else 120) / epoch,

@@ -15,10 +15,10 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit
 from deevo_ext.population.checkpoints import load_checkpoint, sha256
 from deevo_ext.text import text_table
-from deevo_ext.training.augment import require_torchvision
+from deevo_ext.training.batches import require_torchvision
 from deevo_ext.training.hyper_parameters import Choices
-from deevo_ext.training.plan import PopulationOptions, plan_population
 from deevo_ext.training.populate import populate as train
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 
 def populate(
@@ -123,8 +123,7 @@ def populate(
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
-    parts = list(cached.description.parts)
-    images = cached.images("train" if "train" in parts else parts[0], expected)
+    images = cached.part("train", expected)
     network = architecture(
         arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
     )
@@ -152,7 +151,7 @@ def populate(
         seed=seed,
         augmentations=augmentations,
     )
-    plan = plan_population(len(images), options)
+    trainings = trainings_of(len(images), options)
     origin = {
         "arch": network.name,
         "checkpoint": None if checkpoint is None else sha256(checkpoint),
@@ -162,7 +161,7 @@ def populate(
         "seed": seed,
         "members": {"snapshots": snapshots},
     }
-    header, *rows = plan.table()
+    header, *rows = trainings.table()
     typer.echo(text_table(header, rows, ">"))
     typer.echo(f"{len(images):,} images of {images.name}, on {where}")
     with tqdm(unit="step") as bar:
@@ -177,7 +176,7 @@ def populate(
         paths = train(
             network.model.to(where),
             images,
-            plan,
+            trainings,
             out,
             origin=origin,
             save_every=save_every,

@@ -3,7 +3,7 @@
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import open_cache
 from deevo_ext.data.cached import CachedImages
-from deevo_ext.data.images import FourSets, ImageSet, split_class_balanced
+from deevo_ext.data.images import ImageSet, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.pictures import DatasetPictures, open_pictures
 from deevo_ext.data.sets import ImageSets, image_sets
@@ -13,7 +13,6 @@ from deevo_ext.data.transform import Transform
 __all__ = [
     "CachedImages",
     "DatasetPictures",
-    "FourSets",
     "ImageSet",
     "ImageSets",
     "LabelledImages",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
@@ -30,7 +32,7 @@ _AHEAD = 4  # tasks waiting for each worker
 
 
 def default_workers() -> int:
-    """Processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -43,7 +45,7 @@ def build_cache(
     skip_corrupt: bool = False,
     progress: bool = True,
 ) -> Cache:
-    """The cache at `path`, built if it is not there; opened and checked if it is.
+    """Returns the cache at `path`, built if it is not there; opened and checked if it is.
 
     pictures: from `open_pictures`, or `DatasetPictures` of a torch Dataset. transform: its resize
     and crop are applied, its normalisation is not. workers: processes that decode; default one a
@@ -68,20 +70,19 @@ def build_cache(
             if not os.fstat(file).st_size:
                 partial.unlink(missing_ok=True)
             return _existing(path, description)
-        header = _prepare(file, partial, description)
-        count = default_workers() if workers is None else workers
-        problems = _fill(pictures, partial, header, description, transform, count, progress)
-        lost = [_said(pictures, index, reason) for index, reason in problems.items()]
+        _prepare(file, partial, description)
+        decoder = _Decoder(pictures, transform, partial, description)
+        problems = _fill(decoder, default_workers() if workers is None else workers, progress)
+        lost = [_reported(pictures, index, reason) for index, reason in problems.items()]
         if (lost or pictures.problems) and not skip_corrupt:
-            found = [*pictures.problems, *lost]
+            unusable = [*pictures.problems, *lost]
             raise DeevoError(
-                f"{len(found)} of {pictures.name} cannot be used: {'; '.join(found)}. Mend or "
-                "remove them, or leave them out with --skip-corrupt; what has been decoded is kept"
+                f"{len(unusable)} of {pictures.name} cannot be used: {'; '.join(unusable)}. Mend "
+                "or remove them, or leave them out with --skip-corrupt; what is decoded is kept"
             )
-        slots = Slots(partial, header, description.shape)
         for index in problems:
-            slots.skip(index)
-        slots.close()
+            decoder.slots.skip(index)
+        decoder.slots.close()
         os.fsync(file)
         os.replace(partial, path)
     for line in (*pictures.problems, *lost):
@@ -89,7 +90,7 @@ def build_cache(
     return open_cache(path)
 
 
-def _said(pictures: Pictures, index: int, reason: str) -> str:
+def _reported(pictures: Pictures, index: int, reason: str) -> str:
     name = pictures.name_of(index)
     # Pillow's messages often end with the file's name, too.
     return f"{name}: {reason.replace(repr(name), '').rstrip(': ')}"
@@ -108,7 +109,7 @@ def _describe(pictures: Pictures, transform: Transform) -> Description:
 
 
 def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
-    """Of every image: the transform's, or else the first readable picture's."""
+    """The size of every image: the transform's, or else the first readable picture's."""
     if transform.crop is not None:
         return transform.crop
     for index in range(min(len(pictures), 100)):
@@ -117,24 +118,22 @@ def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
     raise DeevoError(f"{pictures.name}: none of the first pictures can be read")
 
 
-def _existing(path: Path, wanted: Description) -> Cache:
+def _existing(path: Path, expected: Description) -> Cache:
     cache = open_cache(path)
-    own = cache.description
-    for what, found, asked in (
-        ("transform", own.pixels, wanted.pixels),
-        ("source", (own.source, own.parts), (wanted.source, wanted.parts)),
-    ):
-        if found != asked:
-            detail = f": {found}, not {asked}" if what == "transform" else ""
-            raise DeevoError(
-                f"{path}: a cache of another {what}{detail}; delete it or choose another file"
-            )
+    actual = cache.description
+    if actual.pixels != expected.pixels:
+        raise DeevoError(
+            f"{path}: a cache of another transform: {actual.pixels}, not {expected.pixels}; delete "
+            "it or choose another file"
+        )
+    if (actual.source, actual.parts) != (expected.source, expected.parts):
+        raise DeevoError(f"{path}: a cache of another source; delete it or choose another file")
     return cache
 
 
 @contextlib.contextmanager
 def _locked(partial: Path, progress: bool) -> Iterator[int]:
-    """The partial file, open, this process's alone."""
+    """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -152,10 +151,10 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
         os.close(file)
 
 
-def _prepare(file: int, partial: Path, description: Description) -> int:
-    """Gives the file its header and size, unless it is this cache's own; the header's length."""
+def _prepare(file: int, partial: Path, description: Description) -> None:
+    """Gives the file its header and size, unless it has those of this very cache."""
     header = description.header()
-    size = len(header) + _tensor_bytes(description)
+    size = len(header) + sum(description.sizes)
     if os.pread(file, len(header), 0) != header or os.fstat(file).st_size != size:
         os.ftruncate(file, 0)
         try:
@@ -167,40 +166,64 @@ def _prepare(file: int, partial: Path, description: Description) -> int:
                 "another disk, a smaller image, or fewer train images (--train-images)"
             ) from error
         os.pwrite(file, header, 0)
-    return len(header)
 
 
-def _tensor_bytes(description: Description) -> int:
-    count, height, width, channels = description.shape
-    return count * (8 + 32 + height * width * channels)
+@dataclass
+class _Decoder:
+    """Decodes pictures into the slots of a file, in this process or, copied, in a worker."""
+
+    pictures: Pictures
+    transform: Transform
+    path: Path
+    description: Description
+
+    @functools.cached_property
+    def slots(self) -> Slots:
+        """The file's slots, opened in the process that asks."""
+        return Slots(self.path, self.description)
+
+    def decode(self, task: range) -> dict[int, str]:
+        """Fills the slots that are not whole; returns what cannot be read, and why."""
+        problems = {}
+        labels = self.pictures.labels
+        for index in task:
+            if self.slots.holds(index, None if labels is None else int(labels[index])):
+                continue
+            try:
+                picture, label = self.pictures.read(index)
+                pixels = self.transform.apply(picture)
+                if label < 0:
+                    raise ValueError(f"its label is {label}")
+                if pixels.shape != self.slots.shape:
+                    raise ValueError(
+                        f"it is {list(pixels.shape)} where {list(self.slots.shape)} is expected; "
+                        "give a transform with a crop"
+                    )
+            except Exception as error:  # a damaged file raises nearly anything
+                problems[index] = f"{type(error).__name__}: {error}"
+                continue
+            self.slots.write(index, pixels, label)
+        return problems
 
 
-def _fill(
-    pictures: Pictures,
-    partial: Path,
-    header: int,
-    description: Description,
-    transform: Transform,
-    workers: int,
-    progress: bool,
-) -> dict[int, str]:
-    """Fills every slot; the pictures that cannot be read, and why, in order."""
+def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
+    """Fills every slot; returns the pictures that cannot be read, and why, in order."""
     from tqdm.auto import tqdm
 
-    arguments = (pictures, partial, header, description.shape, transform)
-    tasks = [range(a, min(a + _TASK, len(pictures))) for a in range(0, len(pictures), _TASK)]
+    count = len(decoder.pictures)
+    tasks = [range(start, min(start + _TASK, count)) for start in range(0, count, _TASK)]
     problems: dict[int, str] = {}
-    with tqdm(total=len(pictures), unit="image", disable=not progress) as bar:
+    with tqdm(total=count, unit="image", disable=not progress) as bar:
         if workers == 0:
-            decoder = _Decoder(*arguments)
             for task in tasks:
                 problems.update(decoder.decode(task))
                 bar.update(len(task))
             return problems
-        # Not fork: this process has threads. The server imports once for all workers.
+        # Not fork: this process has threads. The server imports once for all workers. Not torch's
+        # DataLoader: when this process is killed, its workers live on below such a server.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        with ProcessPoolExecutor(workers, context, _start, arguments) as pool:
+        with ProcessPoolExecutor(workers, context, _start, (decoder,)) as pool:
             try:
                 waiting: dict[Future[dict[int, str]], range] = {}
                 rest = iter(tasks)
@@ -224,52 +247,10 @@ def _fill(
     return dict(sorted(problems.items()))
 
 
-class _Decoder:
-    def __init__(
-        self,
-        pictures: Pictures,
-        partial: Path,
-        header: int,
-        shape: tuple[int, int, int, int],
-        transform: Transform,
-    ) -> None:
-        self.pictures, self.transform = pictures, transform
-        self.slots = Slots(partial, header, shape)
-
-    def decode(self, task: range) -> dict[int, str]:
-        """Fills the slots that are not whole; what cannot be read, and why."""
-        problems = {}
-        for index in task:
-            labels = self.pictures.labels
-            if self.slots.holds(index, None if labels is None else int(labels[index])):
-                continue
-            try:
-                picture, label = self.pictures.read(index)
-                pixels = self.transform.apply(picture)
-                if label < 0:
-                    raise ValueError(f"its label is {label}")
-                if pixels.shape != self.slots.shape:
-                    raise ValueError(
-                        f"it is {list(pixels.shape)} where {list(self.slots.shape)} is expected; "
-                        "give a transform with a crop"
-                    )
-            except Exception as error:  # a damaged file raises nearly anything
-                problems[index] = f"{type(error).__name__}: {error}"
-                continue
-            self.slots.write(index, pixels, label)
-        return problems
-
-
 _decoder: _Decoder | None = None
 
 
-def _start(
-    pictures: Pictures,
-    partial: Path,
-    header: int,
-    shape: tuple[int, int, int, int],
-    transform: Transform,
-) -> None:
+def _start(decoder: _Decoder) -> None:
     """Prepares a worker process, which ends when the process that started it does."""
     global _decoder
     warnings.simplefilter("ignore")  # Pillow's, about metadata that do not matter here
@@ -281,7 +262,7 @@ def _start(
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _decoder = _Decoder(pictures, partial, header, shape, transform)
+    _decoder = decoder
 
 
 def _decode(task: range) -> dict[int, str]:

@@ -9,12 +9,10 @@ whatever interrupted. No header changes after the first.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deevo_ext.data.cached import CachedImages
+from deevo_ext.data.cached import CachedImages, image_digest
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 
 FORMAT, VERSION = "deevo-images", 1
 _PAGE = 4096
 DIGEST_BYTES = 32
-
-
-def slot_digest(pixels: bytes, label: int) -> bytes:
-    """SHA-256 of a slot's pixels followed by its label as little-endian int64."""
-    digest = hashlib.sha256(pixels)
-    digest.update(struct.pack("<q", label))
-    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -55,11 +46,15 @@ class Description:
     class_names: list[str]
     shape: tuple[int, int, int, int]
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of labels, digests and pixels, which follow the header in this order."""
+        count = self.shape[0]
+        return 8 * count, DIGEST_BYTES * count, math.prod(self.shape)
+
     def header(self) -> bytes:
-        """The safetensors header, padded so that tensors begin on a page."""
-        count, *image = self.shape
-        sizes = (8 * count, DIGEST_BYTES * count, count * math.prod(image))
-        tensors = (("labels", "I64", [count]), ("digests", "U8", [count, DIGEST_BYTES]))
+        """Returns the safetensors header, padded so that tensors begin on a page."""
+        count = self.shape[0]
         entries: dict[str, Any] = {
             "__metadata__": {
                 "format": FORMAT,
@@ -71,11 +66,14 @@ class Description:
                 "class_names": json.dumps(self.class_names),
             }
         }
+        tensors = {
+            "labels": ("I64", (count,)),
+            "digests": ("U8", (count, DIGEST_BYTES)),
+            "pixels": ("U8", self.shape),
+        }
         start = 0
-        for (name, dtype, shape), size in zip(
-            (*tensors, ("pixels", "U8", list(self.shape))), sizes, strict=True
-        ):
-            offsets = [start, start + size]
+        for (name, (dtype, shape)), size in zip(tensors.items(), self.sizes, strict=True):
+            offsets = (start, start + size)
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
             start += size
         text = json.dumps(entries).encode()
@@ -86,30 +84,30 @@ class Description:
 class Slots:
     """Random access to the slots of a file that is being built, from any process."""
 
-    def __init__(self, path: Path, header: int, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, path: Path, description: Description) -> None:
         self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        count, *image = shape
-        self.shape = tuple(image)
-        self.image_bytes = math.prod(image)
-        self.labels = header
-        self.digests = self.labels + 8 * count
-        self.pixels = self.digests + DIGEST_BYTES * count
+        self.shape = description.shape[1:]
+        self.image_bytes = math.prod(self.shape)
+        labels, digests, _ = description.sizes
+        self.labels = len(description.header())
+        self.digests = self.labels + labels
+        self.pixels = self.digests + digests
 
     def holds(self, index: int, label: int | None = None) -> bool:
-        """Whether the slot is whole (and has this label)."""
+        """Returns whether the slot is whole, and has this label if one is named."""
         digest = os.pread(self.file, DIGEST_BYTES, self.digests + DIGEST_BYTES * index)
         if digest == bytes(DIGEST_BYTES):
             return False
-        (own,) = struct.unpack("<q", os.pread(self.file, 8, self.labels + 8 * index))
+        (written,) = struct.unpack("<q", os.pread(self.file, 8, self.labels + 8 * index))
         pixels = os.pread(self.file, self.image_bytes, self.pixels + self.image_bytes * index)
-        return digest == slot_digest(pixels, own) and label in (None, own)
+        return digest == image_digest(pixels, written) and label in (None, written)
 
     def write(self, index: int, pixels: np.ndarray, label: int) -> None:
-        """Fills a slot."""
+        """Fills a slot with uint8 [H, W, C] and its label."""
         data = np.ascontiguousarray(pixels).tobytes()
         _write(self.file, data, self.pixels + self.image_bytes * index)
         _write(self.file, struct.pack("<q", label), self.labels + 8 * index)
-        _write(self.file, slot_digest(data, label), self.digests + DIGEST_BYTES * index)
+        _write(self.file, image_digest(data, label), self.digests + DIGEST_BYTES * index)
 
     def skip(self, index: int) -> None:
         """Marks a slot as one without a picture."""
@@ -128,36 +126,43 @@ def _write(file: int, data: bytes, offset: int) -> None:
 
 @dataclass(frozen=True)
 class Cache:
-    """An open cache file. labels int64 [N] in memory; digests and store are memory-mapped."""
+    """An open cache file.
+
+    labels: int64 [N], in memory, -1 where there is no picture. digests: uint8 [N, 32] and pixels:
+    uint8 [N, H, W, C], memory-mapped.
+    """
 
     path: Path
     description: Description
     labels: Tensor
     digests: Tensor
-    store: Tensor
+    pixels: Tensor
 
     @property
     def class_names(self) -> list[str]:
-        """Of the labels, in order."""
+        """Names of the classes, in the labels' order."""
         return self.description.class_names
 
     @property
     def skipped(self) -> int:
-        """Slots without a picture."""
+        """Number of slots without a picture."""
         return int((self.labels < 0).sum())
 
     def require(self, transform: Transform) -> None:
-        """Refuses a cache whose pixels another transform made."""
-        asked = transform.pixels()
-        if asked != self.description.pixels:
+        """Raises DeevoError where another transform made the pixels."""
+        if transform.pixels() != self.description.pixels:
+            made, expected = (
+                ", ".join(f"{key} {value}" for key, value in pixels.items())
+                for pixels in (self.description.pixels, transform.pixels())
+            )
             raise DeevoError(
-                f"{self.path}: its pixels were made by {_said(self.description.pixels)}, but "
-                f"{_said(asked)} is asked for; make another cache (deevo cache SOURCE --out FILE), "
-                "or give the transform it was made with"
+                f"{self.path}: its pixels were made by {made}, but {expected} is expected; make "
+                "another cache (deevo cache SOURCE --out FILE), or give the transform it was made "
+                "with"
             )
 
     def images(self, part: str, transform: Transform) -> CachedImages:
-        """The images of a part, normalised by `transform`, which must be the cache's.
+        """Returns the images of a part, normalised by `transform`, which must be the cache's.
 
         Raises DeevoError: no such part, no image in it, or another transform.
         """
@@ -173,7 +178,7 @@ class Cache:
             raise DeevoError(f"{self.path}: part {part!r} holds no image")
         whole = len(present) == stop - start
         return CachedImages(
-            self.store[start:stop],
+            self.pixels[start:stop],
             labels if whole else labels[present],
             transform.mean,
             transform.std,
@@ -183,9 +188,10 @@ class Cache:
             in_memory=False,
         )
 
-
-def _said(pixels: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in pixels.items())
+    def part(self, part: str, transform: Transform) -> CachedImages:
+        """Returns the images of a part, or, where there is no such part, of the first one."""
+        parts = self.description.parts
+        return self.images(part if part in parts else next(iter(parts)), transform)
 
 
 def open_cache(path: str | Path) -> Cache:
@@ -198,24 +204,24 @@ def open_cache(path: str | Path) -> Cache:
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            if found.get("format") != FORMAT:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
                 raise DeevoError(f"{path}: a safetensors file, but not a cache of images")
-            if found.get("version") != str(VERSION):
+            if metadata.get("version") != str(VERSION):
                 raise DeevoError(
-                    f"{path}: a cache of version {found.get('version')}, not {VERSION}; make it "
+                    f"{path}: a cache of version {metadata.get('version')}, not {VERSION}; make it "
                     "anew with deevo cache"
                 )
             labels = file.get_tensor("labels").clone()
-            digests, store = file.get_tensor("digests"), file.get_tensor("pixels")
-        parts = {name: tuple(ends) for name, ends in json.loads(found["parts"]).items()}
+            digests, pixels = file.get_tensor("digests"), file.get_tensor("pixels")
+        parts = {name: tuple(ends) for name, ends in json.loads(metadata["parts"]).items()}
         description = Description(
-            found["name"],
-            found["source"],
-            json.loads(found["pixels"]),
+            metadata["name"],
+            metadata["source"],
+            json.loads(metadata["pixels"]),
             parts,
-            json.loads(found["class_names"]),
-            tuple(store.shape),
+            json.loads(metadata["class_names"]),
+            tuple(pixels.shape),
         )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if isinstance(error, DeevoError):
@@ -223,4 +229,4 @@ def open_cache(path: str | Path) -> Cache:
         raise DeevoError(
             f"{path}: not a whole cache file ({error}); delete it and make it anew with deevo cache"
         ) from error
-    return Cache(path, description, labels, digests, store)
+    return Cache(path, description, labels, digests, pixels)

@@ -15,53 +15,44 @@ Indices = Tensor | Sequence[int]
 
 
 class LabelledImages(ABC):
-    """N images and their labels. Pixels are read by stretches, when they are wanted.
+    """N images and their labels. Pixels are read by slices, when they are needed.
 
-    Attributes:
-        name: for messages and reports.
-        labels: int64 [N], in memory.
-        mean, std: per channel, of values in 0..1, what uint8 pixels are normalised with on their
-            way into a network; None where `pixels` are normalised floats.
+    name: for messages and reports. labels: int64 [N], in memory. image_shape: C, H, W. dtype: of
+    the pixels, uint8, or float32 where they are normalised. mean, std: per channel, of values in
+    0..1, what uint8 pixels are normalised with on their way into a network; None where `pixels` are
+    normalised. in_memory: whether reading pixels costs nothing worth doing beside something else.
     """
 
     name: str
     labels: Tensor
+    image_shape: tuple[int, int, int]
+    dtype: torch.dtype
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     in_memory: bool = True
-    """Whether `pixels` costs nothing worth doing beside something else."""
-
-    @property
-    @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Of the pixels: uint8, or float32 where they are normalised."""
 
     @abstractmethod
     def pixels(self, start: int, stop: int) -> Tensor:
-        """Images start..stop-1 as [n, C, H, W] of `dtype`; a view where that is possible."""
+        """Returns images start..stop-1, [n, C, H, W] of `dtype`; a view where that is possible."""
 
     @abstractmethod
     def subset(self, indices: Indices, name: str | None = None) -> LabelledImages:
-        """The images at `indices` (in 0..N-1, repeats allowed), in that order.
+        """Returns the images at `indices` (in 0..N-1, repeats allowed), in that order.
 
-        Raises:
-            DeevoError: no index, an index outside 0..N-1, or not a list of whole numbers.
+        Raises DeevoError: no index, an index outside 0..N-1, or not a list of whole numbers.
         """
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 (hex) that tells that two sets hold the same images, labels and normalisation."""
+        """Returns a SHA-256 (hex) that two sets share if they hold the same.
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> LabelledImages:
-        """Images start..stop-1, without copying pixels.
+        That is the same images, labels and normalisation.
+        """
 
-        Raises:
-            DeevoError: not 0 <= start < stop <= N.
+    def slice(self, start: int, stop: int, name: str | None = None) -> LabelledImages:
+        """Returns images start..stop-1, without copying pixels where that is possible.
+
+        Raises DeevoError: not 0 <= start < stop <= N.
         """
         return self.subset(self.range_of(start, stop), name)
 
@@ -69,7 +60,7 @@ class LabelledImages(ABC):
         return self.labels.numel()
 
     def range_of(self, start: int, stop: int) -> Tensor:
-        """int64 start..stop-1, checked."""
+        """Returns int64 start..stop-1; raises as `slice` does."""
         if not 0 <= start < stop <= len(self):
             raise DeevoError(
                 f"{self.name}: images {start}..{stop} (exclusive) do not fit {len(self)} images"
@@ -77,7 +68,7 @@ class LabelledImages(ABC):
         return torch.arange(start, stop)
 
     def checked(self, indices: Indices) -> Tensor:
-        """Indices as int64 [n] where the labels are; raises as `subset` does."""
+        """Returns indices as int64 [n] where the labels are; raises as `subset` does."""
         chosen = torch.as_tensor(indices, device=self.labels.device)
         if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
             raise DeevoError(
@@ -92,3 +83,17 @@ class LabelledImages(ABC):
                 f"do not fit {len(self)} images"
             )
         return chosen.to(torch.int64)
+
+    def check_labels(self, images: int) -> None:
+        """Raises DeevoError unless labels are int64, not negative, and one for each image."""
+        labels = self.labels
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise DeevoError(
+                f"{self.name}: labels must be int64 [N], got {labels.dtype} {list(labels.shape)}"
+            )
+        if len(labels) != images:
+            raise DeevoError(f"{self.name}: {images} images but {len(labels)} labels")
+        if not images:
+            raise DeevoError(f"{self.name}: no images")
+        if int(labels.min()) < 0:
+            raise DeevoError(f"{self.name}: labels hold a negative value, {int(labels.min())}")

@@ -1,4 +1,4 @@
-"""Labelled pictures on disk, before any transform: folder trees, CIFAR, IDX, any torch Dataset."""
+"""Labelled pictures before any transform: folder trees, arrays, any torch Dataset."""
 
 from __future__ import annotations
 
@@ -11,42 +11,47 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deevo_ext.data.cifar import find_cifar, load_cifar
-from deevo_ext.data.idx import load_idx_folder
+from deevo_ext.data.arrays import open_arrays
 from deevo_ext.errors import DeevoError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """Files taken as pictures, in any case; those of torchvision's ImageFolder."""
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-"""Names of a tree's two parts, and the folders that may hold them; the first found is taken."""
+"""Names of a tree's two parts, and the folders that may hold them; the first one is taken."""
 
 
 class Pictures(Protocol):
     """N labelled pictures, in parts that follow each other. Worker processes get a copy (pickle).
 
-    parts: name -> (start, stop). labels: int64 [N], or None where only `read` tells. problems: what
-    is wrong already, by name, such as a class without pictures. channels: 3, or 1 for grey.
+    parts: name -> (start, stop). labels: int64 [N], or None where only `read` tells. problems:
+    sentences about what is wrong already, such as a class without pictures. channels: 3, or 1 for
+    grey.
     """
 
     name: str
     parts: dict[str, tuple[int, int]]
     class_names: list[str]
-    labels: np.ndarray | None
     problems: list[str]
     channels: int
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
     def digest(self) -> str:
-        """SHA-256 (hex) that changes when the pictures do."""
+        """Returns a SHA-256 (hex) that changes when the pictures do."""
         ...
 
     def read(self, index: int) -> tuple[Any, int]:
-        """A PIL image or uint8 array [h, w] or [h, w, C], and its label; raises if damaged."""
+        """Returns a PIL image or uint8 array [h, w] or [h, w, C], and its label.
+
+        Raises any exception where it is damaged.
+        """
         ...
 
     def name_of(self, index: int) -> str:
-        """What messages call it."""
+        """Returns what messages call a picture."""
         ...
 
 
@@ -67,7 +72,7 @@ class FolderPictures:
         return len(self.files)
 
     def digest(self) -> str:
-        """Of names, sizes and times of change: contents are not read."""
+        """Returns the SHA-256 of names, sizes and times of change: contents are not read."""
         digest = hashlib.sha256(repr((self.parts, self.class_names)).encode())
         for file in self.files:
             try:
@@ -78,7 +83,7 @@ class FolderPictures:
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Any, int]:
-        """See Pictures."""
+        """Returns the decoded file and its label."""
         from PIL import Image
 
         assert self.labels is not None
@@ -87,43 +92,8 @@ class FolderPictures:
             return image, int(self.labels[index])
 
     def name_of(self, index: int) -> str:
-        """The path."""
+        """Returns the picture's path."""
         return str(self.root / self.files[index])
-
-
-@dataclass
-class ArrayPictures:
-    """uint8 [N, h, w] or [N, h, w, 3] and int64 [N] in memory."""
-
-    name: str
-    arrays: np.ndarray
-    labels: np.ndarray | None
-    parts: dict[str, tuple[int, int]]
-    class_names: list[str]
-    problems: list[str]
-    channels: int = 0
-
-    def __post_init__(self) -> None:
-        self.channels = 3 if self.arrays.ndim == 4 else 1
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def digest(self) -> str:
-        """Of all pixels and labels."""
-        digest = hashlib.sha256(repr((self.arrays.shape, self.parts, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.arrays).data)
-        digest.update(np.ascontiguousarray(self.labels).data)
-        return digest.hexdigest()
-
-    def read(self, index: int) -> tuple[Any, int]:
-        """See Pictures."""
-        assert self.labels is not None
-        return self.arrays[index], int(self.labels[index])
-
-    def name_of(self, index: int) -> str:
-        """Its number."""
-        return f"{self.name} image {index}"
 
 
 class DatasetPictures:
@@ -146,20 +116,20 @@ class DatasetPictures:
         return len(self.dataset)
 
     def digest(self) -> str:
-        """Of type, length, class names and fingerprint."""
+        """Returns the SHA-256 of type, length, class names and fingerprint."""
         kind = type(self.dataset)
-        known = (kind.__module__, kind.__qualname__, len(self), self.class_names, self.fingerprint)
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+        facts = (kind.__module__, kind.__qualname__, len(self), self.class_names, self.fingerprint)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[Any, int]:
-        """See Pictures."""
+        """Returns the item of the Dataset; raises TypeError where it is no picture."""
         picture, label = self.dataset[index]
         if not isinstance(picture, np.ndarray) and not hasattr(picture, "convert"):
             raise TypeError(f"a {type(picture).__name__}, not a PIL image or a uint8 array")
         return picture, int(label)
 
     def name_of(self, index: int) -> str:
-        """Its number."""
+        """Returns the item's number."""
         return f"{self.name}[{index}]"
 
 
@@ -185,22 +155,22 @@ class Selected:
         return len(self.indices)
 
     def digest(self) -> str:
-        """Of the source and the choice."""
+        """Returns the SHA-256 of the source's digest and the choice."""
         digest = hashlib.sha256(self.source.digest().encode())
         digest.update(self.indices.data)
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Any, int]:
-        """See Pictures."""
+        """Returns what the source reads."""
         return self.source.read(int(self.indices[index]))
 
     def name_of(self, index: int) -> str:
-        """The source's."""
+        """Returns the source's name of the picture."""
         return self.source.name_of(int(self.indices[index]))
 
 
 def open_pictures(source: str | Path) -> Pictures:
-    """The pictures at a path, recognised by what lies there.
+    """Returns the pictures at a path, recognised by what lies there.
 
     An ImageFolder tree with train/ and val/ (or one of their other names), a folder of class
     folders, CIFAR-10's or CIFAR-100's Python version, or the IDX files of an MNIST-like set.
@@ -210,44 +180,34 @@ def open_pictures(source: str | Path) -> Pictures:
     root = Path(source).expanduser().resolve()
     if not root.is_dir():
         raise DeevoError(f"{source}: no such folder")
-    name = root.name
-    if cifar := find_cifar(root):
-        arrays, labels, parts, class_names = load_cifar(cifar)
-        return ArrayPictures(name, arrays, labels, parts, class_names, [])
-    if any(root.glob("train-images*")):
-        idx = load_idx_folder(root)
-        images = np.concatenate((idx.train_images, idx.test_images))
-        labels = np.concatenate((idx.train_labels, idx.test_labels)).astype(np.int64)
-        count = len(idx.train_labels)
-        parts = {"train": (0, count), "val": (count, len(labels))}
-        classes = [str(label) for label in range(int(labels.max()) + 1)]
-        return ArrayPictures(name, images, labels, parts, classes, [])
-    return _folders(root, name)
+    return open_arrays(root) or _open_folders(root)
 
 
-def _folders(root: Path, name: str) -> FolderPictures:
-    found = {
-        part: next((root / own for own in names if (root / own).is_dir()), None)
+def _open_folders(root: Path) -> FolderPictures:
+    tree = {
+        part: next(folder for name in names if (folder := root / name).is_dir())
         for part, names in PARTS.items()
+        if any((root / name).is_dir() for name in names)
     }
-    tree = {part: folder for part, folder in found.items() if folder is not None}
     if "train" not in tree:
         tree = {"all": root}
-    listed = {part: _classes(folder) for part, folder in tree.items()}
-    class_names = sorted({own for classes in listed.values() for own in classes})
+    classes = {part: _classes(folder) for part, folder in tree.items()}
+    class_names = sorted(set().union(*classes.values()))
     files: list[str] = []
     labels: list[int] = []
     parts: dict[str, tuple[int, int]] = {}
     problems: list[str] = []
     for part, folder in tree.items():
         start = len(files)
-        for label, own in enumerate(class_names):
-            if own not in listed[part]:
-                problems.append(f"{folder / own}: no such class folder, though there is in another")
+        for label, name in enumerate(class_names):
+            if name not in classes[part]:
+                problems.append(
+                    f"{folder / name}: no such class folder, though there is in another"
+                )
                 continue
-            pictures = _pictures_below(folder / own, problems)
+            pictures = _pictures_below(folder / name, problems)
             if not pictures:
-                problems.append(f"{folder / own}: a class folder without pictures")
+                problems.append(f"{folder / name}: a class folder without pictures")
             files.extend(os.path.relpath(path, root) for path in pictures)
             labels.extend([label] * len(pictures))
         parts[part] = (start, len(files))
@@ -258,7 +218,7 @@ def _folders(root: Path, name: str) -> FolderPictures:
             "(train-images-idx3-ubyte, ...)"
         )
     return FolderPictures(
-        name, root, parts, class_names, np.array(labels, np.int64), files, problems
+        root.name, root, parts, class_names, np.array(labels, np.int64), files, problems
     )
 
 
@@ -273,9 +233,9 @@ def _pictures_below(folder: Path, problems: list[str]) -> Sequence[str]:
     def unreadable(error: OSError) -> None:
         problems.append(f"{error.filename}: cannot be read ({error.strerror})")
 
-    found = []
+    paths = []
     for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         folders.sort()
-        own = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-        found += [os.path.join(base, name) for name in own]
-    return sorted(found)
+        pictures = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
+        paths += [os.path.join(base, name) for name in pictures]
+    return sorted(paths)

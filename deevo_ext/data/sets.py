@@ -6,6 +6,7 @@ batches; validation and test come from val, which nothing else reads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -31,29 +32,44 @@ VALIDATION_IMAGES = 10_000
 TRAIN_IMAGES = 100_000
 """Train images that are cached unless told otherwise: 15 GB at 224x224."""
 
-Given = str | os.PathLike[str] | LabelledImages
+Source = str | os.PathLike[str] | LabelledImages
+"""A set, a cache file, or a folder of pictures."""
 
 
 @dataclass(frozen=True)
 class ImageSets:
-    """Disjoint sets: fitness drives evolution, validation chooses, test is read once."""
+    """Disjoint sets: each image serves one purpose, so that no number is read from what chose it.
+
+    fitness: drives evolution. validation: builds soups and chooses the candidate that is returned.
+    test: read once, by the report. class_names: in the labels' order. train: for backpropagation,
+    where that is a set of its own. name: of the source. note: a sentence about what was done to the
+    images. mirror: whether a mirrored image keeps its class (clothes do, digits do not).
+    """
 
     fitness: LabelledImages
     validation: LabelledImages
     test: LabelledImages
     class_names: list[str]
+    train: LabelledImages | None = None
+    name: str = ""
+    note: str = ""
+    mirror: bool = False
 
     def describe(self) -> str:
-        """One line with sizes and image shape."""
+        """Returns one line with sizes and image shape, then the note."""
+        sets = {"train": self.train, "fitness": self.fitness, "validation": self.validation}
+        sizes = [f"{len(images):,} {name}" for name, images in sets.items() if images is not None]
         shape = "x".join(str(side) for side in self.fitness.image_shape)
-        return (
-            f"{len(self.fitness):,} fitness, {len(self.validation):,} validation, "
-            f"{len(self.test):,} test images, {shape}, {len(self.class_names)} classes"
+        line = (
+            f"{', '.join(sizes)}, {len(self.test):,} test images, {shape}, "
+            f"{len(self.class_names)} classes"
         )
+        source, note = self.name and f"{self.name}: ", self.note and f". {self.note}"
+        return f"{source}{line}{note}"
 
 
 def validation_size(images: int) -> int:
-    """Of `images` val images, those for validation; the rest is test.
+    """Returns how many of `images` val images are for validation; the rest is test.
 
     A fifth, 10,000 at most (of ImageNet's 50,000: 10,000); where that is less than 1,000, up to
     1,000 or half of them.
@@ -72,7 +88,7 @@ def open_data(
     skip_corrupt: bool = False,
     progress: bool = True,
 ) -> Cache:
-    """The cache of `data`, built if need be: arguments and errors are those of `image_sets`."""
+    """Returns the cache of `data`, built if need be; arguments and errors as in `image_sets`."""
     path = Path(data)
     if path.is_file():
         return open_cache(path)
@@ -95,75 +111,64 @@ def image_sets(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     train_images: int | None = TRAIN_IMAGES,
-    fitness: Given | None = None,
-    validation: Given | None = None,
-    test: Given | None = None,
+    fitness: Source | None = None,
+    validation: Source | None = None,
+    test: Source | None = None,
     workers: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = True,
 ) -> ImageSets:
-    """The three sets of `data`, or those given instead.
+    """Returns the three sets of `data`, or those that are named instead.
 
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
-    default below DEEVO_CACHE_DIR. train_images: class-balanced ones that are cached; None for all.
+    default below DEEVO_CACHE_DIR. train_images: how many are cached, class-balanced; None for all.
     fitness, validation, test: a set, or a cache file or folder (its train part for fitness, else
     its val part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
 
-    Of a train/val tree fitness is all (cached) train images, validation a class-balanced part of
+    Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest. One folder without parts is halved, class-balanced:
     fitness, and what is treated like val. The order of each set is a seeded, class-balanced one.
 
-    Sets that were given and share images with another are a warning.
+    Warns of sets that were named and share images with another.
 
-    Raises DeevoError: see `build_cache`; no images for a set; class names that differ; the same
-    images in two sets that were given.
+    Raises DeevoError: as `build_cache`; no images for a set; class names that differ; two sets of
+    the same images.
     """
 
-    def opened(source: str | os.PathLike[str], where: str | os.PathLike[str] | None) -> Cache:
-        return open_data(
-            source,
-            transform,
-            seed=seed,
-            cache=where,
-            train_images=train_images,
-            workers=workers,
-            skip_corrupt=skip_corrupt,
-            progress=progress,
-        )
-
-    names: list[list[str]] = []
-
-    def one(given: Given, purpose: str) -> LabelledImages:
-        if isinstance(given, LabelledImages):
-            return given
-        found = opened(given, None)
-        names.append(found.class_names)
-        parts = list(found.description.parts)
-        wanted = "train" if purpose == "fitness" else "val"
-        images = found.images(wanted if wanted in parts else parts[0], transform)
-        return images.subset(balanced_order(images.labels, seed), purpose)
-
-    if data is None and (fitness is None or validation is None or test is None):
+    named = {"fitness": fitness, "validation": validation, "test": test}
+    if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
+    open_one = functools.partial(
+        open_data,
+        transform=transform,
+        seed=seed,
+        train_images=train_images,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+    )
+    caches: list[Cache] = []
     sets: dict[str, LabelledImages] = {}
     if data is not None:
-        found = opened(data, cache)
-        names.append(found.class_names)
-        own: dict[str, LabelledImages] = {
-            part: found.images(part, transform) for part in found.description.parts
-        }
-        sets = _divided(own, seed)
-    for purpose, given in (("fitness", fitness), ("validation", validation), ("test", test)):
-        if given is not None:
-            sets[purpose] = one(given, purpose)
-    if any(own != names[0] for own in names):
+        caches.append(open_one(data, cache=cache))
+        parts = caches[0].description.parts
+        sets = _divided({part: caches[0].images(part, transform) for part in parts}, seed)
+    for purpose, source in named.items():
+        if isinstance(source, LabelledImages):
+            sets[purpose] = source
+        elif source is not None:
+            caches.append(open_one(source))
+            images = caches[-1].part("train" if purpose == "fitness" else "val", transform)
+            sets[purpose] = images.subset(balanced_order(images.labels, seed), purpose)
+    if any(cached.class_names != caches[0].class_names for cached in caches):
         raise DeevoError("the image sets have other classes than each other; check their folders")
     _require_distinct(sets)
-    if fitness is not None or validation is not None or test is not None:
+    if any(source is not None for source in named.values()):
         _warn_of_shared(sets)
     classes = 1 + max(int(images.labels.max()) for images in sets.values())
-    return ImageSets(**sets, class_names=names[0] if names else [str(i) for i in range(classes)])
+    class_names = caches[0].class_names if caches else [str(label) for label in range(classes)]
+    return ImageSets(sets["fitness"], sets["validation"], sets["test"], class_names)
 
 
 def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledImages]:
@@ -180,7 +185,7 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
             whole, (half, len(whole) - half), seed, ("fitness", "val")
         )
     if val is None:
-        return {"fitness": fitness}  # validation and test have to be given
+        return {"fitness": fitness}  # validation and test have to be named
     size = validation_size(len(val))
     if not size:
         raise DeevoError(f"{val.name}: {len(val)} images cannot be divided into sets")
@@ -204,7 +209,7 @@ def _require_distinct(sets: dict[str, LabelledImages]) -> None:
 
 
 def _warn_of_shared(sets: dict[str, LabelledImages]) -> None:
-    """Names sets that were given and share images, as far as their digests tell."""
+    """Warns of sets that share images, as far as their digests tell."""
     cached = {name: s for name, s in sets.items() if isinstance(s, CachedImages)}
     for (one, a), (other, b) in itertools.combinations(cached.items(), 2):
         count = len(np.intersect1d(a.image_digests(), b.image_digests()))
@@ -217,7 +222,7 @@ def _warn_of_shared(sets: dict[str, LabelledImages]) -> None:
 
 
 def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
-    """Train cut to `count` images, class-balanced; everything else as it is."""
+    """Returns the pictures with train cut to `count` images, class-balanced; None keeps all."""
     start, stop = pictures.parts.get("train", (0, 0))
     if count is None or stop - start <= count:
         return pictures
@@ -231,11 +236,11 @@ def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
 
 
 def _default_path(source: Path, transform: Transform, pictures: Pictures, seed: int) -> Path:
-    asked = (
+    facts = (
         str(source.resolve()),
         json.dumps(transform.pixels()),
         pictures.parts,
         seed if isinstance(pictures, Selected) else None,
     )
-    key = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return cache_folder() / "images" / f"{pictures.name}-{key}.safetensors"

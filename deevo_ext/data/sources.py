@@ -1,12 +1,15 @@
 """Named sources of images: scikit-learn's digits, Fashion-MNIST, any folder of IDX files."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from deevo_ext.data.idx import load_idx_folder
-from deevo_ext.data.images import FourSets, ImageSet, split_class_balanced
+from deevo_ext.data.arrays import ArrayPictures, open_idx
+from deevo_ext.data.images import ImageSet, split_class_balanced
+from deevo_ext.data.sets import ImageSets
 from deevo_ext.errors import DeevoError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -23,21 +26,17 @@ IDX_HELD_OUT = 10_000
 """Images of the train file set aside for fitness, and again for validation."""
 
 
-def load(name_or_dir: str | Path, seed: int = 0) -> FourSets:
-    """The four sets of a source.
+def load(name_or_dir: str | Path, seed: int = 0) -> ImageSets:
+    """Returns the four sets of a source.
 
-    Args:
-        name_or_dir: "digits" (1,797 images of 8x8; needs scikit-learn), "fashion-mnist" (Debian's
-            package dataset-fashion-mnist), or a folder with the four IDX files of an MNIST-like
-            set. Images of 28x28 are averaged over 2x2 pixels to 14x14.
-        seed: of the split, 0 or more.
+    name_or_dir: "digits" (1,797 images of 8x8; needs scikit-learn), "fashion-mnist" (Debian's
+    package dataset-fashion-mnist), or a folder with the four IDX files of an MNIST-like set. Images
+    of 28x28 are averaged over 2x2 pixels to 14x14. seed: of the split, 0 or more.
 
-    Returns:
-        float32 images, normalised by mean and standard deviation of the train set alone (one of
-        each: images have one channel). Test is the whole t10k file, or the rest of the digits.
+    Images are float32, normalised by mean and standard deviation of the train set alone (one of
+    each: images have one channel). Test is the whole t10k file, or the rest of the digits.
 
-    Raises:
-        DeevoError: an unknown name, a missing package, missing or damaged files.
+    Raises DeevoError: an unknown name, a missing package, missing or damaged files.
     """
     if str(name_or_dir) == "digits":
         return _digits(seed)
@@ -54,7 +53,7 @@ def load(name_or_dir: str | Path, seed: int = 0) -> FourSets:
     return _idx_folder(folder, folder.resolve().name, seed, mirror=False)
 
 
-def _digits(seed: int) -> FourSets:
+def _digits(seed: int) -> ImageSets:
     """Source: Alpaydin and Kaynak, UCI optical recognition of handwritten digits (1998)."""
     try:
         from sklearn.datasets import load_digits
@@ -65,26 +64,28 @@ def _digits(seed: int) -> FourSets:
     labels = torch.from_numpy(digits.target.astype(np.int64))
     names = ("train", "fitness", "validation", "test")
     parts = split_class_balanced(ImageSet(images, labels, "digits"), DIGITS_SIZES, seed, names)
-    return _normalised(parts, 10, "digits", "")
+    return _normalised(parts, 10, "digits")
 
 
-def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> FourSets:
-    arrays = load_idx_folder(folder)
-    classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
-    learned = _image_set(arrays.train_images, arrays.train_labels, name)
-    held = min(IDX_HELD_OUT, len(learned) // 6)
-    sizes = (len(learned) - 2 * held, held, held)
+def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> ImageSets:
+    pictures = open_idx(folder)
+    classes = len(pictures.class_names)
+    train = _image_set(pictures, "train", name)
+    held = min(IDX_HELD_OUT, len(train) // 6)
+    sizes = (len(train) - 2 * held, held, held)
     if held < classes:
-        raise DeevoError(f"{folder}: {len(learned)} images are too few for {classes} classes")
-    parts = split_class_balanced(learned, sizes, seed, ("train", "fitness", "validation"))
-    parts.append(_image_set(arrays.test_images, arrays.test_labels, "test"))
-    pooled = arrays.train_images.shape[1:] == (28, 28)
+        raise DeevoError(f"{folder}: {len(train)} images are too few for {classes} classes")
+    parts = split_class_balanced(train, sizes, seed, ("train", "fitness", "validation"))
+    parts.append(_image_set(pictures, "val", "test"))
+    pooled = pictures.images.shape[1:] == (28, 28)
     note = "28x28 averaged to 14x14; test is the whole t10k file" if pooled else ""
     return _normalised(parts, classes, name, note, mirror)
 
 
-def _image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:
-    """uint8 [N, H, W] and [N] to float32 [N, 1, H, W] in 0..1, 28x28 averaged to 14x14."""
+def _image_set(pictures: ArrayPictures, part: str, name: str) -> ImageSet:
+    """A part, uint8 [N, H, W], as float32 [N, 1, H, W] in 0..1, 28x28 averaged to 14x14."""
+    start, stop = pictures.parts[part]
+    images = pictures.images[start:stop]
     if images.shape[1:] == (28, 28):
         # Half the side is a quarter of the work, which is what keeps the demo short. The sum of
         # four bytes is exact in uint16, so the average does not depend on the order of adding.
@@ -92,14 +93,13 @@ def _image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:
         scaled = halves.astype(np.float32) / np.float32(4 * 255)
     else:
         scaled = images.astype(np.float32) / np.float32(255)
-    return ImageSet(
-        torch.from_numpy(scaled).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)), name
-    )
+    labels = torch.from_numpy(pictures.labels[start:stop])
+    return ImageSet(torch.from_numpy(scaled).unsqueeze(1), labels, name)
 
 
 def _normalised(
-    parts: list[ImageSet], classes: int, name: str, note: str, mirror: bool = False
-) -> FourSets:
+    parts: list[ImageSet], classes: int, name: str, note: str = "", mirror: bool = False
+) -> ImageSets:
     """Every part shifted and scaled by what the train images, the first part, say."""
     pixels = parts[0].images.double()
     mean, deviation = float(pixels.mean()), float(pixels.std())
@@ -108,4 +108,7 @@ def _normalised(
     train, fitness, validation, test = (
         ImageSet((part.images - mean) / deviation, part.labels, part.name) for part in parts
     )
-    return FourSets(train, fitness, validation, test, classes, name, note, mirror)
+    class_names = [str(label) for label in range(classes)]
+    return ImageSets(
+        fitness, validation, test, class_names, train, name=name, note=note, mirror=mirror
+    )

@@ -34,18 +34,15 @@ _EXPECTED = (
 class Transform:
     """Resize, then centre crop, then (pixel / 255 - mean) / std.
 
-    Args:
-        resize: length of the shorter side, or (height, width), see `fit`; None leaves its size.
-        crop: (height, width) of the centre, what is missing filled with `fill`; None for no crop.
-        interpolation: one of INTERPOLATIONS.
-        mean, std: per channel, of values in 0..1; three for colour, one for grey.
-        fit: what resize = (height, width) does to a picture of other proportions: "bend" it to that
-            size, or keep its proportions and "cover" that size, or be "contain"ed in it, as timm's
-            crop_mode squash, center and border.
-        fill: whole numbers 0..255 per channel; None for black.
+    resize: length of the shorter side, or (height, width), see `fit`; None leaves pictures their
+    size. crop: (height, width) of the centre, what is missing filled with `fill`; None for no crop.
+    interpolation: one of INTERPOLATIONS. mean, std: per channel, of values in 0..1; three for
+    colour, one for grey. fit: what resize = (height, width) does to a picture of other proportions:
+    "bend" it to that size, or keep its proportions and "cover" that size, or be "contain"ed in it,
+    as timm's crop_mode squash, center and border. fill: whole numbers 0..255 per channel; None for
+    black.
 
-    Raises:
-        DeevoError: a value is not as above.
+    Raises DeevoError: a value is not as above.
     """
 
     resize: int | tuple[int, int] | None
@@ -74,33 +71,32 @@ class Transform:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Number of channels, 1 or 3."""
         return len(self.mean)
 
     def pixels(self) -> dict[str, Any]:
-        """What decides the uint8 pixels, as plain values: all but the normalisation."""
-        found = asdict(self)
+        """Returns what decides the uint8 pixels, as plain values: all but the normalisation."""
         plain: dict[str, Any] = {
-            "resize": _plain(found["resize"]),
-            "crop": _plain(found["crop"]),
+            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
+            "crop": None if self.crop is None else list(self.crop),
             "interpolation": None if self.resize is None else self.interpolation,
             "channels": self.channels,
         }
         # Named where they matter only, so that caches of the other transforms stay valid.
         if self.fit != "bend":
             plain["fit"] = self.fit
-        if self.crop is not None and any(self.fill or ()):
-            plain["fill"] = _plain(self.fill)
+        if self.crop is not None and self.fill is not None and any(self.fill):
+            plain["fill"] = list(self.fill)
         return plain
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of what a picture of this size becomes."""
+        """Returns (height, width) of what a picture of this size becomes."""
         if self.crop is not None:
             return self.crop
         return self._resized(height, width)
 
     def apply(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        """uint8 [H, W, C] of a picture, or of an array uint8 [h, w], [h, w, 1] or [h, w, 3]."""
+        """Returns uint8 [H, W, C] of a picture, or of an array [h, w], [h, w, 1] or [h, w, 3]."""
         from PIL import Image
 
         if isinstance(picture, np.ndarray):
@@ -112,15 +108,10 @@ class Transform:
             method = Image.Resampling[self.interpolation.upper()]
             image = image.resize((width, height), method)
         if self.crop is not None and self.crop != (height, width):
-            top = _offset(height, self.crop[0])
-            left = _offset(width, self.crop[1])
-            if self.fill is None:  # Pillow fills with black
-                image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-            else:
-                fill = self.fill if self.channels == 3 else self.fill[0]
-                ground = Image.new(image.mode, (self.crop[1], self.crop[0]), fill)
-                ground.paste(image, (-left, -top))
-                image = ground
+            fill = self.fill or (0,) * self.channels
+            ground = Image.new(image.mode, self.crop[::-1], fill if self.channels == 3 else fill[0])
+            ground.paste(image, (-_offset(width, self.crop[1]), -_offset(height, self.crop[0])))
+            image = ground
         return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -138,21 +129,17 @@ class Transform:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Transform:
-        """From plain values, where lists stand for tuples and a crop may be one number.
+        """Makes a transform of plain values: lists stand for tuples, and a crop may be one number.
 
         Raises DeevoError that names the source and what is missing, unknown or of another kind.
         """
-        known = {field.name for field in fields(cls)}
-        missing, unknown = sorted(known - values.keys()), sorted(values.keys() - known)
         # No resize or no crop is said by leaving it out.
-        optional = ("resize", "crop", "interpolation", "fit", "fill")
-        missing = [field for field in missing if field not in optional]
+        missing = {"mean", "std"} - values.keys()
+        unknown = values.keys() - {field.name for field in fields(cls)}
         if missing or unknown:
-            raise DeevoError(
-                f"{name}: {'without ' + ', '.join(missing) if missing else ''}"
-                f"{' and ' if missing and unknown else ''}"
-                f"{'with unknown ' + ', '.join(unknown) if unknown else ''}; {_EXPECTED}"
-            )
+            wrong = {"without": missing, "with unknown": unknown}
+            text = " and ".join(f"{how} {', '.join(sorted(v))}" for how, v in wrong.items() if v)
+            raise DeevoError(f"{name}: {text}; {_EXPECTED}")
         try:
             resize, crop = _tuple(values.get("resize")), _tuple(values.get("crop"))
             crop = (crop, crop) if isinstance(crop, int) else crop
@@ -170,7 +157,7 @@ class Transform:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Transform:
-        """From a JSON or TOML file with this class's fields.
+        """Reads a JSON or TOML file with this class's fields.
 
         Raises DeevoError that names the file.
         """
@@ -194,10 +181,6 @@ def _sides(value: int | tuple[int, int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _tuple(value: Any) -> Any:

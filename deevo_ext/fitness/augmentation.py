@@ -19,6 +19,21 @@ from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
 from deevo_ext.ops.tables import Purpose
 
 
+def parse_parts(text: str, flag: str) -> dict[str, float]:
+    """Reads parts such as "crop:0.35" with commas between; nan stands for what is no number.
+
+    flag: the part that needs no value; without one its value is 1.
+    """
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition(":")
+        try:
+            values[name] = 1.0 if name == flag and not value else float(value)
+        except ValueError:
+            values[name] = math.nan
+    return values
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What may be done to an image.
@@ -35,14 +50,8 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
-        """From "mirror", "shift:2", "crop:0.35", or several with commas between."""
-        values: dict[str, float] = {}
-        for part in text.split(","):
-            name, _, value = part.strip().partition(":")
-            try:
-                values[name] = float(value) if name != "mirror" or value else 1.0
-            except ValueError:
-                values[name] = math.nan
+        """Reads "mirror", "shift:2", "crop:0.35", or several with commas between."""
+        values = parse_parts(text, "mirror")
         shift, crop = values.get("shift", 0.0), values.get("crop", 1.0)
         known = values.keys() <= {"mirror", "shift", "crop"} and values.get("mirror", 1.0) == 1.0
         if not known or shift != max(0, int(shift if shift == shift else -1)) or not 0 < crop <= 1:
@@ -53,14 +62,14 @@ class Augmentation:
         return cls("mirror" in values, int(shift), crop)
 
     def describe(self) -> str:
-        """The text that `parse` reads."""
+        """Returns the text that `parse` reads."""
         parts = ["mirror"] * self.mirror
         parts += [f"shift:{self.shift}"] * (self.shift > 0)
         parts += [f"crop:{self.crop!r}"] * (self.crop < 1)
         return ",".join(parts)
 
     def apply(self, pixels: Tensor, words: np.ndarray) -> Tensor:
-        """Images [n, C, H, W] augmented by their random words, uint32 values in uint64 [n, 8]."""
+        """Returns images [n, C, H, W] augmented by their `image_words` [n, 8]."""
         uniform = (words + 0.5) / 2.0**32
         flip = torch.from_numpy(uniform[:, 0] < 0.5) if self.mirror else None
         if self.shift:
@@ -99,14 +108,14 @@ def _cropped(pixels: Tensor, uniform: np.ndarray, least: float) -> Tensor:
     grid = torch.nn.functional.affine_grid(
         torch.from_numpy(theta).to(pixels.device), shape, align_corners=False
     )
-    found = torch.nn.functional.grid_sample(
+    crops = torch.nn.functional.grid_sample(
         pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    return found.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else found
+    return crops.round_().clamp_(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else crops
 
 
 def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:
-    """Eight random words for each of these images of a batch: uint32 values in uint64 [n, 8].
+    """Returns eight random words an image of a batch: uint32 values in uint64 [n, 8].
 
     `Augmentation.apply` draws from the first seven; the last is left to others.
     """
@@ -123,7 +132,7 @@ def image_words(numbers: Tensor, batch: int, seed: int) -> np.ndarray:
 
 
 class AugmentedImages(LabelledImages):
-    """A set whose pixels are augmented as they are read.
+    """A set whose pixels are augmented as they are read, the same at each reading.
 
     numbers: int64 [N], each image's number in the set that batches are drawn from.
     """
@@ -137,38 +146,29 @@ class AugmentedImages(LabelledImages):
         seed: int,
     ) -> None:
         self.name, self.labels = images.name, images.labels
+        self.image_shape, self.dtype = images.image_shape, images.dtype
         self.mean, self.std = images.mean, images.std
         self._images, self._augmentation = images, augmentation
         self._numbers, self._batch, self._seed = numbers, batch, seed
         self.in_memory = False  # augmentation is worth doing beside the evaluation
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
-        return self._images.image_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The underlying set's."""
-        return self._images.dtype
-
     def pixels(self, start: int, stop: int) -> Tensor:
-        """See LabelledImages; made anew at each call, the same each time."""
+        """Returns images start..stop-1, augmented, [n, C, H, W]."""
         words = image_words(self._numbers[start:stop], self._batch, self._seed)
         return self._augmentation.apply(self._images.pixels(start, stop), words)
 
     def subset(self, indices: Indices, name: str | None = None) -> AugmentedImages:
-        """See LabelledImages."""
+        """Returns the images at `indices`, in that order, augmented as they are here."""
         chosen = self.checked(indices)
-        found = self._images.subset(chosen, name)
-        numbers = self._numbers[chosen.cpu()]
-        return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
+        return self._like(self._images.subset(chosen, name), self._numbers[chosen.cpu()])
 
-    def stretch(self, start: int, stop: int, name: str | None = None) -> AugmentedImages:
-        """See LabelledImages."""
-        found, numbers = self._images.stretch(start, stop, name), self._numbers[start:stop]
-        return AugmentedImages(found, self._augmentation, numbers, self._batch, self._seed)
+    def slice(self, start: int, stop: int, name: str | None = None) -> AugmentedImages:
+        """Returns images start..stop-1, augmented as they are here."""
+        return self._like(self._images.slice(start, stop, name), self._numbers[start:stop])
 
     def digest(self) -> str:
-        """The underlying set's, with what is done to it."""
+        """Returns the digest of the images, with what is done to them."""
         return f"{self._images.digest()} {self._augmentation.describe()} {self._batch} {self._seed}"
+
+    def _like(self, images: LabelledImages, numbers: Tensor) -> AugmentedImages:
+        return AugmentedImages(images, self._augmentation, numbers, self._batch, self._seed)

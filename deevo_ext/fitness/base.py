@@ -29,40 +29,40 @@ class Fitness(ABC):
 
     @property
     def device(self) -> torch.device | None:
-        """Where rows are wanted; None: where the population lies."""
+        """The device that rows are scored on; None: where the population lies."""
         return None if self.evaluator is None else self.evaluator.device
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Plain values that decide the scores; a run is resumed only where they are the same."""
+        """Returns plain values that decide the scores; only where they agree is a run resumed."""
 
     def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
         """Looks at the initial population, while the population still is that."""
 
     def batch_of(self, generation: int) -> int:
-        """The batch a generation is scored on; scores of two batches are never compared."""
+        """Returns the batch that a generation is scored on; two batches are never compared."""
         return 0
 
     def looks(self, batch: int) -> list[int]:
-        """Images seen at the end of each part; the last is all of them."""
+        """Returns the images seen at the end of each part; the last is all of them."""
         raise DeevoError(f"{type(self).__name__} scores rows as a whole only: it cannot race")
 
     def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
-        """BatchNorm statistics [E, S] for the rows of members; None: the rows have them."""
+        """Returns BatchNorm statistics [E, S] for the rows of members; None: rows have them."""
         return None
 
     def part(
         self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
     ) -> torch.Tensor:
-        """Scores [E, n] on the images of one part; those of a row depend on it alone."""
+        """Returns scores [E, n] on the images of one part; those of a row depend on it alone."""
         raise DeevoError(f"{type(self).__name__} scores rows as a whole only: it cannot race")
 
     def reduce(self, scores: torch.Tensor) -> float:
-        """The fitness, from the scores [N] of all images."""
+        """Returns the fitness, from the scores [N] of all images."""
         return float(scores.double().mean())
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
-        """Fitness, minimised, of rows [E, D] that are trials of members [E] (or the members)."""
+        """Returns the fitness, minimised, of rows [E, D]: trials of members [E], or members."""
         statistics = self.statistics(rows, members)
         parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
         return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]
@@ -77,16 +77,16 @@ class FunctionFitness(Fitness):
         self.name = f"{kind.__module__}.{kind.__qualname__}"
 
     def describe(self) -> dict[str, Any]:
-        """The function's name, all that is known of it."""
+        """Returns the function's name, all that is known of it."""
         return {"function": self.name}
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
-        """The function's values."""
+        """Returns the function's values."""
         return [float(self.evaluate(row)) for row in rows]
 
 
 def as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:
-    """A Fitness from itself or from a function of one row."""
+    """Returns a Fitness as it is, or one made of a function of one row."""
     if isinstance(fitness, Fitness):
         return fitness
     if not callable(fitness):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deevo_ext.data.images import ImageSet
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
@@ -22,22 +21,6 @@ from deevo_ext.fitness.statistics import Inherited, Used
 SAMPLINGS = ("stratified", "importance")
 # Importance: the initial members that judge how hard an image is, and the least it counts as.
 _JUDGES, _LEAST_DIFFICULTY = 4, 0.02
-
-
-def image_set(
-    images: LabelledImages | tuple[torch.Tensor, torch.Tensor], name: str
-) -> LabelledImages:
-    """A set from itself or from (images float32 [N, C, H, W], labels int64 [N])."""
-    if isinstance(images, LabelledImages):
-        return images
-    pair = isinstance(images, (tuple, list)) and len(images) == 2
-    if not pair or not all(isinstance(part, torch.Tensor) for part in images):
-        raise DeevoError(
-            f"{name} are a {type(images).__name__}; expected a deevo_ext.ImageSet, "
-            "deevo_ext.CachedImages, or a pair of torch tensors, images float32 [N, C, H, W] and "
-            "labels int64 [N]"
-        )
-    return ImageSet(images[0], images[1], name)
 
 
 @dataclass(frozen=True)
@@ -104,7 +87,7 @@ class ClassificationFitness(Fitness):
         evaluator.check_precision(images)
 
     def describe(self) -> dict[str, Any]:
-        """What decides the fitness values, for the journal's header."""
+        """Returns what decides the fitness values, for the journal's header."""
         return {
             "images": len(self.images),
             "sha256": self.images.digest(),
@@ -119,26 +102,24 @@ class ClassificationFitness(Fitness):
         }
 
     def prepare(self) -> None:
-        """What is to be known of the initial population, while the population still is that."""
+        """Judges images by the initial population, while the population still is that."""
         if self.sampling == "importance" and self._difficulty is None:
             population, some = self.evaluator.population, slice(0, _JUDGES)
             statistics = self.evaluator.used_statistics(
                 population.rows[some], Inherited(population.statistics[some])
             )
-            losses = self.evaluator.image_scores(
-                population.rows[some], self.images, Metric("loss"), statistics
-            )
+            losses, _ = self.evaluator.losses(population.rows[some], self.images, statistics)
             unsure = (1.0 - (-losses.double()).exp()).mean(dim=0).cpu().numpy()
             self._difficulty = np.maximum(unsure, _LEAST_DIFFICULTY)
 
     def batch_of(self, generation: int) -> int:
-        """The number of the batch that a generation (1, 2, ...) is scored on."""
+        """Returns the number of the batch that a generation (1, 2, ...) is scored on."""
         if self.images_per_batch is None:
             return 0
         return max(generation - 1, 0) // self.generations_per_batch
 
     def indices(self, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Images of a batch, int64 in the order of evaluation, and their weights float64.
+        """Returns a batch's images, int64 in the order of evaluation, and weights float64.
 
         None for the indices: all images, as they lie; None for the weights: all 1. Races want a
         random order: their first looks are at the first images.
@@ -155,14 +136,14 @@ class ClassificationFitness(Fitness):
         return batch_indices(labels, size, number, self.seed), None
 
     def looks(self, batch: int) -> list[int]:
-        """Images seen at each look of a race; without racing there is one, at all of them."""
+        """Returns the images seen at each look; without racing there is one look, at all."""
         size = self.images_per_batch or len(self.images)
         if self.racing is None:
             return [size]
         return self.racing.looks(size, self.evaluator.micro_batch)
 
     def batch(self, number: int) -> Batch:
-        """A batch's images and weights, from one look to the next."""
+        """Returns a batch's images and weights, from one look to the next."""
         if self._current is None or self._current[0] != number:
             self._current = None  # freed before the next is made
             indices, weights = self.indices(number)
@@ -172,7 +153,7 @@ class ClassificationFitness(Fitness):
                 images = AugmentedImages(images, self.augmentation, numbers, number, self.seed)
             ends = self.looks(number)
             looks = list(zip([0, *ends[:-1]], ends, strict=True))
-            parts = [images.stretch(*look) for look in looks] if len(looks) > 1 else [images]
+            parts = [images.slice(*look) for look in looks] if len(looks) > 1 else [images]
             if weights is not None:
                 weights = weights.float()
             shares = None if weights is None else [weights[slice(*look)] for look in looks]
@@ -180,14 +161,14 @@ class ClassificationFitness(Fitness):
         return self._current[1]
 
     def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
-        """BatchNorm statistics [E, S] that members' rows [E, D] are evaluated with."""
+        """Returns the BatchNorm statistics [E, S] that members' rows [E, D] are scored with."""
         population = self.evaluator.population
         return self.evaluator.used_statistics(rows, Inherited(population.statistics[members]))
 
     def part(
         self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
     ) -> torch.Tensor:
-        """Scores float32 [E, n] of rows [E, D] on the images between two looks, weighted."""
+        """Returns scores float32 [E, n] of rows [E, D] on a look's images, weighted."""
         current = self.batch(batch)
         scores = self.evaluator.image_scores(rows, current.parts[look], self.metric, statistics)
         if current.weights is None:
@@ -195,5 +176,5 @@ class ClassificationFitness(Fitness):
         return scores * current.weights[look].to(scores.device)
 
     def reduce(self, scores: torch.Tensor) -> float:
-        """The fitness of scores [N] on all images of a batch."""
+        """Returns the fitness of scores [N] on all images of a batch."""
         return mean_score(scores, self.evaluator.micro_batch)

@@ -24,23 +24,15 @@ from deevo_ext.population.population import Population
 
 # What the precision check looks at.
 _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024
-
-
-@dataclass(frozen=True)
-class PerImage:
-    """losses float32 [N] (cross-entropy in nats) and correct bool [N] (top-1)."""
-
-    losses: Tensor
-    correct: Tensor
+_LOSS = Metric("loss")
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy in nats (+inf where it is not finite), top-1 in 0..1, images."""
+    """Mean cross-entropy in nats (+inf where it is not finite), and top-1 in 0..1."""
 
     loss: float
     top1: float
-    images: int
 
 
 class Evaluator:
@@ -53,8 +45,8 @@ class Evaluator:
     precision and engine: as in `PopulationForward`. force_precision: selection in 16 bits is
     refused where the population fails the precision check, unless this is set.
 
-    `score`, `scores` and `score_by` apply the policy to inherited statistics; the other methods
-    take those that rows are used with, which `statistics_of` and `used_statistics` give.
+    `score` and `scores` apply the policy to inherited statistics; the other methods take those that
+    rows are evaluated with, which `used_statistics` gives.
     """
 
     def __init__(
@@ -83,26 +75,26 @@ class Evaluator:
         self.policy = StatisticsPolicy(
             population, self.forward.module, calibration, micro_batch, self.device
         )
-        self._asked = {"precision": precision, "engine": engine}
+        self._options = {"precision": precision, "engine": engine}
         self._force_precision = force_precision
         self._image_passes = 0
 
     @property
     def forward_passes(self) -> int:
-        """Images put through a network so far, calibration's included.
+        """Number of images put through a network so far, calibration's included.
 
         Checks of network graphs and of the precision are not counted.
         """
         return self._image_passes + self.policy.forward_passes
 
     def describe(self) -> dict[str, Any]:
-        """What decides the scores besides row and images, for the journal's header."""
+        """Returns what decides the scores besides row and images, for the journal's header."""
         calibration = self.policy.calibration
         return {
             "micro_batch": self.micro_batch,
             "device": self.device.type,
             "calibration": calibration.digest() if calibration else None,
-            **self._asked,
+            **self._options,
         }
 
     def keep_engines(self, path: Path, *, resumed: bool) -> None:
@@ -128,27 +120,33 @@ class Evaluator:
                 'precision="float32", or force_precision=True'
             )
 
-    def statistics_of(self, row: Tensor, inherited: Inherited | None) -> Used | None:
-        """The statistics [S] that `row` [D] is evaluated with; None where the row holds them."""
-        return self.policy.of_row(row, inherited)
-
     def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
-        """`statistics_of` several rows, [K, S]."""
-        return self.policy.of_rows(rows, inherited)
+        """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].
 
-    def per_image(
-        self, row: Tensor, images: LabelledImages, statistics: Used | None = None
-    ) -> PerImage:
-        """Losses and hits of one row ([D], any floating dtype) on images."""
-        apart = None if statistics is None else Used(statistics[None])
-        return self.per_images(row[None], images, apart)[0]
+        None where rows hold them.
+        """
+        return self.policy.used(rows, inherited)
 
-    def per_images(
-        self, rows: Tensor, images: LabelledImages, statistics: Used | None = None
-    ) -> list[PerImage]:
-        """Losses and hits of rows [K, D] with statistics [K, S] on images."""
-        losses, ranks = self._losses(rows, images, statistics, 0.0)
-        return [PerImage(one, rank == 0) for one, rank in zip(losses, ranks, strict=True)]
+    def losses(
+        self,
+        rows: Tensor,
+        images: LabelledImages,
+        statistics: Used | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Losses:
+        """Returns losses float32 and ranks of the true class, [K, N], or [N] of a row [D].
+
+        rows: [K, D] of any floating dtype, with statistics [K, S] where they are apart. Results lie
+        where the labels are.
+        """
+        if rows.ndim == 1:
+            apart = None if statistics is None else Used(statistics[None])
+            losses, ranks = self.losses(rows[None], images, apart, label_smoothing=label_smoothing)
+            return Losses(losses[0], ranks[0])
+        self._settle(images)
+        self._image_passes += len(images) * len(rows)
+        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
     def image_scores(
         self,
@@ -157,10 +155,11 @@ class Evaluator:
         metric: Metric,
         statistics: Used | None = None,
     ) -> Tensor:
-        """Scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S]."""
+        """Returns scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S]."""
         if metric.function is None:
-            losses, ranks = self._losses(rows, images, statistics, metric.label_smoothing)
-            return metric.of_results(losses, ranks)
+            smoothing = metric.label_smoothing
+            results = self.losses(rows, images, statistics, label_smoothing=smoothing)
+            return metric.of_results(*results)
         self._settle(images)
         labels = images.labels.to(self.device)
         scores = torch.empty(len(rows), len(images), device=self.device)
@@ -174,54 +173,32 @@ class Evaluator:
         return scores
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
-        """Logits float32 [N, classes] of one row, where the images are."""
+        """Returns logits float32 [N, classes] of a row [D], where the labels are."""
         self._settle(images)
         self._image_passes += len(images)
         return self.forward.logits(row, images, statistics)
 
-    def score_by(
+    def score(
         self,
         row: Tensor,
         images: LabelledImages,
-        metric: Metric,
         inherited: Inherited | None = None,
+        metric: Metric = _LOSS,
     ) -> float:
-        """The mean of one row's scores by a metric."""
-        used = self.statistics_of(row, inherited)
+        """Returns the mean of a row's scores by a metric; by default the mean cross-entropy."""
+        used = self.used_statistics(row, inherited)
         apart = None if used is None else Used(used[None])
         return mean_score(self.image_scores(row[None], images, metric, apart)[0], self.micro_batch)
-
-    def score(
-        self, row: Tensor, images: LabelledImages, inherited: Inherited | None = None
-    ) -> Score:
-        """Mean loss and top-1 of one row on images."""
-        apart = None if inherited is None else Inherited(inherited[None])
-        return self.scores(row[None], images, apart)[0]
 
     def scores(
         self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None
     ) -> list[Score]:
-        """Mean loss and top-1 of rows [K, D] on images."""
-        results = self.per_images(rows, images, self.used_statistics(rows, inherited))
+        """Returns the mean loss and top-1 of each of rows [K, D]."""
+        losses, ranks = self.losses(rows, images, self.used_statistics(rows, inherited))
         return [
-            Score(
-                mean_score(result.losses, self.micro_batch),
-                float(result.correct.double().mean()),
-                len(images),
-            )
-            for result in results
+            Score(mean_score(loss, self.micro_batch), float((rank == 0).double().mean()))
+            for loss, rank in zip(losses, ranks, strict=True)
         ]
-
-    def _losses(
-        self,
-        rows: Tensor,
-        images: LabelledImages,
-        statistics: Used | None,
-        label_smoothing: float,
-    ) -> Losses:
-        self._settle(images)
-        self._image_passes += len(images) * len(rows)
-        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
     def _settle(self, images: LabelledImages) -> None:
         if self.forward.precision == "auto":
@@ -231,5 +208,5 @@ class Evaluator:
         """Members and images for a precision check, with the members' own statistics."""
         some = slice(0, _CHECK_MEMBERS)
         rows, statistics = self.population.rows[some], self.population.statistics[some]
-        shown = images.stretch(0, min(len(images), _CHECK_IMAGES))
-        return rows, shown, shown.labels, statistics
+        sample = images.slice(0, min(len(images), _CHECK_IMAGES))
+        return rows, sample, sample.labels, statistics

@@ -37,7 +37,7 @@ class Metric:
 
     @classmethod
     def of(cls, metric: str | ImageScores | Metric, label_smoothing: float = 0.0) -> Metric:
-        """From "loss", "top1" or a function of (logits, labels)."""
+        """Makes a metric of "loss", "top1" or a function of (logits, labels)."""
         if isinstance(metric, Metric):
             return metric
         check_smoothing(label_smoothing)
@@ -54,18 +54,18 @@ class Metric:
         return cls(f"{kind.__module__}.{kind.__qualname__}", 0.0, metric)
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a run's configuration record."""
+        """Returns plain values for a run's record."""
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return {"metric": self.name, **smoothing}
 
     def of_results(self, losses: Tensor, ranks: Tensor) -> Tensor:
-        """Scores from losses (smoothed as asked) and ranks of the true class, both [..., N]."""
+        """Returns scores from losses (smoothed) and ranks of the true class, both [..., N]."""
         if self.name == "top1":
             return torch.where(torch.isfinite(losses), (ranks > 0).float(), math.inf)
         return losses
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The function's scores float32 [n]; raises DeevoError when it gives something else."""
+        """Returns the function's scores float32 [n]; raises DeevoError for anything else."""
         assert self.function is not None
         scores = self.function(logits, labels)
         if not isinstance(scores, Tensor) or scores.shape != labels.shape:
@@ -79,7 +79,10 @@ class Metric:
 
 
 def mean_score(scores: Tensor, micro_batch: int) -> float:
-    """Mean of scores [N]: float64 subtotals per micro-batch, added in order; +inf if not finite."""
+    """Returns the mean of scores [N], +inf if it is not finite.
+
+    float64 subtotals, one a micro-batch, are added in order.
+    """
     total = 0.0
     for start in range(0, scores.numel(), micro_batch):
         total += float(scores[start : start + micro_batch].sum(dtype=torch.float64))

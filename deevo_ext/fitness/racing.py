@@ -62,11 +62,14 @@ class Racing:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Plain values, for a run's configuration record."""
+        """Returns plain values for a run's record."""
         return {"error": self.error, "first": self.first}
 
     def looks(self, images: int, micro_batch: int) -> list[int]:
-        """Images seen at each look, ascending, whole micro-batches; the last one is all of them."""
+        """Returns the images seen at each look, ascending.
+
+        They are whole micro-batches; the last look is at all images.
+        """
         ends: list[int] = []
         for k in itertools.count():
             share = self.first * 2.0 ** (k / LOOKS_PER_DOUBLING)
@@ -77,16 +80,12 @@ class Racing:
                 ends.append(end)
         return [*ends, images]
 
-    def look(self, parents: torch.Tensor, end: int, looks: int) -> Look:
-        """What is known at a look: parents' scores [P, N], images seen so far, looks in all."""
-        return Look(self, parents, end, looks)
-
 
 class Look:
     """One look of a race: tells trials that lose from those that may go on.
 
-    parents: scores [P, N] of all members on all images, those of members with a score that is not
-    finite left aside. end: images seen. looks: how many there are before all images are seen.
+    parents: scores [P, N] of all members on all images; members with a score that is not finite are
+    left aside. end: images seen. looks: how many looks there are before all images are seen.
     """
 
     def __init__(self, racing: Racing, parents: torch.Tensor, end: int, looks: int) -> None:
@@ -118,7 +117,7 @@ class Look:
         self.rank = int(kept.sum())
 
     def predict(self, differences: np.ndarray) -> tuple[float, float]:
-        """(D^, se) from d float64 [n]."""
+        """Returns (D^, se) from d float64 [n]."""
         n = self._n
         mean = float(differences.mean())
         rest = differences - mean
@@ -129,7 +128,7 @@ class Look:
         return mean + float(slope @ self._shift), math.sqrt(variance * spread)
 
     def loses(self, trial: torch.Tensor, parent: torch.Tensor) -> bool:
-        """Whether to drop a trial after these scores [n] of it and of its parent.
+        """Returns whether to drop a trial after these scores [n] of it and of its parent.
 
         A score of the trial that is not finite settles the matter; one of the parent keeps the
         trial in.
@@ -143,7 +142,7 @@ class Look:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """A quantile of Student's t, by Cornish and Fisher's expansion about the normal one.
+    """Returns a quantile of Student's t, by Cornish and Fisher's expansion about the normal one.
 
     Abramowitz & Stegun 26.7.5, four terms: for 63 degrees of freedom, one micro-batch of 64, the
     error is below 1e-5 up to the quantile 0.9999.

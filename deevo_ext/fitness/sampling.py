@@ -10,14 +10,14 @@ from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
 
 def image_keys(count: int, batch: int, seed: int) -> np.ndarray:
-    """A Philox word (purpose 11) for each of `count` images, uint32 values in uint64 [count]."""
+    """Returns a Philox word (purpose 11) an image: uint32 values in uint64 [count]."""
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
     counter = (int(Purpose.BATCH), batch, POPULATION_MEMBER, blocks)
     return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
 
 
 def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
-    """Indices int64 [size] of batch number `batch`: class-balanced, without repeats, shuffled.
+    """Returns indices int64 [size] of batch number `batch`: class-balanced, distinct, shuffled.
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
     1/2) / class size is least are taken, in this order: so every class is represented in
@@ -40,16 +40,16 @@ def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
-    """The indices of `batch_order`, ascending."""
+    """Returns the indices of `batch_order`, ascending."""
     return batch_order(labels, size, batch, seed).sort().values
 
 
 def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
-    """Probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty where < 1.
+    """Returns probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty.
 
-    difficulty: positive float64 [N], N >= size. Those that would exceed 1 are taken for certain and
-    the rest share what is left (Särndal, Swensson & Wretman, Model Assisted Survey Sampling, 1992,
-    3.6.2).
+    difficulty: positive float64 [N], N >= size. Images whose probability would exceed 1 are taken
+    for certain, and the others share what is left (Särndal, Swensson & Wretman,
+    Model Assisted Survey Sampling, 1992, 3.6.2).
     """
     certain = np.zeros(difficulty.size, dtype=bool)
     if size >= difficulty.size:
@@ -66,7 +66,7 @@ def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
 def importance_order(
     labels: torch.Tensor, difficulty: np.ndarray, size: int, batch: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(indices int64 [size], weights float64 [size]) of a batch in which hard images are likelier.
+    """Returns indices int64 [size] and weights float64 [size]; hard images are likelier.
 
     Systematic sampling (Madow, Ann. Math. Statist. 20, 1949) along the images sorted by class, each
     class shuffled: one random start, steps of 1 on the cumulated inclusion probabilities pi, so

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from deevo_ext.fitness.base import Fitness
-from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.racing import Look, Racing
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -19,8 +19,9 @@ from deevo_ext.search.trials import Trials
 class Race:
     """What a race of one generation's trials came to.
 
-    of: images of a full evaluation; images: those that each living member's trial was evaluated on,
-    in the members' order; non_finite: trials with a score that is not finite.
+    of: images of a full evaluation; images: how many each member's trial was evaluated on, in the
+    members' order, without members that were taken out; non_finite: trials with a score that is not
+    finite.
     """
 
     of: int
@@ -47,7 +48,7 @@ class Scoring:
         return self.fitness.racing is not None
 
     def parents(self, batch: int) -> list[float]:
-        """Fitness of all members on a batch; +inf for those that population reduction took out."""
+        """Returns the fitness of all members on a batch; +inf for those that were taken out."""
         self.fitness.prepare()
         waiting = self.de.ask_parents()
         if not self.races:
@@ -56,7 +57,7 @@ class Scoring:
         return values
 
     def trials(self, batch: int) -> tuple[list[float], Race | None]:
-        """Fitness of the next generation's trials, and what their race came to, if it is one.
+        """Returns the fitness of the next generation's trials, and their race if it is one.
 
         A dropped trial has fitness +inf.
         """
@@ -67,14 +68,14 @@ class Scoring:
         return values, race
 
     def settle(self, generation: Generation) -> None:
-        """Scores of accepted trials become those of the parents they are now."""
+        """Makes scores of accepted trials those of the parents that they are now."""
         for member in generation.members[generation.accepted].tolist():
             if member in self._trials:
                 self._parents[member] = self._trials[member]
         self._trials = {}
 
     def resume(self, batch: int | None) -> None:
-        """After an interruption: the present parents' scores on the batch that is under way."""
+        """Scores the parents again, on the batch that was under way at an interruption."""
         if self.races and batch is not None:
             self.parents(batch)
 
@@ -110,7 +111,7 @@ class Scoring:
                     seen[member] = end
             if racing is not None and look < len(looks) - 1:
                 parents = torch.stack([self._parents[m] for m in waiting.members.tolist()])
-                at = racing.look(parents, end, len(looks) - 1)
+                at = Look(racing, parents, end, len(looks) - 1)
                 lost = {
                     m
                     for m in racers.tolist()

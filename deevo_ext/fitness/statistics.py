@@ -30,8 +30,8 @@ class StatisticsPolicy:
     "evolve": there are none apart. "inherit": they are the same. "recalibrate": those of the row's
     own activations on the calibration images, whatever it inherited (SWA's update_bn).
 
-    module: float32, in eval mode, on the device. Attribute ``forward_passes``: calibration images
-    put through a network so far.
+    module: float32, in eval mode, on the device. forward_passes: calibration images put through a
+    network so far.
     """
 
     def __init__(
@@ -56,20 +56,16 @@ class StatisticsPolicy:
         # Batch statistics ask for the module itself.
         self._modules = Modules(module, 1)
 
-    def of_row(self, row: Tensor, inherited: Inherited | None) -> Used | None:
-        """The statistics [S] that `row` [D] is evaluated with; None where the row holds them."""
-        if not self.population.statistics_layout.dim:
-            return None
-        if self.recalibrates:
-            return Used(self._recalibrated(row))
-        return None if inherited is None else Used(inherited)
+    def used(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
+        """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].
 
-    def of_rows(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
-        """`of_row` for each of several rows, [K, S]."""
+        None where rows hold them.
+        """
         if not self.population.statistics_layout.dim:
             return None
         if self.recalibrates:
-            return Used(torch.stack([self._recalibrated(row) for row in rows]))
+            fresh = [self._recalibrated(row) for row in rows.reshape(-1, rows.shape[-1])]
+            return Used(torch.stack(fresh).reshape(*rows.shape[:-1], -1))
         return None if inherited is None else Used(inherited)
 
     def _recalibrated(self, row: Tensor) -> Tensor:
@@ -77,8 +73,7 @@ class StatisticsPolicy:
         assert images is not None
         layout = self.population.statistics_layout
         fresh = torch.zeros(layout.dim, device=self.device)
-        shown = row.to(self.device, torch.float32)
-        tensors = self.population.views(shown, statistics=fresh)
+        tensors = self.population.views(row.to(self.device, torch.float32), statistics=fresh)
         names = {name.rpartition(".")[0] for name in layout.names}
         # Norm layers write counters and statistics; what is frozen is the population's own.
         for name in tensors.keys() - set(layout.names):

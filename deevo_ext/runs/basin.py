@@ -94,7 +94,7 @@ def check_basin(evaluator: Evaluator, images: LabelledImages, *, seed: int = 0) 
     losses: dict[int, float] = {}
 
     def loss(row: torch.Tensor, inherited: Inherited | None) -> float:
-        return evaluator.score(row, some, inherited).loss
+        return evaluator.score(row, some, inherited)
 
     def member_loss(i: int) -> float:
         if i not in losses:

@@ -21,7 +21,7 @@ from torch import nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.fitness.evaluator import Evaluator, PerImage
+from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population.population import Population
@@ -60,6 +60,14 @@ class Measured:
     def mcnemar(self) -> float:
         """The p of McNemar's exact test of gained against lost images."""
         return mcnemar(self.gained, self.lost)
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """losses float32 [N] (cross-entropy in nats) and correct bool [N] (top-1)."""
+
+    losses: torch.Tensor
+    correct: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,7 @@ def ensemble(evaluator: Evaluator, population: Population, images: LabelledImage
     total = torch.zeros(())
     for i in range(population.initial_size):
         row, statistics = population.reread(i)
-        used = evaluator.statistics_of(row, Inherited(statistics))
+        used = evaluator.used_statistics(row, Inherited(statistics))
         total = total + evaluator.logits(row, images, used).double()
     mean = (total / population.initial_size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
@@ -213,7 +221,8 @@ def compare(run: Evolution, images: LabelledImages) -> Comparison:
     members = population.initial_size
 
     def measure(candidate: Candidate) -> PerImage:
-        return evaluator.per_image(candidate.row, images, candidate.statistics)
+        losses, ranks = evaluator.losses(candidate.row, images, candidate.statistics)
+        return PerImage(losses, ranks == 0)
 
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
     # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.

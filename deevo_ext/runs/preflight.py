@@ -163,7 +163,7 @@ def examine(
         some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
     scores = _scores(evaluator, some, schedule.chunk)  # builds runners and chooses engines, too
     started, before = time.perf_counter(), evaluator.forward_passes
-    again = some.stretch(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
+    again = some.slice(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
     _scores(evaluator, again, schedule.chunk)
     per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
     passes = count_passes(fitness, validation, schedule.members)

@@ -68,7 +68,7 @@ class Evolution:
         self.progress = progress
         self.callbacks = list(callbacks)
         self.initial = initial
-        self.state = RunState(de, self.evaluator.statistics_of if self.evaluator else None)
+        self.state = RunState(de, self.evaluator.used_statistics if self.evaluator else None)
         for evaluator in self._evaluators():
             if evaluator.population is not de.population:
                 raise DeevoError(

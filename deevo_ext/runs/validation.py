@@ -33,7 +33,7 @@ class Validation:
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
         """Scores a row; inherited: its BatchNorm statistics, unless they are recomputed."""
-        return self.evaluator.score_by(row, self.images, self.metric, inherited)
+        return self.evaluator.score(row, self.images, inherited, self.metric)
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the scores, as JSON values for the journal's header."""

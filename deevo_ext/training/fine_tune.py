@@ -22,21 +22,24 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.networks.execution.preprocessing import Preprocessing
-from deevo_ext.training.augment import TrainingBatches, batch_mixing, changes_pictures
+from deevo_ext.training.batches import TrainingBatches, batch_mixing, changes_pictures
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 
 _STEP = 2  # what a seed is derived for
 
 
 class State:
-    """A file that holds a run's network, optimizer and step; written at most every few seconds."""
+    """A file that holds a training's network, optimizer and step.
+
+    seconds: the time from one save to the next.
+    """
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
         self._saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last save is `seconds` ago."""
+        """Returns whether the last save is `seconds` ago."""
         return time.monotonic() - self._saved >= self.seconds
 
     def save(self, step: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -48,17 +51,17 @@ class State:
         self._saved = time.monotonic()
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """The step to go on with; 0 without a file."""
+        """Restores network and optimizer; returns the step to go on with, 0 without a file."""
         for torn in self.path.parent.glob(f".{self.path.name}.*"):
             torn.unlink(missing_ok=True)  # what a kill left of a save, as large as the network
         if not self.path.is_file():
             return 0
         device = next(network.parameters()).device
         try:
-            found = torch.load(self.path, map_location=device, weights_only=True)
-            network.load_state_dict(found["network"])
-            optimizer.load_state_dict(found["optimizer"])
-            return int(found["step"])
+            saved = torch.load(self.path, map_location=device, weights_only=True)
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
+            return int(saved["step"])
         except Exception as error:  # torch raises nearly anything on a damaged file
             raise DeevoError(f"{self.path}: not a whole state ({error}); delete it") from error
 
@@ -81,9 +84,10 @@ def fine_tune(
     On a CUDA device that has bfloat16 it runs under autocast. No global generator is moved.
 
     network: float32, on the device it is to be trained on. images: what it learns from. state:
-    where the run is saved and gone on with. on_step: called with the number of steps done, at the
-    start and after each step. workers: processes that read and augment the images, 0 for none; by
-    default as many as there are processors where that is work, and none for plain images in memory.
+    the file that keeps the training, and from which it goes on. on_step: called with the number of
+    steps done, at the start and after each step. workers: processes that read and augment the
+    images, 0 for none; by default as many as there are processors where that is work, and none for
+    plain images in memory.
 
     Raises DeevoError when the loss is not finite: the learning rate is too high.
     """

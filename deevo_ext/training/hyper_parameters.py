@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.augmentation import parse_parts
 
 
 @dataclass(frozen=True)
 class HyperParameters:
-    """One run of gradient descent.
+    """One training by gradient descent.
 
-    Args:
-        seed: of batches and augmentation (and of the initial weights, for a base network).
-        steps: of gradient descent.
-        batch_size: images a step.
-        learning_rate: its peak, reached after the first 5 % of the steps.
-        weight_decay: on every parameter.
-        label_smoothing: share of each label spread over all classes, in [0, 1).
-        shift: each image moves by up to this many pixels in each direction, its border repeated.
-        mirror: each image is mirrored with probability one half.
-        momentum: of SGD, Nesterov's, in [0, 1).
-        mixup: alpha of mixup (Zhang et al., arXiv 1710.09412): each batch is mixed with itself in
-            another order, by a share drawn from Beta(alpha, alpha); 0 for none.
-        anneal: share of the steps, at the end, over which the learning rate falls linearly to
-            zero; 0 keeps it constant.
-        crop: least share of the area that random resized crops (Szegedy et al., arXiv 1409.4842)
-            take, in (0, 1]; 0 for none.
-        jitter: how far the factors of brightness, contrast and saturation go from 1, in [0, 1]; 0
-            for none.
-        trivial: whether TrivialAugment (Müller and Hutter, arXiv 2103.10158) changes each image.
-        erase: probability that a rectangle of an image gets the mean colour (Zhong et al., arXiv
-            1708.04896).
-        cutmix: alpha of cutmix (Yun et al., arXiv 1905.04899), which replaces a box of each image
-            by that of another; 0 for none. With both mixup and cutmix, each batch takes one of
-            them by chance.
-        optimizer: "sgd" or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
+    seed: of batches and augmentation (and of the initial weights, for a base network). steps: of
+    gradient descent. batch_size: images a step. learning_rate: its peak, reached after the first
+    5 % of the steps. weight_decay: on every parameter. label_smoothing: share of each label that is
+    spread over all classes, in [0, 1). shift: each image moves by up to this many pixels in each
+    direction, its border repeated. mirror: each image is mirrored with probability one half.
+    momentum: of SGD, Nesterov's, in [0, 1). anneal: share of the steps, at the end, over which the
+    learning rate falls linearly to zero; 0 keeps it constant. mixup: alpha of mixup (Zhang et al.,
+    arXiv 1710.09412): each batch is mixed with itself in another order, by a share drawn from
+    Beta(alpha, alpha); 0 for none. crop: least share of the area that random resized crops (Szegedy
+    et al., arXiv 1409.4842) take, in (0, 1]; 0 for none. jitter: how far the factors of brightness,
+    contrast and saturation go from 1, in [0, 1]; 0 for none. trivial: whether TrivialAugment
+    (Müller and Hutter, arXiv 2103.10158) changes each image. erase: probability that a rectangle of
+    an image gets the mean colour (Zhong et al., arXiv 1708.04896). cutmix: alpha of cutmix (Yun et
+    al., arXiv 1905.04899), which replaces a box of each image by that of another; 0 for none. With
+    both mixup and cutmix, each batch takes one of them by chance. optimizer: "sgd" or "adamw"
+    (Loshchilov and Hutter, arXiv 1711.05101).
 
-    Raises:
-        DeevoError: a value is out of its range.
+    Raises DeevoError: a value is out of its range.
     """
 
     seed: int
@@ -88,7 +78,7 @@ class HyperParameters:
                 )
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0..steps-1: a short rise, a plateau, the final fall if any."""
+        """Returns the learning rate of step 0..steps-1: a short rise, a plateau, a final fall."""
         rise = (step + 1) / max(1.0, 0.05 * self.steps)
         fall = (self.steps - step) / max(1.0, self.anneal * self.steps)
         return self.learning_rate * min(1.0, rise, fall if self.anneal else 1.0)
@@ -110,14 +100,8 @@ class Choices:
 
     @classmethod
     def parse(cls, text: str) -> Choices:
-        """From "none", or parts such as "crop:0.35,jitter:0.2,trivial" with commas between."""
-        values: dict[str, float] = {"mixup": 0.0}
-        for part in () if text == "none" else text.split(","):
-            name, _, value = part.strip().partition(":")
-            try:
-                values[name] = 1.0 if name == "trivial" and not value else float(value)
-            except ValueError:
-                values[name] = math.nan
+        """Reads "none", or parts such as "crop:0.35,jitter:0.2,trivial" with commas between."""
+        values = {"mixup": 0.0, **({} if text == "none" else parse_parts(text, "trivial"))}
         highest = {"mixup": 10, "crop": 1, "jitter": 1, "trivial": 1, "erase": 1, "cutmix": 10}
         if not values.keys() <= highest.keys() or not all(
             0 <= value <= highest[name] for name, value in values.items()
@@ -131,36 +115,37 @@ class Choices:
 
     @classmethod
     def for_images(cls, channels: int, height: int, width: int) -> Choices:
-        """The default: pictures of 64 pixels and more in colour take what ImageNet's do."""
+        """Returns the default: pictures of 64 pixels and more in colour take what ImageNet's do."""
         if channels == 3 and min(height, width) >= 64:
             return cls(crop=0.35, jitter=0.2, erase=0.1, cutmix=1.0)
         return cls()
 
-    def of_row(self, row: int) -> dict[str, Any]:
-        """Fields of the hyper-parameters of row 0..11; the first row has no augmentation.
+    def of_line(self, line: int) -> dict[str, Any]:
+        """Returns fields of the hyper-parameters of line 0..11 of the table of `variation`.
 
-        Mixup is for rows 2, 3, 6, 7, 10, 11; cutmix for the half of the others from 4 on; crops for
-        odd rows; of three rows, one has jitter, one erases and one takes TrivialAugment.
+        Line 0 has no augmentation. Mixup is for lines 2, 3, 6, 7, 10 and 11; cutmix for those of
+        the others from 4 on; crops for odd lines; of three lines, one has jitter, one erases and
+        one takes TrivialAugment.
         """
-        mixes = row // 2 % 2 == 1
+        mixes = line // 2 % 2 == 1
         return {
             "mixup": self.mixup if mixes else 0.0,
-            "cutmix": self.cutmix if not mixes and row >= 4 else 0.0,
-            "crop": self.crop if row % 2 == 1 else 0.0,
-            "jitter": self.jitter if row % 3 == 1 else 0.0,
-            "erase": self.erase if row % 3 == 2 else 0.0,
-            "trivial": self.trivial and row % 3 == 0 and row > 0,
+            "cutmix": self.cutmix if not mixes and line >= 4 else 0.0,
+            "crop": self.crop if line % 2 == 1 else 0.0,
+            "jitter": self.jitter if line % 3 == 1 else 0.0,
+            "erase": self.erase if line % 3 == 2 else 0.0,
+            "trivial": self.trivial and line % 3 == 0 and line > 0,
         }
 
 
 def derived_seed(seed: int, index: int) -> int:
-    """A seed below 2**63 for run `index` of the population `seed`; source: numpy SeedSequence."""
+    """Returns a seed below 2**63 for training `index` of the population `seed`, by SeedSequence."""
     state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
-# (learning rate relative to the lowest, weight decay, label smoothing); no row twice. Neighbours
-# differ in everything, so that the first few rows alone are a varied population. Smoothing stays
+# (learning rate relative to the lowest, weight decay, label smoothing); no line twice. Neighbours
+# differ in everything, so that the first few lines alone are a varied population. Smoothing stays
 # small: a network's confidence would otherwise outweigh its quality in the loss.
 _VARIATIONS: tuple[tuple[float, float, float], ...] = (
     (1.00, 1e-4, 0.00),
@@ -179,10 +164,10 @@ _VARIATIONS: tuple[tuple[float, float, float], ...] = (
 
 
 def variation(index: int) -> tuple[int, float, float, float]:
-    """Row of the table, relative learning rate, weight decay and label smoothing of member `index`.
+    """Returns a member's line of the table, relative learning rate, weight decay and smoothing.
 
     Each further dozen of members starts the table over and learns more slowly by a tenth.
     """
-    dozen, row = divmod(index, len(_VARIATIONS))
-    rate, decay, smoothing = _VARIATIONS[row]
-    return row, rate * 0.9**dozen, decay, smoothing
+    dozen, line = divmod(index, len(_VARIATIONS))
+    rate, decay, smoothing = _VARIATIONS[line]
+    return line, rate * 0.9**dozen, decay, smoothing

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
@@ -18,10 +21,11 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
-from deevo_ext.training.plan import PopulationPlan
-from deevo_ext.training.store import Store
+from deevo_ext.training.trainings import Trainings
 
 TABLE = "hyper_parameters.csv"
+RECORD = "population.json"
+"""The file beside the checkpoints that says how they were made."""
 _FORMAT = 3
 
 Progress = Callable[[str, int, int], None]
@@ -31,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 def populate(
     network: nn.Module,
     images: LabelledImages,
-    plan: PopulationPlan,
+    trainings: Trainings,
     folder: str | Path,
     *,
     origin: Mapping[str, object],
@@ -39,89 +43,89 @@ def populate(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Writes the members' `.safetensors` files into `folder`; their paths, in order.
+    """Writes the members' `.safetensors` files into `folder`; returns their paths, in order.
 
     network: what all start from, float32, on the device that trains; it is not changed. images:
     what they learn from. origin: plain values that say where network and images come from; a folder
-    is gone on with only where they are the same. save_every: seconds between states of the run in
+    is continued only where they are the same. save_every: seconds between states of the training in
     progress: killed at any moment, at most so much is lost, and members that are done are kept. On
-    the CPU of one machine the result is that of an uninterrupted run, bit for bit. workers: see
+    the CPU of one machine the result is that of an uninterrupted run, bit for bit. workers: as in
     `fine_tune`.
 
     population.json records hyper-parameters and digests; hyper_parameters.csv is a table of them.
 
-    Raises DeevoError: the folder holds another population, cannot be written; a loss that is not
+    Raises DeevoError: the folder holds another population or cannot be written; a loss that is not
     finite.
     """
     device = next(network.parameters()).device
-    store = Store(
+    base = trainings.base
+    members = MembersFolder(
         Path(folder),
         {
             "format": _FORMAT,
             **origin,
             "images": len(images),
             "images_sha256": images.digest(),
-            "base": None if plan.base is None else dataclasses.asdict(plan.base),
+            "base": None if base is None else dataclasses.asdict(base),
             "made_with": {"torch": torch.__version__, "device": device.type},
         },
     )
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(plan.table())
+    csv.writer(table, lineterminator="\n").writerows(trainings.table())
     write_whole(Path(folder) / TABLE, table.getvalue().encode())
-    runner = _Runner(store, images, save_every, workers, progress)
-    runner.total = plan.steps
+    trainer = _Trainer(members, images, save_every, workers, progress, trainings.steps)
     start = copy.deepcopy(network)
-    if plan.base is not None:
-        runner.train_missing("base", start, plan.base)
-        start.load_state_dict(load_file(store.path("base"), str(device)))
-    if plan.snapshots:
-        runner.snapshots(start, plan)
+    if base is not None:
+        trainer.train_missing("base", start, base)
+        start.load_state_dict(load_file(members.path("base"), str(device)))
+    if trainings.snapshots:
+        trainer.take_snapshots(start, trainings)
     else:
-        for name, hyper in plan.members.items():
-            runner.train_missing(name, copy.deepcopy(start), hyper)
-    return [store.path(name) for name in plan.members]
+        for name, hyper in trainings.members.items():
+            trainer.train_missing(name, copy.deepcopy(start), hyper)
+    return [members.path(name) for name in trainings.members]
 
 
-class _Runner:
+@dataclasses.dataclass
+class _Trainer:
     """Trains one network after the other and reports on all of them together."""
 
-    def __init__(
-        self,
-        store: Store,
-        images: LabelledImages,
-        save_every: float,
-        workers: int | None,
-        progress: Progress | None,
-    ) -> None:
-        self.store, self.images, self.workers = store, images, workers
-        self.save_every, self.progress = save_every, progress
-        self.total = self.done = 0
+    folder: MembersFolder
+    images: LabelledImages
+    save_every: float
+    workers: int | None
+    progress: Progress | None
+    steps: int
+    done: int = 0
 
     def train_missing(self, name: str, network: nn.Module, hyper: HyperParameters) -> None:
         """Trains one network in place and writes its file, unless that is there."""
         values = dataclasses.asdict(hyper)
-        if not self.store.has(name, values):
+        if not self.folder.has(name, values):
             state = self._train(name, network, hyper)
-            self.store.save(name, values, _finite(name, network))
+            self.folder.save(name, values, _finite(name, network))
             state.remove()
         self.done += hyper.steps
 
-    def snapshots(self, network: nn.Module, plan: PopulationPlan) -> None:
-        """All members from one run, each written when its step comes."""
-        wanted = {
+    def take_snapshots(self, network: nn.Module, trainings: Trainings) -> None:
+        """Takes all members from one training, each when its step comes."""
+        snapshots = {
             step: (name, {**dataclasses.asdict(hyper), "taken_at_step": step})
-            for (name, hyper), step in zip(plan.members.items(), plan.snapshots, strict=True)
+            for (name, hyper), step in zip(
+                trainings.members.items(), trainings.snapshots, strict=True
+            )
         }
-        if all(self.store.has(*snapshot) for snapshot in wanted.values()):
+        if all(self.folder.has(*snapshot) for snapshot in snapshots.values()):
             return
 
         def take(step: int) -> None:
-            # A run that goes on from an earlier state passes snapshots that are there: same bits.
-            if step in wanted and not self.store.has(*wanted[step]):
-                name, values = wanted[step]
-                self.store.save(name, values, _finite(name, network))
+            # From an earlier state on, training passes snapshots that are there: the same bits.
+            if step in snapshots and not self.folder.has(*snapshots[step]):
+                name, values = snapshots[step]
+                self.folder.save(name, values, _finite(name, network))
 
-        self._train("snapshots", network, next(iter(plan.members.values())), take).remove()
+        hyper = next(iter(trainings.members.values()))
+        self._train("snapshots", network, hyper, take).remove()
 
     def _train(
         self,
@@ -132,11 +136,11 @@ class _Runner:
     ) -> State:
         def on_step(step: int) -> None:
             if self.progress is not None:
-                self.progress(name, self.done + step, self.total)
+                self.progress(name, self.done + step, self.steps)
             if take is not None:
                 take(step)
 
-        state = State(self.store.path(name).with_suffix(".state"), self.save_every)
+        state = State(self.folder.path(name).with_suffix(".state"), self.save_every)
         fine_tune(network, self.images, hyper, state=state, on_step=on_step, workers=self.workers)
         return state
 
@@ -149,3 +153,84 @@ def _finite(name: str, network: nn.Module) -> dict[str, Tensor]:
                 f"{name}: {key} is not finite after training; choose a lower --learning-rate"
             )
     return state
+
+
+class MembersFolder:
+    """A folder of checkpoints, and the record of the hyper-parameters that made each.
+
+    description: plain values that must agree before a file is reused; "made_with" is for the reader
+    alone.
+
+    Raises DeevoError: the folder cannot be made, or holds something else.
+    """
+
+    def __init__(self, folder: Path, description: dict[str, object]) -> None:
+        self._folder = folder
+        self._record: dict = {**description, "files": {}}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeevoError(f"{folder}: cannot be made ({error})") from error
+        record = folder / RECORD
+        if record.exists():
+            self._record = self._continued(record, description)
+        elif strangers := sorted(path.name for path in folder.glob("*.safetensors")):
+            raise DeevoError(
+                f"{folder}: holds {strangers[0]} but no {RECORD}; choose another folder"
+            )
+        else:  # before any checkpoint, so that a kill leaves no strangers
+            self._write()
+
+    def _continued(self, record: Path, description: dict[str, object]) -> dict:
+        try:
+            saved = dict(json.loads(record.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DeevoError(f"{record}: not a population's record ({error})") from error
+        for key, value in description.items():
+            if key != "made_with" and saved.get(key) != value:
+                raise DeevoError(
+                    f"{record}: of another population ({key} is {saved.get(key)}, not {value}); "
+                    "choose another folder or delete this one"
+                )
+        files = saved.get("files")
+        if not isinstance(files, dict) or not all(
+            isinstance(entry, dict) and {"hyper_parameters", "sha256"} <= entry.keys()
+            for entry in files.values()
+        ):
+            raise DeevoError(f"{record}: not a population's record")
+        return {**saved, "made_with": description["made_with"]}
+
+    def path(self, name: str) -> Path:
+        """Returns the path of a network's file."""
+        return self._folder / f"{name}.safetensors"
+
+    def has(self, name: str, hyper_parameters: Mapping[str, Any]) -> bool:
+        """Returns whether the file is recorded and whole.
+
+        Raises DeevoError where other hyper-parameters made it.
+        """
+        entry, path = self._record["files"].get(name), self.path(name)
+        if entry is None or not path.is_file():
+            return False
+        if entry["hyper_parameters"] != json.loads(json.dumps(hyper_parameters)):
+            raise DeevoError(
+                f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
+                "another folder"
+            )
+        return hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+
+    def save(
+        self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]
+    ) -> None:
+        """Writes the file first, then its entry, so that an entry speaks of a file that exists."""
+        tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+        content = save(tensors, {"format": "pt"})
+        write_whole(self.path(name), content)
+        self._record["files"][name] = {
+            "hyper_parameters": dict(hyper_parameters),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        self._write()
+
+    def _write(self) -> None:
+        write_whole(self._folder / RECORD, json.dumps(self._record, indent=1).encode())

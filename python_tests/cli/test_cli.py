@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from deevo_ext.cli.demo import options_of
-from deevo_ext.data import FourSets, ImageSet
-from deevo_ext.training.plan import plan_population
+from deevo_ext.data import ImageSet, ImageSets
+from deevo_ext.training.trainings import trainings_of
 
 
 def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -71,11 +71,11 @@ def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision
     one = ImageSet(images, torch.arange(300) % 3, "images")
     steps = {}
     for name in ("digits", "clothes"):
-        sets = FourSets(one, one, one, one, num_classes=3, name=name, mirror=name == "clothes")
-        plan = plan_population(300, options_of(sets, 5))
-        assert plan.base is not None and len(plan.members) == 12
-        members = plan.members.values()
-        steps[name] = (plan.base.steps, *{member.steps for member in members})
+        sets = ImageSets(one, one, one, ["0", "1", "2"], one, name=name, mirror=name == "clothes")
+        trainings = trainings_of(300, options_of(sets, 5))
+        assert trainings.base is not None and len(trainings.members) == 12
+        members = trainings.members.values()
+        steps[name] = (trainings.base.steps, *{member.steps for member in members})
         assert not any(member.mixup or member.shift for member in members)
         assert any(member.mirror for member in members) == sets.mirror
     assert steps == {"digits": (75, 50), "clothes": (700, 120)}

@@ -79,7 +79,7 @@ def test_a_cache_is_opened_again_checked_and_never_replaced(tree: Path, tmp_path
     first = _build(source, out)
     stamp = out.stat().st_mtime_ns
     again = _build(source, out)
-    assert torch.equal(first.store, again.store) and out.stat().st_mtime_ns == stamp
+    assert torch.equal(first.pixels, again.pixels) and out.stat().st_mtime_ns == stamp
     other = Transform(41, (32, 32), "bilinear", COLOUR.mean, COLOUR.std)
     with pytest.raises(DeevoError, match=r"another transform.*40.*41"):
         _build(source, out, other)
@@ -181,14 +181,13 @@ def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-P", "-m", "deevo_ext", "cache", str(source), "--out", str(out)]
     command += ["--transform", str(tmp_path / "t.json"), "--workers", "1"]
-    header = open_cache(expected).description.header()
-    shape = open_cache(expected).description.shape
+    description = open_cache(expected).description
 
     def done() -> list[int]:
         if not partial.exists() or partial.stat().st_size != expected.stat().st_size:
             return []
-        slots = Slots(partial, len(header), shape)
-        found = [i for i in range(shape[0]) if slots.holds(i)]
+        slots = Slots(partial, description)
+        found = [i for i in range(description.shape[0]) if slots.holds(i)]
         slots.close()
         return found
 
@@ -200,9 +199,9 @@ def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     assert workers
     _wait(lambda: not any(map(_alive, workers)))
     kept = done()
-    assert 40 <= len(kept) < shape[0] and not out.exists()
+    assert 40 <= len(kept) < description.shape[0] and not out.exists()
     # A torn slot, as a power cut leaves it, is noticed.
-    slots = Slots(partial, len(header), shape)
+    slots = Slots(partial, description)
     os.pwrite(slots.file, b"torn", slots.pixels + slots.image_bytes * kept[3])
     assert not slots.holds(kept[3])
     slots.close()
@@ -214,7 +213,7 @@ def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     os.utime(untouched, ns=(status.st_atime_ns, status.st_mtime_ns))
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     found = open_cache(out)
-    assert torch.equal(found.store, open_cache(expected).store)
+    assert torch.equal(found.pixels, open_cache(expected).pixels)
     assert torch.equal(found.digests, open_cache(expected).digests)
     assert torch.equal(found.labels, open_cache(expected).labels)
 
@@ -229,7 +228,7 @@ def test_one_process_builds_while_another_waits(tree: Path, tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(caches) == 3 and all(torch.equal(caches[0].store, c.store) for c in caches)
+    assert len(caches) == 3 and all(torch.equal(caches[0].pixels, c.pixels) for c in caches)
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
@@ -345,18 +344,18 @@ def test_pictures_of_different_sizes_need_a_crop(tree: Path, tmp_path: Path) -> 
 
 
 def test_idx_files_keep_their_size(tmp_path: Path) -> None:
-    from deevo_ext.data.idx import load_idx_folder
+    from deevo_ext.data.arrays import open_idx
     from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 
     if not DEBIAN_FASHION_MNIST.is_dir():
         pytest.skip("dataset-fashion-mnist is not installed")
     out = tmp_path / "fashion.safetensors"
     _deevo("cache", DEBIAN_FASHION_MNIST, "--out", out, "--train-images", 500, "--workers", 0)
-    arrays, cache = load_idx_folder(DEBIAN_FASHION_MNIST), open_cache(out)
+    pictures, cache = open_idx(DEBIAN_FASHION_MNIST), open_cache(out)
     train, val = cache.images("train", GREY), cache.images("val", GREY)
-    np.testing.assert_array_equal(val.pixels(0, 10_000)[:, 0], arrays.test_images)
-    assert torch.equal(val.labels, torch.from_numpy(arrays.test_labels.astype(np.int64)))
+    np.testing.assert_array_equal(val.pixels(0, 10_000)[:, 0], pictures.images[60_000:])
+    assert torch.equal(val.labels, torch.from_numpy(pictures.labels[60_000:]))
     assert torch.bincount(train.labels).tolist() == [50] * 10
     picture = Image.fromarray(train.pixels(3, 4)[0, 0].numpy())
-    found = (arrays.train_images == np.asarray(picture)).all((1, 2))
+    found = (pictures.images[:60_000] == np.asarray(picture)).all((1, 2))
     assert found.any()

@@ -33,15 +33,15 @@ def as_floats(images: CachedImages) -> ImageSet:
 def test_a_subset_shares_the_store_and_composes() -> None:
     whole = cached(30)
     part = whole.subset([7, 0, 7, 29]).subset(torch.tensor([3, 0]))
-    assert part.store.data_ptr() == whole.store.data_ptr()
+    assert part.all_pixels.data_ptr() == whole.all_pixels.data_ptr()
     assert torch.equal(part.pixels(0, 2), whole.pixels(0, 30)[[29, 7]])
     assert part.labels.tolist() == whole.labels[[29, 7]].tolist()
     for some in (whole, whole.subset(range(30))):
-        middle = some.stretch(5, 9, "middle")
+        middle = some.slice(5, 9, "middle")
         assert middle.name == "middle" and middle.image_shape == (1, 10, 10)
         assert torch.equal(middle.pixels(1, 3), whole.pixels(6, 8))
         with pytest.raises(DeevoError, match="do not fit 30"):
-            some.stretch(5, 31)
+            some.slice(5, 31)
     for wrong in ([], [30], [-1], [0.5]):
         with pytest.raises(DeevoError):
             whole.subset(wrong)  # type: ignore[arg-type]
@@ -54,14 +54,14 @@ def test_a_digest_tells_content_from_where_it_lies() -> None:
     whole = cached(30)
     part = whole.subset([3, 4, 5])
     digests = {whole.digest(), part.digest(), whole.subset([5, 4, 3]).digest()}
-    assert part.digest() == whole.stretch(3, 6).digest()
-    assert part.digest() == part.gathered(whole.store[3:6].clone()).digest()
-    changed = whole.store[3:6].clone()
+    assert part.digest() == whole.slice(3, 6).digest()
+    assert part.digest() == part.gathered(whole.all_pixels[3:6].clone()).digest()
+    changed = whole.all_pixels[3:6].clone()
     changed[2, 9, 9, 0] ^= 1
     labels = part.labels
     digests.add(CachedImages(changed, labels, MEAN, STD, "changed").digest())
-    digests.add(CachedImages(whole.store[3:6], labels + 1, MEAN, STD, "labels").digest())
-    digests.add(CachedImages(whole.store[3:6], labels, MEAN, (0.5,), "std").digest())
+    digests.add(CachedImages(whole.all_pixels[3:6], labels + 1, MEAN, STD, "labels").digest())
+    digests.add(CachedImages(whole.all_pixels[3:6], labels, MEAN, (0.5,), "std").digest())
     assert len(digests) == 6
 
 
@@ -88,23 +88,20 @@ def test_losses_are_those_of_floats_in_memory(
     if order == "picked":
         images = images.subset(torch.randperm(100, generator=torch.Generator().manual_seed(1)))
     elif order == "mapped":
-        images.store.numpy().tofile(tmp_path / "pixels")
+        images.all_pixels.numpy().tofile(tmp_path / "pixels")
         mapped = np.memmap(tmp_path / "pixels", np.uint8, "c", shape=(100, 10, 10, 1))
         store = torch.from_numpy(mapped)
         images = CachedImages(store, images.labels, MEAN, STD, "mapped", in_memory=False)
     pop = population(6)
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=16, engine=engine)
     plain = as_floats(images)
-    expected = evaluator.per_images(pop.rows, plain)
-    whole = evaluator.per_images(pop.rows, images)
+    expected = evaluator.losses(pop.rows, plain).losses
+    whole = evaluator.losses(pop.rows, images).losses
     # Three micro-batches at a time: 3 * 16 * 100 float32 pixels.
     monkeypatch.setitem(SLICE_BYTES, "cpu", 3 * 16 * 400)
-    for one, other, reference in zip(
-        evaluator.per_images(pop.rows, images), whole, expected, strict=True
-    ):
-        assert torch.equal(one.losses, other.losses)
-        # One multiply-add in float32 instead of float64: some 1e-6 of a pixel, of logits near 1.
-        torch.testing.assert_close(one.losses, reference.losses, rtol=0, atol=1e-4)
+    assert torch.equal(evaluator.losses(pop.rows, images).losses, whole)
+    # One multiply-add in float32 instead of float64: some 1e-6 of a pixel, of logits near 1.
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-4)
     logits = evaluator.logits(pop.rows[0], images)
     torch.testing.assert_close(logits, evaluator.logits(pop.rows[0], plain), rtol=0, atol=1e-4)
 
@@ -114,7 +111,7 @@ def test_statistics_are_recalibrated_on_cached_images() -> None:
     found = []
     for calibration in (images, as_floats(images)):
         evaluator = deevo.Evaluator(Net(), pop, micro_batch=16, calibration=calibration)
-        found.append(evaluator.statistics_of(pop.rows[0], None))
+        found.append(evaluator.used_statistics(pop.rows[0], None))
     assert found[0] is not None and found[1] is not None
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
@@ -134,7 +131,7 @@ class Watched(CachedImages):
 
 def _watched(in_memory: bool) -> Watched:
     own = cached(25)
-    found = Watched(own.store, own.labels, MEAN, STD, "watched", in_memory=in_memory)
+    found = Watched(own.all_pixels, own.labels, MEAN, STD, "watched", in_memory=in_memory)
     found.reads = []
     return found
 
@@ -144,7 +141,7 @@ def test_slices_come_in_order_and_one_ahead(in_memory: bool) -> None:
     images = _watched(in_memory)
     seen = []
     for number, (start, part) in enumerate(slices(images, 10, CPU)):
-        assert torch.equal(part, images.store[start : start + 10].permute(0, 3, 1, 2))
+        assert torch.equal(part, images.all_pixels[start : start + 10].permute(0, 3, 1, 2))
         seen.append(start)
         assert len(images.reads) <= number + 2
     assert seen == [0, 10, 20] and images.reads == [(0, 10), (10, 20), (20, 25)]

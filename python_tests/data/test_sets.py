@@ -88,7 +88,7 @@ def test_each_set_can_be_given_instead(tree: Path, tmp_path: Path) -> None:
     )  # type: ignore[arg-type]
     assert len(alone.test) == 20
     with pytest.warns(UserWarning, match="fitness and test share 13 images"):
-        _sets(tree, test=usual.fitness.stretch(7, 20))
+        _sets(tree, test=usual.fitness.slice(7, 20))
     halved = _sets(tree / "train")
     assert [len(s) for s in (halved.fitness, halved.validation, halved.test)] == [60, 30, 30]
     assert len(set(_keys(halved.fitness, halved.validation, halved.test))) == len(
@@ -127,7 +127,7 @@ def test_fitness_reads_neither_validation_nor_test(tree: Path) -> None:
         assert isinstance(images, CachedImages)
         labels, size = images.labels, len(images)
         return Forbidden(
-            images.store[:size],
+            images.all_pixels[:size],
             labels,
             images.mean,
             images.std,
@@ -167,4 +167,4 @@ def test_copies_are_the_same_images(tree: Path, monkeypatch: pytest.MonkeyPatch)
         moved = copied(images, device)
         assert moved.digest() == images.digest() and moved.in_memory
         assert torch.equal(moved.pixels(0, 45), images.pixels(0, 45))
-        assert moved.store.data_ptr() != images.store.data_ptr()
+        assert moved.all_pixels.data_ptr() != images.all_pixels.data_ptr()

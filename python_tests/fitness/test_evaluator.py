@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import deevo_ext as deevo
-from deevo_ext.fitness.classification import image_set
+from deevo_ext.data.images import image_set
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.sampling import batch_indices
 from support.evolution import Net, images, members, population
@@ -29,26 +29,26 @@ def test_losses_are_those_of_the_loaded_model(micro_batch: int) -> None:
     pop, data = population(4), images(50)
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=micro_batch)
     for i in range(4):
-        found = evaluator.per_image(pop.rows[i], data)
+        found = evaluator.losses(pop.rows[i], data)
         expected = plain_losses(pop.state_dict(i), data)
         # Logits of order 1 from about 50 float32 operations, in an order that depends on the batch.
         assert torch.allclose(found.losses, expected, rtol=0, atol=50 * 2.0**-22)
-        score = evaluator.score(pop.rows[i], data)
+        (score,) = evaluator.scores(pop.rows[i : i + 1], data)
         assert score.loss == pytest.approx(float(found.losses.double().mean()), rel=1e-12)
-        assert score.top1 * 50 == pytest.approx(int(found.correct.sum())) and score.images == 50
+        assert score.top1 * 50 == pytest.approx(int((found.ranks == 0).sum()))
     assert evaluator.forward_passes == 4 * 2 * 50
 
 
 def test_a_score_depends_on_nothing_but_row_and_images() -> None:
     pop, data = population(6), images(70)
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=32)
-    alone = [evaluator.score(row, data).loss for row in pop.rows]
+    alone = [evaluator.score(row, data) for row in pop.rows]
     fitness = deevo.ClassificationFitness(evaluator, data)
     together = fitness(pop.rows, torch.arange(6), 0)
     strided = deevo.ImageSet(
         data.images, data.labels.repeat_interleave(2)[::2], "labels of another stride"
     )
-    assert evaluator.score(pop.rows[0], strided).loss == alone[0]
+    assert evaluator.score(pop.rows[0], strided) == alone[0]
     backwards = fitness(pop.rows.flip(0), torch.arange(5, -1, -1), 0)
     assert alone == list(together) == list(backwards)[::-1]
 
@@ -65,7 +65,7 @@ def test_the_users_model_is_not_touched() -> None:
 def test_overflow_is_infinite_loss() -> None:
     pop, data = population(4), images(20)
     evaluator = deevo.Evaluator(Net(), pop)
-    assert evaluator.score(pop.rows[0] * 1e25, data).loss == math.inf
+    assert evaluator.score(pop.rows[0] * 1e25, data) == math.inf
 
 
 def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
@@ -79,8 +79,8 @@ def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
     state["bn.running_var"] = torch.stack(
         [h.var(dim=(0, 2, 3), unbiased=True) for h in halves]
     ).mean(dim=0)
-    used = evaluator.statistics_of(pop.rows[1], None)
-    found = evaluator.per_image(pop.rows[1], data, used)
+    used = evaluator.used_statistics(pop.rows[1], None)
+    found = evaluator.losses(pop.rows[1], data, used)
     assert torch.allclose(found.losses, plain_losses(state, data), rtol=0, atol=1e-4)
     assert not torch.allclose(
         found.losses, plain_losses(pop.state_dict(1), data), rtol=0, atol=1e-3
@@ -210,7 +210,7 @@ def test_networks_without_finite_loss_are_worst_by_every_metric() -> None:
 
 def test_bfloat16_rows_are_evaluated_in_float32() -> None:
     pop, data = population(4, dtype=torch.bfloat16), images(50)
-    found = deevo.Evaluator(Net(), pop).per_image(pop.rows[2], data)
+    found = deevo.Evaluator(Net(), pop).losses(pop.rows[2], data)
     expected = plain_losses(pop.state_dict(2), data)
     assert torch.allclose(found.losses, expected, rtol=0, atol=50 * 2.0**-22)
 
@@ -220,7 +220,7 @@ def test_recalibration_leaves_frozen_statistics_alone() -> None:
     pop = population(4, batchnorm="recalibrate", frozen="bn.running_mean")
     kept = pop.fixed["bn.running_mean"].clone()
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=40, calibration=calibration)
-    assert evaluator.score(pop.rows[1], data).loss < 10
+    assert evaluator.score(pop.rows[1], data) < 10
     assert torch.equal(pop.fixed["bn.running_mean"], kept)
     assert evaluator.forward_passes == 40 + 40  # 20 calibration images fill no micro-batch
 

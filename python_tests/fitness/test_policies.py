@@ -132,7 +132,7 @@ def test_importance_fitness_is_the_weighted_mean_of_scores() -> None:
     found = fitness(pop.rows, torch.arange(6), 4)
     indices, weights = fitness.indices(4)
     assert indices is not None and weights is not None
-    losses = [evaluator.per_image(row, data).losses.double() for row in pop.rows]
+    losses = [evaluator.losses(row, data).losses.double() for row in pop.rows]
     unsure = torch.stack([1 - (-one).exp() for one in losses[:4]]).mean(dim=0).clamp(min=0.02)
     share = inclusion_probabilities(unsure.numpy(), 60)
     for value, one in zip(found, losses, strict=True):
@@ -202,7 +202,7 @@ def test_an_image_is_augmented_by_its_number_and_batch_alone() -> None:
     shuffled = whole.subset(order)
     assert torch.equal(shuffled.pixels(0, 50), whole.pixels(0, 50)[order])
     assert torch.equal(whole.pixels(20, 30), whole.pixels(0, 50)[20:30])
-    assert torch.equal(whole.stretch(20, 30).pixels(2, 5), whole.pixels(22, 25))
+    assert torch.equal(whole.slice(20, 30).pixels(2, 5), whole.pixels(22, 25))
     assert not torch.equal(whole.pixels(0, 50), data.images)
     other = AugmentedImages(data, augmentation, torch.arange(50), 5, 9)
     assert not torch.equal(other.pixels(0, 50), whole.pixels(0, 50))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import deevo_ext as deevo
-from deevo_ext.fitness.racing import Racing, t_quantile
+from deevo_ext.fitness.racing import Look, Racing, t_quantile
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
@@ -49,7 +49,7 @@ def drops(differences: np.ndarray, parents: np.ndarray, error: float) -> np.ndar
     racing, size = Racing(error), differences.shape[1]
     looks = racing.looks(size, 32)
     known = torch.from_numpy(parents)
-    found = [racing.look(known, end, len(looks) - 1) for end in looks[:-1]]
+    found = [Look(racing, known, end, len(looks) - 1) for end in looks[:-1]]
     ends = []
     for d in torch.from_numpy(differences):
         lost = (
@@ -91,7 +91,7 @@ def test_parents_explain_what_trials_made_from_them_do() -> None:
     weights = torch.tensor([-1.0, 0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
     noise = 0.01 * torch.from_numpy(generator.normal(size=4096))
     d = weights @ parents + noise
-    look = Racing(0.01).look(parents, 128, 5)
+    look = Look(Racing(0.01), parents, 128, 5)
     predicted, error = look.predict(d[:128].numpy())
     assert look.rank == 5
     assert error == pytest.approx(0.01 / math.sqrt(128), rel=0.3)
@@ -99,13 +99,13 @@ def test_parents_explain_what_trials_made_from_them_do() -> None:
     plain = float(d[:128].std() / math.sqrt(128))
     assert error < plain / 30
     # Equal parents say one thing, once; few images say nothing about many parents.
-    assert Racing(0.01).look(parents[:1].expand(4, -1), 128, 5).rank == 1
-    assert Racing(0.01).look(parents, 32, 5).rank == 0
+    assert Look(Racing(0.01), parents[:1].expand(4, -1), 128, 5).rank == 1
+    assert Look(Racing(0.01), parents, 32, 5).rank == 0
 
 
 def test_scores_that_are_not_finite_settle_it() -> None:
     trial, parent = torch.full((640,), 1.0), torch.full((640,), 2.0)
-    look = Racing(0.01).look(torch.stack([trial, parent]), 64, 5)
+    look = Look(Racing(0.01), torch.stack([trial, parent]), 64, 5)
     trial, parent = trial[:64], parent[:64]
     assert not look.loses(trial, parent) and not look.loses(parent, parent)
     for value in (math.inf, math.nan):
@@ -114,7 +114,7 @@ def test_scores_that_are_not_finite_settle_it() -> None:
         assert look.loses(broken, parent)
         assert not look.loses(parent, broken)
         known = torch.stack([torch.rand(640), torch.full((640,), value)])
-        assert Racing(0.01).look(known, 64, 5).rank == 1
+        assert Look(Racing(0.01), known, 64, 5).rank == 1
 
 
 def run(run_dir: Path | None, **options: object) -> deevo.Result:
@@ -191,7 +191,7 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
             lost = [
                 end
                 for end in looks[:-1]
-                if racing.look(parent, end, len(looks) - 1).loses(trial[m, :end], parent[m, :end])
+                if Look(racing, parent, end, len(looks) - 1).loses(trial[m, :end], parent[m, :end])
             ]
             assert seen == (lost[0] if lost else 700)
             assert value == (math.inf if lost else exact[m])

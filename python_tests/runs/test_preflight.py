@@ -69,7 +69,7 @@ def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:
     for i, (name, score) in enumerate(found.members):
         assert name == f"m{i}"
         # A sample of 1,000 of 1,500 images: its mean differs by 4 standard errors at most.
-        whole = evaluator.per_image(pop.rows[i], data).losses.double()
+        whole = evaluator.losses(pop.rows[i], data).losses.double()
         error = float(whole.std()) * (1 / 1000 - 1 / 1500) ** 0.5
         assert abs(score.loss - float(whole.mean())) < 4 * error
         assert f"{name}  top-1 {score.top1:.3f}" in str(found)

@@ -51,18 +51,17 @@ def write_tree(root: Path, train: int, val: int, side: int = 96) -> Path:
 
 def write_fashion(root: Path, train: int, val: int) -> Path:
     """An ImageFolder tree of Fashion-MNIST's first images as PNG, the classes by name."""
-    from deevo_ext.data.idx import load_idx_folder
+    from deevo_ext.data.arrays import open_idx
     from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 
     names = ["tshirt", "trouser", "pullover", "dress", "coat"]
     names += ["sandal", "shirt", "sneaker", "bag", "boot"]
-    arrays = load_idx_folder(DEBIAN_FASHION_MNIST)
-    for part, images, labels, count in (
-        ("train", arrays.train_images, arrays.train_labels, train),
-        ("val", arrays.test_images, arrays.test_labels, val),
-    ):
+    pictures = open_idx(DEBIAN_FASHION_MNIST)
+    for part, count in (("train", train), ("val", val)):
+        first = pictures.parts[part][0]
         for number in range(count):
-            folder = root / part / names[labels[number]]
+            image, label = pictures.read(first + number)
+            folder = root / part / names[label]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images[number]).save(folder / f"{number:05d}.png")
+            Image.fromarray(image).save(folder / f"{number:05d}.png")
     return root

@@ -14,7 +14,7 @@ from deevo_ext.data import CachedImages, ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.training import fine_tune as loop
-from deevo_ext.training.augment import TrainingBatches, batch_mixing
+from deevo_ext.training.batches import TrainingBatches, batch_mixing
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 from support import zoo
@@ -117,7 +117,7 @@ def test_each_augmentation_does_what_its_name_says(torchvision: None) -> None:
         erased.permute(0, 2, 3, 1)[gone].unique(dim=0)[0], torch.tensor([51, 102, 153])
     )
     grey = CachedImages(
-        noise(8, side=20).store[:, :, :, :1], torch.arange(8) % 3, (0.4,), (0.3,), "grey"
+        noise(8, side=20).all_pixels[:, :, :, :1], torch.arange(8) % 3, (0.4,), (0.3,), "grey"
     )
     assert TrainingBatches(grey, _hyper(**EVERYTHING))[0][0].shape == (8, 1, 20, 20)
 

@@ -20,9 +20,8 @@ from deevo_ext.cli import main
 from deevo_ext.data import Transform, open_cache
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices
-from deevo_ext.training.plan import PopulationOptions, PopulationPlan, plan_population
-from deevo_ext.training.populate import Progress, populate
-from deevo_ext.training.store import RECORD
+from deevo_ext.training.populate import RECORD, Progress, populate
+from deevo_ext.training.trainings import PopulationOptions, Trainings, trainings_of
 from support import zoo
 from support.models import small_resnet
 from support.paths import child_environment
@@ -31,13 +30,13 @@ from support.training import MEAN, STD, drop_net, noise, same, write_squares
 ORIGIN = {"arch": "DropNet"}
 
 
-def _plan(members: int = 3, **options: Any) -> PopulationPlan:
+def _trainings(members: int = 3, **options: Any) -> Trainings:
     values = {"epochs": 2.0, "batch_size": 8, "learning_rate": 0.01, "shift": 1, **options}
-    return plan_population(40, PopulationOptions(members=members, **values))
+    return trainings_of(40, PopulationOptions(members=members, **values))
 
 
-def _populate(plan: PopulationPlan, folder: Path, **options: Any) -> list[Path]:
-    return populate(drop_net(), noise(), plan, folder, origin=ORIGIN, **options)
+def _populate(trainings: Trainings, folder: Path, **options: Any) -> list[Path]:
+    return populate(drop_net(), noise(), trainings, folder, origin=ORIGIN, **options)
 
 
 @pytest.mark.parametrize("snapshots", [False, True])
@@ -45,8 +44,10 @@ def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
     snapshots: bool, tmp_path: Path
 ) -> None:
     zoo._torchvision()  # the third member has mixup
-    plan = _plan(3, snapshots=snapshots, base_epochs=1.0, epochs=2.0 if snapshots else 1.0)
-    paths = _populate(plan, tmp_path / "a")
+    trainings = _trainings(
+        3, snapshots=snapshots, base_epochs=1.0, epochs=2.0 if snapshots else 1.0
+    )
+    paths = _populate(trainings, tmp_path / "a")
     expected = [load_file(path) for path in paths]
     assert len(expected) == 3 and not same(expected[0], expected[1])
     assert not list((tmp_path / "a").glob("*.state"))
@@ -67,7 +68,7 @@ def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
     # In the base, then in the first member and the second, or before and between snapshots.
     for stop in (3, 9, 12, 13, 1000):
         try:
-            again = _populate(plan, tmp_path / "b", save_every=0, progress=killer(stop))
+            again = _populate(trainings, tmp_path / "b", save_every=0, progress=killer(stop))
         except Killed:
             continue
     assert stop == 1000 and totals == {5 + 10 if snapshots else 5 + 15}
@@ -82,41 +83,41 @@ def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
 
 def test_what_is_whole_is_kept_and_what_is_damaged_or_missing_is_trained(tmp_path: Path) -> None:
     plain = Choices.parse("none")
-    paths = _populate(_plan(2, augmentations=plain, epochs=0.4), tmp_path)
+    paths = _populate(_trainings(2, augmentations=plain, epochs=0.4), tmp_path)
     first, whole = paths[0].stat().st_mtime_ns, paths[1].read_bytes()
     paths[1].write_bytes(whole[:-1])
-    more = _populate(_plan(3, augmentations=plain, epochs=0.4), tmp_path)
+    more = _populate(_trainings(3, augmentations=plain, epochs=0.4), tmp_path)
     assert len(more) == 3 and paths[1].read_bytes() == whole
     assert paths[0].stat().st_mtime_ns == first
 
 
 def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
-    plan = _plan(2, augmentations=Choices.parse("none"), epochs=0.2, base_epochs=0.2)
-    _populate(plan, tmp_path)
+    trainings = _trainings(2, augmentations=Choices.parse("none"), epochs=0.2, base_epochs=0.2)
+    _populate(trainings, tmp_path)
     with pytest.raises(DeevoError, match=r"another population \(base is"):
-        _populate(_plan(2, epochs=0.2, base_epochs=0.4), tmp_path)
+        _populate(_trainings(2, epochs=0.2, base_epochs=0.4), tmp_path)
     with pytest.raises(DeevoError, match="other hyper-parameters"):
-        _populate(_plan(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+        _populate(_trainings(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
     record = tmp_path / RECORD
     content = json.loads(record.read_text())
     for damaged in ("{", "[1]", "{}", json.dumps({**content, "files": {"base": {}}})):
         record.write_text(damaged)
         with pytest.raises(DeevoError, match=RECORD):
-            _populate(plan, tmp_path)
+            _populate(trainings, tmp_path)
     record.write_text(json.dumps({**content, "format": 2}))  # an earlier release's
     with pytest.raises(DeevoError, match=r"another population \(format is 2, not 3\)"):
-        _populate(plan, tmp_path)
+        _populate(trainings, tmp_path)
     record.unlink()
     with pytest.raises(DeevoError, match="choose another folder"):
-        _populate(plan, tmp_path)
+        _populate(trainings, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(DeevoError, match="file"):
-        _populate(plan, tmp_path / "file")
+        _populate(trainings, tmp_path / "file")
 
 
 def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match="--learning-rate"):
-        _populate(_plan(2, learning_rate=1e30), tmp_path)
+        _populate(_trainings(2, learning_rate=1e30), tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -49,7 +49,7 @@ class Placement:
         """The same images in their place."""
         if self.device.type != "cuda" or not isinstance(images, CachedImages):
             return images
-        if images.store.device == self.device:
+        if images.all_pixels.device == self.device:
             return images
         if images not in self._copies:
             size = len(images) * math.prod(images.image_shape)
@@ -57,7 +57,7 @@ class Placement:
             place = choose_place(size, available_bytes(self.device), total, available_bytes())
             # A mapped set stands for itself: a strong reference to a key would keep it alive.
             self._copies[images] = (
-                images.stretch(0, len(images))
+                images.slice(0, len(images))
                 if place == "mapped"
                 else copied(images, self.device if place == "device" else None)
             )
@@ -65,16 +65,16 @@ class Placement:
 
 
 def copied(images: CachedImages, device: torch.device | None) -> CachedImages:
-    """Returns the images in a store of their own, on a device or, for None, in the host's memory.
+    """Returns copies of the images on a device or, for None, in the host's memory.
 
     The host's is page-locked where there is CUDA.
     """
     channels, height, width = images.image_shape
     shape = (len(images), height, width, channels)
     pinned = device is None and torch.cuda.is_available()
-    store = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
+    pixels = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
     part = max(1, _COPIED // math.prod(shape[1:]))
     for start in range(0, len(images), part):
         stop = min(start + part, len(images))
-        store[start:stop] = images.pixels(start, stop).permute(0, 2, 3, 1)
-    return images.gathered(store)
+        pixels[start:stop] = images.pixels(start, stop).permute(0, 2, 3, 1)
+    return images.gathered(pixels)

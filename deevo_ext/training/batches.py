@@ -2,7 +2,7 @@
 
 What happens to an image depends on the run's seed, the epoch and the image's number alone, so that
 a batch can be had again in any process, and by a run that was interrupted. Moves and mirroring are
-those of `data/augmentation.py`; everything else is done by torchvision.transforms.v2, which is
+those of `fitness.augmentation`; everything else is done by torchvision.transforms.v2, which is
 imported when it is used.
 """
 
@@ -26,23 +26,23 @@ _MIXTURES = ("mixup", "cutmix")  # the images of a batch are mixed with each oth
 _ORDER, _MOVES = 1, 3  # what a seed is derived for
 
 
-def require_torchvision(asked: HyperParameters | Choices) -> None:
+def require_torchvision(augmentations: HyperParameters | Choices) -> None:
     """Raises DeevoError where an augmentation needs torchvision and that cannot be imported."""
-    if any(getattr(asked, name) for name in _PICTURES + _MIXTURES):
+    if any(getattr(augmentations, name) for name in _PICTURES + _MIXTURES):
         _transforms()
 
 
 def changes_pictures(hyper: HyperParameters) -> bool:
-    """Whether torchvision changes single images, which is worth processes of its own."""
+    """Returns whether torchvision changes single images, which is worth processes of its own."""
     return any(getattr(hyper, name) for name in _PICTURES)
 
 
 def batch_mixing(
     hyper: HyperParameters, classes: int
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Mixup or cutmix of (float images, labels), None for neither; draws from the global generator.
+    """Returns mixup or cutmix of (float images, labels), None for neither.
 
-    The labels become shares of the classes, float [n, classes].
+    It draws from the global generator. The labels become shares of the classes, float [n, classes].
     """
     alphas = {name: getattr(hyper, name) for name in _MIXTURES if getattr(hyper, name)}
     if not alphas:

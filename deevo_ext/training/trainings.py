@@ -13,23 +13,17 @@ from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derive
 class PopulationOptions:
     """What distinguishes a population from others.
 
-    Args:
-        members: how many, 2 or more.
-        epochs: of each member; may be a fraction.
-        batch_size: images a step.
-        learning_rate: the lowest among the members.
-        shift: every other three members move images by up to so many pixels.
-        mirror: whether a mirrored image keeps its class; all but every fourth member mirror then.
-        anneal: share of the steps, at the end, over which the learning rate falls to zero.
-        base_epochs: of training that comes first, for all members; 0 for none.
-        base_learning_rate: of that training; it falls in its second half.
-        snapshots: whether the members are one run, taken at equal distances through its second
-            half, instead of a run each.
-        seed: everything random derives from it.
-        augmentations: what else some of the members do to their images.
+    members: how many, 2 or more. epochs: of each member; may be a fraction. batch_size: images a
+    step. learning_rate: the lowest among the members. shift: every other three members move images
+    by up to so many pixels. mirror: whether a mirrored image keeps its class; all but every fourth
+    member mirror then. anneal: share of the steps, at the end, over which the learning rate falls
+    to zero. base_epochs: of training that comes first, for all members; 0 for none.
+    base_learning_rate: of that training; it falls in its second half. snapshots: whether the
+    members come from one training, at equal distances through its second half, instead of one each.
+    seed: everything random derives from it. augmentations: what else some of the members do to
+    their images.
 
-    Raises:
-        DeevoError: a value is out of its range.
+    Raises DeevoError: a value is out of its range.
     """
 
     members: int = 12
@@ -55,12 +49,12 @@ class PopulationOptions:
 
 
 @dataclass(frozen=True)
-class PopulationPlan:
-    """The training runs that make a population.
+class Trainings:
+    """The trainings that make a population.
 
-    base: hyper-parameters of the network that all members start from, None where it is given as it
-    is. members: name and hyper-parameters of each. snapshots: the steps at which the members are
-    taken where they are one run, else empty.
+    base: hyper-parameters of the network that all members start from, None where that is trained
+    already. members: name and hyper-parameters of each. snapshots: the steps at which the members
+    are taken where they come from one training, else empty.
     """
 
     base: HyperParameters | None
@@ -69,25 +63,26 @@ class PopulationPlan:
 
     @property
     def steps(self) -> int:
-        """Of gradient descent, in all."""
+        """Steps of gradient descent, in all."""
         members = [hyper.steps for hyper in self.members.values()]
-        own = members[0] if self.snapshots else sum(members)
-        return own + (0 if self.base is None else self.base.steps)
+        base = 0 if self.base is None else self.base.steps
+        return base + (members[0] if self.snapshots else sum(members))
 
     def table(self) -> list[list[str]]:
-        """The members' hyper-parameters with a head line; columns that all share are left in."""
-        fields = [field.name for field in dataclasses.fields(HyperParameters)]
-        rows = [["member", *fields, *(["taken_at_step"] if self.snapshots else [])]]
+        """Returns the members' hyper-parameters as text, under a line of titles."""
+        lines: list[list[str]] = []
         taken = dict(zip(self.members, self.snapshots, strict=False))
         for name, hyper in self.members.items():
-            values = [getattr(hyper, field) for field in fields]
-            shown = [f"{v:g}" if isinstance(v, float | bool) else str(v) for v in values]
-            rows.append([name, *shown, *([str(taken[name])] if taken else [])])
-        return rows
+            values: dict[str, object] = {"member": name, **dataclasses.asdict(hyper)}
+            if taken:
+                values["taken_at_step"] = taken[name]
+            cells = [f"{v:g}" if isinstance(v, float | bool) else str(v) for v in values.values()]
+            lines += [cells] if lines else [list(values), cells]
+        return lines
 
 
-def plan_population(images: int, options: PopulationOptions) -> PopulationPlan:
-    """The runs of a population that learns from so many images; no two members are alike.
+def trainings_of(images: int, options: PopulationOptions) -> Trainings:
+    """Returns the trainings of a population on so many images; no two members are alike.
 
     Learning rates are 1 to 4 times the lowest, a tenth lower in each further dozen; weight decays
     1e-4 to 1e-3 and label smoothings 0 to 0.02 follow the same table of twelve. Learning rates stay
@@ -100,7 +95,7 @@ def plan_population(images: int, options: PopulationOptions) -> PopulationPlan:
     each = max(1, images // max(1, min(options.batch_size, images)))  # steps of an epoch
 
     def member(index: int) -> HyperParameters:
-        row, rate, decay, smoothing = variation(index)
+        line, rate, decay, smoothing = variation(index)
         return HyperParameters(
             seed=derived_seed(options.seed, index + 1),
             steps=max(1, round(options.epochs * each)),
@@ -108,10 +103,10 @@ def plan_population(images: int, options: PopulationOptions) -> PopulationPlan:
             learning_rate=options.learning_rate * rate,
             weight_decay=decay,
             label_smoothing=smoothing,
-            shift=options.shift if row // 3 % 2 == 1 else 0,
-            mirror=options.mirror and row % 4 != 3,
+            shift=options.shift if line // 3 % 2 == 1 else 0,
+            mirror=options.mirror and line % 4 != 3,
             anneal=options.anneal,
-            **options.augmentations.of_row(row),
+            **options.augmentations.of_line(line),
         )
 
     base = None
@@ -128,11 +123,11 @@ def plan_population(images: int, options: PopulationOptions) -> PopulationPlan:
     count = options.members
     names = [f"member_{index:02d}" for index in range(count)]
     if not options.snapshots:
-        return PopulationPlan(base, {name: member(i) for i, name in enumerate(names)})
+        return Trainings(base, {name: member(i) for i, name in enumerate(names)})
     one = dataclasses.replace(member(0), mirror=options.mirror, shift=options.shift)
     if one.steps < 2 * count:
         raise DeevoError(
             f"{count} snapshots of {one.steps} steps: give more epochs, at least {2 * count} steps"
         )
     taken = tuple(round(one.steps * (count + i + 1) / (2 * count)) for i in range(count))
-    return PopulationPlan(base, dict.fromkeys(names, one), taken)
+    return Trainings(base, dict.fromkeys(names, one), taken)
