@@ -83,7 +83,7 @@ sanitize() {
     # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
     step sanitize "$tool" 260 env DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 99 --target-processes all \
-      "$python" -P -m pytest -p no:cacheprovider -q python_tests/test_cuda.py \
+      "$python" -P -m pytest -p no:cacheprovider -q python_tests/backends/test_cuda.py \
       -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))"
   done
 }

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import deevo_ext
-from support.paths import ROOT
+from support.paths import ROOT, import_from_checkout
+
+import_from_checkout("bench")
 
 COMMON = {
     "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "seed",
@@ -28,9 +30,8 @@ MEMORY = {"peaks", "peak_bytes", "floor_bytes", "limit_bytes", "chunk", "ratio",
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    """The suite can be imported, and leaves the number of threads as it was."""
-    monkeypatch.syspath_prepend(ROOT)
+def threads():
+    """The suite leaves the number of threads as it was."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
