@@ -26,7 +26,7 @@ from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
 from deevo_ext.search.pools import POOLS
-from support.evolution import colour_net, members
+from support.networks import colour_net, members
 from support.paths import child_environment
 from support.pictures import write_fashion, write_tree
 
@@ -87,7 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evolve")
     write_tree(folder / "tree", 120, 80)
     (folder / "c").mkdir()
-    for i, state in enumerate(members(8, factory=colour_net)):
+    for i, state in enumerate(members(colour_net, 8)):
         wrapped = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
         torch.save(wrapped, folder / "c" / f"m{i}.pth")
     transform = {"resize": 24, "crop": 20, "interpolation": "bilinear"}
@@ -98,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(place: Path, out: str, *more: str) -> list[str]:
     options = {
-        "arch": "support.evolution:colour_net",
+        "arch": "support.networks:colour_net",
         "checkpoints": place / "c" / "*.pth",
         "data": place / "tree",
         "transform": place / "transform.json",
@@ -241,7 +241,7 @@ def test_from_a_folder_of_pictures_alone(
     transform |= {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
     (tmp_path / "transform.json").write_text(json.dumps(transform))
     options = ["--transform", str(tmp_path / "transform.json")]
-    network = ["--arch", "support.models:small_resnet", "--data", cache, *options]
+    network = ["--arch", "support.networks:small_resnet", "--data", cache, *options]
     training = ["--members", "6", "--base-epochs", "5", "--epochs", "0.5", "--batch-size", "32"]
     training += ["--augment", "none"]  # the environment may lack torchvision
     evolution = ["--generations", "3", "--validate-every", "3", "--images-per-batch", "200"]

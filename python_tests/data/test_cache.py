@@ -47,7 +47,7 @@ def _build(source: Path, path: Path, transform: Transform = COLOUR, **options: A
 
 
 def test_a_tree_is_cached_as_torchvision_would_see_it(tree: Path, tmp_path: Path) -> None:
-    zoo._torchvision()
+    zoo.torchvision()
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import functional
 
