@@ -6,15 +6,14 @@ Tensor cores, 16-byte asynchronous loads, nothing spilled.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from support.paths import SUPPORT
+from support.paths import child_environment
 
-PROGRAM = SUPPORT / "compile_convolutions.py"
+PROGRAM = "support.compile_convolutions"
 
 
 @pytest.mark.parametrize(
@@ -23,8 +22,8 @@ PROGRAM = SUPPORT / "compile_convolutions.py"
 )
 def test_resnet_layers(architecture: int, dtype: str) -> None:
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(architecture), dtype],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
+        [sys.executable, "-P", "-m", PROGRAM, str(architecture), dtype],
+        env=child_environment(TRITON_INTERPRET="0"),
         capture_output=True,
         text=True,
         timeout=900,

@@ -77,11 +77,6 @@ def test_functions_are_found_by_name() -> None:
             function_of(name)
 
 
-def top2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """1 where the true class is not among the first two."""
-    return 1.0 - (logits.topk(2).indices == labels[:, None]).any(dim=1).float()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evolve")
@@ -143,7 +138,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
 ) -> None:
     more = ["--inject-soups", "--tensorboard", "--f-init", "0.5", "--strategies"]
     more += ["near=target + F*(best - target) + F*(r1 - r2), bin", "--strategies"]
-    more += ["trig(r1, r2, r3), none", "--metric", "test_cli_evolve:top2"]
+    more += ["trig(r1, r2, r3), none", "--metric", "support.evolution:top2"]
     code, out, err = run(capsys, *arguments(place, "run", *more))
     assert code == 0, err
     assert "initial greedy soup" in out and "> evolved" in out
@@ -152,7 +147,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert header["configuration"]["f_init"] == 0.5
     strategies = header["configuration"]["strategies"]
     assert [s["name"] for s in strategies] == ["near", "trig(r1, r2, r3)"]
-    assert header["fitness"]["metric"] == "test_cli_evolve.top2"
+    assert header["fitness"]["metric"] == "support.evolution.top2"
     assert len(list((folder / "tensorboard").iterdir())) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

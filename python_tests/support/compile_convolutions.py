@@ -2,7 +2,7 @@
 
 Prints one JSON line per distinct kernel: layer, architecture, the tensor core instructions and
 vector loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a process
-without TRITON_INTERPRET: python compile_convolutions.py ARCHITECTURE DTYPE
+without TRITON_INTERPRET: python -m support.compile_convolutions ARCHITECTURE DTYPE
 """
 
 from __future__ import annotations
