@@ -261,6 +261,7 @@ SANITIZED = (
 )
 
 
+@pytest.mark.slow
 def test_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     library = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True

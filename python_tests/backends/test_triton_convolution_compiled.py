@@ -17,6 +17,7 @@ PROGRAM = "support.compile_convolutions"
 FEW = ("stem", "stage 1 first 3x3", "stage 1 first basic out", "stage 1 later 1x1 out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "dtype", "layers"),
     [

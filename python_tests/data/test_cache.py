@@ -171,6 +171,7 @@ def _alive(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     source = write_tree(tmp_path / "tree", 700, 100, side=128)
     expected = tmp_path / "expected"

@@ -139,6 +139,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.mark.slow
 def test_the_command_survives_kill_9_and_makes_a_population_that_knows(
     squares: Path, tmp_path: Path
 ) -> None:
