@@ -12,19 +12,10 @@ import torch
 from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn
 from support.gpu import moved, no_synchronisation, to_cuda
-from support.operators import (
-    BIG_SEED,
-    OPERATORS,
-    Evolution,
-    Weights,
-    configurations,
-    evolution,
-    random_choices,
-    random_weights,
-    same_bits,
-)
+from support.operators import BIG_SEED, OPERATORS, Evolution, configurations, evolution, same_bits
 from support.paths import child_environment
 from support.registration import NAMES, arguments, generation, inputs, operator
+from support.weights import Weights, random_choices, random_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -275,7 +266,7 @@ BROKEN = """
 import torch
 from deevo_ext import backends
 from support.gpu import moved
-from support.operators import random_weights
+from support.weights import random_weights
 w = moved(random_weights(6, 100), "cuda")
 w.choices[3, 5] = 77
 with backends.use("cuda"):

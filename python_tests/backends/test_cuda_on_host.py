@@ -21,14 +21,8 @@ from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn
 from support import cuda_on_host
-from support.operators import (
-    BIG_SEED,
-    Weights,
-    configurations,
-    evolution,
-    random_weights,
-    same_bits,
-)
+from support.operators import BIG_SEED, configurations, evolution, same_bits
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIANTS: dict[str, dict[str, Any]] = {

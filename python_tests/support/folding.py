@@ -11,7 +11,9 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.ops.fold_table import Space, address, with_tiles
-from support.operators import OPERATORS, bfloat16_nearest, numpy_rows, random_rows
+from support.operators import OPERATORS
+from support.oracles import bfloat16_nearest, numpy_rows
+from support.weights import random_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from support.operators import Evolution, Weights
+from support.operators import Evolution
+from support.weights import Weights
 
 Tensors = TypeVar("Tensors", Evolution, Weights)
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from deevo_ext.search.configuration import configure
-from support.operators import OPERATORS, SHADE, Evolution, Weights, evolution, random_weights
+from support.operators import OPERATORS, SHADE, Evolution, evolution
+from support.weights import Weights, random_weights
 
 NAMES = ("plan", "trials", "tell", "commit")
 
