@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,17 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-import bench
 from bench.job import Job
 from bench.row import Row
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import NetworkGraph, size_of
 from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.population.layout import Layout
-
-sys.path.append(str(bench.ROOT / "python_tests"))
-
-from support.zoo import CifarResNet, pictures, randomised
 
 MOST_MICRO_BATCH = {"cpu": 64, "cuda": 256}
 
@@ -77,6 +71,78 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         return self.fc(self.blocks(x).mean(dim=(2, 3)))
+
+
+class PaddedBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is padded where the shape changes (option A)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.stride, self.more = stride, outside - inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.stride > 1 or self.more:
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = nn.functional.pad(x, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+        return torch.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s ResNet-(6n+2) for 32x32 images: 16, 32 and 64 channels (arXiv 1512.03385)."""
+
+    def __init__(self, n: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        blocks = []
+        for inside, outside, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+            blocks.append(PaddedBlock(inside, outside, stride))
+            blocks.extend(PaddedBlock(outside, outside, 1) for _ in range(n - 1))
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(torch.relu(self.bn(self.conv(x))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+@torch.no_grad()
+def randomised(make: Callable[[], nn.Module], size: int, seed: int = 0) -> nn.Module:
+    """A network in eval mode whose logits differ from image to image; size: of its images.
+
+    An untrained BatchNorm is the identity: its parameters are drawn, its statistics are those of
+    real activations.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+        model.train()
+        model(torch.cat([pictures(2, size), pictures(2, size, seed + 1)]))
+    return model.eval()
+
+
+def pictures(count: int, size: int, seed: int = 0) -> Tensor:
+    """Images float32 [N, 3, size, size] of different texture, colour and contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for i in range(count):
+        coarse = torch.randn(1, 3, 4 + 3 * i, 4 + 3 * i, generator=generator)
+        smooth = nn.functional.interpolate(coarse, size, mode="bilinear")
+        noise = torch.randn(1, 3, size, size, generator=generator)
+        colour = torch.randn(1, 3, 1, 1, generator=generator)
+        images.append((1 + i) * smooth / 2 + 0.3 * noise + colour)
+    return torch.cat(images)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, and a cache of their own.
+"""What all tests share: Triton's interpreter where there is no GPU, a cache of their own, workers.
 
 The marker `gpu`: skipped without a CUDA device, a failure instead when DEEVO_REQUIRE_GPU=1.
 """
@@ -8,12 +8,31 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must be said before Triton's import
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # of all, one a core
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns how many workers `-n auto` starts: one a core, and few enough for the memory."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives all processes of a run one compiled module of support.cuda_on_host."""
+    if "DEEVO_CUDA_ON_HOST" not in os.environ:  # workers find it there
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop("DEEVO_CUDA_ON_HOST"))
+        name = f"deevo_cuda_on_host{EXTENSION_SUFFIXES[0]}"
+        os.environ["DEEVO_CUDA_ON_HOST"] = os.path.join(folder.name, name)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import deevo_ext
-from support.paths import ROOT
+from support.paths import ROOT, import_from_checkout
+
+import_from_checkout("bench")
 
 COMMON = {
     "case", "backend", "device", "dtype", "size", "np", "d", "threads", "instruction_set", "seed",
@@ -28,9 +30,8 @@ MEMORY = {"peaks", "peak_bytes", "floor_bytes", "limit_bytes", "chunk", "ratio",
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    """The suite can be imported, and leaves the number of threads as it was."""
-    monkeypatch.syspath_prepend(ROOT)
+def threads():
+    """The suite leaves the number of threads as it was."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -60,6 +61,7 @@ def some_row(**fields: object) -> dict:
     return row | fields
 
 
+@pytest.mark.slow
 def test_quick_measures_everything_and_its_rows_are_complete(tmp_path):
     command = [sys.executable, "-m", "bench", "--quick", "--seed", "7", "--json"]
     file = tmp_path / "rows.json"
@@ -395,7 +397,7 @@ def test_peers_are_rows_or_say_why_not(tmp_path):
 
 @pytest.mark.slow
 def test_ways_of_torch_agree_with_the_network_graph(tmp_path):
-    ways = "fused,eager,channels-last,compile,vmap"
+    ways = "channels-last,compile,vmap"  # --quick has the others
     rows = rows_of(tmp_path, "--case", "forward", "--backend", ways, "--dtype", "float32")
     assert {row["backend"] for row in rows if "median_s" in row} == set(ways.split(","))
 

@@ -20,13 +20,12 @@ from deevo_ext.ops.tables import ChoiceColumn
 from support.operators import (
     BIG_SEED,
     OPERATORS,
-    Weights,
     instruction_set,
     instruction_sets,
     num_threads,
-    random_weights,
     same_bits,
 )
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()

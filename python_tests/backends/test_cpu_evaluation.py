@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fold import test_every_half_and_every_rounding as check_every_half
-from test_head import head, loss_and_rank, random_head
-from test_head import test_extreme_logits as check_extreme_logits
 
 from deevo_ext import backends
 from deevo_ext.ops.fold_table import Space
-from support.folding import DTYPES, Builder, Problem, varied
+from support.folding import DTYPES, Builder, Problem, check_every_half, varied
+from support.heads import check_extreme_logits, head, loss_and_rank, random_head
 from support.operators import instruction_set, instruction_sets, num_threads, same_bits
 
 SETS = instruction_sets()

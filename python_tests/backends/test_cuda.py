@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-import test_ops_registration as registration
 import torch
 
 from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn
-from support.operators import (
-    BIG_SEED,
-    OPERATORS,
-    Evolution,
-    Weights,
-    configurations,
-    evolution,
-    random_choices,
-    random_weights,
-    same_bits,
-)
+from support.gpu import moved, no_synchronisation, to_cuda
+from support.operators import BIG_SEED, OPERATORS, Evolution, configurations, evolution, same_bits
+from support.paths import child_environment
+from support.registration import NAMES, arguments, generation, inputs, operator
+from support.weights import Weights, random_choices, random_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -36,22 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "forced": {"forced": True},
     "bounds": {"bounds": (-1.0, 2.0)},
 }
-Tensors = TypeVar("Tensors", Evolution, Weights)
-
-
-@pytest.fixture(params=[n for n, devices in backends.DEVICES.items() if "cuda" in devices])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend for GPUs whose operators this installation has."""
-    if (reason := backends.why_unavailable(request.param)) is not None:
-        pytest.skip(reason)
-    with backends.use(request.param):
-        yield request.param
-
-
-def moved(of: Tensors, device: str) -> Tensors:
-    """A copy with its tensors on a device."""
-    tensors = {k: v.to(device, copy=True) for k, v in vars(of).items() if torch.is_tensor(v)}
-    return dataclasses.replace(of, **tensors)
 
 
 def trials(w: Weights, members: torch.Tensor | None = None) -> torch.Tensor:
@@ -168,18 +142,6 @@ def test_plans_and_lessons(backend: str, name: str) -> None:
 # Streams and graphs
 
 
-@contextlib.contextmanager
-def no_synchronisation() -> Iterator[None]:
-    """Raises where the host waits for the device, and where memory is allocated."""
-    allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocations
-
-
 def start(columns: int = 3000) -> tuple[Evolution, Weights]:
     """A run with genes and an archive, before its first plan, on the CPU."""
     c = configurations()["mixed"]
@@ -233,11 +195,11 @@ def test_a_replayed_graph_is_the_next_generation(backend: str) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         next_generation(on_gpu, weights, fitness)
-    for generation in range(1, 6):
-        fitness.copy_(losses(generation))
+    for number in range(1, 6):
+        fitness.copy_(losses(number))
         graph.replay()
         with backends.use("reference"):
-            next_generation(run, w, losses(generation))
+            next_generation(run, w, losses(number))
         run.assert_same(moved(on_gpu, "cpu"))
         assert same_bits(weights.population.cpu(), w.population)
         assert same_bits(weights.archive.cpu(), w.archive)
@@ -279,42 +241,32 @@ def test_tensors_of_a_gpu_that_is_not_current(backend: str) -> None:
 # torch
 
 
-def to_cuda(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.cuda()
-    if isinstance(value, dict):
-        return {k: to_cuda(v) for k, v in value.items()}
-    return type(value)(map(to_cuda, value)) if isinstance(value, (tuple, list)) else value
-
-
-@pytest.mark.parametrize("name", ["plan", "trials", "tell", "commit"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "check",
     ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"],
 )
 def test_opcheck(backend: str, name: str, check: str) -> None:
-    arguments = to_cuda(registration.arguments(name))
-    torch.library.opcheck(registration.operator(name), arguments, test_utils=check)
+    torch.library.opcheck(operator(name), to_cuda(arguments(name)), test_utils=check)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_generations_equal_eager_ones(backend: str, compiler: str) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(registration.generation, fullgraph=True, backend=compiler)
-    ours, theirs = to_cuda(registration.inputs()), to_cuda(registration.inputs())
+    compiled = torch.compile(generation, fullgraph=True, backend=compiler)
+    ours, theirs = to_cuda(inputs()), to_cuda(inputs())
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
-            eager = registration.generation(*theirs)
-            assert torch.allclose(compiled(*ours), eager)
-            for given, expected in zip(ours[:2], theirs[:2], strict=True):
-                for name, tensor in expected.items():
-                    assert same_bits(given[name].cpu(), tensor.cpu()), name
+            assert torch.allclose(compiled(ours), generation(theirs))
+            for name, tensor in theirs.items():
+                assert same_bits(ours[name].cpu(), tensor.cpu()), name
 
 
 BROKEN = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_cuda import backends, moved, random_weights
+import torch
+from deevo_ext import backends
+from support.gpu import moved
+from support.weights import random_weights
 w = moved(random_weights(6, 100), "cuda")
 w.choices[3, 5] = 77
 with backends.use("cuda"):
@@ -328,7 +280,8 @@ def test_plans_that_name_no_row_end_in_a_device_side_assert() -> None:
     if (reason := backends.why_unavailable("cuda")) is not None:
         pytest.skip(reason)
     result = subprocess.run(
-        [sys.executable, "-c", BROKEN, str(registration.__file__).rpartition("/")[0]],
+        [sys.executable, "-P", "-c", BROKEN],
+        env=child_environment(),
         capture_output=True,
         text=True,
         timeout=300,

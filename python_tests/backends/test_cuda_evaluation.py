@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from test_cuda import no_synchronisation
 
 from deevo_ext import backends
 from support.folding import DTYPES, Problem, varied
+from support.gpu import no_synchronisation
 from support.operators import OPERATORS, same_bits
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(params=[n for n, devices in backends.DEVICES.items() if "cuda" in devices])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend for GPUs whose operators this installation has."""
-    if (reason := backends.why_unavailable(request.param)) is not None:
-        pytest.skip(reason)
-    with backends.use(request.param):
-        yield request.param
 
 
 def on_gpu(p: Problem, dtype: torch.dtype) -> list[torch.Tensor]:

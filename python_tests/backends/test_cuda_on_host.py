@@ -21,14 +21,8 @@ from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn
 from support import cuda_on_host
-from support.operators import (
-    BIG_SEED,
-    Weights,
-    configurations,
-    evolution,
-    random_weights,
-    same_bits,
-)
+from support.operators import BIG_SEED, configurations, evolution, same_bits
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,6 +73,14 @@ def test_every_machine_makes_the_same_weights(
     for members, columns in ((1, 41), (5, 2051), (11, 5000)):
         w = random_weights(members, columns, dtype, 4, BIG_SEED, **VARIANTS[variant])
         both(w, **MACHINES[machine])
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_weights_that_fill_no_tile(bulk: bool) -> None:
+    for dtype in DTYPES:
+        for variant in VARIANTS.values():
+            w = random_weights(6, 333, dtype, 3, **variant)
+            both(w, bulk=bulk, order="shuffled", shared_bytes=30_000)
 
 
 @pytest.mark.parametrize("order", cuda_on_host.ORDERS)
@@ -243,26 +245,17 @@ def test_machine_notices_kernels_that_are_wrong() -> None:
     assert machine.mistake("early read") == "read 255"  # poison: the copy is made at the wait
 
 
-SANITIZED = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import test_cuda_evaluation_on_host as e
-import test_cuda_on_host as t
-for dtype in t.DTYPES:
-    for variant in t.VARIANTS.values():
-        for bulk in (False, True):
-            w = t.random_weights(6, 333, dtype, 3, **variant)
-            t.both(w, bulk=bulk, order="shuffled", shared_bytes=30_000)
-t.test_trials_gather_what_no_tile_holds(torch.bfloat16, "genes")
-t.test_tall_populations_narrow_the_tile(300, True)
-t.test_every_machine_makes_the_same_plans("mixed", "shuffled")
-e.test_every_machine_folds_alike(torch.bfloat16, torch.float16, "shuffled")
-for offset in (1, 7):
-    e.test_sources_may_begin_anywhere(offset)
-print("all the same")
-"""
+SANITIZED = (
+    "test_cuda_on_host.py::test_weights_that_fill_no_tile",
+    "test_cuda_on_host.py::test_trials_gather_what_no_tile_holds[dtype1-genes]",
+    "test_cuda_on_host.py::test_tall_populations_narrow_the_tile[300-True]",
+    "test_cuda_on_host.py::test_every_machine_makes_the_same_plans[mixed-shuffled]",
+    "test_cuda_evaluation_on_host.py::test_every_machine_folds_alike[source1-target2-shuffled]",
+    "test_cuda_evaluation_on_host.py::test_sources_may_begin_anywhere",
+)
 
 
+@pytest.mark.slow
 def test_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     library = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True
@@ -277,11 +270,11 @@ def test_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
     }
     result = subprocess.run(
-        [sys.executable, "-c", SANITIZED, str(Path(__file__).parent)],
-        env={**os.environ, **environment},
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SANITIZED],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip().endswith("all the same")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from typing import Any
@@ -18,9 +17,9 @@ from deevo_ext.errors import DeevoError
 from support.convolutions import DEVICE
 from support.folding import DTYPES, Builder, Problem, varied
 from support.operators import same_bits
-from support.paths import SUPPORT
+from support.paths import child_environment
 
-PROGRAM = SUPPORT / "compile_evaluation.py"
+PROGRAM = "support.compile_evaluation"
 Losses = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -145,8 +144,8 @@ def test_the_interpreter_refuses_bfloat16_features() -> None:
 def test_compiled_ahead(architecture: int) -> None:
     """Nothing spills; tensor cores for 16-bit heads; the exact arithmetic stays what it is."""
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(architecture)],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
+        [sys.executable, "-P", "-m", PROGRAM, str(architecture)],
+        env=child_environment(TRITON_INTERPRET="0"),
         capture_output=True,
         text=True,
         timeout=600,

@@ -17,16 +17,8 @@ import pytest
 import torch
 
 from deevo_ext import backends
-from support.operators import (
-    BIG_SEED,
-    INTERPRETED,
-    Evolution,
-    Weights,
-    configurations,
-    evolution,
-    random_weights,
-    same_bits,
-)
+from support.operators import BIG_SEED, INTERPRETED, Evolution, configurations, evolution, same_bits
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="this process compiles Triton's kernels")

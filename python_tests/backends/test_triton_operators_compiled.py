@@ -7,23 +7,22 @@ contracted, flushed, approximated or spilled.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
-from support.paths import SUPPORT
+from support.paths import child_environment
 
-PROGRAM = SUPPORT / "compile_operators.py"
+PROGRAM = "support.compile_operators"
 ROUNDS, PRODUCTS = 7, 2  # of a Philox call for masks
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_operators(architecture: int) -> None:
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(architecture)],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
+        [sys.executable, "-P", "-m", PROGRAM, str(architecture)],
+        env=child_environment(TRITON_INTERPRET="0"),
         capture_output=True,
         text=True,
         timeout=900,

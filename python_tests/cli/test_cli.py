@@ -37,6 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str]) -> None:
     folder, output = demo
     for name in ("best parent", "initial greedy soup", "logit ensemble", "evolved soup"):
@@ -53,6 +54,7 @@ def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str])
         assert row["images"] > 0 and row["forward_passes"] >= 0
 
 
+@pytest.mark.slow
 def test_demo_is_repeatable_and_trains_only_what_is_missing(
     demo: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -81,6 +83,7 @@ def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision
     assert steps == {"digits": (75, 50), "clothes": (700, 120)}
 
 
+@pytest.mark.slow
 def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     done = deevo("replay", "run", "--out", "w.safetensors", "--trials", "t.csv", cwd=folder)

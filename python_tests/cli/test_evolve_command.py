@@ -27,7 +27,7 @@ from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
 from deevo_ext.search.pools import POOLS
-from support.evolution import colour_net, members
+from support.networks import colour_net, members
 from support.paths import child_environment
 from support.pictures import write_fashion, write_tree
 
@@ -78,17 +78,12 @@ def test_functions_are_found_by_name() -> None:
             function_of(name)
 
 
-def top2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """1 where the true class is not among the first two."""
-    return 1.0 - (logits.topk(2).indices == labels[:, None]).any(dim=1).float()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evolve")
     write_tree(folder / "tree", 120, 80)
     (folder / "c").mkdir()
-    for i, state in enumerate(members(8, factory=colour_net)):
+    for i, state in enumerate(members(colour_net, 8)):
         wrapped = {"state_dict": {f"module.{name}": value for name, value in state.items()}}
         torch.save(wrapped, folder / "c" / f"m{i}.pth")
     transform = {"resize": 24, "crop": 20, "interpolation": "bilinear"}
@@ -99,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(place: Path, out: str, *more: str) -> list[str]:
     options = {
-        "arch": "support.evolution:colour_net",
+        "arch": "support.networks:colour_net",
         "checkpoints": place / "c" / "*.pth",
         "data": place / "tree",
         "transform": place / "transform.json",
@@ -144,7 +139,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
 ) -> None:
     more = ["--inject-soups", "--tensorboard", "--f-init", "0.5", "--strategies"]
     more += ["near=target + F*(best - target) + F*(r1 - r2), bin", "--strategies"]
-    more += ["trig(r1, r2, r3), none", "--metric", "test_cli_evolve:top2"]
+    more += ["trig(r1, r2, r3), none", "--metric", "support.evolution:top2"]
     code, out, err = run(capsys, *arguments(place, "run", *more))
     assert code == 0, err
     assert "initial greedy soup" in out and "> evolved" in out
@@ -153,7 +148,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert header["configuration"]["f_init"] == 0.5
     strategies = header["configuration"]["strategies"]
     assert [s["name"] for s in strategies] == ["near", "trig(r1, r2, r3)"]
-    assert header["fitness"]["metric"] == "test_cli_evolve.top2"
+    assert header["fitness"]["metric"] == "support.evolution.top2"
     assert len(list((folder / "tensorboard").iterdir())) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -242,7 +237,7 @@ def test_from_a_folder_of_pictures_alone(
     transform |= {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
     (tmp_path / "transform.json").write_text(json.dumps(transform))
     options = ["--transform", str(tmp_path / "transform.json")]
-    network = ["--arch", "support.models:small_resnet", "--data", cache, *options]
+    network = ["--arch", "support.networks:small_resnet", "--data", cache, *options]
     training = ["--members", "6", "--base-epochs", "5", "--epochs", "0.5", "--batch-size", "32"]
     training += ["--augment", "none"]  # the environment may lack torchvision
     evolution = ["--generations", "3", "--validate-every", "3", "--images-per-batch", "200"]

@@ -47,7 +47,7 @@ def _build(source: Path, path: Path, transform: Transform = COLOUR, **options: A
 
 
 def test_a_tree_is_cached_as_torchvision_would_see_it(tree: Path, tmp_path: Path) -> None:
-    zoo._torchvision()
+    zoo.torchvision()
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import functional
 
@@ -171,6 +171,7 @@ def _alive(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     source = write_tree(tmp_path / "tree", 700, 100, side=128)
     expected = tmp_path / "expected"

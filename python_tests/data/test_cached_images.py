@@ -12,7 +12,8 @@ import deevo_ext as deevo
 from deevo_ext.data import CachedImages, ImageSet, LabelledImages, split_class_balanced
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import SLICE_BYTES, slices
-from support.evolution import Net, population
+from support.evolution import population
+from support.networks import Net
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4,), (0.25,)

@@ -15,7 +15,8 @@ from deevo_ext.data.sets import ImageSets, image_sets, validation_size
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.placement import Placement, choose_place, copied
-from support.evolution import Net, population
+from support.evolution import population
+from support.networks import Net
 from support.pictures import write_tree
 
 SMALL = Transform(10, (10, 10), "bilinear", (0.4,), (0.3,))

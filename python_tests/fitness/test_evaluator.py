@@ -14,7 +14,8 @@ import deevo_ext as deevo
 from deevo_ext.data.images import image_set
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.sampling import batch_indices
-from support.evolution import Net, images, members, population
+from support.evolution import images, population
+from support.networks import Net, members
 
 
 def plain_losses(state: dict[str, torch.Tensor], data: deevo.ImageSet) -> torch.Tensor:
@@ -160,7 +161,7 @@ def test_a_model_that_returns_no_logits_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.bn(self.conv(x))
 
-    pop = deevo.Population.from_state_dicts(Features(), members(4))
+    pop = deevo.Population.from_state_dicts(Features(), members(Net, 4))
     with pytest.raises(deevo.DeevoError, match="expected logits"):
         deevo.Evaluator(Features(), pop).score(pop.rows[0], images(10))
 

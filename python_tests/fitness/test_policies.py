@@ -18,7 +18,8 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import importance_order, inclusion_probabilities
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
-from support.evolution import Net, images, members, population
+from support.evolution import images, population
+from support.networks import Net, members
 
 
 def plain(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -216,7 +217,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     (tmp_path / "c").mkdir()
-    for i, state in enumerate(members(8)):
+    for i, state in enumerate(members(Net, 8)):
         save_file(state, tmp_path / "c" / f"m{i}.safetensors")
 
     def run(folder: Path) -> deevo.Result:

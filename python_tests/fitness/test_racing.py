@@ -17,7 +17,8 @@ from deevo_ext.fitness.racing import Look, Racing, t_quantile
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
-from support.evolution import Net, images, members, population, save_members
+from support.evolution import images, population, save_members
+from support.networks import Net, members
 
 
 def test_quantiles_are_student_ts() -> None:
@@ -203,9 +204,9 @@ def test_survivors_have_their_full_fitness_and_losers_have_lost(
 
 
 def test_a_trial_that_is_its_parent_is_dropped_at_the_first_look() -> None:
-    same = members(1)[0]
+    same = members(Net, 1)[0]
     states = [same, *(dict(same) for _ in range(7))]
-    states[7] = members(1, seed=9)[0]  # one that differs, so that there is a population
+    states[7] = members(Net, 1, seed=9)[0]  # one that differs, so that there is a population
     pop, data = deevo.Population.from_state_dicts(Net(), states), images(700, 1)
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=32, engine="eager")
     raced = deevo.ClassificationFitness(evaluator, data, racing=Racing(1e-12))

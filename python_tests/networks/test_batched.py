@@ -24,16 +24,17 @@ from deevo_ext.networks.engines.choose import EngineTable
 from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Convolution
+from support.convolutional import CifarResNet, ResNet
 from support.convolutions import DEVICE, ROUNDING
-from support.residual import ResNet
-from support.zoo import CifarResNet, as_row, randomised, tiny_resnet18, torchvision_model
+from support.networks import Tail, Unexportable, pooled
+from support.zoo import as_row, randomised, torchvision_model
 
 INTERPRETED = pytest.mark.skipif(DEVICE == "cuda", reason="runs in the interpreter, without a GPU")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "basic": (lambda: ResNet(False), 13),
     "bottleneck": (lambda: ResNet(True), 13),
-    "ResNet-18": (tiny_resnet18, 17),
+    "ResNet-18": (lambda: ResNet(False, (16, 16, 16, 48), (2, 2, 2, 2)), 17),
     "CIFAR ResNet": (lambda: CifarResNet(1), 8),
 }
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -251,32 +252,6 @@ def test_chunks_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(found.losses[2:], alone)
     with pytest.raises(deevo.DeevoError, match=r"have label 7, but the model has 7 classes"):
         forward()(rows, raw, torch.tensor([0, 7]))
-
-
-class Tail(nn.Module):
-    """A convolution and whatever follows it."""
-
-    def __init__(self, *after: nn.Module, images: nn.Module | None = None) -> None:
-        super().__init__()
-        self.first = images or nn.Identity()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.after = nn.Sequential(*after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.conv(self.first(x)))
-
-
-def pooled(channels: int = 8) -> tuple[nn.Module, ...]:
-    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)
-
-
-class Unexportable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3))) if float(x.sum()) > 0 else x.mean((2, 3))
 
 
 REFUSED = {

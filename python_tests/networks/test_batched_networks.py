@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from support.convolutional import ResNet
 from support.convolutions import DEVICE, ROUNDING
 from support.operators import same_bits
-from support.residual import Engine, ResNet
+from support.residual import Engine
 
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE == "cuda" else ())
 

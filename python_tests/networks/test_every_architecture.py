@@ -12,8 +12,8 @@ from torch import nn
 
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Aten, Convolution, Linear, NetworkGraph
+from support.convolutional import CifarResNet
 from support.zoo import (
-    CifarResNet,
     as_row,
     pictures,
     randomised,

@@ -18,8 +18,10 @@ from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
-from support.evolution import Net, images, population
-from support.zoo import CifarResNet, as_row, pictures, randomised
+from support.convolutional import CifarResNet
+from support.evolution import images, population
+from support.networks import Net
+from support.zoo import as_row, pictures, randomised
 
 CPU = torch.device("cpu")
 

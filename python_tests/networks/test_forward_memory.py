@@ -20,6 +20,7 @@ _FREED = 64 << 20
 _THREADS = 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="no kernel that resets peaks"
 )

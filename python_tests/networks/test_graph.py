@@ -13,95 +13,18 @@ from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Aten, Convolution, Linear, NetworkGraph
+from support.convolutional import (
+    ActivationBeforeSum,
+    Body,
+    NormFirst,
+    Perceptron,
+    ReadTwice,
+    Residual,
+    Standardised,
+    SumOfBoth,
+    Viewed,
+)
 from support.zoo import as_row, pictures, randomised
-
-
-class Body(nn.Module):
-    """A convolution with a norm, and something behind it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(8, affine=False)
-        self.fc = nn.Linear(8, 5)
-
-    def tail(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-class Residual(Body):
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.conv(x)))
-        return self.tail(torch.relu(x + self.bn2(self.conv2(x))))
-
-
-class ActivationBeforeSum(Body):
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.silu(self.bn(self.conv(x)))
-        return self.tail(x + nn.functional.silu(self.bn2(self.conv2(x))))
-
-
-class SumOfBoth(Body):
-    """Two convolutions meet in a sum; one of them must take the other as its residual."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv3 = nn.Conv2d(3, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tail(torch.relu(self.bn(self.conv(x)) + self.conv3(x)))
-
-
-class ReadTwice(Body):
-    """The norm's input is read elsewhere too, so the norm cannot be folded away."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.tail(torch.relu(self.bn(y)) * y)
-
-
-class NormFirst(Body):
-    """A norm before a convolution stays; ReLU behind it may write in place, but not into y."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.conv(x))
-        z = self.conv2(torch.relu(self.bn(y)))
-        return self.tail(z + y.flatten(1).view_as(y))
-
-
-class Standardised(Body):
-    """A weight that is computed from the weights: done once a member."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.conv.weight
-        w = (w - w.mean(dim=(1, 2, 3), keepdim=True)) / w.std(dim=(1, 2, 3), keepdim=True)
-        return self.tail(nn.functional.conv2d(x, w, None, 1, 1))
-
-
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.flat = nn.Flatten()
-        self.fc1 = nn.Linear(3 * 12 * 12, 16)
-        self.bn = nn.BatchNorm1d(16)
-        self.fc2 = nn.Linear(16, 5)
-        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.gelu(self.bn(self.fc1(self.flat(x))))
-        return self.fc2(x) * self.scale
-
-
-class Viewed(Body):
-    """In-place operators on what others still see."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        half = y[:, :4]
-        z = y.relu()
-        return self.tail(torch.cat([half.sigmoid(), z[:, 4:].add(1.0)], dim=1) + y.tanh())
 
 
 def build(make: type[nn.Module]) -> tuple[nn.Module, NetworkGraph]:

@@ -15,13 +15,14 @@ from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import _of_timm, _of_torchvision, architecture, check_fit
 from support import zoo
+from support.convolutional import CifarResNet
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @pytest.fixture(autouse=True)
 def _torchvision() -> None:
-    zoo._torchvision()
+    zoo.torchvision()
 
 
 def of_classes(num_classes: int = 4) -> nn.Module:
@@ -29,7 +30,7 @@ def of_classes(num_classes: int = 4) -> nn.Module:
 
 
 def of_one_size() -> nn.Module:
-    return zoo.CifarResNet(1, 10)
+    return CifarResNet(1, 10)
 
 
 def of_nothing() -> str:
@@ -166,7 +167,7 @@ def test_names_find_their_networks() -> None:
     assert architecture("resnet10t").name == "timm:resnet10t"  # torchvision has no such
     assert architecture("timm:resnet18").transform != found.transform
     by_function = architecture(f"{__name__}:of_one_size")
-    assert isinstance(by_function.model, zoo.CifarResNet) and by_function.transform is None
+    assert isinstance(by_function.model, CifarResNet) and by_function.transform is None
     with pytest.raises(DeevoError, match=r"--transform FILE.*crop"):
         by_function.needs_transform()
 

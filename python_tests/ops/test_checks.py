@@ -11,7 +11,8 @@ import torch
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting
 from deevo_ext.search.configuration import configure
-from support.operators import OPERATORS, SHADE, evolution, random_weights, same_bits
+from support.operators import OPERATORS, SHADE, evolution, same_bits
+from support.weights import random_weights
 
 Change = Callable[[torch.Tensor], Any]
 NAMES = ("plan", "trials", "tell", "commit")

@@ -15,16 +15,15 @@ from support.operators import (
     BACKENDS,
     BIG_SEED,
     NATIVE_BACKENDS,
-    Weights,
     configurations,
     evolution,
     in_reach,
     instruction_set,
     instruction_sets,
     num_threads,
-    random_weights,
     same_bits,
 )
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()

@@ -19,14 +19,11 @@ from support.operators import (
     MIXED,
     NATIVE_BACKENDS,
     Evolution,
-    Weights,
     evolution,
-    oracle_trial,
-    philox_words,
-    random_weights,
     same_bits,
-    words,
 )
+from support.oracles import oracle_trial, philox_words, words
+from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORCED = int(ChoiceColumn.FORCED)

@@ -15,18 +15,11 @@ from deevo_ext import _extension, backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.fold_table import TILE, FoldColumn, Space, check_table, with_tiles
 from support import cuda_on_host
-from support.folding import DTYPES, Builder, Problem, oracle, varied
+from support.folding import DTYPES, Builder, Problem, bits, check_every_half, oracle, varied
 from support.operators import OPERATORS, flush_denormal, num_threads, same_bits
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
 BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
-
-INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-
-
-def bits(tensor: torch.Tensor) -> np.ndarray:
-    unsigned = {4: np.uint32, 2: np.uint16}[tensor.element_size()]
-    return tensor.contiguous().view(INTEGERS[tensor.dtype]).numpy().view(unsigned)
 
 
 @pytest.mark.parametrize("target", DTYPES)
@@ -71,35 +64,7 @@ def test_a_member_alone_is_a_member_among_others(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_half_and_every_rounding(backend: str) -> None:
-    """All 16-bit patterns as sources; products that fall on and beside every half's midpoints."""
-    halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
-    b = Builder().add(1, 2**16, 1, affine=None, statistics=None)
-    with backends.use(backend):
-        rows = halves[None]
-        p = Problem(b.entries, rows, torch.empty(1, 0), torch.empty(0), b.weights, b.vectors)
-        weights, _ = p.fold(torch.float32)
-        nan = torch.isnan(halves)
-        expected = torch.where(nan, torch.nan, halves.float())
-        assert np.array_equal(weights[0, : 2**16].numpy(), expected.numpy(), equal_nan=True)
-
-        below = torch.from_numpy(np.arange(0x7C00, dtype=np.uint16).view(np.float16)).double()
-        above = torch.from_numpy(np.arange(1, 0x7C01, dtype=np.uint16).view(np.float16)).double()
-        above[-1] = 65536.0
-        middle = ((below + above) / 2).float()
-        near = [
-            middle,
-            torch.nextafter(middle, below.float()),
-            torch.nextafter(middle, above.float()),
-        ]
-        values = torch.cat([x * s for x in near for s in (1.0, -1.0)])
-        b = Builder().add(1, values.numel(), 1, affine=None, statistics=None)
-        p = Problem(
-            b.entries, values[None], torch.empty(1, 0), torch.empty(0), b.weights, b.vectors
-        )
-        weights, _ = p.fold(torch.float16)
-        with np.errstate(over="ignore"):
-            wanted = values.numpy().astype(np.float16)
-        assert np.array_equal(bits(weights[0, : values.numel()]), wanted.view(np.uint16))
+    check_every_half(backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -17,7 +17,8 @@ from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source,
 from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.pools import interpolation_pool
 from deevo_ext.search.strategies import Strategy, parse
-from support.operators import BIG_SEED, NATIVE_BACKENDS, Evolution, configurations, evolution, words
+from support.operators import BIG_SEED, NATIVE_BACKENDS, Evolution, configurations, evolution
+from support.oracles import words
 
 CONFIGURATIONS = configurations()
 INF, NAN = math.inf, math.nan

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deevo_ext.search.configuration import configure
-from support.operators import (
-    OPERATORS,
-    SHADE,
-    Evolution,
-    Weights,
-    evolution,
-    random_weights,
-    same_bits,
-)
+from support.operators import same_bits
+from support.registration import NAMES, arguments, generation, inputs, operator, run_and_weights
 
-NAMES = ("plan", "trials", "tell", "commit")
 MUTATED = {
     "plan": ("choices", "parameters", "coefficients", "gene_mask"),
     "trials": ("out",),
     "tell": ("state", "fitness", "alive", "generation", "accepted", "archive_slot"),
     "commit": ("population", "archive"),
 }
-
-
-def run_and_weights() -> tuple[Evolution, Weights]:
-    c = configure("paper", strategies=SHADE, archive_size=3)
-    run = evolution(c, torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]))
-    run.state[c.offsets().archive_count] = 3
-    run.plan()
-    w = random_weights(5, 40, archive_rows=3)
-    w.choices, w.coefficients = run.choices.clone(), run.coefficients.clone()
-    return run, w
-
-
-def arguments(name: str) -> tuple[Any, ...]:
-    run, w = run_and_weights()
-    return {
-        "plan": run.plan_arguments(),
-        "trials": w.trials_arguments(torch.tensor([4, 0, 4]), torch.zeros(3, 40)),
-        "tell": run.tell_arguments(torch.tensor([1.0, 2.0, 1.0, 1.0, 9.0], dtype=torch.float64)),
-        "commit": w.commit_arguments(
-            torch.tensor([1, 0, 1, 1, 0], dtype=torch.uint8),
-            torch.tensor([2, -1, -1, 0, -1], dtype=torch.int32),
-        ),
-    }[name]
-
-
-def operator(name: str) -> Any:
-    return getattr(OPERATORS, name).default
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,42 +97,6 @@ def test_random_state_is_untouched(name: str) -> None:
 
 
 # A whole generation in one graph
-
-
-ARGUMENTS = {name: [a.name for a in operator(name)._schema.arguments] for name in NAMES}
-
-
-def call(name: str, tensors: dict[str, torch.Tensor], **values: Any) -> None:
-    """An operator on the tensors that have its arguments' names, and values for the rest."""
-    named = {**tensors, **values}
-    getattr(OPERATORS, name)(*(named[argument] for argument in ARGUMENTS[name]))
-
-
-def generation(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """plan, trials, a fitness, tell, commit; of torch's own there is one kernel, as each is slow to
-    compile.
-    """
-    place = {"nonneg_start": 30, "first_weight": 0, "lower": -math.inf, "upper": 4.0}
-    call("plan", tensors, seed=1)
-    call("trials", tensors, seed=1, **place)
-    fitness = (tensors["out"] * 2.0).abs().double().amax(1)  # exact in any order of the reduction
-    call("tell", tensors, seed=1, trial_fitness=fitness)
-    call("commit", tensors, seed=1, **place)
-    return fitness
-
-
-def inputs() -> dict[str, torch.Tensor]:
-    c = configure("paper", strategies=SHADE, archive_size=3)
-    source = torch.Generator().manual_seed(0)
-    population = torch.randn(5, 40, generator=source).abs() + 0.1
-    run = evolution(c, (population * 2.0).abs().double().amax(1))
-    return run.tensors() | {
-        "population": population,
-        "archive": torch.zeros(3, 40),
-        "genes": torch.empty(0, dtype=torch.int64),
-        "members": torch.arange(5),
-        "out": torch.zeros(5, 40),
-    }
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from support.operators import (
     configurations,
     evolution,
     same_bits,
-    words,
 )
+from support.oracles import words
 
 CONFIGURATIONS = configurations()
 INF, NAN = math.inf, math.nan

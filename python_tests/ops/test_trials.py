@@ -24,19 +24,16 @@ from support.operators import (
     BACKENDS,
     BIG_SEED,
     OPERATORS,
-    Weights,
-    bfloat16_nearest,
     evolution,
     flush_denormal,
     in_reach,
     instruction_set,
     instruction_sets,
     num_threads,
-    oracle_trial,
-    random_choices,
-    random_weights,
     same_bits,
 )
+from support.oracles import bfloat16_nearest, oracle_trial
+from support.weights import Weights, random_choices, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()

@@ -34,13 +34,12 @@ def test_rows_are_zero_and_contiguous(shape: tuple[int, int], dtype: torch.dtype
 
 
 @pytest.mark.skipif(not ENABLED.exists(), reason="this kernel has no huge pages")
-def test_huge_pages_are_asked_for_under_large_rows_alone() -> None:
-    rows, small = (
-        allocation.zero_rows(4, 2**24, torch.float32),
-        allocation.zero_rows(4, 64, torch.float32),
-    )
+def test_huge_pages_are_asked_for_under_large_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = allocation.zero_rows(4, 2**24, torch.float32)
     assert "hg" in flags(rows.data_ptr() + rows.nbytes // 2)
-    assert "hg" not in flags(small.data_ptr())
+    # Small rows may lie where larger ones were: what counts is that nothing is asked for.
+    monkeypatch.setattr(allocation, "_madvise", lambda: pytest.fail("asked for"))
+    allocation.zero_rows(4, 64, torch.float32)
 
 
 def test_available_bytes_is_part_of_what_the_machine_has() -> None:

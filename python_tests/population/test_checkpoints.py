@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
-from support.models import ConvNet, members
+from support.networks import ConvNet, members
 
 STATE = members(ConvNet, 1)[0]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.population import Population
-from support.models import ConvNet, TiedNet, members
+from support.networks import ConvNet, FrozenNorm, SharedNorm, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, refused
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -24,18 +24,12 @@ def test_subclasses_and_kin_of_batchnorm_count() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(super().forward(x))
 
-    class Foreign(nn.Module):  # as torchvision's FrozenBatchNorm2d
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("running_mean", torch.zeros(2))
-            self.register_buffer("running_var", torch.ones(2))
-
     norms: list[nn.Module] = [
         WithActivation(2),
         nn.BatchNorm2d(2, affine=False),
         nn.SyncBatchNorm(2),
         nn.InstanceNorm2d(2, track_running_stats=True),
-        Foreign(),
+        FrozenNorm(),
         nn.BatchNorm2d(2, track_running_stats=False),
     ]
     model = nn.Sequential(nn.Conv2d(2, 2, 1), *norms)
@@ -85,15 +79,9 @@ def test_tied_weights_are_one_entry() -> None:
 
 
 def test_shared_modules_with_batchnorm() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.BatchNorm1d(3)
-            self.second = self.first
-
-    one, two = Shared().state_dict(), Shared().state_dict()
+    one, two = SharedNorm().state_dict(), SharedNorm().state_dict()
     two["first.weight"] = two["second.weight"] = torch.full((3,), 2.0)
-    layout = Population.from_state_dicts(Shared(), [one, two]).layout
+    layout = Population.from_state_dicts(SharedNorm(), [one, two]).layout
     assert layout.entries[-1].names == ("first.running_var", "second.running_var")
     assert layout.nonneg_start == layout.entries[-1].offset
 

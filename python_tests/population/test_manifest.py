@@ -14,8 +14,9 @@ from torch import nn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.population import Population
-from support.models import ConvNet, MaskedNet, TiedNet, members
+from support.networks import ConvNet, MaskedNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
+from support.zoo import torchvision_model
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -201,38 +202,9 @@ def test_other_manifests_are_refused(damage: dict[str, Any], message: str, tmp_p
         Population.from_manifest(manifest, save(members(ConvNet, 3), tmp_path))
 
 
-class ResNet50(nn.Module):
-    """ResNet-50's tensors under torchvision's names; it computes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)
-        inner, before = 64, 64
-        for stage, blocks in enumerate((3, 4, 6, 3), start=1):
-            layer = nn.Sequential()
-            for _ in range(blocks):
-                layer.append(self.block(before, inner, before != 4 * inner))
-                before = 4 * inner
-            self.add_module(f"layer{stage}", layer)
-            inner *= 2
-        self.fc = nn.Linear(2048, 1000)
-
-    @staticmethod
-    def block(before: int, inner: int, downsample: bool) -> nn.Module:
-        block = nn.Module()
-        widths = (before, inner, inner, 4 * inner)
-        for i, size in enumerate((1, 3, 1), start=1):
-            block.add_module(f"conv{i}", nn.Conv2d(widths[i - 1], widths[i], size, bias=False))
-            block.add_module(f"bn{i}", nn.BatchNorm2d(widths[i]))
-        if downsample:
-            conv = nn.Conv2d(before, 4 * inner, 1, bias=False)
-            block.add_module("downsample", nn.Sequential(conv, nn.BatchNorm2d(4 * inner)))
-        return block
-
-
 def test_a_large_models_architecture_stays_small() -> None:
     with torch.device("meta"):
-        model = ResNet50()
+        model = torchvision_model("resnet50")
     assert sum(p.numel() for p in model.parameters()) == 25_557_032
     inventory = Inventory.of(model, batchnorm="recalibrate")
     assert len(inventory.order) == 320

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import deevo_ext as deevo
 from deevo_ext.runs.replay import write_candidate
-from support.evolution import Net, images, members
+from support.evolution import images
+from support.networks import Net, members
 
 
 def plain(state: dict[str, torch.Tensor]) -> Any:
@@ -55,7 +56,7 @@ def run(paths: Path, folder: Path) -> deevo.Result:
 @pytest.mark.parametrize("wrap", [plain, parallel, nested, averaged])
 def test_pth_comes_back_as_it_was_wrapped(tmp_path: Path, wrap: Any) -> None:
     (tmp_path / "c").mkdir()
-    states = members(6)
+    states = members(Net, 6)
     for i, state in enumerate(states):
         torch.save(wrap(state), tmp_path / "c" / f"m{i}.pth")
     result = run(tmp_path / "c", tmp_path / "run")
@@ -93,7 +94,7 @@ def test_pth_comes_back_as_it_was_wrapped(tmp_path: Path, wrap: Any) -> None:
 
 def test_safetensors_with_prefixes_keep_them(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
-    for i, state in enumerate(members(6)):
+    for i, state in enumerate(members(Net, 6)):
         save_file(
             {f"module.{name}": tensor for name, tensor in state.items()},
             tmp_path / "c" / f"m{i}.safetensors",

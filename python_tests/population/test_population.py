@@ -13,7 +13,7 @@ from torch.func import functional_call
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.population import Population
-from support.models import IMAGES, ConvNet, MaskedNet, TiedNet, members
+from support.networks import IMAGES, ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     FACTORIES,
     POLICIES,

@@ -15,7 +15,7 @@ from torch import Tensor
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.population import Population
-from support.models import ConvNet, MaskedNet, TiedNet, members
+from support.networks import ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
     POLICIES,
     State,

@@ -14,7 +14,8 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.reports.card import write_documents
 from deevo_ext.runs.comparison import Comparison
-from support.evolution import Net, images, members
+from support.evolution import images
+from support.networks import Net, members
 
 
 class Reader(HTMLParser):
@@ -53,7 +54,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
 
     folder = tmp_path / "run"
     (tmp_path / "c").mkdir()
-    for i, state in enumerate(members(6)):
+    for i, state in enumerate(members(Net, 6)):
         save_file(state, tmp_path / "c" / f"m{i}.safetensors")
     result = deevo.evolve(
         Net(),

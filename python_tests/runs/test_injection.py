@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.runs import journal
-from support.evolution import Net, images, population, save_members
+from support.evolution import images, population, save_members
+from support.networks import Net
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from deevo_ext.runs.preflight import (
     duration_text,
     seconds_of,
 )
-from support.evolution import Net, images, save_members
+from support.evolution import images, save_members
+from support.networks import Net
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
 from deevo_ext.runs.replay import write_candidate, write_trials
 from deevo_ext.runs.validation import Validation
-from support.evolution import Net, images, population, save_members, sphere, sphere_until
+from support.evolution import images, population, save_members, sphere, sphere_until
+from support.networks import Net
 from support.paths import child_environment
 
 

@@ -13,7 +13,8 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.generation import diversity
-from support.evolution import Net, images, members, population, sphere
+from support.evolution import images, population, sphere
+from support.networks import Net, members
 
 
 def advance(de: deevo.DifferentialEvolution, generations: int) -> None:
@@ -269,7 +270,7 @@ def test_refusals_name_the_argument_and_change_nothing() -> None:
 
 
 def test_one_member_repeated_is_refused() -> None:
-    state = members(1)[0]
+    state = members(Net, 1)[0]
     with pytest.raises(deevo.DeevoError, match="no differences to evolve"):
         deevo.Population.from_state_dicts(Net(), [state] * 8)
 

@@ -2,7 +2,9 @@
 
 Prints one JSON line per distinct kernel: layer, architecture, the tensor core instructions and
 vector loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a process
-without TRITON_INTERPRET: python compile_convolutions.py ARCHITECTURE DTYPE
+without TRITON_INTERPRET: python -m support.compile_convolutions ARCHITECTURE DTYPE LAYER...
+
+LAYER: names of layers; all of them if there is none.
 """
 
 from __future__ import annotations
@@ -119,9 +121,12 @@ def resources(ptx: str, architecture: int) -> tuple[int, int]:
     return int(registers[1]), spills
 
 
-def main(architecture: int, dtype: torch.dtype) -> None:
+def main(architecture: int, dtype: torch.dtype, only: list[str]) -> None:
+    """Prints the lines of the named layers, or of all."""
     seen: set[str] = set()
     for name, layer in resnet_layers():
+        if only and name not in only:
+            continue
         compile_, key = compile_layer(layer, architecture, dtype)
         if key in seen:
             continue
@@ -139,4 +144,4 @@ def main(architecture: int, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), getattr(torch, sys.argv[2]))
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3:])

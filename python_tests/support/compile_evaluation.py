@@ -1,6 +1,6 @@
 """Compiles fold's, head's and the pool's Triton kernels with no GPU; prints a JSON line for each.
 
-Run without TRITON_INTERPRET: python compile_evaluation.py ARCHITECTURE
+Run without TRITON_INTERPRET: python -m support.compile_evaluation ARCHITECTURE
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import triton
-from compile_convolutions import resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -29,6 +28,7 @@ from deevo_ext.backends.triton.head import (
 )
 from deevo_ext.backends.triton.launch import OPTIONS
 from deevo_ext.backends.triton.pooling import mean_kernel
+from support.compile_convolutions import resources
 
 CLASSES, CHANNELS = 1000, 2048
 SUMS = sums(CLASSES, 0.1)

@@ -1,7 +1,7 @@
 """Compiles the Triton operators for one GPU architecture, with no GPU needed.
 
 Prints one JSON line per kernel: what test_triton_operators_compiled.py looks at. Run in a process
-without TRITON_INTERPRET: python compile_operators.py ARCHITECTURE
+without TRITON_INTERPRET: python -m support.compile_operators ARCHITECTURE
 """
 
 from __future__ import annotations

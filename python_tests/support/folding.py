@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from deevo_ext import backends
 from deevo_ext.ops.fold_table import Space, address, with_tiles
-from support.operators import OPERATORS, bfloat16_nearest, numpy_rows, random_rows
+from support.operators import OPERATORS
+from support.oracles import bfloat16_nearest, numpy_rows
+from support.weights import random_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 @dataclass
@@ -197,3 +201,41 @@ def oracle(p: Problem, member: int, dtype: torch.dtype) -> tuple[dict[int, int],
                             value = w * np.float32(scale)
                         weights[place] = stored(value, dtype)
     return weights, vectors
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's bits as unsigned integers."""
+    unsigned = {4: np.uint32, 2: np.uint16}[tensor.element_size()]
+    return tensor.contiguous().view(INTEGERS[tensor.dtype]).numpy().view(unsigned)
+
+
+def check_every_half(backend: str) -> None:
+    """All 16-bit patterns as sources; products that fall on and beside every half's midpoints."""
+    halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    b = Builder().add(1, 2**16, 1, affine=None, statistics=None)
+    with backends.use(backend):
+        rows = halves[None]
+        p = Problem(b.entries, rows, torch.empty(1, 0), torch.empty(0), b.weights, b.vectors)
+        weights, _ = p.fold(torch.float32)
+        nan = torch.isnan(halves)
+        expected = torch.where(nan, torch.nan, halves.float())
+        assert np.array_equal(weights[0, : 2**16].numpy(), expected.numpy(), equal_nan=True)
+
+        below = torch.from_numpy(np.arange(0x7C00, dtype=np.uint16).view(np.float16)).double()
+        above = torch.from_numpy(np.arange(1, 0x7C01, dtype=np.uint16).view(np.float16)).double()
+        above[-1] = 65536.0
+        middle = ((below + above) / 2).float()
+        near = [
+            middle,
+            torch.nextafter(middle, below.float()),
+            torch.nextafter(middle, above.float()),
+        ]
+        values = torch.cat([x * s for x in near for s in (1.0, -1.0)])
+        b = Builder().add(1, values.numel(), 1, affine=None, statistics=None)
+        p = Problem(
+            b.entries, values[None], torch.empty(1, 0), torch.empty(0), b.weights, b.vectors
+        )
+        weights, _ = p.fold(torch.float16)
+        with np.errstate(over="ignore"):
+            wanted = values.numpy().astype(np.float16)
+        assert np.array_equal(bits(weights[0, : values.numel()]), wanted.view(np.uint16))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-SUPPORT = TESTS / "support"
 ROOT = TESTS.parent
 
 

@@ -14,7 +14,8 @@ import torch
 
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph, size_of
-from support.zoo import CifarResNet, as_row, pictures, randomised, torchvision_model
+from support.convolutional import CifarResNet
+from support.zoo import as_row, pictures, randomised, torchvision_model
 
 
 class Network(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.population import Population
-from support.models import ConvNet, MaskedNet, TiedNet, members
+from support.networks import ConvNet, MaskedNet, TiedNet, members
 
 POLICIES = ["evolve", "inherit", "recalibrate"]
 FACTORIES = [ConvNet, TiedNet, MaskedNet]

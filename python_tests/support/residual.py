@@ -1,4 +1,4 @@
-"""Small ResNets of both kinds, and the same networks for K members on the Triton engine."""
+"""The toy ResNets for K members, by calls of fold, conv2d, pool2d and head alone."""
 
 from __future__ import annotations
 
@@ -10,65 +10,9 @@ from deevo_ext.backends.triton.convolution import Operands, Operation, conv2d
 from deevo_ext.backends.triton.pooling import pool2d
 from deevo_ext.backends.windows import Window
 from deevo_ext.ops.fold_table import Space
+from support.convolutional import ResNet
 from support.folding import Builder, Entry
 from support.operators import OPERATORS
-
-
-def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out))
-
-
-class Block(nn.Module):
-    """Two 3x3, or 1x1, 3x3 and 1x1, beside a shortcut that has weights where shapes change."""
-
-    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool) -> None:
-        super().__init__()
-        out = 4 * width if bottleneck else width
-        if bottleneck:
-            layers = [(channels, width, 1), (width, width, 3, stride), (width, out, 1)]
-        else:
-            layers = [(channels, width, 3, stride), (width, width, 3)]
-        self.layers = nn.ModuleList(convolution(*layer) for layer in layers)
-        plain = stride == 1 and channels == out
-        self.shortcut = None if plain else convolution(channels, out, 1, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x
-        for layer in self.layers[:-1]:
-            y = functional.relu(layer(y))
-        return functional.relu(
-            self.layers[-1](y) + (x if self.shortcut is None else self.shortcut(x))
-        )
-
-
-class ResNet(nn.Module):
-    """7x7 stem, max pool, a block per stage, linear. BatchNorm is not the identity."""
-
-    def __init__(self, bottleneck: bool, width: int = 16, classes: int = 7) -> None:
-        super().__init__()
-        self.stem = convolution(3, width, 7, 2)
-        into = [width, width * (4 if bottleneck else 1)]
-        blocks = [
-            Block(into[0], width, 1, bottleneck),
-            Block(into[1], width, 1, bottleneck),
-            Block(into[1], 2 * width, 2, bottleneck),
-        ]
-        self.blocks = nn.ModuleList(blocks)
-        self.classifier = nn.Linear(2 * into[1], classes)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0.0, 0.3)
-                nn.init.normal_(module.running_mean, 0.0, 0.3)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
-        self.eval()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = functional.max_pool2d(functional.relu(self.stem(x)), 3, 2, 1)
-        for block in self.blocks:
-            y = block(y)
-        return self.classifier(y.mean((2, 3)))
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""What the tests of training share: a network that draws random numbers, and pictures."""
+"""What the tests of training share: pictures, and a comparison."""
 
 from __future__ import annotations
 
@@ -7,32 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from deevo_ext.data import CachedImages
 
 MEAN, STD = (0.4, 0.4, 0.4), (0.3, 0.3, 0.3)
-
-
-class DropNet(nn.Module):
-    """Layers that draw random numbers and keep statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout(0.3)
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
-
-
-def drop_net() -> DropNet:
-    """The same network at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return DropNet()
 
 
 def noise(count: int = 40, side: int = 8) -> CachedImages:

@@ -18,7 +18,8 @@ from deevo_ext.training.batches import TrainingBatches, batch_mixing
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 from support import zoo
-from support.training import DropNet, drop_net, noise, same
+from support.networks import DropNet, drop_net
+from support.training import noise, same
 
 EVERYTHING = {
     "crop": 0.3,
@@ -32,7 +33,7 @@ EVERYTHING = {
 
 @pytest.fixture
 def torchvision() -> None:
-    zoo._torchvision()
+    zoo.torchvision()
 
 
 def _hyper(**more: Any) -> HyperParameters:

@@ -23,9 +23,9 @@ from deevo_ext.training.hyper_parameters import Choices
 from deevo_ext.training.populate import RECORD, Progress, populate
 from deevo_ext.training.trainings import PopulationOptions, Trainings, trainings_of
 from support import zoo
-from support.models import small_resnet
+from support.networks import drop_net, small_resnet
 from support.paths import child_environment
-from support.training import MEAN, STD, drop_net, noise, same, write_squares
+from support.training import MEAN, STD, noise, same, write_squares
 
 ORIGIN = {"arch": "DropNet"}
 
@@ -43,7 +43,7 @@ def _populate(trainings: Trainings, folder: Path, **options: Any) -> list[Path]:
 def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
     snapshots: bool, tmp_path: Path
 ) -> None:
-    zoo._torchvision()  # the third member has mixup
+    zoo.torchvision()  # the third member has mixup
     trainings = _trainings(
         3, snapshots=snapshots, base_epochs=1.0, epochs=2.0 if snapshots else 1.0
     )
@@ -140,11 +140,12 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.mark.slow
 def test_the_command_survives_kill_9_and_makes_a_population_that_knows(
     squares: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-P", "-m", "deevo_ext", "populate"]
-    command += ["--arch", "support.models:small_resnet", "--data", str(squares)]
+    command += ["--arch", "support.networks:small_resnet", "--data", str(squares)]
     command += ["--transform", str(squares.with_name("transform.json"))]
     command += ["--base-epochs", "6", "--members", "3", "--epochs", "1", "--batch-size", "32"]
     command += ["--learning-rate", "0.01", "--shift", "1", "--save-every", "0"]
@@ -189,7 +190,7 @@ def test_the_command_survives_kill_9_and_makes_a_population_that_knows(
 def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ("populate", "--arch", "support.models:small_resnet", "--data", squares)
+    common = ("populate", "--arch", "support.networks:small_resnet", "--data", squares)
     common += ("--transform", squares.with_name("transform.json"), "--members", 2)  # type: ignore[assignment]
     common += ("--epochs", 0.05, "--augment", "none", "--out", tmp_path / "out")  # type: ignore[assignment]
     assert _deevo(*common) == "1"

@@ -7,6 +7,7 @@ block, the order in which they run, and whether copies are made in bulk.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import importlib.machinery
 import importlib.util
@@ -15,8 +16,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -46,8 +47,12 @@ def compile_module(directory: Path, *flags: str) -> Path:
     command += ["-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", *flags]
     command += [f"-I{path}" for path in includes] + [f"-isystem{path}" for path in system]
     objects = [directory / f"{source.name}.o" for source in SOURCES]
-    for source, target in zip(SOURCES, objects, strict=True):
-        run([*command, "-x", "c++", "-c", str(source), "-o", str(target)])
+    commands = [
+        [*command, "-x", "c++", "-c", str(source), "-o", str(target)]
+        for source, target in zip(SOURCES, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(run, commands))
     module = directory / f"deevo_cuda_on_host{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     run([command[0], "-shared", *flags, *map(str, objects), "-o", str(module)])
     return module
@@ -69,12 +74,13 @@ def load_module(path: Path) -> ModuleType:
 
 @functools.cache
 def compiled() -> ModuleType:
-    """The module, compiled once a process, or taken from DEEVO_CUDA_ON_HOST, a path."""
-    given = os.environ.get("DEEVO_CUDA_ON_HOST")
-    if given:
-        return load_module(Path(given))
-    with tempfile.TemporaryDirectory() as directory:
-        return load_module(compile_module(Path(directory)))
+    """The module at the path DEEVO_CUDA_ON_HOST, made by the first process that asks for it."""
+    path = Path(os.environ["DEEVO_CUDA_ON_HOST"])
+    with path.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_module(path.parent)
+    return load_module(path)
 
 
 @functools.cache
