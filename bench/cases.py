@@ -79,6 +79,7 @@ fold         evaluation  weights        operators    batch norms folded into 8 m
 head         evaluation  head           operators    pooling, classifier, loss, rank of 64 images
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members
+compose      recipes     weights        operators    rows of 8 recipes, from the members
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of one member's plan, on one thread
@@ -105,6 +106,7 @@ generation     7     all      best           20         float32  cpu,peers      
 generation     5     all      best           20         float32  torch-loop           resnet18
 step           300   all      best           20,50,100  float32  cpu                  30
 head           15    all      best           1          each     cpu                  -
+compose        15    all      best           4,12,16    each     cpu                  resnet18
 memory         2     all      best           20         two      cpu                  resnet18
 memory         1     all      best           8,32,128   float32  cpu                  1000000
 scaling        7     all      best           8          float32  cpu                  tens
@@ -128,6 +130,7 @@ cases             reps  threads  isa   np  dtype    backend      size
 copy,matmul,head  5     all      best  1   float32  cpu          -
 tables            100   all      best  20  float64  cpu          -
 on-weights        5     all      best  20  float32  cpu          resnet8
+compose           5     all      best  4   float32  cpu          resnet8
 step              100   all      best  20  float32  cpu          30
 memory            1     all      best  8   float32  cpu          resnet8
 scaling           5     all      best  8   float32  cpu          3000,30000

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "deevo/compose.h"
 #include "deevo/head.h"
 #include "deevo/number.h"
 #include "deevo/trials.h"
@@ -63,6 +64,34 @@ struct EvaluationLoops {
   bool (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits, LossSums* sums);
 };
 
+// Recipes that compose makes rows of at the same time.
+constexpr int kMostTogether = 8;
+
+// Recipes of one block, over a tile of columns.
+struct Mixture {
+  const void* base;         // member 0
+  const void* const* rows;  // [terms], the other members that have a coefficient
+  int64_t terms;
+  const float* coefficients;  // [terms, kMostTogether]
+  int recipes;
+  bool dense;  // no coefficient of them is 0
+  float* out;  // [kMostTogether, stride]: all may be written, whatever `recipes` is
+  int64_t stride;
+};
+
+// For compose; in its rows and buffers there is room for a register beyond the last column.
+struct RecipeLoops {
+  // out[k, j] = base[j] + sum over m in order of coefficients[m, k] (rows[m, j] - base[j])
+  void (*mix[3])(const Mixture& x, int64_t begin, int64_t end);
+  // least[j] = row[j] where that is less
+  void (*lessen[3])(const void* row, float* least, int64_t count);
+  // v[j] = half of least[j] where v[j] is not > 0
+  void (*lift)(const float* least, float* v, int64_t count);
+  // to[j] = v[j] rounded, or base[j] where that is not finite; streaming: past the caches, where
+  // the machine can, and `to` lies at a multiple of 64 bytes.
+  void (*settle[3])(const float* v, const void* base, void* to, int64_t count, bool streaming);
+};
+
 // A set of loops; all sets give the same bits.
 struct Loops {
   const char* name;
@@ -76,6 +105,7 @@ struct Loops {
   void (*trial_bfloat16)(const Span<BFloat16>& span, uint16_t* out, int64_t size, int64_t nonneg);
   void (*trial_float16)(const Span<Float16>& span, uint16_t* out, int64_t size, int64_t nonneg);
   EvaluationLoops evaluation;
+  RecipeLoops recipes;
 
   void trial(const Span<Float32>& span, float* out, int64_t size, int64_t nonneg) const {
     trial_float32(span, out, size, nonneg);

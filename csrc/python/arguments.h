@@ -34,4 +34,7 @@ HeadArguments read_head(View features, View weight, View bias, View labels, doub
 LossAndRankArguments read_loss_and_rank(View logits, View labels, double smoothing, View losses,
                                         View ranks);
 
+ComposeArguments read_compose(View population, View recipes, View starts, View block_of,
+                              int64_t nonneg_start, View out);
+
 }  // namespace deevo

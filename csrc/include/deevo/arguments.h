@@ -110,4 +110,17 @@ struct LossAndRankArguments {
   Rows logits;
 };
 
+struct ComposeArguments {
+  Number number;
+  Rows population;
+  int64_t columns;
+  const float* recipes;  // [K, blocks, M]
+  int64_t blocks;
+  const int64_t* starts;    // [segments], where each segment of a row starts
+  const int32_t* block_of;  // [segments]
+  int64_t segments;
+  int64_t nonneg_start;
+  Rows out;  // K
+};
+
 }  // namespace deevo

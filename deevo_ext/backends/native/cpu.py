@@ -10,7 +10,7 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.backends.native import operator
 
-__all__ = ["commit", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = ["commit", "compose", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
 
 
 @functools.cache
@@ -31,3 +31,4 @@ commit = _operator("commit")
 fold = _operator("fold")
 head = _operator("head")
 loss_and_rank = _operator("loss_and_rank")
+compose = _operator("compose")
