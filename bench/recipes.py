@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from bench import measure
 from bench.inputs import CHECKED, fill, new_rows, nonneg_start
-from bench.job import Job
+from bench.job import Job, Skipped, check_close
 from bench.operators import how, same, timed
 from bench.row import Row, against_copy
 from deevo_ext import backends
@@ -19,12 +19,17 @@ RECIPES = 8
 BLOCKS = 18  # residual blocks, the stem and the classifier of a ResNet-50
 SEGMENTS = 62  # tensors of a ResNet-18
 
+CANDIDATES = 64
+# Classes -> directions and images of a linear model: a ResNet-8's layers by 8 members, a
+# ResNet-50's modules by 12.
+MODELS = {10: (88, 1000), 1000: (216, 256)}
+
 Compose = tuple[Any, ...]
 
 
 def run_job(job: Job) -> Row:
     """Checks, then times: the row, without the columns that all rows have in common."""
-    return time_compose(job)
+    return time_linear_scores(job) if job.case == "linear_scores" else time_compose(job)
 
 
 def compose_arguments(job: Job, number: int) -> Compose:
@@ -71,3 +76,59 @@ def time_compose(job: Job) -> Row:
         times, copied = timed(job, runs, [(a[0], a[-1]) for a in arguments], measure.nothing)
     note = f"{RECIPES} recipes of {BLOCKS} blocks"
     return {**against_copy(times, moved, copied), **how(job, sets), "note": note}
+
+
+def time_linear_scores(job: Job) -> Row:
+    """Losses of 64 candidates, held against a product of matrices; np is the number of classes.
+
+    The note says how long plain torch takes: candidate by candidate, and as one product whose
+    logits are stored.
+    """
+    classes = job.members
+    if classes not in MODELS:
+        raise Skipped(f"{classes} classes; there are models of {', '.join(map(str, MODELS))}")
+    directions, images = MODELS[classes]
+    draw = torch.Generator().manual_seed(job.seed)
+    z0 = torch.randn(images, classes, generator=draw)
+    slopes = torch.randn(directions, images, classes, generator=draw)
+    coefficients = torch.randn(CANDIDATES, directions, generator=draw) * 0.1
+    labels = torch.randint(0, classes, (images,), generator=draw)
+    model = [t.to(job.device) for t in (z0, slopes.to(job.dtype), coefficients, labels)]
+    outputs = [
+        torch.zeros(CANDIDATES, images, dtype=dtype, device=job.device)
+        for dtype in (torch.float32, torch.int32, torch.int32, torch.float32)
+    ]
+    run = partial(torch.ops.deevo.linear_scores, *model, 0.0, *outputs)
+    with backends.use(job.backend):
+        run()
+        check_close("losses", outputs[0].cpu(), _losses_of_torch(model, CANDIDATES).cpu(), 1e-4)
+        times, _ = measure.interleaved(
+            run, repetitions=job.repetitions, budget_s=job.budget_s, device=job.device
+        )
+    torch_s = {}
+    for what, at_once in (("candidates in turn", 1), ("at once", CANDIDATES)):
+        plain = partial(_losses_of_torch, model, at_once)
+        seconds, _ = measure.interleaved(plain, repetitions=5, device=job.device)
+        torch_s[what] = measure.summary(seconds)["median_s"]
+    said = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in torch_s.items())
+    traffic = sum(t.numel() * t.element_size() for t in (*model, *outputs))
+    return {
+        **measure.summary(times),
+        "bytes": traffic,
+        "flops": 2 * CANDIDATES * directions * images * classes,
+        **measure.how(job.device),
+        "note": f"{directions} directions, {images} images; torch: {said}",
+    }
+
+
+def _losses_of_torch(model: Sequence[torch.Tensor], at_once: int) -> torch.Tensor:
+    """What one would write: [P, n], of so many candidates at a time."""
+    z0, slopes, coefficients, labels = model
+    wide = slopes.float().flatten(1)
+    losses = []
+    for some in coefficients.split(at_once):
+        logits = torch.addmm(z0.flatten(), some, wide).view(-1, z0.shape[1])
+        all_labels = labels.repeat(len(some))
+        loss = torch.nn.functional.cross_entropy(logits, all_labels, reduction="none")
+        losses.append(loss.view(len(some), -1))
+    return torch.cat(losses)

@@ -64,8 +64,9 @@ struct EvaluationLoops {
   bool (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits, LossSums* sums);
 };
 
-// Recipes that compose makes rows of at the same time.
-constexpr int kMostTogether = 8;
+// Recipes that compose makes rows of, or candidates that linear_scores scores, at the same time;
+// columns of such scores.
+constexpr int kMostTogether = 8, kColumnsTogether = 32;
 
 // Recipes of one block, over a tile of columns.
 struct Mixture {
@@ -79,7 +80,8 @@ struct Mixture {
   int64_t stride;
 };
 
-// For compose; in its rows and buffers there is room for a register beyond the last column.
+// For compose and linear_scores; in their rows and buffers there is room for a register beyond the
+// last column.
 struct RecipeLoops {
   // out[k, j] = base[j] + sum over m in order of coefficients[m, k] (rows[m, j] - base[j])
   void (*mix[3])(const Mixture& x, int64_t begin, int64_t end);
@@ -90,6 +92,12 @@ struct RecipeLoops {
   // to[j] = v[j] rounded, or base[j] where that is not finite; streaming: past the caches, where
   // the machine can, and `to` lies at a multiple of 64 bytes.
   void (*settle[3])(const float* v, const void* base, void* to, int64_t count, bool streaming);
+  // out[k, j] = x[0, j] + sum over i in order of c[i, k] x[i + 1, j]: kColumnsTogether columns of
+  // kMostTogether candidates; the rows of x and of out are so many floats apart.
+  void (*accumulate)(const float* x, int64_t x_stride, const float* c, int64_t terms, float* out,
+                     int64_t out_stride);
+  // The lowest class of the largest of finite logits.
+  int64_t (*first_largest)(const float* logits, int64_t classes);
 };
 
 // A set of loops; all sets give the same bits.

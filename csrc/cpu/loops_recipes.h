@@ -1,5 +1,5 @@
-// Bodies of the loops of compose, included behind loops_evaluation.h in the same places and under
-// the same rules. The including file defines in addition
+// Bodies of the loops of compose and linear_scores, included behind loops_evaluation.h in the same
+// places and under the same rules. The including file defines in addition
 //   pack_high(a, b): the high halves of the words of two vectors, in order;
 //   pack_half(parts): two vectors of floats as float16, in order; to nearest even, subnormals kept;
 //   any(words): whether there is a bit in them.
@@ -138,7 +138,55 @@ void settle(const float* v, const void* base, void* target, int64_t count, bool 
   }
 }
 
+// The sums of kMany candidates and two vectors stay in registers.
+void accumulate(const float* x, int64_t x_stride, const float* c, int64_t terms, float* out,
+                int64_t out_stride) {
+  constexpr int kMany = kFloats == 16 ? 8 : 4;
+  for (int64_t j = 0; j < kColumnsTogether; j += 2 * kFloats) {
+    for (int first = 0; first < kMostTogether; first += kMany) {
+      const float* row = x + j;
+      Floats v[kMany][2];
+#pragma GCC unroll 8
+      for (int k = 0; k < kMany; ++k) {
+        v[k][0] = load<Floats>(row);
+        v[k][1] = load<Floats>(row + kFloats);
+      }
+      const float* factors = c + first;
+      for (int64_t i = 0; i < terms; ++i, factors += kMostTogether) {
+        row += x_stride;
+        const Floats a = load<Floats>(row), b = load<Floats>(row + kFloats);
+#pragma GCC unroll 8
+        for (int k = 0; k < kMany; ++k) {
+          v[k][0] = v[k][0] + factors[k] * a;
+          v[k][1] = v[k][1] + factors[k] * b;
+        }
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < kMany; ++k) {
+        keep(out + (first + k) * out_stride + j, v[k][0]);
+        keep(out + (first + k) * out_stride + j + kFloats, v[k][1]);
+      }
+    }
+  }
+}
+
+int64_t first_largest(const float* z, int64_t classes) {
+  Floats most = Floats{} + z[0];
+  int64_t j = 0;
+  for (; j + kFloats <= classes; j += kFloats) {
+    const Floats v = load<Floats>(z + j);
+    most = v > most ? v : most;
+  }
+  float largest = z[0];
+  for (int lane = 0; lane < kFloats; ++lane) largest = most[lane] > largest ? most[lane] : largest;
+  for (; j < classes; ++j) largest = z[j] > largest ? z[j] : largest;
+  for (j = 0; z[j] != largest; ++j) continue;
+  return j;
+}
+
 constexpr RecipeLoops kRecipes = {{mix<Float32>, mix<BFloat16>, mix<Float16>},
                                   {lessen<Float32>, lessen<BFloat16>, lessen<Float16>},
                                   lift,
-                                  {settle<Float32>, settle<BFloat16>, settle<Float16>}};
+                                  {settle<Float32>, settle<BFloat16>, settle<Float16>},
+                                  accumulate,
+                                  first_largest};

@@ -16,5 +16,6 @@ const char* fold(const FoldArguments& a, int64_t threads);
 const char* head(const HeadArguments& a, int64_t threads);
 const char* loss_and_rank(const LossAndRankArguments& a, int64_t threads);
 const char* compose(const ComposeArguments& a, int64_t threads);
+const char* linear_scores(const LinearScoresArguments& a, int64_t threads);
 
 }  // namespace deevo::cpu

@@ -37,4 +37,8 @@ LossAndRankArguments read_loss_and_rank(View logits, View labels, double smoothi
 ComposeArguments read_compose(View population, View recipes, View starts, View block_of,
                               int64_t nonneg_start, View out);
 
+LinearScoresArguments read_linear_scores(View z0, View slopes, View coefficients, View labels,
+                                         double smoothing, View losses, View ranks, View predicted,
+                                         View probability);
+
 }  // namespace deevo

@@ -27,13 +27,13 @@ def check_head(
     Traffic: features read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("head", features.device)
-    _strided(c, "features", features, STORAGE, (None, None, None, None))
+    check_strided(c, "features", features, STORAGE, (None, None, None, None))
     members, samples, positions, channels = features.shape
-    _strided(c, "weight", weight, (features.dtype,), (members, None, channels))
-    _strided(c, "bias", bias, (torch.float32,), (members, weight.shape[1]))
+    check_strided(c, "weight", weight, (features.dtype,), (members, None, channels))
+    check_strided(c, "bias", bias, (torch.float32,), (members, weight.shape[1]))
     if positions < 1 or channels < 1:
         c.fail("features", f"of shape {tuple(features.shape)}", "positions and channels")
-    _outputs(c, members, samples, weight.shape[1], labels, smoothing, losses, ranks)
+    check_outputs(c, members, samples, weight.shape[1], labels, smoothing, losses, ranks)
     c.disjoint(
         features=features, weight=weight, bias=bias, labels=labels, losses=losses, ranks=ranks
     )
@@ -58,13 +58,13 @@ def check_loss_and_rank(
     Traffic: logits read once. Raises DeevoError naming the argument at fault.
     """
     c = Checker("loss_and_rank", logits.device)
-    _strided(c, "logits", logits, STORAGE, (None, None, None))
+    check_strided(c, "logits", logits, STORAGE, (None, None, None))
     members, samples, classes = logits.shape
-    _outputs(c, members, samples, classes, labels, smoothing, losses, ranks)
+    check_outputs(c, members, samples, classes, labels, smoothing, losses, ranks)
     c.disjoint(logits=logits, labels=labels, losses=losses, ranks=ranks)
 
 
-def _outputs(
+def check_outputs(
     c: Checker,
     members: int,
     samples: int,
@@ -80,8 +80,8 @@ def _outputs(
     c.tensor("labels", labels, torch.int64, samples)
     if not 0.0 <= smoothing < 1.0:
         c.fail("smoothing", smoothing, "a number in [0, 1)")
-    _strided(c, "losses", losses, (torch.float32,), (members, samples))
-    _strided(c, "ranks", ranks, (torch.int32,), (members, samples))
+    check_strided(c, "losses", losses, (torch.float32,), (members, samples))
+    check_strided(c, "ranks", ranks, (torch.int32,), (members, samples))
     if labels.device.type == "cpu" and samples:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
@@ -89,7 +89,7 @@ def _outputs(
             c.fail("labels", given, f"0..{classes - 1}, as there are {classes} classes")
 
 
-def _strided(
+def check_strided(
     c: Checker,
     argument: str,
     tensor: torch.Tensor,

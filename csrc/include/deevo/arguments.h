@@ -110,6 +110,17 @@ struct LossAndRankArguments {
   Rows logits;
 };
 
+struct LinearScoresArguments {
+  Losses l;         // of P candidates
+  const float* z0;  // [samples, classes]
+  Number number;
+  Rows slopes;  // [directions, samples, classes]
+  int64_t directions;
+  const float* coefficients;  // [P, directions]
+  Rows predicted;             // int32_t
+  Rows probability;           // float
+};
+
 struct ComposeArguments {
   Number number;
   Rows population;

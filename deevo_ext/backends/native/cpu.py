@@ -10,7 +10,17 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.backends.native import operator
 
-__all__ = ["commit", "compose", "fold", "head", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = [
+    "commit",
+    "compose",
+    "fold",
+    "head",
+    "linear_scores",
+    "loss_and_rank",
+    "plan",
+    "tell",
+    "trials",
+]
 
 
 @functools.cache
@@ -32,3 +42,4 @@ fold = _operator("fold")
 head = _operator("head")
 loss_and_rank = _operator("loss_and_rank")
 compose = _operator("compose")
+linear_scores = _operator("linear_scores")
