@@ -14,7 +14,7 @@
 namespace deevo::cpu {
 namespace {
 
-constexpr int64_t kWidth = 512;  // columns of a tile
+constexpr int64_t kWidth = 1024;  // columns of a tile
 // Registers may be read and written whole beyond the last column. Some cache lines between two rows
 // of a buffer also keep their columns out of one another's cache sets.
 constexpr int64_t kRoom = 32;

@@ -12,7 +12,7 @@
 template <class S, int kRecipes, int kVectors, bool kDense>
 inline void mix_vectors(const Mixture& x, int64_t j) {
   using Stored = typename S::Stored;
-  constexpr int64_t kAhead = 2048 / sizeof(Stored), kInLine = 64 / sizeof(Stored);
+  constexpr int64_t kAhead = 1024 / sizeof(Stored), kInLine = 64 / sizeof(Stored);
   const Stored* first = static_cast<const Stored*>(x.base) + j;
   Floats base[kVectors], v[kRecipes][kVectors];
 #pragma GCC unroll 8
@@ -26,7 +26,7 @@ inline void mix_vectors(const Mixture& x, int64_t j) {
   for (int64_t m = 0; m < x.terms; ++m, c += kMostTogether) {
     const Stored* row = static_cast<const Stored*>(x.rows[m]) + j;
     for (int64_t i = 0; i < kVectors * kFloats; i += kInLine) {
-      __builtin_prefetch(row + kAhead + i, 0, 2);
+      __builtin_prefetch(row + kAhead + i, 0, 3);
     }
     Floats difference[kVectors];
 #pragma GCC unroll 8
