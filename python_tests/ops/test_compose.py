@@ -28,6 +28,7 @@ from support.weights import random_rows
 BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
+OTHER_SHAPE = r"out is of shape \(3, 700\); expected shape \({}, {}\)"
 # Around vectors and tiles of every instruction set.
 COLUMNS = (1, 3, 15, 16, 17, 31, 33, 64, 1023, 1024, 1025, 1055, 1057, 2047, 2079, 2**16 + 1)
 
@@ -351,7 +352,7 @@ Change = Callable[[Recipes], Recipes]
         (lambda r: replace(r, population=r.population.half()), "out is torch.float32"),
         (
             lambda r: replace(r, population=r.population[:, :-1]),
-            r"out is of shape \(3, 700\); expected shape \(3, 699\)",
+            OTHER_SHAPE.format(3, 699),
         ),
         (lambda r: replace(r, population=r.population.expand(5, 700)[:, ::2]), "unit stride"),
         (
@@ -362,7 +363,7 @@ Change = Callable[[Recipes], Recipes]
         (lambda r: replace(r, recipes=r.recipes[:, :, :-1]), "recipes is of shape"),
         (
             lambda r: replace(r, recipes=r.recipes[:2].contiguous()),
-            r"out is of shape \(3, 700\); expected shape \(2, 700\)",
+            OTHER_SHAPE.format(2, 700),
         ),
         (lambda r: replace(r, recipes=r.recipes[:, ::2]), "recipes is of strides"),
         (lambda r: replace(r, recipes=r.recipes.requires_grad_()), "recipes is a tensor that req"),
