@@ -39,9 +39,11 @@ def backend(
     """
 
     def operator(name: str) -> Callable[..., None]:
+        launcher = functools.cache(lambda: getattr(compiled(), name))
+
         def call(*arguments: Any) -> None:
             try:
-                getattr(compiled(), name)(*place(arguments[0]), *arguments)
+                launcher()(*place(arguments[0]), *arguments)
             except ValueError as error:
                 raise DeevoError(f"deevo::{name}: {error}") from None
 
@@ -56,11 +58,11 @@ def _queue(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 cpu = backend(
-    functools.cache(lambda: _extension.load().cpu),
+    lambda: _extension.load().cpu,
     lambda _: (torch.get_num_threads(),),
     OPERATORS + ON_CPU_ALONE,
 )
 """On torch.get_num_threads() threads."""
 
-cuda = backend(functools.cache(lambda: _extension.load().cuda), _queue)
+cuda = backend(lambda: _extension.load().cuda, _queue)
 """On the current stream of the tensors' device."""

@@ -24,13 +24,13 @@ class _Operator:
     name: str
     check_each: Callable[..., None]
     arguments: tuple[str, ...]  # in the schema's order
+    tensors: tuple[tuple[str, int], ...]  # those that are tensors, and their positions
     mutated: tuple[int, ...]  # positions of the arguments that are written to
 
     def check(self, arguments: Sequence[Any]) -> None:
         """Raises DeevoError for arguments that are wrong, or that share memory."""
         self.check_each(*arguments)
-        named = zip(self.arguments, arguments, strict=True)
-        tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+        tensors = [(name, arguments[i]) for name, i in self.tensors]
         Checker(self.name, arguments[0].device).disjoint(tensors)
 
     def run(self, arguments: Sequence[Any]) -> None:
@@ -54,8 +54,10 @@ def register(name: str, check: Callable[..., None], mutated: tuple[str, ...]) ->
     # Seeds reach up to 2^63 - 1, which a SymInt does not.
     schema = torch.library.infer_schema(check, mutates_args=mutated).replace("SymInt", "int")
     LIBRARY.define(name + schema)
+    annotations = inspect.get_annotations(check, eval_str=True)
     arguments = tuple(inspect.signature(check).parameters)
-    operator = _Operator(name, check, arguments, tuple(map(arguments.index, mutated)))
+    tensors = tuple((a, i) for i, a in enumerate(arguments) if annotations[a] is torch.Tensor)
+    operator = _Operator(name, check, arguments, tensors, tuple(map(arguments.index, mutated)))
     _operators[name] = operator
 
     def run(*values: Any) -> None:

@@ -161,8 +161,13 @@ class DifferentialEvolution:
         self._completed += 1
         self.population.pristine = False
 
+        all_live = members.numel() == self.population.size
+
         def of_living(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.cpu()[members]
+            host = tensor.cpu()
+            if not all_live:
+                return host[members]
+            return host.clone() if host is tensor else host  # cheaper than an index of everyone
 
         result = Generation(
             generation=pending.generation,
