@@ -1,6 +1,6 @@
-"""Benchmarks of deevo_ext's operators, run from a checkout: ``python -m bench --help``.
+"""Benchmarks of deevo_ext's operators, run from a checkout: `python -m bench --help`.
 
-What the columns mean and what was measured: ``bench/results/README.md``.
+What the columns mean and what was measured: `bench/results/README.md`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def prefer_installed() -> None:
-    """Makes ``import deevo_ext`` find the installed package unless this checkout is built in place.
+    """Makes `import deevo_ext` find the installed package unless this checkout is built in place.
 
-    ``python -m bench`` puts the checkout first on sys.path, where a source tree without compiled
+    `python -m bench` puts the checkout first on sys.path, where a source tree without compiled
     code would hide the installed package. Call this before deevo_ext is imported.
     """
     if any((ROOT / "deevo_ext").glob("_C*.so")):

@@ -94,7 +94,7 @@ class Adaptation:
         call("tell", vars(self))
 
     def bytes(self) -> int:
-        """Of all these tensors, each touched once."""
+        """The bytes of all these tensors, each touched once."""
         inputs = (self.settings, self.strategies, self.trial_fitness)
         return sum(t.numel() * t.element_size() for t in (*inputs, *self.changed().values()))
 
