@@ -127,7 +127,7 @@ def _numbers(text: str) -> list[int]:
 
 def _recorded(name: str) -> set[tuple[Any, ...]]:
     """The runs that a file of the records has lines of."""
-    return {csv_files.key_of(name, row) for row in csv_files.read(RECORDS, name)}
+    return {csv_files.key_of(name, line) for line in csv_files.read(RECORDS, name)}
 
 
 def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:

@@ -135,7 +135,6 @@ def image_sets(
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ; two sets of
     the same images.
     """
-
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
