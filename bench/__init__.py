@@ -12,11 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def prefer_installed() -> None:
-    """Makes `import deevo_ext` find the installed package unless this checkout is built in place.
+    """Puts the checkout last on sys.path, unless it leads there and is built in place.
 
-    `python -m bench` puts the checkout first on sys.path, where a source tree without compiled
-    code would hide the installed package. Call this before deevo_ext is imported.
+    `python -m bench` puts the checkout first, where a source tree without compiled code would hide
+    the installed package. Last, it lets child processes import `bench`. Call this before deevo_ext
+    is imported.
     """
-    if any((ROOT / "deevo_ext").glob("_C*.so")):
-        return
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    others = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    built = any((ROOT / "deevo_ext").glob("_C*.so"))
+    if len(others) == len(sys.path) or not built:
+        sys.path[:] = [*others, str(ROOT)]

@@ -49,6 +49,7 @@ _WORDS = {
     "weights": ("size", "np", "dtype", "backend", "threads", "isa"),
     "head": ("dtype", "backend", "threads", "isa"),
     "numbers": ("np", "backend"),
+    "classes": ("np", "dtype", "backend", "threads", "isa"),
     "layer": ("size", "dtype", "backend"),
     "fed": ("size", "np", "threads"),
     "tables": ("plan", "tell", "plan+tell"),
@@ -58,7 +59,7 @@ _WORDS = {
 
 BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed")
 """Cases that are measured only where they are asked for."""
-CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
+CPU_ALONE = ("step", "memory", "scaling", "compose", "linear_scores", "decode", "feed")
 """Cases that are not measured on GPUs."""
 
 # Triton has no row of `graph`: its plan and tell run on the CPU, which no graph captures.
@@ -79,6 +80,8 @@ fold         evaluation  weights        operators    batch norms folded into 8 m
 head         evaluation  head           operators    pooling, classifier, loss, rank of 64 images
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members
+compose      recipes     weights        reference,cpu rows of 8 recipes, from the members
+linear_scores recipes    classes        reference,cpu losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of a network graph, on one thread
@@ -105,6 +108,9 @@ generation     7     all      best           20         float32  cpu,peers      
 generation     5     all      best           20         float32  torch-loop           resnet18
 step           300   all      best           20,50,100  float32  cpu                  30
 head           15    all      best           1          each     cpu                  -
+compose        15    all      best           4,12,16    each     cpu                  resnet18
+linear_scores  15    all      best           10         float32  cpu                  -
+linear_scores  9     all      best           1000       float32,float16  cpu            -
 memory         2     all      best           20         two      cpu                  resnet18
 memory         1     all      best           8,32,128   float32  cpu                  1000000
 scaling        7     all      best           8          float32  cpu                  tens
@@ -128,6 +134,8 @@ cases             reps  threads  isa   np  dtype    backend      size
 copy,matmul,head  5     all      best  1   float32  cpu          -
 tables            100   all      best  20  float64  cpu          -
 on-weights        5     all      best  20  float32  cpu          resnet8
+compose           5     all      best  4   float32  cpu          resnet8
+linear_scores     5     all      best  10  float32  cpu          -
 step              100   all      best  20  float32  cpu          30
 memory            1     all      best  8   float32  cpu          resnet8
 scaling           5     all      best  8   float32  cpu          3000,30000

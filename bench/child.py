@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import bench
 from bench.cases import CASES, DE_PEERS
 from bench.job import Job, Skipped, WrongResult
 
@@ -18,6 +19,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 def run(job: Job) -> dict[str, Any]:
     """What `run_child(job)` of the case's module returns in a new process, or raises there."""
+    bench.prefer_installed()  # whoever imported this package, its process must be able to
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_answer, args=(job, sender))
     process.start()

@@ -61,6 +61,9 @@ def some_row(**fields: object) -> dict:
     return row | fields
 
 
+WITH_FLOPS = ("matmul", "head", "linear_scores", "layers", "forward", "evolve", "racing")
+
+
 @pytest.mark.slow
 def test_quick_measures_everything_and_its_rows_are_complete(tmp_path):
     command = [sys.executable, "-m", "bench", "--quick", "--seed", "7", "--json"]
@@ -89,7 +92,7 @@ def test_quick_measures_everything_and_its_rows_are_complete(tmp_path):
         slower = max(row["limit_s"], row.get("flop_limit_s", 0.0))
         assert row["of_limit"] == pytest.approx(slower / row["median_s"])
         assert (row["bound"] == "compute") == (slower > row["limit_s"])
-        if row["case"] in ("matmul", "head", "layers", "forward", "evolve", "racing"):
+        if row["case"] in WITH_FLOPS:
             assert set(row) >= FLOPS
     by_case = {row["case"]: row for row in rows}
     assert by_case["forward"]["member_images_per_s"] > 0

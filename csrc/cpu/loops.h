@@ -6,6 +6,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "deevo/compose.h"
 #include "deevo/head.h"
 #include "deevo/number.h"
 #include "deevo/trials.h"
@@ -59,6 +60,42 @@ struct EvaluationLoops {
   LossSums (*sum_losses)(const float* logits, int64_t classes, int64_t label, int bits);
 };
 
+// Recipes that compose makes rows of, or candidates that linear_scores scores, at the same time;
+// columns of such scores.
+constexpr int kMostTogether = 8, kColumnsTogether = 32;
+
+// Recipes of one block, over a tile of columns.
+struct Mixture {
+  const void* base;         // member 0
+  const void* const* rows;  // [terms], the other members that have a coefficient
+  int64_t terms;
+  const float* coefficients;  // [terms, kMostTogether]
+  int recipes;
+  bool dense;  // no coefficient of them is 0
+  float* out;  // [kMostTogether, stride]: all may be written, whatever `recipes` is
+  int64_t stride;
+};
+
+// For compose and linear_scores; in their rows and buffers there is room for a register beyond the
+// last column.
+struct RecipeLoops {
+  // out[k, j] = base[j] + sum over m in order of coefficients[m, k] (rows[m, j] - base[j])
+  void (*mix[3])(const Mixture& x, int64_t begin, int64_t end);
+  // least[j] = row[j] where that is less
+  void (*lessen[3])(const void* row, float* least, int64_t count);
+  // v[j] = half of least[j] where v[j] is not > 0
+  void (*lift)(const float* least, float* v, int64_t count);
+  // to[j] = v[j] rounded, or base[j] where that is not finite; streaming: past the caches, where
+  // the machine can, and `to` lies at a multiple of 64 bytes.
+  void (*settle[3])(const float* v, const void* base, void* to, int64_t count, bool streaming);
+  // out[k, j] = x[0, j] + sum over i in order of c[i, k] x[i + 1, j]: kColumnsTogether columns of
+  // kMostTogether candidates; the rows of x and of out are so many floats apart.
+  void (*accumulate)(const float* x, int64_t x_stride, const float* c, int64_t terms, float* out,
+                     int64_t out_stride);
+  // The lowest class of the largest of finite logits.
+  int64_t (*first_largest)(const float* logits, int64_t classes);
+};
+
 // A set of loops; all sets give the same bits.
 struct Loops {
   const char* name;
@@ -70,6 +107,7 @@ struct Loops {
   // Columns [0, nonneg) of the span, then [nonneg, size) under the rule for the non-negative tail.
   std::tuple<Trial<Float32>, Trial<BFloat16>, Trial<Float16>> trials;
   EvaluationLoops evaluation;
+  RecipeLoops recipes;
 };
 
 extern const Loops kBaselineLoops;

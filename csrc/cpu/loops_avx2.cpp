@@ -71,8 +71,21 @@ inline Few narrow_few(Floats v) {
       _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 
+inline Halves pack_high(Words a, Words b) {
+  const __m256i x = _mm256_srai_epi32(reinterpret_cast<__m256i>(a), 16);
+  const __m256i y = _mm256_srai_epi32(reinterpret_cast<__m256i>(b), 16);
+  // Packing goes by halves of a register.
+  return reinterpret_cast<Halves>(_mm256_permute4x64_epi64(_mm256_packs_epi32(x, y), 0xD8));
+}
+inline Halves pack_half(const Floats* parts) { return round_half(parts); }
+inline bool any(Words words) {
+  const __m256i x = reinterpret_cast<__m256i>(words);
+  return _mm256_testz_si256(x, x) == 0;
+}
+
 #include "loops_body.h"
 #include "loops_evaluation.h"
+#include "loops_recipes.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -81,8 +94,9 @@ inline Few narrow_few(Floats v) {
 
 }  // namespace
 
-const Loops kAvx2Loops = {
-    "avx2", supported, draw_mask, {trial<Float32>, trial<BFloat16>, trial<Float16>}, kEvaluation};
+const Loops kAvx2Loops = {"avx2",      supported,
+                          draw_mask,   {trial<Float32>, trial<BFloat16>, trial<Float16>},
+                          kEvaluation, kRecipes};
 
 }  // namespace deevo::cpu
 

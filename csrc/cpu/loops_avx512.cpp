@@ -88,8 +88,22 @@ inline Few narrow_few(Floats v) {
       _mm512_maskz_cvtps_ph(0xFFFF, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 
+inline Halves pack_high(Words a, Words b) {
+  alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                    23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                    45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return reinterpret_cast<Halves>(_mm512_permutex2var_epi16(
+      reinterpret_cast<__m512i>(a), _mm512_load_si512(kOdd), reinterpret_cast<__m512i>(b)));
+}
+inline Halves pack_half(const Floats* parts) { return round_half(parts); }
+inline bool any(Words words) {
+  const __m512i x = reinterpret_cast<__m512i>(words);
+  return _mm512_test_epi32_mask(x, x) != 0;
+}
+
 #include "loops_body.h"
 #include "loops_evaluation.h"
+#include "loops_recipes.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -98,8 +112,9 @@ inline Few narrow_few(Floats v) {
 
 }  // namespace
 
-const Loops kAvx512Loops = {
-    "avx512", supported, draw_mask, {trial<Float32>, trial<BFloat16>, trial<Float16>}, kEvaluation};
+const Loops kAvx512Loops = {"avx512",    supported,
+                            draw_mask,   {trial<Float32>, trial<BFloat16>, trial<Float16>},
+                            kEvaluation, kRecipes};
 
 }  // namespace deevo::cpu
 

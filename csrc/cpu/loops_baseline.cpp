@@ -111,17 +111,36 @@ inline Few narrow_few(Floats v) {
   return __builtin_convertvector(v != v ? quiet : round_half(v), Few);
 }
 
+#if defined(__SSE2__)
+inline Halves pack_high(Words a, Words b) {
+  return reinterpret_cast<Halves>(
+      _mm_packs_epi32(_mm_srai_epi32(reinterpret_cast<__m128i>(a), 16),
+                      _mm_srai_epi32(reinterpret_cast<__m128i>(b), 16)));
+}
+inline bool any(Words words) { return _mm_movemask_epi8(reinterpret_cast<__m128i>(words)) != 0; }
+#else
+inline Halves pack_high(Words a, Words b) {
+  const Few few[2] = {__builtin_convertvector(a >> 16, Few), __builtin_convertvector(b >> 16, Few)};
+  Halves halves;
+  memcpy(&halves, few, sizeof halves);
+  return halves;
+}
+inline bool any(Words words) { return (words[0] | words[1] | words[2] | words[3]) != 0; }
+#endif
+inline Halves pack_half(const Floats* parts) {
+  return pack_high(round_half(parts[0]) << 16, round_half(parts[1]) << 16);
+}
+
 #include "loops_body.h"
 #include "loops_evaluation.h"
+#include "loops_recipes.h"
 
 bool supported() { return true; }
 
 }  // namespace
 
-const Loops kBaselineLoops = {"baseline",
-                              supported,
-                              draw_mask,
-                              {trial<Float32>, trial<BFloat16>, trial<Float16>},
-                              kEvaluation};
+const Loops kBaselineLoops = {"baseline",  supported,
+                              draw_mask,   {trial<Float32>, trial<BFloat16>, trial<Float16>},
+                              kEvaluation, kRecipes};
 
 }  // namespace deevo::cpu

@@ -15,5 +15,7 @@ const char* commit(const CommitArguments& a, int64_t threads);
 const char* fold(const FoldArguments& a, int64_t threads);
 const char* head(const HeadArguments& a, int64_t threads);
 const char* loss_and_rank(const LossAndRankArguments& a, int64_t threads);
+const char* compose(const ComposeArguments& a, int64_t threads);
+const char* linear_scores(const LinearScoresArguments& a, int64_t threads);
 
 }  // namespace deevo::cpu

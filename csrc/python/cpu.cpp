@@ -30,6 +30,8 @@ void bind_cpu(pybind11::module_ m) {
   define(m, "fold", read_fold, cpu::fold);
   define(m, "head", read_head, cpu::head);
   define(m, "loss_and_rank", read_loss_and_rank, cpu::loss_and_rank);
+  define(m, "compose", read_compose, cpu::compose);
+  define(m, "linear_scores", read_linear_scores, cpu::linear_scores);
 }
 
 }  // namespace deevo

@@ -101,6 +101,16 @@ def check_genes(operator: str, genes: torch.Tensor) -> None:
     require(operator, good, "genes are not ascending starts of segments, the first at 0")
 
 
+def check_segments(
+    operator: str, starts: torch.Tensor, block_of: torch.Tensor, blocks: int
+) -> None:
+    """Ascending starts of segments, the first at 0, each of a block that exists."""
+    ascending = bool((starts[1:] > starts[:-1]).all()) and int(starts[0]) == 0
+    require(operator, ascending, "starts are not ascending starts of segments, the first at 0")
+    exist = bool(((block_of >= 0) & (block_of < blocks)).all())
+    require(operator, exist, "block_of names a block that does not exist")
+
+
 def check_archive_slots(slots: list[int], archive_rows: int) -> None:
     """Demands slots of accepted members (negative: not kept) that exist, each at most once."""
     kept = [slot for slot in slots if slot >= 0]

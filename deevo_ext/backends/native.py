@@ -24,10 +24,13 @@ from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 
 OPERATORS = ("plan", "trials", "tell", "commit", "fold", "head", "loss_and_rank")
+ON_CPU_ALONE = ("compose", "linear_scores")
 
 
 def backend(
-    compiled: Callable[[], Any], place: Callable[[torch.Tensor], tuple[int, ...]]
+    compiled: Callable[[], Any],
+    place: Callable[[torch.Tensor], tuple[int, ...]],
+    operators: tuple[str, ...] = OPERATORS,
 ) -> SimpleNamespace:
     """The operators of a compiled module, each with the arguments of its schema in `ops`.
 
@@ -44,7 +47,7 @@ def backend(
 
         return call
 
-    return SimpleNamespace(**{name: operator(name) for name in OPERATORS})
+    return SimpleNamespace(**{name: operator(name) for name in operators})
 
 
 def _queue(tensor: torch.Tensor) -> tuple[int, int]:
@@ -52,7 +55,11 @@ def _queue(tensor: torch.Tensor) -> tuple[int, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-cpu = backend(functools.cache(lambda: _extension.load().cpu), lambda _: (torch.get_num_threads(),))
+cpu = backend(
+    functools.cache(lambda: _extension.load().cpu),
+    lambda _: (torch.get_num_threads(),),
+    OPERATORS + ON_CPU_ALONE,
+)
 """On torch.get_num_threads() threads."""
 
 cuda = backend(functools.cache(lambda: _extension.load().cuda), _queue)

@@ -33,7 +33,7 @@ def check_head(
     c.rows("bias", bias, (torch.float32,), members, weight.shape[1])
     if positions < 1 or channels < 1:
         c.fail("features", f"of shape {tuple(features.shape)}", "positions and channels")
-    _outputs(c, (members, samples, weight.shape[1]), labels, smoothing, losses, ranks)
+    check_outputs(c, (members, samples, weight.shape[1]), labels, smoothing, losses, ranks)
 
 
 def check_loss_and_rank(
@@ -57,10 +57,10 @@ def check_loss_and_rank(
     c = Checker("loss_and_rank", logits.device)
     c.rows("logits", logits, STORAGE, None, None, None)
     members, samples, classes = logits.shape
-    _outputs(c, (members, samples, classes), labels, smoothing, losses, ranks)
+    check_outputs(c, (members, samples, classes), labels, smoothing, losses, ranks)
 
 
-def _outputs(
+def check_outputs(
     c: Checker,
     shape: tuple[int, int, int],
     labels: torch.Tensor,

@@ -24,7 +24,7 @@ from deevo_ext.data.pictures import DatasetPictures, open_pictures
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from support import zoo
-from support.pictures import crops, write_tree
+from support.pictures import Faces, crops, write_tree
 
 COLOUR = Transform(40, (32, 32), "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 GREY = Transform(None, None, "bilinear", (0.3,), (0.4,))
@@ -298,24 +298,6 @@ def test_cifar_is_read_without_running_its_pickles(tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(DeevoError, match="data_batch_3: missing"):
         open_pictures(tmp_path / "labels")
-
-
-class Faces(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """A torch Dataset of pictures and arrays."""
-
-    classes = ("cat", "coffee")
-
-    def __init__(self, damaged: int = -1) -> None:
-        self.damaged = damaged
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        if index == self.damaged:
-            raise RuntimeError("a bad sector")
-        picture = crops(12)[index][1]
-        return (picture if index % 2 else np.asarray(picture)), index % 2
 
 
 def test_any_torch_dataset_is_cached(tmp_path: Path) -> None:

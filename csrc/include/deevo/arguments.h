@@ -108,4 +108,28 @@ struct LossAndRankArguments {
   Rows logits;
 };
 
+struct LinearScoresArguments {
+  Losses l;         // of P candidates
+  const float* z0;  // [samples, classes]
+  Number number;
+  Rows slopes;  // [directions, samples, classes]
+  int64_t directions;
+  const float* coefficients;  // [P, directions]
+  Rows predicted;             // int32_t
+  Rows probability;           // float
+};
+
+struct ComposeArguments {
+  Number number;
+  Rows population;
+  int64_t columns;
+  const float* recipes;  // [K, blocks, M]
+  int64_t blocks;
+  const int64_t* starts;    // [segments], where each segment of a row starts
+  const int32_t* block_of;  // [segments]
+  int64_t segments;
+  int64_t nonneg_start;
+  Rows out;  // K
+};
+
 }  // namespace deevo
