@@ -149,7 +149,7 @@ feed              5     all      best  2   float32  fused        resnet8
 
 @dataclass(frozen=True)
 class Axes:
-    """A product of rows."""
+    """The values that rows of a case are the product of."""
 
     repetitions: int
     threads: tuple[int, ...]
@@ -187,7 +187,7 @@ def _words(cell: str) -> tuple[str, ...]:
 
 
 def _axes(table: str, case: str) -> tuple[Axes, ...]:
-    """The lines of a case."""
+    """The axes of a case, one for each line of a table that names it."""
     result = []
     for line in table.strip().splitlines()[1:]:
         names, *cells = line.split()

@@ -18,7 +18,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 def run(job: Job) -> dict[str, Any]:
-    """What `run_child(job)` of the case's module gives in a new process; its reasons come along."""
+    """What `run_child(job)` of the case's module returns in a new process, or raises there."""
     bench.prefer_installed()  # whoever imported this package, its process must be able to
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_answer, args=(job, sender))
@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _answer(job: Job, sender: Connection) -> None:
-    """The new process."""
+    """Does the job in the new process, and sends what came of it."""
     name = "peers" if job.backend in DE_PEERS else CASES[job.case].module
     torch.set_num_threads(job.threads)
     try:

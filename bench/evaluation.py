@@ -36,7 +36,7 @@ class Call:
 
 
 class Network:
-    """As many 3x3 convolutions of 256 channels, each with its BatchNorm, as a row holds."""
+    """3x3 convolutions of 256 channels, each with its BatchNorm, as many as a row holds."""
 
     def __init__(self, weights: int) -> None:
         channels = CHANNELS

@@ -41,7 +41,7 @@ def run_child(job: Job) -> Row:
     if job.backend == "members" and job.device != "cuda":
         raise Skipped("our kernels for whole networks need CUDA")
     subject = subject_of(job)
-    before = machine.memory(job.device)
+    before = machine.held_bytes(job.device)
     started = time.perf_counter()
     if job.backend in ENGINES:
         forward = subject.forward(
@@ -58,7 +58,7 @@ def run_child(job: Job) -> Row:
         **measure.summary(times),
         **measure.how(job.device),
         "build_s": built,
-        "peak_bytes": machine.peak_memory(job.device) - before,
+        "peak_bytes": machine.peak_bytes(job.device) - before,
         "note": f"{len(subject.images)} images of {'x'.join(map(str, subject.images.shape[2:]))}",
     }
 

@@ -94,7 +94,7 @@ class Adaptation:
         call("tell", vars(self))
 
     def bytes(self) -> int:
-        """Of all these tensors, each touched once."""
+        """The bytes of all these tensors, each touched once."""
         inputs = (self.settings, self.strategies, self.trial_fitness)
         return sum(t.numel() * t.element_size() for t in (*inputs, *self.changed().values()))
 
@@ -124,12 +124,17 @@ def fill(rows: torch.Tensor, seed: int) -> None:
                 part.copy_(torch.add(*terms))
 
 
+def nonneg_start(weights: int) -> int:
+    """The first column of the tail that holds no negative weight."""
+    return max(0, weights - NONNEGATIVE) // 8 * 8
+
+
 class Weights:
     """trials' and commit's matrices, and the same operators on some columns of them."""
 
     def __init__(self, job: Job, adaptation: Adaptation, number: int = 0) -> None:
         self.adaptation = adaptation
-        self.nonneg_start = max(0, job.weights - NONNEGATIVE) // 8 * 8
+        self.nonneg_start = nonneg_start(job.weights)
         self.population = new_rows(job.members, job.weights, job.dtype, job.device)
         fill(self.population, job.seed + number)
         self.population[:, self.nonneg_start :].abs_()

@@ -26,7 +26,7 @@ def check_close(what: str, values: torch.Tensor, expected: torch.Tensor, deviati
 
 @dataclass(frozen=True)
 class Job:
-    """One row of the table to be.
+    """What one row of the table measures.
 
     size: a name or a number of weights, "-" where there are none. weights: as many as the size has.
     isa: instruction set of backend cpu, empty for the best. budget_s: seconds after which no more

@@ -1,4 +1,4 @@
-"""Facts about the machine, and memory."""
+"""Facts about the machine, and the bytes that this process holds."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def _commit() -> str | None:
     return _build_info.git_commit
 
 
-def peak_memory(device: str) -> int:
+def peak_bytes(device: str) -> int:
     """Bytes that this process has held at most, on the device."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _bytes_of("VmHWM")
 
 
-def memory(device: str) -> int:
+def held_bytes(device: str) -> int:
     """Bytes that this process holds now, on the device."""
     return torch.cuda.memory_allocated() if device == "cuda" else _bytes_of("VmRSS")
 

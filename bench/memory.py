@@ -41,7 +41,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def run_child(job: Job) -> dict[str, Any]:
     """Runs the loop, in this process: the bytes that it needed beyond what the imports did."""
-    before = machine.memory("cpu")
+    before = machine.held_bytes("cpu")
     population = _population(job)
     draw = torch.Generator().manual_seed(job.seed)
     evolution = DifferentialEvolution(population, generations=GENERATIONS, seed=job.seed)
@@ -52,11 +52,11 @@ def run_child(job: Job) -> dict[str, Any]:
                 scores = torch.rand(len(rows), dtype=torch.float64, generator=draw)
                 fitness[chosen] = scores + 0.0 * rows[:, 0].double()
             evolution.tell(fitness)
-    return {"peak_bytes": machine.peak_memory("cpu") - before}
+    return {"peak_bytes": machine.peak_bytes("cpu") - before}
 
 
 def _population(job: Job) -> Population:
-    """Of networks of one parameter; the state dicts that it is made of take no memory."""
+    """A population of one-parameter networks, made of state dicts that take no memory."""
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(torch.empty(job.weights, device="meta"))
     states = [{"weight": torch.tensor([0.5 + i]).expand(job.weights)} for i in range(job.members)]

@@ -40,11 +40,11 @@ def _size(text: str) -> str:
 
 AXES: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (_size, f"{', '.join(SIZES)} or a number of weights"),
-    "np": (_number, "how many members"),
-    "dtype": (_one_of(*_DTYPES), "of the population; of networks: what they compute in"),
+    "np": (_number, "the number of members"),
+    "dtype": (_one_of(*_DTYPES), "the dtype of the rows or, for networks, of the computation"),
     "backend": (_one_of(*BACKENDS), ", ".join(BACKENDS)),
-    "threads": (_number, "all usable cores by default"),
-    "isa": (_one_of("avx512", "avx2", "baseline"), "of backend cpu; the best by default"),
+    "threads": (_number, "the number of threads, by default all usable cores"),
+    "isa": (_one_of("avx512", "avx2", "baseline"), "the instruction set of backend cpu"),
 }
 """What cases can be varied in: how an option's words are read, and its help."""
 
@@ -69,13 +69,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         several = partial(_several, convert)
         add(f"--{name}", action="extend", type=several, help=help_)
     device = "where networks and peers run; backends cuda and triton are always on cuda"
-    add("--batch", type=_number, help="how many images, where networks are run")
+    add("--batch", type=_number, help="the number of images, where networks are run")
     add("--device", choices=("cpu", "cuda"), default="cpu", help=device)
-    add("--repetitions", type=_number, help=f"at least {LEAST_REPETITIONS}")
-    add("--budget", type=float, help="seconds for a row's repetitions; 6 by default")
+    add("--repetitions", type=_number, help=f"repetitions of a row, at least {LEAST_REPETITIONS}")
+    add("--budget", type=float, help="the seconds for a row's repetitions, by default 6")
     add("--limit", type=float, metavar="MINUTES", help="rows not begun by then are skipped")
-    add("--seed", type=int, help="of all inputs; a new one by default")
-    add("--quick", action="store_true", help="small and few: does it run?")
+    add("--seed", type=int, help="the seed of all inputs, by default a new one")
+    add("--quick", action="store_true", help="measure small cases, to see whether they run")
     add("--json", type=Path, metavar="FILE", help="write the rows")
     add("--markdown", type=Path, metavar="FILE", help="write the table")
     add("--compare", type=Path, metavar="OLD", help="say what is slower than in an older --json")

@@ -36,7 +36,7 @@ def run_job(job: Job) -> Row:
 
 def run_child(job: Job) -> Row:
     """One peer, timed in turn with a copy of as much memory as its population takes."""
-    before = machine.memory("cpu")
+    before = machine.held_bytes("cpu")
     try:
         generation, version = _MAKERS[job.backend.partition("-")[0]](job)
     except ImportError as error:
@@ -44,9 +44,9 @@ def run_child(job: Job) -> Row:
     started = time.perf_counter()
     generation()  # compiles, where it compiles
     built = time.perf_counter() - started
-    peak = machine.peak_memory("cpu") - before
+    peak = machine.peak_bytes("cpu") - before
     if job.device == "cuda":
-        peak = machine.peak_memory("cuda") or peak  # JAX does not allocate by torch
+        peak = machine.peak_bytes("cuda") or peak  # JAX does not allocate by torch
     floor = job.members * -(-job.weights // 64) * 64 * 4
     accepted = job.members // ACCEPTED
     traffic = (3 * job.members + accepted) * floor // job.members

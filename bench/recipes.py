@@ -73,7 +73,7 @@ def time_compose(job: Job) -> Row:
     check_compose(job, arguments[0])
     runs: list[Callable[[], None]] = [partial(torch.ops.deevo.compose, *a) for a in arguments]
     with backends.use(job.backend):
-        times, copied = timed(job, runs, [(a[0], a[-1]) for a in arguments], measure.nothing)
+        times, copied = timed(job, runs, [(a[0], a[-1]) for a in arguments])
     note = f"{RECIPES} recipes of {BLOCKS} blocks"
     return {**against_copy(times, moved, copied), **how(job, sets), "note": note}
 
@@ -102,22 +102,20 @@ def time_linear_scores(job: Job) -> Row:
     with backends.use(job.backend):
         run()
         check_close("losses", outputs[0].cpu(), _losses_of_torch(model, CANDIDATES).cpu(), 1e-4)
-        times, _ = measure.interleaved(
-            run, repetitions=job.repetitions, budget_s=job.budget_s, device=job.device
-        )
+        times, _ = measure.interleaved(run, effort=job.effort())
     torch_s = {}
     for what, at_once in (("candidates in turn", 1), ("at once", CANDIDATES)):
         plain = partial(_losses_of_torch, model, at_once)
-        seconds, _ = measure.interleaved(plain, repetitions=5, device=job.device)
+        seconds, _ = measure.interleaved(plain, effort=measure.Effort(5, job.device))
         torch_s[what] = measure.summary(seconds)["median_s"]
-    said = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in torch_s.items())
+    words = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in torch_s.items())
     traffic = sum(t.numel() * t.element_size() for t in (*model, *outputs))
     return {
         **measure.summary(times),
         "bytes": traffic,
         "flops": 2 * CANDIDATES * directions * images * classes,
         **measure.how(job.device),
-        "note": f"{directions} directions, {images} images; torch: {said}",
+        "note": f"{directions} directions, {images} images; torch: {words}",
     }
 
 

@@ -1,6 +1,6 @@
-"""All stored results as one page: ``python -m bench.report`` writes REPORT.md, plots, the README.
+"""All stored results as one page: `python -m bench.report` writes REPORT.md, plots, the README.
 
-Reads bench/results/*/*.json, as --json writes them. ``--check`` writes nothing, and fails where the
+Reads bench/results/*/*.json, as --json writes them. `--check` writes nothing, and fails where the
 page or the README's excerpt is not what the stored rows give.
 """
 
@@ -44,7 +44,7 @@ SECTIONS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, the plots and the README's excerpt; with --check 1 where they are stale."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if stale")
+    parser.add_argument("--check", action="store_true", help="only fail where a file is stale")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS}")
     parser.add_argument("--readme", type=Path, default=README, help=f"default {README}")
     parser.add_argument("--no-plots", action="store_true", help="leave the PNG files as they are")

@@ -1,4 +1,4 @@
-"""Notes in summary.json what bench/gpu.sh ran: ``summary.py FILE VERB STEP OUTCOME``."""
+"""Notes in summary.json what bench/gpu.sh ran: `summary.py FILE VERB STEP OUTCOME`."""
 
 from __future__ import annotations
 

@@ -20,12 +20,10 @@ HERE = Path(__file__).resolve().parent
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 Seeds = Annotated[str, typer.Option(help='Which populations, as "0-11" or "0,3,5".')]
-Names = Annotated[
-    list[str] | None, typer.Option(help="May be given several times; all of them by default.")
-]
+Names = Annotated[list[str] | None, typer.Option(help="May be repeated; all of them by default.")]
 Setting = Annotated[str, typer.Option(help="The populations' setting.")]
 Root = Annotated[Path, typer.Option(help="The folder where populations and runs lie.")]
-Processes = Annotated[int, typer.Option(min=1, help="How many run at a time, a thread each.")]
+Processes = Annotated[int, typer.Option(min=1, help="How many processes run, a thread each.")]
 DEFAULT_ROOT = Path("experiments-populations")
 RECORDS = HERE / "records"
 
@@ -129,7 +127,7 @@ def _numbers(text: str) -> list[int]:
 
 def _recorded(name: str) -> set[tuple[Any, ...]]:
     """The runs that a file of the records has lines of."""
-    return {csv_files.key_of(name, row) for row in csv_files.read(RECORDS, name)}
+    return {csv_files.key_of(name, line) for line in csv_files.read(RECORDS, name)}
 
 
 def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:

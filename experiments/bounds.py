@@ -22,7 +22,7 @@ from deevo_ext.training.hyper_parameters import HyperParameters
 # Images at a time, and steps of L-BFGS; each costs about one pass forward and backward.
 _BATCH = 2500
 _STEPS = 15
-# Of training on the fitness images: BatchNorm's statistics are kept.
+# Of the gradient descent on the fitness images, which keeps BatchNorm's statistics.
 TUNING = HyperParameters(
     seed=0, steps=300, batch_size=500, learning_rate=3e-4, anneal=1.0, optimizer="adamw"
 )

@@ -44,12 +44,12 @@ def save(folder: Path, lines: Lines) -> None:
 
     A file shows the old lines or the new ones, whatever interrupts. Only one process may write.
     """
-    for name, rows in lines.items():
-        new = {key_of(name, row) for row in rows}
-        kept = [row for row in read(folder, name) if key_of(name, row) not in new]
-        every = sorted([*kept, *rows], key=lambda row: key_of(name, row))  # stable within a run
+    for name, added in lines.items():
+        new = {key_of(name, line) for line in added}
+        kept = [line for line in read(folder, name) if key_of(name, line) not in new]
+        every = sorted([*kept, *added], key=lambda line: key_of(name, line))  # stable within a run
         text = io.StringIO()
-        columns = list(dict.fromkeys(column for row in [*kept, *rows] for column in row))
+        columns = list(dict.fromkeys(column for line in [*kept, *added] for column in line))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(every)
@@ -57,9 +57,9 @@ def save(folder: Path, lines: Lines) -> None:
         write_whole(folder / f"{name}.csv", text.getvalue().encode())
 
 
-def key_of(name: str, row: Line) -> tuple[Any, ...]:
+def key_of(name: str, line: Line) -> tuple[Any, ...]:
     """Names the run that a line of the file `name` belongs to."""
-    return tuple(row[column] for column in _KEYS.get(name, _OF_A_SETTING))
+    return tuple(line[column] for column in _KEYS.get(name, _OF_A_SETTING))
 
 
 def _value(text: str) -> str | int | float | None:

@@ -15,11 +15,12 @@ from typing import Any
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.runs.comparison import SOUP
 from deevo_ext.runs.soups import average
 
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import SOUP, Case, case_of, evolve
+from .runs import Case, case_of, evolve
 
 GENERATIONS, IMAGES, MICRO_BATCH = 10, 1000, 250
 VALIDATION, CALIBRATION = 1000, 512
@@ -53,10 +54,10 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
     }
     result = evolve(case, f"policy-{name}", options | policy)
     assert result.comparison is not None
-    rows = {row.name: row for row in result.comparison.networks}
-    (evolved,) = (row for row in rows.values() if row.returned)
+    networks = {network.name: network for network in result.comparison.networks}
+    (evolved,) = (network for network in networks.values() if network.returned)
     low, high = result.comparison.interval
-    row = {
+    line = {
         "setting": setting.name,
         "population": seed,
         "policy": name,
@@ -68,15 +69,15 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
         "difference": result.comparison.difference,
         "low": low,
         "high": high,
-        "best_parent_loss": rows["best parent"].loss,
-        "average_loss": rows["initial weight average"].loss,
-        "greedy_soup_loss": rows[SOUP].loss,
+        "best_parent_loss": networks["best parent"].loss,
+        "average_loss": networks["initial weight average"].loss,
+        "greedy_soup_loss": networks[SOUP].loss,
         "accepted": statistics.mean(metrics["success_rate"] for metrics in result.history),
         "forward_passes": result.run.forward_passes,
     }
     if name.startswith("batchnorm"):
-        row |= _first_trials(case, name.partition("=")[2])
-    return {"policies": [row]}
+        line |= _first_trials(case, name.partition("=")[2])
+    return {"policies": [line]}
 
 
 def _first_trials(case: Case, batchnorm: str) -> Line:

@@ -35,7 +35,7 @@ def measure(root: Path, setting: Setting, seed: int, generations: int, error: fl
     if full["other_decisions"]:
         raced = _evolve(case, generations, racing, raced=True)
     gain = full["best_parent_test_loss"] - full["evolved_test_loss"]
-    row = {
+    line = {
         "setting": setting.name,
         "population": seed,
         "strategies": PRESET,
@@ -50,7 +50,7 @@ def measure(root: Path, setting: Setting, seed: int, generations: int, error: fl
         "raced_test_loss": raced["evolved_test_loss"],
         "change_of_gain": (raced["evolved_test_loss"] - full["evolved_test_loss"]) / gain,
     }
-    return {"racing": [row]}
+    return {"racing": [line]}
 
 
 def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Line:

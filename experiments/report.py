@@ -10,11 +10,11 @@ from scipy.stats import wilcoxon
 
 from deevo_ext.files import write_whole
 from deevo_ext.reports.plots import success_rates
+from deevo_ext.runs.comparison import SOUP
 from deevo_ext.text import markdown_table
 
 from .csv_files import Line, read
 from .populations import SETTINGS
-from .runs import SOUP
 from .variants import BOUNDS, DEFAULT, PAPER, PEERS, PLOTTED, RATED, VARIANTS
 
 Run = dict[str, Line]
@@ -27,15 +27,15 @@ _LOSSES = {"fitness": "fitness_loss", "validation": "validation_loss", "test": "
 def load(records: Path, setting: str) -> dict[str, Runs]:
     """The runs of a setting by variant, peer or bound."""
     variants: dict[str, Runs] = {}
-    for row in read(records, setting):
-        run = variants.setdefault(row["variant"], {}).setdefault(row["population"], {})
-        run[row["network"]] = row
+    for line in read(records, setting):
+        run = variants.setdefault(line["variant"], {}).setdefault(line["population"], {})
+        run[line["network"]] = line
     return variants
 
 
 def evolved(run: Run) -> Line:
     """The network that the run gave back: of evolution, the candidate that validation chose."""
-    return next(row for row in run.values() if row["returned"])
+    return next(line for line in run.values() if line["returned"])
 
 
 def better(differences: list[float], alternative: str = "less") -> float | None:
@@ -62,7 +62,7 @@ def write(records: Path, docs: Path) -> None:
         if DEFAULT in variants:
             parts += [_populations(variants[DEFAULT]), ""]
         picture = f"evidence-{setting}.png"
-        _plot([row for row in curves if row["setting"] == setting], docs / picture)
+        _plot([line for line in curves if line["setting"] == setting], docs / picture)
         parts += [f"![Diversity and success rates]({picture})", ""]
     write_whole(docs / "evidence-tables.md", "\n".join(parts).encode())
 
@@ -73,10 +73,10 @@ def _networks(variants: dict[str, Runs]) -> str:
     header = ("network", "test loss", "top-1", "inference", "forward passes to find it")
     lines = []
     for name in runs[0]:
-        rows = [run[name] for run in runs]
-        losses = (f"{_median(rows, 'loss'):.4f}", f"{_median(rows, 'top1'):.4f}")
-        passes = f"{_median(rows, 'forward_passes'):,.0f}"
-        lines.append((name, *losses, f"x{rows[0]['inference']}", passes))
+        measured = [run[name] for run in runs]
+        losses = (f"{_median(measured, 'loss'):.4f}", f"{_median(measured, 'top1'):.4f}")
+        passes = f"{_median(measured, 'forward_passes'):,.0f}"
+        lines.append((name, *losses, f"x{measured[0]['inference']}", passes))
     return markdown_table(header, lines)
 
 
@@ -172,7 +172,7 @@ def _plot(curves: list[Line], path: Path) -> None:
         if generations := _by_generation(curves, name):
             axes[0].semilogy(
                 range(1, len(generations) + 1),
-                [_median(rows, "diversity") for rows in generations],
+                [_median(lines, "diversity") for lines in generations],
                 label=name,
             )
     axes[0].set_title("RMS distance between members")
@@ -187,10 +187,12 @@ def _plot(curves: list[Line], path: Path) -> None:
         for strategy in (c.removeprefix(trials) for c in rated if first[c] is not None):
             summed = [
                 {
-                    f"strategy/{strategy}/{what}": sum(row[f"{what} of {strategy}"] for row in rows)
+                    f"strategy/{strategy}/{what}": sum(
+                        line[f"{what} of {strategy}"] for line in each
+                    )
                     for what in ("trials", "successes")
                 }
-                for rows in generations
+                for each in generations
             ]
             axis.plot(range(1, len(summed) + 1), success_rates(summed, strategy), label=strategy)
         axis.set_title(f"success rate, 10 generations: {name}")
@@ -204,16 +206,16 @@ def _plot(curves: list[Line], path: Path) -> None:
 
 
 def _by_generation(curves: list[Line], variant: str) -> list[list[Line]]:
-    """The populations' rows of each generation that all runs of the variant have."""
+    """The populations' lines of each generation that all runs of the variant have."""
     generations: dict[int, list[Line]] = {}
-    for row in curves:
-        if row["variant"] == variant:
-            generations.setdefault(row["generation"], []).append(row)
-    return [rows for rows in generations.values() if len(rows) == len(generations[1])]
+    for line in curves:
+        if line["variant"] == variant:
+            generations.setdefault(line["generation"], []).append(line)
+    return [lines for lines in generations.values() if len(lines) == len(generations[1])]
 
 
-def _median(rows: list[Line], key: str) -> float:
-    return float(statistics.median(row[key] for row in rows))
+def _median(lines: list[Line], key: str) -> float:
+    return float(statistics.median(line[key] for line in lines))
 
 
 def _p(value: float | None) -> str:

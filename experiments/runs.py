@@ -15,7 +15,8 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.data import ImageSets
 from deevo_ext.data.images import ImageSet
-from deevo_ext.fitness.classification import batch_indices
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.runs.comparison import INITIAL_NAMES, SOUP
 from deevo_ext.runs.soups import greedy_soup
 
 from .bounds import learned_soup, tuned_soup
@@ -31,9 +32,8 @@ VALIDATE_EVERY = 15
 VALIDATION = 4000
 MICRO_BATCH = 500
 
-SOUP = "initial greedy soup"
 # Which candidate of validation a network of the comparison is.
-_CANDIDATES = {"best parent": "member", "initial weight average": "mean", SOUP: "soup"}
+_CANDIDATES = {name: kind for kind, name in INITIAL_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     case = case_of(root, setting, seed)
     networks, generations = _evolved(case, what) if what in VARIANTS else (_fitted(case, what), [])
     about = {"variant": what, "population": seed}
-    lines = {setting.name: [{**about, **row} for row in networks]}
+    lines = {setting.name: [{**about, **line} for line in networks]}
     if generations:
-        lines["curves"] = [{"setting": setting.name, **about, **row} for row in generations]
+        lines["curves"] = [{"setting": setting.name, **about, **line} for line in generations]
     return lines
 
 
@@ -100,25 +100,25 @@ def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
     result = evolve(case, name, options | VARIANTS[name].options)
     assert result.comparison is not None
     state, networks = result.run.state, []
-    for row in result.comparison.networks:
-        initial = state.initial.get(_CANDIDATES.get(row.name, ""))
-        candidate = initial or state.evolved.get(row.name.removeprefix("evolved "))
+    for network in result.comparison.networks:
+        initial = state.initial.get(_CANDIDATES.get(network.name, ""))
+        candidate = initial or state.evolved.get(network.name.removeprefix("evolved "))
         difference, (low, high) = result.comparison.difference, result.comparison.interval
         networks.append(
             {
-                "network": row.name,
-                "returned": int(row.returned),
-                "loss": row.loss,
-                "top1": row.top1,
-                "gained": row.gained,
-                "lost": row.lost,
-                "inference": row.inference,
-                "forward_passes": row.forward_passes,
+                "network": network.name,
+                "returned": int(network.returned),
+                "loss": network.loss,
+                "top1": network.top1,
+                "gained": network.gained,
+                "lost": network.lost,
+                "inference": network.inference,
+                "forward_passes": network.forward_passes,
                 "validation_loss": candidate.score if candidate else None,
-                "difference": difference if row.returned else None,
-                "low": low if row.returned else None,
-                "high": high if row.returned else None,
-                "generation": result.candidate.generation if row.returned else None,
+                "difference": difference if network.returned else None,
+                "low": low if network.returned else None,
+                "high": high if network.returned else None,
+                "generation": result.candidate.generation if network.returned else None,
             }
         )
     history = result.history if name in PLOTTED else []
@@ -130,7 +130,7 @@ def _generation(metrics: dict[str, float], rated: bool) -> Line:
 
     rated: whether trials and successes of each strategy are kept, too.
     """
-    row: Line = {
+    line: Line = {
         "generation": int(metrics["generation"]),
         "diversity": float(f"{metrics['diversity']:.5g}"),
     }
@@ -138,8 +138,8 @@ def _generation(metrics: dict[str, float], rated: bool) -> Line:
         kind, _, rest = key.partition("/")
         strategy, _, what = rest.rpartition("/")
         if rated and kind == "strategy" and what in ("trials", "successes"):
-            row[f"{what} of {strategy}"] = int(metrics[key])
-    return row
+            line[f"{what} of {strategy}"] = int(metrics[key])
+    return line
 
 
 def _fitted(case: Case, what: str) -> list[Line]:

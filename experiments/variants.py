@@ -12,7 +12,7 @@ TO_PBEST, RAND_1, TRIG = difference_pool()
 
 @dataclass(frozen=True)
 class Variant:
-    """name; question: what it is there to answer; options: of `deevo.evolve`."""
+    """What differs from the default: options of `deevo.evolve`, and the question they answer."""
 
     name: str
     question: str
@@ -87,8 +87,8 @@ BOUNDS = ("learned-member", "learned-tensor", "tuned-soup")
 # Search without evolution, at the same number of forward passes; `experiments.runs`.
 PEERS = ("random-soups",)
 
-# Of these the generations are kept, for the plot of diversity, which has room for a few; and of
-# these also the successes of each strategy.
+# The variants whose generations are kept for the plot of diversity, which has room for a few, and
+# those whose successes by strategy are kept too.
 DEFAULT, PAPER = "default", "paper"
 PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 RATED = (PAPER, DEFAULT)

@@ -36,10 +36,10 @@ void bind_support(py::module_ m) {
   m.def(
       "table_sizes",
       [] {
-        const StateOffsets layout(5, 3, 10, 7);
+        const StateOffsets offsets(5, 3, 10, 7);
         return py::make_tuple(static_cast<int>(kNumSettings), static_cast<int>(kStrategyColumns),
                               static_cast<int>(kChoiceColumns), static_cast<int>(kParameterColumns),
-                              kMaxTerms, static_cast<int>(kNumTermCodes), layout.size);
+                              kMaxTerms, static_cast<int>(kNumTermCodes), offsets.size);
       },
       "Sizes of the shared tables; the last is a state of H=5, K=3 and windows of 10 and 7.");
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from deevo_ext.data.labelled import Indices, LabelledImages
 from deevo_ext.errors import DeevoError
 
-Images = TypeVar("Images", bound=LabelledImages)
+Whole = TypeVar("Whole", bound=LabelledImages)
 
 
 @dataclass(eq=False)
@@ -107,8 +107,8 @@ def balanced_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def split_class_balanced(
-    images: Images, sizes: Sequence[int], seed: int, names: Sequence[str] | None = None
-) -> list[Images]:
+    images: Whole, sizes: Sequence[int], seed: int, names: Sequence[str] | None = None
+) -> list[Whole]:
     """Returns disjoint parts with the class proportions of the whole (within 2 images per class).
 
     images: the whole, N images. sizes: images in each part, each > 0, together at most N; what is
@@ -126,4 +126,4 @@ def split_class_balanced(
     parts = torch.split(order[: sum(sizes)], list(sizes))
     names = names or [images.name] * len(sizes)
     subsets = [images.subset(part, name) for part, name in zip(parts, names, strict=True)]
-    return cast("list[Images]", subsets)
+    return cast("list[Whole]", subsets)

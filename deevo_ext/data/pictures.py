@@ -100,7 +100,8 @@ class DatasetPictures:
     """A torch Dataset of (PIL image or uint8 array, label); it must be picklable.
 
     Arrays are [h, w] or [h, w, C]. Class names are its `classes` if it has some. fingerprint: says
-    which pictures these are, since a Dataset does not: change it when they change.
+    which pictures these are, since a Dataset does not: change it when they change. part: what the
+    part that they make up is called.
     """
 
     def __init__(self, dataset: Any, fingerprint: str, part: str = "all") -> None:

@@ -32,7 +32,7 @@ VALIDATION_IMAGES = 10_000
 TRAIN_IMAGES = 100_000
 """Train images that are cached unless told otherwise: 15 GB at 224x224."""
 
-Source = str | os.PathLike[str] | LabelledImages
+ImageSource = str | os.PathLike[str] | LabelledImages
 """A set, a cache file, or a folder of pictures."""
 
 
@@ -111,9 +111,9 @@ def image_sets(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     train_images: int | None = TRAIN_IMAGES,
-    fitness: Source | None = None,
-    validation: Source | None = None,
-    test: Source | None = None,
+    fitness: ImageSource | None = None,
+    validation: ImageSource | None = None,
+    test: ImageSource | None = None,
     workers: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = True,
@@ -135,7 +135,6 @@ def image_sets(
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ; two sets of
     the same images.
     """
-
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")

@@ -10,6 +10,7 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import full_name
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.statistics import Used
 
@@ -73,8 +74,7 @@ class FunctionFitness(Fitness):
 
     def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
         self.evaluate = evaluate
-        kind = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
-        self.name = f"{kind.__module__}.{kind.__qualname__}"
+        self.name = full_name(evaluate)
 
     def describe(self) -> dict[str, Any]:
         """Returns the function's name, all that is known of it."""

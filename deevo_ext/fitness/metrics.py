@@ -23,6 +23,12 @@ own image alone.
 """
 
 
+def full_name(function: Callable[..., Any]) -> str:
+    """Returns the module and name of a function, or of the type of a callable object."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score per image, minimised; +inf where it is not finite, and for overflowing networks.
@@ -50,8 +56,7 @@ class Metric:
                 f"metric is {metric!r}; expected one of {', '.join(METRICS)} or a function of "
                 "(logits, labels) that gives a score per image"
             )
-        kind = metric if hasattr(metric, "__qualname__") else type(metric)
-        return cls(f"{kind.__module__}.{kind.__qualname__}", 0.0, metric)
+        return cls(full_name(metric), 0.0, metric)
 
     def describe(self) -> dict[str, Any]:
         """Returns plain values for a run's record."""

@@ -61,11 +61,9 @@ def check_smoothing(label_smoothing: float) -> None:
         raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
 
 
-def check_labels(labels: Tensor | None, count: int) -> None:
+def check_labels(labels: Tensor, count: int) -> None:
     """Refuses labels that are not int64 [count] from 0 on."""
-    if labels is not None and (
-        labels.shape != (count,) or labels.dtype != torch.int64 or int(labels.min()) < 0
-    ):
+    if labels.shape != (count,) or labels.dtype != torch.int64 or int(labels.min()) < 0:
         raise DeevoError(
             f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [N] with N = "
             f"{count}, none negative"

@@ -36,7 +36,7 @@ _DEVIATION = {"float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.5}
 
 @dataclass
 class Built:
-    """A runner; its network graph where it has one, else why not."""
+    """A runner with its network graph, or with the reason why there is none."""
 
     runner: Runner
     graph: NetworkGraph | None

@@ -37,8 +37,8 @@ class Architecture:
     """An untrained network and what it expects.
 
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
-    num_classes: logits it gives, where that is known. transform: the one that was
-    chosen, or that of the model's metadata; None where there is neither.
+    num_classes: logits it gives, where that is known. transform: the one that was chosen, or that
+    of the model's metadata; None where there is neither.
     """
 
     name: str

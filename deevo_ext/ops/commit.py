@@ -26,7 +26,7 @@ def check(
     """Updates population and archive in place; the accepted trials are made again, not read.
 
     accepted uint8 [NP]; archive_slot int32 [NP], -1 where the replaced parent is not kept; the rest
-    as for `deevo_ext.ops.trials.trials`. Raises DeevoError naming the argument at fault.
+    as for `deevo_ext.ops.trials.check`. Raises DeevoError naming the argument at fault.
     """
     c = Checker("commit", population.device)
     c.population(population, archive)

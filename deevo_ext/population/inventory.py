@@ -285,8 +285,8 @@ def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
                 "tensor; extra state is not supported"
             )
         address = 0 if tensor.is_meta else tensor.data_ptr()  # 0 too where there are no elements
-        memory = (address, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-        groups.setdefault(memory if address else id(tensor), []).append(name)
+        place = (address, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        groups.setdefault(place if address else id(tensor), []).append(name)
     return list(groups.values())
 
 

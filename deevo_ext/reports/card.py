@@ -7,7 +7,6 @@ that needs nothing from elsewhere and holds the progress of the run, too.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 from collections.abc import Container, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from deevo_ext import _version
 from deevo_ext.files import write_whole
+from deevo_ext.population.checkpoints import sha256
 from deevo_ext.reports.plots import plot_run
 from deevo_ext.runs import journal
 from deevo_ext.runs.comparison import HEADER, SOUP, Comparison
@@ -71,7 +71,7 @@ def contents(
     folder = run.run_dir
     assert folder is not None
     chosen, header = run.state.chosen(), run.header()
-    digest = hashlib.sha256((folder / journal.FILE_NAME).read_bytes()).hexdigest()
+    digest = sha256(folder / journal.FILE_NAME)
     details = {
         "weights": f"{EVOLVED}, {Path(EVOLVED).stem}.pth; SHA-256 of the row {chosen.digest}",
         "journal": f"{journal.FILE_NAME}, SHA-256 {digest}",

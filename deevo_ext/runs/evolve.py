@@ -112,16 +112,16 @@ def evolve(
         4,096, but at most half of the images. None is all of them in every generation, which a
         population over-fits sooner.
     generations_per_batch: the number of generations until the next batch is drawn.
-    sampling: how batches are drawn, "stratified" or "importance". `ClassificationFitness` explains
-        both.
+    sampling: how batches are drawn. "stratified" draws every image of a class alike, "importance"
+        those more often that the first members are unsure of.
     augment: what is done to the images of each batch: "mirror", "shift:PIXELS", "crop:SHARE", or
         several with commas between.
     metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
         or a function of (logits, labels).
     label_smoothing: the label smoothing of the loss that is the fitness.
-    racing: an error rate. Trials that lose to their parent on the first `racing_first` of the
-        images, on twice as many, and so on, are dropped there, and a trial that would win is lost
-        at this rate. By default all trials are evaluated on all images.
+    racing: an error rate. Trials are compared with their parent on a first share of the images and
+        then on more and more of them, and are dropped once they lose. A trial that would win is
+        lost at this rate. By default all trials are evaluated on all images.
     racing_first: the share of the images that a race's first look waits for.
     validate_every: the number of generations from one validation to the next.
     micro_batch: the number of images per forward pass.

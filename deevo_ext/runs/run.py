@@ -77,7 +77,7 @@ class Evolution:
                 )
         self._require_fresh()
         self.history: list[dict[str, float]] = []
-        # Of the whole run, resumed parts included, and those spent on the initial candidates.
+        # Costs of the whole run, resumed parts included, and those of the initial candidates.
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
         self._batch: int | None = None

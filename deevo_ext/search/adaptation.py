@@ -79,7 +79,7 @@ class Adaptation:
         )
 
     def score_parents(self, fitness: torch.Tensor) -> None:
-        """Takes the parents' fitness, [NP] on the device; +inf for NaN and the dead."""
+        """Takes the parents' fitness, [NP] on the device; NaN and members taken out get +inf."""
         lost = fitness.isnan() | (self.alive == 0)
         self.fitness.copy_(torch.where(lost, math.inf, fitness))
 

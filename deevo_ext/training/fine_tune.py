@@ -95,8 +95,8 @@ def fine_tune(
     batches = TrainingBatches(images, hyper)
     mixing = batch_mixing(hyper, int(images.labels.max()) + 1)
     normalise = Preprocessing(images.mean, images.std).normalise
-    layout = _memory_format(network, device)
-    network.to(memory_format=layout)  # type: ignore[call-overload]
+    memory_format = _memory_format(network, device)
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = _optimizer(network, hyper)
     first = 0 if state is None else state.load(network, optimizer)
     if on_step is not None:
@@ -126,7 +126,7 @@ def fine_tune(
             if mixing is not None:
                 x, targets = mixing(x, targets)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = network(x.contiguous(memory_format=layout))
+                logits = network(x.contiguous(memory_format=memory_format))
             loss = _loss(logits.float(), targets, hyper.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

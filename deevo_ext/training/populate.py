@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.population.checkpoints import sha256
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 from deevo_ext.training.trainings import Trainings
@@ -217,7 +218,7 @@ class MembersFolder:
                 f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
                 "another folder"
             )
-        return hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        return sha256(path) == entry["sha256"]
 
     def save(
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from deevo_ext.backends.triton.convolution import Operation, conv2d
 from deevo_ext.backends.triton.pooling import mean, pool2d
-from deevo_ext.backends.triton.tile_sizes import Configuration, default
+from deevo_ext.backends.triton.tile_sizes import TileSizes, tile_sizes
 from deevo_ext.backends.windows import Window
 from deevo_ext.errors import DeevoError
 from support.convolutions import DEVICE, ROUNDING, Layer
@@ -43,9 +43,9 @@ LAYERS = {
 }
 
 
-def check(layer: Layer, dtype: torch.dtype, configuration: Configuration | None = None) -> None:
+def check(layer: Layer, dtype: torch.dtype, sizes: TileSizes | None = None) -> None:
     operands = layer.operands(dtype)
-    out = conv2d(operands, layer.operation, configuration)
+    out = conv2d(operands, layer.operation, sizes)
     assert out is operands.out
     expected, bound = layer.expected(operands)
     difference = (out.double() - expected).abs()
@@ -66,21 +66,21 @@ def test_tiles(name: str, block_m: int, block_n: int, block_k: int) -> None:
     """Any tile size gives the layer; block_k must divide the channels of a layer that has them."""
     if LAYERS[name].channels % 32 and name == "3x3":
         block_k = 16
-    configuration = Configuration(block_m, block_n, block_k, 4, 2)
-    check(LAYERS[name], torch.float32, configuration)
+    sizes = TileSizes(block_m, block_n, block_k, 4, 2)
+    check(LAYERS[name], torch.float32, sizes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_member_alone_is_a_member_among_others(dtype: torch.dtype) -> None:
-    """With the configuration fixed neither K nor the other members' weights show."""
+    """With the tile sizes fixed neither K nor the other members' weights show."""
     layer = Layer(16, 32, kernel=3, padding=1, members=3, residual=True)
     operands = layer.operands(dtype)
-    configuration = default(84, 32, 16, 9, 3, dtype)
-    together = conv2d(operands, layer.operation, configuration).clone()
+    sizes = tile_sizes(84, 32, 16, 9, 3, dtype)
+    together = conv2d(operands, layer.operation, sizes).clone()
     for k in range(3):
         names = ("x", "weight", "bias", "residual", "out")
         one = replace(operands, **{name: getattr(operands, name)[k : k + 1] for name in names})
-        alone = conv2d(one, layer.operation, configuration)
+        alone = conv2d(one, layer.operation, sizes)
         assert same_bits(alone[0].cpu(), together[k].cpu())
 
 

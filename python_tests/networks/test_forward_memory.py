@@ -25,7 +25,7 @@ _THREADS = 2
     not os.access("/proc/self/clear_refs", os.W_OK), reason="no kernel that resets peaks"
 )
 @pytest.mark.parametrize(("name", "members"), [("resnet20", 4), ("resnet18", 18)])
-def test_peak_memory_is_bounded_by_threads_and_plan(
+def test_peak_memory_is_bounded_by_threads_and_graph(
     name: str, members: int, tmp_path: Path
 ) -> None:
     given = [name, str(_THREADS), str(members)]

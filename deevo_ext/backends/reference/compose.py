@@ -1,8 +1,8 @@
 """compose: rows from recipes.
 
-``v = x_0``; for m = 1..M-1 in order ``v = v + a[m] (x_m - x_0)`` in float32, each operation
+`v = x_0`; for m = 1..M-1 in order `v = v + a[m] (x_m - x_0)` in float32, each operation
 rounded, terms whose coefficient is 0 left out, with the coefficients a of the weight's block.
-Only ``*``, ``+`` and ``-`` are used: torch's addcmul, lerp and add(alpha=) round differently.
+Only `*`, `+` and `-` are used: torch's addcmul, lerp and add(alpha=) round differently.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def halving_sum(values: list[float]) -> float:
 def select(
     parents: list[float], trials: list[float], living: list[int]
 ) -> tuple[list[bool], list[float]]:
-    """Which trials are accepted and by how much each improves; none of the dead's is.
+    """Which trials of the living are accepted, and by how much each improves.
 
     An improvement that is not finite counts as the largest finite one of the generation, 1 if there
     is none.

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from deevo_ext.backends.triton.launch import launch, require_conversions, require_device
-from deevo_ext.backends.triton.tile_sizes import Configuration, default, packed
+from deevo_ext.backends.triton.tile_sizes import TileSizes, packed, tile_sizes
 
 # Where a float32 becomes infinite in a type: the middle between the largest value and the next.
 OVERFLOW = {
@@ -177,7 +177,7 @@ def convolution_kernel(
 
 
 def launch_arguments(
-    operands: Operands, operation: Operation, configuration: Configuration | None
+    operands: Operands, operation: Operation, sizes: TileSizes | None
 ) -> tuple[tuple[int, int], Sequence[Any], dict[str, Any]]:
     """Returns the kernel's grid, arguments and constants; tensors may be on the meta device."""
     x, weight, bias, out = operands.x, operands.weight, operands.bias, operands.out
@@ -185,25 +185,23 @@ def launch_arguments(
     samples, height, width, channels = x.shape[1:]
     members, out_channels, kernel_h, kernel_w, _ = weight.shape
     positions = samples * out.shape[2] * out.shape[3]
-    if configuration is None:
-        configuration = default(
-            positions, out_channels, channels, kernel_h * kernel_w, members, x.dtype
-        )
+    if sizes is None:
+        sizes = tile_sizes(positions, out_channels, channels, kernel_h * kernel_w, members, x.dtype)
     # What is absent needs an address all the same.
     x2, weight2, stride2 = downsample or (x, weight, (1, 1))
     added = out if residual is None else residual
     tensors = [x, weight, bias, added, x2, weight2, out]
     strides = [0 if tensor.shape[0] == 1 else tensor.stride(0) for tensor in tensors]
-    sizes = [positions, height, width, channels, out.shape[2], out.shape[3], out_channels]
+    shape = [positions, height, width, channels, out.shape[2], out.shape[3], out_channels]
     window = [kernel_h, kernel_w, *operation.stride, *operation.padding, *operation.dilation]
     shortcut = [*x2.shape[2:], *stride2]
     block_k2 = 16
-    while downsample and block_k2 < configuration.block_k and x2.shape[4] % (2 * block_k2) == 0:
+    while downsample and block_k2 < sizes.block_k and x2.shape[4] % (2 * block_k2) == 0:
         block_k2 *= 2
     constants = {
-        "BLOCK_M": configuration.block_m,
-        "BLOCK_N": configuration.block_n,
-        "BLOCK_K": configuration.block_k,
+        "BLOCK_M": sizes.block_m,
+        "BLOCK_N": sizes.block_n,
+        "BLOCK_K": sizes.block_k,
         "BLOCK_K2": block_k2,
         "GROUP": GROUP,
         "PACKED": packed(channels),
@@ -216,23 +214,23 @@ def launch_arguments(
         "LIMIT": OVERFLOW[out.dtype],
         "PRECISION": operation.precision if x.dtype == torch.float32 else "ieee",
     }
-    tiles = triton.cdiv(positions, configuration.block_m)
-    tiles *= triton.cdiv(out_channels, configuration.block_n)
-    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    arguments = [*tensors, *strides, *sizes, *window, *shortcut]
+    tiles = triton.cdiv(positions, sizes.block_m)
+    tiles *= triton.cdiv(out_channels, sizes.block_n)
+    options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
+    arguments = [*tensors, *strides, *shape, *window, *shortcut]
     return (tiles, members), arguments, constants | options
 
 
 def conv2d(
-    operands: Operands, operation: Operation, configuration: Configuration | None = None
+    operands: Operands, operation: Operation, sizes: TileSizes | None = None
 ) -> torch.Tensor:
     """Writes act(conv2d(x, weight) + bias [+ residual] [+ downsample]) of K members; returns out.
 
-    configuration: the sizes of the tiles, chosen from the shapes by default. Another one adds in
-    another order. Shapes and dtypes are not checked: who calls this has a network graph.
+    sizes: those of the tiles, chosen from the shapes by default; others add in another order.
+    Shapes and dtypes are not checked: who calls this has a network graph.
     """
     require_device("conv2d", convolution_kernel, operands.x.device)
     require_conversions("conv2d", operands.x)
-    grid, arguments, meta = launch_arguments(operands, operation, configuration)
+    grid, arguments, meta = launch_arguments(operands, operation, sizes)
     launch(convolution_kernel, grid, operands.x.device, *arguments, **meta)
     return operands.out

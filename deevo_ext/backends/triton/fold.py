@@ -83,7 +83,7 @@ def source(row, statistics, constants, address, i, exists, absent):
 
 @triton.jit
 def tiles_of(entry):
-    """Tiles of an entry, channels and input channels of one: as with_tiles of ops.fold."""
+    """Tiles of an entry, channels and input channels of one, as `ops.fold_table.with_tiles`."""
     ins = tl.load(entry + IN_CHANNELS)
     taps = tl.load(entry + TAPS)
     outs = tl.load(entry + OUT_CHANNELS)

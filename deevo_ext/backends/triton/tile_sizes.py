@@ -13,7 +13,7 @@ MULTIPROCESSORS = 132  # of an H100 or H200; what the default choice reckons wit
 
 
 @dataclass(frozen=True)
-class Configuration:
+class TileSizes:
     """A program computes block_m output positions x block_n channels, block_k terms at a time."""
 
     block_m: int
@@ -39,9 +39,9 @@ def block_k_of(channels: int, taps: int, dtype: torch.dtype) -> int:
     return block
 
 
-def default(
+def tile_sizes(
     positions: int, out_channels: int, channels: int, taps: int, members: int, dtype: torch.dtype
-) -> Configuration:
+) -> TileSizes:
     """Chooses for `positions` output positions (N Ho Wo) of each of `members` members.
 
     Tiles are wide while they still fill the machine, and narrower for small images and batches.
@@ -62,4 +62,4 @@ def default(
         block_n //= 2
     # Offsets and masks of packed operands are computed per element: more threads, fewer registers.
     warps = 8 if block_m * block_n >= 128 * 128 or packed(channels) else 4
-    return Configuration(block_m, block_n, block_k, warps, 4 if block_k <= 32 else 3)
+    return TileSizes(block_m, block_n, block_k, warps, 4 if block_k <= 32 else 3)

@@ -149,12 +149,12 @@ class Steps:
 
     def _convolution(self, step: Step, layer: Convolution, chunk: int, precision: str) -> Launch:
         from deevo_ext.backends.triton.convolution import Operands, Operation, conv2d
-        from deevo_ext.backends.triton.tile_sizes import default
+        from deevo_ext.backends.triton.tile_sizes import tile_sizes
 
         n, channels, height, width = step.out_shape
         into, taps = layer.weights.shape[1], layer.weights.shape[2] * layer.weights.shape[3]
         positions, dtype = n * height * width, self.graph.dtype
-        configuration = default(
+        sizes = tile_sizes(
             positions, channels, self.padded.get(step.index, into), taps, chunk, dtype
         )
         last, stride2 = layer, None
@@ -181,7 +181,7 @@ class Steps:
             out = self._empty((weights.members, n, height, width, channels))
             added = registers[second] if residual else None
             operands = Operands(registers[first], weight, bias, out, added, downsample)
-            return conv2d(operands, operation, configuration)
+            return conv2d(operands, operation, sizes)
 
         return launch
 

@@ -22,7 +22,7 @@ def cast_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 
 class ATen:
-    """It serves every layer on every device, with residual and activation in place."""
+    """Serves every layer on every device, with residual and activation in place."""
 
     name = "aten"
 
@@ -52,7 +52,7 @@ class ATen:
 
 
 class CuDNN:
-    """It serves convolutions with bias, ReLU and perhaps a residual on CUDA, in one call."""
+    """Serves convolutions with bias, ReLU and perhaps a residual on CUDA, in one call."""
 
     name = "cudnn"
 

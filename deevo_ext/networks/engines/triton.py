@@ -24,7 +24,7 @@ def padded(channels: int) -> int:
 
 
 class Triton:
-    """It serves ungrouped convolutions without an activation or with ReLU."""
+    """Serves ungrouped convolutions without an activation or with ReLU."""
 
     name = "triton"
 

@@ -18,11 +18,12 @@ from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.population.allocation import available_bytes
 
-Place = Literal["device", "pinned", "mapped"]
 _COPIED = 1 << 28  # bytes gathered at a time
 
 
-def choose_place(size: int, device_free: int, device_total: int, host_available: int) -> Place:
+def choose_place(
+    size: int, device_free: int, device_total: int, host_available: int
+) -> Literal["device", "pinned", "mapped"]:
     """The place for `size` bytes of pixels.
 
     A quarter of the GPU's memory stays free for activations and weights, half of the host's for

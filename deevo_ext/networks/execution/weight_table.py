@@ -128,7 +128,7 @@ class WeightTable:
         self, weights: Weights, dtype: torch.dtype, padded: int
     ) -> tuple[Place, Place | None]:
         space, offset, shape = self._source(weights.weight)
-        if dtype != self._dtype:  # the head, in float32
+        if dtype != self._dtype:  # the classifier, in float32
             bias = self._vector(weights.bias) if weights.bias else None
             return self._vector(weights.weight), bias
         taps = torch.Size(shape[2:]).numel()

@@ -31,11 +31,7 @@ class Staged:
 
 
 class Stager:
-    """Makes a graph's weights from rows of one layout.
-
-    row_dtype: of the rows. padded: input channels, zeros beyond the layer's own, that convolutions'
-    weights get, by index in the graph.
-    """
+    """Makes a graph's weights from rows of one layout; the arguments are those of `WeightTable`."""
 
     def __init__(
         self,
@@ -68,7 +64,7 @@ class Stager:
         Without `buffers` they are in memory that is used again once nobody holds the result: fresh
         memory of a network's size costs more in page faults than folding into it does.
         """
-        weights, vectors = memory = buffers or self._idle_buffers()
+        weights, vectors = used = buffers or self._idle_buffers()
         apart = None if statistics is None else statistics[None]
         spaces = self._fold(row[None], apart, weights[None], vectors[None])
 
@@ -83,7 +79,7 @@ class Stager:
         parameters = {item: find(place) for item, place in self._table.parameters.items()}
         staged = Staged(layers, parameters | self._table.fixed)
         if buffers is None:
-            weakref.finalize(staged, self._idle.put, memory)
+            weakref.finalize(staged, self._idle.put, used)
         return staged
 
     def _idle_buffers(self) -> Buffers:

@@ -18,7 +18,7 @@ from torch import nn
 
 T = TypeVar("T")
 
-# glibc's largest threshold of `_keep_freed_memory`, less what a block of memory has around it.
+# glibc's largest threshold of `_keep_freed_blocks`, less what a block of memory has around it.
 _LARGEST_BLOCK = (32 << 20) - (64 << 10)
 
 
@@ -30,7 +30,7 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         if device.type == "cpu":
             self._pool = ThreadPoolExecutor(self.count, "deevo", initializer=_one_thread)
-            _keep_freed_memory()
+            _keep_freed_blocks()
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """The tasks' results, in order; started in order, so that one may wait for an earlier."""
@@ -76,7 +76,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _keep_freed_memory() -> None:
+def _keep_freed_blocks() -> None:
     """Makes glibc keep what layers free for the layers that follow.
 
     It maps blocks above a threshold anew each time, and gives freed memory beyond twice the

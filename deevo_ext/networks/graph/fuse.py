@@ -62,17 +62,17 @@ class _Fuser:
         if len(shape) != 2 or shape[0] != image_shape[0]:
             raise NotExportable(f"the output has shape {list(shape)}; expected [N, classes]")
         # A pattern's last node stands for it; its other nodes are taken and emit nothing.
-        heads: dict[fx.Node, Layer] = {}
+        patterns: dict[fx.Node, Layer] = {}
         taken: set[fx.Node] = set()
         for node in self.order:
             if node in self.batch and node not in taken:
                 match = self.patterns.match(node)
                 if match is not None:
                     taken.update(match.nodes)
-                    heads[match.last] = match.layer
+                    patterns[match.last] = match.layer
         for node in self.order:
-            if node in heads:
-                self._emit(node, heads[node])
+            if node in patterns:
+                self._emit(node, patterns[node])
             elif node not in taken and node.op == "call_function":
                 if node.target in IDENTITIES:
                     source = node.args[0]
@@ -195,7 +195,7 @@ def _bytes_of(node: fx.Node) -> int:
 
 
 def _flops_of(node: fx.Node) -> int:
-    """By torch's own formulas for matrix products and attention; pointwise operators count 0."""
+    """Operations, by torch's formulas for matrix products and attention; others count 0."""
     from torch.utils.flop_counter import flop_registry  # brings Triton with it
 
     formula = flop_registry.get(getattr(node.target, "overloadpacket", None))

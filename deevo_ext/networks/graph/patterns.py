@@ -124,14 +124,14 @@ class Patterns:
         activation, last = self._activation_after(last, nodes)
         w = tuple(weight.meta["val"].shape)
         # Logits are not rounded to 16 bits: the last product is small and decides between members.
-        head = last is self.capture.output and norm is None
+        classifies = last is self.capture.output and norm is None
         layer = Linear(
             _owner_of(names[0]),
             (self.position[x],),
             0,
             tuple(x.meta["val"].shape),
             tuple(last.meta["val"].shape),
-            torch.float32 if head else self.dtype,
+            torch.float32 if classifies else self.dtype,
             fused=_taken_in(norm, None, activation),
             weights=Weights(names[0], names[1], norm, w),
             activation=activation,
