@@ -18,6 +18,7 @@ from torch.utils import collect_env
 
 from deevo_ext import _extension, backends
 from deevo_ext.files import cache_folder
+from deevo_ext.text import text_table
 
 
 def collect() -> dict[str, Any]:
@@ -72,13 +73,13 @@ def format_report(report: dict[str, Any]) -> str:
             "engine tables": ", ".join(report["caches"]["engine_tables"]) or "none yet",
         },
     }
-    width = max(len(label) for lines in sections.values() for label in lines)
-    blocks = [
-        "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in lines.items())])
-        for title, lines in sections.items()
+    lines = [
+        line
+        for title, facts in sections.items()
+        for line in (("", ""), (title, ""), *((f"  {name}", text) for name, text in facts.items()))
     ]
     machine = collect_env.pretty_str(collect_env.SystemEnv(**report["torch"]))
-    return "\n\n".join([*blocks, f"torch.utils.collect_env\n{machine.strip()}"])
+    return f"{text_table((), lines[1:], '<')}\n\ntorch.utils.collect_env\n{machine.strip()}"
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
