@@ -78,7 +78,7 @@ void finish(const LinearScoresArguments& a, const float* z, int64_t candidate, i
     probability = 0.0f;
     return;
   }
-  predicted = static_cast<int32_t>(rank == 0 ? label : loops().recipes.first_largest(z, l.classes));
+  predicted = static_cast<int32_t>(std::find(z, z + l.classes, sums.largest) - z);
   probability = static_cast<float>(0x1p40 / static_cast<double>(sums.exponentials));
 }
 

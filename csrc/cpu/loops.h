@@ -92,8 +92,6 @@ struct RecipeLoops {
   // kMostTogether candidates; the rows of x and of out are so many floats apart.
   void (*accumulate)(const float* x, int64_t x_stride, const float* c, int64_t terms, float* out,
                      int64_t out_stride);
-  // The lowest class of the largest of finite logits.
-  int64_t (*first_largest)(const float* logits, int64_t classes);
 };
 
 // A set of loops; all sets give the same bits.

@@ -170,23 +170,8 @@ void accumulate(const float* x, int64_t x_stride, const float* c, int64_t terms,
   }
 }
 
-int64_t first_largest(const float* z, int64_t classes) {
-  Floats most = Floats{} + z[0];
-  int64_t j = 0;
-  for (; j + kFloats <= classes; j += kFloats) {
-    const Floats v = load<Floats>(z + j);
-    most = v > most ? v : most;
-  }
-  float largest = z[0];
-  for (int lane = 0; lane < kFloats; ++lane) largest = most[lane] > largest ? most[lane] : largest;
-  for (; j < classes; ++j) largest = z[j] > largest ? z[j] : largest;
-  for (j = 0; z[j] != largest; ++j) continue;
-  return j;
-}
-
 constexpr RecipeLoops kRecipes = {{mix<Float32>, mix<BFloat16>, mix<Float16>},
                                   {lessen<Float32>, lessen<BFloat16>, lessen<Float16>},
                                   lift,
                                   {settle<Float32>, settle<BFloat16>, settle<Float16>},
-                                  accumulate,
-                                  first_largest};
+                                  accumulate};
