@@ -15,6 +15,7 @@ import torch
 import deevo_ext
 from bench import ROOT
 from bench.summary import answer, commit, version
+from deevo_ext.networks.engines.choose import cpu_model
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -52,8 +53,7 @@ def _gpu() -> dict[str, Any]:
 
 @cache
 def _cpu_model() -> str:
-    match = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
-    name = match[1] if match else os.uname().machine
+    name = cpu_model() or os.uname().machine
     return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
 
 

@@ -37,11 +37,12 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{platform.machine()} {_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
+        name = f"{platform.machine()} {cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
     return f"{name}, torch {torch.__version__}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Returns what the processor is called; empty where nothing says so."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
