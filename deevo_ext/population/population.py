@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
-from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
 from deevo_ext.population.tensors import converted, dtype_name, dtype_of
 
@@ -114,6 +114,17 @@ class Population:
         sources = in_memory(state_dicts, names)
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, sources, dtype, device, spare))
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, name: str = "coefficients") -> Population:
+        """Makes a population of plain vectors [NP, D]: individuals of one float32 tensor `name`.
+
+        Differential evolution works on them as on networks' rows; they are copied.
+        """
+        tensor = ModelTensor(name, (), (rows.shape[1],), torch.float32, "row", parameter=True)
+        inventory = Inventory((tensor,), (name,), "evolve")
+        vectors = [{name: row} for row in rows.detach().float()]
+        return cls(read_members(inventory, in_memory(vectors), torch.float32, rows.device))
 
     @classmethod
     def from_manifest(
