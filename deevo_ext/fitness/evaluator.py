@@ -144,7 +144,7 @@ class Evaluator:
             apart = None if statistics is None else Used(statistics[None])
             losses, ranks = self.losses(rows[None], images, apart, label_smoothing=label_smoothing)
             return Losses(losses[0], ranks[0])
-        self._settle(images)
+        self.settle(images)
         self._image_passes += len(images) * len(rows)
         return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
@@ -160,7 +160,7 @@ class Evaluator:
             smoothing = metric.label_smoothing
             results = self.losses(rows, images, statistics, label_smoothing=smoothing)
             return metric.of_results(*results)
-        self._settle(images)
+        self.settle(images)
         labels = images.labels.to(self.device)
         scores = torch.empty(len(rows), len(images), device=self.device)
 
@@ -174,7 +174,7 @@ class Evaluator:
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
         """Returns logits float32 [N, classes] of a row [D], where the labels are."""
-        self._settle(images)
+        self.settle(images)
         self._image_passes += len(images)
         return self.forward.logits(row, images, statistics)
 
@@ -200,7 +200,12 @@ class Evaluator:
             for loss, rank in zip(losses, ranks, strict=True)
         ]
 
-    def _settle(self, images: LabelledImages) -> None:
+    def count_passes(self, images: int) -> None:
+        """Counts images that were put through networks of this population elsewhere."""
+        self._image_passes += images
+
+    def settle(self, images: LabelledImages) -> None:
+        """Decides the precision "auto", by the members' losses on some of these images."""
         if self.forward.precision == "auto":
             self.forward.decide_precision(*self._sample(images))
 

@@ -9,14 +9,16 @@ from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
 
-def image_keys(count: int, batch: int, seed: int) -> np.ndarray:
-    """Returns a Philox word (purpose 11) an image: uint32 values in uint64 [count]."""
+def image_keys(count: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH) -> np.ndarray:
+    """Returns a Philox word an image: uint32 values in uint64 [count]."""
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    counter = (int(Purpose.BATCH), batch, POPULATION_MEMBER, blocks)
+    counter = (int(purpose), batch, POPULATION_MEMBER, blocks)
     return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
 
 
-def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
+def batch_order(
+    labels: torch.Tensor, size: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH
+) -> torch.Tensor:
     """Returns indices int64 [size] of batch number `batch`: class-balanced, distinct, shuffled.
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
@@ -24,7 +26,7 @@ def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch
     proportion, in each slice of the batch as well as in the whole.
     """
     classes = labels.cpu().numpy()
-    keys = image_keys(classes.size, batch, seed)
+    keys = image_keys(classes.size, batch, seed, purpose)
     return torch.from_numpy(_class_balanced(classes, keys)[:size].copy())
 
 
@@ -87,3 +89,16 @@ def importance_order(
     order = taken[_class_balanced(classes[taken], keys[taken])]
     weights = size / (classes.size * probabilities[order])
     return torch.from_numpy(order.copy()), torch.from_numpy(weights)
+
+
+def stratified_folds(labels: torch.Tensor, count: int = 5) -> list[torch.Tensor]:
+    """Returns `count` disjoint parts of all positions, int64, with classes spread over them evenly.
+
+    The images of each class go to the folds in turn, in their order, and each class goes on with
+    the fold where the one before it ended.
+    """
+    classes = labels.cpu().numpy()
+    fold_of = np.empty(classes.size, dtype=np.int64)
+    by_class = np.argsort(classes, kind="stable")
+    fold_of[by_class] = np.arange(classes.size) % count
+    return [torch.from_numpy(np.flatnonzero(fold_of == fold)) for fold in range(count)]

@@ -5,6 +5,8 @@ Both are tensors; their types keep one from being taken for the other.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import NewType
 
 import torch
@@ -22,6 +24,36 @@ Inherited = NewType("Inherited", Tensor)
 of K rows."""
 Used = NewType("Used", Tensor)
 """Statistics float32 [S] that a row is evaluated with, after the policy; [K, S] of K rows."""
+
+
+GROUP_IMAGES, _GROUP_PIXELS = 500, 500 * 64 * 64
+
+
+def group_size(images: LabelledImages, micro_batch: int) -> int:
+    """Returns how many images share batch statistics: 500 of up to 64x64 pixels, fewer of larger.
+
+    The statistics of few images are noise; the activations of a group lie in memory at once. A
+    group is at least a micro-batch, and at most all images.
+    """
+    _, height, width = images.image_shape
+    size = min(GROUP_IMAGES, max(micro_batch, _GROUP_PIXELS // (height * width)))
+    return min(size, len(images))
+
+
+@contextlib.contextmanager
+def norms_in_training(model: nn.Module, norms: Collection[str]) -> Iterator[None]:
+    """Puts the norm layers of these names into training mode, with plain averages over batches."""
+    layers = [module for name, module in model.named_modules() if name in norms]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+            layer.momentum = None
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.eval()
+            layer.momentum = momentum
 
 
 class StatisticsPolicy:
@@ -81,8 +113,8 @@ class StatisticsPolicy:
                 tensors[name] = torch.zeros_like(tensors[name])
             elif name.rpartition(".")[2] in ("running_mean", "running_var"):
                 tensors[name] = tensors[name].clone()
-        # Whole micro-batches, so that each weighs the same.
-        size = min(self.micro_batch, len(images))
+        # Whole groups, so that each weighs the same.
+        size = group_size(images, self.micro_batch)
         starts = range(0, len(images) // size * size, size)
         self._workers.run([lambda: self._run_in_training(tensors, names, images, starts)])
         self.forward_passes += len(starts) * size
@@ -93,17 +125,7 @@ class StatisticsPolicy:
     ) -> None:
         """Runs the module on micro-batches, its `norms` writing averages of batch statistics."""
         normalise = Preprocessing(images.mean, images.std).normalise
-        with self._modules.take() as model:
-            layers = [module for name, module in model.named_modules() if name in norms]
-            momenta = [layer.momentum for layer in layers]
-            try:
-                for layer in layers:
-                    layer.train()
-                    layer.momentum = None  # a plain average over the micro-batches
-                for start in starts:
-                    pixels = images.pixels(start, start + starts.step)
-                    functional_call(model, tensors, (normalise(pixels, self.device),))
-            finally:
-                for layer, momentum in zip(layers, momenta, strict=True):
-                    layer.eval()
-                    layer.momentum = momentum
+        with self._modules.take() as model, norms_in_training(model, norms):
+            for start in starts:
+                pixels = images.pixels(start, start + starts.step)
+                functional_call(model, tensors, (normalise(pixels, self.device),))
