@@ -87,6 +87,10 @@ class Evaluator:
         """
         return self._image_passes + self.policy.forward_passes
 
+    def count(self, images: int) -> None:
+        """Adds images that others have put through a network to `forward_passes`."""
+        self._image_passes += images
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the scores besides row and images, for the journal's header."""
         calibration = self.policy.calibration

@@ -36,6 +36,8 @@ class Purpose(IntEnum):
     ARCHIVE = 9
     PERMUTATION = 10
     BATCH = 11
+    FIRST_VIRTUAL = 13
+    IMAGE_PARTS = 14
 
 
 POPULATION_MEMBER = 0xFFFFFFFF  # third counter word of draws that belong to no single member

@@ -81,6 +81,8 @@ def test_purposes_are_the_contracts() -> None:
         ("ARCHIVE", 9),
         ("PERMUTATION", 10),
         ("BATCH", 11),
+        ("FIRST_VIRTUAL", 13),
+        ("IMAGE_PARTS", 14),
     ]
 
 
