@@ -51,7 +51,7 @@ def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
     14): the folds' sizes differ by one image at most, and so do each class's shares of them.
     """
     classes = labels.cpu().numpy()
-    keys = image_keys(classes.size, 0, seed, Purpose.IMAGE_PARTS)
+    keys = image_keys(classes.size, 0, seed, Purpose.PART)
     numbers = np.empty(classes.size, dtype=np.int64)
     numbers[np.lexsort((keys, classes))] = np.arange(classes.size) % folds
     return torch.from_numpy(numbers)

@@ -81,8 +81,9 @@ def test_purposes_are_the_contracts() -> None:
         ("ARCHIVE", 9),
         ("PERMUTATION", 10),
         ("BATCH", 11),
+        ("DIRECTION", 12),
         ("FIRST_VIRTUAL", 13),
-        ("IMAGE_PARTS", 14),
+        ("PART", 14),
     ]
 
 
