@@ -87,6 +87,10 @@ class Evaluator:
         """
         return self._image_passes + self.policy.forward_passes
 
+    def count(self, images: int) -> None:
+        """Adds images that others have put through a network to `forward_passes`."""
+        self._image_passes += images
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the scores besides row and images, for the journal's header."""
         calibration = self.policy.calibration
@@ -199,10 +203,6 @@ class Evaluator:
             Score(mean_score(loss, self.micro_batch), float((rank == 0).double().mean()))
             for loss, rank in zip(losses, ranks, strict=True)
         ]
-
-    def count_passes(self, images: int) -> None:
-        """Counts images that were put through networks of this population elsewhere."""
-        self._image_passes += images
 
     def settle(self, images: LabelledImages) -> None:
         """Decides the precision "auto", by the members' losses on some of these images."""

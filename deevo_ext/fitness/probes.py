@@ -39,7 +39,7 @@ class ProbeForward:
     def __call__(self, rows: Tensor, images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device."""
         logits = self._grouped(rows, images) if self._by_groups else self._plain(rows, images)
-        self.evaluator.count_passes(len(rows) * len(images))
+        self.evaluator.count(len(rows) * len(images))
         return logits
 
     def _plain(self, rows: Tensor, images: LabelledImages) -> Tensor:
@@ -56,7 +56,7 @@ class ProbeForward:
         )
 
     def _grouped(self, rows: Tensor, images: LabelledImages) -> Tensor:
-        count = -(-len(images) // group_size(images, self.evaluator.micro_batch))
+        count = len(images) // group_size(images, self.evaluator.micro_batch)
         edges = [len(images) * i // count for i in range(count + 1)]
         groups = list(itertools.pairwise(edges))
         device = self.evaluator.device

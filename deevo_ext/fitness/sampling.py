@@ -46,6 +46,19 @@ def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> tor
     return batch_order(labels, size, batch, seed).sort().values
 
 
+def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
+    """Returns the fold 0..folds-1 of each image, int64 [N], for cross-validation.
+
+    Images are dealt to the folds in turn, class by class, each class shuffled by Philox (purpose
+    14): the folds' sizes differ by one image at most, and so do each class's shares of them.
+    """
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, 0, seed, Purpose.PART)
+    numbers = np.empty(classes.size, dtype=np.int64)
+    numbers[np.lexsort((keys, classes))] = np.arange(classes.size) % folds
+    return torch.from_numpy(numbers)
+
+
 def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
     """Returns probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty.
 
@@ -89,16 +102,3 @@ def importance_order(
     order = taken[_class_balanced(classes[taken], keys[taken])]
     weights = size / (classes.size * probabilities[order])
     return torch.from_numpy(order.copy()), torch.from_numpy(weights)
-
-
-def stratified_folds(labels: torch.Tensor, count: int = 5) -> list[torch.Tensor]:
-    """Returns `count` disjoint parts of all positions, int64, with classes spread over them evenly.
-
-    The images of each class go to the folds in turn, in their order, and each class goes on with
-    the fold where the one before it ended.
-    """
-    classes = labels.cpu().numpy()
-    fold_of = np.empty(classes.size, dtype=np.int64)
-    by_class = np.argsort(classes, kind="stable")
-    fold_of[by_class] = np.arange(classes.size) % count
-    return [torch.from_numpy(np.flatnonzero(fold_of == fold)) for fold in range(count)]

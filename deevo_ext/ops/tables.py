@@ -36,9 +36,9 @@ class Purpose(IntEnum):
     ARCHIVE = 9
     PERMUTATION = 10
     BATCH = 11
-    DIRECTIONS = 12
-    INDIVIDUALS = 13
-    IMAGE_PARTS = 14
+    DIRECTION = 12
+    FIRST_VIRTUAL = 13
+    PART = 14
 
 
 POPULATION_MEMBER = 0xFFFFFFFF  # third counter word of draws that belong to no single member

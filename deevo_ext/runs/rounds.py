@@ -20,7 +20,8 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepLogits, Probing
-from deevo_ext.fitness.sampling import batch_order, stratified_folds
+from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_fitness
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.recipes import after
@@ -114,7 +115,7 @@ class RoundSearch:
         total = len(self.images)
         if self.few:
             return Parts(self.images, None, None)
-        order = batch_order(self.images.labels, total, number, self.seed, Purpose.IMAGE_PARTS)
+        order = batch_order(self.images.labels, total, number, self.seed, Purpose.PART)
         model, choice, test = self.sizes()
         ends = list(itertools.accumulate((model, choice, test), initial=0))
         model_, choice_, test_ = (
@@ -136,7 +137,8 @@ class RoundSearch:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)
         model, left_out = self.probing.model(recipe, parts.model, keep)
-        held_out = model.held_out(stratified_folds(parts.model.labels))
+        numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
+        held_out = model.held_out([(numbers == k).nonzero().flatten() for k in range(FOLDS)])
         virtual: list[Virtual] = []
         nothing = Outcome(None, [], -1, 0.0, math.nan, False, left_out, held_out, virtual)
         likely = max(held_out, key=lambda fit: fit.gain)

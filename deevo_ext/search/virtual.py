@@ -81,7 +81,7 @@ def evolve_virtually(
 def _normals(d: int, number: int, individual: int, seed: int) -> Tensor:
     """Standard normal numbers float32 [d] by Box and Muller, of one individual."""
     blocks = np.arange((d + 3) // 4, dtype=np.uint64)
-    counter = (int(Purpose.INDIVIDUALS), number, individual, blocks)
+    counter = (int(Purpose.FIRST_VIRTUAL), number, individual, blocks)
     words = np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).astype(np.float64)
     uniform = (words + 0.5) * 2.0**-32
     radius = np.sqrt(-2.0 * np.log(uniform[:, :2]))
