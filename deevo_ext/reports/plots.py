@@ -72,10 +72,11 @@ def plot_rounds(
     """Draws what rounds of a search for coefficients gained, and their virtual generations.
 
     rounds: of each its number ("round"), the run's passes at its end ("forward_passes"), the
-    validation score of its network ("validation"), and "virtual": the metrics of each of its
-    virtual generations, as `plot_run` takes them, or none for the network at the start. baselines:
-    validation scores of the initial rows by their names, drawn as lines across. Success rates per
-    strategy and the diversity run over the virtual generations of all rounds, end to end.
+    validation score of its network ("validation"), and "virtual": for each of its virtual
+    evolutions the metrics of the generations, as `plot_run` takes them, or none for the network at
+    the start. baselines: validation scores of the initial rows by their names, drawn as lines
+    across. Success rates per strategy and the diversity run over the virtual generations of all
+    rounds, end to end.
 
     Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib is missing.
     """
@@ -102,10 +103,10 @@ def plot_rounds(
     )
 
     searched = [r for r in rounds if r["virtual"]]
-    virtual = [r["virtual"] for r in searched]
-    numbers = range(1, 1 + sum(map(len, virtual)))
-    _draw_generations((middle, bottom), numbers, virtual, strategies)
-    ends = [0, *itertools.accumulate(map(len, virtual))]
+    lengths = [sum(map(len, r["virtual"])) for r in searched]
+    evolutions = [history for r in searched for history in r["virtual"]]
+    _draw_generations((middle, bottom), range(1, 1 + sum(lengths)), evolutions, strategies)
+    ends = [0, *itertools.accumulate(lengths)]
     for axes in (middle, bottom):
         for end in ends:
             axes.axvline(end + 0.5, color="grey", linewidth=0.5)

@@ -68,15 +68,11 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def test_rounds(tmp_path: Path) -> None:
+    first, second, third = generations(30), generations(20, wins=(1,)), generations(10, wins=(4,))
     rounds: list[dict[str, Any]] = [
         {"round": 0, "forward_passes": 1000, "validation": 0.5, "virtual": []},
-        {"round": 1, "forward_passes": 3000, "validation": 0.4, "virtual": generations(30)},
-        {
-            "round": 2,
-            "forward_passes": 5000,
-            "validation": 0.3,
-            "virtual": generations(20, wins=(1,)),
-        },
+        {"round": 1, "forward_passes": 3000, "validation": 0.4, "virtual": [first]},
+        {"round": 2, "forward_passes": 5000, "validation": 0.3, "virtual": [second, third]},
     ]
     baselines = {"best parent": 0.6, "greedy soup": 0.5123456}
     figure = plot_rounds(rounds, baselines, ["a", "b"], tmp_path / "rounds.png")
@@ -90,21 +86,20 @@ def test_rounds(tmp_path: Path) -> None:
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["evolved, by round", "best parent: 0.6", "greedy soup: 0.5123"]
-    # Rates of a round are its own: the second begins with what its first generation gave.
+    # Rates of an evolution are its own: the next one begins with what its first generation gave.
     rates = lines(middle)["a"]
-    assert len(rates) == 50 and rates[:30] == success_rates(rounds[1]["virtual"], "a")
-    assert rates[30:] == [0.2] * 20
+    assert rates == [*success_rates(first, "a"), *[0.2] * 20, *[0.8] * 10]
     diversity = bottom.get_lines()[0]
-    assert list(diversity.get_ydata()) == [1 / g for g in (*range(1, 31), *range(1, 21))]
+    assert list(diversity.get_ydata()) == [m["diversity"] for m in first + second + third]
     marks = {line.get_xdata()[0] for line in bottom.get_lines()[1:]}
-    assert marks == {0.5, 30.5, 50.5}
+    assert marks == {0.5, 30.5, 60.5}
     assert [text.get_text().strip() for text in bottom.texts] == ["round 1", "round 2"]
     check_apart(boxes(figure, bottom.texts))
 
 
 def test_many_rounds_and_none_yet(tmp_path: Path) -> None:
     rounds = [
-        {"round": i, "forward_passes": 100_000 * i, "validation": 1 / i, "virtual": generations(9)}
+        {"round": i, "forward_passes": 10**5 * i, "validation": 1 / i, "virtual": [generations(9)]}
         for i in range(1, 30)
     ]
     figure = plot_rounds(rounds, {}, ["a"], tmp_path / "many.png")
