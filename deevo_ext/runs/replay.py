@@ -9,11 +9,10 @@ from pathlib import Path
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population import checkpoints
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
-from deevo_ext.runs.folder import serialise
+from deevo_ext.runs.folder import check_network_path, locate_checkpoints, write_network
 from deevo_ext.runs.state import Candidate, RunState, as_returned
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
@@ -47,7 +46,8 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
     with journal.line_of(path, 1):
-        files = _locate(header.checkpoints, folder, checkpoint_dir)
+        sources = [(name, digest) for name, digest in header.checkpoints]
+        files = locate_checkpoints(sources, folder, checkpoint_dir, "the journal")
         population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
@@ -71,41 +71,9 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     return Replay(state, generations, candidate, finished=recording.returned is not None)
 
 
-def _locate(
-    sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
-) -> list[Path]:
-    """Finds the checkpoints by the journal's SHA-256: where it says, or anywhere below a folder."""
-    if checkpoint_dir is None:
-        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
-        for path, (_, expected) in zip(files, sources, strict=True):
-            if not path.exists():
-                raise DeevoError(
-                    f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
-                )
-            actual = checkpoints.sha256(path)
-            if actual != expected:
-                raise DeevoError(
-                    f"{path} has SHA-256 {actual}, the journal expects {expected}: it is not the "
-                    "checkpoint that the run began with"
-                )
-        return files
-    below = sorted(p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES)
-    by_digest = {checkpoints.sha256(path): path for path in below}
-    for name, expected in sources:
-        if expected not in by_digest:
-            raise DeevoError(
-                f"no file below {checkpoint_dir} has the SHA-256 {expected} of initial checkpoint "
-                f"{name}"
-            )
-    return [by_digest[expected] for _, expected in sources]
-
-
 def write_candidate(result: Replay, path: Path) -> None:
     """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
-    if path.suffix not in (".safetensors", ".pth"):
-        raise DeevoError(
-            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
-        )
+    check_network_path(path)
     de = result.state.de
     if de.population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
@@ -113,10 +81,7 @@ def write_candidate(result: Replay, path: Path) -> None:
             "are known at its end only: resume it first"
         )
     state, naming = result.candidate.state_dict(de), Naming.of_population(de.population)
-    if path.suffix == ".pth":
-        write_whole(path, naming.pickled(state))
-    else:
-        write_whole(path, serialise(naming.named(state), result.candidate.record()))
+    write_network(path, naming, state, result.candidate.record())
 
 
 def write_trials(result: Replay, path: Path) -> int:
