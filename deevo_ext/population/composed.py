@@ -13,7 +13,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import check_recipe
-from deevo_ext.population.tensors import check_finite, pick
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class ComposedNetwork:
 
     blocks, coefficients: the recipe, float32 [blocks, members] of the members that were read.
     statistics: BatchNorm's, float32 [S], where the population holds them apart; None where not.
-    classifier: tensors by name that replace those which the recipe makes, as a refit of the last
-        layer gives them.
+    classifier: what a refit of the last layer adds to its tensors, float32 by name.
     """
 
     blocks: Blocks
@@ -53,26 +51,47 @@ class ComposedNetwork:
         self.blocks.segments(population.layout)
         if self.statistics is not None:
             population.statistics_layout.check_values(self.statistics, source="statistics")
-        known = {name: t for t in population.inventory.tensors for name in t.names}
-        for name, tensor in self.classifier.items():
-            if name not in known or known[name].statistic:
-                raise DeevoError(f"classifier: the network has no weight or bias {name!r}")
-            if known[name].aliases:
+        entries = {name: entry for entry in population.layout.entries for name in entry.names}
+        for name in self.classifier:
+            if name in entries and entries[name].aliases:
                 raise DeevoError(
-                    f"classifier: {name!r} is tied to other layers ({', '.join(known[name].names)})"
-                    ", which its refit would change too; leave it as the recipe makes it"
+                    f"classifier: {name!r} is tied to other layers "
+                    f"({', '.join(entries[name].names)}), which its refit would change too; leave "
+                    "it as the recipe makes it"
                 )
-            pick(self.classifier, [name], known[name].shape, "classifier")
-            check_finite(tensor, name, "classifier")
+
+    def row(self, population: Population) -> Tensor:
+        """Returns the network's row [D], the classifier's change in it, in the rows' dtype."""
+        self.check(population)
+        row = changed(
+            population,
+            self.blocks.compose(population, self.coefficients[None])[0],
+            self.classifier,
+        )
+        population.layout.check_values(row, source="the recipe's network")
+        return row
 
     def state_dict(self, population: Population) -> dict[str, Tensor]:
         """Returns the whole network as `Population.state_dict_of` does, on the rows' device."""
-        self.check(population)
-        row = self.blocks.compose(population, self.coefficients[None])[0]
-        state = population.state_dict_of(row, self.statistics)
-        for name, tensor in self.classifier.items():
-            state[name] = tensor.detach().to(state[name], copy=True)
-        return state
+        return population.state_dict_of(self.row(population), self.statistics)
+
+
+def changed(population: Population, row: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+    """Returns a copy of row [D] with changes (by tensors' names) added in its dtype.
+
+    The sum is taken in float32 and rounded once, so it has the same bits everywhere. Raises
+    DeevoError for a name or shape that the row has not.
+    """
+    result = row[: population.dim].clone()
+    views = population.layout.views(result)
+    for name, change in changes.items():
+        if name not in views or views[name].shape != change.shape:
+            shape = list(views[name].shape) if name in views else "no such tensor"
+            raise DeevoError(
+                f"the change of {name!r} has shape {list(change.shape)}; the network's has {shape}"
+            )
+        views[name].copy_(views[name].float() + change.to(row.device, torch.float32))
+    return result
 
 
 def network_digest(state: Mapping[str, Tensor]) -> str:

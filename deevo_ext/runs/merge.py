@@ -131,7 +131,7 @@ def merge(recipe: str | Path, out: str | Path, checkpoint_dir: str | Path | None
     side = [path.parent / each.file for each in (said.statistics, said.classifier) if each]
     if any(out.exists() and each.exists() and out.samefile(each) for each in (*files, *side)):
         raise DeevoError(f"the output file {out} is a part of the recipe; choose another name")
-    population, network, statistics = _rebuild(said, path, files)
+    population, network, statistics = _rebuild(said, path.parent, files)
     state = network.state_dict(population)
     as_recorded = None
     if said.network_sha256 is not None:
@@ -159,13 +159,17 @@ def _members(said: RecipeFile, folder: Path, checkpoint_dir: str | Path | None) 
 
 
 def _rebuild(
-    said: RecipeFile, path: Path, files: list[Path]
+    said: RecipeFile, folder: Path, files: list[Path]
 ) -> tuple[Population, ComposedNetwork, str]:
     """Reads the members into a population; returns the network, and what its statistics are."""
-    given = _tensors(said.statistics, path.parent, statistics=True)
-    classifier = _tensors(said.classifier, path.parent, statistics=False)
+    given = _tensors(said.statistics, folder, statistics=True)
+    classifier = _tensors(said.classifier, folder, statistics=False)
+    if said.classifier and not classifier:
+        raise DeevoError(f"{said.classifier.file} holds no change of a classifier")
     inventory = _inventory(said, files[0])
     groups = _groups(said, inventory)
+    if said.statistics and not any(t.role == "statistic" for t in inventory.tensors):
+        raise DeevoError("statistics are given, but the members have none; delete the entry")
     sources = in_files(files, said.checkpoint_key, list(said.members))
     members = read_members(inventory, sources, said.dtype, "cpu")
     population = Population(members, said.checkpoint_key)
@@ -221,6 +225,8 @@ def _groups(said: RecipeFile, inventory: Inventory) -> dict[str, list[str]]:
     """Finds each block's tensors: a tensor belongs to the first block that matches a name of it."""
     evolving = [tensor for tensor in inventory.tensors if tensor.role != "fixed"]
     names = [name for tensor in evolving for name in tensor.names]
+    if not names:
+        raise DeevoError("the members have no floating-point tensor that evolves; freeze less")
     block_of: dict[str, str] = {}
     for block, patterns in said.blocks.items():
         for pattern in patterns:

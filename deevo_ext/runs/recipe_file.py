@@ -58,7 +58,8 @@ class RecipeFile:
     float32 [blocks, members], normalised already. dtype: that of the rows. batchnorm: "evolve", or
     "recalibrate" for statistics apart. checkpoint_key, frozen: as of a population. tied: the first
     name of each further name of a tensor. counters: values of num_batches_tracked that the first
-    member's file lacks. statistics, classifier: the files with tensors made for this network alone.
+    member's file lacks. statistics, classifier: the files with what was made for this network
+    alone: statistics, and what the refit of its last layer adds to that.
     unit, fitted_on, scores: for readers; numbers
     in them are texts once they are read. network_sha256: `network_digest` of the whole network.
     """
