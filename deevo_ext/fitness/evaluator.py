@@ -7,8 +7,8 @@ alone: not on what is evaluated with it, nor on the number of threads.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
-from deevo_ext.networks.engines.choose import EngineTable
+from deevo_ext.networks.engines.choose import EngineTable, device_name
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 
@@ -101,17 +101,23 @@ class Evaluator:
             **self._options,
         }
 
-    def keep_engines(self, path: Path, *, resumed: bool) -> None:
-        """Takes engines and precision from a run's file, and writes new choices to it.
+    def engines(self) -> dict[str, Any]:
+        """Returns the engines and the precision that are decided so far, as JSON values."""
+        return self.forward.table.record()
 
-        Raises DeevoError where the run goes on but its file is gone: other engines round otherwise.
+    def use_engines(self, record: dict[str, Any]) -> None:
+        """Takes what `engines` returned when a run was begun; others would round otherwise.
+
+        Warns where the run began on another processor or version of torch.
         """
-        if resumed and not path.exists():
-            raise DeevoError(
-                f"{path} is missing: it says which engines the run's fitness was computed with; "
-                "restore it from a backup, or start a new run folder"
+        table = EngineTable.of(record, self.device)
+        self.forward.use_table(table)
+        if table.device != (here := device_name(self.device)):
+            warnings.warn(
+                f"the run began on {table.device} and goes on on {here}: from here on scores may "
+                "differ in their last bits from those of an uninterrupted run",
+                stacklevel=2,
             )
-        self.forward.use_table(EngineTable(self.device, path))
 
     def check_precision(self, images: LabelledImages) -> None:
         """Refuses selection in a 16-bit precision that the population fails, on these images."""

@@ -252,6 +252,10 @@ class Inventory:
                     f"{_JSON_VERSION}: use the deevo_ext that wrote it"
                 )
             fields = list(record["tensors"])
+            if any(
+                type(size) is not int or size < 0 for f in fields for size in f.get("shape", ())
+            ):
+                raise ValueError("a shape is no list of sizes")
             aliases: dict[str, list[str]] = {f["name"]: [] for f in fields if "tied" not in f}
             for field in fields:
                 if "tied" in field:
@@ -261,7 +265,7 @@ class Inventory:
                     **{
                         **field,
                         "aliases": tuple(aliases[field["name"]]),
-                        "shape": tuple(int(size) for size in field["shape"]),
+                        "shape": tuple(field["shape"]),
                         "dtype": dtype_of(field["dtype"]),
                     }
                 )

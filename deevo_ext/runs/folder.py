@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import write_whole
+from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
@@ -62,7 +62,13 @@ def write_initial(population: Population, run_dir: Path, files: list[list[str]])
     """
     if population.sources is not None:
         return
-    (run_dir / INITIAL).mkdir(exist_ok=True)
+    try:
+        (run_dir / INITIAL).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DeevoError(
+            f"{run_dir / INITIAL} cannot be a folder ({error}); choose another run folder"
+        ) from error
+    remove_partial(run_dir / INITIAL)
     for i, (name, expected) in enumerate(files):
         path = run_dir / name
         if not path.exists() or checkpoints.sha256(path) != expected:
@@ -141,7 +147,14 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("w", newline="", encoding="utf-8")
+        try:
+            path.unlink(missing_ok=True)  # what a link points to is not written
+            self._file = path.open("x", newline="", encoding="utf-8")
+        except OSError as error:
+            raise DeevoError(
+                f"cannot write {path}: {error.strerror or error}; mend that or choose another run "
+                "folder"
+            ) from error
         self._writer: csv.DictWriter[str] | None = None
 
     def append(self, metrics: dict[str, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deevo_ext.files import write_whole
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
+from deevo_ext.runs.difference import first_difference
 from deevo_ext.runs.folder import check_network_path, locate_checkpoints, write_network
 from deevo_ext.runs.state import Candidate, RunState, as_returned
 from deevo_ext.search.configuration import Configuration
@@ -52,6 +54,15 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
         configuration = Configuration(**header.configuration)
+        # What was added to the configuration since then has its default.
+        known = {name: configuration.to_json()[name] for name in header.configuration}
+        for read, recorded in (
+            (population.manifest(), header.population),
+            (known, header.configuration),
+        ):
+            if json.dumps(read) != json.dumps(recorded):
+                difference = first_difference(read, recorded) or "a number of another type"
+                raise ValueError(f"no run writes it like this: {difference}")
         de = DifferentialEvolution(population, configuration, seed=header.seed)
     state = RunState(de)
     generations = []

@@ -14,16 +14,17 @@ import torch
 
 from deevo_ext import _version
 from deevo_ext.errors import DeevoError
+from deevo_ext.files import remove_partial
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.scoring import Scoring
-from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
 from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
 from deevo_ext.runs.journal import Journal, Recording
-from deevo_ext.runs.records import GenerationRecord, Header
+from deevo_ext.runs.records import End, GenerationRecord, Header
 from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
+from deevo_ext.runs.switches import torch_switches
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
@@ -43,6 +44,7 @@ class Evolution:
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
     initial: the record of generation 0, where `soups.append_soups` has made it already.
+    journal: the run folder's, where it is open already; it stays open.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Evolution:
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
         initial: GenerationRecord | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if chunk < 1:
             raise DeevoError(f"chunk is {chunk}; expected at least 1")
@@ -83,7 +86,8 @@ class Evolution:
         self._batch: int | None = None
         self._passes_before = 0
         self._naming: Naming | None = None
-        self._journal: Journal | None = None
+        self._engines: list[dict[str, Any]] | None = None
+        self._journal = journal
         self._metrics: MetricsFile | None = None
 
     def header(self) -> Header:
@@ -99,6 +103,8 @@ class Evolution:
             checkpoints=initial_checkpoints(population, self.run_dir),
             fitness=self.fitness.describe(),
             validation=None if self.validation is None else self.validation.describe(),
+            search="weights",
+            switches=torch_switches(),
         )
 
     def run(self) -> Candidate:
@@ -112,11 +118,12 @@ class Evolution:
         recording: Recording | None = None
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
+                if self._journal is None:
+                    self._journal = stack.enter_context(Journal(self.run_dir))
                 header = self.header()
                 self._naming = Naming.of_population(self.de.population)  # while its files are there
-                self._journal, recording = Journal.open(self.run_dir, header)
-                stack.callback(self._journal.close)
-                self._keep_engines(self.run_dir, resumed=len(recording.generations) > 0)
+                recording = self._journal.begin(header)
+                remove_partial(self.run_dir)
                 write_initial(self.de.population, self.run_dir, header.checkpoints)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
                 stack.callback(self._metrics.close)
@@ -144,13 +151,19 @@ class Evolution:
             returned = chosen.returned()
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
-            self._journal.append(returned)
+            self._journal.append(End(returned))
         if self.run_dir is not None and self._naming is not None:
             write_weights(self._naming, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _resume(self, recording: Recording, bar: Any) -> None:
         """Applies what the journal holds, and scores again what it does not keep of a race."""
+        for i, record in enumerate(recording.generations):
+            if record.engines is not None:
+                with recording.line_of(i):
+                    for evaluator, engines in zip(self._evaluators(), record.engines, strict=True):
+                        evaluator.use_engines(engines)
+                self._engines = record.engines
         if any(record.trials is not None for record in recording.generations):
             self.fitness.prepare()  # it has been accounted for in the first generation
         for i, record in enumerate(recording.generations):
@@ -173,8 +186,8 @@ class Evolution:
 
     def _first(self) -> None:
         """Scores the initial candidates as generation 0, before anything is changed."""
-        record = self.initial
-        if record is not None:
+        if self.initial is not None:
+            record = replace(self.initial, engines=self._new_engines())
             self.state.apply(record)
         else:
             started, validation = time.perf_counter(), None
@@ -215,10 +228,11 @@ class Evolution:
         return record, generation
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs."""
+        """Makes a generation's record, with its costs and the engines that are new."""
         passes = self._passes()
         record = GenerationRecord(
             **values,
+            engines=self._new_engines(),
             forward_passes=passes - self._passes_before,
             seconds=round(time.perf_counter() - started, 6),
         )
@@ -239,13 +253,13 @@ class Evolution:
     def _passes(self) -> int:
         return sum(evaluator.forward_passes for evaluator in self._evaluators())
 
-    def _keep_engines(self, folder: Path, resumed: bool) -> None:
-        """Keeps the engines that are chosen once a run; a second evaluator has its own table."""
-        of_fitness = self.fitness.evaluator
-        if self.evaluator is not None:
-            self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)
-        if of_fitness is not None and of_fitness is not self.evaluator:
-            of_fitness.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
+    def _new_engines(self) -> list[dict[str, Any]] | None:
+        """Returns the evaluators' engines, where the journal does not hold them already."""
+        engines = [evaluator.engines() for evaluator in self._evaluators()]
+        if engines == (self._engines or []):
+            return None
+        self._engines = engines
+        return engines
 
     def _account(self, record: GenerationRecord) -> None:
         self.forward_passes += record.forward_passes

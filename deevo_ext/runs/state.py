@@ -71,6 +71,11 @@ def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
             f"the replayed weights have SHA-256 {candidate.digest}, the journal says "
             f"{returned.weights_sha256}: journal or package differ from those of the run"
         )
+    if candidate.record() != to_json(replace(returned, statistics=None)):
+        raise DeevoError(
+            f"the replayed candidate is {candidate.record()}, the journal says "
+            f"{to_json(replace(returned, statistics=None))}: the journal was edited"
+        )
     return candidate
 
 
@@ -106,13 +111,8 @@ class RunState:
 
     def apply(self, record: GenerationRecord) -> Generation | None:
         """Applies one record of a journal; returns the generation that it made, if any."""
-        expected = 0 if record.trials is None else self.de.generation + 1
-        scored = self.de.scored or record.parents is not None
-        if record.generation != expected or not (record.trials is None or scored):
-            raise DeevoError(
-                f"the journal goes from generation {self.de.generation} to {record.generation}: "
-                "lines are missing; restore it from a backup"
-            )
+        if record.trials is not None and record.parents is None and not self.de.scored:
+            raise ValueError("parents without a score have trials")
         if record.parents is not None:
             self.score_parents(record.parents)
         generation = None if record.trials is None else self.advance(record.trials)
@@ -135,6 +135,9 @@ class RunState:
 
     def consider(self, validation: ValidationRecord) -> None:
         """Keeps those of the present candidates that are the best of their kind so far."""
+        members = {i for candidate in validation.candidates.values() for i in candidate.members}
+        if max(members) >= self.de.population.size:
+            raise ValueError(f"there is no member {max(members)}")
         group = self.initial if self.de.generation == 0 else self.evolved
         for kind, candidate in validation.candidates.items():
             if kind not in group or candidate.score < group[kind].score:
