@@ -28,7 +28,7 @@ def replay(
     candidate = result.candidate
     end = "finished" if result.finished else "unfinished; this is its best candidate so far"
     typer.echo(
-        f"{len(result.generations)} generations replayed ({end}): evolved {candidate.kind} of "
+        f"{len(result.generations)} generations replayed ({end}): {candidate.name} of "
         f"generation {candidate.generation}, score {candidate.score:.6g}, "
         f"SHA-256 {candidate.digest}"
     )

@@ -124,7 +124,7 @@ class StatisticsPolicy:
         row = row[: self.population.dim].to(self.device, torch.float32, copy=True)
         apart = torch.zeros(layout.dim, device=self.device)
         tensors = self.population.views(row, statistics=apart)
-        evolved = {name for tensor in self._statistics() for name in tensor.names}
+        evolved = {name for tensor in self.statistics() for name in tensor.names}
         norms = {name.rpartition(".")[0] for name in evolved}
         # Norm layers write counters and statistics; what is frozen is the population's own.
         for name in tensors.keys() - evolved:
@@ -142,9 +142,10 @@ class StatisticsPolicy:
     @property
     def any(self) -> bool:
         """Whether the networks have statistics that are not frozen."""
-        return bool(self._statistics())
+        return bool(self.statistics())
 
-    def _statistics(self) -> list[ModelTensor]:
+    def statistics(self) -> list[ModelTensor]:
+        """Returns the networks' statistics that are not frozen."""
         tensors = self.population.inventory.tensors
         return [tensor for tensor in tensors if tensor.statistic and tensor.role != "fixed"]
 

@@ -18,10 +18,10 @@ from deevo_ext.files import write_whole
 from deevo_ext.population.checkpoints import sha256
 from deevo_ext.reports.plots import plot_run
 from deevo_ext.runs import journal
-from deevo_ext.runs.comparison import HEADER, SOUP, Comparison
+from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.run import Evolution
-from deevo_ext.runs.state import KINDS
+from deevo_ext.runs.state import KINDS, SOUP
 from deevo_ext.text import Lines, markdown_table
 
 TABLE = "table.json"
@@ -58,7 +58,8 @@ def write_documents(
         write_whole(folder / name, _render(f"{name}.j2", values).encode())
     written = [folder / CARD, folder / REPORT, folder / PICTURE]
     if comparison is not None:
-        returned = run.state.chosen().record()
+        assert run.chosen is not None
+        returned = run.chosen.record()
         comparison.save(folder / TABLE, returned=returned, about=about)
         written.append(folder / TABLE)
     return written
@@ -68,9 +69,8 @@ def contents(
     run: Evolution, comparison: Comparison | None, about: Mapping[str, str]
 ) -> dict[str, Any]:
     """Returns the values that the templates lay out, by the names that they use."""
-    folder = run.run_dir
-    assert folder is not None
-    chosen, header = run.state.chosen(), run.header()
+    folder, chosen, header = run.run_dir, run.chosen, run.header()
+    assert folder is not None and chosen is not None
     digest = sha256(folder / journal.FILE_NAME)
     details = {
         "weights": f"{EVOLVED}, {Path(EVOLVED).stem}.pth; SHA-256 of the row {chosen.digest}",
@@ -107,7 +107,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
         "images": f"{comparison.networks[0].images:,}",
-        "comparison": Table(HEADER, comparison.cells(), bold=returned),
+        "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
 

@@ -23,7 +23,8 @@ from deevo_ext.fitness.racing import Racing
 from deevo_ext.population.checkpoints import PathLike
 from deevo_ext.population.population import Population
 from deevo_ext.runs.basin import check_basin, require_basin
-from deevo_ext.runs.comparison import Comparison, compare
+from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.journal import Journal, line_of
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.run import Evolution
@@ -41,7 +42,7 @@ class Result:
     """What `evolve` returns.
 
     state_dict: the evolved network, for model.load_state_dict.
-    candidate: which one it is, and its validation score.
+    candidate: which one it is, evolved or initial, and its validation score.
     comparison: the table on the test images; None without them.
     history: the metrics of each generation.
     run: the Evolution with its optimizer and population.
@@ -95,6 +96,11 @@ def evolve(
     **parameters: Any,
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
+
+    Considered are evolved networks, and those that need no evolution: the best parent, the average,
+    the greedy soup, and this soup with BatchNorm statistics re-estimated or with its classifier
+    refitted on up to 10,000 fitness images. The best evolved one is treated like that, too. If an
+    initial network is best, it is returned.
 
     The image sets must be disjoint, from each other and from the training images: fitness images
     drive the evolution, validation images choose what is returned, and test images are read once,
@@ -228,7 +234,7 @@ def evolve(
         candidate = run.run()
     comparison = None
     if test_images is not None:
-        comparison = compare(run, image_set(test_images, "test images"))
+        comparison = compare_run(run, image_set(test_images, "test images"))
     return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import remove_partial, write_whole
@@ -21,6 +21,8 @@ from deevo_ext.population.population import Population
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"
+TENSORS = "returned_tensors.safetensors"
+"""Tensors of the returned network that are no average of members': the journal has its SHA-256."""
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
@@ -35,6 +37,24 @@ def write_weights(
     """Writes the evolved weights as .safetensors and .pth, named as in the first checkpoint."""
     for suffix in (".safetensors", ".pth"):
         write_network((folder / EVOLVED).with_suffix(suffix), naming, state, provenance)
+
+
+def read_tensors(folder: Path, expected: str | None) -> dict[str, torch.Tensor]:
+    """Reads the run folder's file of tensors, whose SHA-256 the journal gives; {} where it is None.
+
+    Raises DeevoError for a file that is missing or another one.
+    """
+    if expected is None:
+        return {}
+    path = folder / TENSORS
+    data = path.read_bytes() if path.exists() else None
+    actual = None if data is None else hashlib.sha256(data).hexdigest()
+    if data is None or actual != expected:
+        what = "is missing" if data is None else f"has SHA-256 {actual}"
+        raise DeevoError(
+            f"{path} {what}, the journal expects {expected}: restore the file from a backup"
+        )
+    return load(data)
 
 
 def initial_checkpoints(population: Population, run_dir: Path | None) -> list[list[str]]:

@@ -26,7 +26,7 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
 
 IMAGES = 1000
-_CANDIDATES = 6  # rows that validation keeps for the comparison
+_CANDIDATES = 10  # rows that validation keeps for the comparison
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,11 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class Returned:
-    """The candidate that a run returned; statistics: only where images alone could tell them."""
+    """The candidate that a run returned; statistics: only where images alone could tell them.
+
+    treatment: what was done to it after the evolution; tensors_sha256: of the file that holds what
+    this has changed. Both None where nothing was.
+    """
 
     generation: int
     kind: str
@@ -136,6 +140,8 @@ class Returned:
     score: float
     weights_sha256: str
     statistics: torch.Tensor | None = None
+    treatment: str | None = None
+    tensors_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
 from deevo_ext.runs.difference import first_difference
-from deevo_ext.runs.folder import check_network_path, locate_checkpoints, write_network
-from deevo_ext.runs.state import Candidate, RunState, as_returned
+from deevo_ext.runs.folder import (
+    check_network_path,
+    locate_checkpoints,
+    read_tensors,
+    write_network,
+)
+from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -73,12 +78,14 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
             generations.append(generation)
     if not de.scored:
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
-    candidate = state.chosen()
     if recording.returned is not None:
         with recording.line_of(len(recording.generations)):
-            candidate = as_returned(candidate, recording.returned)
-    elif population.batchnorm == "recalibrate":
-        candidate = replace(candidate, statistics=None)  # only the images could tell
+            tensors = read_tensors(folder, recording.returned.tensors_sha256)
+            candidate = state.recorded(recording.returned, tensors)
+    else:
+        candidate = state.chosen()
+        if population.batchnorm == "recalibrate":
+            candidate = replace(candidate, statistics=None)  # only the images could tell
     return Replay(state, generations, candidate, finished=recording.returned is not None)
 
 

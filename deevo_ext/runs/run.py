@@ -14,17 +14,26 @@ import torch
 
 from deevo_ext import _version
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import remove_partial
+from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.fitness.base import Fitness, as_fitness
+from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
-from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
+from deevo_ext.runs.folder import (
+    TENSORS,
+    MetricsFile,
+    initial_checkpoints,
+    read_tensors,
+    write_initial,
+    write_weights,
+)
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import End, GenerationRecord, Header
-from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
+from deevo_ext.runs.state import KINDS, Candidate, RunState
 from deevo_ext.runs.switches import torch_switches
+from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
@@ -37,10 +46,11 @@ class Evolution:
     fitness: a Fitness, or a function of one row.
     run_dir: the folder for journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth. A
         folder that holds this run's journal is resumed, with the result of an uninterrupted run.
-    validation: chooses the returned candidate: the best member, the mean or the greedy soup.
-        Without it that is the best member of the last generation.
+    validation: chooses the returned candidate: the best member, the mean, the greedy soup or a
+        treated one (`runs.treatments`), evolved or initial. Without it that is the best member of
+        the last generation.
     chunk: the number of rows evaluated at a time, the E of peak memory NP + E rows. Validation adds
-        the six candidates of the comparison.
+        the ten candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
     initial: the record of generation 0, where `soups.append_soups` has made it already.
@@ -78,6 +88,10 @@ class Evolution:
                     "an evaluator was made for another population than de's; make it with "
                     "Evaluator(model, de.population)"
                 )
+        self.treatments: Treatments | None = None
+        if validation is not None and isinstance(self.fitness, ClassificationFitness):
+            self.treatments = Treatments(validation, self.fitness.images, self.fitness.seed)
+        self.chosen: Candidate | None = None
         self._require_fresh()
         self.history: list[dict[str, float]] = []
         # Costs of the whole run, resumed parts included, and those of the initial candidates.
@@ -108,7 +122,7 @@ class Evolution:
         )
 
     def run(self) -> Candidate:
-        """Runs, or resumes, to the end; returns the chosen candidate.
+        """Runs, or resumes, to the end; returns the chosen candidate, which is `chosen` from then.
 
         With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
         names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
@@ -143,17 +157,32 @@ class Evolution:
                 record, generation = self._generation(self.de.generation + 1)
                 self._keep(record)
                 self._observe(generation, record, bar)
-        chosen = self.state.chosen()
-        if recording is not None and recording.returned is not None:
+        if recording is not None and recording.returned is not None and self.run_dir is not None:
             with recording.line_of(len(recording.generations)):
-                chosen = as_returned(chosen, recording.returned)
-        elif self._journal is not None:
+                tensors = read_tensors(self.run_dir, recording.returned.tensors_sha256)
+                self.chosen = self.state.recorded(recording.returned, tensors)
+        else:
+            self.treat()
+            self.chosen = self._return(self.state.chosen())
+        if self.run_dir is not None and self._naming is not None:
+            weights, about = self.chosen.state_dict(self.de), self.chosen.record()
+            write_weights(self._naming, weights, about, self.run_dir)
+        return self.chosen
+
+    def treat(self) -> None:
+        """Adds the treated candidates to the state, once, where there are images for that."""
+        if self.treatments is not None and not self.state.treated:
+            self.state.treated = self.treatments.of(self.state)
+
+    def _return(self, chosen: Candidate) -> Candidate:
+        """Writes what is returned to the journal, and first what it alone cannot tell."""
+        if self._journal is not None and self.run_dir is not None:
             returned = chosen.returned()
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
+            if chosen.tensors:
+                write_whole(self.run_dir / TENSORS, chosen.file())
             self._journal.append(End(returned))
-        if self.run_dir is not None and self._naming is not None:
-            write_weights(self._naming, chosen.state_dict(self.de), chosen.record(), self.run_dir)
         return chosen
 
     def _resume(self, recording: Recording, bar: Any) -> None:

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.statistics import Inherited, Used
+from deevo_ext.population.population import Population
 from deevo_ext.runs.records import GenerationRecord, Returned, ValidationRecord, to_json
 from deevo_ext.runs.soups import ScoreRow, average, candidates_of
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
 
 KINDS = ("member", "mean", "soup")
+PARENT, SOUP = "best parent", "initial greedy soup"
+INITIAL_NAMES = {"member": PARENT, "mean": "initial weight average", "soup": SOUP}
+TREATED_NAMES = {
+    "statistics": ("statistics re-estimated", "evolved, statistics re-estimated"),
+    "classifier": ("classifier refitted", "evolved and refitted"),
+}
+"""What tables call treated candidates, by treatment: of the initial population, and later."""
 StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]
 
 
@@ -31,7 +40,8 @@ class Candidate:
     kind: "member" (the best by validation), "mean" (of the whole population) or "soup" (greedy);
     members: what it is the average of; score: on the validation images by the run's metric, or the
     fitness where there are none; less is better; row [D] float32 and statistics [S] (None unless
-    held apart): its weights.
+    held apart): its weights. treatment: what was done to it afterwards (`runs.treatments`), "" if
+    nothing; tensors: those that this has changed, float32 by name, which images alone could tell.
     """
 
     kind: str
@@ -40,6 +50,16 @@ class Candidate:
     score: float
     row: torch.Tensor
     statistics: Used | None
+    treatment: str = ""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        if self.treatment:
+            treated = TREATED_NAMES[self.treatment]
+            return treated[1 if self.generation else 0]
+        return f"evolved {self.kind}" if self.generation else INITIAL_NAMES[self.kind]
 
     @property
     def digest(self) -> str:
@@ -55,7 +75,20 @@ class Candidate:
 
     def returned(self) -> Returned:
         """Returns what the journal's last line says of it where a run returns it."""
-        return Returned(self.generation, self.kind, list(self.members), self.score, self.digest)
+        tensors = hashlib.sha256(self.file()).hexdigest() if self.tensors else None
+        return Returned(
+            self.generation,
+            self.kind,
+            list(self.members),
+            self.score,
+            self.digest,
+            treatment=self.treatment or None,
+            tensors_sha256=tensors,
+        )
+
+    def file(self) -> bytes:
+        """Returns the changed tensors as .safetensors."""
+        return save({name: tensor.contiguous() for name, tensor in sorted(self.tensors.items())})
 
     def record(self) -> dict[str, Any]:
         """Returns the same as JSON values, for files that hold its weights or speak of it."""
@@ -79,12 +112,34 @@ def as_returned(candidate: Candidate, returned: Returned) -> Candidate:
     return candidate
 
 
+def with_tensors(
+    population: Population, candidate: Candidate, tensors: dict[str, torch.Tensor]
+) -> Candidate:
+    """Returns a candidate with some of its tensors replaced, float32 by name.
+
+    Raises DeevoError for a tensor that its row and statistics do not have like this.
+    """
+    row, statistics = candidate.row.clone(), candidate.statistics
+    places = population.layout.views(row)
+    if statistics is not None:
+        statistics = Used(statistics.clone())
+        places = places | population.statistics_layout.views(statistics)
+    for name, tensor in tensors.items():
+        if name not in places or places[name].shape != tensor.shape:
+            raise DeevoError(f"the network has no tensor {name!r} of shape {list(tensor.shape)}")
+        places[name].copy_(tensor)
+    return replace(
+        candidate, row=row, statistics=statistics, tensors={**candidate.tensors, **tensors}
+    )
+
+
 class RunState:
     """An optimizer and the candidates of its run so far.
 
     initial: the candidates of the initial population by kind (generation 0); evolved: for each kind
-    the best by validation of generation 1 and later. `statistics_of(row, inherited)` gives the
-    statistics a row is to be used with (the evaluator's).
+    the best by validation of generation 1 and later; treated: those of `runs.treatments`, at the
+    end. `statistics_of(row, inherited)` gives the statistics a row is to be used with (the
+    evaluator's).
     """
 
     def __init__(
@@ -93,6 +148,7 @@ class RunState:
         self.de = de
         self.initial: dict[str, Candidate] = {}
         self.evolved: dict[str, Candidate] = {}
+        self.treated: list[Candidate] = []
         self._statistics_of = statistics_of or _as_inherited
 
     def score_parents(self, fitness: list[float]) -> None:
@@ -144,11 +200,27 @@ class RunState:
                 group[kind] = self._candidate(kind, candidate.members, candidate.score)
 
     def chosen(self) -> Candidate:
-        """Returns the evolved candidate of least score; without validation the best member."""
+        """Returns the candidate of least score, evolved or not; of equals the evolved one.
+
+        Without validation it is the best member.
+        """
         if self.evolved:
-            return min(self.evolved.values(), key=lambda candidate: candidate.score)
+            considered = [*self.evolved.values(), *self.treated, *self.initial.values()]
+            return min(considered, key=lambda candidate: candidate.score)
         best = self.de.best
         return self._candidate("member", [best], float(self.de.fitness[best]))
+
+    def recorded(self, returned: Returned, tensors: dict[str, torch.Tensor]) -> Candidate:
+        """Returns the candidate that a journal's last line names, checked against it.
+
+        tensors: what its treatment changed, as `Candidate.file` holds them.
+        """
+        group = self.evolved if returned.generation else self.initial
+        candidate = group[returned.kind] if self.evolved else self.chosen()
+        if returned.treatment is not None:
+            candidate = with_tensors(self.de.population, candidate, tensors)
+            candidate = replace(candidate, treatment=returned.treatment, score=returned.score)
+        return as_returned(candidate, returned)
 
     def _candidate(self, kind: str, members: list[int], score: float) -> Candidate:
         population = self.de.population
