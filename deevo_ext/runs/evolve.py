@@ -235,7 +235,7 @@ def evolve(
     comparison = None
     if test_images is not None:
         comparison = compare_run(run, image_set(test_images, "test images"))
-    return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+    return Result(candidate.state_dict(population), candidate, comparison, run.history, run)
 
 
 def _before_the_run(

@@ -31,6 +31,7 @@ from deevo_ext.runs.records import (
     GenerationRecord,
     Header,
     Returned,
+    RoundRecord,
     from_json,
     require,
     to_json,
@@ -38,25 +39,28 @@ from deevo_ext.runs.records import (
 
 FILE_NAME = "journal.jsonl"
 _BEGINNING = b'{"contract": '
-_RECORDS = {"generation": GenerationRecord, "returned": End}  # by a key that no other has
+# By a key that no other has.
+_RECORDS = {"generation": GenerationRecord, "round": RoundRecord, "returned": End}
 
 
 @dataclass(frozen=True)
 class Recording:
     """What a journal holds in its first `whole` bytes, which end with the last whole line.
 
-    header: None for an empty journal. check: the last line's; empty in version 1.
+    header: None for an empty journal. rounds: those of a search of coefficients, which follow its
+    generation 0. check: the last line's; empty in version 1.
     """
 
     path: Path
     header: Header | None
     generations: list[GenerationRecord]
+    rounds: list[RoundRecord]
     returned: Returned | None
     whole: int
     check: str
 
     def line_of(self, index: int) -> contextlib.AbstractContextManager[None]:
-        """Returns `line_of` for generations[index], or for what was returned after the last."""
+        """Returns `line_of` for record `index` after the header: generations, rounds, the end."""
         return line_of(self.path, index + 2)
 
 
@@ -77,7 +81,7 @@ def _parse(path: Path, data: bytes) -> Recording:
             "away, or choose another run folder"
         )
     if len(lines) == 1:
-        return Recording(path, None, [], None, 0, "")
+        return Recording(path, None, [], [], None, 0, "")
     with line_of(path, 1):
         contract = require(_values(lines[0])["contract"], int)
         if contract not in CONTRACTS:
@@ -88,6 +92,7 @@ def _parse(path: Path, data: bytes) -> Recording:
         text, check = _verified(contract, lines[0], "")
         header: Header = _as_written(Header, text)
     generations: list[GenerationRecord] = []
+    rounds: list[RoundRecord] = []
     returned = None
     for number, line in enumerate(lines[1:-1], start=2):
         with line_of(path, number):
@@ -97,14 +102,18 @@ def _parse(path: Path, data: bytes) -> Recording:
             record = _as_written(None, text)
             if isinstance(record, End):
                 returned = record.returned
-            elif record.generation != len(generations):
+            elif isinstance(record, RoundRecord):
+                if header.search != "coefficients" or record.round != number - 2:
+                    raise ValueError(f"round {record.round} has no place here")
+                rounds.append(record)
+            elif rounds or record.generation != len(generations):
                 raise ValueError(
                     f"the journal goes from generation {len(generations) - 1} to "
                     f"{record.generation}: lines are missing or there twice"
                 )
             else:
                 generations.append(record)
-    return Recording(path, header, generations, returned, len(data) - len(lines[-1]), check)
+    return Recording(path, header, generations, rounds, returned, len(data) - len(lines[-1]), check)
 
 
 def _verified(contract: int, line: bytes, before: str) -> tuple[bytes, str]:
@@ -246,7 +255,7 @@ class Journal:
             self.append(header)
         return self.recording
 
-    def append(self, record: Header | GenerationRecord | End) -> None:
+    def append(self, record: Header | GenerationRecord | RoundRecord | End) -> None:
         """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
         text, check = _with_check(json.dumps(to_json(record)).encode(), self._check)
         line = text + b"\n"

@@ -127,6 +127,54 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True)
+class ProposalRecord:
+    """A step that a round proved with a real network, as `runs.rounds.Proposal` explains it."""
+
+    proposer: str
+    ridge: float
+    length: float
+    predicted: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One round of the coefficients' search, as `runs.rounds.Outcome` explains it.
+
+    images: how many made the model, chose and tested. radius: of its steps. left_out: directions
+    without slopes. held_out: the greatest gain of the fits on held-out images, in nats. proposals,
+    best, gain, standard_error, accepted: the outcome; step: float32 [blocks * members], where it
+    was taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
+    images, where it is new. engines, forward_passes, seconds: as of a generation.
+    """
+
+    round: int
+    images: list[int]
+    radius: float
+    left_out: list[int]
+    held_out: float
+    proposals: list[ProposalRecord]
+    best: int | None = None
+    gain: float
+    standard_error: float
+    accepted: bool
+    step: torch.Tensor | None = None
+    recipe_sha256: str
+    score: float | None = None
+    engines: list[dict[str, Any]] | None = None
+    forward_passes: int
+    seconds: float = field(metadata=DECIMAL)
+
+    def __post_init__(self) -> None:
+        if self.accepted != (self.step is not None) or self.accepted != (self.score is not None):
+            raise ValueError("a step is recorded where it is taken, with its score")
+        if self.best is not None and not 0 <= self.best < len(self.proposals):
+            raise ValueError(f"there is no proposal {self.best}")
+        if self.accepted and self.best is None:
+            raise ValueError("no proposal was accepted")
+
+
+@dataclass(frozen=True)
 class Returned:
     """The candidate that a run returned; statistics: only where images alone could tell them.
 

@@ -98,7 +98,7 @@ def write_candidate(result: Replay, path: Path) -> None:
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    state, naming = result.candidate.state_dict(de), Naming.of_population(de.population)
+    state, naming = result.candidate.state_dict(de.population), Naming.of_population(de.population)
     write_network(path, naming, state, result.candidate.record())
 
 
