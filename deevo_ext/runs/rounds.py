@@ -22,7 +22,7 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepLogits, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
-from deevo_ext.fitness.virtual import virtual_fitness
+from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
@@ -69,7 +69,7 @@ class Outcome:
     step: float32 [blocks, members] of the best proposal, None where there was none. proposals: all
     of them, in order; best: its place. gain, standard_error: of the mean score on the images that
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
-    slopes. held_out: what the folds said of the fits. virtual: what the virtual evolutions did.
+    slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
     """
 
     step: Tensor | None
@@ -79,7 +79,7 @@ class Outcome:
     standard_error: float
     accepted: bool
     left_out: list[int]
-    held_out: list[HeldOut]
+    held_out: HeldOut
     virtual: list[Virtual]
 
 
@@ -138,10 +138,15 @@ class RoundSearch:
         parts = self.parts(number)
         model, left_out = self.probing.model(recipe, parts.model, keep)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
-        held_out = model.held_out([(numbers == k).nonzero().flatten() for k in range(FOLDS)])
+        held_out = model.held_out(
+            [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
+            lambda q: virtual_scores(model, self.metric, q),
+        )
         virtual: list[Virtual] = []
-        nothing = Outcome(None, [], -1, 0.0, math.nan, False, left_out, held_out, virtual)
-        likely = max(held_out, key=lambda fit: fit.gain)
+        likely = max(held_out, key=lambda fit: fit.loss)
+        nothing = Outcome(
+            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
+        )
         if self.few and likely.gain <= likely.standard_error:
             return nothing
         choice = parts.model if parts.choice is None else parts.choice
@@ -187,7 +192,7 @@ class RoundSearch:
         """Fits of the ridges that gained most on held-out images, and a virtual evolution."""
         gains: dict[float, float] = {}
         for fit in held_out:
-            gains[fit.ridge] = max(fit.gain, gains.get(fit.ridge, -math.inf))
+            gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
         ridges = sorted(gains, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)

@@ -13,7 +13,7 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +30,13 @@ _SLICE_BYTES = 8 << 20
 class HeldOut:
     """What a fit gains on images that it was not fitted to.
 
-    ridge, length: the fit's ridge, and the share of its step that is taken. gain: the mean decrease
-    of the cross-entropy in nats; standard_error: of it.
+    ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
+    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
     """
 
     ridge: float
     length: float
+    loss: float
     gain: float
     standard_error: float
 
@@ -143,30 +144,35 @@ class LinearModel:
                 break
         return q
 
-    def held_out(self, folds: Sequence[Tensor]) -> list[HeldOut]:
+    def held_out(self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor]) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-        folds: the positions int64 of each fold's images.
+        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric of
+        each image, [P, n].
         """
-        base = self._losses(torch.zeros(1, self.directions))[0]
+
+        def both(q: Tensor) -> Tensor:
+            losses = self.losses_and_ranks(q)[0]
+            return torch.stack([losses, score(q)]).double().cpu()
+
+        base = both(torch.zeros(1, self.directions))
         lengths = torch.tensor(LENGTHS)[:, None]
         starts: list[Tensor | None] = [None] * len(folds)
         results: list[HeldOut] = []
         for ridge in RIDGES:
-            gains = base.new_empty(len(LENGTHS), len(base))
+            gains = base.new_empty(2, len(LENGTHS), base.shape[-1])
             for i, fold in enumerate(folds):
-                weights = torch.ones(len(base))
+                weights = torch.ones(base.shape[-1])
                 weights[fold] = 0.0
                 q = starts[i] = self.fit(ridge, starts[i], weights)
-                gains[:, fold] = (base - self._losses(lengths * q))[:, fold]
-            for length, gain in zip(LENGTHS, gains, strict=True):
+                gains[..., fold] = (base - both(lengths * q))[..., fold]
+            for i, length in enumerate(LENGTHS):
+                loss, gain = gains[0, i], gains[1, i]
                 error = float(gain.std()) / len(gain) ** 0.5
-                results.append(HeldOut(ridge, length, float(gain.mean()), error))
+                results.append(
+                    HeldOut(ridge, length, float(loss.mean()), float(gain.mean()), error)
+                )
         return results
-
-    def _losses(self, q: Tensor) -> Tensor:
-        """The images' cross-entropy, float64 [P, n] on the CPU, of q [P, d]."""
-        return self.losses_and_ranks(q)[0].double().cpu()
 
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
         losses = self.losses_and_ranks(q[None])[0][0]
