@@ -205,36 +205,35 @@ class Journal:
                     "is replayed (deevo replay) but not resumed: choose another folder, or resume "
                     f"it with deevo_ext {header.deevo_ext}"
                 )
+        except OSError as error:
+            os.close(self._file)
+            raise DeevoError(f"cannot read {self.path}: {error.strerror or error}") from error
         except BaseException:
             os.close(self._file)
             raise
 
     def _locked(self) -> int:
         """Opens and locks the file, made where there is none."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        while True:
-            file = os.open(self.path, flags, 0o644)
-            try:
-                if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise DeevoError(f"{self.path} is no file; choose another run folder")
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise DeevoError(f"{self.path} is no file; choose another run folder")
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._in_place(file):
+                if self._in_place(file):  # another process may have removed it, see `close`
                     return file
-            except BlockingIOError:
-                os.close(file)
-                raise DeevoError(
-                    f"{self.path} is in use by another process: wait for it or choose another run "
-                    "folder"
-                ) from None
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)  # another process has just removed it: see `close`
+            raise DeevoError(
+                f"{self.path} is in use by another process: wait for it or choose another run "
+                "folder"
+            )
+        except BaseException:
+            os.close(file)
+            raise
 
     def _in_place(self, file: int) -> bool:
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(file))
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def begin(self, header: Header) -> Recording:
@@ -250,7 +249,8 @@ class Journal:
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
                     "Choose another folder, or give the parameters of that run to resume it"
                 )
-        os.ftruncate(self._file, self._end)
+        with self._writing():
+            os.ftruncate(self._file, self._end)
         if recorded is None:
             self.append(header)
         return self.recording
@@ -259,18 +259,11 @@ class Journal:
         """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
         text, check = _with_check(json.dumps(to_json(record)).encode(), self._check)
         line = text + b"\n"
-        try:
+        with self._writing():
             done = 0
             while done < len(line):
                 done += os.pwrite(self._file, line[done:], self._end + done)
             os.fsync(self._file)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # then a torn line is left, as by a crash
-                os.ftruncate(self._file, self._end)
-            raise DeevoError(
-                f"cannot write {self.path}: {error.strerror or error}. The run is safe up to the "
-                "generation before; free some space and start it again with the same run folder"
-            ) from error
         if not self._in_place(self._file):
             raise DeevoError(
                 f"{self.path} was moved, replaced or deleted while the run was under way: put it "
@@ -278,10 +271,23 @@ class Journal:
             )
         self._end, self._check = self._end + len(line), check
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Cuts the file back to its last whole line where writing fails, and says so."""
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):  # then a torn line is left, as by a crash
+                os.ftruncate(self._file, self._end)
+            raise DeevoError(
+                f"cannot write {self.path}: {error.strerror or error}. The run is safe up to the "
+                "generation before; free some space and start it again with the same run folder"
+            ) from error
+
     def close(self) -> None:
         """Closes the file and gives up the lock; where no run was begun, nothing is left."""
-        if not os.fstat(self._file).st_size and self._in_place(self._file):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if not os.fstat(self._file).st_size and self._in_place(self._file):
                 self.path.unlink()
                 if self._made:
                     self.folder.rmdir()

@@ -10,9 +10,17 @@ import torch
 def torch_switches() -> dict[str, Any]:
     """Returns the present switches as JSON values for the journal's header.
 
-    The number of threads is none of them: images are evaluated on one thread each.
+    The number of threads is none of them: images are evaluated on one thread each. `float32`: in
+    what products and convolutions of float32 are computed ("ieee" is float32 itself).
     """
-    cudnn = torch.backends.cudnn
+    backends: Any = torch.backends  # mypy does not see all of them
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    float32 = {
+        "cuda": backends.cuda.matmul,
+        "cudnn": cudnn.conv,
+        "mkldnn": mkldnn.matmul,
+        "mkldnn_convolution": mkldnn.conv,
+    }
     return {
         "autocast": {
             kind: str(torch.get_autocast_dtype(kind))
@@ -21,8 +29,12 @@ def torch_switches() -> dict[str, Any]:
         },
         "default_dtype": str(torch.get_default_dtype()),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "mkldnn": torch.backends.mkldnn.enabled,
+        # What was never set says "none", and "ieee" once it was set and put back.
+        "float32": {
+            name: "ieee" if backend.fp32_precision == "none" else backend.fp32_precision
+            for name, backend in float32.items()
+        },
+        "mkldnn": mkldnn.enabled,
         "cudnn": cudnn.enabled,
         "cudnn_benchmark": cudnn.benchmark,
         "cudnn_deterministic": cudnn.deterministic,

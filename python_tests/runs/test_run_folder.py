@@ -22,6 +22,7 @@ from deevo_ext.networks.engines.choose import device_cache
 from deevo_ext.runs import journal
 from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.replay import write_trials
+from deevo_ext.runs.switches import torch_switches
 from support.evolution import images, population, save_members, sphere, sphere_until
 from support.networks import Net
 from support.paths import child_environment
@@ -137,6 +138,15 @@ def test_a_full_disk_leaves_no_part_of_a_table(tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
 
 
+def test_switches_that_were_turned_and_put_back_are_the_same() -> None:
+    before = torch_switches()
+    kept = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = not kept
+    assert torch_switches() != before
+    torch.backends.cuda.matmul.allow_tf32 = kept
+    assert torch_switches() == before
+
+
 @pytest.mark.parametrize(
     ("turn", "back", "named"),
     [
@@ -146,9 +156,14 @@ def test_a_full_disk_leaves_no_part_of_a_table(tmp_path: Path) -> None:
             "default_dtype is 'torch.float32' in the journal, 'torch.float64' now",
         ),
         (
+            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),
+            "float32.mkldnn is 'ieee' in the journal, 'bf16' now",
+        ),
+        (
             lambda: torch.set_float32_matmul_precision("medium"),
             lambda: torch.set_float32_matmul_precision("highest"),
-            "float32_matmul_precision is 'highest' in the journal, 'medium' now",
+            "float32.cuda is 'ieee' in the journal, 'tf32' now",
         ),
         (
             lambda: torch.use_deterministic_algorithms(True),
