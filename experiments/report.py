@@ -147,7 +147,7 @@ def _populations(runs: Runs) -> str:
     lines = []
     for population, run in runs.items():
         ours = evolved(run)
-        kind = ours["network"].removeprefix("evolved ")
+        kind = ours["network"].removeprefix("evolved ").removeprefix("and ")
         lines.append(
             (
                 str(population),

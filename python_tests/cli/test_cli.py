@@ -42,7 +42,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str]) -> None:
     folder, output = demo
-    for name in ("best parent", "initial greedy soup", "logit ensemble", "evolved soup"):
+    initial = ("best parent", "initial greedy soup", "classifier refitted", "logit ensemble")
+    for name in (*initial, "evolved soup", "evolved and refitted"):
         assert name in output
     assert "95 % paired bootstrap interval" in output
     run = folder / "run"
@@ -50,7 +51,7 @@ def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str])
     assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 4
     assert len(list((run / "checkpoints").glob("member_*.safetensors"))) == 12
     table = json.loads((folder / "table.json").read_text())
-    assert len(table["rows"]) == 7 and sum(row["returned"] for row in table["rows"]) == 1
+    assert len(table["rows"]) == 11 and sum(row["returned"] for row in table["rows"]) == 1
     for row in table["rows"]:
         assert 0 < row["loss"] < 3 and 0 <= row["top1"] <= 1
         assert row["images"] > 0 and row["forward_passes"] >= 0

@@ -172,7 +172,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     code, compared, err = run(capsys, "compare", str(folder), str(folder / "table.json"))
     assert code == 0, err
     table = out.partition("test images:\n\n")[2].partition("\n\n")[0]
-    assert compared.count(table) == 2 and "against the initial greedy soup" in compared
+    assert compared.count(table) == 2 and "against the best initial one" in compared
     code, _, err = run(capsys, *arguments(place, "run", *more, "--dry-run"))
     assert code == 1 and "holds a run already" in err
 
