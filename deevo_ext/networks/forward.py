@@ -55,8 +55,10 @@ class PopulationForward:
     built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
     is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
-    image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
-    1/255, applied to float images too if they are not None. table: engines that are fixed already.
+    image's loss depends on nothing else; a model whose logits of an image depend on the images
+    beside it is refused at the first call, unless micro_batch is 1. mean, std: per channel, for
+    uint8 images in units of 1/255, applied to float images too if they are not None. table: engines
+    that are fixed already.
 
     On the CPU micro-batches and members spread over T = torch.get_num_threads() threads, one torch
     thread each. Memory there, beside rows and results, whatever K and N:
@@ -266,9 +268,11 @@ class PopulationForward:
         if statistics is not None and not statistics.numel():
             statistics = None
         built, dtype = self._built(images.image_shape, rows.dtype), DTYPES[self.precision]
-        if built.graph is not None and not built.graph.checked:
+        if not built.checked:
             first = None if statistics is None else statistics[0]
-            self._builder().check(built, rows[0], first, self._feed.first(images, dtype))
+            batch = self._feed.first(images, dtype)
+            built = self._builder().check(built, rows[0], first, batch)
+            self._runners[images.image_shape, rows.dtype] = built
         built.runner.run(rows, statistics, self._feed.batches(images, dtype), sink)
 
     def _builder(self) -> Builder:

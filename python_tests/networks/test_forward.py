@@ -15,7 +15,6 @@ import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, candidates
 from deevo_ext.networks.engines.choose import EngineTable, device_cache
 from deevo_ext.networks.forward import PopulationForward
-from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
 from support.convolutional import CifarResNet
@@ -335,18 +334,6 @@ def test_a_resumed_run_needs_its_engine_table(tmp_path: Path) -> None:
         evaluator.keep_engines(tmp_path / "engines.json", resumed=True)
     evaluator.keep_engines(tmp_path / "engines.json", resumed=False)
     assert (tmp_path / "engines.json").exists()
-
-
-def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(found: object, dtype: torch.dtype) -> object:
-        graph = fuse(found, dtype)  # type: ignore[arg-type]
-        graph.layers[0].activation = None  # type: ignore[attr-defined]
-        return graph
-
-    monkeypatch.setattr("deevo_ext.networks.build.fuse", wrong)
-    pop, data = population(4), images(20)
-    with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
-        PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)
 
 
 def test_the_precision_report_is_arithmetic() -> None:

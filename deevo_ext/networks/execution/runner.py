@@ -152,15 +152,17 @@ class MemberRunner(Runner):
 
     def _logits(self, weights: Any, batch: MicroBatch) -> Tensor:
         """A micro-batch's logits; raises DeevoError where the model gives something else."""
-        images = batch.images
-        try:
-            logits = self.program.run(weights, images)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shape = tuple(images.shape[1:])
-            raise DeevoError(
-                f"the model failed on {batch.name} of shape {shape}: {error}"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
-        return logits
+        return logits_of(lambda images: self.program.run(weights, images), batch.images, batch.name)
+
+
+def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
+    """Returns run(images) for images called `name`; DeevoError where it gives no logits."""
+    try:
+        logits = run(images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(images.shape[1:])
+        raise DeevoError(f"the model failed on {name} of shape {shape}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
+    return logits
