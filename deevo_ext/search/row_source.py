@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 
@@ -34,16 +35,12 @@ class RowSource:
         self._buffer: torch.Tensor | None = None
         self._staging: Staging | None = None
         self._bound_to: tuple[object, ...] = ()
+        self.lock = threading.Lock()  # the operators are bound to one set of arguments
 
     @property
     def rows(self) -> torch.Tensor:
         """The members, [NP, D]."""
         return self.population.rows
-
-    @property
-    def variances(self) -> torch.Tensor:
-        """The parents' evolved BatchNorm variances, which a model in train mode overwrites."""
-        return self.population.rows[:, self.population.layout.nonneg_start :]
 
     def new_rows(self, count: int) -> torch.Tensor:
         """Makes zeroed rows like the population's, [count, D] with its stride and dtype."""
