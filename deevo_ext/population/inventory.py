@@ -6,6 +6,7 @@ same rows with no module at hand. It also checks checkpoints: `check_names` and 
 
 A norm layer is any module with both a running_mean and a running_var, so InstanceNorm, timm's
 BatchNormAct2d and torchvision's FrozenBatchNorm2d count. Freezing a tensor goes before any policy.
+Buffers that no average has the meaning of (`buffers.py`) are kept as if frozen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.buffers import kept_buffers, norm_tensors
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
@@ -124,7 +126,8 @@ class Inventory:
         state = model.state_dict(keep_vars=True)
         patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
         held = _match(patterns, state)
-        statistics, counters = _norm_tensors(model)
+        statistics, counters = norm_tensors(model)
+        held |= kept_buffers(model)
         tensors: list[ModelTensor] = []
         for names in _tied_groups(state):
             first = state[names[0]]
@@ -260,19 +263,6 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
             raise DeevoError(f"frozen pattern {pattern!r} matches no tensor of the model; {hint}")
         held.update(matches)
     return held
-
-
-def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names norm layers' running_mean and running_var, and their num_batches_tracked."""
-    statistics: set[str] = set()
-    counters: set[str] = set()
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        buffers = {name for name, _ in module.named_buffers(prefix, recurse=False)}
-        pair = {f"{prefix}.{name}".lstrip(".") for name in ("running_mean", "running_var")}
-        if pair <= buffers:
-            statistics |= pair
-            counters |= {name for name in buffers if _last_part(name) == "num_batches_tracked"}
-    return statistics, counters
 
 
 def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:

@@ -125,6 +125,7 @@ def read_members(
     fixed: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     differing: dict[str, list[str]] = {}
+    moving: dict[str, list[str]] = {}
     expected = frozenset(inventory.order)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
@@ -133,21 +134,26 @@ def read_members(
         for part, matrix in ((layout, rows), (statistics_layout, statistics)):
             part.flatten(state, matrix[i], source=label)
             part.check_values(matrix[i], source=label)
+        first, own = layout.views(rows[0]), layout.views(rows[i])
         for tensor in inventory.tensors:
             name, value = tensor.name, tensor.value_in(state, label)
             if tensor.role != "fixed":
                 dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
+                buffer = tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                if buffer and not torch.equal(own[name], first[name]):
+                    moving.setdefault(name, []).append(label)
             elif i == 0:
                 kept = value.detach().to(device, copy=True).contiguous()
                 fixed.update(dict.fromkeys(tensor.names, kept))
-            elif tensor.floating and not torch.equal(value.to(fixed[name]), fixed[name]):
+            elif tensor.counter is None and not torch.equal(value.to(fixed[name]), fixed[name]):
                 differing.setdefault(name, []).append(label)
 
     for i in range(len(sources)):
         read_one(i)
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
-    _warn_of_frozen(differing, labels[0])
+    _warn(f"fixed tensors differ between members and are kept from {labels[0]}", differing)
+    _warn("buffers differ between members and evolve like weights (frozen= keeps one)", moving)
     return MemberRows(
         inventory=inventory,
         names=[source.name for source in sources],
@@ -183,12 +189,9 @@ def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
         warnings.warn(f"members with the same weights: {listed}", stacklevel=_CALLER)
 
 
-def _warn_of_frozen(differing: Mapping[str, Sequence[str]], kept: str) -> None:
-    if differing:
-        listed = [f"{name!r} in {', '.join(where)}" for name, where in differing.items()]
+def _warn(what: str, tensors: Mapping[str, Sequence[str]]) -> None:
+    """Warns of tensors, by the members that differ from the first."""
+    if tensors:
+        listed = [f"{name!r} in {', '.join(where)}" for name, where in tensors.items()]
         more = f"; and {len(listed) - 8} more tensors" if len(listed) > 8 else ""
-        warnings.warn(
-            f"frozen tensors differ between members and are kept from {kept}: "
-            f"{'; '.join(listed[:8])}{more}",
-            stacklevel=_CALLER,
-        )
+        warnings.warn(f"{what}: {'; '.join(listed[:8])}{more}", stacklevel=_CALLER)

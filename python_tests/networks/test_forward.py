@@ -90,7 +90,7 @@ def test_statistics_held_apart(policy: str) -> None:
 
 
 def test_frozen_tensors_come_from_the_population() -> None:
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         pop = population(4, frozen=["conv.*", "bn.running_var"])
     data = images(30)
     forward = PopulationForward(Net(), pop, micro_batch=16)
