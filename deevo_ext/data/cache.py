@@ -136,7 +136,7 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
     """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise DeevoError(f"cannot write {partial}: {error.strerror}") from error
     try:

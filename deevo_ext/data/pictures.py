@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from deevo_ext.data.arrays import open_arrays
+from deevo_ext.data.tree import Trees, class_folders
 from deevo_ext.errors import DeevoError
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-"""Files taken as pictures, in any case; those of torchvision's ImageFolder."""
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 """Names of a tree's two parts, and the folders that may hold them; the first one is taken."""
 
@@ -192,12 +190,16 @@ def _open_folders(root: Path) -> FolderPictures:
     }
     if "train" not in tree:
         tree = {"all": root}
-    classes = {part: _classes(folder) for part, folder in tree.items()}
+    classes = {part: class_folders(folder) for part, folder in tree.items()}
     class_names = sorted(set().union(*classes.values()))
     files: list[str] = []
     labels: list[int] = []
     parts: dict[str, tuple[int, int]] = {}
-    problems: list[str] = []
+    trees = Trees(
+        [root, *(folder for folder in tree.values() if folder != root)],
+        {(part, name): tree[part] / name for part, names in classes.items() for name in names},
+    )
+    problems = trees.problems
     for part, folder in tree.items():
         start = len(files)
         for label, name in enumerate(class_names):
@@ -206,7 +208,7 @@ def _open_folders(root: Path) -> FolderPictures:
                     f"{folder / name}: no such class folder, though there is in another"
                 )
                 continue
-            pictures = _pictures_below(folder / name, problems)
+            pictures = trees.files[part, name]
             if not pictures:
                 problems.append(f"{folder / name}: a class folder without pictures")
             files.extend(os.path.relpath(path, root) for path in pictures)
@@ -221,22 +223,3 @@ def _open_folders(root: Path) -> FolderPictures:
     return FolderPictures(
         root.name, root, parts, class_names, np.array(labels, np.int64), files, problems
     )
-
-
-def _classes(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
-def _pictures_below(folder: Path, problems: list[str]) -> Sequence[str]:
-    """Paths in a fixed order, sub-folders included; folders that cannot be read are problems."""
-
-    def unreadable(error: OSError) -> None:
-        problems.append(f"{error.filename}: cannot be read ({error.strerror})")
-
-    paths = []
-    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        folders.sort()
-        pictures = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-        paths += [os.path.join(base, name) for name in pictures]
-    return sorted(paths)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from deevo_ext.data.cache import build_cache
-from deevo_ext.data.cache_file import Cache, open_cache
+from deevo_ext.data.cache_file import Cache, open_cache, require_own
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.images import balanced_order, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
@@ -93,7 +93,11 @@ def open_data(
     if path.is_file():
         return open_cache(path)
     pictures = select_train(open_pictures(path), train_images, seed)
-    target = _default_path(path, transform, pictures, seed) if cache is None else Path(cache)
+    if cache is None:
+        target = _default_path(path, transform, pictures, seed)
+        require_own(target)
+    else:
+        target = Path(cache)
     return build_cache(
         pictures,
         target,
