@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,15 @@ from deevo_ext.data.arrays import open_arrays
 from deevo_ext.data.tree import Trees, class_folders
 from deevo_ext.errors import DeevoError
 
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-"""Names of a tree's two parts, and the folders that may hold them; the first one is taken."""
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of a tree's parts, and the folders that may hold them; the first one is taken.
+
+Where there is no val, test is taken for it.
+"""
 
 
 class Pictures(Protocol):
@@ -55,7 +63,7 @@ class Pictures(Protocol):
 
 @dataclass
 class FolderPictures:
-    """A folder of class folders, or one with a folder of them each for train and val."""
+    """A folder of class folders, or one with a folder of them each for train, val and test."""
 
     name: str
     root: Path
@@ -171,7 +179,7 @@ class Selected:
 def open_pictures(source: str | Path) -> Pictures:
     """Returns the pictures at a path, recognised by what lies there.
 
-    An ImageFolder tree with train/ and val/ (or one of their other names), a folder of class
+    An ImageFolder tree with train/, val/ and test/ (or some of them; see PARTS), a folder of class
     folders, CIFAR-10's or CIFAR-100's Python version, or the IDX files of an MNIST-like set.
 
     Raises DeevoError: none of these, or damaged CIFAR or IDX files.
@@ -190,7 +198,14 @@ def _open_folders(root: Path) -> FolderPictures:
     }
     if "train" not in tree:
         tree = {"all": root}
+    elif "test" in tree and "val" not in tree:
+        tree["val"] = tree.pop("test")
     classes = {part: class_folders(folder) for part, folder in tree.items()}
+    if "test" in tree and not set(classes["test"]) & set(classes["train"]):
+        warnings.warn(
+            f"{tree['test']}: left out, as it has no class folders of {tree['train']}", stacklevel=3
+        )
+        del tree["test"], classes["test"]
     class_names = sorted(set().union(*classes.values()))
     files: list[str] = []
     labels: list[int] = []
