@@ -29,6 +29,7 @@ from deevo_ext.errors import DeevoError
 
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker
+_NO_GUARD = 'a script that starts processes lacks if __name__ == "__main__":'
 
 
 def default_workers() -> int:
@@ -57,6 +58,9 @@ def build_cache(
     source or transform in the file's place. A picture that is left out is a warning.
     """
     path = Path(path)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker imports the script that started it, and would wait for the file's lock.
+        raise DeevoError(f"a decoding process calls build_cache itself: {_NO_GUARD}")
     if workers is not None and workers < 0:
         raise DeevoError(f"workers is {workers}; expected 0 or more")
     if not len(pictures):
@@ -238,8 +242,7 @@ def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
             except BrokenProcessPool as error:
                 raise DeevoError(
                     "a decoding process died: for want of memory (try again with fewer --workers: "
-                    "what is decoded is kept), or because a script that calls this lacks "
-                    'if __name__ == "__main__":'
+                    f"what is decoded is kept), or because {_NO_GUARD}"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -234,6 +234,21 @@ def test_one_process_builds_while_another_waits(tree: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
+def test_a_script_without_a_main_guard_ends_with_an_error(tree: Path, tmp_path: Path) -> None:
+    """Its workers import it, and would wait for the lock that it holds."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from deevo_ext.data import Transform, build_cache, open_pictures\n"
+        "t = Transform(None, (8, 8), 'bilinear', (0.5,) * 3, (0.5,) * 3)\n"
+        f"build_cache(open_pictures({str(tree)!r}), {str(tmp_path / 'c')!r}, t, workers=1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert "lacks if __name__" in done.stderr.splitlines()[-1]
+
+
 def test_no_room_is_said_before_anything_is_decoded(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

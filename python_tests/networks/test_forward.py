@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -334,6 +336,36 @@ def test_a_resumed_run_needs_its_engine_table(tmp_path: Path) -> None:
         evaluator.keep_engines(tmp_path / "engines.json", resumed=True)
     evaluator.keep_engines(tmp_path / "engines.json", resumed=False)
     assert (tmp_path / "engines.json").exists()
+
+
+def test_an_engine_table_that_is_a_pipe_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "engines.json")
+    with pytest.raises(deevo.DeevoError, match="no regular file"):
+        EngineTable(CPU, tmp_path / "engines.json")
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
+    own = device_cache(CPU).path
+    assert own is not None
+    os.mkfifo(own)  # the machine's own is begun anew
+    table = device_cache(CPU)
+    assert table.engines == {}
+    table.save()
+    assert own.is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_evaluates_with_threads_of_its_own() -> None:
+    pop, data = population(4), images(40)
+    forward = PopulationForward(Net(), pop, micro_batch=10)
+    losses = forward(pop.rows, data.images, data.labels).losses
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        again = forward(pop.rows, data.images, data.labels).losses
+        os._exit(0 if torch.equal(losses, again) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(losses, forward(pop.rows, data.images, data.labels).losses)
 
 
 def test_the_precision_report_is_arithmetic() -> None:

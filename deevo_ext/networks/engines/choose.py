@@ -66,6 +66,8 @@ class EngineTable:
 
     def _read(self, path: Path) -> None:
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("no regular file")
             record: dict[str, Any] = json.loads(path.read_text())
             if record["version"] != _VERSION:
                 raise ValueError(f"version {record['version']}")
