@@ -85,7 +85,8 @@ class FolderPictures:
                 status = os.stat(self.root / file)
             except OSError:
                 continue  # reading it will say what is wrong
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            facts = f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+            digest.update(os.fsencode(file) + facts)  # names need not be UTF-8
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Any, int]:
@@ -236,5 +237,10 @@ def _open_folders(root: Path) -> FolderPictures:
             "(train-images-idx3-ubyte, ...)"
         )
     return FolderPictures(
-        root.name, root, parts, class_names, np.array(labels, np.int64), files, problems
+        _shown(root.name), root, parts, class_names, np.array(labels, np.int64), files, problems
     )
+
+
+def _shown(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 become question marks."""
+    return os.fsencode(name).decode(errors="replace")

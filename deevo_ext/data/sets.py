@@ -266,4 +266,4 @@ def _default_path(source: Path, transform: Transform, pictures: Pictures, seed: 
         seed if isinstance(pictures, Selected) else None,
     )
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-    return cache_folder() / "images" / f"{pictures.name}-{key}.safetensors"
+    return cache_folder() / "images" / f"{pictures.name[:60]}-{key}.safetensors"

@@ -1,7 +1,8 @@
 """Pictures below class folders: each file and folder once, whatever links there are.
 
 Real folders come first. A link is followed where it leads to a file or folder that no class has
-already; loops, repeats and what is no file are named and left out. Hidden names are left out.
+already; loops, repeats and what is no file are named and left out. Hidden names, and folders that
+systems leave behind, are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """Files taken as pictures, in any case; those of torchvision's ImageFolder."""
 
+_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"))
 _Identity = tuple[int, int]
 """Device and inode of a file or folder."""
 
@@ -20,7 +22,7 @@ _Identity = tuple[int, int]
 def class_folders(folder: Path) -> list[str]:
     """Returns the names of a folder's class folders, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
 
 
 class Trees:
@@ -71,7 +73,7 @@ class Trees:
                 self.problems.append(f"{folder}: cannot be read ({error.strerror})")
                 continue
             for entry in ordered:
-                if entry.name.startswith("."):
+                if _is_hidden(entry.name):
                     continue
                 if entry.is_symlink():
                     links.append(entry.path)
@@ -101,6 +103,10 @@ class Trees:
             return True
         self.problems.append(f"{path}: no file, but a pipe, socket or device")
         return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEMS
 
 
 def _is_picture(name: str) -> bool:

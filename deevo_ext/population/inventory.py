@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.buffers import kept_buffers, norm_tensors
@@ -269,6 +270,11 @@ def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
     """Groups names by tensor: the same memory seen with the same shape and strides."""
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
+        if is_lazy(tensor):
+            raise DeevoError(
+                f"the model's {name!r} has no shape yet, as a lazy module's before its first "
+                "forward pass: call the model once on an image, then hand it over"
+            )
         if not isinstance(tensor, Tensor):
             raise DeevoError(
                 f"the model's state dict holds {name!r}, a {type(tensor).__name__} rather than a "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deevo_ext import DeevoError
@@ -98,3 +99,25 @@ def test_hidden_names_are_no_pictures(tree: Path) -> None:
     picture(tree / "train/.c/0.png", 3)
     found = open_pictures(tree)
     assert len(found) == 8 and not found.problems
+
+
+def test_folders_of_systems_are_no_classes(tree: Path) -> None:
+    for name in ("__MACOSX", "@eaDir", "lost+found"):
+        picture(tree / "train" / name / "0.png", 3)
+        picture(tree / "train/a" / name / "0.png", 3)
+    found = open_pictures(tree)
+    assert found.class_names == ["a", "b"] and len(found) == 8 and not found.problems
+
+
+def test_names_need_not_be_utf8(tree: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    root = tree.rename(tree.with_name(odd))
+    (root / "train/a/0.png").rename(root / "train/a" / f"{odd}.png")
+    for part in ("train", "val"):
+        (root / part / "b").rename(root / part / odd)
+    found = open_pictures(root)
+    assert found.class_names == ["a", odd]
+    cache = build_cache(found, root.parent / "c.safetensors", PLAIN, workers=0, progress=False)
+    assert cache.class_names == ["a", odd] and cache.description.name == "caf\ufffd"
+    again = build_cache(found, root.parent / "c.safetensors", PLAIN, workers=0, progress=False)
+    assert torch.equal(again.labels, cache.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -130,3 +131,44 @@ def test_a_graph_that_is_wrong_is_left_for_the_module(monkeypatch: pytest.Monkey
         assert torch.allclose(logits, model(pictures()), atol=1e-5)
     with pytest.raises(DeevoError, match="served without a graph: the network graph of Mixing"):
         forward.graph((3, 6, 6))
+
+
+class Packed(nn.Module):
+    """Logits inside of something else."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.fc, self.kind = nn.Linear(3, 3), kind
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.fc(x.mean((2, 3)))
+        kinds = {
+            "key": {"logits": logits, "loss": None},
+            "attribute": types.SimpleNamespace(logits=logits, hidden=x),
+            "dict": {"y": logits},
+            "tuple": (logits, logits),
+            "shape": logits[:, :, None],
+        }
+        return kinds[self.kind]
+
+
+@pytest.mark.filterwarnings("ignore:Packed is served unfused")
+@pytest.mark.parametrize("kind", ["key", "attribute", "dict", "tuple", "shape"])
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_logits_are_read_or_what_is_there_is_named(kind: str, engine: str) -> None:
+    model = Packed(kind).eval()
+    forward = PopulationForward(model, two_of(model), engine=engine)
+    row = two_of(model).rows[0]
+    if kind in ("key", "attribute"):
+        with torch.no_grad():
+            exact = model.fc(pictures().mean((2, 3)))
+        assert torch.allclose(forward.logits(row, pictures()), exact, atol=1e-6)
+    else:
+        with pytest.raises(DeevoError, match=r"the model returned .*; expected logits"):
+            forward.logits(row, pictures())
+
+
+def test_lazy_modules_are_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(DeevoError, match=r"'1.weight' has no shape yet"):
+        Population.from_state_dicts(model, [{}, {}])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -156,9 +156,16 @@ class MemberRunner(Runner):
 
 
 def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
-    """Returns run(images) for images called `name`; DeevoError where it gives no logits."""
+    """Returns run(images) for images called `name`; DeevoError where it gives no logits.
+
+    Of an output with `logits`, as an attribute or a key, these are taken.
+    """
     try:
         logits = run(images)
+        if isinstance(logits, Mapping):
+            logits = logits.get("logits", logits)
+        elif not isinstance(logits, Tensor):
+            logits = getattr(logits, "logits", logits)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(images.shape[1:])
         raise DeevoError(f"the model failed on {name} of shape {shape}: {error}") from error
