@@ -290,6 +290,7 @@ class DifferentialEvolution:
             self._end_pending()
             for name, tensor in tensors.items():
                 tensor.copy_(state[name])
+            self._source.committed = None
             self.scored = bool(state["scored"])
             self._completed = int(self._adaptation.generation.item()) - 1
             self.population.pristine = False

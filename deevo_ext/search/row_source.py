@@ -35,6 +35,7 @@ class RowSource:
         self._buffer: torch.Tensor | None = None
         self._staging: Staging | None = None
         self._bound_to: tuple[object, ...] = ()
+        self.committed: int | None = None  # the rows' version counter, where it has to be that
         self.lock = threading.Lock()  # the operators are bound to one set of arguments
 
     @property
@@ -74,6 +75,7 @@ class RowSource:
         """Puts the accepted trials in their parents' places, and these into the archive."""
         self._bind()
         self._commit()
+        self.committed = version_of(self.rows)
 
     def _bind(self) -> None:
         """Binds the operators, anew where the population has got other rows since."""
@@ -104,6 +106,11 @@ class RowSource:
             archive_slot=adaptation.archive_slot,
         )
         self._bound_to = identity
+
+
+def version_of(rows: torch.Tensor) -> int:
+    """Returns how often rows were written to; always -1 in inference mode, which does not count."""
+    return -1 if rows.is_inference() else rows._version
 
 
 def _rounded_to_0(bound: float, dtype: torch.dtype) -> float:

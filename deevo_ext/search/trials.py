@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.search.row_source import RowSource
+from deevo_ext.search.row_source import RowSource, version_of
 
 _Mark = tuple[int, torch.Tensor]
 """What shows whether rows were written to: their version counter, and BatchNorm's variances."""
@@ -41,6 +41,8 @@ class Trials:
         self.over = False
         self.thread = threading.get_ident()
         self._population = self._mark(source.rows)
+        if source.committed not in (None, self._population[0]):
+            raise _written("the population was", "the last generation")
         self._given: list[tuple[weakref.ref[torch.Tensor], _Mark]] = []  # by `rows`
 
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -97,21 +99,16 @@ class Trials:
                 self._require_unwritten(rows, mark)
 
     def _mark(self, rows: torch.Tensor) -> _Mark:
-        # Norm layers write their variances past the version counter. Inference mode counts nothing.
-        version = -1 if rows.is_inference() else rows._version
-        return version, rows[:, self._source.population.layout.nonneg_start :].clone()
+        # Norm layers write their variances past the version counter.
+        tail = self._source.population.layout.nonneg_start
+        return version_of(rows), rows[:, tail:].clone()
 
     def _require_unwritten(
         self, rows: torch.Tensor, before: _Mark, what: str = "rows of trials were"
     ) -> None:
         version, variances = self._mark(rows)
         if version != before[0] or not torch.equal(variances, before[1]):
-            raise DeevoError(
-                f"{what} written to since ask(), so that a fitness would belong to other weights: "
-                "call model.eval() before evaluating (norm layers write in train mode), write to "
-                "copies (row.clone()), let one thread at a time ask for chunks; then begin again "
-                "on a freshly loaded population"
-            )
+            raise _written(what, "ask()")
 
     def _chosen(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Members as int64 [E] on the CPU, if they are members."""
@@ -146,3 +143,12 @@ class Trials:
                 f"these trials of generation {self.generation} are over: their fitness was told or "
                 "others were asked for; call ask() again"
             )
+
+
+def _written(what: str, since: str) -> DeevoError:
+    return DeevoError(
+        f"{what} written to since {since}, so that a fitness would belong to other weights: call "
+        "model.eval() before evaluating (norm layers write in train mode), write to copies "
+        "(row.clone()), let one thread at a time ask for chunks; then begin again on a freshly "
+        "loaded population"
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deevo_ext import DeevoError, DifferentialEvolution
+from deevo_ext.runs.soups import candidates_of
 from deevo_ext.search.trials import Trials
 from support.evolution import population, sphere
 
@@ -42,6 +43,36 @@ def test_written_rows_are_refused_and_change_nothing(write: str, parents: bool) 
         de.tell([1.0] * 8)
     assert torch.equal(de.population.rows, before)
     advance(de, 1)  # nothing is lost
+
+
+def test_a_population_written_between_generations_is_refused() -> None:
+    def callback(metrics: dict[str, float]) -> None:
+        de.population.rows[3].mul_(2)
+
+    de = DifferentialEvolution(population(), seed=1)
+    advance(de, 2)
+    state = de.state_dict()
+    de.callbacks.append(callback)
+    advance(de, 1)
+    with pytest.raises(DeevoError, match="the population was written to since the last generation"):
+        de.ask()
+    de.callbacks.clear()
+    de.load_state_dict(state)
+    advance(de, 2)
+    plain = DifferentialEvolution(population(), seed=1)
+    advance(plain, 4)
+    assert torch.equal(de.population.rows, plain.population.rows)
+
+
+def test_a_validation_score_that_writes_leaves_the_population_alone() -> None:
+    members = population()
+    before = members.rows.clone()
+
+    def score(row: torch.Tensor, inherited: object) -> float:
+        return float(row.mul_(0).sum()) + 1
+
+    candidates_of(members, list(range(8)), score)
+    assert torch.equal(members.rows, before)
 
 
 def test_writes_past_every_counter_do_not_reach_the_population() -> None:
