@@ -14,6 +14,8 @@ import math
 import os
 import stat
 import struct
+import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,8 @@ def open_cache(path: str | Path) -> Cache:
     path = Path(path)
     if not path.is_file():
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        raise DeevoError(f"{path}: an archive, which is not read: unpack it, and give its folder")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -231,7 +235,8 @@ def open_cache(path: str | Path) -> Cache:
         if isinstance(error, DeevoError):
             raise
         raise DeevoError(
-            f"{path}: not a whole cache file ({error}); delete it and make it anew with deevo cache"
+            f"{path}: not a whole cache file ({error}); expected one that deevo cache made (make a "
+            "damaged one anew), or a folder of pictures"
         ) from error
     verified = torch.zeros(len(labels), dtype=torch.bool)
     return Cache(path, description, labels, digests, pixels, verified)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass, field, replace
 
@@ -56,7 +57,8 @@ class CachedImages(LabelledImages):
         self.check_labels(shape[0] if self.indices is None else len(self.indices))
         _, height, width, channels = shape
         one_each = len(self.mean) == len(self.std) == channels
-        if not one_each or not all(value > 0 for value in self.std):
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if not one_each or not finite or not all(value > 0 for value in self.std):
             raise DeevoError(
                 f"{self.name}: images have {channels} channels, mean is {self.mean} and std "
                 f"{self.std}; expected one of each a channel, and std above 0"

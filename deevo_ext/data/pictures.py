@@ -236,6 +236,12 @@ def _open_folders(root: Path) -> FolderPictures:
             "CLASS/*.jpg, CIFAR's Python version (data_batch_1, ...), or IDX files "
             "(train-images-idx3-ubyte, ...)"
         )
+    for part, (start, stop) in parts.items():
+        if start == stop:
+            raise DeevoError(
+                f"{tree[part]}: no pictures in class folders; expected CLASS/*.jpg in it, with the "
+                f"classes of {next(iter(tree.values()))}"
+            )
     return FolderPictures(
         _shown(root.name), root, parts, class_names, np.array(labels, np.int64), files, problems
     )

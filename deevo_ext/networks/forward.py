@@ -164,7 +164,7 @@ class PopulationForward:
         where the labels are.
         """
         if labels is None:
-            if isinstance(images, Tensor):
+            if not isinstance(images, LabelledImages):
                 raise DeevoError("labels are missing; expected int64 [N] beside a tensor of images")
             labels = images.labels
         image_set = self._checked(rows, images, statistics)
@@ -257,8 +257,13 @@ class PopulationForward:
         self, rows: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None
     ) -> Images:
         """Returns the images as the feed reads them; DeevoError for what cannot be evaluated."""
-        image_set = TensorImages(images) if isinstance(images, Tensor) else images
         check_rows(rows, self.layout)
+        if not isinstance(images, (Tensor, LabelledImages)):
+            raise DeevoError(
+                f"images are a {type(images).__name__}; expected a tensor [N, C, H, W] or a set of "
+                "labelled images"
+            )
+        image_set = TensorImages(images) if isinstance(images, Tensor) else images
         self._feed.check(image_set)
         check_statistics(statistics, rows.shape[0], self.statistics_layout)
         return image_set

@@ -359,6 +359,19 @@ def test_default_caches_of_others_are_refused(
             open_data(tree, COLOUR, **options)
 
 
+def test_archives_are_to_be_unpacked_and_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for kind in ("zip", "tar", "gztar"):
+        file = shutil.make_archive(str(tmp_path / kind), kind, tmp_path / "a")
+        with pytest.raises(DeevoError, match="an archive, which is not read: unpack it") as error:
+            open_data(file, COLOUR)
+        assert "delete" not in str(error.value)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(64))
+    with pytest.raises(DeevoError, match="not a whole cache file") as error:
+        open_data(tmp_path / "x.parquet", COLOUR)
+    assert "delete" not in str(error.value)
+
+
 def test_a_link_in_the_partial_files_place_is_not_followed(tree: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")

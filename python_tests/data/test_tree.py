@@ -121,3 +121,23 @@ def test_names_need_not_be_utf8(tree: Path) -> None:
     assert cache.class_names == ["a", odd] and cache.description.name == "caf\ufffd"
     again = build_cache(found, root.parent / "c.safetensors", PLAIN, workers=0, progress=False)
     assert torch.equal(again.labels, cache.labels)
+
+
+def test_a_flat_part_is_refused_before_anything_is_decoded(tree: Path) -> None:
+    """In one sentence, however many classes it lacks."""
+    for k in range(500):
+        picture(tree / "train" / f"class{k}" / "0.png", 1)
+    for name in "ab":
+        (tree / "val" / name / "0.png").rename(tree / "val" / f"{name}.png")
+        (tree / "val" / name / "deep/1.png").unlink()
+    with pytest.raises(DeevoError, match="val: no pictures in class folders") as refused:
+        open_pictures(tree)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_message_names_fifty_and_counts_the_rest(tree: Path) -> None:
+    for k in range(80):
+        (tree / "train/a" / f"damaged{k:02}.png").write_text("no picture")
+    with pytest.raises(DeevoError, match=r"80 of data cannot .*; and 30 more\. Mend") as error:
+        build_cache(open_pictures(tree), tree.parent / "c", PLAIN, workers=0, progress=False)
+    assert str(error.value).count("damaged") == 50

@@ -408,7 +408,15 @@ def test_selection_in_a_precision_that_fails_is_refused_unless_forced() -> None:
         ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of auto"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"precision": "tf32"}, "CUDA devices have"),
+        ({"engine": ["auto"]}, r"engine is \['auto'\]"),
+        ({"precision": None}, "precision is None"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"micro_batch": "8"}, "micro_batch is '8'"),
+        ({"micro_batch": 2.5}, r"micro_batch is 2\.5"),
+        ({"micro_batch": True}, "micro_batch is True"),
+        ({"mean": (math.nan,), "std": (1.0,)}, "one finite number of each"),
+        ({"mean": (0.5,), "std": (math.inf,)}, "one finite number of each"),
+        ({"device": 3.5}, "device is 3.5"),
         ({"mean": (0.5,)}, "belong together"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
         ({"device": "gpu"}, "device is 'gpu'"),
@@ -426,6 +434,11 @@ def test_bad_operands_are_named() -> None:
     for args, message in (
         ((pop.rows[0], x, y), "rows are"),
         ((pop.rows[:, :4], x, y), "rows are"),
+        ((pop.rows[:0], x, y), "rows are"),
+        ((pop.rows.tolist(), x, y), "rows are a list"),
+        ((pop.rows, x.numpy(), y), "images are a ndarray"),
+        ((pop.rows, x, y.tolist()), "labels are a list"),
+        ((pop.rows, x, y, [0.0]), "statistics are a list"),
         ((pop.rows, x[0], y), "expected \\[N, C, H, W\\]"),
         ((pop.rows, x.long(), y), "expected uint8 or floating"),
         ((pop.rows, x, y[:3]), "labels are"),
@@ -434,8 +447,9 @@ def test_bad_operands_are_named() -> None:
     ):
         with pytest.raises(deevo.DeevoError, match=message):
             forward(*args)
-    with pytest.raises(deevo.DeevoError, match=r"label_smoothing is 1\.0"):
-        forward(pop.rows, x, y, label_smoothing=1.0)
+    for smoothing in (1.0, -0.1, math.nan, "0.1", True):
+        with pytest.raises(deevo.DeevoError, match="label_smoothing is"):
+            forward(pop.rows, x, y, label_smoothing=smoothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter, without a GPU")
