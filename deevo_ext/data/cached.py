@@ -76,24 +76,23 @@ class CachedImages(LabelledImages):
                 pixels = pixels.clone()  # a view of a memory map has read nothing yet
         else:
             pixels = self.all_pixels[self.indices[start:stop].to(self.all_pixels.device)]
-        if self.verified is not None:
-            self._verify(start, pixels)
+        if self.digests is not None and self.verified is not None:
+            self._verify(start, pixels, self.digests, self.verified)
         return pixels.permute(0, 3, 1, 2)
 
-    def _verify(self, start: int, pixels: Tensor) -> None:
+    def _verify(self, start: int, pixels: Tensor, digests: Tensor, verified: Tensor) -> None:
         """Compares the images that were not compared before with their digests."""
-        assert self.digests is not None and self.verified is not None
         slots = torch.arange(start, start + len(pixels))
         if self.indices is not None:
             slots = self.indices[slots]
-        for k in torch.nonzero(~self.verified[slots]).flatten().tolist():
+        for k in torch.nonzero(~verified[slots]).flatten().tolist():
             found = image_digest(pixels[k].numpy().data, int(self.labels[start + k]))
-            if found != self.digests[slots[k]].numpy().tobytes():
+            if found != digests[slots[k]].numpy().tobytes():
                 raise DeevoError(
                     f"{self.name}: image {start + k} is not what was cached: the cache file was "
                     "changed or is damaged; delete it and make it anew"
                 )
-        self.verified[slots] = True
+        verified[slots] = True
 
     def subset(self, indices: Indices, name: str | None = None) -> CachedImages:
         """Returns the images at `indices`, in that order; pixels are not copied."""
