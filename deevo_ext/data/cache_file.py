@@ -206,7 +206,7 @@ def open_cache(path: str | Path) -> Cache:
     Raises DeevoError: missing, truncated, not a cache, or of another version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         raise DeevoError(f"{path}: an archive, which is not read: unpack it, and give its folder")

@@ -185,9 +185,9 @@ def open_pictures(source: str | Path) -> Pictures:
 
     Raises DeevoError: none of these, or damaged CIFAR or IDX files.
     """
-    root = Path(source).expanduser().resolve()
-    if not root.is_dir():
+    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(source)):
         raise DeevoError(f"{source}: no such folder")
+    root = Path(os.path.expanduser(source)).resolve()
     return open_arrays(root) or _open_folders(root)
 
 

@@ -89,8 +89,10 @@ def open_data(
     progress: bool = True,
 ) -> Cache:
     """Returns the cache of `data`, built if need be; arguments and errors as in `image_sets`."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise DeevoError(f"data is a {type(data).__name__}; expected a cache file or a folder")
     path = Path(data)
-    if path.is_file():
+    if os.path.isfile(path):
         return open_cache(path)
     pictures = select_train(open_pictures(path), train_images, seed)
     if cache is None:

@@ -50,17 +50,22 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     DeevoError when a listed file does not exist, or there is no file at all.
     """
     if not isinstance(paths, (str, os.PathLike)):
-        files = [Path(path).expanduser() for path in paths]
+        if isinstance(paths, Mapping) or not isinstance(paths, Sequence):
+            raise _no_paths(paths)
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise _no_paths(path)
+        files = [Path(os.path.expanduser(path)) for path in paths]
         for file in files:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise DeevoError(f"checkpoint {file} does not exist or is not a file")
         if not files:
             raise DeevoError("the list of checkpoints is empty; give at least two files")
         return files
-    path = Path(paths).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(paths))
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(p for p in path.iterdir() if p.suffix in FOLDER_SUFFIXES and p.is_file())
         if not files:
             raise DeevoError(
@@ -75,6 +80,13 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
             f"{', '.join(SUFFIXES)}"
         )
     return files
+
+
+def _no_paths(given: object) -> DeevoError:
+    return DeevoError(
+        f"checkpoints are a {type(given).__name__}; expected a path, a folder, a glob or a list of "
+        "paths (Population.from_state_dicts takes state dicts)"
+    )
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
@@ -155,7 +167,7 @@ def read_wrapped(path: Path) -> Any:
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
             f"{', '.join(SUFFIXES)}; rename the file if its content is one of these"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DeevoError(f"checkpoint {path} does not exist or is not a file")
     reader: Callable[[Path], Any] = _read_torch
     if path.suffix == ".safetensors":

@@ -125,7 +125,9 @@ class Inventory:
         if not isinstance(model, nn.Module):
             raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
-        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen or ())
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise DeevoError(f"frozen is {frozen!r}; expected patterns of tensors' names")
         held = _match(patterns, state)
         statistics, counters = norm_tensors(model)
         held |= kept_buffers(model)

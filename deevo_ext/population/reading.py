@@ -87,6 +87,22 @@ def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:
     """Returns state dicts as sources called `names`, by default member0, member1, ..."""
+    if isinstance(state_dicts, Mapping) or not isinstance(state_dicts, Sequence):
+        raise DeevoError(
+            f"state_dicts are a {type(state_dicts).__name__}; expected a list of state dicts"
+        )
+    for i, state in enumerate(state_dicts):
+        if not isinstance(state, Mapping):
+            raise DeevoError(
+                f"state dict {i} is a {type(state).__name__}; expected names to tensors, as "
+                "model.state_dict() gives (Population.from_checkpoints takes paths)"
+            )
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise DeevoError(
+                    f"state dict {i} has {name!r}, a {type(value).__name__}; expected names to "
+                    "tensors, as model.state_dict() gives"
+                )
     if names is None:
         names = [f"member{i}" for i in range(len(state_dicts))]
     if len(names) != len(state_dicts) or len(set(names)) < len(names):
@@ -113,6 +129,8 @@ def read_members(
         raise DeevoError(
             f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
         )
+    if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
+        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
     if len(sources) < 2:
         raise DeevoError(f"{len(sources)} member ({', '.join(labels)}); expected at least 2")
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
