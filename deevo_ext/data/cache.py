@@ -30,6 +30,8 @@ from deevo_ext.errors import DeevoError
 
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker
+_NAMED = 50  # unusable pictures in one message
+_NO_GUARD = 'a script that starts processes lacks if __name__ == "__main__":'
 
 
 def default_workers() -> int:
@@ -53,11 +55,14 @@ def build_cache(
     processor; 0 decodes in this one. skip_corrupt: leaves out what cannot be read instead of
     refusing it; `Cache.skipped` counts them.
 
-    Raises DeevoError: pictures that cannot be read and classes without any (all of them by name, in
+    Raises DeevoError: pictures that cannot be read and classes without any (up to 50 by name, in
     one message, after everything else is decoded and kept), no room on the disk, a cache of another
     source or transform in the file's place. A picture that is left out is a warning.
     """
     path = Path(path)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker imports the script that started it, and would wait for the file's lock.
+        raise DeevoError(f"a decoding process calls build_cache itself: {_NO_GUARD}")
     if workers is not None and workers < 0:
         raise DeevoError(f"workers is {workers}; expected 0 or more")
     if not len(pictures):
@@ -77,8 +82,10 @@ def build_cache(
         lost = [_reported(pictures, index, reason) for index, reason in problems.items()]
         if (lost or pictures.problems) and not skip_corrupt:
             unusable = [*pictures.problems, *lost]
+            more = len(unusable) - _NAMED
             raise DeevoError(
-                f"{len(unusable)} of {pictures.name} cannot be used: {'; '.join(unusable)}. Mend "
+                f"{len(unusable)} of {pictures.name} cannot be used: "
+                f"{'; '.join(unusable[:_NAMED])}{f'; and {more} more' if more > 0 else ''}. Mend "
                 "or remove them, or leave them out with --skip-corrupt; what is decoded is kept"
             )
         for index in problems:
@@ -242,8 +249,7 @@ def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
             except BrokenProcessPool as error:
                 raise DeevoError(
                     "a decoding process died: for want of memory (try again with fewer --workers: "
-                    "what is decoded is kept), or because a script that calls this lacks "
-                    'if __name__ == "__main__":'
+                    f"what is decoded is kept), or because {_NO_GUARD}"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,7 @@ same rows with no module at hand. It also checks checkpoints: `check_names` and 
 
 A norm layer is any module with both a running_mean and a running_var, so InstanceNorm, timm's
 BatchNormAct2d and torchvision's FrozenBatchNorm2d count. Freezing a tensor goes before any policy.
+Buffers that no average has the meaning of (`buffers.py`) are kept as if frozen.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.buffers import kept_buffers, norm_tensors
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
@@ -124,7 +127,7 @@ class Inventory:
         if not isinstance(model, nn.Module):
             raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
-        return cls._of(state, _norm_tensors(model), frozen, batchnorm)
+        return cls._of(state, norm_tensors(model), kept_buffers(model), frozen, batchnorm)
 
     @classmethod
     def of_state_dict(
@@ -141,19 +144,25 @@ class Inventory:
         counters = {f"{prefix}num_batches_tracked" for prefix in norms}.intersection(state)
         # Averaging scripts leave counts as floats.
         whole = {name: state[name].long() for name in counters if state[name].numel() == 1}
-        return cls._of({**state, **whole}, (statistics, counters), frozen, batchnorm)
+        return cls._of({**state, **whole}, (statistics, counters), set(), frozen, batchnorm)
 
     @classmethod
     def _of(
         cls,
         state: Mapping[str, Tensor],
         norms: tuple[set[str], set[str]],
+        kept: set[str],
         frozen: str | Sequence[str],
         batchnorm: str,
     ) -> Inventory:
-        """Makes the inventory of a model's tensors; norms: the names of statistics and counters."""
-        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-        held = _match(patterns, state)
+        """Makes the inventory of a model's tensors.
+
+        norms: the names of statistics and counters; kept: those of buffers that never evolve.
+        """
+        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen or ())
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise DeevoError(f"frozen is {frozen!r}; expected patterns of tensors' names")
+        held = _match(patterns, state) | kept
         statistics, counters = norms
         tensors: list[ModelTensor] = []
         for names in _tied_groups(state):
@@ -296,23 +305,15 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
     return held
 
 
-def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names norm layers' running_mean and running_var, and their num_batches_tracked."""
-    statistics: set[str] = set()
-    counters: set[str] = set()
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        buffers = {name for name, _ in module.named_buffers(prefix, recurse=False)}
-        pair = {f"{prefix}.{name}".lstrip(".") for name in STATISTICS}
-        if pair <= buffers:
-            statistics |= pair
-            counters |= {name for name in buffers if _last_part(name) == "num_batches_tracked"}
-    return statistics, counters
-
-
 def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
     """Groups names by tensor: the same memory seen with the same shape and strides."""
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
+        if is_lazy(tensor):
+            raise DeevoError(
+                f"the model's {name!r} has no shape yet, as a lazy module's before its first "
+                "forward pass: call the model once on an image, then hand it over"
+            )
         if not isinstance(tensor, Tensor):
             raise DeevoError(
                 f"the model's state dict holds {name!r}, a {type(tensor).__name__} rather than a "

@@ -77,7 +77,7 @@ def write_recipe(
         dtype=population.rows.dtype,
         batchnorm=population.batchnorm,
         checkpoint_key=population.checkpoint_key,
-        frozen=inventory.frozen,
+        frozen=(*inventory.frozen, *_kept(inventory)),
         tied={alias: tensor.name for tensor in inventory.tensors for alias in tensor.aliases},
         counters={name: int(population.fixed[name]) for name in absent},
         statistics=beside if population.statistics_layout.dim else None,
@@ -92,6 +92,16 @@ def write_recipe(
     if tensors:
         write_whole(side, data)
     write_whole(path, text.encode())
+
+
+def _kept(inventory: Inventory) -> list[str]:
+    """Names the floating tensors that never evolve, as spectral norm's, beside those frozen."""
+    held = {name for p in inventory.frozen for name in fnmatch.filter(inventory.order, p)}
+    return [
+        tensor.name
+        for tensor in inventory.tensors
+        if tensor.floating and tensor.role == "fixed" and held.isdisjoint(tensor.names)
+    ]
 
 
 @dataclass(frozen=True)

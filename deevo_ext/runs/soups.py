@@ -54,7 +54,8 @@ def candidates_of(population: Population, everyone: list[int], score: ScoreRow) 
     """Scores the candidates among members `everyone` (ascending), and each of these members."""
     scores = [math.inf] * (everyone[-1] + 1)
     for i in everyone:
-        scores[i] = score(population.rows[i], Inherited(population.statistics[i]))
+        # A copy: a user's score that writes to its row must not write to the population.
+        scores[i] = score(population.rows[i].clone(), Inherited(population.statistics[i]))
     member = min(everyone, key=scores.__getitem__)
     soup, soup_score = greedy_soup(population, everyone, scores, score)
     mean_score = score(*average(population, everyone))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, candidates
 from deevo_ext.networks.engines.choose import EngineTable, device_cache
 from deevo_ext.networks.forward import PopulationForward
-from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
 from support.convolutional import CifarResNet
@@ -92,7 +92,7 @@ def test_statistics_held_apart(policy: str) -> None:
 
 
 def test_frozen_tensors_come_from_the_population() -> None:
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         pop = population(4, frozen=["conv.*", "bn.running_var"])
     data = images(30)
     forward = PopulationForward(Net(), pop, micro_batch=16)
@@ -362,16 +362,34 @@ def test_a_cache_of_engines_that_is_no_file_is_begun_anew() -> None:
     assert path.is_file()
 
 
-def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(found: object, dtype: torch.dtype) -> object:
-        graph = fuse(found, dtype)  # type: ignore[arg-type]
-        graph.layers[0].activation = None  # type: ignore[attr-defined]
-        return graph
+def test_an_engine_table_that_is_a_pipe_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "engines.json")
+    with pytest.raises(deevo.DeevoError, match="no regular file"):
+        EngineTable(CPU, tmp_path / "engines.json")
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
+    own = device_cache(CPU).path
+    assert own is not None
+    os.mkfifo(own)  # the machine's own is begun anew
+    table = device_cache(CPU)
+    assert table.engines == {}
+    table.save()
+    assert own.is_file()
 
-    monkeypatch.setattr("deevo_ext.networks.build.fuse", wrong)
-    pop, data = population(4), images(20)
-    with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
-        PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_evaluates_with_threads_of_its_own() -> None:
+    pop, data = population(4), images(40)
+    forward = PopulationForward(Net(), pop, micro_batch=10)
+    losses = forward(pop.rows, data.images, data.labels).losses
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        again = forward(pop.rows, data.images, data.labels).losses
+        os._exit(0 if torch.equal(losses, again) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(losses, forward(pop.rows, data.images, data.labels).losses)
 
 
 def test_the_precision_report_is_arithmetic() -> None:
@@ -414,7 +432,15 @@ def test_selection_in_a_precision_that_fails_is_refused_unless_forced() -> None:
         ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of auto"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"precision": "tf32"}, "CUDA devices have"),
+        ({"engine": ["auto"]}, r"engine is \['auto'\]"),
+        ({"precision": None}, "precision is None"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"micro_batch": "8"}, "micro_batch is '8'"),
+        ({"micro_batch": 2.5}, r"micro_batch is 2\.5"),
+        ({"micro_batch": True}, "micro_batch is True"),
+        ({"mean": (math.nan,), "std": (1.0,)}, "one finite number of each"),
+        ({"mean": (0.5,), "std": (math.inf,)}, "one finite number of each"),
+        ({"device": 3.5}, "device is 3.5"),
         ({"mean": (0.5,)}, "belong together"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
         ({"device": "gpu"}, "device is 'gpu'"),
@@ -432,6 +458,11 @@ def test_bad_operands_are_named() -> None:
     for args, message in (
         ((pop.rows[0], x, y), "rows are"),
         ((pop.rows[:, :4], x, y), "rows are"),
+        ((pop.rows[:0], x, y), "rows are"),
+        ((pop.rows.tolist(), x, y), "rows are a list"),
+        ((pop.rows, x.numpy(), y), "images are a ndarray"),
+        ((pop.rows, x, y.tolist()), "labels are a list"),
+        ((pop.rows, x, y, [0.0]), "statistics are a list"),
         ((pop.rows, x[0], y), "expected \\[N, C, H, W\\]"),
         ((pop.rows, x.long(), y), "expected uint8 or floating"),
         ((pop.rows, x, y[:3]), "labels are"),
@@ -440,8 +471,9 @@ def test_bad_operands_are_named() -> None:
     ):
         with pytest.raises(deevo.DeevoError, match=message):
             forward(*args)
-    with pytest.raises(deevo.DeevoError, match=r"label_smoothing is 1\.0"):
-        forward(pop.rows, x, y, label_smoothing=1.0)
+    for smoothing in (1.0, -0.1, math.nan, "0.1", True):
+        with pytest.raises(deevo.DeevoError, match="label_smoothing is"):
+            forward(pop.rows, x, y, label_smoothing=smoothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter, without a GPU")

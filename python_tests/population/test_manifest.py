@@ -96,6 +96,7 @@ def test_frozen_tensors(
     assert replayed.inventory.frozen == ((frozen,) if isinstance(frozen, str) else tuple(frozen))
 
 
+@pytest.mark.filterwarnings("ignore:checkpoints hold weights as")
 def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
     raw, ema = members(ConvNet, 6)[:3], members(ConvNet, 6)[3:]
     wrapped = [

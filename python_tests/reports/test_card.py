@@ -85,7 +85,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     reader = Reader()
     reader.feed(page)
     assert reader.open == [] and "Net <tiny> | one" in reader.cells
-    assert "| Net <tiny> \\| one |" in card
+    assert "| Net &lt;tiny&gt; \\| one |" in card
     assert reader.outside == ["data:image/png;base64,"]
     assert reader.pictures == [(folder / "evolution.png").read_bytes()]
     assert "http" not in page and "Races: trials" in page

@@ -199,7 +199,6 @@ class NetworkGraph:
     classes: int
     dtype: torch.dtype
     how: str
-    checked: bool = False  # against the module, on the first images
 
     @property
     def flops(self) -> int:
