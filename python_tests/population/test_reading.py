@@ -45,14 +45,14 @@ def test_from_checkpoints_of_mixed_formats(tmp_path: Path) -> None:
     assert build().sources is None
 
 
-@pytest.mark.filterwarnings("ignore:checkpoints hold weights as")
 def test_checkpoint_key_reaches_the_files(tmp_path: Path) -> None:
     states = members(ConvNet, 4)
     for i in (0, 1):
         averaged = {"n_averaged": torch.tensor(2)}
         averaged |= {f"module.{n}": t for n, t in states[i + 2].items()}
         torch.save({"model": states[i], "model_ema": averaged}, tmp_path / f"{i}.pth")
-    raw = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth")
+    with pytest.warns(UserWarning, match="'model' is taken"):
+        raw = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth")
     ema = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth", checkpoint_key="model_ema")
     assert_equal(raw.state_dict(0), states[0])
     assert_equal(ema.state_dict(0), states[2])
