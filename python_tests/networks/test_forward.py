@@ -362,22 +362,6 @@ def test_a_cache_of_engines_that_is_no_file_is_begun_anew() -> None:
     assert path.is_file()
 
 
-def test_an_engine_table_that_is_a_pipe_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.mkfifo(tmp_path / "engines.json")
-    with pytest.raises(deevo.DeevoError, match="no regular file"):
-        EngineTable(CPU, tmp_path / "engines.json")
-    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
-    own = device_cache(CPU).path
-    assert own is not None
-    os.mkfifo(own)  # the machine's own is begun anew
-    table = device_cache(CPU)
-    assert table.engines == {}
-    table.save()
-    assert own.is_file()
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_evaluates_with_threads_of_its_own() -> None:
     pop, data = population(4), images(40)
