@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deevo_ext.fitness.metrics import Metric
-from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.philox import words
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.population import Population
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -29,12 +28,10 @@ def tuned_biases(
     """
     apart = logits.topk(min(2, logits.shape[1]), dim=1).values
     spread = float((apart[:, 0] - apart[:, -1]).mean())
-    blocks = np.arange((logits.shape[1] + 3) // 4, dtype=np.uint64)
     rows = [*starts.float().cpu()]
     for row in range(len(starts), _SIZE):
-        counter = (int(Purpose.FIRST_VIRTUAL), 0, row, blocks)
-        words = np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)
-        uniform = torch.from_numpy((words[: logits.shape[1]] + 0.5) * 2.0**-31 - 1.0)
+        drawn = words(Purpose.FIRST_VIRTUAL, 0, row, logits.shape[1], seed)
+        uniform = torch.from_numpy((drawn + 0.5) * 2.0**-31 - 1.0)
         rows.append(rows[len(starts) - 1] + (spread * uniform).float())
     population = Population.from_rows(torch.stack(rows), "biases")
     generations = int(min(_GENERATIONS, max(1.0, _LOGITS / (_SIZE * logits.numel()))))

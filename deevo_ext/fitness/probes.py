@@ -64,8 +64,10 @@ class ProbeForward:
         parts: dict[tuple[int, int], Tensor] = {}
 
         def run(k: int, start: int, pixels: Tensor) -> None:
-            tensors = self._tensors(rows[k])
-            with self._modules.take() as model, norms_in_training(model, self._norms):
+            apart = torch.zeros(self.evaluator.population.statistics_layout.dim, device=device)
+            row = rows[k].to(device, torch.float32)
+            tensors, norms = self.evaluator.policy.tensors_in_training(row, apart)
+            with self._modules.take() as model, norms_in_training(model, norms):
                 parts[k, start] = functional_call(model, tensors, (pixels,)).float()
 
         for start, stop in groups:
@@ -79,18 +81,3 @@ class ProbeForward:
         return torch.stack(
             [torch.cat([parts[k, start] for start, _ in groups]) for k in range(len(rows))]
         )
-
-    @property
-    def _norms(self) -> set[str]:
-        layout = self.evaluator.population.statistics_layout
-        return {name.rpartition(".")[0] for name in layout.names}
-
-    def _tensors(self, row: Tensor) -> dict[str, Tensor]:
-        """The network's tensors; those that norm layers write are copies of their own."""
-        population, device = self.evaluator.population, self.evaluator.device
-        zeros = torch.zeros(population.statistics_layout.dim, device=device)
-        tensors = population.views(row.to(device, torch.float32), statistics=zeros)
-        return {
-            name: value.clone() if "num_batches_tracked" in name else value
-            for name, value in tensors.items()
-        }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32, words
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
 
 def image_keys(count: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH) -> np.ndarray:
     """Returns a Philox word an image: uint32 values in uint64 [count]."""
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    counter = (int(purpose), batch, POPULATION_MEMBER, blocks)
-    return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
+    return words(purpose, batch, POPULATION_MEMBER, count, seed)
 
 
 def batch_order(

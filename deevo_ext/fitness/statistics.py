@@ -123,6 +123,21 @@ class StatisticsPolicy:
         layout = self.population.statistics_layout
         row = row[: self.population.dim].to(self.device, torch.float32, copy=True)
         apart = torch.zeros(layout.dim, device=self.device)
+        tensors, norms = self.tensors_in_training(row, apart)
+        # Whole groups, so that each weighs the same.
+        size = group_size(images, self.micro_batch)
+        starts = range(0, len(images) // size * size, size)
+        self._workers.run([lambda: self._run_in_training(tensors, norms, images, starts)])
+        self.forward_passes += len(starts) * size
+        return row.cpu(), Used(apart.cpu()) if layout.dim else None
+
+    def tensors_in_training(self, row: Tensor, apart: Tensor) -> tuple[dict[str, Tensor], set[str]]:
+        """Returns the network's tensors and the norm layers to put into training mode with them.
+
+        row: float32 [D] on the device; the tensors are views of it and of apart, float32 [S], into
+        which the norm layers write their statistics, or into the row where these lie there. All
+        else that they write is the result's own.
+        """
         tensors = self.population.views(row, statistics=apart)
         evolved = {name for tensor in self.statistics() for name in tensor.names}
         norms = {name.rpartition(".")[0] for name in evolved}
@@ -132,12 +147,7 @@ class StatisticsPolicy:
                 tensors[name] = torch.zeros_like(tensors[name])
             elif name.rpartition(".")[2] in ("running_mean", "running_var"):
                 tensors[name] = tensors[name].clone()
-        # Whole groups, so that each weighs the same.
-        size = group_size(images, self.micro_batch)
-        starts = range(0, len(images) // size * size, size)
-        self._workers.run([lambda: self._run_in_training(tensors, norms, images, starts)])
-        self.forward_passes += len(starts) * size
-        return row.cpu(), Used(apart.cpu()) if layout.dim else None
+        return tensors, norms
 
     @property
     def any(self) -> bool:

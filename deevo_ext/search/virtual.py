@@ -6,17 +6,14 @@ evolution has the hundreds of generations that its adaptation needs.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
-from deevo_ext.ops.tables import Purpose
+from deevo_ext.ops.philox import draw, words
+from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 from deevo_ext.population.population import Population
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import diversity
@@ -35,35 +32,42 @@ class Virtual:
 
 
 def first_individuals(
-    known: Sequence[Tensor], d: int, number: int, seed: int, count: int = INDIVIDUALS
+    known: Sequence[Tensor], number: int, seed: int, count: int = INDIVIDUALS
 ) -> Tensor:
-    """Returns float32 [count, d]: the steps that are known, then random ones around them.
+    """Returns float32 [count, d]: no step, the steps that are known, then random ones.
 
-    known: distinct steps [d], the convex fit first. Half of the others lie around 0 and half around
-    the convex fit, normal, with its root mean square. number: of the round, from which they are
-    drawn (Philox, purpose 13).
+    known: steps [d], the convex fit first; of equal ones the first is taken, and no more than there
+    is room for. Half of the random ones lie around no step and half around the convex fit, normal,
+    with its root mean square, but at least 0.001. number: of the evolution, by which they are drawn
+    (Philox, purpose 13, whose member word is the individual).
     """
-    rows = torch.zeros(count, d)
-    first = [torch.zeros(d), *known][:count]
-    rows[: len(first)] = torch.stack([q.float() for q in first])
     centre = known[0].float()
+    first: list[Tensor] = []
+    for q in (torch.zeros_like(centre), *(q.float() for q in known)):
+        if not any(torch.equal(q, other) for other in first):
+            first.append(q)
     spread = max(float(centre.square().mean().sqrt()), 1e-3)
     for i in range(len(first), count):
-        rows[i] = spread * _normals(d, number, i, seed) + (centre if i % 2 else 0.0)
-    return rows
+        uniform = (words(Purpose.FIRST_VIRTUAL, number, i, len(centre), seed) + 0.5) * 2.0**-32
+        normal = torch.special.ndtri(torch.from_numpy(uniform)).float()
+        first.append(spread * normal + (centre if i % 2 else 0.0))
+    return torch.stack(first[:count])
 
 
 def evolve_virtually(
     fitness: Callable[[Tensor], Tensor],
     individuals: Tensor,
     configuration: Configuration,
+    number: int,
     seed: int,
 ) -> Virtual:
-    """Evolves individuals [P, d] by the fitness [P] of rows [P, d], which is minimised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of individuals that are equal
-        population = Population.from_rows(individuals)
-    de = DifferentialEvolution(population, configuration, seed=seed)
+    """Evolves individuals [P, d] by the fitness [P] of rows [P, d], which is minimised.
+
+    number: of the evolution in the run; each draws numbers of its own.
+    """
+    low, high, *_ = draw(Purpose.FIRST_VIRTUAL, number, POPULATION_MEMBER, 0, seed)
+    population = Population.from_rows(individuals)
+    de = DifferentialEvolution(population, configuration, seed=low | (high >> 1) << 32)
     everyone, d = list(range(population.size)), individuals.shape[1]  # rows end with a pad
     de.ask()
     de.tell(fitness(population.rows[:, :d]))
@@ -76,15 +80,3 @@ def evolve_virtually(
         history.append(metrics)
     best = de.best
     return Virtual(population.rows[best, :d].double().clone(), float(de.fitness[best]), history)
-
-
-def _normals(d: int, number: int, individual: int, seed: int) -> Tensor:
-    """Standard normal numbers float32 [d] by Box and Muller, of one individual."""
-    blocks = np.arange((d + 3) // 4, dtype=np.uint64)
-    counter = (int(Purpose.FIRST_VIRTUAL), number, individual, blocks)
-    words = np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).astype(np.float64)
-    uniform = (words + 0.5) * 2.0**-32
-    radius = np.sqrt(-2.0 * np.log(uniform[:, :2]))
-    angle = 2.0 * math.pi * uniform[:, 2:]
-    both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return torch.from_numpy(both.reshape(-1)[:d]).float()
