@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepLogits, Probing
@@ -26,7 +27,7 @@ from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
-from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.linear_model import HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 
 FEW = 2000
@@ -89,7 +90,8 @@ class RoundSearch:
 
     probing: makes linear models. images: the fitness images. metric: what is minimised. size: the
     number of images of a model. rounds: how many the run may have, among which the error is spent.
-    configuration: of the virtual evolution. seed: of the run.
+    configuration: of the virtual evolution. seed: of the run. fit: the images whose slopes memory
+    holds. classes: the network's.
     """
 
     probing: Probing
@@ -99,6 +101,8 @@ class RoundSearch:
     rounds: int
     configuration: Configuration
     seed: int
+    fit: int = FEW
+    classes: int = 0
 
     @property
     def evaluator(self) -> Evaluator:
@@ -108,7 +112,35 @@ class RoundSearch:
     @property
     def few(self) -> bool:
         """Whether folds choose and test, for want of images."""
-        return len(self.images) <= FEW
+        return len(self.images) <= min(FEW, self.fit)
+
+    def check(self) -> None:
+        """Raises DeevoError for images that rounds cannot work with, before any is evaluated."""
+        population, labels = self.probing.population, self.images.labels
+        if population.batchnorm == "inherit":
+            raise DeevoError(
+                'batchnorm="inherit" is for search="weights": a recipe\'s network has no parent; '
+                'expected "recalibrate" or "evolve"'
+            )
+        size = self.sizes()[0]
+        if size < 2 * FOLDS:
+            raise DeevoError(
+                f"a round's linear model would be made of {size} of {len(labels)} fitness images; "
+                f"its {FOLDS} folds need at least {2 * FOLDS}: give more images or memory"
+            )
+        counts = labels.bincount(minlength=self.classes)
+        if self.classes and len(counts) > self.classes:
+            raise DeevoError(
+                f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
+                f"{self.classes} classes"
+            )
+        rare = (counts < 2).nonzero().flatten().tolist()
+        if rare:
+            raise DeevoError(
+                f"{len(rare)} of {len(counts)} classes, as class {rare[0]} with "
+                f"{int(counts[rare[0]])}, have fewer than 2 of the {len(labels)} fitness images: "
+                "one fold's fit would see none of them; give at least 2 images of each class"
+            )
 
     def parts(self, number: int) -> Parts:
         """Returns the images of a round: class-balanced, drawn anew for each (purpose 14)."""
@@ -136,7 +168,11 @@ class RoundSearch:
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)
+        choice = parts.model if parts.choice is None else parts.choice
+        present = self._scores(recipe[None], choice)[0]
+        self._require_finite(present)
         model, left_out = self.probing.model(recipe, parts.model, keep)
+        self._require_finite(virtual_scores(model, self.metric, torch.zeros(1, model.directions)))
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
         held_out = model.held_out(
             [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
@@ -149,15 +185,15 @@ class RoundSearch:
         )
         if self.few and likely.gain <= likely.standard_error:
             return nothing
-        choice = parts.model if parts.choice is None else parts.choice
-        present = self._scores(recipe[None], choice)[0]
         proposals: list[Proposal] = []
         for wave in range(2):
             if wave:
                 # The best network so far corrects the model before the next ones are proposed.
                 leader = min(proposals, key=lambda proposal: _finite(proposal.score))
                 real = self._recipes(recipe, model, [leader])
-                model.correct(leader.q * leader.length, self.probing.logits(real, parts.model)[0])
+                model.correct(
+                    leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
+                )
             new, evolved = self._propose(model, held_out, radius, (number, wave))
             virtual.append(evolved)
             scores = self._scores(self._recipes(recipe, model, new), choice)
@@ -191,9 +227,13 @@ class RoundSearch:
     ) -> tuple[list[Proposal], Virtual]:
         """Fits of the ridges that gained most on held-out images, and a virtual evolution."""
         gains: dict[float, float] = {}
+        lengths: dict[float, list[float]] = {}
         for fit in held_out:
             gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
-        ridges = sorted(gains, key=lambda ridge: -gains[ridge])[:_RIDGES]
+            # Where images are few, those that a fit has seen choose: among what folds support.
+            if not self.few or fit.gain > fit.standard_error:
+                lengths.setdefault(fit.ridge, []).append(radius * fit.length)
+        ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
         members = self.probing.population.initial_size
@@ -202,21 +242,27 @@ class RoundSearch:
         number, wave = draw
         evolved = evolve_virtually(
             virtual_fitness(model, self.metric, ridges[0]),
-            first_individuals(known, model.directions, 2 * number + wave, self.seed),
+            first_individuals(known, 2 * number + wave, self.seed),
             self.configuration,
-            self.seed + 2 * number + wave,
+            2 * number + wave,
+            self.seed,
         )
         proposers = [*(("convex", r, q) for r, q in zip(ridges, fits, strict=True))]
         proposers.append(("de", ridges[0], evolved.best))
-        lengths = [radius * length for length in LENGTHS]
-        tried = torch.stack([length * q for _, _, q in proposers for length in lengths])
+        every = [(name, r, length, q) for name, r, q in proposers for length in lengths[r]]
+        tried = torch.stack([length * q for _, _, length, q in every])
         at_zero = float(score(torch.zeros(1, model.directions))[0])
         predicted = (score(tried.float()) - at_zero).tolist()
-        every = itertools.product(proposers, lengths)
-        return [
-            Proposal(name, ridge, length, q, gain)
-            for ((name, ridge, q), length), gain in zip(every, predicted, strict=True)
-        ], evolved
+        return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
+
+    def _require_finite(self, scores: Tensor) -> None:
+        broken = int((~torch.isfinite(scores)).sum())
+        if broken:
+            raise DeevoError(
+                f"the present network's scores by metric {self.metric.name} are NaN or infinite on "
+                f"{broken} of {scores.numel()} fitness images: mend the metric, or check images, "
+                "labels and preprocessing against the model"
+            )
 
     def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
         steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]

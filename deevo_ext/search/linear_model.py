@@ -13,7 +13,7 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,21 +44,29 @@ class HeldOut:
 class LinearModel:
     """z0 [n, classes] and slopes [d, n, classes] of the logits of n labelled images.
 
-    slopes: float32, bfloat16 or float16, taken over and scaled in place; a direction whose slopes
-    are not finite, or all 0, is left out. labels: int64 [n]. scale: float64 [d], the root mean
-    square of each direction's slopes, 0 where it is left out.
+    z0: float32. labels: int64 [n]. directions: d, left out until they are put. dtype: what slopes
+    are kept in, float32, bfloat16 or float16; all else is computed in float32. scale: float64 [d],
+    the root mean square of each direction's slopes, 0 where it is left out.
     """
 
-    def __init__(self, z0: Tensor, slopes: Tensor, labels: Tensor) -> None:
-        self.z0, self.slopes, self.labels = z0.contiguous(), slopes, labels.to(z0.device)
-        self.scale = torch.zeros(len(slopes), dtype=torch.float64)
-        for k, slope in enumerate(slopes):
-            size = float(slope.float().square().mean(dtype=torch.float64).sqrt())
-            if size > 0.0 and size < torch.inf:
-                self.scale[k] = size
-                slope.copy_(slope.float() / size)
-            else:
-                slope.zero_()
+    def __init__(
+        self, z0: Tensor, labels: Tensor, directions: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
+        self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
+        self.scale = torch.zeros(directions, dtype=torch.float64)
+
+    def put(self, direction: int, slope: Tensor, least: float = 0.0) -> None:
+        """Gives a direction its slopes, float32 [n, classes].
+
+        It is left out where their root mean square is not finite, 0, or less than `least`.
+        """
+        size = float(slope.square().mean(dtype=torch.float64).sqrt())
+        if 0.0 < size < torch.inf and size >= least:
+            self.scale[direction] = size
+            self.slopes[direction] = slope / size
+        else:
+            self.leave_out(direction)
 
     @property
     def directions(self) -> int:
@@ -85,7 +93,7 @@ class LinearModel:
         flat = slopes.reshape(len(slopes), -1).float()
         return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
 
-    def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_and_ranks(self, q: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
         count, images = len(q), len(self.z0)
         device = self.z0.device
@@ -97,7 +105,7 @@ class LinearModel:
             self.slopes,
             q.to(device, torch.float32).contiguous(),
             self.labels,
-            0.0,
+            label_smoothing,
             losses,
             ranks,
             predicted,
@@ -108,15 +116,18 @@ class LinearModel:
     def correct(self, q: Tensor, logits: Tensor) -> None:
         """Makes the model give these logits [n, classes] for q [d], by the least change of slopes.
 
-        Broyden's rank-one update: slopes += q / |q|^2 times what the model missed.
+        Broyden's rank-one update: slopes += q / |q|^2 times what the model missed. Directions that
+        are left out stay so, and logits that are not finite change nothing.
         """
         q = q.double().cpu() * (self.scale > 0)
-        missed = logits.to(self.z0) - self.logits(q[None])[0]
+        missed = logits.to(self.z0, copy=True)
+        for images in self._slices():
+            missed[images] -= self.logits(q[None], images)[0]
         if float(q @ q) == 0.0 or not bool(torch.isfinite(missed).all()):
             return
         for k, share in enumerate((q / (q @ q)).tolist()):
             if share != 0.0:
-                self.slopes[k] += (share * missed).to(self.slopes.dtype)
+                self.slopes[k] = self.slopes[k].float() + share * missed
 
     def fit(
         self, ridge: float, start: Tensor | None = None, weights: Tensor | None = None
@@ -135,7 +146,7 @@ class LinearModel:
             gradient, curvature = self._derivatives(q, share, ridge)
             newton = torch.linalg.solve(curvature, gradient)
             length = 1.0
-            while (trial := self._value(q - length * newton, share, ridge)) > value:
+            while not (trial := self._value(q - length * newton, share, ridge)) <= value:
                 length /= 2
                 if length < 1e-3:
                     return q
@@ -181,12 +192,10 @@ class LinearModel:
 
     def _derivatives(self, q: Tensor, share: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """Gradient [d] and Gauss-Newton matrix [d, d] of `_value`, float64 on the CPU."""
-        d, (n, classes) = self.directions, self.z0.shape
+        d = self.directions
         gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
         curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
-        size = max(1, _SLICE_BYTES // (4 * d * classes))
-        for start in range(0, n, size):
-            part = slice(start, min(start + size, n))
+        for part in self._slices():
             slopes, weight = self.slopes[:, part].float(), share[part]
             z = self.z0[part] + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
             odds = torch.softmax(z, dim=1)
@@ -200,3 +209,10 @@ class LinearModel:
         gradient, curvature = gradient.cpu() + 2 * ridge * q, curvature.cpu()
         curvature.diagonal().add_(2 * ridge + 1e-9)
         return gradient, curvature
+
+    def _slices(self) -> Iterator[slice]:
+        """Slices of the images whose slopes, in float32, stay in a core's cache."""
+        n, classes = self.z0.shape
+        size = max(1, _SLICE_BYTES // (4 * max(1, self.directions) * classes))
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
