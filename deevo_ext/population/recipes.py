@@ -5,16 +5,18 @@ Each row adds up to 1: a block is an affine combination of the members' weights 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 
 
-def uniform(blocks: int, size: int, members: list[int]) -> Tensor:
+def uniform(blocks: int, size: int, members: Sequence[int]) -> Tensor:
     """Returns the recipe float32 [blocks, size] of the plain average of some members."""
     recipe = torch.zeros(blocks, size, dtype=torch.float64)
-    recipe[:, members] = 1.0 / len(members)
+    recipe[:, list(members)] = 1.0 / len(members)
     return _closed(recipe)
 
 

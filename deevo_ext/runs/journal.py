@@ -106,6 +106,8 @@ def _parse(path: Path, data: bytes) -> Recording:
                 if header.search != "coefficients" or record.round != number - 2:
                     raise ValueError(f"round {record.round} has no place here")
                 rounds.append(record)
+            elif header.search == "coefficients" and record.generation:
+                raise ValueError(f"generation {record.generation} has no place here")
             elif rounds or record.generation != len(generations):
                 raise ValueError(
                     f"the journal goes from generation {len(generations) - 1} to "
@@ -211,6 +213,11 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
+
+    @property
+    def check(self) -> str:
+        """The check of the last line, which tells it and all before it."""
+        return self._check
 
     def _locked(self) -> int:
         """Opens and locks the file, made where there is none."""

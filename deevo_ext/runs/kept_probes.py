@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deevo_ext.files import write_whole
-from deevo_ext.runs.recipe_state import recipe_digest
 
+FOLDER = "probes"
 LONG_SECONDS = 600.0
 """Rounds whose probes would take longer keep them."""
 
@@ -22,14 +22,13 @@ LONG_SECONDS = 600.0
 class KeptProbes:
     """Gives the logits of a block's probes: those that are kept of an earlier start, or new ones.
 
-    run_dir: the run folder; number, recipe: of the round that asks. Files of another recipe are
-    not taken.
+    run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
+    the round that asks: what was kept of another is not taken. blocks: of the recipe.
     """
 
-    def __init__(self, run_dir: Path, number: int, recipe: Tensor) -> None:
-        self._folder = run_dir / "probes"
-        self._about = {"round": str(number), "recipe": recipe_digest(recipe)}
-        self._blocks = len(recipe)
+    def __init__(self, run_dir: Path, check: str, blocks: int) -> None:
+        self._folder, self._blocks = run_dir / FOLDER, blocks
+        self._about = {"check": check}
 
     def __call__(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
         """Returns logits float32 [members - 1, n, classes] of a block's probes."""
@@ -43,10 +42,6 @@ class KeptProbes:
             write_whole(path, save({"logits": logits.cpu().contiguous()}, self._about))
         return logits
 
-    def remove(self) -> None:
-        """Removes what was kept, once the round has its outcome."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _kept(self, path: Path) -> Tensor | None:
         if not path.exists():
             return None
@@ -58,3 +53,8 @@ class KeptProbes:
         except (OSError, SafetensorError):
             return None
         return logits if logits.dtype == torch.float32 else None
+
+
+def remove_kept(run_dir: Path) -> None:
+    """Removes what was kept, once the round is recorded."""
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)

@@ -20,7 +20,7 @@ from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
-from deevo_ext.runs.kept_probes import KeptProbes
+from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
 from deevo_ext.runs.records import GenerationRecord, ProposalRecord, RoundRecord
@@ -78,8 +78,9 @@ class RecipeRun(Run):
         self.state = RecipeState(
             population, rounds.probing.blocks, validation.evaluator.used_statistics
         )
-        self.treatments = Treatments(validation, rounds.images, rounds.seed)
+        self.treatments = Treatments(validation, rounds.images, rounds.seed, statistics=False)
         self.virtual: list[list[dict[str, float]]] = []
+        rounds.check()
         self.require_fresh()
 
     @property
@@ -91,7 +92,7 @@ class RecipeRun(Run):
         if chosen.generation and self.state.best is not None:
             return self.state.best
         blocks = len(self.state.blocks)
-        return uniform(blocks, self.population.initial_size, list(chosen.members))
+        return uniform(blocks, self.population.initial_size, chosen.members)
 
     def describe_fitness(self) -> dict[str, Any]:
         """Returns what decides the rounds, as JSON values."""
@@ -101,10 +102,11 @@ class RecipeRun(Run):
             "sha256": images.digest(),
             **self.rounds.metric.describe(),
             "unit": self.unit,
-            "blocks": {n: list(t) for n, t in zip(*_parts(probing.blocks), strict=True)},
+            "blocks": [list(tensors) for tensors in probing.blocks.tensors],
             "eps": probing.eps,
             "slopes": str(probing.dtype).removeprefix("torch."),
-            "parts": list(self.rounds.sizes()),
+            "images_per_round": self.rounds.size,
+            "images_in_memory": self.rounds.fit,
             "rounds": self.budget.rounds,
             "passes": self.budget.passes,
             "seconds": self.budget.seconds,
@@ -138,6 +140,8 @@ class RecipeRun(Run):
                 self.state.apply(record)
                 self.keep(record)
                 self._observe(record, bar)
+                self._remove_kept()
+            self._remove_kept()  # a kill may have come between
 
     def _resume(self, recording: Recording, bar: Any) -> None:
         self.use_engines(recording)
@@ -155,10 +159,13 @@ class RecipeRun(Run):
         """Scores the initial candidates, as generation 0."""
         started = time.perf_counter()
         everyone = list(range(self.population.initial_size))
-        validation = candidates_of(self.population, everyone, self._validation.score)
+        validation = candidates_of(
+            self.population, everyone, self._validation.score, self.state.average
+        )
         if not math.isfinite(validation.member.score):
             raise DeevoError(
-                "no member of the population has a finite score: check images, labels and "
+                f"no member of the population has a finite score by metric "
+                f"{self._validation.metric.name}: mend the metric, or check images, labels and "
                 "preprocessing against the model"
             )
         record = GenerationRecord(
@@ -183,7 +190,9 @@ class RecipeRun(Run):
 
     def _round(self, number: int) -> RoundRecord:
         started, state = time.perf_counter(), self.state
-        kept = None if self.run_dir is None else KeptProbes(self.run_dir, number, state.recipe)
+        kept = None
+        if self.run_dir is not None and self._journal is not None:
+            kept = KeptProbes(self.run_dir, self._journal.check, len(state.blocks))
         outcome = self.rounds.run(state.recipe, number, state.radius, kept)
         recipe, step, score = state.recipe, None, None
         if outcome.accepted:
@@ -192,8 +201,6 @@ class RecipeRun(Run):
             recipe = after(recipe, step, outcome.proposals[outcome.best].length)
             score = self._score(recipe, outcome)
         self._write_virtual(number, outcome)
-        if kept is not None:
-            kept.remove()
         return RoundRecord(
             round=number,
             images=list(self.rounds.sizes()),
@@ -215,6 +222,10 @@ class RecipeRun(Run):
             forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
+
+    def _remove_kept(self) -> None:
+        if self.run_dir is not None:
+            remove_kept(self.run_dir)
 
     def _score(self, recipe: torch.Tensor, outcome: Outcome) -> float:
         """The network's score on the validation images.
@@ -310,10 +321,6 @@ class RecipeRun(Run):
     def _virtual_file(self, number: int) -> Path:
         assert self.run_dir is not None
         return self.run_dir / VIRTUAL / f"round_{number:03d}.csv"
-
-
-def _parts(blocks: Any) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    return blocks.names, blocks.tensors
 
 
 def _mean(values: list[float]) -> float:

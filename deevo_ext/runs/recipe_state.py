@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
@@ -30,7 +31,7 @@ class RecipeState(Candidates):
         self, population: Population, blocks: Blocks, statistics_of: StatisticsOf | None = None
     ) -> None:
         super().__init__(population, statistics_of)
-        self.blocks = blocks
+        self.blocks, self.dtype = blocks, population.rows.dtype
         self.recipe = torch.empty(0)
         self.best: torch.Tensor | None = None
         self.round, self.failures, self.radius = 0, 0, 1.0
@@ -43,7 +44,7 @@ class RecipeState(Candidates):
         self.keep(record.validation, 0)
         start = min(self.initial.values(), key=lambda candidate: candidate.score)
         size = self.population.initial_size
-        self.recipe = uniform(len(self.blocks), size, list(start.members))
+        self.recipe = uniform(len(self.blocks), size, start.members)
 
     def apply(self, record: RoundRecord) -> None:
         """Applies a round."""
@@ -75,13 +76,17 @@ class RecipeState(Candidates):
         """Returns the row float32 [D] of a recipe."""
         return self.blocks.compose(self.population, recipe[None])[0].float()
 
+    def average(self, members: Sequence[int]) -> tuple[torch.Tensor, None]:
+        """Returns the row float32 [D] of the uniform recipe of some members, even of one.
+
+        Its last bits may differ from those of a plain average, and of the member's file.
+        """
+        return self.row(uniform(len(self.blocks), self.population.initial_size, members)), None
+
     def _candidate(self, kind: str, generation: int, members: list[int], score: float) -> Candidate:
-        """An initial candidate as its recipe composes it: the average's bits may be others."""
-        recipe = uniform(len(self.blocks), self.population.initial_size, members)
-        row = self.row(recipe)
-        return Candidate(
-            kind, generation, tuple(members), score, row, self._statistics_of(row, None)
-        )
+        row, inherited = self.average(members)
+        statistics = self._statistics_of(row, inherited)
+        return Candidate(kind, generation, tuple(members), score, row, statistics)
 
     def _consider(self, record: RoundRecord) -> None:
         assert record.score is not None

@@ -116,8 +116,7 @@ class GenerationRecord:
         ):
             raise ValueError(f"it is no generation {self.generation}")
         _require_scores([*(self.parents or ()), *(self.trials or ())])
-        if not (0 <= self.forward_passes < 1 << 63 and 0 <= self.seconds < math.inf):
-            raise ValueError(f"costs of {self.forward_passes} passes, {self.seconds} seconds")
+        _require_costs(self.forward_passes, self.seconds)
         if (race := self.racing) is not None:
             possible = race.images and all(0 < seen <= race.of for seen in race.images)
             if not (
@@ -172,6 +171,9 @@ class RoundRecord:
             raise ValueError(f"there is no proposal {self.best}")
         if self.accepted and self.best is None:
             raise ValueError("no proposal was accepted")
+        if self.round < 1 or not 0 < self.radius <= 1:
+            raise ValueError(f"round {self.round} with radius {self.radius}")
+        _require_costs(self.forward_passes, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,11 @@ class End:
     """The last line of a run that is finished."""
 
     returned: Returned
+
+
+def _require_costs(forward_passes: int, seconds: float) -> None:
+    if not (0 <= forward_passes < 1 << 63 and 0 <= seconds < math.inf):
+        raise ValueError(f"costs of {forward_passes} passes, {seconds} seconds")
 
 
 def _require_scores(scores: Iterable[float]) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
@@ -40,14 +42,17 @@ class Treatments:
     """Treats candidates of a run.
 
     validation: scores them; its evaluator puts images through them. images: the fitness images,
-    of which up to 10,000 are used. seed: of that choice and of the folds.
+    of which up to 10,000 are used. seed: of that choice and of the folds. statistics: whether
+    networks that hold BatchNorm statistics like weights get new ones; a recipe could not say them.
 
     costs: what each candidate that was made here took, by its name, the treatments before it
     included, the candidate that was treated not. reason: why there is no refit; empty if there is.
     """
 
-    def __init__(self, validation: Validation, images: LabelledImages, seed: int) -> None:
-        self._validation, self._seed = validation, seed
+    def __init__(
+        self, validation: Validation, images: LabelledImages, seed: int, *, statistics: bool = True
+    ) -> None:
+        self._validation, self._seed, self._statistics = validation, seed, statistics
         if len(images) > TREATMENT_IMAGES:
             images = images.subset(batch_indices(images.labels, TREATMENT_IMAGES, 0, seed))
         self._images = images
@@ -55,14 +60,17 @@ class Treatments:
         self.reason = ""
 
     def of(self, state: Candidates) -> list[Candidate]:
-        """Returns the treated initial soup and the treated best evolved candidate."""
-        best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-        return [*self._both(state.initial["soup"]), *self._both(best)]
+        """Returns the treated initial soup and, if there is one, the treated best evolved one."""
+        treated = self._both(state.initial["soup"], state.dtype)
+        if state.evolved:
+            best = min(state.evolved.values(), key=lambda candidate: candidate.score)
+            treated += self._both(best, state.dtype)
+        return treated
 
-    def _both(self, candidate: Candidate) -> list[Candidate]:
+    def _both(self, candidate: Candidate, dtype: torch.dtype) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
         before = Cost()
-        if policy.any and not policy.recalibrates:
+        if self._statistics and policy.any and not policy.recalibrates:
             treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
             made.append(treated)
             before = self.costs[treated.name]
@@ -72,7 +80,9 @@ class Treatments:
             self.reason = classifier
             return made
         try:
-            made.append(self._accounted(lambda: self._refitted(candidate, classifier), before))
+            made.append(
+                self._accounted(lambda: self._refitted(candidate, classifier, dtype), before)
+            )
         except DeevoError as error:  # of features that are not finite: the run has its result
             self.reason = str(error)
         return made
@@ -106,7 +116,9 @@ class Treatments:
         weight = evaluator.population.layout.views(candidate.row)[found.weight]
         return why_no_refit(self._images.labels, len(weight)) or found
 
-    def _refitted(self, candidate: Candidate, classifier: Classifier) -> Candidate:
+    def _refitted(
+        self, candidate: Candidate, classifier: Classifier, dtype: torch.dtype
+    ) -> Candidate:
         evaluator = self._validation.evaluator
         read, logits = features(
             evaluator, classifier, candidate.row, self._images, candidate.statistics
@@ -120,8 +132,8 @@ class Treatments:
             bias=classifier.bias is not None,
         )
         changes = changes_of(classifier, found)
-        row = changed(evaluator.population, candidate.row, changes)
-        views = evaluator.population.layout.views(row)
+        row = changed(evaluator.population, candidate.row.to(dtype), changes)
+        views = evaluator.population.layout.views(row.float())
         treated = with_tensors(
             evaluator.population, candidate, {name: views[name].clone() for name in changes}
         )
