@@ -8,6 +8,7 @@ one builds it, while the others wait.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import itertools
@@ -136,9 +137,12 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
     """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link there, which others may have put into a shared folder, is not followed.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(partial, flags, 0o666)
     except OSError as error:
-        raise DeevoError(f"cannot write {partial}: {error.strerror}") from error
+        reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
+        raise DeevoError(f"cannot write {partial}: {reason}") from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.refit import Refit
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.networks.execution.feed import ImageFeed, MicroBatch
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Modules, Workers
-from deevo_ext.population.population import Population
 
 
 @dataclass(frozen=True)
@@ -84,24 +82,6 @@ def changes_of(classifier: Classifier, refit: Refit) -> dict[str, Tensor]:
     if classifier.bias is not None:
         changes[classifier.bias] = refit.bias.cpu()
     return changes
-
-
-def changed(population: Population, row: Tensor, changes: dict[str, Tensor]) -> Tensor:
-    """Returns a copy of row [D] with changes (by tensors' names) added in its dtype.
-
-    The sum is taken in float32 and rounded once, so it has the same bits everywhere. Raises
-    DeevoError for a name or shape that the row has not.
-    """
-    result = row[: population.dim].clone()
-    views = population.layout.views(result)
-    for name, change in changes.items():
-        if name not in views or views[name].shape != change.shape:
-            shape = list(views[name].shape) if name in views else "no such tensor"
-            raise DeevoError(
-                f"the change of {name!r} has shape {list(change.shape)}; the network's has {shape}"
-            )
-        views[name].copy_(views[name].float() + change.to(row.device, torch.float32))
-    return result
 
 
 class _Features:

@@ -16,7 +16,9 @@ def image_keys(count: int, batch: int, seed: int, purpose: Purpose = Purpose.BAT
     return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
 
 
-def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
+def batch_order(
+    labels: torch.Tensor, size: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH
+) -> torch.Tensor:
     """Returns indices int64 [size] of batch number `batch`: class-balanced, distinct, shuffled.
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
@@ -24,7 +26,7 @@ def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch
     proportion, in each slice of the batch as well as in the whole.
     """
     classes = labels.cpu().numpy()
-    keys = image_keys(classes.size, batch, seed)
+    keys = image_keys(classes.size, batch, seed, purpose)
     return torch.from_numpy(_class_balanced(classes, keys)[:size].copy())
 
 

@@ -5,6 +5,8 @@ Both are tensors; their types keep one from being taken for the other.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import NewType
 
 import torch
@@ -44,6 +46,22 @@ def group_size(images: LabelledImages, micro_batch: int) -> int:
     pixels = images.image_shape[-2] * images.image_shape[-1]
     least = max(micro_batch, GROUP * GROUP_PIXELS // max(pixels, GROUP_PIXELS))
     return len(images) // max(1, len(images) // least)
+
+
+@contextlib.contextmanager
+def norms_in_training(model: nn.Module, norms: Collection[str]) -> Iterator[None]:
+    """Puts the norm layers of these names into training mode, with plain averages over batches."""
+    layers = [module for name, module in model.named_modules() if name in norms]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+            layer.momentum = None
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.eval()
+            layer.momentum = momentum
 
 
 class StatisticsPolicy:
@@ -136,17 +154,7 @@ class StatisticsPolicy:
     ) -> None:
         """Runs the module on groups of images, its `norms` writing averages of their statistics."""
         normalise = Preprocessing(images.mean, images.std).normalise
-        with self._modules.take() as model:
-            layers = [module for name, module in model.named_modules() if name in norms]
-            momenta = [layer.momentum for layer in layers]
-            try:
-                for layer in layers:
-                    layer.train()
-                    layer.momentum = None  # a plain average over the groups
-                for start in starts:
-                    pixels = images.pixels(start, start + starts.step)
-                    functional_call(model, tensors, (normalise(pixels, self.device),))
-            finally:
-                for layer, momentum in zip(layers, momenta, strict=True):
-                    layer.eval()
-                    layer.momentum = momentum
+        with self._modules.take() as model, norms_in_training(model, norms):
+            for start in starts:
+                pixels = images.pixels(start, start + starts.step)
+                functional_call(model, tensors, (normalise(pixels, self.device),))

@@ -143,6 +143,12 @@ class PopulationForward:
             raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
         return built.graph
 
+    def find_graph(
+        self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
+    ) -> NetworkGraph | None:
+        """Returns what `graph` does, or None where the network is served unfused."""
+        return self._built(tuple(image_shape), row_dtype).graph
+
     @torch.no_grad()
     def __call__(
         self,

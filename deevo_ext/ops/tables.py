@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAX_TERMS = 5
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+CONTRACTS = (1, 2)
+"""Versions of the contract under which generations have the same bits: 2 adds the coefficients."""
 
 
 class Purpose(IntEnum):

@@ -13,6 +13,7 @@ chooses another.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import glob
 import hashlib
 import os
@@ -121,19 +122,44 @@ def strip_prefixes(
     a name (a compiled submodule), are dropped only if all the resulting names are expected.
     `n_averaged`, which torch's AveragedModel keeps beside its `module.`, goes with the prefix.
     """
-    candidates = [dict(state)]
+    common, scattered = _stripped(state)
+    if expected is None:
+        return common[-1]
+    names = set(expected)
+    candidates = [*common, *(renamed for renamed in scattered if renamed.keys() <= names)]
+    return max(candidates, key=lambda state: len(names.intersection(state)))  # first of equals
+
+
+def strip_by_patterns(state: Mapping[str, Tensor], patterns: Collection[str]) -> dict[str, Tensor]:
+    """Drops prefixes as most of some names and fnmatch patterns of the model's tensors want it.
+
+    Where several ways to do so match as many, it is the one of `strip_prefixes` without `expected`.
+    """
+    common, scattered = _stripped(state)
+    return max(
+        [*reversed(common), *scattered],
+        key=lambda state: sum(p in state or bool(fnmatch.filter(state, p)) for p in patterns),
+    )
+
+
+def _stripped(
+    state: Mapping[str, Tensor],
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Lists what a state dict may be meant to be.
+
+    First with 0, 1, 2, ... prefixes dropped that all names carry; then with all prefixes dropped
+    that some names carry, and with those inside names.
+    """
+    common = [dict(state)]
     body = {name: t for name, t in state.items() if name != "n_averaged"}
     while prefix := next((p for p in PREFIXES if body and all(n.startswith(p) for n in body)), ""):
         body = {name.removeprefix(prefix): tensor for name, tensor in body.items()}
-        candidates.append(body)
-    if expected is None:
-        return candidates[-1]
-    names = set(expected)
-    for rename in (_without_prefixes, _without_components):
-        renamed = {rename(name): tensor for name, tensor in body.items()}
-        if len(renamed) == len(body) and renamed.keys() <= names:
-            candidates.append(renamed)
-    return max(candidates, key=lambda state: len(names.intersection(state)))  # first of equals
+        common.append(body)
+    renamed = [
+        {rename(name): tensor for name, tensor in body.items()}
+        for rename in (_without_prefixes, _without_components)
+    ]
+    return common, [state for state in renamed if len(state) == len(body)]
 
 
 def _without_prefixes(name: str) -> str:

@@ -26,6 +26,8 @@ POLICIES = ("evolve", "inherit", "recalibrate")
 """What may become of BatchNorm statistics; population.py explains each policy."""
 ROLES = ("row", "statistic", "fixed")
 """A tensor is evolved in the rows, held apart by the policy, or kept once for all members."""
+STATISTICS = ("running_mean", "running_var")
+"""What a norm layer calls its statistics."""
 _JSON_VERSION = 1
 
 
@@ -122,9 +124,37 @@ class Inventory:
         if not isinstance(model, nn.Module):
             raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
+        return cls._of(state, _norm_tensors(model), frozen, batchnorm)
+
+    @classmethod
+    def of_state_dict(
+        cls, state: Mapping[str, Tensor], frozen: Sequence[str], batchnorm: str
+    ) -> Inventory:
+        """Takes the inventory of a checkpoint's state dict, without the model.
+
+        Its names tell the norm layers, tensors that share memory are tied; that some are
+        parameters it does not tell.
+        """
+        prefixes = {_prefix(name) for name in state if _last_part(name) == "running_var"}
+        norms = {prefix for prefix in prefixes if f"{prefix}running_mean" in state}
+        statistics = {f"{prefix}{part}" for prefix in norms for part in STATISTICS}
+        counters = {f"{prefix}num_batches_tracked" for prefix in norms}.intersection(state)
+        # Averaging scripts leave counts as floats.
+        whole = {name: state[name].long() for name in counters if state[name].numel() == 1}
+        return cls._of({**state, **whole}, (statistics, counters), frozen, batchnorm)
+
+    @classmethod
+    def _of(
+        cls,
+        state: Mapping[str, Tensor],
+        norms: tuple[set[str], set[str]],
+        frozen: str | Sequence[str],
+        batchnorm: str,
+    ) -> Inventory:
+        """Makes the inventory of a model's tensors; norms: the names of statistics and counters."""
         patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
         held = _match(patterns, state)
-        statistics, counters = _norm_tensors(model)
+        statistics, counters = norms
         tensors: list[ModelTensor] = []
         for names in _tied_groups(state):
             first = state[names[0]]
@@ -222,6 +252,10 @@ class Inventory:
                     f"{_JSON_VERSION}: use the deevo_ext that wrote it"
                 )
             fields = list(record["tensors"])
+            if any(
+                type(size) is not int or size < 0 for f in fields for size in f.get("shape", ())
+            ):
+                raise ValueError("a shape is no list of sizes")
             aliases: dict[str, list[str]] = {f["name"]: [] for f in fields if "tied" not in f}
             for field in fields:
                 if "tied" in field:
@@ -231,7 +265,7 @@ class Inventory:
                     **{
                         **field,
                         "aliases": tuple(aliases[field["name"]]),
-                        "shape": tuple(int(size) for size in field["shape"]),
+                        "shape": tuple(field["shape"]),
                         "dtype": dtype_of(field["dtype"]),
                     }
                 )
@@ -268,7 +302,7 @@ def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
     counters: set[str] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
         buffers = {name for name, _ in module.named_buffers(prefix, recurse=False)}
-        pair = {f"{prefix}.{name}".lstrip(".") for name in ("running_mean", "running_var")}
+        pair = {f"{prefix}.{name}".lstrip(".") for name in STATISTICS}
         if pair <= buffers:
             statistics |= pair
             counters |= {name for name in buffers if _last_part(name) == "num_batches_tracked"}
@@ -292,3 +326,8 @@ def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _last_part(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def _prefix(name: str) -> str:
+    """Returns what stands before the last part of a name, with its dot."""
+    return name.removesuffix(_last_part(name))

@@ -31,6 +31,21 @@ def after(recipe: Tensor, step: Tensor, length: float) -> Tensor:
     return _closed((1.0 - length * total)[:, None] * a + length * c)
 
 
+def normalised(coefficients: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Returns the recipe float32 of coefficients float64, each block's divided by their sum.
+
+    Raises DeevoError naming a block whose sum is not above 0.
+    """
+    totals = coefficients.sum(dim=1)
+    for b in range(len(totals)):
+        if not totals[b] > 0.0:
+            raise DeevoError(
+                f"block {names[b]!r}: its coefficients add up to {totals[b]:.6g}, by which "
+                '"normalise: true" cannot divide them; expected a sum above 0'
+            )
+    return _closed(coefficients / totals[:, None])
+
+
 def _closed(recipe: Tensor) -> Tensor:
     """Rounds to float32 and makes every row's first coefficient 1 minus the others."""
     rounded = recipe.float()

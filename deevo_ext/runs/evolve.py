@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from deevo_ext.population.population import Population
 from deevo_ext.runs.basin import check_basin, require_basin
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
-from deevo_ext.runs.journal import line_of, read_folder
+from deevo_ext.runs.journal import Journal, line_of
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
@@ -200,37 +201,41 @@ def evolve(
         validate_every,
     )
     folder = None if run_dir is None else Path(run_dir)
-    recording = read_folder(folder)
-    initial = None
-    if recording is None:
-        members = population.size + (SOUPS if inject_soups else 0)
-        schedule = Schedule(members, generations, seconds, chunk)
-        generations = _before_the_run(fitness, validation, schedule, basin, preliminaries)
-        if inject_soups:
-            initial = append_soups(validation, folder)
-    else:
-        assert recording.header is not None
-        with line_of(recording.path, 1):
-            if seconds is not None:
-                generations = Configuration(**recording.header.configuration).generations
+    with contextlib.nullcontext() if folder is None else Journal(folder) as journal:
+        recorded = None if journal is None else journal.recording.header
+        initial = None
+        if recorded is None:
+            members = population.size + (SOUPS if inject_soups else 0)
+            schedule = Schedule(members, generations, seconds, chunk)
+            generations = _before_the_run(fitness, validation, schedule, basin, preliminaries)
             if inject_soups:
-                append_recorded(population, recording.header)
-    de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
-    run = Evolution(
-        de,
-        fitness,
-        run_dir=folder,
-        validation=validation,
-        chunk=chunk,
-        progress=progress,
-        callbacks=callbacks,
-        initial=initial,
-    )
-    candidate = run.run()
+                initial = append_soups(validation)
+        else:
+            assert journal is not None
+            with line_of(journal.path, 1):
+                if seconds is not None:
+                    generations = Configuration(**recorded.configuration).generations
+                if inject_soups:
+                    append_recorded(population, recorded)
+        de = DifferentialEvolution(
+            population, preset, seed=seed, generations=generations, **parameters
+        )
+        run = Evolution(
+            de,
+            fitness,
+            run_dir=folder,
+            validation=validation,
+            chunk=chunk,
+            progress=progress,
+            callbacks=callbacks,
+            initial=initial,
+            journal=journal,
+        )
+        candidate = run.run()
     comparison = None
     if test_images is not None:
         comparison = compare_run(run, image_set(test_images, "test images"))
-    return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+    return Result(candidate.state_dict(population), candidate, comparison, run.history, run)
 
 
 def _before_the_run(

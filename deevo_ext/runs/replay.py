@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population import checkpoints
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
-from deevo_ext.runs.folder import read_tensors, serialise
+from deevo_ext.runs.difference import first_difference
+from deevo_ext.runs.folder import (
+    check_network_path,
+    locate_checkpoints,
+    read_tensors,
+    write_network,
+)
 from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
@@ -47,11 +53,21 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
     with journal.line_of(path, 1):
-        files = _locate(header.checkpoints, folder, checkpoint_dir)
+        sources = [(name, digest) for name, digest in header.checkpoints]
+        files = locate_checkpoints(sources, folder, checkpoint_dir, "the journal")
         population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
         configuration = Configuration(**header.configuration)
+        # What was added to the configuration since then has its default.
+        known = {name: configuration.to_json()[name] for name in header.configuration}
+        for read, recorded in (
+            (population.manifest(), header.population),
+            (known, header.configuration),
+        ):
+            if json.dumps(read) != json.dumps(recorded):
+                difference = first_difference(read, recorded) or "a number of another type"
+                raise ValueError(f"no run writes it like this: {difference}")
         de = DifferentialEvolution(population, configuration, seed=header.seed)
     state = RunState(de)
     generations = []
@@ -73,52 +89,17 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     return Replay(state, generations, candidate, finished=recording.returned is not None)
 
 
-def _locate(
-    sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
-) -> list[Path]:
-    """Finds the checkpoints by the journal's SHA-256: where it says, or anywhere below a folder."""
-    if checkpoint_dir is None:
-        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
-        for path, (_, expected) in zip(files, sources, strict=True):
-            if not path.exists():
-                raise DeevoError(
-                    f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
-                )
-            actual = checkpoints.sha256(path)
-            if actual != expected:
-                raise DeevoError(
-                    f"{path} has SHA-256 {actual}, the journal expects {expected}: it is not the "
-                    "checkpoint that the run began with"
-                )
-        return files
-    below = sorted(p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES)
-    by_digest = {checkpoints.sha256(path): path for path in below}
-    for name, expected in sources:
-        if expected not in by_digest:
-            raise DeevoError(
-                f"no file below {checkpoint_dir} has the SHA-256 {expected} of initial checkpoint "
-                f"{name}"
-            )
-    return [by_digest[expected] for _, expected in sources]
-
-
 def write_candidate(result: Replay, path: Path) -> None:
     """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
-    if path.suffix not in (".safetensors", ".pth"):
-        raise DeevoError(
-            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
-        )
+    check_network_path(path)
     de = result.state.de
     if de.population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    state, naming = result.candidate.state_dict(de), Naming.of_population(de.population)
-    if path.suffix == ".pth":
-        write_whole(path, naming.pickled(state))
-    else:
-        write_whole(path, serialise(naming.named(state), result.candidate.record()))
+    state, naming = result.candidate.state_dict(de.population), Naming.of_population(de.population)
+    write_network(path, naming, state, result.candidate.record())
 
 
 def write_trials(result: Replay, path: Path) -> int:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.population.population import Population
 from deevo_ext.runs.records import CandidateRecord, GenerationRecord, Header, ValidationRecord
 from deevo_ext.runs.validation import Validation
@@ -68,18 +66,14 @@ def candidates_of(population: Population, everyone: list[int], score: ScoreRow) 
     )
 
 
-def append_soups(validation: Validation, run_dir: Path | None = None) -> GenerationRecord:
+def append_soups(validation: Validation) -> GenerationRecord:
     """Appends the average of all members, and the greedy soup where it is neither that nor one.
 
     The population is that of the validation's evaluator. Returns the record of generation 0, with
     the scores of the initial candidates: the run takes them over and does not score them again.
-    run_dir: the folder of the run, which keeps the engines that were chosen.
     """
     evaluator = validation.evaluator
     population = evaluator.population
-    if run_dir is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        evaluator.keep_engines(run_dir / ENGINES_FILE, resumed=False)
     started, before = time.perf_counter(), evaluator.forward_passes
     everyone = list(range(population.size))
     candidates = candidates_of(population, everyone, validation.score)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.classifier import Classifier, changed, changes_of, features, find_classifier
+from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.refit import refit, why_no_refit
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Used
-from deevo_ext.runs.state import Candidate, RunState, with_tensors
+from deevo_ext.population.composed import changed
+from deevo_ext.runs.state import Candidate, Candidates, with_tensors
 from deevo_ext.runs.validation import Validation
 
 TREATMENT_IMAGES = 10_000
@@ -53,7 +54,7 @@ class Treatments:
         self.costs: dict[str, Cost] = {}
         self.reason = ""
 
-    def of(self, state: RunState) -> list[Candidate]:
+    def of(self, state: Candidates) -> list[Candidate]:
         """Returns the treated initial soup and the treated best evolved candidate."""
         best = min(state.evolved.values(), key=lambda candidate: candidate.score)
         return [*self._both(state.initial["soup"]), *self._both(best)]
@@ -62,7 +63,7 @@ class Treatments:
         made, policy = [], self._validation.evaluator.policy
         before = Cost()
         if policy.any and not policy.recalibrates:
-            treated = self._accounted(lambda: self._reestimated(candidate), before)
+            treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
             made.append(treated)
             before = self.costs[treated.name]
             candidate = min(candidate, treated, key=lambda one: one.score)
@@ -79,7 +80,7 @@ class Treatments:
     def _accounted(self, treat: Callable[[], Candidate], before: Cost) -> Candidate:
         evaluator = self._validation.evaluator
         started, passes = time.perf_counter(), evaluator.forward_passes
-        treated = self._scored(treat())
+        treated = treat()
         spent = Cost(evaluator.forward_passes - passes, time.perf_counter() - started)
         self.costs[treated.name] = before + spent
         return treated
@@ -124,7 +125,10 @@ class Treatments:
         treated = with_tensors(
             evaluator.population, candidate, {name: views[name].clone() for name in changes}
         )
-        return replace(treated, treatment="classifier")
+        treated = replace(treated, treatment="classifier")
+        if self._validation.by_folds:
+            return replace(treated, score=candidate.score - found.gain)
+        return self._scored(treated)
 
     def _scored(self, candidate: Candidate) -> Candidate:
         """Scores a candidate with the very statistics that it has."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
 from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
 from deevo_ext.search.configuration import Configuration, configure
@@ -228,7 +228,8 @@ class DifferentialEvolution:
                 "DifferentialEvolution gave"
             )
         for name, value in identity.items():
-            if state[name] != value:
+            same = state[name] in CONTRACTS if name == "contract" else state[name] == value
+            if not same:
                 raise DeevoError(
                     f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
                     f"{value!r}; make the optimizer with the parameters of the run"

@@ -233,6 +233,15 @@ def test_one_process_builds_while_another_waits(tree: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
+def test_a_link_in_the_partial_files_place_is_not_followed(tree: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "c.safetensors", tmp_path / "precious"
+    other.write_text("kept")
+    (tmp_path / f"{out.name}.partial").symlink_to(other)
+    with pytest.raises(DeevoError, match=r"cannot write .*partial: it is a link"):
+        _build(tree, out)
+    assert other.read_text() == "kept" and not out.exists()
+
+
 def test_no_room_is_said_before_anything_is_decoded(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.classifier import (
     Classifier,
-    changed,
     changes_of,
     features,
     find_classifier,
@@ -23,6 +22,7 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.refit import FOLDS, refit, why_no_refit
 from deevo_ext.fitness.ridge import Basis, LogisticFit
 from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.population.composed import changed
 from support.evolution import images, population
 from support.networks import Net, Tail, members
 

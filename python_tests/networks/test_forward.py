@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,12 +330,36 @@ def test_engines_are_timed_once_and_kept(tmp_path: Path) -> None:
         EngineTable(CPU, path)
 
 
-def test_a_resumed_run_needs_its_engine_table(tmp_path: Path) -> None:
-    evaluator = deevo.Evaluator(Net(), population(4))
-    with pytest.raises(deevo.DeevoError, match=r"engines.json is missing"):
-        evaluator.keep_engines(tmp_path / "engines.json", resumed=True)
-    evaluator.keep_engines(tmp_path / "engines.json", resumed=False)
-    assert (tmp_path / "engines.json").exists()
+def test_a_run_goes_on_with_the_engines_that_it_recorded() -> None:
+    pop, data = population(4), images(20)
+    first = deevo.Evaluator(Net(), pop, micro_batch=10)
+    first.losses(pop.rows, data)
+    record = first.engines()
+    assert record["precision"] == "float32" and len(record["engines"]) == 2
+    other = {**record, "engines": dict.fromkeys(record["engines"], "aten")}
+    second = deevo.Evaluator(Net(), pop, micro_batch=10)
+    second.use_engines(json.loads(json.dumps(other)))
+    second.losses(pop.rows, data)
+    assert second.engines() == other
+    assert {layer.engine for layer in second.forward.graph((1, 10, 10)).layers} == {"aten"}
+    with pytest.warns(UserWarning, match="the run began on abacus and goes on on"):
+        second.use_engines({**record, "device": "abacus"})
+    assert second.engines()["device"] == "abacus"
+    bad = ({}, {**record, "engines": {"fc": 1}}, {**record, "precision": None})
+    for damaged in bad:
+        with pytest.raises((TypeError, KeyError)):  # which the journal names by its line
+            second.use_engines(damaged)
+
+
+def test_a_cache_of_engines_that_is_no_file_is_begun_anew() -> None:
+    path = device_cache(CPU).path
+    assert path is not None
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)  # to read it would never end
+    table = device_cache(CPU)
+    assert table.engines == {}
+    table.save()
+    assert path.is_file()
 
 
 def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.reports.plots import plot_run, success_rates
 from deevo_ext.runs.comparison import (
     Comparison,
     Difference,
@@ -121,19 +119,3 @@ def test_greedy_soup_is_the_greedy_choice() -> None:
         if score(pop.mean([*expected, member]), None) <= score(pop.mean(expected), None):
             expected.append(member)
     assert chosen == expected and best == score(pop.mean(chosen), None) <= min(losses)
-
-
-def test_plot_of_a_run(tmp_path: Path) -> None:
-    history = []
-    for generation, wins in zip(range(1, 26), itertools.cycle([0, 2, 5]), strict=False):
-        m = dict.fromkeys(("mean_fitness", "best_fitness", "diversity"), 1.0 / generation)
-        m |= dict.fromkeys((f"validation/{k}" for k in ("member", "mean", "soup")), math.nan)
-        m |= {"generation": float(generation)}
-        m |= {"strategy/a/trials": 5.0, "strategy/a/successes": float(wins)}
-        m |= {"strategy/b/trials": 0.0, "strategy/b/successes": 0.0}
-        history.append(m)
-    assert success_rates(history, "a")[:3] == [0.0, 0.2, pytest.approx(7 / 15)]
-    assert success_rates(history, "a")[12] == pytest.approx(sum([0, 2, 5] * 3 + [0]) / 50, abs=0.1)
-    assert all(math.isnan(rate) for rate in success_rates(history, "b"))
-    plot_run(history, ["a", "b"], tmp_path / "run.png")
-    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

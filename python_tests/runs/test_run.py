@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 import deevo_ext as deevo
 from deevo_ext.fitness.metrics import Metric
-from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
 from deevo_ext.runs.folder import TENSORS
 from deevo_ext.runs.replay import write_candidate, write_trials
@@ -71,7 +70,8 @@ def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 
 def without_seconds(records: list[dict]) -> list[dict]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    """Without what a clock decides: seconds, and the checks of lines that hold them."""
+    return [{k: v for k, v in r.items() if k not in ("seconds", "check")} for r in records]
 
 
 @pytest.mark.parametrize("batchnorm", ["evolve", "inherit", "recalibrate"])
@@ -143,7 +143,6 @@ def test_every_prefix_of_the_journal_resumes_to_the_same_run(
         folder.mkdir()
         torn = parts[kept][: len(parts[kept]) // 2] if kept < len(parts) else b""
         (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]) + torn)
-        shutil.copy(whole / ENGINES_FILE, folder)
         shutil.copy(whole / TENSORS, folder)
         again = run(checkpoints, folder, **options)
         assert same_weights(again.state_dict, result.state_dict)
@@ -248,35 +247,6 @@ def test_moved_checkpoints_are_found_where_they_are_said_to_be(
     result = run(checkpoints, folder, generations=3)
     moved = checkpoints.rename(tmp_path / "elsewhere")
     assert deevo.replay(folder, moved).candidate.digest == result.candidate.digest
-
-
-def test_a_damaged_line_in_the_middle_is_named(checkpoints: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run(checkpoints, folder, generations=3)
-    path = folder / journal.FILE_NAME
-    parts = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*parts[:2], b"{broken\n", *parts[3:]]))
-    with pytest.raises(deevo.DeevoError, match="line 3 is damaged"):
-        deevo.replay(folder)
-    path.write_bytes(b"".join([*parts[:2], b'{"generation": 1, "trials": ["x"]}\n', *parts[3:]]))
-    with pytest.raises(deevo.DeevoError, match="line 3"):
-        deevo.replay(folder)
-    path.write_bytes(b"".join([*parts[:2], *parts[3:]]))
-    with pytest.raises(deevo.DeevoError, match="from generation 0 to 2: lines are missing"):
-        deevo.replay(folder)
-
-
-def test_a_changed_fitness_value_cannot_pass_for_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    de = deevo.DifferentialEvolution(population(), generations=6)
-    deevo.Evolution(de, sphere, run_dir=folder, progress=False).run()
-    path = folder / journal.FILE_NAME
-    parts = path.read_text().splitlines(keepends=True)
-    record = json.loads(parts[2])
-    record["trials"] = [(-1.0).hex()] * 8
-    path.write_text("".join([*parts[:2], json.dumps(record) + "\n", *parts[3:]]))
-    with pytest.raises(deevo.DeevoError, match="SHA-256"):
-        deevo.replay(folder)
 
 
 def test_a_full_disk_is_one_error_and_the_run_goes_on_later(tmp_path: Path) -> None:
@@ -446,8 +416,11 @@ def test_a_population_without_finite_fitness_and_bad_places_are_refused(
     de = deevo.DifferentialEvolution(population())
     with pytest.raises(deevo.DeevoError, match="no member of the population has a finite fitness"):
         deevo.Evolution(de, lambda row: math.nan, progress=False).run()
+    de = deevo.DifferentialEvolution(population())
+    with pytest.raises(deevo.DeevoError, match=r"fitness of member 0 or its trial is -inf"):
+        deevo.Evolution(de, lambda row: -math.inf, progress=False).run()
     (tmp_path / "file").write_text("")
-    with pytest.raises(deevo.DeevoError, match=r"run_dir .* cannot be a folder"):
+    with pytest.raises(deevo.DeevoError, match=r"run_dir .* cannot be the folder"):
         run(checkpoints, tmp_path / "file", generations=2)
     run(checkpoints, tmp_path / "run", generations=2)
     with pytest.raises(deevo.DeevoError, match=r"ends in \.safetensors or \.pth"):

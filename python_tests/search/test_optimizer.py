@@ -97,7 +97,8 @@ def test_accepted_trials_become_the_members_and_others_stay() -> None:
     assert de.fitness.tolist() == torch.minimum(fitness, result.parent_fitness).tolist()
 
 
-def test_resumes_bit_for_bit_through_a_file() -> None:
+@pytest.mark.parametrize("contract", [1, 2])
+def test_resumes_bit_for_bit_through_a_file(contract: int) -> None:
     options = {"generations": 30, "seed": 11, "archive_size": 4}
     strategies = [
         ("target + F*(pbest - target) + F*(r1 - archive)", "bin"),
@@ -112,7 +113,11 @@ def test_resumes_bit_for_bit_through_a_file() -> None:
     torch.save(first.state_dict(), file)
     file.seek(0)
     second = deevo.DifferentialEvolution(population(seed=9), strategies=strategies, **options)
-    second.load_state_dict(torch.load(file, weights_only=True))
+    state = torch.load(file, weights_only=True)
+    assert state["contract"] == 2
+    with pytest.raises(deevo.DeevoError, match="contract differs"):
+        second.load_state_dict({**state, "contract": 3})
+    second.load_state_dict({**state, "contract": contract})
     assert_same(first, second)
     advance(second, 12)
     assert_same(straight, second)
