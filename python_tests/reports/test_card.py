@@ -81,6 +81,13 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     configuration = card.partition("## Configuration\n\n```\n")[2].partition("\n```")[0]
     header = json.loads(journal.splitlines()[0])
     assert json.loads(configuration) == {k: header[k] for k in json.loads(configuration)}
+    candidate = result.candidate
+    for treatment, words in (
+        ("classifier", "its classifier refitted"),
+        ("statistics", "its Batch"),
+    ):
+        assert (words in card) == (candidate.treatment == treatment)
+    assert ("by differential evolution:" in card) == (candidate.generation > 0)
     page = (folder / "report.html").read_text()
     reader = Reader()
     reader.feed(page)
