@@ -132,7 +132,10 @@ def read_members(
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
         raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
     if len(sources) < 2:
-        raise DeevoError(f"{len(sources)} member ({', '.join(labels)}); expected at least 2")
+        raise DeevoError(
+            f"{len(sources)} member ({', '.join(labels)}); expected at least 2: fine-tunings of "
+            "one network (deevo populate makes them), or the last checkpoints of its training"
+        )
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")

@@ -101,10 +101,11 @@ class RecipeRun(Run):
             "sha256": images.digest(),
             **self.rounds.metric.describe(),
             "unit": self.unit,
-            "blocks": {n: list(t) for n, t in zip(*_parts(probing.blocks), strict=True)},
+            "blocks": [list(tensors) for tensors in probing.blocks.tensors],
             "eps": probing.eps,
             "slopes": str(probing.dtype).removeprefix("torch."),
-            "parts": list(self.rounds.sizes()),
+            "images_per_round": self.rounds.size,
+            "images_in_memory": self.rounds.fit,
             "rounds": self.budget.rounds,
             "passes": self.budget.passes,
             "seconds": self.budget.seconds,
@@ -310,10 +311,6 @@ class RecipeRun(Run):
     def _virtual_file(self, number: int) -> Path:
         assert self.run_dir is not None
         return self.run_dir / VIRTUAL / f"round_{number:03d}.csv"
-
-
-def _parts(blocks: Any) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    return blocks.names, blocks.tensors
 
 
 def _mean(values: list[float]) -> float:

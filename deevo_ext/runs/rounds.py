@@ -89,7 +89,8 @@ class RoundSearch:
 
     probing: makes linear models. images: the fitness images. metric: what is minimised. size: the
     number of images of a model. rounds: how many the run may have, among which the error is spent.
-    configuration: of the virtual evolution. seed: of the run.
+    configuration: of the virtual evolution. seed: of the run. fit: the images whose slopes memory
+    holds. classes: the network's.
     """
 
     probing: Probing
@@ -99,6 +100,8 @@ class RoundSearch:
     rounds: int
     configuration: Configuration
     seed: int
+    fit: int = FEW
+    classes: int = 0
 
     @property
     def evaluator(self) -> Evaluator:
@@ -108,7 +111,7 @@ class RoundSearch:
     @property
     def few(self) -> bool:
         """Whether folds choose and test, for want of images."""
-        return len(self.images) <= FEW
+        return len(self.images) <= min(FEW, self.fit)
 
     def parts(self, number: int) -> Parts:
         """Returns the images of a round: class-balanced, drawn anew for each (purpose 14)."""

@@ -39,7 +39,14 @@ def run(checkpoints: Path, run_dir: Path, **options: object) -> deevo.Result:
     }
     test = images(70, 3, "test")
     return deevo.evolve(
-        Net(), checkpoints, images(300, 1), images(90, 2), test, run_dir=run_dir, **values
+        Net(),
+        checkpoints,
+        images(300, 1),
+        images(90, 2),
+        test,
+        search="weights",
+        run_dir=run_dir,
+        **values,
     )
 
 
