@@ -148,6 +148,8 @@ def read_members(
     differing: dict[str, list[str]] = {}
     moving: dict[str, list[str]] = {}
     expected = frozenset(inventory.order)
+    # A state dict alone does not tell parameters from buffers.
+    told = any(tensor.parameter for tensor in inventory.tensors)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         state, label = sources[i].load(expected), labels[i]
@@ -160,7 +162,9 @@ def read_members(
             name, value = tensor.name, tensor.value_in(state, label)
             if tensor.role != "fixed":
                 dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
-                buffer = tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                buffer = (
+                    told and tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                )
                 if buffer and not torch.equal(own[name], first[name]):
                     moving.setdefault(name, []).append(label)
             elif i == 0:

@@ -167,7 +167,7 @@ def test_the_returned_tensors_are_asked_for_by_their_sha256(
 
 
 def test_a_network_without_a_classifier_to_refit_says_so(checkpoints: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         result = run(checkpoints, tmp_path / "run", frozen="fc.*")
     comparison = result.comparison
     assert comparison is not None
