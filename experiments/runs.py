@@ -70,6 +70,7 @@ def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
         case.network,
         case.paths,
         case.sets.fitness,
+        search="weights",
         run_dir=case.folder / "runs" / name,
         test_images=case.sets.test,
         basin="ignore",

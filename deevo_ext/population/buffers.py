@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -40,4 +42,16 @@ def kept_buffers(model: nn.Module) -> set[str]:
             hooked = any(last in (f"{weight}_u", f"{weight}_v") for weight in hooks)
             if spectral or hooked or kinds & {"ObserverBase", "FakeQuantizeBase"}:
                 kept.add(name)
+    return kept
+
+
+def kept_by_name(names: Collection[str]) -> set[str]:
+    """Returns those of `kept_buffers` by the names of a state dict alone, as torch gives them."""
+    known, kept = frozenset(names), set()
+    for name in known:
+        prefix, _, last = name.rpartition(".")
+        spectral = last in ("_u", "_v") and ".parametrizations." in f".{prefix}."
+        hooked = name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in known
+        if spectral or hooked or {f"{prefix}.min_val", f"{prefix}.fake_quant_enabled"} & known:
+            kept.add(name)
     return kept

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.buffers import kept_buffers, norm_tensors
+from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
@@ -144,7 +144,8 @@ class Inventory:
         counters = {f"{prefix}num_batches_tracked" for prefix in norms}.intersection(state)
         # Averaging scripts leave counts as floats.
         whole = {name: state[name].long() for name in counters if state[name].numel() == 1}
-        return cls._of({**state, **whole}, (statistics, counters), set(), frozen, batchnorm)
+        kept = kept_by_name(state)
+        return cls._of({**state, **whole}, (statistics, counters), kept, frozen, batchnorm)
 
     @classmethod
     def _of(

@@ -132,7 +132,10 @@ def read_members(
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
         raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
     if len(sources) < 2:
-        raise DeevoError(f"{len(sources)} member ({', '.join(labels)}); expected at least 2")
+        raise DeevoError(
+            f"{len(sources)} member ({', '.join(labels)}); expected at least 2: fine-tunings of "
+            "one network (deevo populate makes them), or the last checkpoints of its training"
+        )
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
@@ -145,6 +148,8 @@ def read_members(
     differing: dict[str, list[str]] = {}
     moving: dict[str, list[str]] = {}
     expected = frozenset(inventory.order)
+    # A state dict alone does not tell parameters from buffers.
+    told = any(tensor.parameter for tensor in inventory.tensors)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         state, label = sources[i].load(expected), labels[i]
@@ -157,7 +162,9 @@ def read_members(
             name, value = tensor.name, tensor.value_in(state, label)
             if tensor.role != "fixed":
                 dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
-                buffer = tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                buffer = (
+                    told and tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                )
                 if buffer and not torch.equal(own[name], first[name]):
                     moving.setdefault(name, []).append(label)
             elif i == 0:

@@ -12,8 +12,8 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, Used
+from deevo_ext.runs.base import Run
 from deevo_ext.runs.comparison import METRIC_NAMES, Comparison, Difference, Measured
-from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.state import INITIAL_NAMES, KINDS, PARENT, SOUP, Candidate
 from deevo_ext.runs.treatments import Cost
 
@@ -96,8 +96,11 @@ def compare(
     members = evaluator.population.initial_size
     together = line(ENSEMBLE, _ensemble(evaluator, images, metric), Cost(), members, False)
     rival, evolved = (
-        min((one for one in contenders if one.initial == initial), key=lambda one: one.score)
-        for initial in (True, False)
+        min(some, key=lambda one: one.score)
+        for some in (
+            [one for one in contenders if one.initial],
+            [one for one in contenders if not one.initial] or contenders,
+        )
     )
     against, parent = (
         Difference.of(name, measured[evolved.name].scores, measured[name].scores)
@@ -114,13 +117,15 @@ def compare(
     )
 
 
-def compare_run(run: Evolution, images: LabelledImages) -> Comparison:
+def compare_run(run: Run, images: LabelledImages) -> Comparison:
     """Compares, on images, the networks of a finished run that had validation and files."""
     validation, chosen = run.validation, run.chosen
     assert validation is not None and chosen is not None
     run.treat()
     contenders, notes = contenders_of(run, chosen), []
-    if not chosen.generation:
+    if not run.state.evolved:
+        notes.append("No round found a step: there is no evolved network.")
+    elif not chosen.generation:
         evolved = min(one.score for one in contenders if not one.initial)
         notes.append(
             f"On the validation images the {chosen.name} scored {chosen.score:.5g}, the best "
@@ -131,9 +136,9 @@ def compare_run(run: Evolution, images: LabelledImages) -> Comparison:
     return compare(validation.evaluator, contenders, images, validation.metric, " ".join(notes))
 
 
-def contenders_of(run: Evolution, chosen: Candidate) -> list[Contender]:
+def contenders_of(run: Run, chosen: Candidate) -> list[Contender]:
     """Returns the contenders of a finished run; `chosen` is what it returned."""
-    members = run.de.population.initial_size
+    members = run.population.initial_size
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
     # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.
     each = run.initial_forward_passes // (2 * members)
@@ -143,7 +148,7 @@ def contenders_of(run: Evolution, chosen: Candidate) -> list[Contender]:
     state = run.state
     candidates = [state.initial[kind] for kind in KINDS]
     candidates += [one for one in state.treated if not one.generation]
-    candidates += [state.evolved[kind] for kind in KINDS]
+    candidates += state.evolved.values()
     candidates += [one for one in state.treated if one.generation]
     treated = {} if run.treatments is None else run.treatments.costs
     contenders = []

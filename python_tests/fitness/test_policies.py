@@ -224,6 +224,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
             tmp_path / "c",
             images(400, 1),
             images(60, 2),
+            search="weights",
             run_dir=folder,
             generations=5,
             images_per_batch=96,

@@ -131,7 +131,7 @@ def run(run_dir: Path | None, **options: object) -> deevo.Result:
     }
     folder = Path(values.pop("folder"))
     sets = images(600, 1), images(90, 2), images(70, 3, "test")
-    return deevo.evolve(Net(), folder, *sets, run_dir=run_dir, **values)
+    return deevo.evolve(Net(), folder, *sets, search="weights", run_dir=run_dir, **values)
 
 
 @pytest.fixture

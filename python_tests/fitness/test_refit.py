@@ -245,7 +245,7 @@ def convolutional() -> nn.Module:
     return Tail(nn.Conv2d(8, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-@pytest.mark.filterwarnings("ignore:frozen tensors differ")
+@pytest.mark.filterwarnings("ignore:fixed tensors differ")
 @pytest.mark.parametrize(
     "factory, frozen, expected",
     [

@@ -147,7 +147,7 @@ def test_a_layer_has_its_norm_with_the_statistics() -> None:
     blocks = groups(found(small_resnet, CIFAR, "layer"))
     norm = {f"layer2.0.bn1.{n}" for n in ("weight", "bias", "running_mean", "running_var")}
     assert blocks["layer2.0.conv1"] == {"layer2.0.conv1.weight", *norm}
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         apart = groups(found(small_resnet, CIFAR, "layer", batchnorm="recalibrate", frozen="fc.*"))
     assert "fc" not in apart
     assert apart["layer2.0.conv1"] == {n for n in blocks["layer2.0.conv1"] if "running" not in n}
@@ -187,7 +187,7 @@ def test_tensors_that_the_graph_does_not_use_go_to_their_neighbours() -> None:
         assert list(blocks) == ["conv", "heads.main"]
         assert {"heads.aux.weight", "heads.aux.bias"} < blocks["heads.main"]
         assert "scale" in blocks["conv"]  # first in the state dict, as conv.weight is second
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         left = groups(found(Auxiliary, SMALL, "layer", frozen=["conv.*", "bn.*", "heads.main.*"]))
     assert list(map(len, left.values())) == [3]
 

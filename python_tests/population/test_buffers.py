@@ -11,6 +11,7 @@ from torch.ao.quantization import FakeQuantize, HistogramObserver, MinMaxObserve
 from torch.nn.utils import parametrizations, spectral_norm
 
 from deevo_ext import Population
+from deevo_ext.population.inventory import Inventory
 
 
 class Buffered(nn.Module):
@@ -109,3 +110,17 @@ def test_what_no_average_has_the_meaning_of_is_kept(kind: str) -> None:
     for member in (0, 1, 2):
         for name in names:
             assert torch.equal(population.state_dict(member)[name], model.state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_state_dict_alone_tells_the_same(kind: str) -> None:
+    make, names = KEPT[kind]
+    model = make().eval()
+    told, alone = (
+        {t.name for t in inventory.tensors if t.role == "fixed"}
+        for inventory in (
+            Inventory.of(model),
+            Inventory.of_state_dict(model.state_dict(), (), "evolve"),
+        )
+    )
+    assert set(names) <= told == alone

@@ -62,6 +62,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         images(300, 1),
         images(40, 2),
         images(60, 3, "test") if files else None,
+        search="weights",
         run_dir=folder,
         generations=4,
         images_per_batch=128,
@@ -81,6 +82,13 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     configuration = card.partition("## Configuration\n\n```\n")[2].partition("\n```")[0]
     header = json.loads(journal.splitlines()[0])
     assert json.loads(configuration) == {k: header[k] for k in json.loads(configuration)}
+    candidate = result.candidate
+    for treatment, words in (
+        ("classifier", "its classifier refitted"),
+        ("statistics", "its Batch"),
+    ):
+        assert (words in card) == (candidate.treatment == treatment)
+    assert ("by differential evolution:" in card) == (candidate.generation > 0)
     page = (folder / "report.html").read_text()
     reader = Reader()
     reader.feed(page)

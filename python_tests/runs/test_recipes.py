@@ -424,7 +424,7 @@ def test_statistics_that_a_recipe_holds_apart_and_does_not_give(tmp_path: Path) 
 def test_tensors_kept_from_the_first_member_are_named(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", members(MaskedNet, 3))
     text = GOOD + "frozen: [mask, head.*]\ncoefficients: [0.5, 0.5, 0]\n"
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         made = deevo.merge(written(tmp_path / "r.yaml", text), tmp_path / "out.safetensors")
     assert made.statistics == "fixed"
     check_by_hand(folder, made, {"mask": [1, 0, 0], "head": [1, 0, 0], "": [0.5, 0.5, 0]})

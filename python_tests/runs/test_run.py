@@ -56,6 +56,7 @@ def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Res
         images(150, 1),
         images(90, 2),
         images(70, 3, "test"),
+        search="weights",
         run_dir=run_dir,
         **values,
     )

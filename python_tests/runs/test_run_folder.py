@@ -42,7 +42,9 @@ def full_run(checkpoints: Path, folder: Path, **options: object) -> deevo.Result
     """The same with images and engines that are chosen."""
     values: dict = {"generations": 4, "validate_every": 2, "progress": False, **options}
     fitness, validation = images(60, 1), images(40, 2)
-    return deevo.evolve(Net(), checkpoints, fitness, validation, run_dir=folder, **values)
+    return deevo.evolve(
+        Net(), checkpoints, fitness, validation, search="weights", run_dir=folder, **values
+    )
 
 
 def moved(folder: Path) -> None:

@@ -39,7 +39,14 @@ def run(checkpoints: Path, run_dir: Path, **options: object) -> deevo.Result:
     }
     test = images(70, 3, "test")
     return deevo.evolve(
-        Net(), checkpoints, images(300, 1), images(90, 2), test, run_dir=run_dir, **values
+        Net(),
+        checkpoints,
+        images(300, 1),
+        images(90, 2),
+        test,
+        search="weights",
+        run_dir=run_dir,
+        **values,
     )
 
 
@@ -160,7 +167,7 @@ def test_the_returned_tensors_are_asked_for_by_their_sha256(
 
 
 def test_a_network_without_a_classifier_to_refit_says_so(checkpoints: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         result = run(checkpoints, tmp_path / "run", frozen="fc.*")
     comparison = result.comparison
     assert comparison is not None
