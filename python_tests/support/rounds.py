@@ -1,4 +1,4 @@
-"""Small problems for the search of coefficients: noisy copies of the network that made the labels."""
+"""Small problems for the search of coefficients: noisy copies of a network that made the labels."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def copies(model: nn.Module, count: int, seed: int, spread: float = 0.4) -> list
 
 
 def off_centre(states: list[State], model: nn.Module) -> list[State]:
-    """Makes member m's layer m the network's own: a recipe of them is the network, no average is."""
+    """Makes member m's layer m the network's own: a recipe of them is it, no average is."""
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in model.state_dict()))
     for m, layer in enumerate(layers):
         for name, value in model.state_dict().items():
