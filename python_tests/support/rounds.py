@@ -136,7 +136,7 @@ class Problem:
             factory(),
             self.population,
             engine="eager",
-            calibration=self.images.slice(0, 200) if recalibrates else None,
+            calibration=self.images.slice(0, min(images, 200)) if recalibrates else None,
         )
         self.blocks = blocks_of(self.evaluator.forward, self.population, (1, 4, 4), unit)
         self.metric = metric or Metric("loss")
