@@ -26,7 +26,7 @@ from deevo_ext.search.linear_model import LinearModel
 # where the two disagree by more than this share of their size: the network has a kink between.
 _LARGE, _DISAGREEMENT = 3.0, 0.5
 
-# What rounding to 16 bits may take from the slopes of some images: eight bits of mantissa lose 0.2 %.
+# What rounding to 16 bits may take from the slopes of some images: 8 bits of mantissa lose 0.2 %.
 _LOST, _CHECKED = 0.01, 256
 
 KeepLogits = Callable[[int, Callable[[], Tensor]], Tensor]

@@ -56,8 +56,11 @@ class Treatments:
 
     def of(self, state: Candidates) -> list[Candidate]:
         """Returns the treated initial soup and the treated best evolved candidate."""
-        best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-        return [*self._both(state.initial["soup"]), *self._both(best)]
+        treated = self._both(state.initial["soup"])
+        if state.evolved:
+            best = min(state.evolved.values(), key=lambda candidate: candidate.score)
+            treated += self._both(best)
+        return treated
 
     def _both(self, candidate: Candidate) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
