@@ -104,7 +104,7 @@ def evolve(
         int | None,
         _images(
             help="The number of fitness images that --batchnorm recalibrate computes statistics "
-            "on: by default 2,000, or all of fewer.",
+            "on: by default 1,000, or all of fewer.",
             min=1,
         ),
     ] = None,

@@ -169,7 +169,7 @@ def evolve(
     dtype, frozen: as in `Population.from_checkpoints`.
     batchnorm: what becomes of BatchNorm statistics: "recalibrate" (the default of a search of
         coefficients), "evolve" (that of weights) or "inherit" (for weights only).
-    calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 2,000
+    calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 1,000
         of the fitness images.
     checkpoint_key: the key under which each file holds the weights.
     inject_soups: whether the population's average and its greedy soup, built on the validation
@@ -263,7 +263,7 @@ def evolve(
     return Result(state, run.chosen, comparison, run.history, run)
 
 
-CALIBRATION_IMAGES = 2000
+CALIBRATION_IMAGES = 1000
 """Fitness images that statistics are re-estimated on, at most, where no others are given."""
 _OF_WEIGHTS = (
     *("generations", "images_per_batch", "generations_per_batch", "sampling", "augment"),

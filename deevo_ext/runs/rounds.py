@@ -35,6 +35,7 @@ FEW = 2000
 ERROR = 0.1
 """The probability, at most, that a run accepts any step that makes networks worse."""
 _RIDGES = 3  # fits that propose
+_TESTS = 8  # images that test, at most, for one in the model: they cost 2 passes each, not d
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class RoundSearch:
             return len(self.images), 0, 0
         model = min(self.size, len(self.images) // 2)
         choice = min(model, (len(self.images) - model) // 3)
-        return model, choice, min(4 * model, len(self.images) - model - choice)
+        return model, choice, min(_TESTS * model, len(self.images) - model - choice)
 
     def run(
         self, recipe: Tensor, number: int, radius: float, keep: KeepLogits | None = None

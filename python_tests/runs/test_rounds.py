@@ -39,13 +39,13 @@ def test_the_parts_of_a_round_are_disjoint_balanced_and_drawn_anew() -> None:
     labels = torch.arange(3000) % 5
     labels[2000:] = 4
     search = replace(problem.rounds(size=400), images=numbers(3000, labels), fit=400)
-    assert not search.few and search.sizes() == (400, 400, 1600)
+    assert not search.few and search.sizes() == (400, 400, 2200)
     seen = []
     for number in (1, 2, 1):
         parts = search.parts(number)
         sets = [places(parts.model), places(parts.choice), places(parts.test)]
-        assert [len(one) for one in sets] == [400, 400, 1600]
-        assert len(set.union(*sets)) == 2400
+        assert [len(one) for one in sets] == [400, 400, 2200]
+        assert len(set.union(*sets)) == 3000
         for images in (parts.model, parts.choice, parts.test):
             assert images is not None
             share = images.labels.bincount(minlength=5) / len(images)
