@@ -146,7 +146,7 @@ class Run(ABC):
         Then the journal gets its last line, and first what it alone cannot tell.
         """
         if recording is not None and recording.returned is not None and self.run_dir is not None:
-            with recording.line_of(len(recording.generations) + len(recording.rounds)):
+            with recording.line_of(len(recording.records)):
                 tensors = read_tensors(self.run_dir, recording.returned.tensors_sha256)
                 return self.state.recorded(recording.returned, tensors)
         self.treat()
@@ -162,8 +162,7 @@ class Run(ABC):
 
     def use_engines(self, recording: Recording) -> None:
         """Takes the engines that the journal says."""
-        records: list[GenerationRecord | RoundRecord] = [*recording.generations, *recording.rounds]
-        for i, record in enumerate(records):
+        for i, record in enumerate(recording.records):
             if record.engines is not None:
                 with recording.line_of(i):
                     for evaluator, engines in zip(self.evaluators(), record.engines, strict=True):

@@ -59,6 +59,11 @@ class Recording:
     whole: int
     check: str
 
+    @property
+    def records(self) -> list[GenerationRecord | RoundRecord]:
+        """Generations and rounds, in the order of their lines."""
+        return [*self.generations, *self.rounds]
+
     def line_of(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Returns `line_of` for record `index` after the header: generations, rounds, the end."""
         return line_of(self.path, index + 2)

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,10 @@ class RecipeRun(Run):
             if not self.state.initial:
                 self._first()
             while not self._done():
+                started = time.perf_counter()
                 record = self._round(self.state.round + 1)
-                self.state.apply(record)
+                self.state.apply(record)  # which may re-estimate statistics
+                record = replace(record, **self._costs(started))
                 self.keep(record)
                 self._observe(record, bar)
                 self._remove_kept()
@@ -145,15 +147,13 @@ class RecipeRun(Run):
 
     def _resume(self, recording: Recording, bar: Any) -> None:
         self.use_engines(recording)
-        with recording.line_of(0):
-            self.state.begin(recording.generations[0])
-            self.account(recording.generations[0])
-        for i, record in enumerate(recording.rounds, start=1):
+        for i, record in enumerate(recording.records):
             with recording.line_of(i):
                 self.state.apply(record)
                 self.account(record)
-            self._read_virtual(record.round)
-            self._observe(record, bar)
+            if isinstance(record, RoundRecord):
+                self._read_virtual(record.round)
+                self._observe(record, bar)
 
     def _first(self) -> None:
         """Scores the initial candidates, as generation 0."""
@@ -169,14 +169,18 @@ class RecipeRun(Run):
                 "preprocessing against the model"
             )
         record = GenerationRecord(
-            generation=0,
-            validation=validation,
-            engines=self.new_engines(),
-            forward_passes=self.new_passes(),
-            seconds=round(time.perf_counter() - started, 6),
+            generation=0, validation=validation, forward_passes=0, seconds=0.0
         )
-        self.state.begin(record)
-        self.keep(record)
+        self.state.apply(record)
+        self.keep(replace(record, **self._costs(started)))
+
+    def _costs(self, started: float) -> dict[str, Any]:
+        """What a record says last: engines that are new, and what was spent."""
+        return {
+            "engines": self.new_engines(),
+            "forward_passes": self.new_passes(),
+            "seconds": round(time.perf_counter() - started, 6),
+        }
 
     def _done(self) -> bool:
         budget, state = self.budget, self.state
@@ -189,8 +193,7 @@ class RecipeRun(Run):
         )
 
     def _round(self, number: int) -> RoundRecord:
-        started, state = time.perf_counter(), self.state
-        kept = None
+        state, kept = self.state, None
         if self.run_dir is not None and self._journal is not None:
             kept = KeptProbes(self.run_dir, self._journal.check, len(state.blocks))
         outcome = self.rounds.run(state.recipe, number, state.radius, kept)
@@ -218,9 +221,8 @@ class RecipeRun(Run):
             step=None if step is None else step.flatten(),
             recipe_sha256=recipe_digest(recipe),
             score=score,
-            engines=self.new_engines(),
-            forward_passes=self.new_passes(),
-            seconds=round(time.perf_counter() - started, 6),
+            forward_passes=0,
+            seconds=0.0,
         )
 
     def _remove_kept(self) -> None:

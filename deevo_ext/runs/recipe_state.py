@@ -37,8 +37,14 @@ class RecipeState(Candidates):
         self.round, self.failures, self.radius = 0, 0, 1.0
         self._score: float = 0.0
 
-    def begin(self, record: GenerationRecord) -> None:
-        """Takes the initial candidates, and begins from the best of them."""
+    def apply(self, record: GenerationRecord | RoundRecord) -> None:
+        """Applies generation 0, whose best candidate is where rounds begin, or the next round."""
+        if isinstance(record, RoundRecord):
+            self._apply_round(record)
+        else:
+            self._begin(record)
+
+    def _begin(self, record: GenerationRecord) -> None:
         if record.validation is None:
             raise ValueError("the initial candidates have no scores")
         self.keep(record.validation, 0)
@@ -46,8 +52,7 @@ class RecipeState(Candidates):
         size = self.population.initial_size
         self.recipe = uniform(len(self.blocks), size, start.members)
 
-    def apply(self, record: RoundRecord) -> None:
-        """Applies a round."""
+    def _apply_round(self, record: RoundRecord) -> None:
         if record.radius != self.radius:
             raise ValueError(
                 f"its radius is {record.radius}, that of the rounds before gives {self.radius}"

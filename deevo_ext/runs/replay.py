@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
@@ -20,6 +21,9 @@ from deevo_ext.runs.folder import (
     read_tensors,
     write_network,
 )
+from deevo_ext.runs.journal import Recording
+from deevo_ext.runs.recipe_state import RecipeState
+from deevo_ext.runs.records import Header
 from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
@@ -28,12 +32,13 @@ from deevo_ext.search.optimizer import DifferentialEvolution
 
 @dataclass
 class Replay:
-    """A replayed run: its state and generations, and the candidate that it returned.
+    """A replayed run: its state, and the candidate that it returned.
 
-    finished: whether the journal's last line says that the run was complete.
+    state: of either search. generations: of the search of weights; that of coefficients has rounds,
+    which `state` counts. finished: whether the journal's last line says that the run was complete.
     """
 
-    state: RunState
+    state: RunState | RecipeState
     generations: list[Generation]
     candidate: Candidate
     finished: bool
@@ -68,18 +73,19 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
             if json.dumps(read) != json.dumps(recorded):
                 difference = first_difference(read, recorded) or "a number of another type"
                 raise ValueError(f"no run writes it like this: {difference}")
-        de = DifferentialEvolution(population, configuration, seed=header.seed)
-    state = RunState(de)
-    generations = []
-    for i, record in enumerate(recording.generations):
-        with recording.line_of(i):
-            generation = state.apply(record)
-        if generation is not None:
-            generations.append(generation)
-    if not de.scored:
+        state = _begun(header, population, configuration)
+    if isinstance(state, RunState):
+        generations = _generations(recording, state)
+        ready = state.de.scored
+    else:
+        generations, ready = [], bool(recording.records)
+        for i, record in enumerate(recording.records):
+            with recording.line_of(i):
+                state.apply(record)
+    if not ready:
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
     if recording.returned is not None:
-        with recording.line_of(len(recording.generations)):
+        with recording.line_of(len(recording.records)):
             tensors = read_tensors(folder, recording.returned.tensors_sha256)
             candidate = state.recorded(recording.returned, tensors)
     else:
@@ -89,21 +95,51 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     return Replay(state, generations, candidate, finished=recording.returned is not None)
 
 
+def _begun(
+    header: Header, population: Population, configuration: Configuration
+) -> RunState | RecipeState:
+    """Returns the state before the first record."""
+    if header.search != "coefficients":
+        return RunState(DifferentialEvolution(population, configuration, seed=header.seed))
+    tensors = [tuple(names) for names in header.fitness["blocks"]]
+    blocks = Blocks(tuple(f"block {b}" for b in range(len(tensors))), tuple(tensors))
+    blocks.segments(population.layout)  # raises where they are not the network's
+    return RecipeState(population, blocks)
+
+
+def _generations(recording: Recording, state: RunState) -> list[Generation]:
+    generations = []
+    for i, record in enumerate(recording.generations):
+        with recording.line_of(i):
+            generation = state.apply(record)
+        if generation is not None:
+            generations.append(generation)
+    return generations
+
+
 def write_candidate(result: Replay, path: Path) -> None:
     """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
     check_network_path(path)
-    de = result.state.de
-    if de.population.statistics_layout.dim and result.candidate.statistics is None:
+    population = result.state.population
+    if population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    state, naming = result.candidate.state_dict(de.population), Naming.of_population(de.population)
+    state, naming = result.candidate.state_dict(population), Naming.of_population(population)
     write_network(path, naming, state, result.candidate.record())
 
 
 def write_trials(result: Replay, path: Path) -> int:
-    """Writes every trial of the run as CSV; returns their number."""
+    """Writes every trial of the run as CSV; returns their number.
+
+    Raises DeevoError for a search of coefficients, whose trials are virtual and not recorded.
+    """
+    if isinstance(result.state, RecipeState):
+        raise DeevoError(
+            "a search of coefficients has no trials but virtual ones, which are not recorded: "
+            "journal.jsonl has each round's proposals, virtual/ what its evolutions did"
+        )
     trials = [trial for generation in result.generations for trial in generation.trials()]
     text = io.StringIO(newline="")
     if trials:

@@ -26,6 +26,7 @@ from deevo_ext.runs.folder import TENSORS
 from deevo_ext.runs.replay import write_candidate, write_trials
 from deevo_ext.runs.validation import Validation
 from support.evolution import images, population, save_members, sphere, sphere_until
+from support.killed import run_killed
 from support.networks import Net
 from support.paths import child_environment
 
@@ -181,11 +182,7 @@ def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     for after in (5, 30, 77):
         folder = str(tmp_path / "killed")
         program = KILLED.format(folder=folder, after=after)
-        command = [sys.executable, "-c", textwrap.dedent(program)]
-        killed_by = subprocess.run(
-            command, check=False, cwd=tmp_path, env=child_environment()
-        ).returncode
-        assert killed_by == -signal.SIGKILL
+        run_killed(program, tmp_path)
         # 8 evaluations of the parents at first, then 8 a generation, all but the last finished.
         before, whole = whole, len(lines(tmp_path / "killed"))
         first = 8 if before <= 2 else 0

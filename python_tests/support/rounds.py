@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deevo_ext.data.images import ImageSet
@@ -104,7 +105,10 @@ def off_centre(states: list[State], model: nn.Module) -> list[State]:
 
 
 class Problem:
-    """A population, images, and what a run of the search of coefficients is made of."""
+    """A population, images, and what a run of the search of coefficients is made of.
+
+    folder: where the members are written to and read from; by default they have no files.
+    """
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class Problem:
         metric: Metric | None = None,
         unit: str = "layer",
         generations: int = 12,
-        paths: Path | None = None,
+        folder: Path | None = None,
         **population: Any,
     ) -> None:
         self.model = teacher(factory, seed)
@@ -127,10 +131,12 @@ class Problem:
             off_centre(states, self.model)
         self.images = labelled(self.model, images, seed + 2, "fitness images")
         self.held_out = labelled(self.model, 400, seed + 3, "validation images")
-        if paths is None:
+        if folder is None:
             self.population = Population.from_state_dicts(factory(), states, **population)
         else:
-            self.population = Population.from_checkpoints(factory(), paths, **population)
+            for m, state in enumerate(states):
+                save_file(state, folder / f"m{m}.safetensors")
+            self.population = Population.from_checkpoints(factory(), folder, **population)
         recalibrates = population.get("batchnorm") == "recalibrate"
         self.evaluator = Evaluator(
             factory(),

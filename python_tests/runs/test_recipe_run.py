@@ -1,0 +1,523 @@
+"""Runs of the search of coefficients: journal, kill and resume, budgets, recipe.yaml, replay."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import deevo_ext as deevo
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.population.recipes import after, uniform
+from deevo_ext.runs import journal, kept_probes
+from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.folder import TENSORS
+from deevo_ext.runs.kept_probes import KeptProbes
+from deevo_ext.runs.recipe_run import RECIPE_FILE, VIRTUAL, Budget
+from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.records import (
+    CandidateRecord,
+    GenerationRecord,
+    ProposalRecord,
+    RoundRecord,
+    ValidationRecord,
+    from_json,
+    to_json,
+)
+from deevo_ext.runs.replay import write_candidate, write_trials
+from support.killed import run_killed
+from support.rounds import Normed, Plain, Problem, labelled
+
+GAINS = {"seed": 1, "generations": 4}  # of a problem where round 1 takes a step
+NORMED: dict[str, Any] = {**GAINS, "seed": 3, "spread": 0.3, "batchnorm": "recalibrate"}
+
+
+def problem(factory: Callable[[], nn.Module] = Plain, **values: Any) -> Problem:
+    return Problem(factory, **{**(NORMED if factory is Normed else GAINS), **values})
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """A journal's lines without what a clock decides."""
+    text = (run_dir / journal.FILE_NAME).read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "check")}
+        for line in text
+    ]
+
+
+def files(run_dir: Path) -> dict[str, bytes]:
+    """What a run leaves beside its journal and its metrics, which hold times."""
+    paths = [path for path in run_dir.rglob("*") if path.is_file()]
+    names = {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in paths}
+    return {n: data for n, data in names.items() if n not in (journal.FILE_NAME, "metrics.csv")}
+
+
+# Journal, resumption, replay
+
+
+@pytest.mark.parametrize("factory", [Plain, Normed])
+def test_every_prefix_of_the_journal_resumes_to_the_same_bits(
+    tmp_path: Path, factory: Callable[[], nn.Module]
+) -> None:
+    whole = tmp_path / "whole"
+    run = problem(factory).run(whole)
+    chosen = run.run()
+    assert run.state.evolved and chosen.treatment == "classifier"
+    assert run.forward_passes == sum(line.get("forward_passes", 0) for line in lines(whole))
+    parts = (whole / journal.FILE_NAME).read_bytes().splitlines(keepends=True)
+    assert len(parts) == 5  # header, initial candidates, two rounds, end
+    for kept in range(len(parts) + 1):
+        folder = tmp_path / f"cut{kept}"
+        folder.mkdir()
+        if kept > 2:
+            shutil.copytree(whole / VIRTUAL, folder / VIRTUAL)
+        if kept == len(parts):
+            shutil.copy(whole / TENSORS, folder)
+        torn = parts[kept][: len(parts[kept]) // 2] if kept < len(parts) else b""
+        (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]) + torn)
+        again = problem(factory).run(folder)
+        assert again.run().digest == chosen.digest
+        assert torch.equal(again.recipe, run.recipe) and again.forward_passes == run.forward_passes
+        assert lines(folder) == lines(whole)
+        assert files(folder) == files(whole)
+        for one, other in zip(again.history, run.history, strict=True):
+            del one["seconds"], other["seconds"]
+            assert json.dumps(one) == json.dumps(other)  # NaN differs from itself
+            other["seconds"] = 0.0
+
+
+KILLED = """
+    import os, signal
+    from pathlib import Path
+    import deevo_ext.fitness.probes, deevo_ext.runs.journal
+    from support.rounds import Problem
+    calls, kind, name = 0, {kind}, {name!r}
+    method = getattr(kind, name)
+    def counted(*arguments):
+        global calls
+        calls += 1
+        if calls == {after} and not {done}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = method(*arguments)
+        if calls == {after}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(kind, name, counted)
+    Problem(seed=1, generations=4).run(Path({folder!r})).run()
+"""
+
+
+def test_kill_minus_nine_loses_at_most_the_round_in_flight(tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    chosen = problem().run(whole).run()
+    probe = ("deevo_ext.fitness.probes.ProbeForward", "__call__", False)
+    # A round calls it 5 times: at the present network, for 3 blocks, and to correct the model.
+    moments = [
+        (*probe, 3, 2),  # within round 1: header and initial candidates are there
+        ("deevo_ext.runs.journal.Journal", "append", True, 1, 3),  # round 1 was just recorded
+        (*probe, 5, 3),  # within round 2
+        ("deevo_ext.runs.recipe_run.RecipeRun", "write_more", False, 1, 5),  # at the end
+    ]
+    for kind, name, done, count, recorded in moments:
+        program = KILLED.format(kind=kind, name=name, done=done, after=count, folder=str(folder))
+        run_killed(program, tmp_path)
+        assert len(lines(folder)) == recorded
+    again = problem().run(folder)
+    assert again.run().digest == chosen.digest
+    assert lines(folder) == lines(whole) and files(folder) == files(whole)
+    assert again.evaluators()[0].forward_passes == 0  # of a finished run nothing is done again
+
+
+@pytest.mark.parametrize("factory", [Plain, Normed])
+def test_a_run_folder_replays_to_the_same_bits(
+    tmp_path: Path, factory: Callable[[], nn.Module]
+) -> None:
+    folder = tmp_path / "run"
+    run = problem(factory).run(folder)
+    chosen = run.run()
+    replayed = deevo.replay(folder)
+    assert replayed.finished and replayed.candidate.digest == chosen.digest
+    assert isinstance(replayed.state, RecipeState)
+    assert torch.equal(replayed.state.recipe, run.state.recipe)
+    assert replayed.state.round == 2 and replayed.generations == []
+    out = tmp_path / "again.safetensors"
+    write_candidate(replayed, out)
+    assert out.read_bytes() == (folder / "evolved.safetensors").read_bytes()
+    with pytest.raises(DeevoError, match="no trials but virtual ones"):
+        write_trials(replayed, tmp_path / "trials.csv")
+    # Without its end it has its best candidate so far.
+    path = folder / journal.FILE_NAME
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    unfinished = deevo.replay(folder)
+    assert not unfinished.finished and unfinished.candidate.name == "evolved recipe"
+    expected = run.state.evolved["recipe"].row
+    assert torch.equal(unfinished.candidate.row, expected)
+
+
+def rewritten(path: Path, number: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes line `number` and gives all lines the checks that they ask for then."""
+    made, check = [], ""
+    for i, line in enumerate(path.read_text().splitlines(), start=1):
+        values = json.loads(line)
+        values.pop("check")
+        if i == number:
+            change(values)
+        text = json.dumps(values)
+        check = hashlib.sha256((check + text).encode()).hexdigest()[:32]
+        made.append(f'{text[:-1]}, "check": "{check}"}}\n')
+    path.write_text("".join(made))
+
+
+def other_step(line: dict[str, Any]) -> None:
+    step = np.frombuffer(base64.b64decode(line["step"]), dtype=np.float32).copy()
+    step[0] += 1e-3
+    line["step"] = base64.b64encode(step.tobytes()).decode()
+
+
+def test_a_damaged_or_edited_round_is_refused_by_its_number(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    problem().run(folder).run()
+    path = folder / journal.FILE_NAME
+    text = path.read_text()
+    assert json.loads(text.splitlines()[2])["accepted"]
+    path.write_text(text.replace('"radius": "0x1.0', '"radius": "0x1.1', 1))
+    for again in (lambda: problem().run(folder).run(), lambda: deevo.replay(folder)):
+        with pytest.raises(DeevoError, match="line 3 is damaged"):
+            again()
+    path.write_text(text)
+    changes: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+        (other_step, "line 3: the recipe has SHA-256"),
+        (lambda line: line.update(radius=(0.5).hex()), "line 3 is damaged .*its radius is 0.5"),
+        (lambda line: line.update(step="AAAA"), "line 3 is damaged"),
+        (lambda line: line.update(round=2), "line 3 is damaged .*round 2 has no place"),
+        (lambda line: line.update(best=99), "line 3 is damaged .*no proposal 99"),
+        (lambda line: line.update(forward_passes=-1), "line 3 is damaged .*costs of -1"),
+        (lambda line: line.pop("score"), "line 3 is damaged .*where it is taken"),
+    ]
+    for change, message in changes:
+        path.write_text(text)
+        rewritten(path, 3, change)
+        with pytest.raises(DeevoError, match=message):
+            deevo.replay(folder)
+    path.write_text(text)
+    rewritten(path, 1, lambda line: line["fitness"]["blocks"].pop())
+    with pytest.raises(DeevoError, match="line 1: the blocks are not those of this network"):
+        deevo.replay(folder)
+
+
+def test_runs_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    problem().run(folder).run()
+    kept = (folder / journal.FILE_NAME).read_bytes()
+    others = {
+        "seed|fitness.sha256|checkpoints": lambda: problem(seed=2).run(folder),
+        "fitness.blocks": lambda: problem(unit="tensor").run(folder),
+        "fitness.rounds": lambda: problem().run(folder, budget=Budget(3)),
+        "fitness.metric": lambda: problem(metric=Metric("top1")).run(folder),
+        "generations": lambda: problem(generations=11).run(folder),
+    }
+    for named, make in others.items():
+        with pytest.raises(DeevoError, match=f"another configuration: .*({named})"):
+            make().run()
+    assert (folder / journal.FILE_NAME).read_bytes() == kept
+    used = problem().run()
+    used.run()
+    with pytest.raises(DeevoError, match="used already"):
+        used.run()
+
+
+# Probes of long rounds
+
+
+def test_long_rounds_go_on_without_the_blocks_that_were_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    chosen = problem().run(whole).run()
+    assert not (whole / kept_probes.FOLDER).exists()
+    run, computed = problem().run(folder), []
+    keep = KeptProbes.__call__
+
+    def interrupted(kept: KeptProbes, block: int, compute: Callable[[], Tensor]) -> Tensor:
+        if block == 2:
+            raise KeyboardInterrupt
+        return keep(kept, block, compute)
+
+    def counted(kept: KeptProbes, block: int, compute: Callable[[], Tensor]) -> Tensor:
+        def noted() -> Tensor:
+            computed.append(block)
+            return compute()
+
+        return keep(kept, block, noted)
+
+    monkeypatch.setattr(KeptProbes, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert len(list((folder / kept_probes.FOLDER).iterdir())) == 2
+    monkeypatch.setattr(KeptProbes, "__call__", counted)
+    again = problem().run(folder)
+    assert again.run().digest == chosen.digest
+    assert computed == [2, 0, 1, 2]  # of round 1 the last block, then round 2
+    saved = lines(whole)[2]["forward_passes"] - lines(folder)[2]["forward_passes"]
+    assert saved == 200 * 2 * 3  # images of the model, probes of two blocks
+    assert files(folder) == files(whole)
+
+
+def test_only_whole_files_of_the_same_round_of_the_same_run_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
+    first, second = torch.ones(3, 5, 4), torch.full((3, 5, 4), 2.0)
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: first), first)
+    [path] = (tmp_path / kept_probes.FOLDER).iterdir()
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: second), first)
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(2, lambda: second), second)  # another block
+    data = path.read_bytes()
+    for broken in (data[:-1], data[:20], b"", b"\xff" * 100):
+        path.write_bytes(broken)
+        assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: second), second)
+        path.write_bytes(data)
+    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(1, lambda: second), second)
+    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(1, lambda: first), second)
+    kept_probes.remove_kept(tmp_path)
+    kept_probes.remove_kept(tmp_path)
+    monkeypatch.setattr(kept_probes, "LONG_SECONDS", 600.0)
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: first), first)
+    assert list(tmp_path.iterdir()) == []  # a short round keeps nothing
+
+
+# When a run ends
+
+
+def test_budgets_of_passes_and_seconds_end_a_run() -> None:
+    run = problem().run(budget=Budget(5))
+    run.run()
+    assert run.history[0]["accepted"] == 1.0
+    costs = [m["passes"] for m in run.history]
+    initial = run.initial_forward_passes
+    assert len(costs) > 2  # without a budget it ends after two rounds without a step
+    passes = int(initial + 2 * costs[0])
+    short = problem().run(budget=Budget(5, passes=passes))
+    short.run()
+    assert [m["passes"] for m in short.history] == costs[:2] and short.forward_passes <= passes
+    less = problem().run(budget=Budget(5, passes=passes - 1))
+    less.run()
+    assert len(less.history) == 1  # another one like it would not have its passes
+    none = problem().run(budget=Budget(5, seconds=0.0))
+    chosen = none.run()
+    assert none.history == [] and chosen.generation == 0
+
+
+def test_rounds_without_a_step_end_a_run_and_the_best_initial_network_is_returned(
+    tmp_path: Path,
+) -> None:
+    for few, ends in ((False, 2), (True, 1)):
+        members, folder = tmp_path / f"members{few}", tmp_path / f"run{few}"
+        members.mkdir()
+        still = problem(seed=4, centred=True, spread=0.2, folder=members)
+        run = still.run(folder, budget=Budget(6), few=few)
+        chosen = run.run()
+        assert [m["accepted"] for m in run.history] == [0.0] * ends
+        assert [m["radius"] for m in run.history] == [1.0, 0.5][:ends]
+        assert not run.state.evolved and chosen.generation == 0
+        scores = [*run.state.initial.values(), *run.state.treated]
+        assert chosen.score == min(one.score for one in scores)
+        comparison = compare_run(run, labelled(still.model, 300, 9, "test images"))
+        assert "No round found a step" in comparison.note
+        made = deevo.merge(folder / RECIPE_FILE, tmp_path / f"out{few}.safetensors")
+        assert made.as_recorded
+        assert deevo.replay(folder).candidate.digest == chosen.digest
+
+
+def test_initial_candidates_are_scored_as_their_recipes_make_them() -> None:
+    one = problem(members=5)
+    run = one.run(budget=Budget(1, seconds=0.0))
+    run.run()
+    for candidate in run.state.initial.values():
+        recipe = uniform(3, 5, candidate.members)
+        row = one.blocks.blocks.compose(one.population, recipe[None])[0]
+        assert torch.equal(candidate.row, row)
+        assert candidate.score == one.evaluator.score(row, one.held_out)
+    best = min(run.state.initial.values(), key=lambda candidate: candidate.score)
+    assert torch.equal(run.state.recipe, uniform(3, 5, best.members))
+
+
+def test_few_labels_score_steps_by_folds() -> None:
+    run = problem(images=300).run(few=True)
+    run.run()
+    best = min(one.score for one in run.state.initial.values())
+    first = run.history[0]
+    assert first["accepted"] and first["score"] >= best - first["gain"]
+    assert first["score"] < best
+
+
+def test_a_metric_without_a_finite_score_is_named_before_any_round() -> None:
+    def broken(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.full_like(labels, torch.nan, dtype=torch.float32)
+
+    one = problem(metric=Metric.of(broken))
+    with pytest.raises(DeevoError, match=r"finite score by metric .*broken: mend the metric"):
+        one.run().run()
+
+
+# The result
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        (Plain, {}),
+        (Plain, {"dtype": torch.bfloat16}),
+        (Normed, {}),
+        (Normed, {"batchnorm": "evolve"}),
+    ],
+)
+def test_the_recipe_makes_every_bit_of_the_returned_network(
+    tmp_path: Path, factory: Callable[[], nn.Module], options: dict[str, Any]
+) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out.safetensors"
+    run = problem(factory, **options).run(folder)
+    chosen = run.run()
+    made = deevo.merge(folder / RECIPE_FILE, out)
+    assert made.as_recorded
+    evolved = load_file(folder / "evolved.safetensors")
+    merged = load_file(out)
+    assert list(evolved) == list(merged)
+    for name, tensor in evolved.items():
+        assert tensor.dtype == merged[name].dtype
+        assert torch.equal(tensor, merged[name]), name
+        assert torch.equal(tensor, chosen.state_dict(run.population)[name])
+    assert chosen.treatment == "classifier"  # so the refit is in it
+
+
+def test_every_candidate_has_a_recipe(tmp_path: Path) -> None:
+    one = problem()
+    run = one.run(tmp_path / "run")
+    run.run()
+    state = run.state
+    everyone = [*state.initial.values(), *state.evolved.values(), *state.treated]
+    for k, candidate in enumerate(everyone):
+        run.chosen = candidate
+        run.write_more(candidate)
+        made = deevo.merge(tmp_path / "run" / RECIPE_FILE, tmp_path / f"{k}.safetensors")
+        assert made.as_recorded
+        merged = load_file(made.path)
+        for name, tensor in candidate.state_dict(one.population).items():
+            assert torch.equal(merged[name], tensor), (candidate.name, name)
+
+
+# The state rule
+
+
+def record(
+    state: RecipeState, taken: Tensor | None, real: float = -1.0, **values: Any
+) -> RoundRecord:
+    """A round whose best proposal promised -1 and gave `real`."""
+    proposal = ProposalRecord("convex", 0.1, 0.5, -1.0, real)
+    recipe = state.recipe if taken is None else after(state.recipe, taken, 0.5)
+    options: dict[str, Any] = {
+        "round": state.round + 1,
+        "images": [10, 5, 5],
+        "radius": state.radius,
+        "left_out": [],
+        "held_out": 0.5,
+        "proposals": [proposal],
+        "best": 0,
+        "gain": 1.0,
+        "standard_error": 0.1,
+        "accepted": taken is not None,
+        "step": None if taken is None else taken.flatten(),
+        "recipe_sha256": recipe_digest(recipe),
+        "score": None if taken is None else 1.0 / (state.round + 2),
+        "forward_passes": 7,
+        "seconds": 0.5,
+    }
+    return RoundRecord(**{**options, **values})
+
+
+def begun() -> RecipeState:
+    one = problem()
+    state = RecipeState(one.population, one.blocks.blocks)
+    best, everyone = CandidateRecord([2], 2.0), CandidateRecord([0, 1, 2, 3], 1.5)
+    state.apply(
+        GenerationRecord(
+            generation=0,
+            validation=ValidationRecord(best, everyone, CandidateRecord([2, 1], 1.25), [2.0] * 4),
+            forward_passes=1,
+            seconds=0.1,
+        )
+    )
+    return state
+
+
+def test_the_recipe_and_the_radius_follow_the_rounds() -> None:
+    state = begun()
+    assert torch.equal(state.recipe, uniform(3, 4, [2, 1]))
+    step = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 0.2
+    before = state.recipe.double()
+    state.apply(record(state, step))
+    # A' = (1 - l * sum C) A + l C, by hand in float64.
+    made = (1 - 0.5 * step.double().sum(dim=1, keepdim=True)) * before + 0.5 * step.double()
+    torch.testing.assert_close(state.recipe.double(), made, rtol=2.0**-23, atol=2.0**-23)
+    assert (state.round, state.failures, state.radius) == (1, 0, 1.0)
+    for radius in (0.5, 0.25):
+        state.apply(record(state, None))
+        assert state.radius == radius
+    assert state.failures == 2
+    state.apply(record(state, step, real=-0.7))  # less than 0.75 of the promise: no larger radius
+    assert (state.failures, state.radius) == (0, 0.25)
+    for radius in (0.5, 1.0, 1.0):
+        state.apply(record(state, step, real=-0.8))
+        assert state.radius == radius
+    assert state.round == 7 and torch.equal(state.evolved["recipe"].row, state.row(state.recipe))
+    assert state.best is not None and torch.equal(state.best, state.recipe)
+    worse = record(state, step, score=9.0)
+    state.apply(worse)
+    assert state.evolved["recipe"].generation == 7  # the best by validation is kept
+    assert not torch.equal(state.best, state.recipe)
+
+
+def test_rounds_that_do_not_follow_are_refused() -> None:
+    state = begun()
+    step = torch.full((3, 4), 0.1)
+    with pytest.raises(ValueError, match=r"its radius is 0\.5"):
+        state.apply(record(state, None, radius=0.5))
+    with pytest.raises(ValueError, match="another size"):
+        state.apply(record(state, step, step=step[:2].flatten()))
+    with pytest.raises(DeevoError, match="the recipe has SHA-256"):
+        state.apply(record(state, step, recipe_sha256="0" * 64))
+
+
+def test_records_of_rounds_are_read_as_they_were_written() -> None:
+    state = begun()
+    for one in (
+        record(state, torch.randn(3, 4), score=1 / 3, engines=[{"precision": "float32"}]),
+        record(state, None, gain=float("nan"), standard_error=float("inf"), left_out=[3, 7]),
+        record(state, None, proposals=[], best=None),
+    ):
+        again = from_json(RoundRecord, json.loads(json.dumps(to_json(one))))
+        assert json.dumps(to_json(again)) == json.dumps(to_json(one))
+        assert repr(again) == repr(one)  # NaN differs from itself
+        assert one.step is None or (again.step is not None and torch.equal(again.step, one.step))
+    for values, message in (
+        ({"radius": 0.0}, "radius 0.0"),
+        ({"radius": 2.0}, "radius 2.0"),
+        ({"round": 0}, "round 0"),
+        ({"seconds": float("nan")}, "costs of"),
+        ({"score": 1.0}, "where it is taken"),
+        ({"proposals": []}, "no proposal 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record(state, None, **values)
