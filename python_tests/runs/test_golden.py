@@ -1,7 +1,7 @@
 """Recorded runs guard the contract: their journals must replay to these weights for ever.
 
-golden/ holds the journal and the initial checkpoints of a run of version 1, golden/version_2 those
-of version 2; `python -m support.golden`, in python_tests, makes the latter.
+golden/ holds the journal and the initial checkpoints of a run of version 1, golden/version_2 and
+version_2_rounds those of version 2; `python -m support.golden`, in python_tests, makes the latter.
 If this test fails, the numeric contract changed: every journal out there would be lost. Mend the
 code; or, if the change is meant, raise CONTRACT_VERSION and add a run.
 """
@@ -18,7 +18,8 @@ import deevo_ext as deevo
 from deevo_ext import backends, replay
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.runs import journal
-from support.golden import GOLDEN, PRESENT, digest_of
+from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from support.golden import GOLDEN, PRESENT, ROUNDS, digest_of
 from support.operators import BACKENDS
 
 
@@ -66,6 +67,26 @@ def test_a_golden_journal_replays_to_the_golden_weights(backend: str, golden: Go
     assert tuple(sorted(names)) == golden.strategies
     assert result.candidate.digest == golden.weights
     assert digest_of(result.state.de) == golden.population
+
+
+@pytest.mark.parametrize("backend", ("reference", "cpu"))  # which have `compose`
+def test_golden_rounds_replay_to_the_golden_recipe(backend: str) -> None:
+    recording = journal.read(ROUNDS / journal.FILE_NAME)
+    # Steps refused and taken, and a radius that shrinks and grows.
+    assert [record.accepted for record in recording.rounds] == [False, True, True, False, False]
+    assert [record.radius for record in recording.rounds] == [1.0, 0.5, 1.0, 1.0, 0.5]
+    with backends.use(backend):
+        result = replay(ROUNDS)
+    state = result.state
+    assert result.finished and isinstance(state, RecipeState)
+    assert (state.round, state.failures, state.radius) == (5, 2, 0.25)
+    assert recipe_digest(state.recipe) == (
+        "d3bfc7e56e8d98603365cdc102c91a281906b1e029f76a5aa7a9f5e5bcdc6823"
+    )
+    assert result.candidate.name == "evolved and refitted"
+    assert result.candidate.digest == (
+        "6c9694a94ebe7670fe5d4925b5fd289309ff089826de4a034e56af378a16f035"
+    )
 
 
 @pytest.mark.parametrize(

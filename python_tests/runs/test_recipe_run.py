@@ -326,7 +326,7 @@ def test_rounds_without_a_step_end_a_run_and_the_best_initial_network_is_returne
     for few, ends in ((False, 2), (True, 1)):
         members, folder = tmp_path / f"members{few}", tmp_path / f"run{few}"
         members.mkdir()
-        still = problem(seed=4, centred=True, spread=0.2, folder=members)
+        still = problem(seed=5, centred=True, spread=0.2, folder=members)
         run = still.run(folder, budget=Budget(6), few=few)
         chosen = run.run()
         assert [m["accepted"] for m in run.history] == [0.0] * ends

@@ -1,4 +1,4 @@
-"""Makes the golden run of the contract's present version anew; prints its SHA-256 sums.
+"""Makes the golden runs of the contract's present version anew; prints their SHA-256 sums.
 
 The run of version 1 lies in golden/ itself and cannot be made any more: new journals are of a later
 version. What it covers (an archive, Cauchy numbers, odds of four strategies) is not repeated here.
@@ -11,11 +11,16 @@ import shutil
 
 import deevo_ext as deevo
 from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.runs.recipe_run import VIRTUAL, Budget
+from deevo_ext.runs.recipe_state import recipe_digest
 from support.evolution import population, sphere
 from support.paths import TESTS
+from support.rounds import Problem
 
 GOLDEN = TESTS / "golden"
 PRESENT = GOLDEN / f"version_{CONTRACT_VERSION}"
+ROUNDS = GOLDEN / f"version_{CONTRACT_VERSION}_rounds"
+"""A search of coefficients: what its networks scored is input, so it replays everywhere."""
 
 
 def digest_of(de: deevo.DifferentialEvolution) -> str:
@@ -27,8 +32,9 @@ def digest_of(de: deevo.DifferentialEvolution) -> str:
 
 
 def main() -> None:
-    """Writes journal.jsonl and initial/ to python_tests/golden/version_N."""
-    shutil.rmtree(PRESENT, ignore_errors=True)
+    """Writes journal.jsonl and initial/ to python_tests/golden/version_N, version_N_rounds."""
+    for folder in (PRESENT, ROUNDS):
+        shutil.rmtree(folder, ignore_errors=True)
     de = deevo.DifferentialEvolution(
         population(7, seed=43),
         seed=2**41 + 19,
@@ -40,6 +46,12 @@ def main() -> None:
     for extra in ("metrics.csv", "evolved.safetensors", "evolved.pth"):
         (PRESENT / extra).unlink()
     print(f"WEIGHTS = {chosen.digest}\nPOPULATION = {digest_of(de)}")
+    problem = Problem(seed=6, members=5, spread=0.3, generations=4)
+    run = problem.run(ROUNDS, budget=Budget(6))
+    print(f"ROUNDS = {run.run().digest}\nRECIPE = {recipe_digest(run.state.recipe)}")
+    for extra in (*ROUNDS.glob("evolved.*"), *ROUNDS.glob("recipe.*"), ROUNDS / "metrics.csv"):
+        extra.unlink()
+    shutil.rmtree(ROUNDS / VIRTUAL)
 
 
 if __name__ == "__main__":
