@@ -111,8 +111,8 @@ def _begun(
     """The state of a run before its first record."""
     if header.search != "coefficients":
         return RunState(DifferentialEvolution(population, configuration, seed=header.seed))
-    groups = header.fitness["blocks"]
-    blocks = Blocks(tuple(groups), tuple(map(tuple, groups.values())))
+    tensors = tuple(map(tuple, header.fitness["blocks"]))
+    blocks = Blocks(tuple(names[0] for names in tensors), tensors)
     blocks.segments(population.layout)  # which refuses others
     return RecipeState(population, blocks)
 
