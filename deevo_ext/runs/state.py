@@ -28,6 +28,7 @@ INITIAL_NAMES = {"member": PARENT, "mean": "initial weight average", "soup": SOU
 TREATED_NAMES = {
     "statistics": ("statistics re-estimated", "evolved, statistics re-estimated"),
     "classifier": ("classifier refitted", "evolved and refitted"),
+    "averaged": (f"{SOUP}, averaged statistics", "evolved, averaged statistics"),
 }
 """What tables call treated candidates, by treatment: of the initial population, and later."""
 StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]

@@ -1,7 +1,10 @@
-"""What needs no evolution: BatchNorm statistics re-estimated, the classifier refitted.
+"""What needs no evolution: BatchNorm statistics re-estimated or averaged, the classifier refitted.
 
-Both are done on fitness images, to the initial greedy soup, as rivals, and to the best evolved
-candidate, which may be better for them. Validation judges them like every candidate.
+The first and the last are done on fitness images, to the initial greedy soup, as rivals, and to the
+best evolved candidate, which may be better for them. Where the statistics of every candidate are
+re-estimated, the soup has its members' averaged as a further rival: on other images than those
+trained on, re-estimation alone gains most, and a table without it would give evolution the credit.
+Validation judges them like every candidate.
 """
 
 from __future__ import annotations
@@ -60,12 +63,15 @@ class Treatments:
         self.reason = ""
 
     def of(self, state: Candidates) -> list[Candidate]:
-        """Returns the treated initial soup and, if there is one, the treated best evolved one."""
-        treated = self._both(state.initial["soup"], state.dtype)
+        """Returns the treated initial soup and the best evolved candidate, if any, treated."""
+        soup, made = state.initial["soup"], []
+        if self._validation.evaluator.policy.recalibrates:
+            made.append(self._accounted(lambda: self._averaged(soup), Cost()))
+        made += self._both(soup, state.dtype)
         if state.evolved:
             best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-            treated += self._both(best, state.dtype)
-        return treated
+            made += self._both(best, state.dtype)
+        return made
 
     def _both(self, candidate: Candidate, dtype: torch.dtype) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
@@ -95,6 +101,11 @@ class Treatments:
         self.costs[treated.name] = before + spent
         return treated
 
+    def _averaged(self, candidate: Candidate) -> Candidate:
+        population = self._validation.evaluator.population
+        statistics = Used(population.mean_statistics(list(candidate.members)))
+        return self._scored(replace(candidate, statistics=statistics, treatment="averaged"))
+
     def _reestimated(self, candidate: Candidate) -> Candidate:
         evaluator = self._validation.evaluator
         population = evaluator.population
@@ -102,6 +113,9 @@ class Treatments:
         tensors = population.layout.views(row)
         if statistics is not None:
             tensors |= population.statistics_layout.views(statistics)
+        else:  # what a recipe can say: the sums of what the row has and what it keeps of a change
+            for name, before in population.layout.views(candidate.row).items():
+                tensors[name] = before + (tensors[name] - before)
         changed_ones = {
             tensor.name: tensors[tensor.name].clone() for tensor in evaluator.policy.statistics()
         }
