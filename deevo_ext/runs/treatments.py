@@ -55,9 +55,10 @@ class Treatments:
         self.reason = ""
 
     def of(self, state: Candidates) -> list[Candidate]:
-        """Returns the treated initial soup and the treated best evolved candidate."""
-        best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-        return [*self._both(state.initial["soup"]), *self._both(best)]
+        """Returns the treated initial soup and the treated best evolved candidate, if any."""
+        evolved = sorted(state.evolved.values(), key=lambda candidate: candidate.score)[:1]
+        treated = [self._both(candidate) for candidate in (state.initial["soup"], *evolved)]
+        return [candidate for both in treated for candidate in both]
 
     def _both(self, candidate: Candidate) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
