@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,18 +70,39 @@ def kernel(name: str) -> str:
 
 
 @functools.cache
-def machine_code() -> dict[tuple[str, str, str], Counter[str]]:
-    """How often each instruction occurs, by architecture, kernel and full name."""
-    counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+def instructions() -> dict[tuple[str, str, str], list[tuple[int, str]]]:
+    """Addresses and instructions, without predicates, by architecture, kernel and full name."""
+    code: dict[tuple[str, str, str], list[tuple[int, str]]] = defaultdict(list)
     architecture, name = "", ""
     for line in dump("-sass").splitlines():
         if found := re.match(r"arch = sm_(\w+)", line):
             architecture = found[1]
         elif found := re.search(r"Function : (\S+)", line):
             name = found[1]
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)", line):
-            counts[architecture, kernel(name), name][found[1]] += 1
-    return counts
+        elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ +)?([A-Z].*?);", line):
+            code[architecture, kernel(name), name].append((int(found[1], 16), found[2]))
+    return code
+
+
+@functools.cache
+def machine_code() -> dict[tuple[str, str, str], Counter[str]]:
+    """How often each instruction occurs."""
+    return {
+        key: Counter(text.split()[0] for _, text in code) for key, code in instructions().items()
+    }
+
+
+def inner_loops(code: list[tuple[int, str]]) -> Iterator[Counter[str]]:
+    """What each loop without loops inside consists of: the first part of instructions' names."""
+    place = {address: i for i, (address, _) in enumerate(code)}
+    loops = []
+    for i, (_, text) in enumerate(code):
+        if (found := re.match(r"BRA\b.*?0x([0-9a-f]+)", text)) and place[int(found[1], 16)] <= i:
+            loops.append((place[int(found[1], 16)], i))
+    for first, last in loops:
+        if not any(first <= f and end <= last and (f, end) != (first, last) for f, end in loops):
+            names = (text.split()[0].split(".")[0] for _, text in code[first : last + 1])
+            yield Counter(names)
 
 
 @functools.cache
@@ -167,6 +189,42 @@ def test_weights_move_16_bytes_at_a_time() -> None:
         assert has(r"UBLKCP" if bulk else r"LDGSTS\.E.*\.128"), key
         if "Float32" not in name:
             assert has(r"F2FP"), key  # two weights rounded by one instruction
+
+
+# Instructions of a warp for 512 bytes of trials, by the number of terms. An H200 has slots for
+# about 249 in the time in which memory takes in 512 bytes and gives 512.
+MOST_INSTRUCTIONS = {"Float32": {1: 54, 2: 67, 3: 80}, "Float16": {1: 116, 2: 150, 3: 185}}
+MOST_INSTRUCTIONS["BFloat16"] = MOST_INSTRUCTIONS["Float16"]
+MOST_MORE_OF_COMMIT = 7  # which stores what it replaces, too
+
+
+def test_a_step_of_a_trial_takes_few_instructions() -> None:
+    """A step is a loop that makes two vectors of every lane, random bits included."""
+    keys = [key for key in instructions() if key[:2] == ("90", "tile")]
+    if not keys:
+        pytest.skip("the extension was not compiled for sm_90")
+    assert len(keys) == 6
+    for key in keys:
+        found = re.search(r"B?Float\d\d", key[2])
+        assert found is not None
+        commit = "Lb1" in key[2]
+        loops = list(inner_loops(instructions()[key]))
+        for terms, most in MOST_INSTRUCTIONS[found[0]].items():
+            products = 2 * terms * (4 if found[0] == "Float32" else 8)
+            steps = [
+                loop.total() / 2
+                for loop in loops
+                if loop["FMUL"] == products and loop["LDS"] == 2 * (2 + terms) and loop["ISETP"] > 8
+            ]
+            assert len(steps) == 1, (key, terms, steps)
+            assert steps[0] <= most + commit * MOST_MORE_OF_COMMIT, (key, terms, steps[0])
+
+
+def test_genes_are_searched_by_whole_warps() -> None:
+    """32 are asked for at a time."""
+    for key, counts in machine_code().items():
+        if key[1] == "tile":
+            assert any(op.startswith("VOTE") for op in counts), key
 
 
 def test_folded_weights_move_16_bytes_at_a_time() -> None:
