@@ -10,7 +10,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +126,10 @@ class Chooser:
     def choose(self, layer: Convolution | Linear) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
         usable = candidates(layer, self.device)
-        if self._forced is not None or len(usable) == 1:
+        if len(usable) == 1:
             return usable[0]
+        if self._forced is not None:
+            return self._first_that_runs(layer, usable)
         name = self.table.engines.get(layer.signature)
         if name is not None:
             engine = ENGINES.get(name)
@@ -157,16 +161,50 @@ class Chooser:
         except (DeevoError, OSError):
             return
 
-    def _fastest(self, layer: Convolution | Linear, engines: Any) -> int:
+    def _first_that_runs(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> Engine:
+        for engine in engines:
+            if self._seconds(layer, engine, _trial(layer, engine.bind(layer), self.device)) < inf:
+                return engine
+        raise _none_runs(layer, engines)
+
+    def _fastest(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> int:
         runs = [_trial(layer, engine.bind(layer), self.device) for engine in engines]
-        best = [float("inf")] * len(runs)
+        best, failed = [inf] * len(runs), set[int]()
         for turn in range(_ROUNDS + 1):  # interleaved, the first turn warms up
             for i, run in enumerate(runs):
-                seconds = self._measure(run)
-                if turn:
+                if i in failed:
+                    continue
+                seconds = self._seconds(layer, engines[i], run)
+                if seconds == inf:
+                    failed.add(i)
+                    best[i] = inf
+                elif turn:
                     best[i] = min(best[i], seconds)
         fastest = min(range(len(best)), key=best.__getitem__)
+        if best[fastest] == inf:
+            raise _none_runs(layer, engines)
         return fastest if best[fastest] < _MARGIN * best[0] else 0
+
+    def _seconds(
+        self, layer: Convolution | Linear, engine: Engine, run: Callable[[], float]
+    ) -> float:
+        """The seconds of a run; one that fails, as on a shape a library lacks, takes forever."""
+        try:
+            return self._measure(run)
+        except RuntimeError as error:
+            warnings.warn(
+                f"engine {engine.name} fails on layer {layer.name} and is not used for it: {error}",
+                stacklevel=2,
+            )
+            return inf
+
+
+def _none_runs(layer: Convolution | Linear, engines: Sequence[Engine]) -> DeevoError:
+    names = ", ".join(engine.name for engine in engines)
+    return DeevoError(
+        f"no engine computes layer {layer.name}: {names} all fail on it, see the warnings; use "
+        'engine="eager"'
+    )
 
 
 def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> Callable[[], float]:
