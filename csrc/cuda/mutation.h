@@ -4,6 +4,7 @@
 #include "deevo/trials.h"
 #include "launch.h"
 #include "operators.h"
+#include "segments.h"
 #include "vectors.h"
 
 namespace deevo::cuda {
@@ -82,12 +83,10 @@ DEEVO_DEVICE void check_choice(const int32_t* choice, int64_t rows) {
   }
 }
 
-// Every thread looks at some of the genes.
+DEEVO_DEVICE Segments genes_of(const Generation& g) { return {g.genes, g.num_genes}; }
+
 DEEVO_DEVICE void check_genes(const Generation& g) {
-  for (int64_t k = thread_index(); k < g.num_genes; k += block_threads()) {
-    const bool ascending = k == 0 ? g.genes[0] == 0 : g.genes[k - 1] < g.genes[k];
-    DEEVO_CHECK(ascending, "genes are not ascending starts of segments, the first at 0");
-  }
+  check_segments(genes_of(g), "genes are not ascending starts of segments, the first at 0");
 }
 
 DEEVO_HD bool is_bounded(const Generation& g) {
@@ -134,39 +133,6 @@ DEEVO_DEVICE Vector row_vector(const Generation& g, uint32_t row, int64_t column
                       left, wide);
 }
 
-// Whether every row of a matrix starts at a multiple of 16 bytes.
-template <class Stored>
-bool aligned(const Rows& rows) {
-  const auto address = reinterpret_cast<uintptr_t>(rows.data);
-  const bool steps = rows.count < 2 || rows.stride * static_cast<int64_t>(sizeof(Stored)) % 16 == 0;
-  return rows.count == 0 || (address % 16 == 0 && steps);
-}
-
-// The gene that weight `flat` belongs to, the last one that starts at or before it, where gene
-// `first` does. Steps that double, then halve: few where `first` is near.
-DEEVO_DEVICE int64_t gene_of(const Generation& g, int64_t flat, int64_t first) {
-  const auto starts = [&](int64_t gene) { return gene < g.num_genes && g.genes[gene] <= flat; };
-  int64_t step = 1;
-  for (; starts(first + step); step *= 2) first += step;
-  while ((step /= 2) > 0) {
-    if (starts(first + step)) first += step;
-  }
-  return first;
-}
-
-// The same, found by a whole warp from nothing: 32 genes are asked at a time.
-DEEVO_DEVICE int64_t gene_of(const Generation& g, int64_t flat) {
-  int64_t first = 0, end = g.num_genes;
-  while (end - first > 1) {
-    const int64_t step = (end - first + 31) / 32;
-    const int64_t gene = first + (thread_index() & 31) * step;
-    const bool starts = gene < end && g.genes[gene] <= flat;
-    first += (population_count(vote(starts)) - 1) * step;
-    end = first + step < end ? first + step : end;
-  }
-  return first;
-}
-
 // 16 bits per weight of a vector, two to a word: a weight takes the mutant where they are less than
 // the threshold, which is from 1 to 65535.
 template <class S>
@@ -183,7 +149,7 @@ struct Draws {
 template <class S>
 DEEVO_DEVICE Draws<S> gene_draws(const Generation& g, const Record& r, int64_t flat, int64_t gene) {
   const int32_t* mask = g.gene_mask + r.member * gene_words(g.num_genes);
-  const auto next_start = [&] { return gene + 1 < g.num_genes ? g.genes[gene + 1] : INT64_MAX; };
+  const auto next_start = [&] { return segment_end(genes_of(g), gene); };
   const auto bit = [&] { return (static_cast<uint32_t>(mask[gene / 32]) >> (gene % 32)) & 1u; };
   Draws<S> draws;
   draws.threshold = 1;

@@ -1,21 +1,17 @@
 // The kernel that trials and commit share. A block brings a tile of columns of every row that is
-// read into shared memory, by asynchronous copies of one tile while it computes the other; it makes
-// all members' trials from there and writes each once. Blocks are persistent: as many as the device
-// has multiprocessors, each taking every so many-th tile.
+// read into shared memory, makes all members' trials from there and writes each once (stages.h).
 //
 // Rows are copied only if a plan names them, and which these are is data on the device; so every
 // block finds them itself, numbers them, and derives the tile's width from their count.
 #pragma once
 
-#include "copies.h"
 #include "device.h"
 #include "operators.h"
+#include "stages.h"
 #include "walk.h"
 
 namespace deevo::cuda {
 
-constexpr int kTileThreads = 512;
-constexpr int64_t kWidestTile = 4096, kNarrowestTile = 32;  // bytes of a row
 constexpr int64_t kMostRecords = 256;
 constexpr int kChunkVectorBits = 6;  // of a chunk of walk.h
 static_assert(16 << kChunkVectorBits == kChunk);
@@ -44,36 +40,14 @@ struct TileLayout {
     most_rows = named < all_rows ? named : all_rows;
     records = a.num_trials < kMostRecords ? a.num_trials : kMostRecords;
     int64_t end = 128;  // mbarriers and counters
-    keys = take(&end, sizeof(MaskKeys));
-    slots = take(&end, all_rows * 2);
-    rows = take(&end, most_rows * 2);
-    chosen = take(&end, commit ? a.num_trials * 2 : 0);
-    kept = take(&end, commit ? (a.g.archive.count + 31) / 32 * 4 : 0);
-    record_start = take(&end, records * static_cast<int64_t>(sizeof(Record)));
-    genes = take(&end, a.g.num_genes > 0 ? 2 * kWidestTile / 16 * 4 : 0);
+    keys = take_shared(&end, sizeof(MaskKeys));
+    slots = take_shared(&end, all_rows * 2);
+    rows = take_shared(&end, most_rows * 2);
+    chosen = take_shared(&end, commit ? a.num_trials * 2 : 0);
+    kept = take_shared(&end, commit ? (a.g.archive.count + 31) / 32 * 4 : 0);
+    record_start = take_shared(&end, records * static_cast<int64_t>(sizeof(Record)));
+    genes = take_shared(&end, a.g.num_genes > 0 ? 2 * kMostVectors * 4 : 0);
     tiles_at = end;
-  }
-
-  static DEEVO_HD int64_t take(int64_t* end, int64_t bytes) {
-    const int64_t start = *end;
-    *end = (start + bytes + 127) / 128 * 128;
-    return start;
-  }
-};
-
-// Bytes of a row in a tile, a power of two, and how many tiles shared memory holds at a time.
-struct TileShape {
-  int64_t width;
-  int stages;
-
-  DEEVO_HD TileShape(int64_t space, int64_t rows, int64_t row_bytes, int64_t blocks) {
-    stages = 2 * rows * kNarrowestTile <= space ? 2 : 1;
-    width = kNarrowestTile;
-    // Wide enough for the memory's pages, but narrow enough to deal tiles out evenly.
-    while (width < kWidestTile && stages * rows * width * 2 <= space &&
-           (width < 512 || width * 8 * blocks <= row_bytes)) {
-      width *= 2;
-    }
   }
 };
 
@@ -105,32 +79,20 @@ class TileBlock {
     while ((16u << vector_bits_) < width_) ++vector_bits_;
     const bool staged_once = num_trials_ <= layout_.records;
     if (staged_once) stage_records(0);
-    const int64_t tiles = (row_bytes + width_ - 1) / width_;
-    int stage = 0;
-    if (block_index() < tiles) start_tile(block_index(), stage);
-    for (int64_t tile = block_index(); tile < tiles; tile += grid_blocks()) {
-      const int64_t next = tile + grid_blocks();
-      const bool ahead = shape.stages == 2 && next < tiles;
-      if (ahead) start_tile(next, stage ^ 1);
-      copies_.wait(stage, ahead ? 1 : 0);
-      sync_block();
-      for (int64_t first = 0; first < num_trials_; first += layout_.records) {
-        if (!staged_once) {
-          sync_block();
-          stage_records(first);
-          sync_block();
-        }
-        const int64_t left = num_trials_ - first;
-        compute(tile, stage, first, left < layout_.records ? left : layout_.records);
-      }
-      fence_bulk();
-      sync_block();
-      if (shape.stages == 2) {
-        stage ^= 1;
-      } else if (next < tiles) {
-        start_tile(next, stage);
-      }
-    }
+    for_each_tile(
+        &copies_, shape.stages, (row_bytes + width_ - 1) / width_,
+        [&](int64_t tile, int stage) { start_tile(tile, stage); },
+        [&](int64_t tile, int stage) {
+          for (int64_t first = 0; first < num_trials_; first += layout_.records) {
+            if (!staged_once) {
+              sync_block();
+              stage_records(first);
+              sync_block();
+            }
+            const int64_t left = num_trials_ - first;
+            compute(tile, stage, first, left < layout_.records ? left : layout_.records);
+          }
+        });
   }
 
  private:
@@ -218,34 +180,14 @@ class TileBlock {
     return static_cast<const Stored*>(of.data) + index * of.stride;
   }
 
-  // Starts bringing a tile of all rows into shared memory: whole vectors by asynchronous copies,
-  // what is left of a short or unaligned tile weight by weight.
   DEEVO_DEVICE void start_tile(int64_t tile, int stage) {
-    const uint32_t bytes = tile_bytes(tile), copied = a_.wide_loads ? bytes / 16 * 16 : 0;
+    const uint32_t bytes = tile_bytes(tile);
     const int64_t column = first_column(tile);
-    unsigned char* to = stage_at(stage);
-    copies_.start(
-        stage, num_rows_, copied, [&](int slot) { return to + slot * width_; },
-        [&](int slot) {
-          return reinterpret_cast<const unsigned char*>(row_start(rows_[slot]) + column);
-        });
-    const int done = static_cast<int>(copied / sizeof(Stored));
-    const int rest = static_cast<int>(bytes / sizeof(Stored)) - done;
-    if (rest > 0) {
-      for (int64_t n = thread_index(); n < static_cast<int64_t>(num_rows_) * rest;
-           n += block_threads()) {
-        const int slot = static_cast<int>(n / rest), at = done + static_cast<int>(n % rest);
-        reinterpret_cast<Stored*>(to + slot * width_)[at] = row_start(rows_[slot])[column + at];
-      }
-    }
+    bring_tile<Stored>(&copies_, stage, num_rows_, width_, bytes, a_.wide_loads, stage_at(stage),
+                       [&](int slot) { return row_start(rows_[slot]) + column; });
     if (a_.g.num_genes > 0) {
-      int32_t* genes = genes_ + stage * (kWidestTile / 16);
-      const int64_t first = gene_of(a_.g, a_.g.first_weight + column);
-      for (int vector = thread_index(); vector * 16 < static_cast<int>(bytes);
-           vector += block_threads()) {
-        const int64_t flat = a_.g.first_weight + column + vector * kWeights<S>;
-        genes[vector] = static_cast<int32_t>(gene_of(a_.g, flat, first));
-      }
+      find_segments(genes_of(a_.g), a_.g.first_weight + column, kWeights<S>, (bytes + 15) / 16,
+                    genes_ + stage * kMostVectors);
     }
   }
 
@@ -323,7 +265,7 @@ class TileBlock {
   DEEVO_DEVICE void one_vector(int64_t tile_column, int stage, int64_t e, const Record& record,
                                int vector, int left) {
     const int64_t column = tile_column + vector * kWeights<S>;
-    const int64_t gene = a_.g.num_genes > 0 ? genes_[stage * (kWidestTile / 16) + vector] : 0;
+    const int64_t gene = a_.g.num_genes > 0 ? genes_[stage * kMostVectors + vector] : 0;
     const unsigned char* at = stage_at(stage) + vector * 16;
     Vector parent;
     const Vector made = trial_vector<S>(

@@ -35,7 +35,8 @@ gather_kernel(DEEVO_PARAMETERS TileArguments a) {
     const int left = rest < kWeights<S> ? static_cast<int>(rest) : kWeights<S>;
     const Record record = make_record(a.g, a.keys, static_cast<int32_t>(member),
                                       [](int32_t row) { return static_cast<uint32_t>(row); });
-    const int64_t gene = a.g.num_genes > 0 ? gene_of(a.g, a.g.first_weight + column, 0) : 0;
+    const int64_t gene =
+        a.g.num_genes > 0 ? segment_of(genes_of(a.g), a.g.first_weight + column, 0) : 0;
     const auto load = [&](uint32_t row) {
       return row_vector<S>(a.g, row, column, left, a.wide_loads);
     };

@@ -1,9 +1,10 @@
 // A trial of plain weights, as a warp walks along a tile with the trial's plan in registers: whole
 // vectors, no bounds, no genes, before the non-negative tail, and the forced weight elsewhere.
-//   Everything that other weights may need is left out here, and what a step does need is counted:
-// instructions, not memory, decide how fast trials are (docs/kernels.md has the figures). A lane
-// has two vectors at a time, half a chunk apart, so that two lanes can share the random bits of a
-// Philox block of eight float32 weights: each draws one block and gives half of it away.
+//   What other weights may need is left out here, and the instructions of a step are counted: with
+//   a
+// hundred more they, not memory, would decide how fast trials are (docs/kernels.md). A lane has two
+// vectors at a time, half a chunk apart, so that two lanes can share the random bits of a Philox
+// block of eight float32 weights: each draws one block and gives half of it away.
 #pragma once
 
 #include "mutation.h"

@@ -24,10 +24,14 @@ REGISTERS = 65_536  # of a multiprocessor, on every architecture from 8.0 on
 # latency with two of 256; the tables' kernels are a single block.
 # Those of an evaluation launch as many as are said to fit.
 THREADS = {
-    **{"tile": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256},
+    **{"tile": 512, "compose": 512, "gather": 512, "plan": 256, "gene_mask": 256, "tell": 256},
     **{"fold": 4 * 256, "loss_and_rank": 4 * 256, "head": 2 * 256},
 }
-ELEMENTWISE = ("tile", "gather")  # of trials and commit: no fused multiplication and addition
+ELEMENTWISE = (
+    "tile",
+    "gather",
+    "compose",
+)  # of trials, commit and compose: no fused multiplication and addition
 
 
 def cuobjdump() -> str | None:
@@ -63,7 +67,7 @@ def dump(what: str) -> str:
 
 
 def kernel(name: str) -> str:
-    names = "tile|gather|plan|gene_mask|tell|fold|head|loss_and_rank"
+    names = "tile|gather|compose|plan|gene_mask|tell|fold|head|loss_and_rank"
     found = re.search(rf"\d({names})_kernel", name)
     assert found, name
     return found[1]
@@ -124,7 +128,7 @@ def usage() -> dict[tuple[str, str, str], dict[str, int]]:
 def test_every_architecture_has_every_kernel() -> None:
     built = {name.removesuffix("+PTX").replace(".", "") for name in _build_info.cuda_architectures}
     expected = {
-        **{"tile": 6, "gather": 3, "plan": 1, "gene_mask": 1, "tell": 1},
+        **{"tile": 6, "gather": 3, "compose": 6, "plan": 1, "gene_mask": 1, "tell": 1},
         **{"fold": 9, "loss_and_rank": 3, "head": 6},
     }
     for table in (machine_code(), usage()):
@@ -147,7 +151,7 @@ def test_registers_leave_room_for_the_planned_threads() -> None:
         assert granted * THREADS[key[1]] <= REGISTERS, (key, numbers["REG"])
 
 
-def test_trials_and_commit_never_fuse_multiplication_and_addition() -> None:
+def test_weights_are_never_made_by_fused_multiplication_and_addition() -> None:
     checked = 0
     for key, counts in machine_code().items():
         if key[1] not in ELEMENTWISE:
@@ -220,10 +224,37 @@ def test_a_step_of_a_trial_takes_few_instructions() -> None:
             assert steps[0] <= most + commit * MOST_MORE_OF_COMMIT, (key, terms, steps[0])
 
 
+# Instructions of a warp for a term of 512 bytes of a recipe, of which 8 and 16 are the product and
+# the sum of each of a lane's weights.
+MOST_A_TERM = {"Float32": 13, "Float16": 27, "BFloat16": 27}
+
+
+def test_a_term_of_a_recipe_takes_few_instructions() -> None:
+    """A term is a loop that adds it to four recipes, in two vectors of float32, or one of 16."""
+    checked = 0
+    for key, code in instructions().items():
+        if key[:2] != ("90", "compose") or "Li4E" not in key[2]:
+            continue
+        found = re.search(r"B?Float\d\d", key[2])
+        assert found is not None
+        vectors = 2 if found[0] == "Float32" else 1
+        terms = [
+            loop.total() / 4 / vectors
+            for loop in inner_loops(code)
+            if loop["FMUL"] == 32 and loop["FADD"] == 40 and loop["LDS"] == 1 + vectors
+        ]
+        assert len(terms) == 1, key
+        assert terms[0] <= MOST_A_TERM[found[0]], (key, terms)
+        checked += 1
+    if not checked:
+        pytest.skip("the extension was not compiled for sm_90")
+    assert checked == 3
+
+
 def test_genes_are_searched_by_whole_warps() -> None:
     """32 are asked for at a time."""
     for key, counts in machine_code().items():
-        if key[1] == "tile":
+        if key[1] in ("tile", "compose"):
             assert any(op.startswith("VOTE") for op in counts), key
 
 

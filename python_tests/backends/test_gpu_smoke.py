@@ -14,6 +14,7 @@ from support.convolutional import CifarResNet
 from support.folding import DTYPES, varied
 from support.gpu import moved, to_cuda
 from support.operators import OPERATORS, same_bits
+from support.recipes import random_recipes
 from support.registration import NAMES, arguments, operator
 from support.weights import random_weights
 from support.zoo import as_row, pictures, randomised
@@ -59,6 +60,20 @@ def test_fold_and_losses(backend: str, dtype: torch.dtype) -> None:
             OPERATORS.loss_and_rank(logits.to(device), labels, 0.1, losses, ranks)
         results.append((losses.cpu(), ranks.cpu()))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_recipes(dtype: torch.dtype) -> None:
+    if (reason := backends.why_unavailable("cuda")) is not None:
+        pytest.skip(reason)
+    for recipes in (1, 9):
+        r = random_recipes(6, 600_000, dtype, recipes, segments=300)
+        with backends.use("reference"):
+            expected = r.rows()
+        out = torch.zeros(recipes, 600_064, dtype=dtype, device="cuda")[:, :600_000]
+        with backends.use("cuda"):
+            OPERATORS.compose(*to_cuda(r.arguments(out)))
+        assert same_bits(out.cpu().contiguous(), expected)
 
 
 @pytest.mark.parametrize("residual", [False, True])
