@@ -1,7 +1,6 @@
 // A trial of plain weights, as a warp walks along a tile with the trial's plan in registers: whole
 // vectors, no bounds, no genes, before the non-negative tail, and the forced weight elsewhere.
-//   What other weights may need is left out here, and the instructions of a step are counted: with
-//   a
+//   What other weights may need is left out, and the instructions of a step are counted: with a
 // hundred more they, not memory, would decide how fast trials are (docs/kernels.md). A lane has two
 // vectors at a time, half a chunk apart, so that two lanes can share the random bits of a Philox
 // block of eight float32 weights: each draws one block and gives half of it away.

@@ -12,6 +12,7 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, aten
+from deevo_ext.networks.engines.choose import device_seconds
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.forward import PopulationForward
 from support.evolution import images, population
@@ -92,3 +93,27 @@ def test_networks_run_where_no_graph_can_be_captured(monkeypatch: pytest.MonkeyP
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
         graphed.prepare(row, None)
+
+
+def test_a_layer_on_a_device_is_timed_without_its_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By events about several calls that are queued while the device sleeps."""
+    queue: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.place = 0
+
+        def record(self) -> None:
+            self.place = len(queue)
+
+        def synchronize(self) -> None:
+            queue.append("waited")
+
+        def elapsed_time(self, other: Event) -> float:
+            assert set(queue[self.place : other.place]) == {"layer"}
+            return 3.0 * (other.place - self.place)  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: queue.append("slept"))
+    assert device_seconds(lambda: queue.append("layer")) == pytest.approx(0.003)
+    assert queue[0] == "slept" and queue.count("layer") >= 5 and queue[-1] == "waited"

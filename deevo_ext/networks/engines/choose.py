@@ -30,6 +30,8 @@ _ROUNDS = 5
 # Another engine must beat the preferred one by this much: less is noise, and a table that is
 # measured again should come out the same.
 _MARGIN = 0.95
+# Of a layer in a device's queue; the cycles, some milliseconds, in which the host fills it.
+_CALLS, _SLEEP_CYCLES = 5, 5_000_000
 # What an engine does once a member counts as if a member saw this many micro-batches.
 _MICRO_BATCHES = 8
 
@@ -208,11 +210,11 @@ def _none_runs(layer: Convolution | Linear, engines: Sequence[Engine]) -> DeevoE
 
 
 def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> Callable[[], float]:
-    """A task that runs a layer on random numbers once; returns its seconds a micro-batch."""
-    generator = torch.Generator().manual_seed(0)
+    """A task that runs a layer on random numbers; returns its seconds a micro-batch."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        value = torch.randn(shape, generator=generator).to(device, layer.dtype)
+        value = torch.randn(shape, generator=generator, device=device).to(layer.dtype)
         if len(shape) == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
@@ -223,16 +225,33 @@ def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> C
     residual = None
     if isinstance(layer, Convolution) and layer.residual:
         residual = draw(layer.out_shape)
+    seconds = device_seconds if device.type == "cuda" else _host_seconds
 
     def run() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
         prepared = bound.prepare(weight, bias)
-        ready = time.perf_counter()
-        bound.run(prepared, x, residual)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - ready + (ready - started) / _MICRO_BATCHES
+        once = seconds(lambda: bound.prepare(weight, bias))
+        return seconds(lambda: bound.run(prepared, x, residual)) + once / _MICRO_BATCHES
 
     return run
+
+
+def _host_seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def device_seconds(call: Callable[[], object]) -> float:
+    """Returns the seconds of one call on the current CUDA device, among several in its queue.
+
+    The device sleeps until they wait there: in a run graphs launch the kernels, so what the host
+    needs to launch them must not count.
+    """
+    begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    begun.record()
+    for _ in range(_CALLS):
+        call()
+    done.record()
+    done.synchronize()
+    return begun.elapsed_time(done) / 1000 / _CALLS
