@@ -42,6 +42,7 @@ _WORDS = {
     "tens": tuple(str(10**power) for power in range(4, 9)),
     "twos": tuple(str(2**power) for power in range(3, 10)),
     "operators": OPERATORS,
+    "native": ("reference", "cpu", "cuda"),
     "networks": (*ENGINES, *FORWARD_PEERS),
     "anyone": (*OPERATORS, *DE_PEERS),
     "peers": tuple(name for name in DE_PEERS if name != "evox-jade"),
@@ -59,7 +60,7 @@ _WORDS = {
 
 BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed")
 """Cases that are measured only where they are asked for."""
-CPU_ALONE = ("step", "memory", "scaling", "compose", "linear_scores", "decode", "feed")
+CPU_ALONE = ("step", "memory", "scaling", "linear_scores", "decode", "feed")
 """Cases that are not measured on GPUs."""
 
 # Triton has no row of `graph`: its plan and tell run on the CPU, which no graph captures.
@@ -80,7 +81,7 @@ fold         evaluation  weights        operators    batch norms folded into 8 m
 head         evaluation  head           operators    pooling, classifier, loss, rank of 64 images
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members
-compose      recipes     weights        reference,cpu rows of 8 recipes, from the members
+compose      recipes     weights        native       rows of 8 recipes, from the members
 linear_scores recipes    classes        reference,cpu losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images

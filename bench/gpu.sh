@@ -1,131 +1,150 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, from a checkout:
+# Everything that wants a GPU, from a checkout, in a table of steps that fits the time there is:
 #
-#   bash bench/gpu.sh [build|test|sanitize|bench|networks] [OUT_DIR]      (no verb: all in turn)
+#   bash bench/gpu.sh [--call 1|2] [--seconds N] [--list] [OUT_DIR]
 #
-#   build     installs this checkout, compiled for the GPU at hand
-#   test      runs the tests that need a GPU, then the others as far as time goes; none may skip
-#   sanitize  compute-sanitizer's memcheck and racecheck over small cases
-#   bench     measures the operators beside the device's own copy and what else one could use
-#   networks  measures populations of networks beside the roofline, eager PyTorch and torch.compile
-#
-# Each verb ends within 9 minutes and keeps what it has by then. OUT_DIR, by default
-# bench/results/<gpu>, gets logs, rows-*.json, rows-*.md, and summary.json: what was run with which
-# outcome, at which commit, with which driver and versions. PYTHON names the interpreter (python3).
+# Call 1 builds for the GPU at hand, tests and measures; call 2, on the same checkout, looks closer.
+# The order is by value: what does not fit N seconds is not begun, and no step outlives them. OUT_DIR,
+# by default bench/results/<gpu>, gets summary.json (what was run with which outcome in how many
+# seconds, on which machine, at which commit) and results.tgz (logs, rows, JUnit), both renewed after
+# every step. PYTHON names the interpreter (python3), DEEVO_COMMIT the commit where git cannot.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-python3}
-verbs=(build test sanitize bench networks)
-case "${1:-}" in
-  build | test | sanitize | bench | networks) verbs=("$1") && shift ;;
-  "" | */* | .*) ;;
-  *) echo "usage: bash bench/gpu.sh [build|test|sanitize|bench|networks] [OUT_DIR]" >&2 && exit 2 ;;
-esac
+# Call, step, its most seconds, command. & in front: beside the steps that follow.
+table=(
+  "1 build         60 build"
+  "1 convolutions  60 & compile_ahead"
+  "1 smoke         40 tests -m 'gpu and smoke'"
+  "1 memcheck     110 & sanitize memcheck"
+  "1 bits         110 tests -m 'gpu and not smoke and not slow' -n 12 --dist worksteal"
+  "1 limits        12 rows --threads 1 --case copy,matmul --dtype float32,tf32,bfloat16,float16"
+  "1 trials        30 rows --threads 1 --case trials,commit --size resnet50 --np 20 --backend cuda,triton"
+  "1 tables        12 rows --case plan,tell --np 20 --backend cuda,triton"
+  "1 graph         12 rows --threads 1 --case graph --size resnet50 --np 20 --backend cuda"
+  "1 compose       15 rows --threads 1 --case compose --size resnet50 --np 12 --backend cuda"
+  "1 members       30 rows --threads 1 --case trials,commit --size resnet50 --np 10,50,100 --backend cuda"
+  "1 networks      90 rows --case forward --size resnet50 --np 8 --dtype float16 --backend fused,members,channels-last"
+  "1 compile       60 rows --case forward --size resnet50 --np 8 --dtype float16 --backend compile"
+  "1 evolve        60 rows --case evolve --size resnet50 --np 20 --dtype float16"
+  "2 ncu           35 profile"
+  "2 layers        40 rows --case layers --size resnet50 --dtype float16"
+  "2 racecheck     40 sanitize racecheck"
+  "2 small         30 rows --case forward --size resnet20 --np 64 --dtype float16 --backend fused,members"
+  "2 compile-max   80 rows --case forward --size resnet50 --np 8 --dtype float16 --backend compile-max"
+)
 
+usage() { sed -n 4p "${BASH_SOURCE[0]}" >&2 && exit 2; }
+call=1 seconds="" out=""
+while (($#)); do
+  case $1 in
+    --call) call=${2:-} && shift ;;
+    --seconds) seconds=${2:-} && shift ;;
+    --list) printf '%s\n' "${table[@]}" && exit ;;
+    -*) usage ;;
+    *) out=$1 ;;
+  esac
+  shift
+done
+[[ $call =~ ^[12]$ && $seconds =~ ^[0-9]*$ ]] || usage
+
+export python=${PYTHON:-python3} PYTHONPATH="$PWD" DEEVO_REQUIRE_GPU=1
 query() { nvidia-smi --query-gpu="$1" --format=csv,noheader --id=0 2> /dev/null; }
 gpu=$(query name) || { echo "gpu.sh: nvidia-smi finds no GPU on this machine" >&2 && exit 1; }
+capability=$(query compute_cap)
 slug=$(tr '[:upper:]' '[:lower:]' <<< "$gpu" | tr -cs 'a-z0-9\n' '-' | sed 's/^-//; s/-$//')
-out=${1:-bench/results/$slug}
+out=${out:-bench/results/$slug}
 mkdir -p "$out"
-out=$(cd "$out" && pwd)
-failed=0
+out=$(cd "$out" && pwd) work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export capability work
+# What an earlier call left here stays in the archive.
+[[ $call == 1 || ! -e $out/results.tgz ]] || tar -xzf "$out/results.tgz" -C "$work" --strip-components=1
+[[ -n $seconds ]] || seconds=$([[ $call == 1 ]] && echo 465 || echo 170)
 
-# note VERB STEP OUTCOME: into summary.json, and onto the screen.
-note() {
-  printf 'gpu.sh: %s: %s: %s\n' "$@"
-  "$python" -P bench/summary.py "$out/summary.json" "$@" || failed=1
-}
-
-refusals='not supported|unsupported|failed to initialize|unable to (launch|attach)'
-
-# step VERB NAME SECONDS COMMAND...: runs a command with its output in a log.
-step() {
-  local verb=$1 name=$2 limit=$3 log="$out/$1-$2.log" status
-  shift 3
-  timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1
-  status=$?
-  if [[ $verb == sanitize ]] && ! grep -q ' passed' "$log" && grep -qiE "$refusals" "$log"; then
-    note "$verb" "$name" "not run: the tool refuses this machine, see $(basename "$log")"
-    return
-  fi
-  case $status in
-    0) note "$verb" "$name" passed ;;
-    124 | 137) note "$verb" "$name" "stopped after $limit s" && failed=1 ;;
-    *) note "$verb" "$name" "failed with status $status" && failed=1 && tail -n 15 "$log" ;;
-  esac
-  return "$status"
-}
-
+# The commands of the table; a step's name is $step.
 build() {
-  local arch
-  arch=$(query compute_cap)
-  step build install 520 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch" \
-    "$python" -m pip install --no-build-isolation --no-deps --force-reinstall .
+  FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability "$python" setup.py build_ext --inplace
 }
 
-pytest_() { env DEEVO_REQUIRE_GPU=1 "$python" -P -m pytest -p no:cacheprovider -q "$@"; }
-export -f pytest_
-export python
+compile_ahead() {
+  cd python_tests && TRITON_INTERPRET=0 "$python" -m support.compile_convolutions \
+    "${capability/./}" float16
+}
 
-run_tests() {
-  step test gpu 360 bash -c 'pytest_ python_tests -m gpu'
-  step test others 170 bash -c 'pytest_ python_tests -m "not gpu and not slow"'
+tests() {
+  # Of all tests these files alone have some for a GPU: the others need not be imported.
+  local files
+  mapfile -t files < <(grep -rlE 'mark\.gpu' --include='test_*.py' python_tests | sort)
+  "$python" -P -m pytest -p no:cacheprovider -q --junitxml="$work/$step.xml" "${files[@]}" "$@"
 }
 
 sanitize() {
-  local tool
-  for tool in memcheck racecheck; do
-    if ! command -v compute-sanitizer > /dev/null; then
-      note sanitize "$tool" "not run: compute-sanitizer is not on PATH"
-      continue
-    fi
-    # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
-    step sanitize "$tool" 260 env DEEVO_REQUIRE_GPU=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      compute-sanitizer --tool "$tool" --error-exitcode 99 --target-processes all \
-      "$python" -P -m pytest -p no:cacheprovider -q python_tests/backends/test_cuda.py \
-      -k "not triton and (some_members or start_anywhere or (tall and 300) or (lessons and mixed))"
-  done
+  command -v compute-sanitizer || exit 77
+  local only=()
+  compute-sanitizer --help | grep -q -- --kernel-regex && only=(--kernel-regex kns=deevo)
+  # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" "${only[@]}" --error-exitcode 99 \
+    "$python" -P -m pytest -p no:cacheprovider -q python_tests/backends/test_cuda.py \
+    -k "not triton and ((some_members and dtype1) or (tall and 300) or (lessons and mixed))"
 }
 
-# rows VERB NAME SECONDS OPTIONS...: rows-NAME.json and .md, those that were measured in time.
+profile() {
+  command -v ncu || exit 77
+  ncu --clock-control none --kernel-name regex:tile_kernel --launch-count 6 --set full \
+    "$python" -m bench --device cuda --case trials --size resnet50 --np 20 --backend cuda \
+    --repetitions 5 --budget 0.1
+}
+
 rows() {
-  local verb=$1 name=$2 limit=$3
-  shift 3
-  step "$verb" "$name" "$limit" "$python" -m bench --device cuda \
-    --json "$out/rows-$name.json" --markdown "$out/rows-$name.md" "$@"
+  "$python" -m bench --device cuda --budget 1 --json "$work/rows-$step.json" \
+    --markdown "$work/rows-$step.md" "$@"
+}
+export -f build compile_ahead tests sanitize profile rows
+
+# note STEP OUTCOME SECONDS: into summary.json, onto the screen, and the results are packed again.
+note() {
+  printf 'gpu.sh: %s: %s (%s s)\n' "$@"
+  [[ $2 == passed || $2 == not\ * ]] || touch "$work/.failed"
+  "$python" -P bench/summary.py "$out/summary.json" "$work" "$@" || touch "$work/.failed"
 }
 
-measure() {
-  local ours=cuda,triton operators=(--size resnet50 --threads 1)
-  rows bench limits 50 --case copy,matmul --dtype float32,tf32,bfloat16,float16 --threads 1
-  rows bench tables 50 --case plan,tell,plan+tell --np 20,50,100 --backend $ours
-  rows bench weights 170 --case trials,commit "${operators[@]}" --np 10,20,50,100 --backend $ours
-  rows bench graph 40 --case graph "${operators[@]}" --np 20,50 --backend $ours
-  rows bench six 40 --case trials-six "${operators[@]}" --np 20,50 --dtype bfloat16 --backend $ours
-  rows bench fold 45 --case fold --size resnet18 --np 20 --threads 1 \
-    --dtype float32,float16 --backend $ours
-  rows bench head 15 --case head --threads 1 --dtype float32,float16 --backend cuda
-  rows bench peers 120 --case generation "${operators[@]}" --np 20 --dtype float32 --repetitions 9 \
-    --backend "$ours,torch-loop,torch-vectorised,torch-compile,evox-de,evox-shade,evosax-de"
-}
+refusals='not supported|unsupported|failed to initialize|unable to (launch|attach)|ERR_NVGPUCTRPERM'
 
-networks() {
-  rows networks layers 60 --case layers --size resnet50 --dtype float16
-  rows networks forward 260 --case forward --size resnet50,resnet18 --np 8 --dtype float16 \
-    --backend fused,members,eager,channels-last,compile,compile-max
-  rows networks small 110 --case forward --size resnet20 --np 64 --dtype float16 \
-    --backend fused,members,eager,compile
-  rows networks evolve 100 --case evolve,racing --size resnet50 --np 20 --dtype float16
-}
-
-for verb in "${verbs[@]}"; do
-  case $verb in
-    build) build ;;
-    test) run_tests ;;
-    sanitize) sanitize ;;
-    bench) measure ;;
-    networks) networks ;;
+# run STEP SECONDS COMMAND: one row of the table.
+run() {
+  local name=$1 limit=$2 log="$work/$1.log" begun=$SECONDS status outcome
+  step=$name timeout --kill-after=5 "$limit" bash -c "$3" > "$log" 2>&1
+  status=$?
+  case $status in
+    0) outcome=passed ;;
+    77) outcome="not run: the tool is not on PATH" ;;
+    124 | 137) outcome="stopped after $limit s" ;;
+    *) outcome="failed with status $status" ;;
   esac
+  if [[ $3 =~ ^(sanitize|profile) && $outcome == failed* ]] && grep -qiE "$refusals" "$log" &&
+    ! grep -q ' passed' "$log"; then
+    outcome="not run: the tool refuses this machine"
+  fi
+  note "$name" "$outcome" $((SECONDS - begun))
+  [[ $outcome != failed* ]] || tail -n 15 "$log"
+}
+
+SECONDS=0
+for row in "${table[@]}"; do
+  read -r of name limit command <<< "$row"
+  [[ $of == "$call" ]] || continue
+  left=$((seconds - SECONDS))
+  if ((left <= 0)); then
+    note "$name" "not begun: the $seconds s were over" 0
+    continue
+  fi
+  limit=$((limit < left ? limit : left))
+  if [[ $command == "& "* ]]; then
+    run "$name" "$limit" "${command#& }" &
+  else
+    run "$name" "$limit" "$command"
+  fi
 done
-exit "$failed"
+wait
+[[ ! -e $work/.failed ]]

@@ -43,17 +43,17 @@ def run_job(job: Job) -> list[Row]:
 
 def time_layer(job: Job, layer: Convolution | Linear) -> Row:
     """Checks and times a layer in the hands of its engine."""
-    draw = torch.Generator().manual_seed(job.seed)
+    draw = torch.Generator(job.device).manual_seed(job.seed)
 
     def random(shape: tuple[int, ...]) -> Tensor:
-        value = torch.randn(shape, generator=draw).to(job.device, layer.dtype)
+        value = torch.randn(shape, generator=draw, device=job.device).to(layer.dtype)
         if len(shape) == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
     weight = random(layer.weights.shape)
     weight /= weight[0].numel() ** 0.5
-    bias = torch.randn(layer.weights.shape[0], generator=draw).to(job.device)
+    bias = torch.randn(layer.weights.shape[0], generator=draw, device=job.device)
     x, residual = random(layer.in_shape), None
     if isinstance(layer, Convolution) and layer.residual:
         residual = random(layer.out_shape)

@@ -18,6 +18,7 @@ const char* commit(const CommitArguments& arguments, const Queue& queue) {
   if (device.error() != nullptr) return device.error();
   TileArguments a = {};
   a.g = g;
+  a.keys = MaskKeys(g.key);
   a.num_trials = g.population.count;
   a.accepted = arguments.accepted;
   a.archive_slot = arguments.archive_slot;

@@ -1,7 +1,7 @@
 // Asynchronous copies from global to shared memory, one stage of a double buffer at a time. On
-// compute capability 9.0 and above one thread's bulk copy moves a row's whole part of a tile and
-// reports to the stage's mbarrier; on 8.x every thread copies 16 bytes at a time. Both leave the
-// registers and most issue slots to the arithmetic.
+// compute capability 9.0 and above a bulk copy moves a row's whole part of a tile and reports to
+// the stage's mbarrier; on 8.x every thread copies 16 bytes at a time. Both leave the registers and
+// most issue slots to the arithmetic.
 #pragma once
 
 #include "launch.h"
@@ -36,11 +36,15 @@ DEEVO_DEVICE void wait_copies(int, int newer) {
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-DEEVO_DEVICE void barrier_init(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+// A phase ends when `arrivals` threads have said what they expect, and all of that has come.
+DEEVO_DEVICE void barrier_init(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Arrives, and expects that many bytes more in this phase.
 DEEVO_DEVICE void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -72,7 +76,7 @@ DEEVO_DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
 // Orders this thread's ordinary accesses to shared memory before later bulk copies into it.
 DEEVO_DEVICE void fence_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #else
-DEEVO_DEVICE void barrier_init(uint64_t*) {}
+DEEVO_DEVICE void barrier_init(uint64_t*, int) {}
 DEEVO_DEVICE void barrier_expect(uint64_t*, uint32_t) {}
 DEEVO_DEVICE void copy_bulk(uint64_t*, void*, const void*, uint32_t) {}
 DEEVO_DEVICE void barrier_wait(uint64_t*, uint32_t) {}
@@ -85,7 +89,7 @@ class Copies {
  public:
   // barriers: two mbarriers in shared memory. The caller syncs the block before the first copy.
   DEEVO_DEVICE explicit Copies(uint64_t* barriers) : barriers_(barriers) {
-    if (kBulk && thread_index() < 2) barrier_init(barriers + thread_index());
+    if (kBulk && thread_index() < 2) barrier_init(barriers + thread_index(), block_threads() / 32);
   }
 
   // Starts copying `bytes` (a multiple of 16, 0 allowed) for each of `count` rows:
@@ -93,13 +97,13 @@ class Copies {
   template <class To, class From>
   DEEVO_DEVICE void start(int stage, int count, uint32_t bytes, const To& to, const From& from) {
     if (kBulk) {
-      if (thread_index() >= 32) return;
-      if (thread_index() == 0) {
-        barrier_expect(barriers_ + stage, static_cast<uint32_t>(count) * bytes);
-      }
-      sync_warp();
+      // A thread of each warp: a warp's threads would issue their copies one after the other.
+      if (thread_index() % 32 != 0) return;
+      const int warp = thread_index() / 32, warps = block_threads() / 32;
+      const int own = warp < count ? (count - warp + warps - 1) / warps : 0;
+      barrier_expect(barriers_ + stage, static_cast<uint32_t>(own) * bytes);
       if (bytes == 0) return;
-      for (int i = thread_index(); i < count; i += 32) {
+      for (int i = warp; i < count; i += warps) {
         copy_bulk(barriers_ + stage, to(i), from(i), bytes);
       }
       return;

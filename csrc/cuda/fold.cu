@@ -169,30 +169,33 @@ class FoldBlock {
   // From shared memory to the target, in runs that are contiguous there: all of a tile that has
   // whole channels, else the input channels of one tap.
   DEEVO_DEVICE void write() {
-    const int64_t padded = entry_[kFoldPadded];
+    // Of a tile everything fits 32 bits, in which divisions are short.
+    DEEVO_CHECK((tile_.out_end - tile_.out) * taps_ * entry_[kFoldPadded] < (1 << 30),
+                "table has an entry with too many padded channels");
+    const int padded = static_cast<int>(entry_[kFoldPadded]);
+    const int here = static_cast<int>(tile_.in_end - tile_.in);
     const bool last = tile_.in_end == ins_, whole = last && tile_.in == 0;
-    const int64_t here = tile_.in_end - tile_.in;
-    const int64_t runs = whole ? 1 : taps_;
-    const int64_t length = whole ? (tile_.out_end - tile_.out) * taps_ * padded
-                                 : (last ? padded : tile_.in_end) - tile_.in;
-    const int64_t vectors = (length + 2 * (kAll - 1)) / kAll;  // wherever the run begins
+    const int runs = whole ? 1 : taps_;
+    const int first_in = static_cast<int>(tile_.in), in_end = first_in + here;
+    const int length = whole ? static_cast<int>(tile_.out_end - tile_.out) * taps_ * padded
+                             : (last ? padded : in_end) - first_in;
+    const int vectors = (length + 2 * (kAll - 1)) / kAll;  // wherever the run begins
     Target* base = static_cast<Target*>(f_.weights.data) + member_ * f_.weights.stride +
-                   entry_[kFoldToWeight] + tile_.out * taps_ * padded;
-    for (int64_t v = thread_index(); v < runs * vectors; v += block_threads()) {
-      const int64_t run = v / vectors, start = run * padded + tile_.in;
+                   entry_[kFoldToWeight] + tile_.out * taps_ * int64_t{padded};
+    for (int v = thread_index(); v < runs * vectors; v += block_threads()) {
+      const int run = v / vectors, start = run * padded + first_in;
       Target* to = base + start;
       const int lead = static_cast<int>(reinterpret_cast<uintptr_t>(to) / sizeof(Target) % kAll);
-      const int64_t at = (v - run * vectors) * kAll - lead, first = at > 0 ? at : 0;
+      const int at = (v - run * vectors) * kAll - lead, first = at > 0 ? at : 0;
       if (first >= length) continue;
-      const int64_t row = (start + first) / padded;
-      int64_t c = start + first - row * padded;
-      int out = static_cast<int>(row / taps_), tap = static_cast<int>(row - out * int64_t{taps_});
+      const int row = (start + first) / padded;
+      int c = start + first - row * padded, out = row / taps_, tap = row - out * taps_;
       Vector made = {};
       DEEVO_UNROLL
       for (int i = 0; i < kAll; ++i) {
         if (at + i < first || at + i >= length) continue;
-        if (c < tile_.in_end) {
-          const int j = static_cast<int>((out * here + c - tile_.in) * taps_) + tap;
+        if (c < in_end) {
+          const int j = (out * here + c - first_in) * taps_ + tap;
           put_weight(&made, i, staged_[staged_at<Target>(j)]);
         }
         c += 1;

@@ -50,6 +50,9 @@ template <class T>
 DEEVO_DEVICE T shuffle_xor(T value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
 }
+// Which lanes of a warp say so, bit by bit; all of them take part.
+DEEVO_DEVICE uint32_t vote(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
+DEEVO_DEVICE int population_count(uint32_t bits) { return __popc(bits); }
 DEEVO_DEVICE int add_shared(int* counter, int value) { return atomicAdd(counter, value); }
 DEEVO_DEVICE uint32_t or_shared(uint32_t* word, uint32_t bits) { return atomicOr(word, bits); }
 

@@ -4,6 +4,7 @@
 #include "deevo/trials.h"
 #include "launch.h"
 #include "operators.h"
+#include "segments.h"
 #include "vectors.h"
 
 namespace deevo::cuda {
@@ -14,32 +15,46 @@ struct MaskStart {
   uint32_t a, b, c, d;
 };
 
+// The round keys, which kernels find among their arguments: made anew they would be a seventh of
+// the instructions that the bits need.
+struct MaskKeys {
+  uint32_t low[kMaskRounds], high[kMaskRounds];
+
+  MaskKeys() = default;
+  explicit MaskKeys(Key key) {
+    for (int round = 0; round < kMaskRounds; ++round) {
+      low[round] = key.low + round * 0x9E3779B9u;
+      high[round] = key.high + round * 0xBB67AE85u;
+    }
+  }
+};
+
 constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
 
 DEEVO_HD uint32_t high(uint64_t x) { return static_cast<uint32_t>(x >> 32); }
 DEEVO_HD uint32_t low(uint64_t x) { return static_cast<uint32_t>(x); }
 DEEVO_HD uint64_t product(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
 
-DEEVO_HD MaskStart mask_start(uint32_t generation, uint32_t member, Key key) {
+DEEVO_HD MaskStart mask_start(uint32_t generation, uint32_t member, const MaskKeys& keys) {
   const uint64_t first = product(kMultiplier1, member);
-  const uint32_t c0 = high(first) ^ generation ^ key.low, c3 = kMultiplier0 * kPurposeMask;
+  const uint32_t c0 = high(first) ^ generation ^ keys.low[0], c3 = kMultiplier0 * kPurposeMask;
   const uint64_t second = product(kMultiplier0, c0);
-  const uint64_t third = product(kMultiplier1, high(second) ^ c3 ^ (key.high + kWeyl1));
-  return {low(first) ^ (key.low + kWeyl0), high(third) ^ (key.low + 2 * kWeyl0), low(third),
-          low(second) ^ (key.high + 2 * kWeyl1)};
+  const uint64_t third = product(kMultiplier1, high(second) ^ c3 ^ keys.high[1]);
+  return {low(first) ^ keys.low[1], high(third) ^ keys.low[2], low(third),
+          low(second) ^ keys.high[2]};
 }
 
-DEEVO_HD Words mask_words(const MaskStart& start, uint32_t block, Key key) {
+DEEVO_HD Words mask_words(const MaskStart& start, uint32_t block, const MaskKeys& keys) {
   static_assert(kPurposeMask == 1, "the first round's other product has no high word");
-  const uint64_t second = product(kMultiplier1, block ^ key.high);
+  const uint64_t second = product(kMultiplier1, block ^ keys.high[0]);
   const uint64_t third = product(kMultiplier0, high(second) ^ start.a);
   uint32_t c0 = low(second) ^ start.b, c1 = start.c, c2 = high(third) ^ start.d, c3 = low(third);
+  DEEVO_UNROLL
   for (int round = 3; round < kMaskRounds; ++round) {
     const uint64_t product0 = product(kMultiplier0, c0), product1 = product(kMultiplier1, c2);
-    c0 = high(product1) ^ c1 ^ (key.low + round * kWeyl0);
+    c0 = high(product1) ^ c1 ^ keys.low[round];
     c1 = low(product1);
-    c2 = high(product0) ^ c3 ^ (key.high + round * kWeyl1);
+    c2 = high(product0) ^ c3 ^ keys.high[round];
     c3 = low(product0);
   }
   return {{c0, c1, c2, c3}};
@@ -68,12 +83,14 @@ DEEVO_DEVICE void check_choice(const int32_t* choice, int64_t rows) {
   }
 }
 
-// Every thread looks at some of the genes.
+DEEVO_DEVICE Segments genes_of(const Generation& g) { return {g.genes, g.num_genes}; }
+
 DEEVO_DEVICE void check_genes(const Generation& g) {
-  for (int64_t k = thread_index(); k < g.num_genes; k += block_threads()) {
-    const bool ascending = k == 0 ? g.genes[0] == 0 : g.genes[k - 1] < g.genes[k];
-    DEEVO_CHECK(ascending, "genes are not ascending starts of segments, the first at 0");
-  }
+  check_segments(genes_of(g), "genes are not ascending starts of segments, the first at 0");
+}
+
+DEEVO_HD bool is_bounded(const Generation& g) {
+  return g.bounds.lower > -beyond_storage<Float32>() || g.bounds.upper < beyond_storage<Float32>();
 }
 
 // Whether a trial is its parent whatever its mutant is.
@@ -83,7 +100,8 @@ DEEVO_DEVICE bool is_idle(const Generation& g, const int32_t* choice) {
 
 // row_of(index) turns a row of the population, or of the archive behind it, into what load() takes.
 template <class RowOf>
-DEEVO_DEVICE Record make_record(const Generation& g, int32_t member, const RowOf& row_of) {
+DEEVO_DEVICE Record make_record(const Generation& g, const MaskKeys& keys, int32_t member,
+                                const RowOf& row_of) {
   const int32_t* choice = g.choices + static_cast<int64_t>(member) * kChoiceColumns;
   const float* coefficients = g.coefficients + static_cast<int64_t>(member) * kMaxTerms;
   const bool idle = is_idle(g, choice);
@@ -92,9 +110,7 @@ DEEVO_DEVICE Record make_record(const Generation& g, int32_t member, const RowOf
   r.parent = row_of(member);
   r.base = row_of(idle ? member : choice[kBaseRow]);
   r.terms = idle ? 0 : choice[kTerms];
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+  DEEVO_UNROLL
   for (int m = 0; m < kMaxTerms; ++m) {
     r.rows[m] = m < r.terms ? row_of(choice[kRows + m]) : r.base;
     r.coefficients[m] = coefficients[m];
@@ -102,7 +118,7 @@ DEEVO_DEVICE Record make_record(const Generation& g, int32_t member, const RowOf
   r.threshold = choice[kThreshold];
   r.forced = choice[kForced];
   r.mask =
-      mask_start(static_cast<uint32_t>(choice[kGeneration]), static_cast<uint32_t>(member), g.key);
+      mask_start(static_cast<uint32_t>(choice[kGeneration]), static_cast<uint32_t>(member), keys);
   return r;
 }
 
@@ -115,28 +131,6 @@ DEEVO_DEVICE Vector row_vector(const Generation& g, uint32_t row, int64_t column
   const int64_t index = in_archive ? row - g.population.count : row;
   return load_weights(static_cast<const typename S::Stored*>(of.data) + index * of.stride + column,
                       left, wide);
-}
-
-// Whether every row of a matrix starts at a multiple of 16 bytes.
-template <class Stored>
-bool aligned(const Rows& rows) {
-  const auto address = reinterpret_cast<uintptr_t>(rows.data);
-  const bool steps = rows.count < 2 || rows.stride * static_cast<int64_t>(sizeof(Stored)) % 16 == 0;
-  return rows.count == 0 || (address % 16 == 0 && steps);
-}
-
-// The gene that weight `flat` belongs to: the last one that starts at or before it.
-DEEVO_DEVICE int64_t gene_of(const Generation& g, int64_t flat) {
-  int64_t first = 0, end = g.num_genes;
-  while (end - first > 1) {
-    const int64_t middle = (first + end) / 2;
-    if (g.genes[middle] <= flat) {
-      first = middle;
-    } else {
-      end = middle;
-    }
-  }
-  return first;
 }
 
 // 16 bits per weight of a vector, two to a word: a weight takes the mutant where they are less than
@@ -155,15 +149,13 @@ struct Draws {
 template <class S>
 DEEVO_DEVICE Draws<S> gene_draws(const Generation& g, const Record& r, int64_t flat, int64_t gene) {
   const int32_t* mask = g.gene_mask + r.member * gene_words(g.num_genes);
-  const auto next_start = [&] { return gene + 1 < g.num_genes ? g.genes[gene + 1] : INT64_MAX; };
+  const auto next_start = [&] { return segment_end(genes_of(g), gene); };
   const auto bit = [&] { return (static_cast<uint32_t>(mask[gene / 32]) >> (gene % 32)) & 1u; };
   Draws<S> draws;
   draws.threshold = 1;
   int64_t next = next_start();
   uint32_t taken = bit();
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+  DEEVO_UNROLL
   for (int i = 0; i < kWeights<S>; ++i) {
     while (flat + i >= next) {
       gene += 1;
@@ -178,13 +170,12 @@ DEEVO_DEVICE Draws<S> gene_draws(const Generation& g, const Record& r, int64_t f
 
 // flat: index of the vector's first weight.
 template <class S>
-DEEVO_DEVICE Draws<S> mask_draws(const Generation& g, const Record& r, int64_t flat) {
+DEEVO_DEVICE Draws<S> mask_draws(const MaskKeys& keys, const Record& r, int64_t flat) {
   Draws<S> draws;
   draws.threshold = r.threshold < 1 ? 1u : (r.threshold > 65535 ? 1u : r.threshold);
   if (r.threshold > 0 && r.threshold < 65536) {
-    const Words words = mask_words(r.mask, static_cast<uint32_t>(flat >> 3), g.key);
+    const Words words = mask_words(r.mask, static_cast<uint32_t>(flat >> 3), keys);
     if constexpr (kWeights<S> == 4) {
-      // Two vectors share a block, and each draws it: float32 has issue slots to spare.
       const bool second = (flat & 4) != 0;
       draws.words[0] = second ? words.w[2] : words.w[0];
       draws.words[1] = second ? words.w[3] : words.w[1];
@@ -196,9 +187,7 @@ DEEVO_DEVICE Draws<S> mask_draws(const Generation& g, const Record& r, int64_t f
   }
   const uint64_t forced = static_cast<uint64_t>(r.forced - flat);
   if (r.forced >= 0 && forced < static_cast<uint64_t>(kWeights<S>)) {
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+    DEEVO_UNROLL
     for (int i = 0; i < kWeights<S>; ++i) {
       if (static_cast<uint64_t>(i) == forced)
         draws.words[i / 2] &= i % 2 == 0 ? 0xFFFF0000u : 0xFFFFu;
@@ -212,9 +201,7 @@ DEEVO_DEVICE void mutate(const Record& r, const Load& load, float (&v)[kWeights<
   float base[kWeights<S>];
   widen<S>(load(r.base), base);
   for (int i = 0; i < kWeights<S>; ++i) v[i] = base[i];
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
+  DEEVO_UNROLL
   for (int m = 0; m < kTerms; ++m) {
     float x[kWeights<S>];
     widen<S>(load(r.rows[m]), x);
@@ -226,8 +213,8 @@ DEEVO_DEVICE void mutate(const Record& r, const Load& load, float (&v)[kWeights<
 // a row's vector there; gene: the first weight's, where there are genes; parent: what
 // load(r.parent) gave, for the caller to keep.
 template <class S, class Load>
-DEEVO_DEVICE Vector trial_vector(const Generation& g, const Record& r, int64_t column, int64_t gene,
-                                 const Load& load, Vector* parent) {
+DEEVO_DEVICE Vector trial_vector(const Generation& g, const MaskKeys& keys, const Record& r,
+                                 int64_t column, int64_t gene, const Load& load, Vector* parent) {
   float v[kWeights<S>], old[kWeights<S>];
   *parent = load(r.parent);
   switch (r.terms) {
@@ -252,19 +239,16 @@ DEEVO_DEVICE Vector trial_vector(const Generation& g, const Record& r, int64_t c
   }
   const int64_t flat = g.first_weight + column;
   const Draws<S> draws =
-      g.num_genes > 0 ? gene_draws<S>(g, r, flat, gene) : mask_draws<S>(g, r, flat);
+      g.num_genes > 0 ? gene_draws<S>(g, r, flat, gene) : mask_draws<S>(keys, r, flat);
   widen<S>(*parent, old);
-  const bool bounded =
-      g.bounds.lower > -beyond_storage<Float32>() || g.bounds.upper < beyond_storage<Float32>();
-  if (bounded || column + kWeights<S> > g.nonneg_start) {
+  if (is_bounded(g) || column + kWeights<S> > g.nonneg_start) {
     for (int i = 0; i < kWeights<S>; ++i) {
       v[i] = column + i >= g.nonneg_start ? limited<Float32, kNonNegative>(old[i], v[i], g.bounds)
                                           : limited<Float32, kBounded>(old[i], v[i], g.bounds);
     }
   }
   for (int i = 0; i < kWeights<S>; ++i) {
-    const float magnitude = v[i] < 0.0f ? -v[i] : v[i];
-    const bool take = magnitude < beyond_storage<S>() && draws.taken(i);
+    const bool take = fabsf(v[i]) < beyond_storage<S>() && draws.taken(i);
     v[i] = take ? v[i] : old[i];
   }
   return round<S>(v);

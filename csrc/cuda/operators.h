@@ -17,6 +17,7 @@ const char* plan(const PlanArguments& a, const Queue& queue);
 const char* tell(const TellArguments& a, const Queue& queue);
 const char* trials(const TrialsArguments& a, const Queue& queue);
 const char* commit(const CommitArguments& a, const Queue& queue);
+const char* compose(const ComposeArguments& a, const Queue& queue);
 const char* fold(const FoldArguments& a, const Queue& queue);
 const char* head(const HeadArguments& a, const Queue& queue);
 const char* loss_and_rank(const LossAndRankArguments& a, const Queue& queue);

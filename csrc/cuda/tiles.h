@@ -1,38 +1,38 @@
 // The kernel that trials and commit share. A block brings a tile of columns of every row that is
-// read into shared memory, by asynchronous copies of one tile while it computes the other; it makes
-// all members' trials from there and writes each once. Blocks are persistent: as many as the device
-// has multiprocessors, each taking every so many-th tile.
+// read into shared memory, makes all members' trials from there and writes each once (stages.h).
 //
 // Rows are copied only if a plan names them, and which these are is data on the device; so every
 // block finds them itself, numbers them, and derives the tile's width from their count.
 #pragma once
 
-#include "copies.h"
 #include "device.h"
-#include "mutation.h"
 #include "operators.h"
+#include "stages.h"
+#include "walk.h"
 
 namespace deevo::cuda {
 
-constexpr int kTileThreads = 512;
-constexpr int64_t kWidestTile = 4096, kNarrowestTile = 32;  // bytes of a row
 constexpr int64_t kMostRecords = 256;
+constexpr int kChunkVectorBits = 6;  // of a chunk of walk.h
+static_assert(16 << kChunkVectorBits == kChunk);
 
 struct TileArguments {
   Generation g;
+  MaskKeys keys;
   int64_t num_trials;      // trials: E; commit: NP, of which the accepted ones are made
   const int64_t* members;  // trials alone, like out
   Rows out;
   const uint8_t* accepted;  // commit alone, like archive_slot
   const int32_t* archive_slot;
   bool wide_loads, wide_stores, wide_archive;  // addresses allow 16 bytes at a time
+  bool plain;  // and neither bounds nor genes ask for more than walk.h does
   uint32_t shared_bytes;
 };
 
 // Where things lie in a block's shared memory; the same on host and device.
 struct TileLayout {
-  int64_t most_rows, records;                                        // counts
-  int64_t slots, rows, chosen, kept, record_start, genes, tiles_at;  // offsets in bytes
+  int64_t most_rows, records;                                              // counts
+  int64_t keys, slots, rows, chosen, kept, record_start, genes, tiles_at;  // offsets in bytes
 
   DEEVO_HD TileLayout(const TileArguments& a, bool commit) {
     const int64_t all_rows = a.g.population.count + a.g.archive.count;
@@ -40,35 +40,14 @@ struct TileLayout {
     most_rows = named < all_rows ? named : all_rows;
     records = a.num_trials < kMostRecords ? a.num_trials : kMostRecords;
     int64_t end = 128;  // mbarriers and counters
-    slots = take(&end, all_rows * 2);
-    rows = take(&end, most_rows * 2);
-    chosen = take(&end, commit ? a.num_trials * 2 : 0);
-    kept = take(&end, commit ? (a.g.archive.count + 31) / 32 * 4 : 0);
-    record_start = take(&end, records * static_cast<int64_t>(sizeof(Record)));
-    genes = take(&end, a.g.num_genes > 0 ? 2 * kWidestTile / 16 * 4 : 0);
+    keys = take_shared(&end, sizeof(MaskKeys));
+    slots = take_shared(&end, all_rows * 2);
+    rows = take_shared(&end, most_rows * 2);
+    chosen = take_shared(&end, commit ? a.num_trials * 2 : 0);
+    kept = take_shared(&end, commit ? (a.g.archive.count + 31) / 32 * 4 : 0);
+    record_start = take_shared(&end, records * static_cast<int64_t>(sizeof(Record)));
+    genes = take_shared(&end, a.g.num_genes > 0 ? 2 * kMostVectors * 4 : 0);
     tiles_at = end;
-  }
-
-  static DEEVO_HD int64_t take(int64_t* end, int64_t bytes) {
-    const int64_t start = *end;
-    *end = (start + bytes + 127) / 128 * 128;
-    return start;
-  }
-};
-
-// Bytes of a row in a tile, a power of two, and how many tiles shared memory holds at a time.
-struct TileShape {
-  int64_t width;
-  int stages;
-
-  DEEVO_HD TileShape(int64_t space, int64_t rows, int64_t row_bytes, int64_t blocks) {
-    stages = 2 * rows * kNarrowestTile <= space ? 2 : 1;
-    width = kNarrowestTile;
-    // Wide enough for the memory's pages, but narrow enough to deal tiles out evenly.
-    while (width < kWidestTile && stages * rows * width * 2 <= space &&
-           (width < 512 || width * 8 * blocks <= row_bytes)) {
-      width *= 2;
-    }
   }
 };
 
@@ -82,6 +61,7 @@ class TileBlock {
         layout_(a, kCommit),
         copies_(reinterpret_cast<uint64_t*>(shared)),
         counters_(reinterpret_cast<int*>(shared + 64)),
+        keys_(reinterpret_cast<MaskKeys*>(shared + layout_.keys)),
         slots_(reinterpret_cast<uint16_t*>(shared + layout_.slots)),
         rows_(reinterpret_cast<uint16_t*>(shared + layout_.rows)),
         chosen_(reinterpret_cast<uint16_t*>(shared + layout_.chosen)),
@@ -99,32 +79,20 @@ class TileBlock {
     while ((16u << vector_bits_) < width_) ++vector_bits_;
     const bool staged_once = num_trials_ <= layout_.records;
     if (staged_once) stage_records(0);
-    const int64_t tiles = (row_bytes + width_ - 1) / width_;
-    int stage = 0;
-    if (block_index() < tiles) start_tile(block_index(), stage);
-    for (int64_t tile = block_index(); tile < tiles; tile += grid_blocks()) {
-      const int64_t next = tile + grid_blocks();
-      const bool ahead = shape.stages == 2 && next < tiles;
-      if (ahead) start_tile(next, stage ^ 1);
-      copies_.wait(stage, ahead ? 1 : 0);
-      sync_block();
-      for (int64_t first = 0; first < num_trials_; first += layout_.records) {
-        if (!staged_once) {
-          sync_block();
-          stage_records(first);
-          sync_block();
-        }
-        const int64_t left = num_trials_ - first;
-        compute(tile, stage, first, left < layout_.records ? left : layout_.records);
-      }
-      fence_bulk();
-      sync_block();
-      if (shape.stages == 2) {
-        stage ^= 1;
-      } else if (next < tiles) {
-        start_tile(next, stage);
-      }
-    }
+    for_each_tile(
+        &copies_, shape.stages, (row_bytes + width_ - 1) / width_,
+        [&](int64_t tile, int stage) { start_tile(tile, stage); },
+        [&](int64_t tile, int stage) {
+          for (int64_t first = 0; first < num_trials_; first += layout_.records) {
+            if (!staged_once) {
+              sync_block();
+              stage_records(first);
+              sync_block();
+            }
+            const int64_t left = num_trials_ - first;
+            compute(tile, stage, first, left < layout_.records ? left : layout_.records);
+          }
+        });
   }
 
  private:
@@ -140,6 +108,7 @@ class TileBlock {
   DEEVO_DEVICE void find_rows() {
     const int start = thread_index(), step = block_threads();
     if (start < 2) counters_[start] = 0;
+    if (start == 0) *keys_ = a_.keys;
     for (int64_t row = start; row < all_rows(); row += step) slots_[row] = kUnused;
     if (kCommit) {
       for (int64_t i = start; i < (a_.g.archive.count + 31) / 32; i += step) kept_[i] = 0;
@@ -186,7 +155,7 @@ class TileBlock {
   DEEVO_DEVICE void stage_records(int64_t first) {
     const int64_t left = num_trials_ - first;
     for (int64_t i = thread_index(); i < layout_.records && i < left; i += block_threads()) {
-      records_[i] = make_record(a_.g, member_at(first + i),
+      records_[i] = make_record(a_.g, a_.keys, member_at(first + i),
                                 [&](int32_t row) { return slots_[row] * width_; });
     }
   }
@@ -211,40 +180,73 @@ class TileBlock {
     return static_cast<const Stored*>(of.data) + index * of.stride;
   }
 
-  // Starts bringing a tile of all rows into shared memory: whole vectors by asynchronous copies,
-  // what is left of a short or unaligned tile weight by weight.
   DEEVO_DEVICE void start_tile(int64_t tile, int stage) {
-    const uint32_t bytes = tile_bytes(tile), copied = a_.wide_loads ? bytes / 16 * 16 : 0;
+    const uint32_t bytes = tile_bytes(tile);
     const int64_t column = first_column(tile);
-    unsigned char* to = stage_at(stage);
-    copies_.start(
-        stage, num_rows_, copied, [&](int slot) { return to + slot * width_; },
-        [&](int slot) {
-          return reinterpret_cast<const unsigned char*>(row_start(rows_[slot]) + column);
-        });
-    const int done = static_cast<int>(copied / sizeof(Stored));
-    const int rest = static_cast<int>(bytes / sizeof(Stored)) - done;
-    if (rest > 0) {
-      for (int64_t n = thread_index(); n < static_cast<int64_t>(num_rows_) * rest;
-           n += block_threads()) {
-        const int slot = static_cast<int>(n / rest), at = done + static_cast<int>(n % rest);
-        reinterpret_cast<Stored*>(to + slot * width_)[at] = row_start(rows_[slot])[column + at];
-      }
-    }
+    bring_tile<Stored>(&copies_, stage, num_rows_, width_, bytes, a_.wide_loads, stage_at(stage),
+                       [&](int slot) { return row_start(rows_[slot]) + column; });
     if (a_.g.num_genes > 0) {
-      int32_t* genes = genes_ + stage * (kWidestTile / 16);
-      for (int vector = thread_index(); vector * 16 < static_cast<int>(bytes);
-           vector += block_threads()) {
-        const int64_t flat = a_.g.first_weight + column + vector * kWeights<S>;
-        genes[vector] = static_cast<int32_t>(gene_of(a_.g, flat));
-      }
+      find_segments(genes_of(a_.g), a_.g.first_weight + column, kWeights<S>, (bytes + 15) / 16,
+                    genes_ + stage * kMostVectors);
     }
   }
 
-  // All trials of a tile: lanes along the columns, members dealt out to groups of lanes. The counts
-  // are powers of two, so that shifts divide by them.
+  // All trials of a tile. Consecutive chunks, row after row, are dealt out to the warps.
   DEEVO_DEVICE void compute(int64_t tile, int stage, int64_t first, int64_t count) {
-    const unsigned char* rows = stage_at(stage);
+    const int64_t tile_column = first_column(tile);
+    if (!is_plain(tile, tile_column)) return compute_each(tile, stage, first, count);
+    const int chunk_bits = vector_bits_ - kChunkVectorBits;
+    const int chunks = 1 << chunk_bits, items = static_cast<int>(count) << chunk_bits;
+    const int warp = thread_index() / 32, warps = block_threads() / 32;
+    const int end = items * (warp + 1) / warps;
+    for (int item = items * warp / warps; item < end;) {
+      const int e = item >> chunk_bits, chunk = item & (chunks - 1);
+      const int some = chunks - chunk < end - item ? chunks - chunk : end - item;
+      walk_chunks(tile_column, stage, first + e, records_[e], chunk, some);
+      item += some;
+    }
+  }
+
+  // Whether a tile's weights are what walk.h makes, but for the forced ones.
+  DEEVO_DEVICE bool is_plain(int64_t tile, int64_t column) const {
+    const int64_t end = column + width_ / static_cast<int64_t>(sizeof(Stored));
+    return a_.plain && width_ >= kChunk && tile_bytes(tile) == width_ && end <= a_.g.nonneg_start;
+  }
+
+  DEEVO_DEVICE void walk_chunks(int64_t tile_column, int stage, int64_t e, const Record& record,
+                                int chunk, int chunks) {
+    const int lane = thread_index() & 31;
+    const int64_t flat = a_.g.first_weight + tile_column;
+    Path path;
+    path.begin = chunk * kChunk;
+    path.end = path.begin + chunks * kChunk;
+    // In 32 bits this may hold elsewhere, too, which costs nothing but time.
+    constexpr uint32_t kSize = sizeof(Stored);
+    if (static_cast<uint32_t>(record.forced - flat) - path.begin / kSize <
+        chunks * kChunk / kSize) {
+      for (uint32_t at = path.begin + lane * 16; at < path.end; at += 32 * 16) {
+        one_vector(tile_column, stage, e, record, at / 16, kWeights<S>);
+      }
+      return;
+    }
+    const Record r = record;
+    const int64_t column = tile_column + lane * kWeights<S>;
+    const auto start = [&](const Rows& rows, int64_t row) {
+      return static_cast<unsigned char*>(rows.data) + (row * rows.stride + column) * int64_t{kSize};
+    };
+    path.rows = stage_at(stage) + lane * 16;
+    path.to = kCommit ? start(a_.g.population, r.member) : start(a_.out, e);
+    path.archive = nullptr;
+    if (kCommit && a_.archive_slot[r.member] >= 0) {
+      path.archive = start(a_.g.archive, a_.archive_slot[r.member]);
+    }
+    path.block = static_cast<uint32_t>(flat >> 3) + lane_block<S>(lane);
+    walk<S>(r, path, *keys_);
+  }
+
+  // Trials vector by vector, whatever their weights are: lanes along the columns, members dealt out
+  // to groups of lanes. The counts are powers of two, so that shifts divide by them.
+  DEEVO_DEVICE void compute_each(int64_t tile, int stage, int64_t first, int64_t count) {
     const int lane_bits = vector_bits_ < 5 ? vector_bits_ : 5,
               chunk_bits = vector_bits_ - lane_bits;
     const int lane = thread_index() & ((1 << lane_bits) - 1);
@@ -256,16 +258,20 @@ class TileBlock {
       const int e = item >> chunk_bits;
       const int vector = ((item & ((1 << chunk_bits) - 1)) << lane_bits) + lane;
       const int left = (bytes - vector * 16) / static_cast<int>(sizeof(Stored));
-      if (left <= 0) continue;
-      const Record record = records_[e];
-      const int64_t column = tile_column + vector * kWeights<S>;
-      const int64_t gene = a_.g.num_genes > 0 ? genes_[stage * (kWidestTile / 16) + vector] : 0;
-      Vector parent;
-      const unsigned char* at = rows + vector * 16;
-      const Vector made = trial_vector<S>(
-          a_.g, record, column, gene, [&](uint32_t row) { return load_vector(at + row); }, &parent);
-      store(first + e, record.member, column, made, parent, left);
+      if (left > 0) one_vector(tile_column, stage, first + e, records_[e], vector, left);
     }
+  }
+
+  DEEVO_DEVICE void one_vector(int64_t tile_column, int stage, int64_t e, const Record& record,
+                               int vector, int left) {
+    const int64_t column = tile_column + vector * kWeights<S>;
+    const int64_t gene = a_.g.num_genes > 0 ? genes_[stage * kMostVectors + vector] : 0;
+    const unsigned char* at = stage_at(stage) + vector * 16;
+    Vector parent;
+    const Vector made = trial_vector<S>(
+        a_.g, a_.keys, record, column, gene, [&](uint32_t row) { return load_vector(at + row); },
+        &parent);
+    store(e, record.member, column, made, parent, left);
   }
 
   DEEVO_DEVICE void store(int64_t e, int32_t member, int64_t column, const Vector& made,
@@ -285,6 +291,7 @@ class TileBlock {
   const TileLayout layout_;
   Copies copies_;
   int* counters_;
+  MaskKeys* keys_;
   uint16_t *slots_, *rows_, *chosen_;
   uint32_t* kept_;
   Record* records_;
@@ -318,6 +325,7 @@ const char* launch_tiles(const Queue& queue, TileArguments a, const Limits& limi
   a.wide_loads = aligned<Stored>(a.g.population) && aligned<Stored>(a.g.archive);
   a.wide_stores = aligned<Stored>(kCommit ? a.g.population : a.out);
   a.wide_archive = aligned<Stored>(a.g.archive);
+  a.plain = a.wide_loads && a.wide_stores && a.g.num_genes == 0 && !is_bounded(a.g);
   const TileLayout layout(a, kCommit);
   const int64_t useful = layout.tiles_at + 2 * layout.most_rows * kWidestTile;
   const int64_t limit = static_cast<int64_t>(limits.shared_bytes);

@@ -33,14 +33,15 @@ gather_kernel(DEEVO_PARAMETERS TileArguments a) {
     if (column >= a.g.columns) continue;
     const int64_t rest = a.g.columns - column;
     const int left = rest < kWeights<S> ? static_cast<int>(rest) : kWeights<S>;
-    const Record record = make_record(a.g, static_cast<int32_t>(member),
+    const Record record = make_record(a.g, a.keys, static_cast<int32_t>(member),
                                       [](int32_t row) { return static_cast<uint32_t>(row); });
-    const int64_t gene = a.g.num_genes > 0 ? gene_of(a.g, a.g.first_weight + column) : 0;
+    const int64_t gene =
+        a.g.num_genes > 0 ? segment_of(genes_of(a.g), a.g.first_weight + column, 0) : 0;
     const auto load = [&](uint32_t row) {
       return row_vector<S>(a.g, row, column, left, a.wide_loads);
     };
     Vector parent;
-    const Vector made = trial_vector<S>(a.g, record, column, gene, load, &parent);
+    const Vector made = trial_vector<S>(a.g, a.keys, record, column, gene, load, &parent);
     store_weights(static_cast<Stored*>(a.out.data) + e * a.out.stride + column, made, left,
                   a.wide_stores);
   }
@@ -64,6 +65,7 @@ const char* trials(const TrialsArguments& arguments, const Queue& queue) {
   if (device.error() != nullptr) return device.error();
   TileArguments a = {};
   a.g = g;
+  a.keys = MaskKeys(g.key);
   a.num_trials = arguments.num_trials;
   a.members = arguments.members;
   a.out = arguments.out;

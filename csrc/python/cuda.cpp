@@ -21,6 +21,7 @@ void bind_cuda(pybind11::module_ m) {
   define(m, "tell", read_tell, cuda::tell);
   define(m, "trials", read_trials, cuda::trials);
   define(m, "commit", read_commit, cuda::commit);
+  define(m, "compose", read_compose, cuda::compose);
   define(m, "fold", read_fold, cuda::fold);
   define(m, "head", read_head, cuda::head);
   define(m, "loss_and_rank", read_loss_and_rank, cuda::loss_and_rank);

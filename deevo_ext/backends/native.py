@@ -23,8 +23,8 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 
-OPERATORS = ("plan", "trials", "tell", "commit", "fold", "head", "loss_and_rank")
-ON_CPU_ALONE = ("compose", "linear_scores")
+OPERATORS = ("plan", "trials", "tell", "commit", "compose", "fold", "head", "loss_and_rank")
+ON_CPU_ALONE = ("linear_scores",)
 
 
 def backend(

@@ -27,10 +27,13 @@ def compare(
     lines = []
     for run, comparison in compared:
         rival, parent = comparison.rival, comparison.parent
-        low, high = rival.interval
-        interval = f"[{low:+.5f}, {high:+.5f}]"
-        figures = (f"{rival.mean:+.5f}", interval, f"{parent.mean:+.5f}")
-        lines.append((str(run), comparison.metric, rival.name, *figures))
+        if rival is None:
+            figures = ("nothing was evolved", "-", "-", "-")
+        else:
+            low, high = rival.interval
+            interval = f"[{low:+.5f}, {high:+.5f}]"
+            figures = (rival.name, f"{rival.mean:+.5f}", interval, f"{parent.mean:+.5f}")
+        lines.append((str(run), comparison.metric, *figures))
     header = ("run", "metric", "best initial network", "difference", "95 % interval", "to parent")
     typer.echo(
         "The best evolved network of each against the best initial one, both by validation:\n"

@@ -97,10 +97,11 @@ class Metric:
 def mean_score(scores: Tensor, micro_batch: int) -> float:
     """Returns the mean of scores [N], +inf if it is not finite.
 
-    float64 subtotals, one a micro-batch, are added in order.
+    float64 subtotals, one a micro-batch, are added in order; a device is waited for once.
     """
+    parts = [part.sum(dtype=torch.float64) for part in scores.split(micro_batch)]
     total = 0.0
-    for start in range(0, scores.numel(), micro_batch):
-        total += float(scores[start : start + micro_batch].sum(dtype=torch.float64))
+    for subtotal in torch.stack(parts).tolist():
+        total += subtotal
     mean = total / scores.numel()
     return mean if math.isfinite(mean) else math.inf

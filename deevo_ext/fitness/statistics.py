@@ -150,6 +150,14 @@ class StatisticsPolicy:
         return tensors, norms
 
     @property
+    def passes(self) -> int:
+        """Images that `used` puts through a network for a row's statistics."""
+        if not self.recalibrates or self.calibration is None:
+            return 0
+        size = group_size(self.calibration, self.micro_batch)
+        return len(self.calibration) // size * size
+
+    @property
     def any(self) -> bool:
         """Whether the networks have statistics that are not frozen."""
         return bool(self.statistics())

@@ -21,7 +21,8 @@ class ComposedNetwork:
 
     blocks, coefficients: the recipe, float32 [blocks, members] of the members that were read.
     statistics: BatchNorm's, float32 [S], where the population holds them apart; None where not.
-    classifier: what a refit of the last layer adds to its tensors, float32 by name.
+    classifier: what a refit of the last layer adds to its tensors, float32 by name; and where rows
+    hold BatchNorm's statistics, what re-estimation adds to those.
     """
 
     blocks: Blocks
@@ -61,13 +62,10 @@ class ComposedNetwork:
                 )
 
     def row(self, population: Population) -> Tensor:
-        """Returns the network's row [D], the classifier's change in it, in the rows' dtype."""
+        """Returns the network's row float32 [D]: as composed in the rows' dtype, then changed."""
         self.check(population)
-        row = changed(
-            population,
-            self.blocks.compose(population, self.coefficients[None])[0],
-            self.classifier,
-        )
+        composed = self.blocks.compose(population, self.coefficients[None])[0]
+        row = changed(population, composed.float(), self.classifier)
         population.layout.check_values(row, source="the recipe's network")
         return row
 

@@ -178,7 +178,8 @@ def read_members(
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
     _warn(f"fixed tensors differ between members and are kept from {labels[0]}", differing)
-    _warn("buffers differ between members and evolve like weights (frozen= keeps one)", moving)
+    if any(tensor.parameter for tensor in inventory.tensors):  # a file alone does not tell them
+        _warn("buffers differ between members and evolve like weights (frozen= keeps one)", moving)
     return MemberRows(
         inventory=inventory,
         names=[source.name for source in sources],

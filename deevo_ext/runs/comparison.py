@@ -72,6 +72,12 @@ class Difference:
         differences = evolved.double() - other.double()
         return cls(name, float(differences.mean()), bootstrap_interval(differences))
 
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> Difference:
+        """Makes it of its JSON values."""
+        low, high = saved["interval"]
+        return cls(saved["name"], _number(saved["mean"]), (_number(low), _number(high)))
+
     @property
     def finding(self) -> str:
         """What the interval says of the evolved network, up to the other's name."""
@@ -92,14 +98,16 @@ class Comparison:
     """The table, and what the best evolved network is worth.
 
     networks: one for each line of the table. evolved: the name of the evolved network that
-    validation chose. rival: its difference to the initial network that validation would have
-    chosen; parent: to the best parent. metric: the name of what is compared, by which validation
-    chose, too. images: the name of the images. note: what else is to be known; it may be empty.
+    validation chose, None where no step of the search was taken. rival: its difference to the
+    initial network that validation would have chosen, None likewise; parent: to the best parent,
+    or that of the returned initial network. metric: the name of what is compared, by which
+    validation chose, too. images: the name of the images. note: what else is to be known; it may be
+    empty.
     """
 
     networks: list[Measured]
-    evolved: str
-    rival: Difference
+    evolved: str | None
+    rival: Difference | None
     parent: Difference
     metric: str
     images: str
@@ -110,6 +118,14 @@ class Comparison:
         """One sentence; "no measurable difference" when the interval holds 0."""
         rival, what = self.rival, METRIC_NAMES.get(self.metric, self.metric)
         returned = next(network.name for network in self.networks if network.returned)
+        if rival is None:
+            text = f"No step of the search was taken; the {returned} is returned"
+            if returned != PARENT:
+                text += (
+                    f", which {self.parent.finding} the {PARENT} on {self.images}: {what} "
+                    f"difference {self.parent.figures}"
+                )
+            return f"{text}."
         network = f"the network that was evolved ({self.evolved})"
         if returned != self.evolved:
             network = f"validation chose the {returned}, which is returned; {network}"
@@ -134,7 +150,8 @@ class Comparison:
             "rows": [{k: _finite(v) for k, v in line.items()} for line in lines],
             "evolved": self.evolved,
             **{
-                key: {
+                key: difference
+                and {
                     "name": difference.name,
                     "mean": _finite(difference.mean),
                     "interval": [_finite(bound) for bound in difference.interval],
@@ -157,15 +174,9 @@ class Comparison:
             for line in saved["rows"]:
                 values = {name: _number(line[name]) for name in names}
                 networks.append(Measured(**{**values, "metric": line["metric"]}))
-            rival, parent = (
-                Difference(
-                    saved[key]["name"],
-                    _number(saved[key]["mean"]),
-                    (_number(saved[key]["interval"][0]), _number(saved[key]["interval"][1])),
-                )
-                for key in ("rival", "parent")
-            )
             texts = (str(saved[key]) for key in ("metric", "images", "note"))
+            rival = None if saved["rival"] is None else Difference.load(saved["rival"])
+            parent = Difference.load(saved["parent"])
             return cls(networks, saved["evolved"], rival, parent, *texts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeevoError(

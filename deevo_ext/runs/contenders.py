@@ -14,7 +14,7 @@ from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.comparison import METRIC_NAMES, Comparison, Difference, Measured
-from deevo_ext.runs.state import INITIAL_NAMES, KINDS, PARENT, SOUP, Candidate
+from deevo_ext.runs.state import INITIAL_NAMES, PARENT, SOUP, TREATED_NAMES, Candidate
 from deevo_ext.runs.treatments import Cost
 
 ENSEMBLE = "logit ensemble"
@@ -62,7 +62,8 @@ def compare(
 
     The population of the evaluator must have been read from files, for the ensemble. The verdict
     is on the evolved contender of least score against the initial one of least score, and against
-    the best parent. metric: what these scores are of; note: the comparison's.
+    the best parent; where nothing was evolved, on that initial one against the best parent. metric:
+    what these scores are of; note: the comparison's.
     """
     measured = {one.name: _measure(evaluator, one, images, metric) for one in contenders}
     soup = measured[SOUP]
@@ -96,21 +97,24 @@ def compare(
     members = evaluator.population.initial_size
     together = line(ENSEMBLE, _ensemble(evaluator, images, metric), Cost(), members, False)
     rival, evolved = (
-        min(some, key=lambda one: one.score)
-        for some in (
-            [one for one in contenders if one.initial],
-            [one for one in contenders if not one.initial] or contenders,
+        min(
+            (one for one in contenders if one.initial == initial),
+            key=lambda one: one.score,
+            default=None,
         )
+        for initial in (True, False)
     )
-    against, parent = (
-        Difference.of(name, measured[evolved.name].scores, measured[name].scores)
-        for name in (rival.name, PARENT)
-    )
+    assert rival is not None
+    ours = measured[rival.name if evolved is None else evolved.name].scores
+
+    def against(name: str) -> Difference:
+        return Difference.of(name, ours, measured[name].scores)
+
     return Comparison(
         [*lines[True], together, *lines[False]],
-        evolved.name,
-        against,
-        parent,
+        None if evolved is None else evolved.name,
+        None if evolved is None else against(rival.name),
+        against(PARENT),
         metric.name,
         images.name,
         note,
@@ -123,13 +127,16 @@ def compare_run(run: Run, images: LabelledImages) -> Comparison:
     assert validation is not None and chosen is not None
     run.treat()
     contenders, notes = contenders_of(run, chosen), []
-    if not run.state.evolved:
-        notes.append("No round found a step: there is no evolved network.")
-    elif not chosen.generation:
-        evolved = min(one.score for one in contenders if not one.initial)
+    evolved = min((one.score for one in contenders if not one.initial), default=None)
+    if not chosen.generation and evolved is not None:
         notes.append(
             f"On the validation images the {chosen.name} scored {chosen.score:.5g}, the best "
             f"evolved network {evolved:.5g}."
+        )
+    if validation.evaluator.policy.recalibrates:
+        notes.append(
+            "BatchNorm statistics are re-estimated on calibration images in every network but the "
+            f"{TREATED_NAMES['averaged'][0]}."
         )
     if run.treatments is not None and run.treatments.reason:
         notes.append(f"No refit: {run.treatments.reason}.")
@@ -140,15 +147,17 @@ def contenders_of(run: Run, chosen: Candidate) -> list[Contender]:
     """Returns the contenders of a finished run; `chosen` is what it returned."""
     members = run.population.initial_size
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
-    # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.
-    each = run.initial_forward_passes // (2 * members)
+    # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups; what
+    # their statistics took once more, to be kept, is the run's.
+    assert run.validation is not None
+    each = len(run.validation.images) + run.validation.evaluator.policy.passes
     passes = {"member": members * each, "mean": 0, "soup": (2 * members - 1) * each}
     costs = {INITIAL_NAMES[kind]: Cost(n, n * share) for kind, n in passes.items()}
     whole = Cost(run.forward_passes, run.seconds)
     state = run.state
-    candidates = [state.initial[kind] for kind in KINDS]
+    candidates = [*state.initial.values()]
     candidates += [one for one in state.treated if not one.generation]
-    candidates += state.evolved.values()
+    candidates += [*state.evolved.values()]
     candidates += [one for one in state.treated if one.generation]
     treated = {} if run.treatments is None else run.treatments.costs
     contenders = []

@@ -24,6 +24,9 @@ EVOLVED = "evolved.safetensors"
 TENSORS = "returned_tensors.safetensors"
 """Tensors of the returned network that are no average of members': the journal has its SHA-256."""
 
+VIRTUAL = "virtual"
+"""The folder of the virtual evolutions of a search of coefficients: a file a round."""
+
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
     """Returns a state dict as .safetensors, with where it came from as metadata."""

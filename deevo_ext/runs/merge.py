@@ -172,8 +172,10 @@ def _rebuild(
     said: RecipeFile, folder: Path, files: list[Path]
 ) -> tuple[Population, ComposedNetwork, str]:
     """Reads the members into a population; returns the network, and what its statistics are."""
-    given = _tensors(said.statistics, folder, statistics=True)
-    classifier = _tensors(said.classifier, folder, statistics=False)
+    given, classifier = (_tensors(file, folder) for file in (said.statistics, said.classifier))
+    if said.batchnorm == "recalibrate":  # one file may hold both
+        given = {name: tensor for name, tensor in given.items() if _statistic(name)}
+        classifier = {name: t for name, t in classifier.items() if not _statistic(name)}
     if said.classifier and not classifier:
         raise DeevoError(f"{said.classifier.file} holds no change of a classifier")
     inventory = _inventory(said, files[0])
@@ -204,16 +206,19 @@ def _rebuild(
     return population, ComposedNetwork(blocks, recipe, statistics, classifier), origin
 
 
-def _tensors(file: Named | None, folder: Path, statistics: bool) -> dict[str, Tensor]:
-    """Reads the statistics, or the other tensors, of a file beside the recipe."""
+def _statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
+    """Reads a file beside the recipe."""
     if file is None:
         return {}
     path = folder / file.file
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    tensors = checkpoints.read_wrapped(path)
-    return {n: t for n, t in tensors.items() if (n.rpartition(".")[2] in STATISTICS) == statistics}
+    return checkpoints.read_wrapped(path)
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:

@@ -19,6 +19,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs.base import Run, evaluators_of
+from deevo_ext.runs.folder import VIRTUAL
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
@@ -32,8 +33,6 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.search.optimizer import Callback
 
 RECIPE_FILE = "recipe.yaml"
-VIRTUAL = "virtual"
-"""The folder of each round's virtual evolutions, a line a generation."""
 _FAILURES = 2  # rounds without a step that end a run
 
 
@@ -78,7 +77,7 @@ class RecipeRun(Run):
         self.state = RecipeState(
             population, rounds.probing.blocks, validation.evaluator.used_statistics
         )
-        self.treatments = Treatments(validation, rounds.images, rounds.seed, statistics=False)
+        self.treatments = Treatments(validation, rounds.images, rounds.seed)
         self.virtual: list[list[dict[str, float]]] = []
         rounds.check()
         self.require_fresh()
@@ -184,7 +183,7 @@ class RecipeRun(Run):
 
     def _done(self) -> bool:
         budget, state = self.budget, self.state
-        last = self.history[-1]["passes"] if self.history else 0.0
+        last = self.history[-1]["round_passes"] if self.history else 0.0
         return (
             state.round >= budget.rounds
             or state.failures >= (1 if self.rounds.few else _FAILURES)
@@ -244,16 +243,14 @@ class RecipeRun(Run):
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
-        refitted = chosen.treatment == "classifier"
-        base = self.state.row(self.recipe)
-        views, changed = self.population.layout.views(base), chosen.tensors if refitted else {}
+        views = self.population.layout.views(self.state.row(self.recipe))
         network = ComposedNetwork(
             self.state.blocks,
             self.recipe,
             chosen.statistics,
-            {name: tensor - views[name] for name, tensor in changed.items()},
+            {name: tensor - views[name] for name, tensor in chosen.tensors.items()},
         )
-        if not torch.equal(network.row(self.population).float(), chosen.row):
+        if not torch.equal(network.row(self.population), chosen.row):
             raise DeevoError("the recipe does not give the network that was chosen")
         write_recipe(
             self.run_dir / RECIPE_FILE,
@@ -275,19 +272,20 @@ class RecipeRun(Run):
     def _observe(self, record: RoundRecord, bar: Any) -> None:
         best = None if record.best is None else record.proposals[record.best]
         histories = self.virtual[-1]
+        strategies = [strategy.name for strategy in self.configuration.strategies]
         metrics = {
             "round": float(record.round),
             "accepted": float(record.accepted),
             "radius": record.radius,
             "gain": record.gain,
             "standard_error": record.standard_error,
-            "predicted": math.nan if best is None else -best.predicted,
+            "predicted_gain": math.nan if best is None else -best.predicted,
+            "length": math.nan if best is None else best.length,
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
-            "score": math.nan if record.score is None else record.score,
-            "virtual/success_rate": _mean([line["success_rate"] for line in histories]),
-            "virtual/diversity": histories[-1]["diversity"] if histories else math.nan,
-            "passes": float(record.forward_passes),
+            "validation/recipe": math.nan if record.score is None else record.score,
+            **_of_virtual(histories, strategies),
+            "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),
             "seconds": self.seconds,
         }
@@ -325,5 +323,14 @@ class RecipeRun(Run):
         return self.run_dir / VIRTUAL / f"round_{number:03d}.csv"
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _of_virtual(lines: list[dict[str, float]], strategies: list[str]) -> dict[str, float]:
+    """What a round's virtual generations came to, of which there may be none."""
+    last = lines[-1] if lines else {}
+    metrics = {"virtual/diversity": last.get("diversity", math.nan)}
+    for name in strategies:
+        key = f"strategy/{name}"
+        trials = sum(line[f"{key}/trials"] for line in lines)
+        wins = sum(line[f"{key}/successes"] for line in lines)
+        metrics[f"virtual/{key}/success_rate"] = wins / trials if trials else math.nan
+        metrics[f"virtual/{key}/odds"] = last.get(f"{key}/odds", math.nan)
+    return metrics

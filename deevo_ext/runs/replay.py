@@ -16,14 +16,14 @@ from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
 from deevo_ext.runs.difference import first_difference
 from deevo_ext.runs.folder import (
+    VIRTUAL,
     check_network_path,
     locate_checkpoints,
     read_tensors,
     write_network,
 )
-from deevo_ext.runs.journal import Recording
 from deevo_ext.runs.recipe_state import RecipeState
-from deevo_ext.runs.records import Header
+from deevo_ext.runs.records import GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
@@ -34,25 +34,31 @@ from deevo_ext.search.optimizer import DifferentialEvolution
 class Replay:
     """A replayed run: its state, and the candidate that it returned.
 
-    state: of either search. generations: of the search of weights; that of coefficients has rounds,
-    which `state` counts. finished: whether the journal's last line says that the run was complete.
+    generations: of a search of weights; rounds: of a search of coefficients, whose state has the
+    recipe. finished: whether the journal's last line says that the run was complete.
     """
 
     state: RunState | RecipeState
     generations: list[Generation]
+    rounds: list[RoundRecord]
     candidate: Candidate
     finished: bool
 
 
 def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Replay:
-    """Replays a run folder; raises DeevoError naming what is missing or does not match.
+    """Replays a run folder of either search; no network is run, and no image needed.
 
-    checkpoint_dir: where the initial checkpoints lie now, if not where the journal says.
+    Raises DeevoError naming what is missing or does not match. An unfinished run gives its best
+    candidate so far. checkpoint_dir: where the initial checkpoints lie now, if not where the
+    journal says.
     """
     folder = Path(run_dir)
     path = folder / journal.FILE_NAME
     if not path.exists():
-        raise DeevoError(f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run")
+        raise DeevoError(
+            f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run (deevo merge "
+            "makes the network of a recipe)"
+        )
     recording = journal.read(path)
     header = recording.header
     if header is None:
@@ -74,15 +80,17 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
                 difference = first_difference(read, recorded) or "a number of another type"
                 raise ValueError(f"no run writes it like this: {difference}")
         state = _begun(header, population, configuration)
-    if isinstance(state, RunState):
-        generations = _generations(recording, state)
-        ready = state.de.scored
-    else:
-        generations, ready = [], bool(recording.records)
-        for i, record in enumerate(recording.records):
-            with recording.line_of(i):
+    generations = []
+    for i, record in enumerate(recording.records):
+        with recording.line_of(i):
+            if isinstance(state, RecipeState):
                 state.apply(record)
-    if not ready:
+                continue
+            assert isinstance(record, GenerationRecord)  # the journal has checked it
+            generation = state.apply(record)
+            if generation is not None:
+                generations.append(generation)
+    if not (state.initial if isinstance(state, RecipeState) else state.de.scored):
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
     if recording.returned is not None:
         with recording.line_of(len(recording.records)):
@@ -92,29 +100,20 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
         candidate = state.chosen()
         if population.batchnorm == "recalibrate":
             candidate = replace(candidate, statistics=None)  # only the images could tell
-    return Replay(state, generations, candidate, finished=recording.returned is not None)
+    finished = recording.returned is not None
+    return Replay(state, generations, recording.rounds, candidate, finished)
 
 
 def _begun(
     header: Header, population: Population, configuration: Configuration
 ) -> RunState | RecipeState:
-    """Returns the state before the first record."""
+    """The state of a run before its first record."""
     if header.search != "coefficients":
         return RunState(DifferentialEvolution(population, configuration, seed=header.seed))
-    tensors = [tuple(names) for names in header.fitness["blocks"]]
-    blocks = Blocks(tuple(f"block {b}" for b in range(len(tensors))), tuple(tensors))
-    blocks.segments(population.layout)  # raises where they are not the network's
+    tensors = tuple(map(tuple, header.fitness["blocks"]))
+    blocks = Blocks(tuple(names[0] for names in tensors), tensors)
+    blocks.segments(population.layout)  # which refuses others
     return RecipeState(population, blocks)
-
-
-def _generations(recording: Recording, state: RunState) -> list[Generation]:
-    generations = []
-    for i, record in enumerate(recording.generations):
-        with recording.line_of(i):
-            generation = state.apply(record)
-        if generation is not None:
-            generations.append(generation)
-    return generations
 
 
 def write_candidate(result: Replay, path: Path) -> None:
@@ -131,14 +130,11 @@ def write_candidate(result: Replay, path: Path) -> None:
 
 
 def write_trials(result: Replay, path: Path) -> int:
-    """Writes every trial of the run as CSV; returns their number.
-
-    Raises DeevoError for a search of coefficients, whose trials are virtual and not recorded.
-    """
+    """Writes every trial of a search of weights as CSV; returns their number."""
     if isinstance(result.state, RecipeState):
         raise DeevoError(
-            "a search of coefficients has no trials but virtual ones, which are not recorded: "
-            "journal.jsonl has each round's proposals, virtual/ what its evolutions did"
+            "trials of a search of coefficients are virtual and not kept; what became of them, a "
+            f"line a generation, is in the run folder already, {VIRTUAL}/*.csv"
         )
     trials = [trial for generation in result.generations for trial in generation.trials()]
     text = io.StringIO(newline="")

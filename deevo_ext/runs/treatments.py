@@ -1,7 +1,10 @@
-"""What needs no evolution: BatchNorm statistics re-estimated, the classifier refitted.
+"""What needs no evolution: BatchNorm statistics re-estimated or averaged, the classifier refitted.
 
-Both are done on fitness images, to the initial greedy soup, as rivals, and to the best evolved
-candidate, which may be better for them. Validation judges them like every candidate.
+The first and the last are done on fitness images, to the initial greedy soup, as rivals, and to the
+best evolved candidate, which may be better for them. Where the statistics of every candidate are
+re-estimated, the soup has its members' averaged as a further rival: on other images than those
+trained on, re-estimation alone gains most, and a table without it would give evolution the credit.
+Validation judges them like every candidate.
 """
 
 from __future__ import annotations
@@ -9,8 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import torch
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
@@ -42,17 +43,14 @@ class Treatments:
     """Treats candidates of a run.
 
     validation: scores them; its evaluator puts images through them. images: the fitness images,
-    of which up to 10,000 are used. seed: of that choice and of the folds. statistics: whether
-    networks that hold BatchNorm statistics like weights get new ones; a recipe could not say them.
+    of which up to 10,000 are used. seed: of that choice and of the folds.
 
     costs: what each candidate that was made here took, by its name, the treatments before it
     included, the candidate that was treated not. reason: why there is no refit; empty if there is.
     """
 
-    def __init__(
-        self, validation: Validation, images: LabelledImages, seed: int, *, statistics: bool = True
-    ) -> None:
-        self._validation, self._seed, self._statistics = validation, seed, statistics
+    def __init__(self, validation: Validation, images: LabelledImages, seed: int) -> None:
+        self._validation, self._seed = validation, seed
         if len(images) > TREATMENT_IMAGES:
             images = images.subset(batch_indices(images.labels, TREATMENT_IMAGES, 0, seed))
         self._images = images
@@ -60,17 +58,20 @@ class Treatments:
         self.reason = ""
 
     def of(self, state: Candidates) -> list[Candidate]:
-        """Returns the treated initial soup and, if there is one, the treated best evolved one."""
-        treated = self._both(state.initial["soup"], state.dtype)
+        """Returns the treated initial soup and the best evolved candidate, if any, treated."""
+        soup, made = state.initial["soup"], []
+        if self._validation.evaluator.policy.recalibrates:
+            made.append(self._accounted(lambda: self._averaged(soup), Cost()))
+        made += self._both(soup)
         if state.evolved:
             best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-            treated += self._both(best, state.dtype)
-        return treated
+            made += self._both(best)
+        return made
 
-    def _both(self, candidate: Candidate, dtype: torch.dtype) -> list[Candidate]:
+    def _both(self, candidate: Candidate) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
         before = Cost()
-        if self._statistics and policy.any and not policy.recalibrates:
+        if policy.any and not policy.recalibrates:
             treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
             made.append(treated)
             before = self.costs[treated.name]
@@ -80,9 +81,7 @@ class Treatments:
             self.reason = classifier
             return made
         try:
-            made.append(
-                self._accounted(lambda: self._refitted(candidate, classifier, dtype), before)
-            )
+            made.append(self._accounted(lambda: self._refitted(candidate, classifier), before))
         except DeevoError as error:  # of features that are not finite: the run has its result
             self.reason = str(error)
         return made
@@ -95,6 +94,11 @@ class Treatments:
         self.costs[treated.name] = before + spent
         return treated
 
+    def _averaged(self, candidate: Candidate) -> Candidate:
+        population = self._validation.evaluator.population
+        statistics = Used(population.mean_statistics(list(candidate.members)))
+        return self._scored(replace(candidate, statistics=statistics, treatment="averaged"))
+
     def _reestimated(self, candidate: Candidate) -> Candidate:
         evaluator = self._validation.evaluator
         population = evaluator.population
@@ -102,6 +106,9 @@ class Treatments:
         tensors = population.layout.views(row)
         if statistics is not None:
             tensors |= population.statistics_layout.views(statistics)
+        else:  # what a recipe can say: the sums of what the row has and what it keeps of a change
+            for name, before in population.layout.views(candidate.row).items():
+                tensors[name] = before + (tensors[name] - before)
         changed_ones = {
             tensor.name: tensors[tensor.name].clone() for tensor in evaluator.policy.statistics()
         }
@@ -116,9 +123,7 @@ class Treatments:
         weight = evaluator.population.layout.views(candidate.row)[found.weight]
         return why_no_refit(self._images.labels, len(weight)) or found
 
-    def _refitted(
-        self, candidate: Candidate, classifier: Classifier, dtype: torch.dtype
-    ) -> Candidate:
+    def _refitted(self, candidate: Candidate, classifier: Classifier) -> Candidate:
         evaluator = self._validation.evaluator
         read, logits = features(
             evaluator, classifier, candidate.row, self._images, candidate.statistics
@@ -132,8 +137,8 @@ class Treatments:
             bias=classifier.bias is not None,
         )
         changes = changes_of(classifier, found)
-        row = changed(evaluator.population, candidate.row.to(dtype), changes)
-        views = evaluator.population.layout.views(row.float())
+        row = changed(evaluator.population, candidate.row, changes)
+        views = evaluator.population.layout.views(row)
         treated = with_tensors(
             evaluator.population, candidate, {name: views[name].clone() for name in changes}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -167,7 +168,32 @@ def next_generation(run: Evolution, w: Weights, fitness: torch.Tensor) -> None:
     run.plan()
 
 
-def test_a_generation_neither_waits_nor_allocates(backend: str) -> None:
+@pytest.fixture
+def cuda() -> Iterator[None]:
+    """Backend cuda alone: plan and tell of triton run on the CPU, and wait for the device."""
+    if (reason := backends.why_unavailable("cuda")) is not None:
+        pytest.skip(reason)
+    with backends.use("cuda"):
+        yield
+
+
+def test_trials_and_commit_neither_wait_nor_allocate(backend: str) -> None:
+    w = moved(random_weights(20, 3000, torch.bfloat16, 3, genes=40), "cuda")
+    accepted, slots = (t.cuda() for t in outcome(w))
+    members, out = torch.arange(20).cuda(), torch.empty_like(w.population)
+
+    def both() -> None:
+        OPERATORS.trials(*w.trials_arguments(members, out))
+        w.commit(accepted, slots)
+
+    both()  # loads what is loaded once
+    torch.cuda.synchronize()
+    with no_synchronisation():
+        both()
+    torch.cuda.synchronize()
+
+
+def test_a_generation_neither_waits_nor_allocates(cuda: None) -> None:
     run, w = start()
     run, w = share_plan(moved(run, "cuda"), moved(w, "cuda"))
     members, out = torch.arange(20).cuda(), torch.empty_like(w.population)
@@ -182,7 +208,7 @@ def test_a_generation_neither_waits_nor_allocates(backend: str) -> None:
     torch.cuda.synchronize()
 
 
-def test_a_replayed_graph_is_the_next_generation(backend: str) -> None:
+def test_a_replayed_graph_is_the_next_generation(cuda: None) -> None:
     """The unit to capture: tell, commit and the next plan."""
     run, w = start()
     with backends.use("reference"):

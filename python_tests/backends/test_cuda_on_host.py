@@ -83,6 +83,26 @@ def test_weights_that_fill_no_tile(bulk: bool) -> None:
             both(w, bulk=bulk, order="shuffled", shared_bytes=30_000)
 
 
+@pytest.mark.parametrize("machine", ["forward", "bulk shuffled"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_warps_walk_along_whole_tiles(dtype: torch.dtype, machine: str) -> None:
+    """Tiles of one and of several chunks, before the tail and in it, with forced weights.
+
+    Beyond 2^32 a weight's index in 32 bits is one that a plan may force nearer the start.
+    """
+    columns = 16_400 if machine == "forward" else 24_000
+    for first_weight in (0, 2**32, 2**34 - 2**13):
+        w = random_weights(40, columns, dtype, 3, BIG_SEED, nonneg=columns // 5, forced=True)
+        w.first_weight = first_weight
+        both(w, **MACHINES[machine])
+
+
+def test_genes_of_one_weight_and_of_whole_tiles() -> None:
+    """More genes than a warp's search and than the steps from one to another are made for."""
+    for genes, columns in ((4000, 4001), (2, 30_000), (1100, 30_000)):
+        both(random_weights(5, columns, genes=genes), multiprocessors=1, order="shuffled")
+
+
 @pytest.mark.parametrize("order", cuda_on_host.ORDERS)
 @pytest.mark.parametrize("name", configurations())
 def test_every_machine_makes_the_same_plans(name: str, order: str) -> None:
@@ -242,6 +262,7 @@ def test_machine_notices_kernels_that_are_wrong() -> None:
     assert "never waited for" in machine.mistake("copy")
     assert "unaligned" in machine.mistake("alignment")
     assert "more bytes copied" in machine.mistake("bytes")
+    assert "takes in turn" in machine.mistake("in turn")
     assert machine.mistake("early read") == "read 255"  # poison: the copy is made at the wait
 
 

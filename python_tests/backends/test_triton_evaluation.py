@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import math
-import subprocess
-import sys
+import re
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deevo_ext.backends import reference, triton
 from deevo_ext.backends.reference.head import logits_of
 from deevo_ext.errors import DeevoError
+from support.ahead import TRITONS, compiled
 from support.convolutions import DEVICE
 from support.folding import DTYPES, Builder, Problem, varied
 from support.operators import same_bits
-from support.paths import child_environment
 
-PROGRAM = "support.compile_evaluation"
 Losses = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -49,6 +48,32 @@ def assert_folds_alike(p: Problem, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("source", DTYPES)
 def test_fold_is_reference(source: torch.dtype, target: torch.dtype) -> None:
     assert_folds_alike(varied().problem(source, members=2, seed=3), target)
+
+
+def test_folding_again_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the launch, for which the interpreter makes tensors of its own."""
+    module = importlib.import_module("deevo_ext.backends.triton.fold")
+    monkeypatch.setattr(module, "launch", lambda *_, **__: None)
+    without = Builder().add(2, 3, 1, statistics=None).problem()
+    for problem in (varied().problem(), without):
+        arguments = [argument.to(DEVICE) for argument in problem.arguments(torch.float16)]
+        triton.fold(*arguments)
+        with Allocations() as found:
+            triton.fold(*arguments)
+        assert found.operators == []
+
+
+class Allocations(TorchDispatchMode):
+    """Which of torch's operators made tensors with memory of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if re.match(r"aten\.(new_)?(empty|zeros|ones|full)", str(func)):
+            self.operators.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_fold_of_one_entry_and_of_none() -> None:
@@ -140,18 +165,11 @@ def test_the_interpreter_refuses_bfloat16_features() -> None:
         )
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_compiled_ahead(architecture: int) -> None:
+@pytest.mark.parametrize("version", TRITONS)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_compiled_ahead(architecture: int, version: str) -> None:
     """Nothing spills; tensor cores for 16-bit heads; the exact arithmetic stays what it is."""
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", PROGRAM, str(architecture)],
-        env=child_environment(TRITON_INTERPRET="0"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    kernels = {r["kernel"]: r for r in map(json.loads, result.stdout.splitlines())}
+    kernels = {r["kernel"]: r for r in compiled("compile_evaluation", version, architecture)}
     assert len(kernels) == 6
     for name, kernel in kernels.items():
         assert kernel["spills"] == 0, name

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deevo_ext as deevo
 from deevo_ext.data.images import image_set
@@ -174,6 +176,21 @@ def test_mean_score_adds_subtotals_in_float64() -> None:
     losses = torch.full((10_000,), 0.1)
     assert mean_score(losses, 250) == pytest.approx(float(torch.tensor(0.1).double()), rel=1e-14)
     assert mean_score(torch.tensor([1.0, math.nan]), 250) == math.inf
+
+
+def test_mean_score_asks_a_device_for_no_single_number() -> None:
+    """Each would wait for all that the device still has to do."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    with Reads() as reads:
+        mean_score(torch.rand(1000), 10)
+    assert reads.count == 0
 
 
 def test_scores_do_not_depend_on_the_number_of_threads_and_leave_it_alone() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
@@ -21,7 +20,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import journal, kept_probes
-from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.folder import TENSORS
 from deevo_ext.runs.kept_probes import KeptProbes
 from deevo_ext.runs.recipe_run import RECIPE_FILE, VIRTUAL, Budget
@@ -35,9 +33,8 @@ from deevo_ext.runs.records import (
     from_json,
     to_json,
 )
-from deevo_ext.runs.replay import write_candidate, write_trials
 from support.killed import run_killed
-from support.rounds import Normed, Plain, Problem, labelled
+from support.rounds import Normed, Plain, Problem
 
 GAINS = {"seed": 1, "generations": 4}  # of a problem where round 1 takes a step
 NORMED: dict[str, Any] = {**GAINS, "seed": 3, "spread": 0.3, "batchnorm": "recalibrate"}
@@ -137,32 +134,6 @@ def test_kill_minus_nine_loses_at_most_the_round_in_flight(tmp_path: Path) -> No
     assert again.run().digest == chosen.digest
     assert lines(folder) == lines(whole) and files(folder) == files(whole)
     assert again.evaluators()[0].forward_passes == 0  # of a finished run nothing is done again
-
-
-@pytest.mark.parametrize("factory", [Plain, Normed])
-def test_a_run_folder_replays_to_the_same_bits(
-    tmp_path: Path, factory: Callable[[], nn.Module]
-) -> None:
-    folder = tmp_path / "run"
-    run = problem(factory).run(folder)
-    chosen = run.run()
-    replayed = deevo.replay(folder)
-    assert replayed.finished and replayed.candidate.digest == chosen.digest
-    assert isinstance(replayed.state, RecipeState)
-    assert torch.equal(replayed.state.recipe, run.state.recipe)
-    assert replayed.state.round == 2 and replayed.generations == []
-    out = tmp_path / "again.safetensors"
-    write_candidate(replayed, out)
-    assert out.read_bytes() == (folder / "evolved.safetensors").read_bytes()
-    with pytest.raises(DeevoError, match="no trials but virtual ones"):
-        write_trials(replayed, tmp_path / "trials.csv")
-    # Without its end it has its best candidate so far.
-    path = folder / journal.FILE_NAME
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    unfinished = deevo.replay(folder)
-    assert not unfinished.finished and unfinished.candidate.name == "evolved recipe"
-    expected = run.state.evolved["recipe"].row
-    assert torch.equal(unfinished.candidate.row, expected)
 
 
 def rewritten(path: Path, number: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -305,13 +276,15 @@ def test_budgets_of_passes_and_seconds_end_a_run() -> None:
     run = problem().run(budget=Budget(5))
     run.run()
     assert run.history[0]["accepted"] == 1.0
-    costs = [m["passes"] for m in run.history]
+    costs = [m["round_passes"] for m in run.history]
     initial = run.initial_forward_passes
     assert len(costs) > 2  # without a budget it ends after two rounds without a step
     passes = int(initial + 2 * costs[0])
     short = problem().run(budget=Budget(5, passes=passes))
     short.run()
-    assert [m["passes"] for m in short.history] == costs[:2] and short.forward_passes <= passes
+    assert [m["round_passes"] for m in short.history] == costs[
+        :2
+    ] and short.forward_passes <= passes
     less = problem().run(budget=Budget(5, passes=passes - 1))
     less.run()
     assert len(less.history) == 1  # another one like it would not have its passes
@@ -324,18 +297,14 @@ def test_rounds_without_a_step_end_a_run_and_the_best_initial_network_is_returne
     tmp_path: Path,
 ) -> None:
     for few, ends in ((False, 2), (True, 1)):
-        members, folder = tmp_path / f"members{few}", tmp_path / f"run{few}"
-        members.mkdir()
-        still = problem(seed=5, centred=True, spread=0.2, folder=members)
-        run = still.run(folder, budget=Budget(6), few=few)
+        folder = tmp_path / f"run{few}"
+        run = problem(seed=5, centred=True, spread=0.2).run(folder, budget=Budget(6), few=few)
         chosen = run.run()
         assert [m["accepted"] for m in run.history] == [0.0] * ends
         assert [m["radius"] for m in run.history] == [1.0, 0.5][:ends]
         assert not run.state.evolved and chosen.generation == 0
         scores = [*run.state.initial.values(), *run.state.treated]
         assert chosen.score == min(one.score for one in scores)
-        comparison = compare_run(run, labelled(still.model, 300, 9, "test images"))
-        assert "No round found a step" in comparison.note
         made = deevo.merge(folder / RECIPE_FILE, tmp_path / f"out{few}.safetensors")
         assert made.as_recorded
         assert deevo.replay(folder).candidate.digest == chosen.digest
@@ -359,8 +328,7 @@ def test_few_labels_score_steps_by_folds() -> None:
     run.run()
     best = min(one.score for one in run.state.initial.values())
     first = run.history[0]
-    assert first["accepted"] and first["score"] >= best - first["gain"]
-    assert first["score"] < best
+    assert first["accepted"] and best - first["gain"] <= first["validation/recipe"] < best
 
 
 def test_a_metric_without_a_finite_score_is_named_before_any_round() -> None:
@@ -370,52 +338,6 @@ def test_a_metric_without_a_finite_score_is_named_before_any_round() -> None:
     one = problem(metric=Metric.of(broken))
     with pytest.raises(DeevoError, match=r"finite score by metric .*broken: mend the metric"):
         one.run().run()
-
-
-# The result
-
-
-@pytest.mark.parametrize(
-    ("factory", "options"),
-    [
-        (Plain, {}),
-        (Plain, {"dtype": torch.bfloat16}),
-        (Normed, {}),
-        (Normed, {"batchnorm": "evolve"}),
-    ],
-)
-def test_the_recipe_makes_every_bit_of_the_returned_network(
-    tmp_path: Path, factory: Callable[[], nn.Module], options: dict[str, Any]
-) -> None:
-    folder, out = tmp_path / "run", tmp_path / "out.safetensors"
-    run = problem(factory, **options).run(folder)
-    chosen = run.run()
-    made = deevo.merge(folder / RECIPE_FILE, out)
-    assert made.as_recorded
-    evolved = load_file(folder / "evolved.safetensors")
-    merged = load_file(out)
-    assert list(evolved) == list(merged)
-    for name, tensor in evolved.items():
-        assert tensor.dtype == merged[name].dtype
-        assert torch.equal(tensor, merged[name]), name
-        assert torch.equal(tensor, chosen.state_dict(run.population)[name])
-    assert chosen.treatment == "classifier"  # so the refit is in it
-
-
-def test_every_candidate_has_a_recipe(tmp_path: Path) -> None:
-    one = problem()
-    run = one.run(tmp_path / "run")
-    run.run()
-    state = run.state
-    everyone = [*state.initial.values(), *state.evolved.values(), *state.treated]
-    for k, candidate in enumerate(everyone):
-        run.chosen = candidate
-        run.write_more(candidate)
-        made = deevo.merge(tmp_path / "run" / RECIPE_FILE, tmp_path / f"{k}.safetensors")
-        assert made.as_recorded
-        merged = load_file(made.path)
-        for name, tensor in candidate.state_dict(one.population).items():
-            assert torch.equal(merged[name], tensor), (candidate.name, name)
 
 
 # The state rule

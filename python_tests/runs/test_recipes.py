@@ -62,7 +62,7 @@ def network_of(population: Population, blocks: Blocks | None = None) -> Composed
 
 
 def expected_of(population: Population, network: ComposedNetwork) -> State:
-    row = network.blocks.compose(population, network.coefficients[None])[0]
+    row = network.blocks.compose(population, network.coefficients[None])[0].float()
     views = population.layout.views(row)
     for name, change in network.classifier.items():
         views[name].copy_((views[name].double() + change.double()).float())
@@ -462,7 +462,8 @@ def test_tensors_kept_from_the_first_member_are_named(tmp_path: Path) -> None:
         ("checkpoint_key: ema\ncoefficients: [1, 0, 0]\n", "checkpoint_key 'ema' is absent"),
         ("classifier: {file: none.safetensors}\ncoefficients: [1, 0, 0]\n", "none.safetensors"),
         (
-            "classifier: {file: m/e.safetensors}\ncoefficients: [1, 0, 0]\n",
+            "batchnorm: recalibrate\nclassifier: {file: m/e.safetensors}\n"
+            "coefficients: [1, 0, 0]\n",
             "no change of a class",
         ),
         (

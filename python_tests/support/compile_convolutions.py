@@ -1,8 +1,8 @@
 """Compiles the convolution kernel for every layer of torchvision's ResNets, with no GPU needed.
 
-Prints one JSON line per distinct kernel: layer, architecture, the tensor core instructions and
-vector loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a process
-without TRITON_INTERPRET: python -m support.compile_convolutions ARCHITECTURE DTYPE LAYER...
+Prints the version of Triton, then one JSON line per distinct kernel: layer, the tensor core
+instructions and loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a
+process without TRITON_INTERPRET: python -m support.compile_convolutions ARCHITECTURE DTYPE LAYER...
 
 LAYER: names of layers; all of them if there is none.
 """
@@ -121,8 +121,14 @@ def resources(ptx: str, architecture: int) -> tuple[int, int]:
     return int(registers[1]), spills
 
 
+def narrow_loads(ptx: str) -> int:
+    """Loads from global memory of less than 4 bytes."""
+    return len(re.findall(r"\bld\.global(?:\.\w+)*\.[bus](?:8|16)\b", ptx))
+
+
 def main(architecture: int, dtype: torch.dtype, only: list[str]) -> None:
     """Prints the lines of the named layers, or of all."""
+    print(json.dumps({"triton": triton.__version__}))
     seen: set[str] = set()
     for name, layer in resnet_layers():
         if only and name not in only:
@@ -137,6 +143,7 @@ def main(architecture: int, dtype: torch.dtype, only: list[str]) -> None:
             "layer": name,
             "mma": len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", ptx)),
             "wide_loads": len(re.findall(r"cp\.async\.c[ag]\.shared\.global .*0x10", ptx)),
+            "narrow_loads": narrow_loads(ptx),
             "registers": registers,
             "spills": spills,
         }

@@ -1,5 +1,6 @@
-"""Compiles fold's, head's and the pool's Triton kernels with no GPU; prints a JSON line for each.
+"""Compiles fold's, head's and the pool's Triton kernels with no GPU.
 
+Prints the version of Triton, then a JSON line for each.
 Run without TRITON_INTERPRET: python -m support.compile_evaluation ARCHITECTURE
 """
 
@@ -28,7 +29,7 @@ from deevo_ext.backends.triton.head import (
 )
 from deevo_ext.backends.triton.launch import OPTIONS
 from deevo_ext.backends.triton.pooling import mean_kernel
-from support.compile_convolutions import resources
+from support.compile_convolutions import narrow_loads, resources
 
 CLASSES, CHANNELS = 1000, 2048
 SUMS = sums(CLASSES, 0.1)
@@ -65,6 +66,7 @@ POINTERS = ("rows", "statistics", "constants", "table", "eps", "weights", "vecto
 
 
 def main(architecture: int) -> None:
+    print(json.dumps({"triton": triton.__version__}))
     for name, (kernel, types, constants) in KERNELS.items():
         names = list(inspect.signature(kernel.fn).parameters)
         signature, attributes = {}, {}
@@ -89,6 +91,7 @@ def main(architecture: int) -> None:
             "fused": len(re.findall(r"\bfma\.rn\.f(?:32|64)", ptx)),
             "approximate": len(re.findall(r"\b(?:div\.full|sqrt\.approx|ex2|lg2)\b", ptx)),
             "flushes": ptx.count(".ftz"),
+            "narrow_loads": narrow_loads(ptx),
             "registers": registers,
             "spills": spills,
         }

@@ -1,7 +1,8 @@
 """Compiles the Triton operators for one GPU architecture, with no GPU needed.
 
-Prints one JSON line per kernel: what test_triton_operators_compiled.py looks at. Run in a process
-without TRITON_INTERPRET: python -m support.compile_operators ARCHITECTURE
+Prints the version of Triton, then one JSON line per kernel: what
+test_triton_operators_compiled.py looks at. Run in a process without TRITON_INTERPRET:
+python -m support.compile_operators ARCHITECTURE
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from deevo_ext.backends.triton.commit import REGISTERS, commit_kernel
-from deevo_ext.backends.triton.launch import OPTIONS, WEIGHT_WARPS, tile_shape
+from deevo_ext.backends.triton.launch import OPTIONS, WEIGHT_WARPS, contracts, tile_shape
 from deevo_ext.backends.triton.trials import trials_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -118,5 +119,7 @@ def facts(kernel: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    fused = contracts(int(sys.argv[1]))
+    print(json.dumps({"triton": triton.__version__}))
     for name, kernel in weight_kernels(int(sys.argv[1])):
-        print(json.dumps({"kernel": name, **facts(kernel)}), flush=True)
+        print(json.dumps({"kernel": name, "contracts": fused, **facts(kernel)}), flush=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deevo_ext.data.images import ImageSet
@@ -105,10 +104,7 @@ def off_centre(states: list[State], model: nn.Module) -> list[State]:
 
 
 class Problem:
-    """A population, images, and what a run of the search of coefficients is made of.
-
-    folder: where the members are written to and read from; by default they have no files.
-    """
+    """A population, images, and what a run of the search of coefficients is made of."""
 
     def __init__(
         self,
@@ -122,7 +118,6 @@ class Problem:
         metric: Metric | None = None,
         unit: str = "layer",
         generations: int = 12,
-        folder: Path | None = None,
         **population: Any,
     ) -> None:
         self.model = teacher(factory, seed)
@@ -131,12 +126,7 @@ class Problem:
             off_centre(states, self.model)
         self.images = labelled(self.model, images, seed + 2, "fitness images")
         self.held_out = labelled(self.model, 400, seed + 3, "validation images")
-        if folder is None:
-            self.population = Population.from_state_dicts(factory(), states, **population)
-        else:
-            for m, state in enumerate(states):
-                save_file(state, folder / f"m{m}.safetensors")
-            self.population = Population.from_checkpoints(factory(), folder, **population)
+        self.population = Population.from_state_dicts(factory(), states, **population)
         recalibrates = population.get("batchnorm") == "recalibrate"
         self.evaluator = Evaluator(
             factory(),

@@ -30,9 +30,11 @@ from deevo_ext.backends.triton.launch import (
     launch,
     num_programs,
     require_device,
+    require_rounding,
     stored,
     tile_shape,
     wide,
+    workspace,
 )
 from deevo_ext.backends.triton.mutation import row_stride, tile_columns, trial_tile
 
@@ -139,24 +141,6 @@ def commit_kernel(
         tl.debug_barrier()
 
 
-_workspaces: dict[tuple[int, int], torch.Tensor] = {}
-
-
-def workspace(device: torch.device, size: int) -> torch.Tensor:
-    """Returns at least `size` bytes for one launch on the device's current stream.
-
-    They are allocated once for a stream, whose launches follow each other. A captured graph, which
-    may be replayed beside the stream's later launches, gets its own from the graph's memory pool.
-    """
-    if device.type == "cpu" or torch.cuda.is_current_stream_capturing():
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    stream = torch.cuda.current_stream(device)
-    key = (stream.device.index, stream.cuda_stream)
-    if key not in _workspaces or _workspaces[key].numel() < size:
-        _workspaces[key] = torch.empty(size, dtype=torch.uint8, device=device)
-    return _workspaces[key]
-
-
 def commit(
     population: torch.Tensor,
     archive: torch.Tensor,
@@ -179,6 +163,7 @@ def commit(
     """
     device = population.device
     require_device("commit", commit_kernel, device)
+    require_rounding("commit", device)
     num_rows, columns = population.shape
     if device.type == "cpu":
         members = accepted.nonzero().flatten().tolist()

@@ -136,7 +136,8 @@ def convolution_kernel(
         else:  # a step is BLOCK_K channels of one tap
             tap, c = start // channels, start % channels
             down, right = tap // kernel_w * dilation_h, tap % kernel_w * dilation_w
-            offset = (down * width + right) * channels + c + k
+            # Triton 3.6 does not see by itself that 16 bytes can be loaded at a time.
+            offset = tl.multiple_of((down * width + right) * channels + c, 16) + k
             b_exists = n_exists[None, :]
             if POINTWISE:  # no padding: every tap is inside
                 inside = m_exists[:, None]

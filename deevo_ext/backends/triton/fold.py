@@ -22,6 +22,7 @@ from deevo_ext.backends.triton.launch import (
     power_of_two,
     require_device,
     stored,
+    workspace,
 )
 from deevo_ext.backends.triton.storage import widen
 from deevo_ext.ops.fold_table import TILE, FoldColumn
@@ -46,7 +47,7 @@ TILE_WEIGHTS = tl.constexpr(TILE)
 FLOAT32, BFLOAT16, FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-BLOCK = 1024
+BLOCK = 512
 WARPS = 4
 PROGRAMS_PER_MULTIPROCESSOR = 8
 
@@ -210,7 +211,7 @@ def fold(
         return
     programs = num_programs(rows.device, PROGRAMS_PER_MULTIPROCESSOR)
     # A stand-in for what has no elements: an empty tensor may have no address.
-    filled = statistics if statistics.numel() else eps.new_zeros(1, dtype=torch.float32)
+    filled = statistics if statistics.numel() else eps.view(torch.float32)
     shared = constants if constants.numel() else filled
     launch(
         fold_kernel,
@@ -223,7 +224,7 @@ def fold(
         eps,
         weights.view(torch.int32 if weights.element_size() == 4 else torch.int16),
         vectors.view(torch.int32),
-        torch.empty(programs * TILE, dtype=torch.float32, device=rows.device),
+        workspace(rows.device, 4 * programs * TILE).view(torch.float32),
         entries,
         members,
         rows.stride(0),

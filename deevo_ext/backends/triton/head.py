@@ -218,7 +218,7 @@ def head_tiles(classes: int, channels: int, dtype: torch.dtype) -> dict[str, int
 def loss_tiles(classes: int) -> dict[str, int]:
     """Returns the samples and classes of a tile of loss_and_rank."""
     width = min(256, power_of_two(classes))
-    return {"SAMPLES": 1024 // width, "CLASSES": width}
+    return {"SAMPLES": 512 // width, "CLASSES": width}
 
 
 def sums(classes: int, smoothing: float) -> dict[str, float]:

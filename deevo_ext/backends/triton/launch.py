@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from triton.runtime.interpreter import InterpretedFunction
 
 from deevo_ext.backends.checks import require_subnormals
@@ -36,6 +37,29 @@ def require_device(operator: str, kernel: object, device: torch.device) -> None:
     require_subnormals()
 
 
+def contracts(capability: int) -> bool:
+    """Says whether Triton compiles products and sums of weights to fused ones for a GPU.
+
+    capability is 10 times the compute capability. Triton 3.6 brings CUDA 12.9's assembler, which
+    on Blackwell fuses pairs of float32 although their instructions say that each is rounded.
+    """
+    return capability >= 100 and triton.__version__.startswith("3.6.")
+
+
+def require_rounding(operator: str, device: torch.device) -> None:
+    """Raises DeevoError where trials would not have the bits that every backend gives."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if contracts(10 * major + minor):
+        raise DeevoError(
+            f"deevo::{operator}: Triton {triton.__version__} rounds products and sums of weights "
+            f"together on {torch.cuda.get_device_name(device)}, so that runs would not be "
+            "reproducible; expected Triton 3.7 or newer: update it, or build the extension where "
+            "nvcc is found, which needs no Triton here"
+        )
+
+
 def require_conversions(operator: str, x: torch.Tensor) -> None:
     """Raises DeevoError for bfloat16 in the interpreter, which converts it wrongly."""
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -63,6 +87,26 @@ def launch(
             kernel[grid](*arguments, **meta, **OPTIONS)
     else:
         kernel[grid](*arguments, **meta)
+
+
+_workspaces: dict[tuple[torch.device, int], torch.Tensor] = {}
+
+
+def workspace(device: torch.device, size: int) -> torch.Tensor:
+    """Returns at least `size` bytes for one launch on the device's current stream.
+
+    They are allocated once for a stream, whose launches follow each other. A captured graph, which
+    may be replayed beside the stream's later launches, gets its own from the graph's memory pool.
+    """
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return torch.empty(size, dtype=torch.uint8, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    key = (device, stream)
+    if key not in _workspaces or _workspaces[key].numel() < size:
+        _workspaces[key] = torch.empty(size, dtype=torch.uint8, device=device)
+    return _workspaces[key]
 
 
 def power_of_two(n: int) -> int:

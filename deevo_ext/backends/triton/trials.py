@@ -26,6 +26,7 @@ from deevo_ext.backends.triton.launch import (
     in_units,
     launch,
     require_device,
+    require_rounding,
     stored,
     tile_shape,
     wide,
@@ -130,6 +131,7 @@ def trials(
     On a CUDA device no value is read back, so none is checked: choices must be a plan's.
     """
     require_device("trials", trials_kernel, population.device)
+    require_rounding("trials", population.device)
     num_rows, columns = population.shape
     if population.device.type == "cpu":
         check_choices("trials", choices.tolist(), members.tolist(), num_rows, archive.shape[0])

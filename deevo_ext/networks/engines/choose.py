@@ -10,7 +10,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _ROUNDS = 5
 # Another engine must beat the preferred one by this much: less is noise, and a table that is
 # measured again should come out the same.
 _MARGIN = 0.95
+# Of a layer in a device's queue; the cycles, some milliseconds, in which the host fills it.
+_CALLS, _SLEEP_CYCLES = 5, 5_000_000
 # What an engine does once a member counts as if a member saw this many micro-batches.
 _MICRO_BATCHES = 8
 
@@ -138,8 +142,10 @@ class Chooser:
     def choose(self, layer: Convolution | Linear) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
         usable = candidates(layer, self.device)
-        if self._forced is not None or len(usable) == 1:
+        if len(usable) == 1:
             return usable[0]
+        if self._forced is not None:
+            return self._first_that_runs(layer, usable)
         name = self.table.engines.get(layer.signature)
         if name is not None:
             engine = ENGINES.get(name)
@@ -171,24 +177,58 @@ class Chooser:
         except (DeevoError, OSError):
             return
 
-    def _fastest(self, layer: Convolution | Linear, engines: Any) -> int:
+    def _first_that_runs(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> Engine:
+        for engine in engines:
+            if self._seconds(layer, engine, _trial(layer, engine.bind(layer), self.device)) < inf:
+                return engine
+        raise _none_runs(layer, engines)
+
+    def _fastest(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> int:
         runs = [_trial(layer, engine.bind(layer), self.device) for engine in engines]
-        best = [float("inf")] * len(runs)
+        best, failed = [inf] * len(runs), set[int]()
         for turn in range(_ROUNDS + 1):  # interleaved, the first turn warms up
             for i, run in enumerate(runs):
-                seconds = self._measure(run)
-                if turn:
+                if i in failed:
+                    continue
+                seconds = self._seconds(layer, engines[i], run)
+                if seconds == inf:
+                    failed.add(i)
+                    best[i] = inf
+                elif turn:
                     best[i] = min(best[i], seconds)
         fastest = min(range(len(best)), key=best.__getitem__)
+        if best[fastest] == inf:
+            raise _none_runs(layer, engines)
         return fastest if best[fastest] < _MARGIN * best[0] else 0
+
+    def _seconds(
+        self, layer: Convolution | Linear, engine: Engine, run: Callable[[], float]
+    ) -> float:
+        """The seconds of a run; one that fails, as on a shape a library lacks, takes forever."""
+        try:
+            return self._measure(run)
+        except RuntimeError as error:
+            warnings.warn(
+                f"engine {engine.name} fails on layer {layer.name} and is not used for it: {error}",
+                stacklevel=2,
+            )
+            return inf
+
+
+def _none_runs(layer: Convolution | Linear, engines: Sequence[Engine]) -> DeevoError:
+    names = ", ".join(engine.name for engine in engines)
+    return DeevoError(
+        f"no engine computes layer {layer.name}: {names} all fail on it, see the warnings; use "
+        'engine="eager"'
+    )
 
 
 def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> Callable[[], float]:
-    """A task that runs a layer on random numbers once; returns its seconds a micro-batch."""
-    generator = torch.Generator().manual_seed(0)
+    """A task that runs a layer on random numbers; returns its seconds a micro-batch."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        value = torch.randn(shape, generator=generator).to(device, layer.dtype)
+        value = torch.randn(shape, generator=generator, device=device).to(layer.dtype)
         if len(shape) == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
@@ -199,16 +239,33 @@ def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> C
     residual = None
     if isinstance(layer, Convolution) and layer.residual:
         residual = draw(layer.out_shape)
+    seconds = device_seconds if device.type == "cuda" else _host_seconds
 
     def run() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
         prepared = bound.prepare(weight, bias)
-        ready = time.perf_counter()
-        bound.run(prepared, x, residual)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - ready + (ready - started) / _MICRO_BATCHES
+        once = seconds(lambda: bound.prepare(weight, bias))
+        return seconds(lambda: bound.run(prepared, x, residual)) + once / _MICRO_BATCHES
 
     return run
+
+
+def _host_seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def device_seconds(call: Callable[[], object]) -> float:
+    """Returns the seconds of one call on the current CUDA device, among several in its queue.
+
+    The device sleeps until they wait there: in a run graphs launch the kernels, so what the host
+    needs to launch them must not count.
+    """
+    begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    begun.record()
+    for _ in range(_CALLS):
+        call()
+    done.record()
+    done.synchronize()
+    return begun.elapsed_time(done) / 1000 / _CALLS

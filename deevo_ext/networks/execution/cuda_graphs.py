@@ -7,6 +7,7 @@ are two: the next member is folded on a second stream while this one is evaluate
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +34,30 @@ class _Slot:
 
 
 class GraphedProgram:
-    """Runs `program` by graphs; members take turns in the two staging rows."""
+    """Runs `program` by graphs; members take turns in the two staging rows.
+
+    Where a graph cannot be captured, as beside another thread that allocates, it says so and runs
+    the program kernel by kernel.
+    """
 
     def __init__(self, program: FusedProgram, stride: int, row_dtype: torch.dtype) -> None:
         self.program = program
         self._stride, self._row_dtype = stride, row_dtype
         self._slots: list[_Slot] = []
+        self._eager = False
         self._turn = 0
         self._side = torch.cuda.Stream(program.stager.device)
 
-    def prepare(self, row: Tensor, statistics: Tensor | None) -> _Slot:
+    def prepare(self, row: Tensor, statistics: Tensor | None) -> Any:
         """Copies and folds a member on the second stream; returns its slot."""
-        if not self._slots:
-            self._capture(statistics)
+        if not self._slots and not self._eager:
+            try:
+                self._capture(statistics)
+            except RuntimeError as error:
+                self._slots, self._eager = [], True
+                warnings.warn(f"networks run without CUDA graphs: {error}", stacklevel=2)
+        if self._eager:
+            return self.program.prepare(row, statistics)
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         main = torch.cuda.current_stream()
@@ -62,6 +74,8 @@ class GraphedProgram:
 
     def run(self, prepared: Any, images: Tensor) -> Tensor:
         """Logits; they are overwritten by the slot's next micro-batch."""
+        if self._eager:
+            return self.program.run(prepared, images)
         slot: _Slot = prepared
         main = torch.cuda.current_stream()
         main.wait_event(slot.prepared)
@@ -85,10 +99,11 @@ class GraphedProgram:
                     self.program.run(self.program.prepare(row, apart, buffers), images)
             torch.cuda.current_stream().wait_stream(self._side)
             prepare, run = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(prepare):
+            # Other threads, such as those that load images, may call CUDA meanwhile.
+            with torch.cuda.graph(prepare, capture_error_mode="thread_local"):
                 prepared = self.program.prepare(row, apart, buffers)
             prepare.replay()
-            with torch.cuda.graph(run):
+            with torch.cuda.graph(run, capture_error_mode="thread_local"):
                 logits = self.program.run(prepared, images)
             self._slots.append(
                 _Slot(

@@ -28,7 +28,7 @@ from support.paths import ROOT
 HERE = Path(__file__).resolve().parent
 NAME = "cuda-on-host"
 ORDERS = ("forward", "reverse", "shuffled")
-KERNELS = ("plan", "tell", "trials", "commit", "fold", "head", "loss_and_rank")
+KERNELS = ("plan", "tell", "trials", "commit", "compose", "fold", "head", "loss_and_rank")
 SOURCES = (
     *(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in KERNELS),
     ROOT / "csrc" / "python" / "cuda.cpp",

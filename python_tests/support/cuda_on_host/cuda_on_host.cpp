@@ -56,10 +56,13 @@ struct Fibre {
   std::vector<Copy> open;
 };
 
-// An mbarrier: the phase's expected and arrived bytes, and the copies that arrive when waited for.
+// An mbarrier: who is to arrive in a phase and has, the phase's expected and issued bytes, and the
+// copies, which come when they are waited for.
 struct Barrier {
-  uint32_t phase = 0, expected = 0, issued = 0;
-  bool armed = false;
+  int arrivals;
+  uint32_t phase;
+  int arrived;
+  uint32_t expected, issued;
   std::vector<Copy> copies;
 };
 
@@ -241,13 +244,17 @@ void wait_copies(int, int newer) {
   }
 }
 
-void barrier_init(uint64_t* barrier) { host::barriers[barrier] = {}; }
+void barrier_init(uint64_t* barrier, int arrivals) {
+  host::barriers[barrier] = {arrivals, 0, 0, 0, 0, {}};
+}
 
 void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   host::Barrier& b = host::barriers.at(barrier);
-  if (b.armed) host::fail("cuda-on-host: an mbarrier used again before its phase ended");
-  b.armed = true;
-  b.expected = bytes;
+  if (b.arrived == b.arrivals) {
+    host::fail("cuda-on-host: an mbarrier used again before its phase ended");
+  }
+  b.arrived += 1;
+  b.expected += bytes;
 }
 
 void copy_bulk(uint64_t* barrier, void* to, const void* from, uint32_t bytes) {
@@ -255,8 +262,9 @@ void copy_bulk(uint64_t* barrier, void* to, const void* from, uint32_t bytes) {
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(from) % 16 == 0 && bytes % 16 == 0;
   if (!aligned || bytes == 0) host::fail("cuda-on-host: a bulk copy of unaligned memory");
+  if (thread_index() % 32 != 0) host::fail("cuda-on-host: bulk copies that a warp takes in turn");
   b.issued += bytes;
-  if (!b.armed || b.issued > b.expected) {
+  if (b.issued > b.expected) {
     host::fail("cuda-on-host: more bytes copied than the mbarrier expects");
   }
   b.copies.push_back({to, from, bytes});
@@ -266,10 +274,9 @@ void barrier_wait(uint64_t* barrier, uint32_t parity) {
   // As on a device, a thread may ask before the copies were issued.
   for (int tries = 0; host::barriers.at(barrier).phase % 2 == parity; ++tries) {
     host::Barrier& b = host::barriers.at(barrier);
-    if (b.armed && b.issued == b.expected) {
+    if (b.arrived == b.arrivals && b.issued == b.expected) {
       host::make(b.copies);
-      b.copies.clear();
-      b = {b.phase + 1, 0, 0, false, {}};
+      b = {b.arrivals, b.phase + 1, 0, 0, 0, {}};
       return;
     }
     if (tries == 1000) host::fail("cuda-on-host: waiting for copies that never come");
@@ -294,10 +301,11 @@ const char* mistake(const std::string& which) {
     unsigned char* shared = host::shared_memory();
     uint64_t* barrier = reinterpret_cast<uint64_t*>(shared);
     unsigned char* to = shared + 64;
-    if (thread_index() == 0) barrier_init(barrier);
+    if (thread_index() == 0) barrier_init(barrier, 1);
     sync_block();
     if (which == "barrier" && thread_index() == 3) return;
     sync_block();
+    if (which == "in turn" && thread_index() == 1) copy_bulk(barrier, to, source, 16);
     if (thread_index() != 0) return;
     if (which == "alignment") copy16(to + 4, source);
     if (which == "copy" || which == "early read") {

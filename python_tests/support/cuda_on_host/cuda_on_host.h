@@ -63,6 +63,13 @@ T shuffle_xor(T value, int lanes) {
   return other;
 }
 
+inline uint32_t vote(bool yes) {
+  uint32_t bits = yes ? 1u << (thread_index() & 31) : 0u;
+  for (int lanes = 1; lanes < 32; lanes *= 2) bits |= shuffle_xor(bits, lanes);
+  return bits;
+}
+inline int population_count(uint32_t bits) { return __builtin_popcount(bits); }
+
 inline int add_shared(int* counter, int value) {
   const int before = *counter;
   *counter += value;
@@ -81,7 +88,7 @@ inline uint32_t or_shared(uint32_t* word, uint32_t bits) {
 void copy16(void* to, const void* from);
 void commit_copies(int stage);
 void wait_copies(int stage, int newer);
-void barrier_init(uint64_t* barrier);
+void barrier_init(uint64_t* barrier, int arrivals);
 void barrier_expect(uint64_t* barrier, uint32_t bytes);
 void copy_bulk(uint64_t* barrier, void* to, const void* from, uint32_t bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
