@@ -7,9 +7,10 @@ of the others (docs/contract.md, "Rounds").
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -35,6 +36,9 @@ FEW = 2000
 ERROR = 0.1
 """The probability, at most, that a run accepts any step that makes networks worse."""
 _RIDGES = 3  # fits that propose
+# Slopes up to which one thread works on a linear model: on a busy machine several wait for each
+# other at every operation, ten times as long as they work.
+_SMALL = 1 << 22
 _TESTS = 8  # images that test, at most, for one in the model: they cost 2 passes each, not d
 
 
@@ -175,10 +179,11 @@ class RoundSearch:
         model, left_out = self.probing.model(recipe, parts.model, keep)
         self._require_finite(virtual_scores(model, self.metric, torch.zeros(1, model.directions)))
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
-        held_out = model.held_out(
-            [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
-            lambda q: virtual_scores(model, self.metric, q),
-        )
+        with _threads(model):
+            held_out = model.held_out(
+                [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
+                lambda q: virtual_scores(model, self.metric, q),
+            )
         virtual: list[Virtual] = []
         likely = max(held_out, key=lambda fit: fit.loss)
         nothing = Outcome(
@@ -195,7 +200,8 @@ class RoundSearch:
                 model.correct(
                     leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
                 )
-            new, evolved = self._propose(model, held_out, radius, (number, wave))
+            with _threads(model):
+                new, evolved = self._propose(model, held_out, radius, (number, wave))
             virtual.append(evolved)
             scores = self._scores(self._recipes(recipe, model, new), choice)
             gains = (scores - present).mean(dim=1).tolist()
@@ -279,6 +285,18 @@ class RoundSearch:
             used = evaluator.used_statistics(rows, None)
             parts.append(evaluator.image_scores(rows, images, self.metric, used).double().cpu())
         return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _threads(model: LinearModel) -> Iterator[None]:
+    """As many threads inside as a linear model of this size is worth."""
+    before = torch.get_num_threads()
+    if model.slopes.numel() <= _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _finite(score: float) -> float:
