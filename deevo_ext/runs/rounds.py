@@ -189,7 +189,7 @@ class RoundSearch:
         nothing = Outcome(
             None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
         )
-        if self.few and likely.gain <= likely.standard_error:
+        if self.few and not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
         proposals: list[Proposal] = []
         for wave in range(2):

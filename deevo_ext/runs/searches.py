@@ -190,6 +190,7 @@ def search_coefficients(materials: Materials, options: RoundsOptions) -> RecipeR
             chunk=materials.chunk,
             recorded=recorded,
         )
+        rounds.check()
         if recorded is None:
             report = materials.check_basin()
             if materials.show is not None:

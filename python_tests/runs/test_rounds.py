@@ -200,6 +200,42 @@ def test_metrics_without_a_finite_score_are_refused_before_probes() -> None:
     assert problem.evaluator.forward_passes == 200
 
 
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.02])
+def test_networks_without_a_finite_score_are_never_taken(few: bool, share: float) -> None:
+    """Steps lead to infinite scores, on every image or on some; the present network has none."""
+    recipe = uniform(3, 4, range(4))
+
+    def infinite(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = cross_entropy(logits, labels, reduction="none")
+        return torch.where(losses > limit, torch.inf, losses)
+
+    problem = Problem(seed=1, metric=Metric.of(infinite), images=600)
+    row = problem.blocks.blocks.compose(problem.population, recipe[None])
+    losses = problem.evaluator.losses(row, problem.images).losses
+    limit = float(losses.max()) * (1 + share) + 1e-4
+    outcome = problem.rounds(few=few).run(recipe, 1, 1.0)
+    if outcome.accepted:
+        assert outcome.step is not None and 0 < outcome.gain < torch.inf
+        made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+        row = problem.blocks.blocks.compose(problem.population, made[None])
+        tested = problem.rounds(few=few).parts(1)
+        images = tested.model if tested.test is None else tested.test
+        assert float(problem.evaluator.losses(row, images).losses.max()) <= limit
+
+    def always(logits: Tensor, labels: Tensor) -> Tensor:
+        known = (logits[:, None] - present).abs().amax(dim=2).amin(dim=1) < 1e-6
+        return torch.where(known, 1.0, torch.inf)
+
+    problem = Problem(seed=1, metric=Metric.of(always), images=600)
+    row = problem.blocks.blocks.compose(problem.population, recipe[None])[0]
+    present = problem.evaluator.logits(row, problem.images)
+    outcome = problem.rounds(few=few).run(recipe, 1, 1.0)
+    assert not outcome.accepted
+    scores = {one.score for one in outcome.proposals}
+    assert scores <= {0.0, torch.inf}, scores
+
+
 @pytest.mark.parametrize(("members", "unit"), [(2, "layer"), (4, "member"), (64, "tensor")])
 def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str) -> None:
     problem = Problem(seed=1, members=members, unit=unit, centred=members == 2, images=200)
