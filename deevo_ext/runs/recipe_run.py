@@ -77,7 +77,7 @@ class RecipeRun(Run):
         self.state = RecipeState(
             population, rounds.probing.blocks, validation.evaluator.used_statistics
         )
-        self.treatments = Treatments(validation, rounds.images, rounds.seed, statistics=False)
+        self.treatments = Treatments(validation, rounds.images, rounds.seed)
         self.virtual: list[list[dict[str, float]]] = []
         rounds.check()
         self.require_fresh()

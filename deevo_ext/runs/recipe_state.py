@@ -31,7 +31,7 @@ class RecipeState(Candidates):
         self, population: Population, blocks: Blocks, statistics_of: StatisticsOf | None = None
     ) -> None:
         super().__init__(population, statistics_of)
-        self.blocks, self.dtype = blocks, population.rows.dtype
+        self.blocks = blocks
         self.recipe = torch.empty(0)
         self.best: torch.Tensor | None = None
         self.round, self.failures, self.radius = 0, 0, 1.0

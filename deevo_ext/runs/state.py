@@ -139,11 +139,9 @@ class Candidates:
 
     population: of the run. initial: those of the initial population by kind (generation 0);
     evolved: for each kind the best by validation of generation 1 and later; treated: those of
-    `runs.treatments`, at the end. dtype: what the candidates' weights are rounded to.
-    `statistics_of(row, inherited)` gives the statistics a row is to be used with (the evaluator's).
+    `runs.treatments`, at the end. `statistics_of(row, inherited)` gives the statistics a row is to
+    be used with (the evaluator's).
     """
-
-    dtype = torch.float32
 
     def __init__(self, population: Population, statistics_of: StatisticsOf | None = None) -> None:
         self.population = population

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
@@ -45,17 +43,14 @@ class Treatments:
     """Treats candidates of a run.
 
     validation: scores them; its evaluator puts images through them. images: the fitness images,
-    of which up to 10,000 are used. seed: of that choice and of the folds. statistics: whether
-    networks that hold BatchNorm statistics like weights get new ones; a recipe could not say them.
+    of which up to 10,000 are used. seed: of that choice and of the folds.
 
     costs: what each candidate that was made here took, by its name, the treatments before it
     included, the candidate that was treated not. reason: why there is no refit; empty if there is.
     """
 
-    def __init__(
-        self, validation: Validation, images: LabelledImages, seed: int, *, statistics: bool = True
-    ) -> None:
-        self._validation, self._seed, self._statistics = validation, seed, statistics
+    def __init__(self, validation: Validation, images: LabelledImages, seed: int) -> None:
+        self._validation, self._seed = validation, seed
         if len(images) > TREATMENT_IMAGES:
             images = images.subset(batch_indices(images.labels, TREATMENT_IMAGES, 0, seed))
         self._images = images
@@ -67,16 +62,15 @@ class Treatments:
         soup, made = state.initial["soup"], []
         if self._validation.evaluator.policy.recalibrates:
             made.append(self._accounted(lambda: self._averaged(soup), Cost()))
-        made += self._both(soup, state.dtype)
+        made += self._both(soup)
         if state.evolved:
-            best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-            made += self._both(best, state.dtype)
+            made += self._both(min(state.evolved.values(), key=lambda candidate: candidate.score))
         return made
 
-    def _both(self, candidate: Candidate, dtype: torch.dtype) -> list[Candidate]:
+    def _both(self, candidate: Candidate) -> list[Candidate]:
         made, policy = [], self._validation.evaluator.policy
         before = Cost()
-        if self._statistics and policy.any and not policy.recalibrates:
+        if policy.any and not policy.recalibrates:
             treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
             made.append(treated)
             before = self.costs[treated.name]
@@ -86,9 +80,7 @@ class Treatments:
             self.reason = classifier
             return made
         try:
-            made.append(
-                self._accounted(lambda: self._refitted(candidate, classifier, dtype), before)
-            )
+            made.append(self._accounted(lambda: self._refitted(candidate, classifier), before))
         except DeevoError as error:  # of features that are not finite: the run has its result
             self.reason = str(error)
         return made
@@ -130,9 +122,7 @@ class Treatments:
         weight = evaluator.population.layout.views(candidate.row)[found.weight]
         return why_no_refit(self._images.labels, len(weight)) or found
 
-    def _refitted(
-        self, candidate: Candidate, classifier: Classifier, dtype: torch.dtype
-    ) -> Candidate:
+    def _refitted(self, candidate: Candidate, classifier: Classifier) -> Candidate:
         evaluator = self._validation.evaluator
         read, logits = features(
             evaluator, classifier, candidate.row, self._images, candidate.statistics
@@ -146,8 +136,8 @@ class Treatments:
             bias=classifier.bias is not None,
         )
         changes = changes_of(classifier, found)
-        row = changed(evaluator.population, candidate.row.to(dtype), changes)
-        views = evaluator.population.layout.views(row.float())
+        row = changed(evaluator.population, candidate.row, changes)
+        views = evaluator.population.layout.views(row)
         treated = with_tensors(
             evaluator.population, candidate, {name: views[name].clone() for name in changes}
         )
