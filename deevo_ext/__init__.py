@@ -21,6 +21,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 from deevo_ext.runs.evolve import Result, evolve
+from deevo_ext.runs.merge import Merged, merge
 from deevo_ext.runs.replay import replay
 from deevo_ext.runs.run import Evolution
 from deevo_ext.search.configuration import PRESETS, Configuration
@@ -41,6 +42,7 @@ __all__ = [
     "ImageSet",
     "LabelledImages",
     "Losses",
+    "Merged",
     "Population",
     "PopulationForward",
     "Result",
@@ -48,5 +50,6 @@ __all__ = [
     "Trials",
     "__version__",
     "evolve",
+    "merge",
     "replay",
 ]

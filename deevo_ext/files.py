@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -17,13 +20,33 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "deevo_ext"
 
 
+def read_regular(path: Path) -> bytes:
+    """Reads a file that is one: no folder, device or pipe, which may never end.
+
+    Raises DeevoError that names the file when it cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            return file.read()
+    except OSError as error:
+        raise DeevoError(
+            f"cannot read {path}: {error.strerror or error}; expected a readable file"
+        ) from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that its name shows the old content or the new, whatever interrupts.
 
-    Raises DeevoError that names the file when it cannot be written.
+    A kill may leave `.NAME.XXXXXXXX.partial` beside it, which `remove_partial` removes. Raises
+    DeevoError that names the file when it cannot be written.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -42,3 +65,13 @@ def write_whole(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
             "folder"
         ) from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed calls of `write_whole` left in a folder that nobody else writes to."""
+    for path in folder.glob(f".*.????????{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+_PARTIAL = ".partial"

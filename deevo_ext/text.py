@@ -6,6 +6,8 @@ last one holds for all columns that follow. The cells are text.
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Container, Sequence
 
 Lines = Sequence[Sequence[str]]
@@ -27,15 +29,22 @@ def text_table(header: Sequence[str], lines: Lines, align: str = "<>") -> str:
 def markdown_table(
     header: Sequence[str], lines: Lines, align: str = "<>", bold: Container[int] = ()
 ) -> str:
-    """Returns the table as Markdown; bold: the numbers of the lines that are set in bold type."""
+    """Returns the table as Markdown; bold: the numbers of the lines that are set in bold type.
+
+    Cells are shown as they are, whatever tags, links, code or lines they hold.
+    """
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
+
+    def shown(cell: str) -> str:
+        one_line = html.escape(" ".join(cell.splitlines()), quote=False)
+        return re.sub(r"([\\|`\[\]])", r"\\\1", one_line)
 
     rules = {"<": "---", ">": "---:"}
     rule = "|".join(rules[sign] for sign in align.ljust(len(header), align[-1])[: len(header)])
     body = [
-        line([f"**{cell}**" for cell in cells] if i in bold else cells)
+        line([f"**{shown(cell)}**" if i in bold else shown(cell) for cell in cells])
         for i, cells in enumerate(lines)
     ]
-    return "\n".join([line(header), f"|{rule}|", *body])
+    return "\n".join([line([shown(cell) for cell in header]), f"|{rule}|", *body])

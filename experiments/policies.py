@@ -15,8 +15,8 @@ from typing import Any
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.runs.comparison import SOUP
 from deevo_ext.runs.soups import average
+from deevo_ext.runs.state import SOUP
 
 from .csv_files import Line, Lines
 from .populations import Setting
@@ -55,8 +55,9 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
     result = evolve(case, f"policy-{name}", options | policy)
     assert result.comparison is not None
     networks = {network.name: network for network in result.comparison.networks}
-    (evolved,) = (network for network in networks.values() if network.returned)
-    low, high = result.comparison.interval
+    evolved = networks[result.comparison.evolved]
+    rival = result.comparison.rival
+    low, high = rival.interval
     line = {
         "setting": setting.name,
         "population": seed,
@@ -66,7 +67,7 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
         "returned": f"{result.candidate.kind} of generation {result.candidate.generation}",
         "loss": evolved.loss,
         "top1": evolved.top1,
-        "difference": result.comparison.difference,
+        "difference": rival.mean,
         "low": low,
         "high": high,
         "best_parent_loss": networks["best parent"].loss,

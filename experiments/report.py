@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 
 from deevo_ext.files import write_whole
 from deevo_ext.reports.plots import success_rates
-from deevo_ext.runs.comparison import SOUP
+from deevo_ext.runs.state import SOUP
 from deevo_ext.text import markdown_table
 
 from .csv_files import Line, read
@@ -34,7 +34,7 @@ def load(records: Path, setting: str) -> dict[str, Runs]:
 
 
 def evolved(run: Run) -> Line:
-    """The network that the run gave back: of evolution, the candidate that validation chose."""
+    """The network that counts: of evolution, the evolved candidate that validation chose."""
     return next(line for line in run.values() if line["returned"])
 
 
@@ -147,7 +147,7 @@ def _populations(runs: Runs) -> str:
     lines = []
     for population, run in runs.items():
         ours = evolved(run)
-        kind = ours["network"].removeprefix("evolved ")
+        kind = ours["network"].removeprefix("evolved ").removeprefix("and ")
         lines.append(
             (
                 str(population),

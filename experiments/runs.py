@@ -16,8 +16,8 @@ import deevo_ext as deevo
 from deevo_ext.data import ImageSets
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.sampling import batch_indices
-from deevo_ext.runs.comparison import INITIAL_NAMES, SOUP
 from deevo_ext.runs.soups import greedy_soup
+from deevo_ext.runs.state import SOUP
 
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Line, Lines
@@ -31,9 +31,6 @@ GENERATIONS_PER_BATCH = 3
 VALIDATE_EVERY = 15
 VALIDATION = 4000
 MICRO_BATCH = 500
-
-# Which candidate of validation a network of the comparison is.
-_CANDIDATES = {name: kind for kind, name in INITIAL_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,7 @@ def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
         case.network,
         case.paths,
         case.sets.fitness,
+        search="weights",
         run_dir=case.folder / "runs" / name,
         test_images=case.sets.test,
         basin="ignore",
@@ -85,7 +83,8 @@ def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
     """Evolves the population by a variant; returns the lines of its networks and generations.
 
     Each network has its test loss, its top-1 and what it took; the candidates of validation also
-    have their loss there, and the one that was returned its difference to the greedy soup.
+    have their loss there, and the best evolved one, which counts as returned whatever the run
+    returned, its difference to the best initial one.
     Generations are kept of the variants that the plots show.
     """
     options: dict[str, Any] = {
@@ -100,14 +99,16 @@ def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
     result = evolve(case, name, options | VARIANTS[name].options)
     assert result.comparison is not None
     state, networks = result.run.state, []
+    candidates = [*state.initial.values(), *state.evolved.values(), *state.treated]
+    by_name = {candidate.name: candidate for candidate in candidates}
+    rival = result.comparison.rival
     for network in result.comparison.networks:
-        initial = state.initial.get(_CANDIDATES.get(network.name, ""))
-        candidate = initial or state.evolved.get(network.name.removeprefix("evolved "))
-        difference, (low, high) = result.comparison.difference, result.comparison.interval
+        candidate, is_best = by_name.get(network.name), network.name == result.comparison.evolved
+        (low, high) = rival.interval
         networks.append(
             {
                 "network": network.name,
-                "returned": int(network.returned),
+                "returned": int(is_best),
                 "loss": network.loss,
                 "top1": network.top1,
                 "gained": network.gained,
@@ -115,10 +116,10 @@ def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
                 "inference": network.inference,
                 "forward_passes": network.forward_passes,
                 "validation_loss": candidate.score if candidate else None,
-                "difference": difference if network.returned else None,
-                "low": low if network.returned else None,
-                "high": high if network.returned else None,
-                "generation": result.candidate.generation if network.returned else None,
+                "difference": rival.mean if is_best else None,
+                "low": low if is_best else None,
+                "high": high if is_best else None,
+                "generation": candidate.generation if candidate and is_best else None,
             }
         )
     history = result.history if name in PLOTTED else []

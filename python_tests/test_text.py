@@ -26,3 +26,9 @@ def test_markdown_escapes_bars_and_sets_rows_in_bold_type() -> None:
         "| **b\\|c** | **12.25** | **0** |",
     ]
     assert markdown_table(("one", "two"), [], "<<>").splitlines()[1] == "|---|---|"
+
+
+def test_markdown_shows_cells_as_they_are() -> None:
+    cell = "<script>x</script>\n| `a` [b](c) \\"
+    (line,) = markdown_table(("name",), [(cell,)]).splitlines()[2:]
+    assert line == r"| &lt;script&gt;x&lt;/script&gt; \| \`a\` \[b\](c) \\ |"

@@ -31,6 +31,7 @@ def app() -> typer.Typer:
     from deevo_ext.cli.demo import demo
     from deevo_ext.cli.evolve import evolve
     from deevo_ext.cli.info import info
+    from deevo_ext.cli.merge import merge
     from deevo_ext.cli.populate import populate
     from deevo_ext.cli.replay import replay
 
@@ -42,6 +43,6 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    for command in (demo, cache, populate, evolve, replay, compare, info):
+    for command in (demo, cache, populate, evolve, replay, merge, compare, info):
         application.command()(command)
     return application

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deevo_ext.reports.card import TABLE
-from deevo_ext.runs.comparison import SOUP, Comparison
+from deevo_ext.runs.comparison import Comparison
 from deevo_ext.text import text_table
 
 
@@ -26,10 +26,16 @@ def compare(
         return
     lines = []
     for run, comparison in compared:
-        evolved = next(network for network in comparison.networks if network.returned)
-        low, high = comparison.interval
-        interval = f"[{low:+.5f}, {high:+.5f}]"
-        changed = (str(evolved.gained), str(evolved.lost), f"{evolved.mcnemar:.2g}")
-        lines.append((str(run), f"{comparison.difference:+.5f}", interval, *changed))
-    header = ("run", "loss difference", "95 % interval", "gained", "lost", "p")
-    typer.echo(f"The evolved networks against the {SOUP} of each:\n{text_table(header, lines)}")
+        rival, parent = comparison.rival, comparison.parent
+        if rival is None:
+            figures = ("nothing was evolved", "-", "-", "-")
+        else:
+            low, high = rival.interval
+            interval = f"[{low:+.5f}, {high:+.5f}]"
+            figures = (rival.name, f"{rival.mean:+.5f}", interval, f"{parent.mean:+.5f}")
+        lines.append((str(run), comparison.metric, *figures))
+    header = ("run", "metric", "best initial network", "difference", "95 % interval", "to parent")
+    typer.echo(
+        "The best evolved network of each against the best initial one, both by validation:\n"
+        f"{text_table(header, lines)}"
+    )

@@ -15,6 +15,7 @@ from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.reports.card import CARD, PICTURE, TABLE, write_documents
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.run import Evolution
 from deevo_ext.training.hyper_parameters import Choices
 from deevo_ext.training.populate import populate
 from deevo_ext.training.trainings import PopulationOptions, trainings_of
@@ -73,6 +74,7 @@ def demo(
         sets.fitness,
         sets.validation.subset(range(min(VALIDATION, len(sets.validation)))),
         sets.test,
+        search="weights",
         generations=generations,
         seed=seed,
         run_dir=folder,
@@ -88,6 +90,7 @@ def demo(
         "seconds of training": f"{trained - started:.1f}",
         "threads": str(torch.get_num_threads()),
     }
+    assert isinstance(result.run, Evolution)
     write_documents(result.run, comparison, about)
     ended = time.perf_counter()
     if json is not None:

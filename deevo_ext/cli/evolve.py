@@ -12,7 +12,14 @@ import torch
 import typer
 
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
-from deevo_ext.cli.parameters import function_of, images_per_batch_of, without_defaults
+from deevo_ext.cli.parameters import (
+    bytes_of,
+    function_of,
+    images_per_batch_of,
+    images_per_round_of,
+    unit_of,
+    without_defaults,
+)
 from deevo_ext.data import image_sets
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
@@ -25,6 +32,8 @@ from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.preflight import Preflight, seconds_of
+from deevo_ext.runs.round_preflight import RoundPreflight
+from deevo_ext.runs.run import Evolution
 
 _networks = partial(typer.Option, rich_help_panel=NETWORKS)
 _images = partial(typer.Option, rich_help_panel=IMAGES)
@@ -92,21 +101,42 @@ def evolve(
         ),
     ] = "loss",
     calibration: Annotated[
-        int,
+        int | None,
         _images(
             help="The number of fitness images that --batchnorm recalibrate computes statistics "
-            "on.",
+            "on: by default 1,000, or all of fewer.",
             min=1,
         ),
-    ] = 512,
+    ] = None,
+    blocks: Annotated[
+        list[str] | None,
+        _networks(
+            help='What a recipe weighs together: "layer", "module", "tensor", "member" or "auto", '
+            "layers as long as they are few; or, repeated, patterns of tensors' names."
+        ),
+    ] = None,
+    images_per_round: Annotated[
+        str,
+        _images(
+            help='The number of fitness images of a round\'s linear model, or "auto": 1,000, or 10 '
+            "a class, up to 6,400; up to 2,000 fitness images are all used."
+        ),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        _running(
+            help='The memory of the linear model, as "2GiB"; by default a quarter of what can be '
+            "had."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="The run folder. A run that it holds already is resumed.")
     ] = Path("evolved"),
     time: Annotated[
         str | None,
         typer.Option(
-            help='A time for evaluation, as "8h", which decides the number of generations in place '
-            "of --generations."
+            help='A time for evaluation, as "8h": no round begins after it; with --search weights '
+            "it decides the number of generations in place of --generations."
         ),
     ] = None,
     dry_run: Annotated[
@@ -170,15 +200,16 @@ def evolve(
         "minutes where networks are large."
     )
     calibration_images = None
-    if parameters["batchnorm"] == "recalibrate":
+    if calibration is not None:
         count, seed = min(calibration, len(sets.fitness)), parameters["seed"]
         some = batch_indices(sets.fitness.labels, count, 0, seed)
         calibration_images = sets.fitness.subset(some, "calibration images")
 
-    def show(preflight: Preflight) -> None:
+    def show(preflight: Preflight | RoundPreflight) -> None:
         typer.echo(str(preflight))
         if not force:
-            preflight.require_bytes()
+            if isinstance(preflight, Preflight):
+                preflight.require_bytes()
             if preflight.basin is not None:
                 require_basin(preflight.basin)
         if dry_run:
@@ -194,6 +225,9 @@ def evolve(
         seconds=seconds,
         run_dir=out,
         images_per_batch=per_batch,
+        images_per_round=images_per_round_of(images_per_round),
+        blocks=unit_of(blocks),
+        memory=None if memory is None else bytes_of(memory),
         metric=image_metric,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=getattr(torch, dtype),
@@ -209,7 +243,8 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
-    write_documents(result.run, result.comparison, about)
+    if isinstance(result.run, Evolution):
+        write_documents(result.run, result.comparison, about)
     if result.comparison is not None:
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
     typer.echo(

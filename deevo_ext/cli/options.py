@@ -21,7 +21,7 @@ NETWORKS, IMAGES = "What is evolved", "Images and fitness"
 RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
 
 PANELS: dict[str | None, tuple[str, ...]] = {
-    None: ("generations", "seed"),
+    None: ("search", "rounds", "passes", "generations", "seed"),
     NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key"),
     IMAGES: (
         "generations_per_batch",

@@ -1,10 +1,12 @@
 """Values of options that are texts on the command line and something else for the library."""
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.networks.blocks import UNITS
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy
 
@@ -32,6 +34,34 @@ def images_per_batch_of(text: str) -> int | Literal["auto"] | None:
         raise DeevoError(
             f'images_per_batch is {text!r}; expected "auto", "all" or a whole number'
         ) from None
+
+
+def images_per_round_of(text: str) -> int | Literal["auto"]:
+    """Returns the number of images that the text is, or "auto"."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise DeevoError(
+            f'images_per_round is {text!r}; expected "auto" or a whole number'
+        ) from None
+
+
+def unit_of(blocks: list[str] | None) -> str | list[str]:
+    """Returns the unit that is named, or the patterns; by default "auto"."""
+    if not blocks:
+        return "auto"
+    return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
+
+
+def bytes_of(text: str) -> int:
+    """Returns the bytes of "500MiB", "2GiB" or a plain number."""
+    match = re.fullmatch(r"(\d+\.?\d*) *([KMGT]i?B?)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise DeevoError(f'memory is {text!r}; expected a size such as "500MiB" or "2GiB"')
+    power = " KMGT".index((match[2] or " ")[0].upper())
+    return int(float(match[1]) * 1024**power)
 
 
 def without_defaults(parameters: dict[str, Any]) -> dict[str, Any]:

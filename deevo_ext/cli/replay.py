@@ -5,32 +5,47 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.cli.merge import merge
+from deevo_ext.errors import DeevoError
+from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.replay import replay as run_again
 from deevo_ext.runs.replay import write_candidate, write_trials
 
 
 def replay(
     run_dir: Annotated[
-        Path, typer.Argument(help="The folder of the run, which holds journal.jsonl.")
+        Path,
+        typer.Argument(
+            help="The folder of the run, which holds journal.jsonl; or a recipe.yaml, which is "
+            "merged."
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(help="A file to write the returned network to (.safetensors or .pth)."),
     ] = None,
-    trials: Annotated[Path | None, typer.Option(help="A CSV file to write every trial to.")] = None,
+    trials: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file to write every trial of a search of weights to."),
+    ] = None,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="The folder that holds the initial checkpoints now, if they were moved."),
     ] = None,
 ) -> None:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
+    if run_dir.suffix in (".yaml", ".yml"):
+        if out is None or trials is not None:
+            raise DeevoError(f"{run_dir} is a recipe: give --out, and no --trials")
+        merge(run_dir, out, checkpoints)
+        return
     result = run_again(run_dir, checkpoints)
     candidate = result.candidate
+    what = "round" if isinstance(result.state, RecipeState) else "generation"
     end = "finished" if result.finished else "unfinished; this is its best candidate so far"
     typer.echo(
-        f"{len(result.generations)} generations replayed ({end}): evolved {candidate.kind} of "
-        f"generation {candidate.generation}, score {candidate.score:.6g}, "
-        f"SHA-256 {candidate.digest}"
+        f"{len(result.rounds or result.generations)} {what}s replayed ({end}): {candidate.name} of "
+        f"{what} {candidate.generation}, score {candidate.score:.6g}, SHA-256 {candidate.digest}"
     )
     if out is not None:
         write_candidate(result, out)

@@ -97,17 +97,25 @@ def _open_cifar(folder: Path, name: str, *, ten: bool) -> ArrayPictures:
     files = [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"]
     label_key, names_key = ("labels", "label_names") if ten else ("fine_labels", "fine_label_names")
     meta = folder / ("batches.meta" if ten else "meta")
-    class_names = [label.decode() for label in _values(meta, names_key)[0]]
+    names = _values(meta, names_key)[0]
+    if not isinstance(names, list) or not all(isinstance(n, (bytes, str)) for n in names):
+        raise DeevoError(f"{meta}: its {names_key} are no list of names")
+    class_names = [
+        label.decode(errors="replace") if isinstance(label, bytes) else label for label in names
+    ]
     images, labels = [], []
     for file in (*files, "test_batch" if ten else "test"):
         path = folder / file
         data, numbers = _values(path, "data", label_key)
+        if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
+            raise DeevoError(f"{path}: its {label_key} are no list of whole numbers")
         good = isinstance(data, np.ndarray) and data.dtype == np.uint8
         if not good or data.shape != (len(numbers), 3072) or not len(numbers):
             raise DeevoError(f"{path}: expected uint8 [N, 3072] with a label each")
         if not 0 <= min(numbers) <= max(numbers) < len(class_names):
             raise DeevoError(
-                f"{path}: has label {max(numbers)}, but {meta} {len(class_names)} classes"
+                f"{path}: has labels {min(numbers)}..{max(numbers)}, but {meta} has "
+                f"{len(class_names)} classes"
             )
         images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(np.array(numbers, np.int64))

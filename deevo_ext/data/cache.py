@@ -8,6 +8,7 @@ one builds it, while the others wait.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import itertools
@@ -29,6 +30,8 @@ from deevo_ext.errors import DeevoError
 
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker
+_NAMED = 50  # unusable pictures in one message
+_NO_GUARD = 'a script that starts processes lacks if __name__ == "__main__":'
 
 
 def default_workers() -> int:
@@ -52,11 +55,14 @@ def build_cache(
     processor; 0 decodes in this one. skip_corrupt: leaves out what cannot be read instead of
     refusing it; `Cache.skipped` counts them.
 
-    Raises DeevoError: pictures that cannot be read and classes without any (all of them by name, in
+    Raises DeevoError: pictures that cannot be read and classes without any (up to 50 by name, in
     one message, after everything else is decoded and kept), no room on the disk, a cache of another
     source or transform in the file's place. A picture that is left out is a warning.
     """
     path = Path(path)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker imports the script that started it, and would wait for the file's lock.
+        raise DeevoError(f"a decoding process calls build_cache itself: {_NO_GUARD}")
     if workers is not None and workers < 0:
         raise DeevoError(f"workers is {workers}; expected 0 or more")
     if not len(pictures):
@@ -76,8 +82,10 @@ def build_cache(
         lost = [_reported(pictures, index, reason) for index, reason in problems.items()]
         if (lost or pictures.problems) and not skip_corrupt:
             unusable = [*pictures.problems, *lost]
+            more = len(unusable) - _NAMED
             raise DeevoError(
-                f"{len(unusable)} of {pictures.name} cannot be used: {'; '.join(unusable)}. Mend "
+                f"{len(unusable)} of {pictures.name} cannot be used: "
+                f"{'; '.join(unusable[:_NAMED])}{f'; and {more} more' if more > 0 else ''}. Mend "
                 "or remove them, or leave them out with --skip-corrupt; what is decoded is kept"
             )
         for index in problems:
@@ -136,9 +144,12 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
     """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link there, which others may have put into a shared folder, is not followed.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(partial, flags, 0o666)
     except OSError as error:
-        raise DeevoError(f"cannot write {partial}: {error.strerror}") from error
+        reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
+        raise DeevoError(f"cannot write {partial}: {reason}") from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,8 +249,7 @@ def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
             except BrokenProcessPool as error:
                 raise DeevoError(
                     "a decoding process died: for want of memory (try again with fewer --workers: "
-                    "what is decoded is kept), or because a script that calls this lacks "
-                    'if __name__ == "__main__":'
+                    f"what is decoded is kept), or because {_NO_GUARD}"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

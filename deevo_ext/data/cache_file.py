@@ -12,7 +12,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
+import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +132,8 @@ class Cache:
     """An open cache file.
 
     labels: int64 [N], in memory, -1 where there is no picture. digests: uint8 [N, 32] and pixels:
-    uint8 [N, H, W, C], memory-mapped.
+    uint8 [N, H, W, C], memory-mapped. verified: bool [N], whether pixels and label were found to
+    have their digest, which is looked at when an image is first read.
     """
 
     path: Path
@@ -137,6 +141,7 @@ class Cache:
     labels: Tensor
     digests: Tensor
     pixels: Tensor
+    verified: Tensor
 
     @property
     def class_names(self) -> list[str]:
@@ -184,6 +189,7 @@ class Cache:
             transform.std,
             f"{self.description.name}/{part}",
             digests=self.digests[start:stop],
+            verified=self.verified[start:stop],
             indices=None if whole else present,
             in_memory=False,
         )
@@ -200,8 +206,10 @@ def open_cache(path: str | Path) -> Cache:
     Raises DeevoError: missing, truncated, not a cache, or of another version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        raise DeevoError(f"{path}: an archive, which is not read: unpack it, and give its folder")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -227,6 +235,25 @@ def open_cache(path: str | Path) -> Cache:
         if isinstance(error, DeevoError):
             raise
         raise DeevoError(
-            f"{path}: not a whole cache file ({error}); delete it and make it anew with deevo cache"
+            f"{path}: not a whole cache file ({error}); expected one that deevo cache made (make a "
+            "damaged one anew), or a folder of pictures"
         ) from error
-    return Cache(path, description, labels, digests, pixels)
+    verified = torch.zeros(len(labels), dtype=torch.bool)
+    return Cache(path, description, labels, digests, pixels, verified)
+
+
+def require_own(path: Path) -> None:
+    """Raises DeevoError for a file that others may have put or changed there.
+
+    That is one of another user but root, or one that everyone may write. A file that is named by
+    its user is taken as it is.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
+        raise DeevoError(
+            f"{path}: a cache of another user, or one that everyone may write; delete it, choose "
+            "another DEEVO_CACHE_DIR, or give the file itself as the data if you trust it"
+        )

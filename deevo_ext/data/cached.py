@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass, field, replace
 
@@ -29,8 +30,9 @@ class CachedImages(LabelledImages):
     labels: int64 [N] on the CPU, of the images of this set; none negative. mean, std: per channel,
     of values in 0..1: what networks get is (pixel / 255 - mean) / std. name: for messages and
     reports. digests: uint8 [M, 32], the `image_digest` of each; without them they are computed when
-    asked for. indices: int64 [N] into `all_pixels`; None for all of them, in order. in_memory:
-    whether reading needs no disk.
+    asked for. verified: bool [M], the images whose pixels and label were found to have their
+    digest; where it is given, an image is compared when it is first read. indices: int64 [N] into
+    `all_pixels`; None for all of them, in order. in_memory: whether reading needs no disk.
 
     Raises DeevoError: a shape, dtype, length or value is not as above.
     """
@@ -41,6 +43,7 @@ class CachedImages(LabelledImages):
     std: tuple[float, ...] = field()
     name: str
     digests: Tensor | None = None
+    verified: Tensor | None = None
     indices: Tensor | None = None
     in_memory: bool = True
 
@@ -54,7 +57,8 @@ class CachedImages(LabelledImages):
         self.check_labels(shape[0] if self.indices is None else len(self.indices))
         _, height, width, channels = shape
         one_each = len(self.mean) == len(self.std) == channels
-        if not one_each or not all(value > 0 for value in self.std):
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if not one_each or not finite or not all(value > 0 for value in self.std):
             raise DeevoError(
                 f"{self.name}: images have {channels} channels, mean is {self.mean} and std "
                 f"{self.std}; expected one of each a channel, and std above 0"
@@ -62,14 +66,33 @@ class CachedImages(LabelledImages):
         self.image_shape, self.dtype = (channels, height, width), torch.uint8
 
     def pixels(self, start: int, stop: int) -> Tensor:
-        """Returns images start..stop-1, uint8 [n, C, H, W], channels-last in memory."""
+        """Returns images start..stop-1, uint8 [n, C, H, W], channels-last in memory.
+
+        Raises DeevoError where an image does not have its digest.
+        """
         if self.indices is None:
             pixels = self.all_pixels[start:stop]
             if not self.in_memory:
                 pixels = pixels.clone()  # a view of a memory map has read nothing yet
         else:
             pixels = self.all_pixels[self.indices[start:stop].to(self.all_pixels.device)]
+        if self.digests is not None and self.verified is not None:
+            self._verify(start, pixels, self.digests, self.verified)
         return pixels.permute(0, 3, 1, 2)
+
+    def _verify(self, start: int, pixels: Tensor, digests: Tensor, verified: Tensor) -> None:
+        """Compares the images that were not compared before with their digests."""
+        slots = torch.arange(start, start + len(pixels))
+        if self.indices is not None:
+            slots = self.indices[slots]
+        for k in torch.nonzero(~verified[slots]).flatten().tolist():
+            found = image_digest(pixels[k].numpy().data, int(self.labels[start + k]))
+            if found != digests[slots[k]].numpy().tobytes():
+                raise DeevoError(
+                    f"{self.name}: image {start + k} is not what was cached: the cache file was "
+                    "changed or is damaged; delete it and make it anew"
+                )
+        verified[slots] = True
 
     def subset(self, indices: Indices, name: str | None = None) -> CachedImages:
         """Returns the images at `indices`, in that order; pixels are not copied."""
@@ -87,13 +110,16 @@ class CachedImages(LabelledImages):
             all_pixels=self.all_pixels[start:stop],
             labels=self.labels[start:stop],
             digests=None if self.digests is None else self.digests[start:stop],
+            verified=None if self.verified is None else self.verified[start:stop],
             name=name or self.name,
         )
 
     def gathered(self, pixels: Tensor) -> CachedImages:
         """Returns the same images, lying in order in `pixels` of their own, uint8 [N, H, W, C]."""
         digests = None if self.digests is None else self._digests()
-        return replace(self, all_pixels=pixels, digests=digests, indices=None, in_memory=True)
+        return replace(
+            self, all_pixels=pixels, digests=digests, verified=None, indices=None, in_memory=True
+        )
 
     def digest(self) -> str:
         """Returns the set's SHA-256 (hex), from the images' digests, so that nothing is read."""

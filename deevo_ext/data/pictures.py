@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from deevo_ext.data.arrays import open_arrays
+from deevo_ext.data.tree import Trees, class_folders
 from deevo_ext.errors import DeevoError
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-"""Files taken as pictures, in any case; those of torchvision's ImageFolder."""
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-"""Names of a tree's two parts, and the folders that may hold them; the first one is taken."""
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of a tree's parts, and the folders that may hold them; the first one is taken.
+
+Where there is no val, test is taken for it.
+"""
 
 
 class Pictures(Protocol):
@@ -57,7 +63,7 @@ class Pictures(Protocol):
 
 @dataclass
 class FolderPictures:
-    """A folder of class folders, or one with a folder of them each for train and val."""
+    """A folder of class folders, or one with a folder of them each for train, val and test."""
 
     name: str
     root: Path
@@ -79,7 +85,8 @@ class FolderPictures:
                 status = os.stat(self.root / file)
             except OSError:
                 continue  # reading it will say what is wrong
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            facts = f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode()
+            digest.update(os.fsencode(file) + facts)  # names need not be UTF-8
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Any, int]:
@@ -173,14 +180,14 @@ class Selected:
 def open_pictures(source: str | Path) -> Pictures:
     """Returns the pictures at a path, recognised by what lies there.
 
-    An ImageFolder tree with train/ and val/ (or one of their other names), a folder of class
+    An ImageFolder tree with train/, val/ and test/ (or some of them; see PARTS), a folder of class
     folders, CIFAR-10's or CIFAR-100's Python version, or the IDX files of an MNIST-like set.
 
     Raises DeevoError: none of these, or damaged CIFAR or IDX files.
     """
-    root = Path(source).expanduser().resolve()
-    if not root.is_dir():
+    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(source)):
         raise DeevoError(f"{source}: no such folder")
+    root = Path(os.path.expanduser(source)).resolve()
     return open_arrays(root) or _open_folders(root)
 
 
@@ -192,12 +199,23 @@ def _open_folders(root: Path) -> FolderPictures:
     }
     if "train" not in tree:
         tree = {"all": root}
-    classes = {part: _classes(folder) for part, folder in tree.items()}
+    elif "test" in tree and "val" not in tree:
+        tree["val"] = tree.pop("test")
+    classes = {part: class_folders(folder) for part, folder in tree.items()}
+    if "test" in tree and not set(classes["test"]) & set(classes["train"]):
+        warnings.warn(
+            f"{tree['test']}: left out, as it has no class folders of {tree['train']}", stacklevel=3
+        )
+        del tree["test"], classes["test"]
     class_names = sorted(set().union(*classes.values()))
     files: list[str] = []
     labels: list[int] = []
     parts: dict[str, tuple[int, int]] = {}
-    problems: list[str] = []
+    trees = Trees(
+        [root, *(folder for folder in tree.values() if folder != root)],
+        {(part, name): tree[part] / name for part, names in classes.items() for name in names},
+    )
+    problems = trees.problems
     for part, folder in tree.items():
         start = len(files)
         for label, name in enumerate(class_names):
@@ -206,7 +224,7 @@ def _open_folders(root: Path) -> FolderPictures:
                     f"{folder / name}: no such class folder, though there is in another"
                 )
                 continue
-            pictures = _pictures_below(folder / name, problems)
+            pictures = trees.files[part, name]
             if not pictures:
                 problems.append(f"{folder / name}: a class folder without pictures")
             files.extend(os.path.relpath(path, root) for path in pictures)
@@ -218,25 +236,17 @@ def _open_folders(root: Path) -> FolderPictures:
             "CLASS/*.jpg, CIFAR's Python version (data_batch_1, ...), or IDX files "
             "(train-images-idx3-ubyte, ...)"
         )
+    for part, (start, stop) in parts.items():
+        if start == stop:
+            raise DeevoError(
+                f"{tree[part]}: no pictures in class folders; expected CLASS/*.jpg in it, with the "
+                f"classes of {next(iter(tree.values()))}"
+            )
     return FolderPictures(
-        root.name, root, parts, class_names, np.array(labels, np.int64), files, problems
+        _shown(root.name), root, parts, class_names, np.array(labels, np.int64), files, problems
     )
 
 
-def _classes(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
-def _pictures_below(folder: Path, problems: list[str]) -> Sequence[str]:
-    """Paths in a fixed order, sub-folders included; folders that cannot be read are problems."""
-
-    def unreadable(error: OSError) -> None:
-        problems.append(f"{error.filename}: cannot be read ({error.strerror})")
-
-    paths = []
-    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        folders.sort()
-        pictures = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-        paths += [os.path.join(base, name) for name in pictures]
-    return sorted(paths)
+def _shown(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 become question marks."""
+    return os.fsencode(name).decode(errors="replace")

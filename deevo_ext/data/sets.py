@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from deevo_ext.data.cache import build_cache
-from deevo_ext.data.cache_file import Cache, open_cache
-from deevo_ext.data.cached import CachedImages
+from deevo_ext.data.cache_file import Cache, open_cache, require_own
+from deevo_ext.data.cached import CachedImages, image_digest
 from deevo_ext.data.images import balanced_order, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.pictures import Pictures, Selected, open_pictures
@@ -89,11 +89,17 @@ def open_data(
     progress: bool = True,
 ) -> Cache:
     """Returns the cache of `data`, built if need be; arguments and errors as in `image_sets`."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise DeevoError(f"data is a {type(data).__name__}; expected a cache file or a folder")
     path = Path(data)
-    if path.is_file():
+    if os.path.isfile(path):
         return open_cache(path)
     pictures = select_train(open_pictures(path), train_images, seed)
-    target = _default_path(path, transform, pictures, seed) if cache is None else Path(cache)
+    if cache is None:
+        target = _default_path(path, transform, pictures, seed)
+        require_own(target)
+    else:
+        target = Path(cache)
     return build_cache(
         pictures,
         target,
@@ -127,10 +133,11 @@ def image_sets(
     its val part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
 
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
-    val by `validation_size`, test the rest. One folder without parts is halved, class-balanced:
-    fitness, and what is treated like val. The order of each set is a seeded, class-balanced one.
+    val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
+    val and test that. One folder without parts is halved, class-balanced: fitness, and what is
+    treated like val. The order of each set is a seeded, class-balanced one.
 
-    Warns of sets that were named and share images with another.
+    Warns of sets that share images.
 
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ; two sets of
     the same images.
@@ -163,8 +170,7 @@ def image_sets(
     if any(cached.class_names != caches[0].class_names for cached in caches):
         raise DeevoError("the image sets have other classes than each other; check their folders")
     _require_distinct(sets)
-    if any(source is not None for source in named.values()):
-        _warn_of_shared(sets)
+    _warn_of_shared(sets)
     classes = 1 + max(int(images.labels.max()) for images in sets.values())
     class_names = caches[0].class_names if caches else [str(label) for label in range(classes)]
     return ImageSets(sets["fitness"], sets["validation"], sets["test"], class_names)
@@ -185,6 +191,14 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
         )
     if val is None:
         return {"fitness": fitness}  # validation and test have to be named
+    if "test" in parts:
+        return {
+            "fitness": fitness,
+            **{
+                purpose: parts[part].subset(balanced_order(parts[part].labels, seed), purpose)
+                for purpose, part in (("validation", "val"), ("test", "test"))
+            },
+        }
     size = validation_size(len(val))
     if not size:
         raise DeevoError(f"{val.name}: {len(val)} images cannot be divided into sets")
@@ -208,16 +222,28 @@ def _require_distinct(sets: dict[str, LabelledImages]) -> None:
 
 
 def _warn_of_shared(sets: dict[str, LabelledImages]) -> None:
-    """Warns of sets that share images, as far as their digests tell."""
-    cached = {name: s for name, s in sets.items() if isinstance(s, CachedImages)}
-    for (one, a), (other, b) in itertools.combinations(cached.items(), 2):
-        count = len(np.intersect1d(a.image_digests(), b.image_digests()))
+    """Warns of sets that share images, pixel for pixel and with the same label."""
+    digests = {name: _image_digests(images) for name, images in sets.items()}
+    for (one, a), (other, b) in itertools.combinations(digests.items(), 2):
+        count = len(np.intersect1d(a, b))
         if count:
             warnings.warn(
                 f"{one} and {other} share {count} images: what is chosen on one is no longer "
                 "measured independently on the other",
                 stacklevel=3,
             )
+
+
+def _image_digests(images: LabelledImages) -> np.ndarray:
+    """One value [N] an image, equal where pixels and label are."""
+    if isinstance(images, CachedImages):
+        return images.image_digests()
+    labels = images.labels.tolist()
+    digests = bytearray()
+    for number, label in enumerate(labels):
+        image = images.pixels(number, number + 1).contiguous().cpu()
+        digests += image_digest(image.numpy().data, label)
+    return np.frombuffer(digests, "V32")
 
 
 def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
@@ -242,4 +268,4 @@ def _default_path(source: Path, transform: Transform, pictures: Pictures, seed: 
         seed if isinstance(pictures, Selected) else None,
     )
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-    return cache_folder() / "images" / f"{pictures.name}-{key}.safetensors"
+    return cache_folder() / "images" / f"{pictures.name[:60]}-{key}.safetensors"

@@ -7,6 +7,7 @@ so that pixels are those of the transform that the network was trained for, byte
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -56,15 +57,18 @@ class Transform:
     def __post_init__(self) -> None:
         sides = (*_sides(self.resize), *_sides(self.crop))
         good = (
-            all(isinstance(side, int) and side > 0 for side in sides)
+            isinstance(self.mean, tuple)
+            and isinstance(self.std, tuple)
+            and all(_is_whole(side) and side > 0 for side in sides)
             and self.interpolation in INTERPOLATIONS
             and len(self.mean) == len(self.std)
             and len(self.mean) in (1, 3)
+            and all(_is_number(value) for value in (*self.mean, *self.std))
             and all(value > 0 for value in self.std)
             and self.fit in FITS
             and (self.fit == "bend" or isinstance(self.resize, tuple))
             and (self.fill is None or len(self.fill) == len(self.mean))
-            and all(isinstance(value, int) and 0 <= value <= 255 for value in self.fill or ())
+            and all(_is_whole(value) and 0 <= value <= 255 for value in self.fill or ())
         )
         if not good:
             raise DeevoError(f"transform is {asdict(self)}; {_EXPECTED}")
@@ -96,12 +100,24 @@ class Transform:
         return self._resized(height, width)
 
     def apply(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        """Returns uint8 [H, W, C] of a picture, or of an array [h, w], [h, w, 1] or [h, w, 3]."""
+        """Returns uint8 [H, W, C] of a picture, or of an array [h, w], [h, w, 1] or [h, w, 3].
+
+        16 bits a channel are scaled to 8. Raises ValueError for numbers whose range nobody says:
+        floating ones and those of 32 bits.
+        """
         from PIL import Image
 
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 3 and picture.shape[2] == 1
             picture = Image.fromarray(picture[:, :, 0] if grey else picture)
+        if picture.mode.startswith("I;16"):
+            sixteen = np.asarray(picture, dtype=np.uint32)
+            picture = Image.fromarray(((sixteen + 128) // 257).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError(
+                f"its mode is {picture.mode} ({'32-bit' if picture.mode == 'I' else 'floating'} "
+                "numbers of no certain range); save it with 8 or 16 bits a channel"
+            )
         image = picture.convert("RGB" if self.channels == 3 else "L")
         height, width = self._resized(image.height, image.width)
         if (height, width) != (image.height, image.width):
@@ -147,8 +163,8 @@ class Transform:
                 resize,
                 crop,
                 values.get("interpolation", "bilinear"),
-                tuple(float(value) for value in values["mean"]),
-                tuple(float(value) for value in values["std"]),
+                tuple(values["mean"]),
+                tuple(values["std"]),
                 values.get("fit", "bend"),
                 None if values.get("fill") is None else tuple(values["fill"]),
             )
@@ -187,5 +203,13 @@ def _tuple(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         if len(value) != 2:
             raise ValueError(f"{list(value)} is not [height, width]")
-        return int(value[0]), int(value[1])
+        return value[0], value[1]
     return value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,8 +7,8 @@ alone: not on what is evaluated with it, nor on the number of threads.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
-from deevo_ext.networks.engines.choose import EngineTable
+from deevo_ext.networks.engines.choose import EngineTable, device_name
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 
@@ -87,6 +87,10 @@ class Evaluator:
         """
         return self._image_passes + self.policy.forward_passes
 
+    def count(self, images: int) -> None:
+        """Adds images that others have put through a network to `forward_passes`."""
+        self._image_passes += images
+
     def describe(self) -> dict[str, Any]:
         """Returns what decides the scores besides row and images, for the journal's header."""
         calibration = self.policy.calibration
@@ -97,17 +101,23 @@ class Evaluator:
             **self._options,
         }
 
-    def keep_engines(self, path: Path, *, resumed: bool) -> None:
-        """Takes engines and precision from a run's file, and writes new choices to it.
+    def engines(self) -> dict[str, Any]:
+        """Returns the engines and the precision that are decided so far, as JSON values."""
+        return self.forward.table.record()
 
-        Raises DeevoError where the run goes on but its file is gone: other engines round otherwise.
+    def use_engines(self, record: dict[str, Any]) -> None:
+        """Takes what `engines` returned when a run was begun; others would round otherwise.
+
+        Warns where the run began on another processor or version of torch.
         """
-        if resumed and not path.exists():
-            raise DeevoError(
-                f"{path} is missing: it says which engines the run's fitness was computed with; "
-                "restore it from a backup, or start a new run folder"
+        table = EngineTable.of(record, self.device)
+        self.forward.use_table(table)
+        if table.device != (here := device_name(self.device)):
+            warnings.warn(
+                f"the run began on {table.device} and goes on on {here}: from here on scores may "
+                "differ in their last bits from those of an uninterrupted run",
+                stacklevel=2,
             )
-        self.forward.use_table(EngineTable(self.device, path))
 
     def check_precision(self, images: LabelledImages) -> None:
         """Refuses selection in a 16-bit precision that the population fails, on these images."""
@@ -144,7 +154,7 @@ class Evaluator:
             apart = None if statistics is None else Used(statistics[None])
             losses, ranks = self.losses(rows[None], images, apart, label_smoothing=label_smoothing)
             return Losses(losses[0], ranks[0])
-        self._settle(images)
+        self.settle(images)
         self._image_passes += len(images) * len(rows)
         return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
 
@@ -160,7 +170,7 @@ class Evaluator:
             smoothing = metric.label_smoothing
             results = self.losses(rows, images, statistics, label_smoothing=smoothing)
             return metric.of_results(*results)
-        self._settle(images)
+        self.settle(images)
         labels = images.labels.to(self.device)
         scores = torch.empty(len(rows), len(images), device=self.device)
 
@@ -174,7 +184,7 @@ class Evaluator:
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
         """Returns logits float32 [N, classes] of a row [D], where the labels are."""
-        self._settle(images)
+        self.settle(images)
         self._image_passes += len(images)
         return self.forward.logits(row, images, statistics)
 
@@ -200,7 +210,8 @@ class Evaluator:
             for loss, rank in zip(losses, ranks, strict=True)
         ]
 
-    def _settle(self, images: LabelledImages) -> None:
+    def settle(self, images: LabelledImages) -> None:
+        """Decides the precision "auto", by the members' losses on some of these images."""
         if self.forward.precision == "auto":
             self.forward.decide_precision(*self._sample(images))
 

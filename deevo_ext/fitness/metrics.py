@@ -69,6 +69,17 @@ class Metric:
             return torch.where(torch.isfinite(losses), (ranks > 0).float(), math.inf)
         return losses
 
+    def of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns scores float32 [n] of logits float32 [n, classes], whatever the metric."""
+        if self.function is not None:
+            return self.of_logits(logits, labels)
+        losses = torch.empty(1, len(labels), device=logits.device)
+        ranks = torch.empty(1, len(labels), dtype=torch.int32, device=logits.device)
+        torch.ops.deevo.loss_and_rank(
+            logits[None].contiguous(), labels, self.label_smoothing, losses, ranks
+        )
+        return self.of_results(losses[0], ranks[0])
+
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the function's scores float32 [n]; raises DeevoError for anything else."""
         assert self.function is not None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32
+from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32, words
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
 
-def image_keys(count: int, batch: int, seed: int) -> np.ndarray:
-    """Returns a Philox word (purpose 11) an image: uint32 values in uint64 [count]."""
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    counter = (int(Purpose.BATCH), batch, POPULATION_MEMBER, blocks)
-    return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
+def image_keys(count: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH) -> np.ndarray:
+    """Returns a Philox word an image: uint32 values in uint64 [count]."""
+    return words(purpose, batch, POPULATION_MEMBER, count, seed)
 
 
-def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
+def batch_order(
+    labels: torch.Tensor, size: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH
+) -> torch.Tensor:
     """Returns indices int64 [size] of batch number `batch`: class-balanced, distinct, shuffled.
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
@@ -24,7 +24,7 @@ def batch_order(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch
     proportion, in each slice of the batch as well as in the whole.
     """
     classes = labels.cpu().numpy()
-    keys = image_keys(classes.size, batch, seed)
+    keys = image_keys(classes.size, batch, seed, purpose)
     return torch.from_numpy(_class_balanced(classes, keys)[:size].copy())
 
 
@@ -42,6 +42,19 @@ def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> torch.Tensor:
     """Returns the indices of `batch_order`, ascending."""
     return batch_order(labels, size, batch, seed).sort().values
+
+
+def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
+    """Returns the fold 0..folds-1 of each image, int64 [N], for cross-validation.
+
+    Images are dealt to the folds in turn, class by class, each class shuffled by Philox (purpose
+    14): the folds' sizes differ by one image at most, and so do each class's shares of them.
+    """
+    classes = labels.cpu().numpy()
+    keys = image_keys(classes.size, 0, seed, Purpose.PART)
+    numbers = np.empty(classes.size, dtype=np.int64)
+    numbers[np.lexsort((keys, classes))] = np.arange(classes.size) % folds
+    return torch.from_numpy(numbers)
 
 
 def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:

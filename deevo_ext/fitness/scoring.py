@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.racing import Look, Racing
 from deevo_ext.fitness.statistics import Used
@@ -84,7 +85,7 @@ class Scoring:
         for members, rows in waiting.chunks(self.chunk, self.fitness.device):
             scores = self.fitness(rows, members, batch)
             for member, score in zip(members.tolist(), scores, strict=True):
-                values[member] = float(score)
+                values[member] = _score(float(score), member)
         return values
 
     def _in_parts(
@@ -124,7 +125,7 @@ class Scoring:
                 break
         values = [math.inf] * waiting.size
         for member in racers.tolist():
-            values[member] = self.fitness.reduce(scores[member])
+            values[member] = _score(self.fitness.reduce(scores[member]), member)
             non_finite += math.isinf(values[member])
         finished = {member: scores[member] for member in racers.tolist()}
         return values, finished, Race(looks[-1], list(seen.values()), non_finite)
@@ -137,3 +138,13 @@ class Scoring:
         if not torch.equal(scores, self._parents[member][: scores.numel()]):
             return False
         return torch.equal(waiting.rows([member])[0], self.de.population.rows[member])
+
+
+def _score(value: float, member: int) -> float:
+    """Returns a fitness; DeevoError for -inf, than which nothing could ever be better."""
+    if value == -math.inf:
+        raise DeevoError(
+            f"the fitness of member {member} or its trial is -inf; expected a number to be "
+            "minimised, or +inf or NaN for a network that cannot be scored"
+        )
+    return value

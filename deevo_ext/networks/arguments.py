@@ -29,17 +29,19 @@ def check_options(
         ("engine", engine, ENGINE_CHOICES),
         ("precision", precision, PRECISIONS),
     ):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
-    if micro_batch < 1:
-        raise DeevoError(f"micro_batch is {micro_batch}; expected at least 1 image")
+    if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
+        raise DeevoError(
+            f"micro_batch is {micro_batch!r}; expected a whole number, at least 1 image"
+        )
 
 
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
     """The device with its index, if torch can use it and it has the precision."""
     try:
         usable = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
     if precision == "tf32" and usable.type != "cuda":
         raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
@@ -48,7 +50,17 @@ def evaluating_device(device: torch.device | str, precision: str) -> torch.devic
 
 def check_rows(rows: Tensor, layout: Layout) -> None:
     """Refuses rows that are not floating [K, D] or longer."""
-    if rows.dim() != 2 or rows.shape[1] < layout.dim or not rows.is_floating_point():
+    if not isinstance(rows, Tensor):
+        raise DeevoError(
+            f"rows are a {type(rows).__name__}; expected a floating tensor [K, {layout.dim}], as "
+            "the population's"
+        )
+    if (
+        rows.dim() != 2
+        or not len(rows)
+        or rows.shape[1] < layout.dim
+        or not rows.is_floating_point()
+    ):
         raise DeevoError(
             f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {layout.dim}"
             "], as the population's"
@@ -57,12 +69,17 @@ def check_rows(rows: Tensor, layout: Layout) -> None:
 
 def check_smoothing(label_smoothing: float) -> None:
     """Refuses shares of a label that are not in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise DeevoError(f"label_smoothing is {label_smoothing}; expected 0 up to below 1")
+    number = isinstance(label_smoothing, (int, float)) and not isinstance(label_smoothing, bool)
+    if not number or not 0 <= label_smoothing < 1:
+        raise DeevoError(f"label_smoothing is {label_smoothing!r}; expected 0 up to below 1")
 
 
 def check_labels(labels: Tensor, count: int) -> None:
     """Refuses labels that are not int64 [count] from 0 on."""
+    if not isinstance(labels, Tensor):
+        raise DeevoError(
+            f"labels are a {type(labels).__name__}; expected an int64 tensor [{count}]"
+        )
     if labels.shape != (count,) or labels.dtype != torch.int64 or int(labels.min()) < 0:
         raise DeevoError(
             f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [N] with N = "
@@ -72,6 +89,10 @@ def check_labels(labels: Tensor, count: int) -> None:
 
 def check_statistics(statistics: Tensor | None, members: int, layout: Layout | None) -> None:
     """Refuses statistics other than [members, S] where the layout has some, none elsewhere."""
+    if statistics is not None and not isinstance(statistics, Tensor):
+        raise DeevoError(
+            f"statistics are a {type(statistics).__name__}; expected a float32 tensor, or None"
+        )
     expected = (members, layout.dim) if layout else None
     shape = None if statistics is None or not statistics.numel() else tuple(statistics.shape)
     if shape != expected:

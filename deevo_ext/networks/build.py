@@ -18,7 +18,7 @@ from deevo_ext.networks.engines.choose import Chooser, EngineTable
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
-from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner
+from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
 from deevo_ext.networks.execution.sinks import LogitsSink
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
@@ -26,21 +26,27 @@ from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph
 
-# A graph is checked against the module on this many images of its first micro-batch.
+# Module and graph are checked on this many images of their first micro-batch.
 CHECKED = 8
 # Largest deviation of a right graph's logits from float32, relative to the largest logit: some 100
 # roundings of 2^-24, 2^-11 (float16, tf32) or 2^-8 each, with room for networks that amplify. A
 # wrong graph is off by the order of 1.
 _DEVIATION = {"float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.5}
+# Largest deviation of the module's logits between two batches that hold an image, likewise.
+_BATCHES = {"float32": 1e-3, "tf32": 0.1, "float16": 1e-3, "bfloat16": 1e-3}
 
 
 @dataclass
 class Built:
-    """A runner with its network graph, or with the reason why there is none."""
+    """A runner with its network graph, or with the reason why there is none.
+
+    checked: whether `Builder.check` has seen it right.
+    """
 
     runner: Runner
     graph: NetworkGraph | None
     why_unfused: str = ""
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Builder:
             if self.engine == "triton":
                 raise DeevoError(f'engine="triton" cannot run {name}, which has no graph: {why}')
             warnings.warn(f"{name} is served unfused, by functional_call: {why}", stacklevel=2)
+        return self._unfused(model, why)
+
+    def _unfused(self, model: nn.Module, why: str) -> Built:
+        """The module in its own dtype, by functional_call or compiled."""
+        run = self.execution
         compiled = self.engine == "compile"
         program = ModuleProgram(
             model, self.tensors.views, run.dtype, run.workers.count, compiled=compiled
@@ -81,46 +92,108 @@ class Builder:
 
     def check(
         self, built: Built, row: Tensor, statistics: Tensor | None, batch: MicroBatch
-    ) -> None:
-        """The graph against the module itself in float32, on the first images of a micro-batch.
+    ) -> Built:
+        """Checks the module, and its graph against it, on the first images of a micro-batch.
 
-        Raises DeevoError where they differ by more than rounding explains.
+        Noise is added to them, lest all be the same. Returns `built`, or the module unfused, with a
+        warning, where its graph fails or its logits differ by more than rounding explains. Raises
+        DeevoError where the module's logits of an image depend on the images beside it.
         """
-        graph, device = built.graph, self.execution.device
-        if graph is None or graph.checked:
-            return
         count, precision = min(CHECKED, len(batch.images)), self.execution.precision
+        generator = torch.Generator().manual_seed(0)
+        spread = float(batch.images.float().std()) if batch.images.numel() > 1 else 1.0
+        noise = torch.randn(batch.images.shape, generator=generator)
+        noise *= spread if 0 < spread < math.inf else 1.0
+        images = batch.images + noise.to(batch.images)
+        expected = self._module_logits(row, statistics, images[:count], batch.name)
+        sound = expected.isfinite().all(1)
+        if not bool(sound.any()):
+            return built  # the module's own overflow shows nothing; the next call checks
+        size = float(expected[sound].abs().max())
+        if count > 1:
+            halves = images[:count].split((count + 1) // 2)
+            parts = [self._module_logits(row, statistics, half, batch.name) for half in halves]
+            apart = (torch.cat(parts) - expected)[sound].abs().max()
+            if not float(apart) <= _BATCHES[precision] * size:
+                again = self._module_logits(row, statistics, images[:count], batch.name)
+                raise self._unsteady(torch.equal(again[sound], expected[sound]))
+        if built.graph is not None:
+            why = self._why_not(built, row, statistics, images, expected, sound)
+            if why is not None and self.engine == "triton":
+                raise DeevoError(f'{why}: use engine="eager", and please report this network')
+            if why is not None:
+                text = f"{why}; it is served by functional_call: please report this network"
+                warnings.warn(text, stacklevel=2)
+                run = self.execution
+                built = self._unfused(as_dtype(self.module, run.dtype, run.device), why)
+        built.checked = True
+        return built
+
+    def _why_not(
+        self,
+        built: Built,
+        row: Tensor,
+        statistics: Tensor | None,
+        images: Tensor,
+        expected: Tensor,
+        sound: Tensor,
+    ) -> str | None:
+        """Why a graph's logits are not those that are expected, where these are sound."""
+        name, precision = type(self.module).__name__, self.execution.precision
         sink = LogitsSink()
         apart = None if statistics is None else statistics[None]
-        whole = MicroBatch(batch.images, 0, len(batch.images), batch.name)
-        built.runner.run(row[None], apart, [[whole]], sink)
-        logits = sink.logits()[:count]
+        whole = MicroBatch(images, 0, len(images), "images")
+        try:
+            built.runner.run(row[None], apart, [[whole]], sink)
+        except DeevoError as error:
+            return f"the network graph of {name} fails ({error})"
+        deviation = float((sink.logits()[: len(expected)] - expected)[sound].abs().max())
+        size = float(expected[sound].abs().max())
+        # An overflow is the network's, and its loss is +inf.
+        overflow = precision == "float16" and not math.isfinite(deviation)
+        if overflow or deviation <= _DEVIATION[precision] * size:
+            return None
+        return (
+            f"the network graph of {name} gives logits that differ from the module's by "
+            f"{deviation:.3g} (largest logit {size:.3g})"
+        )
 
-        def module_logits() -> Tensor:
+    def _module_logits(
+        self, row: Tensor, statistics: Tensor | None, images: Tensor, name: str
+    ) -> Tensor:
+        """The module's own logits in float32."""
+        device = self.execution.device
+
+        def logits() -> Tensor:
             where = None if statistics is None else statistics.to(device, torch.float32)
             exact = {
                 key: tensor.float() if tensor.is_floating_point() else tensor
                 for key, tensor in self.tensors.views(row.to(device), where).items()
             }
-            images = batch.images[:count].float()
-            return functional_call(self.module, exact, (images,), tie_weights=False)
+            return logits_of(
+                lambda x: functional_call(self.module, exact, (x,), tie_weights=False),
+                images.float(),
+                name,
+            )
 
         with self.execution.float32_products():
-            (expected,) = self.execution.workers.run([module_logits])
-        size = float(expected.abs().max())
-        deviation = float((logits - expected).abs().max())
-        graph.checked = (
-            not math.isfinite(size)
-            or deviation <= _DEVIATION[precision] * size
-            # An overflow is the network's, and its loss is +inf.
-            or (precision == "float16" and not math.isfinite(deviation))
-        )
-        if not graph.checked:
-            raise DeevoError(
-                f"the network graph of {type(self.module).__name__} gives logits that differ from "
-                f"the module's by {deviation:.3g} (largest logit {size:.3g}): use "
-                'engine="eager", and please report this network'
+            (result,) = self.execution.workers.run([logits])
+        return result
+
+    def _unsteady(self, repeatable: bool) -> DeevoError:
+        """The refusal of a module whose logits are no function of row and image."""
+        name = type(self.module).__name__
+        if not repeatable:
+            return DeevoError(
+                f"{name} draws random numbers in eval mode, so that a loss would depend on chance: "
+                "call functional dropout with training=self.training, and the like"
             )
+        return DeevoError(
+            f"{name}'s logits of an image depend on the images beside it in a batch, as with "
+            "BatchNorm without running statistics (track_running_stats=False) or x.mean(0): a loss "
+            "must depend on row and image alone; give it running statistics or GroupNorm, or "
+            "evaluate images one by one with micro_batch=1"
+        )
 
     def _fused(self, graph: NetworkGraph, row_dtype: torch.dtype) -> Runner:
         run = self.execution

@@ -55,8 +55,10 @@ class PopulationForward:
     built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
     is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
-    image's loss depends on nothing else. mean, std: per channel, for uint8 images in units of
-    1/255, applied to float images too if they are not None. table: engines that are fixed already.
+    image's loss depends on nothing else; a model whose logits of an image depend on the images
+    beside it is refused at the first call, unless micro_batch is 1. mean, std: per channel, for
+    uint8 images in units of 1/255, applied to float images too if they are not None. table: engines
+    that are fixed already.
 
     On the CPU micro-batches and members spread over T = torch.get_num_threads() threads, one torch
     thread each. Memory there, beside rows and results, whatever K and N:
@@ -143,6 +145,12 @@ class PopulationForward:
             raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
         return built.graph
 
+    def find_graph(
+        self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
+    ) -> NetworkGraph | None:
+        """Returns what `graph` does, or None where the network is served unfused."""
+        return self._built(tuple(image_shape), row_dtype).graph
+
     @torch.no_grad()
     def __call__(
         self,
@@ -162,7 +170,7 @@ class PopulationForward:
         where the labels are.
         """
         if labels is None:
-            if isinstance(images, Tensor):
+            if not isinstance(images, LabelledImages):
                 raise DeevoError("labels are missing; expected int64 [N] beside a tensor of images")
             labels = images.labels
         image_set = self._checked(rows, images, statistics)
@@ -255,8 +263,13 @@ class PopulationForward:
         self, rows: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None
     ) -> Images:
         """Returns the images as the feed reads them; DeevoError for what cannot be evaluated."""
-        image_set = TensorImages(images) if isinstance(images, Tensor) else images
         check_rows(rows, self.layout)
+        if not isinstance(images, (Tensor, LabelledImages)):
+            raise DeevoError(
+                f"images are a {type(images).__name__}; expected a tensor [N, C, H, W] or a set of "
+                "labelled images"
+            )
+        image_set = TensorImages(images) if isinstance(images, Tensor) else images
         self._feed.check(image_set)
         check_statistics(statistics, rows.shape[0], self.statistics_layout)
         return image_set
@@ -266,9 +279,11 @@ class PopulationForward:
         if statistics is not None and not statistics.numel():
             statistics = None
         built, dtype = self._built(images.image_shape, rows.dtype), DTYPES[self.precision]
-        if built.graph is not None and not built.graph.checked:
+        if not built.checked:
             first = None if statistics is None else statistics[0]
-            self._builder().check(built, rows[0], first, self._feed.first(images, dtype))
+            batch = self._feed.first(images, dtype)
+            built = self._builder().check(built, rows[0], first, batch)
+            self._runners[images.image_shape, rows.dtype] = built
         built.runner.run(rows, statistics, self._feed.batches(images, dtype), sink)
 
     def _builder(self) -> Builder:

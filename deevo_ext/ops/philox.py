@@ -52,6 +52,15 @@ def draw(
     return w0, w1, w2, w3
 
 
+def words(
+    purpose: Purpose, generation: int, member: int, count: int, seed: int
+) -> NDArray[np.uint64]:
+    """Returns the first `count` words of blocks 0, 1, ..., uint32 values in uint64."""
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    counter = (int(purpose), generation, member, blocks)
+    return np.stack(philox4x32(counter, key_of(seed), ROUNDS), axis=1).reshape(-1)[:count]
+
+
 def uniform(word: int) -> float:
     """Returns a word as a uniform number on (0, 1), exact in float64."""
     return (word + 0.5) * 2.0**-32

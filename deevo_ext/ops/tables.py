@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAX_TERMS = 5
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+CONTRACTS = (1, 2)
+"""Versions of the contract under which generations have the same bits: 2 adds the coefficients."""
 
 
 class Purpose(IntEnum):
@@ -36,6 +38,9 @@ class Purpose(IntEnum):
     ARCHIVE = 9
     PERMUTATION = 10
     BATCH = 11
+    DIRECTION = 12
+    FIRST_VIRTUAL = 13
+    PART = 14
 
 
 POPULATION_MEMBER = 0xFFFFFFFF  # third counter word of draws that belong to no single member

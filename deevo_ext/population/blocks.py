@@ -116,7 +116,12 @@ class Blocks:
         The members are those that were read. Rows have the population's dtype and device; they are
         bit-identical on every device (`docs/contract.md`, "Recipes").
         """
-        layout, rows = population.layout, population.rows[: population.initial_size]
+        return self.compose_rows(
+            population.layout, population.rows[: population.initial_size], recipes
+        )
+
+    def compose_rows(self, layout: Layout, rows: Tensor, recipes: Tensor) -> Tensor:
+        """Does the same for any rows [members, D] of a layout, such as separate statistics."""
         starts, index = self.segments(layout)
         out = torch.zeros(len(recipes), layout.stride, dtype=rows.dtype, device=rows.device)
         out = out[:, : layout.dim]

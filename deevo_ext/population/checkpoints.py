@@ -6,16 +6,19 @@ scripts such as torchvision's and timm's keep their arguments beside the weights
 
 Training scripts also wrap the weights. Where the file's top level is not itself a state dict, the
 first of the keys `state_dict`, `model`, `model_state_dict`, `model_ema` that is present is
-taken, in this fixed order: so the raw weights come before their moving average. `checkpoint_key`
-chooses another.
+taken, in this fixed order: so the raw weights come before their moving average, with a warning that
+says which were taken. `checkpoint_key` chooses another.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import glob
 import hashlib
 import os
+import warnings
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,17 +51,22 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     DeevoError when a listed file does not exist, or there is no file at all.
     """
     if not isinstance(paths, (str, os.PathLike)):
-        files = [Path(path).expanduser() for path in paths]
+        if isinstance(paths, Mapping) or not isinstance(paths, Sequence):
+            raise _no_paths(paths)
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise _no_paths(path)
+        files = [Path(os.path.expanduser(path)) for path in paths]
         for file in files:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise DeevoError(f"checkpoint {file} does not exist or is not a file")
         if not files:
             raise DeevoError("the list of checkpoints is empty; give at least two files")
         return files
-    path = Path(paths).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(paths))
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(p for p in path.iterdir() if p.suffix in FOLDER_SUFFIXES and p.is_file())
         if not files:
             raise DeevoError(
@@ -73,6 +81,13 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
             f"{', '.join(SUFFIXES)}"
         )
     return files
+
+
+def _no_paths(given: object) -> DeevoError:
+    return DeevoError(
+        f"checkpoints are a {type(given).__name__}; expected a path, a folder, a glob or a list of "
+        "paths (Population.from_state_dicts takes state dicts)"
+    )
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
@@ -121,19 +136,44 @@ def strip_prefixes(
     a name (a compiled submodule), are dropped only if all the resulting names are expected.
     `n_averaged`, which torch's AveragedModel keeps beside its `module.`, goes with the prefix.
     """
-    candidates = [dict(state)]
+    common, scattered = _stripped(state)
+    if expected is None:
+        return common[-1]
+    names = set(expected)
+    candidates = [*common, *(renamed for renamed in scattered if renamed.keys() <= names)]
+    return max(candidates, key=lambda state: len(names.intersection(state)))  # first of equals
+
+
+def strip_by_patterns(state: Mapping[str, Tensor], patterns: Collection[str]) -> dict[str, Tensor]:
+    """Drops prefixes as most of some names and fnmatch patterns of the model's tensors want it.
+
+    Where several ways to do so match as many, it is the one of `strip_prefixes` without `expected`.
+    """
+    common, scattered = _stripped(state)
+    return max(
+        [*reversed(common), *scattered],
+        key=lambda state: sum(p in state or bool(fnmatch.filter(state, p)) for p in patterns),
+    )
+
+
+def _stripped(
+    state: Mapping[str, Tensor],
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Lists what a state dict may be meant to be.
+
+    First with 0, 1, 2, ... prefixes dropped that all names carry; then with all prefixes dropped
+    that some names carry, and with those inside names.
+    """
+    common = [dict(state)]
     body = {name: t for name, t in state.items() if name != "n_averaged"}
     while prefix := next((p for p in PREFIXES if body and all(n.startswith(p) for n in body)), ""):
         body = {name.removeprefix(prefix): tensor for name, tensor in body.items()}
-        candidates.append(body)
-    if expected is None:
-        return candidates[-1]
-    names = set(expected)
-    for rename in (_without_prefixes, _without_components):
-        renamed = {rename(name): tensor for name, tensor in body.items()}
-        if len(renamed) == len(body) and renamed.keys() <= names:
-            candidates.append(renamed)
-    return max(candidates, key=lambda state: len(names.intersection(state)))  # first of equals
+        common.append(body)
+    renamed = [
+        {rename(name): tensor for name, tensor in body.items()}
+        for rename in (_without_prefixes, _without_components)
+    ]
+    return common, [state for state in renamed if len(state) == len(body)]
 
 
 def _without_prefixes(name: str) -> str:
@@ -153,7 +193,7 @@ def read_wrapped(path: Path) -> Any:
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
             f"{', '.join(SUFFIXES)}; rename the file if its content is one of these"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DeevoError(f"checkpoint {path} does not exist or is not a file")
     reader: Callable[[Path], Any] = _read_torch
     if path.suffix == ".safetensors":
@@ -183,8 +223,20 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sums(path: Path) -> None:
+    """Raises BadZipFile where a part of the file is not what its CRC says; torch does not look."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.CRC:  # torch.save writes 0 where it is told to do without
+                with archive.open(part) as content:
+                    while content.read(1 << 20):
+                        pass
 
 
 def _reason(error: Exception) -> str:
@@ -208,6 +260,7 @@ def unwrap(
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Returns the state dict inside `value`, what `path` holds, and the keys that lead to it."""
     keys: list[str] = []
+    inside: list[int] = []  # what the weights are wrapped in, to notice one that holds itself
     if checkpoint_key is not None:
         if not isinstance(value, Mapping) or checkpoint_key not in value:
             raise DeevoError(
@@ -216,9 +269,19 @@ def unwrap(
         value = value[checkpoint_key]
         keys.append(checkpoint_key)
     while not _is_state_dict(value):
-        key = None
+        if id(value) in inside:
+            raise DeevoError(f"{path}: what it holds under {', '.join(keys)} holds itself")
+        inside.append(id(value))
+        present: list[str] = []
         if isinstance(value, Mapping):
-            key = next((k for k in WRAPPERS if isinstance(value.get(k), Mapping)), None)
+            present = [k for k in WRAPPERS if isinstance(value.get(k), Mapping)]
+        key = present[0] if present else None
+        if len(present) > 1:
+            warnings.warn(
+                f"checkpoints hold weights as {' and '.join(map(repr, present))}; {key!r} is "
+                "taken: name another with checkpoint_key= (--checkpoint-key)",
+                stacklevel=2,
+            )
         if key is None:
             where = "" if checkpoint_key is None else f" under checkpoint_key {checkpoint_key!r}"
             raise DeevoError(

@@ -6,6 +6,7 @@ same rows with no module at hand. It also checks checkpoints: `check_names` and 
 
 A norm layer is any module with both a running_mean and a running_var, so InstanceNorm, timm's
 BatchNormAct2d and torchvision's FrozenBatchNorm2d count. Freezing a tensor goes before any policy.
+Buffers that no average has the meaning of (`buffers.py`) are kept as if frozen.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
 
@@ -26,6 +29,8 @@ POLICIES = ("evolve", "inherit", "recalibrate")
 """What may become of BatchNorm statistics; population.py explains each policy."""
 ROLES = ("row", "statistic", "fixed")
 """A tensor is evolved in the rows, held apart by the policy, or kept once for all members."""
+STATISTICS = ("running_mean", "running_var")
+"""What a norm layer calls its statistics."""
 _JSON_VERSION = 1
 
 
@@ -122,9 +127,44 @@ class Inventory:
         if not isinstance(model, nn.Module):
             raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
-        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-        held = _match(patterns, state)
-        statistics, counters = _norm_tensors(model)
+        return cls._of(state, norm_tensors(model), kept_buffers(model), frozen, batchnorm)
+
+    @classmethod
+    def of_state_dict(
+        cls, state: Mapping[str, Tensor], frozen: Sequence[str], batchnorm: str
+    ) -> Inventory:
+        """Takes the inventory of a checkpoint's state dict, without the model.
+
+        Its names tell the norm layers, tensors that share memory are tied; that some are
+        parameters it does not tell.
+        """
+        prefixes = {_prefix(name) for name in state if _last_part(name) == "running_var"}
+        norms = {prefix for prefix in prefixes if f"{prefix}running_mean" in state}
+        statistics = {f"{prefix}{part}" for prefix in norms for part in STATISTICS}
+        counters = {f"{prefix}num_batches_tracked" for prefix in norms}.intersection(state)
+        # Averaging scripts leave counts as floats.
+        whole = {name: state[name].long() for name in counters if state[name].numel() == 1}
+        kept = kept_by_name(state)
+        return cls._of({**state, **whole}, (statistics, counters), kept, frozen, batchnorm)
+
+    @classmethod
+    def _of(
+        cls,
+        state: Mapping[str, Tensor],
+        norms: tuple[set[str], set[str]],
+        kept: set[str],
+        frozen: str | Sequence[str],
+        batchnorm: str,
+    ) -> Inventory:
+        """Makes the inventory of a model's tensors.
+
+        norms: the names of statistics and counters; kept: those of buffers that never evolve.
+        """
+        patterns = (frozen,) if isinstance(frozen, str) else tuple(frozen or ())
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise DeevoError(f"frozen is {frozen!r}; expected patterns of tensors' names")
+        held = _match(patterns, state) | kept
+        statistics, counters = norms
         tensors: list[ModelTensor] = []
         for names in _tied_groups(state):
             first = state[names[0]]
@@ -222,6 +262,10 @@ class Inventory:
                     f"{_JSON_VERSION}: use the deevo_ext that wrote it"
                 )
             fields = list(record["tensors"])
+            if any(
+                type(size) is not int or size < 0 for f in fields for size in f.get("shape", ())
+            ):
+                raise ValueError("a shape is no list of sizes")
             aliases: dict[str, list[str]] = {f["name"]: [] for f in fields if "tied" not in f}
             for field in fields:
                 if "tied" in field:
@@ -231,7 +275,7 @@ class Inventory:
                     **{
                         **field,
                         "aliases": tuple(aliases[field["name"]]),
-                        "shape": tuple(int(size) for size in field["shape"]),
+                        "shape": tuple(field["shape"]),
                         "dtype": dtype_of(field["dtype"]),
                     }
                 )
@@ -262,23 +306,15 @@ def _match(patterns: Iterable[str], names: Collection[str]) -> set[str]:
     return held
 
 
-def _norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Names norm layers' running_mean and running_var, and their num_batches_tracked."""
-    statistics: set[str] = set()
-    counters: set[str] = set()
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        buffers = {name for name, _ in module.named_buffers(prefix, recurse=False)}
-        pair = {f"{prefix}.{name}".lstrip(".") for name in ("running_mean", "running_var")}
-        if pair <= buffers:
-            statistics |= pair
-            counters |= {name for name in buffers if _last_part(name) == "num_batches_tracked"}
-    return statistics, counters
-
-
 def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
     """Groups names by tensor: the same memory seen with the same shape and strides."""
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
+        if is_lazy(tensor):
+            raise DeevoError(
+                f"the model's {name!r} has no shape yet, as a lazy module's before its first "
+                "forward pass: call the model once on an image, then hand it over"
+            )
         if not isinstance(tensor, Tensor):
             raise DeevoError(
                 f"the model's state dict holds {name!r}, a {type(tensor).__name__} rather than a "
@@ -292,3 +328,8 @@ def _tied_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _last_part(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def _prefix(name: str) -> str:
+    """Returns what stands before the last part of a name, with its dot."""
+    return name.removesuffix(_last_part(name))

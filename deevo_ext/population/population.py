@@ -10,7 +10,8 @@ in a row. There are three kinds of tensors:
   `"evolve"` recombines them like weights (they are in the rows, running_var in the non-negative
   tail); `"inherit"` and `"recalibrate"` hold them apart in `statistics`, one float32 row per
   member, which a child takes from its parent or which are recomputed from its weights;
-* **fixed**, kept once, from the first member: frozen tensors, integer and bool buffers.
+* **fixed**, kept once, from the first member: frozen tensors, integer, bool and complex buffers,
+  spectral norm's vectors and quantisation observers' ranges.
 
 `manifest()` says in some kilobytes of JSON how the members' files were read: with the same files
 `from_manifest` gives every bit of the population again, without the model.
@@ -88,7 +89,8 @@ class Population:
         spare: the number of members that `append_average` may add.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
-        are not finite, or are all equal. Warns of equal members and of frozen tensors that differ.
+        are not finite, or are all equal. Warns of equal members, of fixed tensors that differ
+        (num_batches_tracked apart), and of buffers that differ and evolve.
         """
         files = in_files(paths, checkpoint_key)
         inventory = Inventory.of(model, frozen, batchnorm)

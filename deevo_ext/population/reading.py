@@ -87,6 +87,22 @@ def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:
     """Returns state dicts as sources called `names`, by default member0, member1, ..."""
+    if isinstance(state_dicts, Mapping) or not isinstance(state_dicts, Sequence):
+        raise DeevoError(
+            f"state_dicts are a {type(state_dicts).__name__}; expected a list of state dicts"
+        )
+    for i, state in enumerate(state_dicts):
+        if not isinstance(state, Mapping):
+            raise DeevoError(
+                f"state dict {i} is a {type(state).__name__}; expected names to tensors, as "
+                "model.state_dict() gives (Population.from_checkpoints takes paths)"
+            )
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise DeevoError(
+                    f"state dict {i} has {name!r}, a {type(value).__name__}; expected names to "
+                    "tensors, as model.state_dict() gives"
+                )
     if names is None:
         names = [f"member{i}" for i in range(len(state_dicts))]
     if len(names) != len(state_dicts) or len(set(names)) < len(names):
@@ -113,8 +129,13 @@ def read_members(
         raise DeevoError(
             f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
         )
+    if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
+        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
     if len(sources) < 2:
-        raise DeevoError(f"{len(sources)} member ({', '.join(labels)}); expected at least 2")
+        raise DeevoError(
+            f"{len(sources)} member ({', '.join(labels)}); expected at least 2: fine-tunings of "
+            "one network (deevo populate makes them), or the last checkpoints of its training"
+        )
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
@@ -125,7 +146,10 @@ def read_members(
     fixed: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     differing: dict[str, list[str]] = {}
+    moving: dict[str, list[str]] = {}
     expected = frozenset(inventory.order)
+    # A state dict alone does not tell parameters from buffers.
+    told = any(tensor.parameter for tensor in inventory.tensors)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         state, label = sources[i].load(expected), labels[i]
@@ -133,21 +157,29 @@ def read_members(
         for part, matrix in ((layout, rows), (statistics_layout, statistics)):
             part.flatten(state, matrix[i], source=label)
             part.check_values(matrix[i], source=label)
+        first, own = layout.views(rows[0]), layout.views(rows[i])
         for tensor in inventory.tensors:
             name, value = tensor.name, tensor.value_in(state, label)
             if tensor.role != "fixed":
                 dtypes[name] = wider(dtypes.get(name, value.dtype), value.dtype)
+                buffer = (
+                    told and tensor.role == "row" and not (tensor.parameter or tensor.statistic)
+                )
+                if buffer and not torch.equal(own[name], first[name]):
+                    moving.setdefault(name, []).append(label)
             elif i == 0:
                 kept = value.detach().to(device, copy=True).contiguous()
                 fixed.update(dict.fromkeys(tensor.names, kept))
-            elif tensor.floating and not torch.equal(value.to(fixed[name]), fixed[name]):
+            elif tensor.counter is None and not torch.equal(value.to(fixed[name]), fixed[name]):
                 differing.setdefault(name, []).append(label)
 
     for i in range(len(sources)):
         read_one(i)
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
-    _warn_of_frozen(differing, labels[0])
+    _warn(f"fixed tensors differ between members and are kept from {labels[0]}", differing)
+    if any(tensor.parameter for tensor in inventory.tensors):  # a file alone does not tell them
+        _warn("buffers differ between members and evolve like weights (frozen= keeps one)", moving)
     return MemberRows(
         inventory=inventory,
         names=[source.name for source in sources],
@@ -183,12 +215,9 @@ def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
         warnings.warn(f"members with the same weights: {listed}", stacklevel=_CALLER)
 
 
-def _warn_of_frozen(differing: Mapping[str, Sequence[str]], kept: str) -> None:
-    if differing:
-        listed = [f"{name!r} in {', '.join(where)}" for name, where in differing.items()]
+def _warn(what: str, tensors: Mapping[str, Sequence[str]]) -> None:
+    """Warns of tensors, by the members that differ from the first."""
+    if tensors:
+        listed = [f"{name!r} in {', '.join(where)}" for name, where in tensors.items()]
         more = f"; and {len(listed) - 8} more tensors" if len(listed) > 8 else ""
-        warnings.warn(
-            f"frozen tensors differ between members and are kept from {kept}: "
-            f"{'; '.join(listed[:8])}{more}",
-            stacklevel=_CALLER,
-        )
+        warnings.warn(f"{what}: {'; '.join(listed[:8])}{more}", stacklevel=_CALLER)

@@ -5,16 +5,18 @@ Each row adds up to 1: a block is an affine combination of the members' weights 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 
 
-def uniform(blocks: int, size: int, members: list[int]) -> Tensor:
+def uniform(blocks: int, size: int, members: Sequence[int]) -> Tensor:
     """Returns the recipe float32 [blocks, size] of the plain average of some members."""
     recipe = torch.zeros(blocks, size, dtype=torch.float64)
-    recipe[:, members] = 1.0 / len(members)
+    recipe[:, list(members)] = 1.0 / len(members)
     return _closed(recipe)
 
 
@@ -29,6 +31,21 @@ def after(recipe: Tensor, step: Tensor, length: float) -> Tensor:
     for m in range(a.shape[1]):
         total = total + c[:, m]
     return _closed((1.0 - length * total)[:, None] * a + length * c)
+
+
+def normalised(coefficients: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Returns the recipe float32 of coefficients float64, each block's divided by their sum.
+
+    Raises DeevoError naming a block whose sum is not above 0.
+    """
+    totals = coefficients.sum(dim=1)
+    for b in range(len(totals)):
+        if not totals[b] > 0.0:
+            raise DeevoError(
+                f"block {names[b]!r}: its coefficients add up to {totals[b]:.6g}, by which "
+                '"normalise: true" cannot divide them; expected a sum above 0'
+            )
+    return _closed(coefficients / totals[:, None])
 
 
 def _closed(recipe: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a finished run leaves for its readers: model card, HTML report, table and picture.
+"""What a finished run leaves for its readers: model card, HTML report, table and pictures.
 
 The templates beside this file lay out `contents`: the card as Markdown, the report as one HTML file
 that needs nothing from elsewhere and holds the progress of the run, too.
@@ -8,82 +8,98 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deevo_ext import _version
 from deevo_ext.files import write_whole
 from deevo_ext.population.checkpoints import sha256
-from deevo_ext.reports.plots import plot_run
+from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
+from deevo_ext.reports.tables import (
+    Table,
+    rounds_table,
+    steps_taken,
+    strategies_table,
+    validation_table,
+)
 from deevo_ext.runs import journal
-from deevo_ext.runs.comparison import HEADER, SOUP, Comparison
+from deevo_ext.runs.base import Run
+from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
 from deevo_ext.runs.run import Evolution
-from deevo_ext.runs.state import KINDS
-from deevo_ext.text import Lines, markdown_table
+from deevo_ext.runs.state import SOUP
+from deevo_ext.text import markdown_table
 
 TABLE = "table.json"
 CARD, REPORT, PICTURE = "model_card.md", "report.html", "evolution.png"
+HEAT_MAP = "recipe.png"
 
 
-class Table(NamedTuple):
-    """The arguments of `text.markdown_table`."""
+class Picture(NamedTuple):
+    """A picture in the run folder: its name there, its bytes in base64, and what it shows."""
 
-    header: Sequence[str]
-    lines: Lines
-    align: str = "<>"
-    bold: Container[int] = ()
+    file: str
+    base64: str
+    caption: str
 
-    def align_of(self, column: int) -> str:
-        """Returns the sign of a column."""
-        return self.align[min(column, len(self.align) - 1)]
+    @classmethod
+    def of(cls, path: Path, caption: str) -> Picture:
+        """Reads it."""
+        return cls(path.name, base64.b64encode(path.read_bytes()).decode("ascii"), caption)
 
 
 def write_documents(
-    run: Evolution, comparison: Comparison | None, about: Mapping[str, str] | None = None
+    run: Run, comparison: Comparison | None, about: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Writes table, card, report and picture of a finished run into its folder.
+    """Writes table, card, report and pictures of a finished run into its folder.
 
     Returns their paths. about: further lines for the table "The run", such as the architecture's
     name and the images. Needs matplotlib.
     """
     folder, about = run.run_dir, dict(about or {})
     assert folder is not None
-    strategies = [strategy.name for strategy in run.de.configuration.strategies]
-    plot_run(run.history, strategies, folder / PICTURE)
     values = contents(run, comparison, about)
     for name in (CARD, REPORT):
         write_whole(folder / name, _render(f"{name}.j2", values).encode())
-    written = [folder / CARD, folder / REPORT, folder / PICTURE]
+    pictures = [folder / picture.file for picture in values["pictures"]]
+    written = [folder / CARD, folder / REPORT, *pictures]
     if comparison is not None:
-        returned = run.state.chosen().record()
+        assert run.chosen is not None
+        returned = run.chosen.record()
         comparison.save(folder / TABLE, returned=returned, about=about)
         written.append(folder / TABLE)
     return written
 
 
-def contents(
-    run: Evolution, comparison: Comparison | None, about: Mapping[str, str]
-) -> dict[str, Any]:
-    """Returns the values that the templates lay out, by the names that they use."""
-    folder = run.run_dir
-    assert folder is not None
-    chosen, header = run.state.chosen(), run.header()
+def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the values that the templates lay out, by the names that they use.
+
+    Draws the pictures, which are written into the run folder.
+    """
+    folder, chosen, header = run.run_dir, run.chosen, run.header()
+    assert folder is not None and chosen is not None
+    if isinstance(run, RecipeRun):
+        own = _of_coefficients(run, folder)
+    else:
+        assert isinstance(run, Evolution)
+        own = _of_weights(run, folder)
     digest = sha256(folder / journal.FILE_NAME)
     details = {
+        "search": run.search,
+        **own.pop("details"),
         "weights": f"{EVOLVED}, {Path(EVOLVED).stem}.pth; SHA-256 of the row {chosen.digest}",
         "journal": f"{journal.FILE_NAME}, SHA-256 {digest}",
-        "generations": str(run.de.generation),
-        "seed": str(run.de.seed),
+        "seed": str(run.seed),
         "forward passes": f"{run.forward_passes:,}",
         "seconds": f"{run.seconds:.1f}",
-        "BatchNorm statistics": run.de.population.batchnorm,
+        "BatchNorm statistics": run.population.batchnorm,
         "deevo_ext": f"{_version.__version__}, contract {header.contract}",
         **about,
     }
-    sources = zip(run.de.population.names, header.checkpoints, strict=False)
+    sources = zip(run.population.names, header.checkpoints, strict=False)
     decides = {
         "configuration": header.configuration,
         "fitness": header.fitness,
@@ -91,15 +107,14 @@ def contents(
     }
     return {
         "folder": folder,
+        "search": run.search,
         "chosen": chosen,
         "soup": SOUP,
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
         "parents": Table(("member", "file", "SHA-256"), [(n, *s) for n, s in sources], "<"),
         "configuration": json.dumps(decides, indent=2),
-        "picture": PICTURE,
-        "picture_base64": base64.b64encode((folder / PICTURE).read_bytes()).decode("ascii"),
-        **_progress(run),
+        **own,
     }
 
 
@@ -107,35 +122,75 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
         "images": f"{comparison.networks[0].images:,}",
-        "comparison": Table(HEADER, comparison.cells(), bold=returned),
+        "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
 
 
-def _progress(run: Evolution) -> dict[str, Any]:
-    """Returns what strategies did, the validation scores, and the share that races evaluated."""
-    history = run.history
-    strategies = []
-    for strategy in run.de.configuration.strategies:
-        key = f"strategy/{strategy.name}"
-        trials, wins = (
-            sum(metrics[f"{key}/{what}"] for metrics in history) for what in ("trials", "successes")
-        )
-        rate = f"{wins / trials:.0%}" if trials else "-"
-        odds = f"{history[-1][f'{key}/odds']:.2f}" if history else "-"
-        formula = f"{strategy.formula}, {strategy.crossover}"
-        strategies.append((strategy.name, formula, f"{trials:.0f}", f"{wins:.0f}", rate, odds))
-    header = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
-    scores = [
-        (f"{m['generation']:.0f}", *(f"{m[f'validation/{kind}']:.5f}" for kind in KINDS))
-        for m in history
-        if not math.isnan(m["validation/soup"])
-    ]
+def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
+    """Returns what is said of a search of weights alone."""
+    history, configuration = run.history, run.configuration
+    plot_run(history, [strategy.name for strategy in configuration.strategies], folder / PICTURE)
     raced = [metrics["racing/images"] for metrics in history if "racing/images" in metrics]
     return {
-        "strategies": Table(header, strategies, "<<>"),
-        "validation": Table(("generation", *KINDS), scores, ">"),
+        "details": {"generations": str(len(history))},
+        "pictures": [Picture.of(folder / PICTURE, "Fitness, success and diversity")],
+        "rounds": None,
+        "strategies": strategies_table(configuration, history),
+        "validation": validation_table(history),
         "share_evaluated": sum(raced) / len(raced) if raced else None,
+    }
+
+
+def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
+    """Returns what is said of a search of coefficients alone."""
+    history, configuration, state = run.history, run.configuration, run.state
+    known = [*state.initial.values(), *state.treated]
+    baselines = {one.name: one.score for one in known if not one.generation}
+    score = min(one.score for one in state.initial.values())  # of the network it began with
+    points: list[dict[str, Any]] = [
+        {
+            "round": 0,
+            "forward_passes": run.initial_forward_passes,
+            "validation": score,
+            "virtual": [],
+        }
+    ]
+    for metrics, lines in zip(history, run.virtual, strict=True):
+        score = metrics["validation/recipe"] if metrics["accepted"] else score
+        points.append(
+            {
+                "round": int(metrics["round"]),
+                "forward_passes": metrics["forward_passes"],
+                "validation": score,
+                "virtual": [list(e) for _, e in groupby(lines, lambda line: line["evolution"])],
+            }
+        )
+    strategies = [strategy.name for strategy in configuration.strategies]
+    plot_rounds(points, baselines, strategies, folder / PICTURE)
+    members, blocks = run.population.names[: run.population.initial_size], state.blocks.names
+    plot_recipe(run.recipe, blocks, members, folder / HEAT_MAP)
+    model, choice, test = run.rounds.sizes()
+    images = f"{model:,} make the model, {choice:,} choose, {test:,} test"
+    if run.rounds.few:
+        images = f"all {model:,} make the model; folds of them choose and test"
+    directions = len(blocks) * (len(members) - 1)
+    return {
+        "details": {
+            "rounds": steps_taken(history),
+            "blocks": f"{len(blocks)} by {run.unit}",
+            "directions": f"{directions:,}: towards a member, in one block; a probe each a round",
+            "images of a round": images,
+            "recipe": RECIPE_FILE,
+        },
+        "pictures": [
+            Picture.of(folder / PICTURE, "Score by round, and its virtual generations"),
+            Picture.of(folder / HEAT_MAP, "How much of each member is in each block of it"),
+        ],
+        "rounds": rounds_table(history, run.initial_seconds),
+        "strategies": strategies_table(configuration, [m for ms in run.virtual for m in ms]),
+        "validation": None,
+        "share_evaluated": None,
     }
 
 

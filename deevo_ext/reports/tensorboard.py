@@ -10,10 +10,10 @@ from deevo_ext.extras import import_extra
 
 
 class TensorBoard:
-    """A callback of `evolve` that writes each generation's metrics as scalars, except NaN.
+    """A callback of `evolve` that writes the metrics of a generation or round as scalars.
 
-    folder: where the file of events goes. A resumed run writes its past once more, into a
-    further file. The package tensorboard is needed.
+    NaN is left out. folder: where the file of events goes. A resumed run writes its past once more,
+    into a further file. The package tensorboard is needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,10 +23,11 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def __call__(self, metrics: dict[str, float]) -> None:
-        """Writes one generation's metrics."""
+        """Writes the metrics of one generation or round."""
+        step = "round" if "round" in metrics else "generation"
         for name, value in metrics.items():
-            if name != "generation" and not math.isnan(value):
-                self._writer.add_scalar(name, value, int(metrics["generation"]))
+            if name != step and not math.isnan(value):
+                self._writer.add_scalar(name, value, int(metrics[step]))
         self._writer.flush()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""The comparison that says whether evolution was worth it, on images nothing else has read.
+"""The table that says whether evolution was worth it, and its verdict.
 
-It measures the best parent, the initial weight average, the initial greedy soup, the logit ensemble
-(NP times the inference cost), and the evolved member, mean and soup, each the best of its kind by
-validation.
+Measured are networks that need no evolution, the initial ones, and evolved ones, each the best of
+its kind by validation. The verdict compares two of them that validation chose: the best evolved
+network and the best initial one. `runs.contenders` measures them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import mean_score
-from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.population.population import Population
-from deevo_ext.runs.run import Evolution
-from deevo_ext.runs.state import KINDS, Candidate
+from deevo_ext.runs.state import PARENT
 from deevo_ext.text import text_table
 
-SOUP = "initial greedy soup"
-ENSEMBLE = "logit ensemble"
 HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
-INITIAL_NAMES = {"member": "best parent", "mean": "initial weight average", "soup": SOUP}
+METRIC_NAMES = {"loss": "loss", "top1": "top-1 error"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +34,7 @@ class Measured:
     lost: images right here and wrong under the initial greedy soup, and the reverse;
     forward_passes, seconds: spent to find this network (not to report on it); inference: its cost
     per image in forward passes; returned: whether it is the candidate that validation chose.
+    metric: the mean of the user's metric where that is neither loss nor top-1, else None.
     """
 
     name: str
@@ -55,6 +47,7 @@ class Measured:
     seconds: float
     inference: int
     returned: bool
+    metric: float | None = None
 
     @property
     def mcnemar(self) -> float:
@@ -63,53 +56,109 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class PerImage:
-    """losses float32 [N] (cross-entropy in nats) and correct bool [N] (top-1)."""
+class Difference:
+    """The best evolved network's mean metric minus another network's; negative is better.
 
-    losses: torch.Tensor
-    correct: torch.Tensor
+    name: the other network; interval: the 95 % paired bootstrap interval of the mean.
+    """
+
+    name: str
+    mean: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, name: str, evolved: torch.Tensor, other: torch.Tensor) -> Difference:
+        """Makes it of both networks' scores [N], image by image."""
+        differences = evolved.double() - other.double()
+        return cls(name, float(differences.mean()), bootstrap_interval(differences))
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> Difference:
+        """Makes it of its JSON values."""
+        low, high = saved["interval"]
+        return cls(saved["name"], _number(saved["mean"]), (_number(low), _number(high)))
+
+    @property
+    def finding(self) -> str:
+        """What the interval says of the evolved network, up to the other's name."""
+        low, high = self.interval
+        if low <= 0.0 <= high:
+            return "shows no measurable difference to"
+        return "is better than" if high < 0.0 else "is worse than"
+
+    @property
+    def figures(self) -> str:
+        """The difference and its interval as text."""
+        low, high = self.interval
+        return f"{self.mean:+.5f}, 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table, and the returned candidate's loss minus the initial greedy soup's.
+    """The table, and what the best evolved network is worth.
 
-    networks: one for each line of the table. interval: the 95 % paired bootstrap interval of the
-    difference; negative is better. images: the name of the images. note: says when an initial
-    candidate scored better on validation than what evolution returned; else it is empty.
+    networks: one for each line of the table. evolved: the name of the evolved network that
+    validation chose, None where no step of the search was taken. rival: its difference to the
+    initial network that validation would have chosen, None likewise; parent: to the best parent,
+    or that of the returned initial network. metric: the name of what is compared, by which
+    validation chose, too. images: the name of the images. note: what else is to be known; it may be
+    empty.
     """
 
     networks: list[Measured]
-    difference: float
-    interval: tuple[float, float]
+    evolved: str | None
+    rival: Difference | None
+    parent: Difference
+    metric: str
     images: str
     note: str = ""
 
     @property
     def verdict(self) -> str:
         """One sentence; "no measurable difference" when the interval holds 0."""
-        low, high = self.interval
-        if not math.isfinite(self.difference):
+        rival, what = self.rival, METRIC_NAMES.get(self.metric, self.metric)
+        returned = next(network.name for network in self.networks if network.returned)
+        if rival is None:
+            text = f"No step of the search was taken; the {returned} is returned"
+            if returned != PARENT:
+                text += (
+                    f", which {self.parent.finding} the {PARENT} on {self.images}: {what} "
+                    f"difference {self.parent.figures}"
+                )
+            return f"{text}."
+        network = f"the network that was evolved ({self.evolved})"
+        if returned != self.evolved:
+            network = f"validation chose the {returned}, which is returned; {network}"
+        start = f"{network[0].upper()}{network[1:]}"
+        if not (math.isfinite(rival.mean) and math.isfinite(self.parent.mean)):
             return (
-                f"The evolved network cannot be compared with the {SOUP} on {self.images}: a loss "
-                "is not finite."
+                f"{start} cannot be compared with the best initial one, the {rival.name}, on "
+                f"{self.images}: a {what} is not finite."
             )
-        if low <= 0.0 <= high:
-            finding = "shows no measurable difference to"
-        else:
-            finding = "is better than" if high < 0.0 else "is worse than"
-        return (
-            f"The evolved network {finding} the {SOUP} on {self.images}: loss difference "
-            f"{self.difference:+.5f}, 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]."
+        text = (
+            f"{start} {rival.finding} the best initial one, the {rival.name}, on {self.images}: "
+            f"{what} difference {rival.figures}"
         )
+        if self.parent.name != rival.name:
+            text += f"; it {self.parent.finding} the {PARENT}: {self.parent.figures}"
+        return f"{text}."
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; numbers that are not finite are null."""
         lines = [{**asdict(network), "mcnemar": network.mcnemar} for network in self.networks]
         return {
             "rows": [{k: _finite(v) for k, v in line.items()} for line in lines],
-            "difference": _finite(self.difference),
-            "interval": [_finite(bound) for bound in self.interval],
+            "evolved": self.evolved,
+            **{
+                key: difference
+                and {
+                    "name": difference.name,
+                    "mean": _finite(difference.mean),
+                    "interval": [_finite(bound) for bound in difference.interval],
+                }
+                for key, difference in (("rival", self.rival), ("parent", self.parent))
+            },
+            "metric": self.metric,
             "images": self.images,
             "verdict": self.verdict,
             "note": self.note,
@@ -121,13 +170,14 @@ class Comparison:
         try:
             saved = json.loads(path.read_text())
             names = [field.name for field in fields(Measured)]
-            networks = [
-                Measured(**{name: _number(line[name]) for name in names}) for line in saved["rows"]
-            ]
-            low, high = (_number(bound) for bound in saved["interval"])
-            return cls(
-                networks, _number(saved["difference"]), (low, high), saved["images"], saved["note"]
-            )
+            networks = []
+            for line in saved["rows"]:
+                values = {name: _number(line[name]) for name in names}
+                networks.append(Measured(**{**values, "metric": line["metric"]}))
+            texts = (str(saved[key]) for key in ("metric", "images", "note"))
+            rival = None if saved["rival"] is None else Difference.load(saved["rival"])
+            parent = Difference.load(saved["parent"])
+            return cls(networks, saved["evolved"], rival, parent, *texts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeevoError(
                 f"{path} is not the table of a run ({error!r}); expected what deevo evolve or "
@@ -138,13 +188,20 @@ class Comparison:
         """Writes the table as JSON, with `more` top-level values."""
         write_whole(path, (json.dumps({**self.to_json(), **more}, indent=2) + "\n").encode())
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The table's header: HEADER, with the user's metric where it is neither loss nor top-1."""
+        more = () if self.metric in METRIC_NAMES else (self.metric.rpartition(".")[2],)
+        return (*HEADER[:3], *more, *HEADER[3:])
+
     def cells(self) -> list[tuple[str, ...]]:
-        """Returns the table's lines as text, under HEADER."""
+        """Returns the table's lines as text, under `header`."""
         return [
             (
                 network.name,
                 f"{network.loss:.4f}",
                 f"{network.top1:.4f}",
+                *(() if network.metric is None else (f"{network.metric:.4f}",)),
                 str(network.gained),
                 str(network.lost),
                 f"{network.mcnemar:.2g}",
@@ -162,7 +219,7 @@ class Comparison:
             (f"{mark} {name}", *rest)
             for mark, (name, *rest) in zip(marks, self.cells(), strict=True)
         ]
-        return f"{text_table(HEADER, lines)}\n\n{self.verdict} {self.note}".rstrip()
+        return f"{text_table(self.header, lines)}\n\n{self.verdict} {self.note}".rstrip()
 
 
 def _finite(value: Any) -> Any:
@@ -198,71 +255,3 @@ def bootstrap_interval(
         means[i] = values[generator.integers(0, values.size, values.size)].mean()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def ensemble(evaluator: Evaluator, population: Population, images: LabelledImages) -> PerImage:
-    """Measures the logit ensemble (mean logits) of the initial members, read again one by one."""
-    total = torch.zeros(())
-    for i in range(population.initial_size):
-        row, statistics = population.reread(i)
-        used = evaluator.used_statistics(row, Inherited(statistics))
-        total = total + evaluator.logits(row, images, used).double()
-    mean = (total / population.initial_size).float()
-    losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
-    return PerImage(losses, mean.argmax(dim=1) == images.labels)
-
-
-def compare(run: Evolution, images: LabelledImages) -> Comparison:
-    """Compares, on `images`, the networks of a finished run that had validation and files."""
-    evaluator = run.evaluator
-    assert evaluator is not None
-    chosen = run.state.chosen()
-    population = run.de.population
-    members = population.initial_size
-
-    def measure(candidate: Candidate) -> PerImage:
-        losses, ranks = evaluator.losses(candidate.row, images, candidate.statistics)
-        return PerImage(losses, ranks == 0)
-
-    share = run.initial_seconds / max(run.initial_forward_passes, 1)
-    # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups.
-    each = run.initial_forward_passes // (2 * members)
-    initial_passes = {
-        INITIAL_NAMES["member"]: members * each,
-        INITIAL_NAMES["mean"]: 0,
-        SOUP: (2 * members - 1) * each,
-        ENSEMBLE: 0,
-    }
-    per_image = {INITIAL_NAMES[kind]: measure(run.state.initial[kind]) for kind in KINDS}
-    per_image[ENSEMBLE] = ensemble(evaluator, population, images)
-    per_image |= {f"evolved {kind}": measure(run.state.evolved[kind]) for kind in KINDS}
-    returned, soup = f"evolved {chosen.kind}", per_image[SOUP]
-    networks = []
-    for name, scores in per_image.items():
-        passes = initial_passes.get(name, run.forward_passes)
-        seconds = passes * share if name in initial_passes else run.seconds
-        networks.append(
-            Measured(
-                name=name,
-                loss=mean_score(scores.losses, evaluator.micro_batch),
-                top1=float(scores.correct.double().mean()),
-                images=len(images),
-                gained=int((scores.correct & ~soup.correct).sum()),
-                lost=int((~scores.correct & soup.correct).sum()),
-                forward_passes=passes,
-                seconds=round(seconds, 3),
-                inference=members if name == ENSEMBLE else 1,
-                returned=name == returned,
-            )
-        )
-    differences = per_image[returned].losses.double() - soup.losses.double()
-    best = min(run.state.initial.values(), key=lambda candidate: candidate.score)
-    note = ""
-    if best.score < chosen.score:
-        note = (
-            f"On the validation images the {INITIAL_NAMES[best.kind]} scored better "
-            f"({best.score:.5g}) than what evolution returned ({chosen.score:.5g}): keep it."
-        )
-    return Comparison(
-        networks, float(differences.mean()), bootstrap_interval(differences), images.name, note
-    )

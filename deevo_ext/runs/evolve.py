@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +14,29 @@ from torch import nn
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.augmentation import Augmentation
-from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
-from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.population.checkpoints import PathLike
 from deevo_ext.population.population import Population
-from deevo_ext.runs.basin import check_basin, require_basin
-from deevo_ext.runs.comparison import Comparison, compare
-from deevo_ext.runs.journal import line_of, read_folder
-from deevo_ext.runs.preflight import Preflight, Schedule, examine
+from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.preflight import Preflight
+from deevo_ext.runs.recipe_run import Budget, RecipeRun
+from deevo_ext.runs.records import SEARCHES
+from deevo_ext.runs.round_preflight import RoundPreflight
+from deevo_ext.runs.round_size import RoundsOptions
 from deevo_ext.runs.run import Evolution
-from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
+from deevo_ext.runs.searches import (
+    BASIN,
+    Materials,
+    WeightsOptions,
+    search_coefficients,
+    search_weights,
+)
+from deevo_ext.runs.soups import SOUPS
 from deevo_ext.runs.state import Candidate
-from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import Configuration
-from deevo_ext.search.optimizer import Callback, DifferentialEvolution
+from deevo_ext.search.optimizer import Callback
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
 
@@ -40,26 +46,32 @@ class Result:
     """What `evolve` returns.
 
     state_dict: the evolved network, for model.load_state_dict.
-    candidate: which one it is, and its validation score.
+    candidate: which one it is, evolved or initial, and its validation score.
     comparison: the table on the test images; None without them.
-    history: the metrics of each generation.
-    run: the Evolution with its optimizer and population.
+    history: the metrics of each round or generation.
+    run: the RecipeRun with the recipe, or the Evolution with its optimizer.
     """
 
     state_dict: dict[str, torch.Tensor]
     candidate: Candidate
     comparison: Comparison | None
     history: list[dict[str, float]]
-    run: Evolution
+    run: RecipeRun | Evolution
 
 
 def evolve(
     model: nn.Module,
     paths: PathLike | Sequence[PathLike],
     fitness_images: Images,
-    validation_images: Images,
+    validation_images: Images | None = None,
     test_images: Images | None = None,
     *,
+    search: str | None = None,
+    rounds: int = 6,
+    passes: int | None = None,
+    blocks: str | Sequence[str] = "auto",
+    images_per_round: int | Literal["auto"] = "auto",
+    memory: int | None = None,
     generations: int = 100,
     seconds: float | None = None,
     preset: str = "sa-shade-tri-ensin",
@@ -83,34 +95,57 @@ def evolve(
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
     frozen: str | Sequence[str] = (),
-    batchnorm: str = "evolve",
+    batchnorm: str | None = None,
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
     inject_soups: bool | None = None,
     basin: str = "warn",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
-    preliminaries: Callable[[Preflight], None] | None = None,
+    preliminaries: Callable[[Preflight | RoundPreflight], None] | None = None,
     **parameters: Any,
 ) -> Result:
     """Evolves checkpoints of one architecture and returns the best network by validation.
 
+    `search="coefficients"` looks for a recipe, which weighs the members in each block of the
+    network: rounds of forward passes make a linear model of the logits, differential evolution and
+    a convex fit work on that, and real networks prove what they propose. `search="weights"` is the
+    method of the paper, differential evolution of the weights themselves.
+
+    Considered are evolved networks, and those that need no evolution: the best parent, the average,
+    the greedy soup, and this soup with BatchNorm statistics re-estimated or with its classifier
+    refitted on up to 10,000 fitness images. The best evolved one is treated like that, too. If an
+    initial network is best, it is returned.
+
     The image sets must be disjoint, from each other and from the training images: fitness images
     drive the evolution, validation images choose what is returned, and test images are read once,
-    for the comparison. The options are:
+    for the comparison. Up to 2,000 fitness images of a search of coefficients may choose, too, by
+    folds, if there are no validation images. The options are:
 
     model: a module of the architecture, which is not modified.
     paths: the checkpoint files, a folder or a glob.
-    generations: the length of the schedule, in generations.
-    seconds: a time for evaluation, which decides the number of generations by a calibration, in
-        place of `generations`. A run folder keeps that number.
+    search: what is evolved, "coefficients" (of a recipe, the default) or "weights"; preset="paper"
+        implies weights.
+    rounds: the number of rounds of a search of coefficients, at most; it ends by itself where
+        nothing is gained.
+    passes: a number of forward passes after which no round of that search begins.
+    blocks: what a recipe weighs together: "layer" (with its norm), "module" (a residual block, the
+        stem, the classifier), "tensor", "member" (the whole network), a list of patterns of
+        tensors' names, or "auto", layers as long as they are few.
+    images_per_round: the number of fitness images of a round's linear model. "auto" is 1,000, or 10
+        a class, up to 6,400. Up to 2,000 fitness images are all used, with folds.
+    memory: the bytes for the linear model, by default a quarter of what can be had.
+    generations: the length of a search of weights, in generations.
+    seconds: a time for evaluation. A search of coefficients begins no round after it; of a search
+        of weights it decides the number of generations by a calibration, in place of `generations`,
+        and a run folder keeps that number.
     preset: the parameters to begin with, "sa-shade-tri-ensin" or "paper".
     seed: the seed of the evolution and of the fitness batches.
     run_dir: the folder that makes the run resumable, and replayable on any device.
-    images_per_batch: the number of fitness images per generation. A new class-balanced batch is
-        drawn every `generations_per_batch` generations, and all parents are scored again. "auto" is
-        4,096, but at most half of the images. None is all of them in every generation, which a
-        population over-fits sooner.
+    images_per_batch: the number of fitness images per generation of a search of weights. A new
+        class-balanced batch is drawn every `generations_per_batch` generations, and all parents are
+        scored again. "auto" is 4,096, but at most half of the images. None is all of them in every
+        generation, which a population over-fits sooner.
     generations_per_batch: the number of generations until the next batch is drawn.
     sampling: how batches are drawn. "stratified" draws every image of a class alike, "importance"
         those more often that the first members are unsure of.
@@ -132,11 +167,14 @@ def evolve(
     force_precision: whether to evolve in a precision even if its check failed.
     chunk: the number of rows evaluated together.
     dtype, frozen: as in `Population.from_checkpoints`.
-    batchnorm: what becomes of BatchNorm statistics: "evolve", "inherit" or "recalibrate".
-    calibration_images: what batchnorm="recalibrate" computes statistics on.
+    batchnorm: what becomes of BatchNorm statistics: "recalibrate" (the default of a search of
+        coefficients), "evolve" (that of weights) or "inherit" (for weights only).
+    calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 1,000
+        of the fitness images.
     checkpoint_key: the key under which each file holds the weights.
     inject_soups: whether the population's average and its greedy soup, built on the validation
-        images, become members too. They do by default, unless the preset is "paper".
+        images, become members of a search of weights, too. They do by default, unless the preset
+        is "paper".
     basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
         or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
     progress: whether to show a progress bar.
@@ -145,8 +183,10 @@ def evolve(
         `runs.preflight.Preflight`. It is not called where a run is resumed.
     parameters: fields of `Configuration`, in place of the preset's.
     """
-    if basin not in _BASIN:
-        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(_BASIN)}")
+    if search is None:
+        search = "weights" if preset == "paper" else "coefficients"
+    _check_options(search, basin, locals())
+    weights = search == "weights"
     if inject_soups is None:
         inject_soups = preset != "paper"
     population = Population.from_checkpoints(
@@ -154,14 +194,18 @@ def evolve(
         paths,
         dtype=dtype,
         frozen=frozen,
-        batchnorm=batchnorm,
+        batchnorm=batchnorm or ("evolve" if weights else "recalibrate"),
         checkpoint_key=checkpoint_key,
         device=population_device,
-        spare=SOUPS if inject_soups else 0,
+        spare=SOUPS if weights and inject_soups else 0,
     )
-    calibration = (
-        None if calibration_images is None else image_set(calibration_images, "calibration images")
-    )
+    images = image_set(fitness_images, "fitness images")
+    if calibration_images is None:
+        count = min(CALIBRATION_IMAGES, len(images))
+        chosen = batch_indices(images.labels, count, 0, seed)
+        calibration = images.subset(chosen, "calibration images")
+    else:
+        calibration = image_set(calibration_images, "calibration images")
     evaluator = Evaluator(
         model,
         population,
@@ -172,82 +216,88 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
-    images = image_set(fitness_images, "fitness images")
-    if images_per_batch == "auto":
-        images_per_batch = min(4096, max(1, len(images) // 2))
-    fitness = ClassificationFitness(
-        evaluator,
-        images,
-        images_per_batch=images_per_batch,
-        generations_per_batch=generations_per_batch,
-        sampling=sampling,
-        augmentation=None if augment is None else Augmentation.parse(augment),
-        metric=metric,
-        label_smoothing=label_smoothing,
-        racing=None if racing is None else Racing(racing, racing_first),
+    choosing = validation_images
+    materials = Materials(
+        evaluator=evaluator,
+        images=images,
+        validation_images=None if choosing is None else image_set(choosing, "validation images"),
+        metric=Metric.of(metric),
         seed=seed,
-    )
-    validation = Validation(
-        evaluator,
-        image_set(validation_images, "validation images"),
-        Metric.of(metric),
-        validate_every,
-    )
-    folder = None if run_dir is None else Path(run_dir)
-    recording = read_folder(folder)
-    initial = None
-    if recording is None:
-        members = population.size + (SOUPS if inject_soups else 0)
-        schedule = Schedule(members, generations, seconds, chunk)
-        generations = _before_the_run(fitness, validation, schedule, basin, preliminaries)
-        if inject_soups:
-            initial = append_soups(validation, folder)
-    else:
-        assert recording.header is not None
-        with line_of(recording.path, 1):
-            if seconds is not None:
-                generations = Configuration(**recording.header.configuration).generations
-            if inject_soups:
-                append_recorded(population, recording.header)
-    de = DifferentialEvolution(population, preset, seed=seed, generations=generations, **parameters)
-    run = Evolution(
-        de,
-        fitness,
-        run_dir=folder,
-        validation=validation,
+        folder=None if run_dir is None else Path(run_dir),
         chunk=chunk,
+        basin=basin,
         progress=progress,
         callbacks=callbacks,
-        initial=initial,
+        show=preliminaries,
+        preset=preset,
+        parameters=parameters,
     )
-    candidate = run.run()
+    run: RecipeRun | Evolution
+    if weights:
+        run = search_weights(
+            materials,
+            WeightsOptions(
+                generations=generations,
+                seconds=seconds,
+                images_per_batch=images_per_batch,
+                generations_per_batch=generations_per_batch,
+                sampling=sampling,
+                augment=augment,
+                label_smoothing=label_smoothing,
+                racing=racing,
+                racing_first=racing_first,
+                validate_every=validate_every,
+                inject_soups=inject_soups,
+            ),
+        )
+    else:
+        budget = Budget(rounds, passes, seconds)
+        run = search_coefficients(
+            materials, RoundsOptions(budget, blocks, images_per_round, memory)
+        )
+    assert run.chosen is not None
     comparison = None
     if test_images is not None:
-        comparison = compare(run, image_set(test_images, "test images"))
-    return Result(candidate.state_dict(de), candidate, comparison, run.history, run)
+        comparison = compare_run(run, image_set(test_images, "test images"))
+    state = run.chosen.state_dict(population)
+    return Result(state, run.chosen, comparison, run.history, run)
 
 
-def _before_the_run(
-    fitness: ClassificationFitness,
-    validation: Validation,
-    schedule: Schedule,
-    basin: str,
-    show: Callable[[Preflight], None] | None,
-) -> int:
-    """Checks the basin and shows the preliminaries; returns the number of generations."""
-    report, generations = None, schedule.generations
-    if basin != "ignore":
-        report = check_basin(fitness.evaluator, fitness.images, seed=fitness.seed)
-    if schedule.seconds is not None or show is not None:
-        preflight = examine(fitness, validation, report, schedule)
-        generations = preflight.generations
-        if show is not None:
-            show(preflight)
-    if report is not None and basin == "refuse":
-        require_basin(report)
-    elif report is not None and not report.shared:
-        warnings.warn(str(report), stacklevel=3)
-    return generations
+CALIBRATION_IMAGES = 1000
+"""Fitness images that statistics are re-estimated on, at most, where no others are given."""
+_OF_WEIGHTS = (
+    *("generations", "images_per_batch", "generations_per_batch", "sampling", "augment"),
+    *("label_smoothing", "racing", "racing_first", "validate_every", "inject_soups"),
+)
+_OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
 
 
-_BASIN = ("warn", "refuse", "ignore")
+def _check_options(search: str, basin: str, options: dict[str, Any]) -> None:
+    """Raises DeevoError for an option that is none, or that belongs to the other search."""
+    if search not in SEARCHES:
+        raise DeevoError(f"search is {search!r}; expected one of {', '.join(SEARCHES)}")
+    if basin not in BASIN:
+        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(BASIN)}")
+    others = _OF_COEFFICIENTS if search == "weights" else _OF_WEIGHTS
+    defaults = inspect.signature(evolve).parameters
+    set_ones = [name for name in others if options[name] != defaults[name].default]
+    if search == "coefficients" and "crossover_unit" in options["parameters"]:
+        set_ones.append("crossover_unit")
+    if set_ones:
+        other = SEARCHES[1 - SEARCHES.index(search)]
+        raise DeevoError(
+            f"{set_ones[0]} belongs to search={other!r}, but search is {search!r}; leave it out, "
+            f"or give search={other!r} (--search {other})"
+        )
+    for name in ("rounds", "passes", "memory"):
+        value = options[name]
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise DeevoError(f"{name} is {value!r}; expected a whole number, at least 1")
+    size = options["images_per_round"]
+    if size != "auto" and not (isinstance(size, int) and size >= 10):
+        raise DeevoError(f'images_per_round is {size!r}; expected "auto" or at least 10')
+    if search == "coefficients" and options["batchnorm"] == "inherit":
+        raise DeevoError(
+            'batchnorm is "inherit", which is for search="weights": a recipe\'s network has no '
+            'parent; expected "recalibrate" or "evolve"'
+        )

@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import write_whole
+from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"
+TENSORS = "returned_tensors.safetensors"
+"""Tensors of the returned network that are no average of members': the journal has its SHA-256."""
+
+VIRTUAL = "virtual"
+"""The folder of the virtual evolutions of a search of coefficients: a file a round."""
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
@@ -31,8 +38,26 @@ def write_weights(
     naming: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any], folder: Path
 ) -> None:
     """Writes the evolved weights as .safetensors and .pth, named as in the first checkpoint."""
-    write_whole(folder / EVOLVED, serialise(naming.named(state), provenance))
-    write_whole((folder / EVOLVED).with_suffix(".pth"), naming.pickled(state))
+    for suffix in (".safetensors", ".pth"):
+        write_network((folder / EVOLVED).with_suffix(suffix), naming, state, provenance)
+
+
+def read_tensors(folder: Path, expected: str | None) -> dict[str, torch.Tensor]:
+    """Reads the run folder's file of tensors, whose SHA-256 the journal gives; {} where it is None.
+
+    Raises DeevoError for a file that is missing or another one.
+    """
+    if expected is None:
+        return {}
+    path = folder / TENSORS
+    data = path.read_bytes() if path.exists() else None
+    actual = None if data is None else hashlib.sha256(data).hexdigest()
+    if data is None or actual != expected:
+        what = "is missing" if data is None else f"has SHA-256 {actual}"
+        raise DeevoError(
+            f"{path} {what}, the journal expects {expected}: restore the file from a backup"
+        )
+    return load(data)
 
 
 def initial_checkpoints(population: Population, run_dir: Path | None) -> list[list[str]]:
@@ -60,11 +85,73 @@ def write_initial(population: Population, run_dir: Path, files: list[list[str]])
     """
     if population.sources is not None:
         return
-    (run_dir / INITIAL).mkdir(exist_ok=True)
+    try:
+        (run_dir / INITIAL).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DeevoError(
+            f"{run_dir / INITIAL} cannot be a folder ({error}); choose another run folder"
+        ) from error
+    remove_partial(run_dir / INITIAL)
     for i, (name, expected) in enumerate(files):
         path = run_dir / name
         if not path.exists() or checkpoints.sha256(path) != expected:
             write_whole(path, _member(population, i))
+
+
+def locate_checkpoints(
+    sources: Sequence[tuple[str, str]], folder: Path, checkpoint_dir: str | Path | None, said: str
+) -> list[Path]:
+    """Finds checkpoints by [name, SHA-256], where the names say, or anywhere below checkpoint_dir.
+
+    folder: what relative names start from; said: what speaks of them, such as "the journal". Raises
+    DeevoError naming a file that is missing or another one.
+    """
+    if checkpoint_dir is None:
+        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
+        for path, (_, expected) in zip(files, sources, strict=True):
+            check_digest(path, expected, said, "say where it is with --checkpoints DIR")
+        return files
+    below = [p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES]
+    by_digest = {checkpoints.sha256(path): path for path in sorted(below) if path.is_file()}
+    for name, expected in sources:
+        if expected not in by_digest:
+            raise DeevoError(
+                f"no file below {checkpoint_dir} has the SHA-256 {expected} that {said} expects "
+                f"of checkpoint {name}"
+            )
+    return [by_digest[expected] for _, expected in sources]
+
+
+def check_digest(path: Path, expected: str, said: str, mend: str) -> None:
+    """Raises DeevoError where the file is missing or has another SHA-256 than is said."""
+    if not os.path.isfile(path):
+        raise DeevoError(f"{path} is missing: {mend}")
+    actual = checkpoints.sha256(path)
+    if actual != expected:
+        raise DeevoError(
+            f"{path} has SHA-256 {actual}, {said} expects {expected}: it was changed or is another "
+            f"file; {mend}"
+        )
+
+
+def check_network_path(path: Path) -> None:
+    """Raises DeevoError for a name that a network cannot be written to."""
+    if path.suffix not in (".safetensors", ".pth"):
+        raise DeevoError(
+            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
+        )
+
+
+def write_network(
+    path: Path, naming: Naming, state: dict[str, torch.Tensor], provenance: dict[str, Any]
+) -> str:
+    """Writes a state dict as .safetensors or .pth by the path's suffix; returns its SHA-256."""
+    if path.suffix == ".pth":
+        data = naming.pickled(state)
+    else:
+        data = serialise(naming.named(state), provenance)
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _member(population: Population, i: int) -> bytes:
@@ -83,7 +170,14 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("w", newline="", encoding="utf-8")
+        try:
+            path.unlink(missing_ok=True)  # what a link points to is not written
+            self._file = path.open("x", newline="", encoding="utf-8")
+        except OSError as error:
+            raise DeevoError(
+                f"cannot write {path}: {error.strerror or error}; mend that or choose another run "
+                "folder"
+            ) from error
         self._writer: csv.DictWriter[str] | None = None
 
     def append(self, metrics: dict[str, float]) -> None:

@@ -4,94 +4,160 @@ Line 1 is the header (contract version, configuration, seed, population, checkpo
 line one generation's fitness values as hex floats; the last one names the returned candidate. With
 the initial checkpoints it gives every weight of the run again. How records become lines is known
 here and in `records` alone.
+
+From version 2 of the contract on, a line ends with a checksum of itself and the line before:
+`"check"`, 32 hex digits of the SHA-256 of the last line's check and this line without its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
-import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.tables import CONTRACT_VERSION
-from deevo_ext.runs.records import GenerationRecord, Header, Returned, from_json, require, to_json
+from deevo_ext.files import read_regular
+from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
+from deevo_ext.runs.difference import first_difference
+from deevo_ext.runs.records import (
+    End,
+    GenerationRecord,
+    Header,
+    Returned,
+    RoundRecord,
+    from_json,
+    require,
+    to_json,
+)
 
 FILE_NAME = "journal.jsonl"
+_BEGINNING = b'{"contract": '
+# By a key that no other has.
+_RECORDS = {"generation": GenerationRecord, "round": RoundRecord, "returned": End}
 
 
 @dataclass(frozen=True)
 class Recording:
     """What a journal holds in its first `whole` bytes, which end with the last whole line.
 
-    header: None for an empty journal.
+    header: None for an empty journal. rounds: those of a search of coefficients, which follow its
+    generation 0. check: the last line's; empty in version 1.
     """
 
     path: Path
     header: Header | None
     generations: list[GenerationRecord]
+    rounds: list[RoundRecord]
     returned: Returned | None
     whole: int
+    check: str
 
     def line_of(self, index: int) -> contextlib.AbstractContextManager[None]:
-        """Returns `line_of` for generations[index], or for what was returned after the last."""
+        """Returns `line_of` for record `index` after the header: generations, rounds, the end."""
         return line_of(self.path, index + 2)
 
 
 def read(path: Path) -> Recording:
     """Reads a journal.
 
-    A torn last line, as a crash leaves it, is left out. Damage anywhere else raises DeevoError that
-    names file and line. A journal of another contract is refused.
+    A torn last line, one without its end as a crash leaves it, is left out. Damage anywhere else
+    raises DeevoError that names file and line, as does a journal of an unknown contract.
     """
-    data = path.read_bytes()
-    lines: list[Any] = []
-    whole = 0
-    for number, text in enumerate(data.splitlines(keepends=True), start=1):
-        try:
-            if not text.endswith(b"\n"):
-                raise ValueError("no end of line")
-            lines.append(require(json.loads(text), dict))
-        except (TypeError, ValueError) as error:
-            if whole + len(text) == len(data):
-                break
-            with line_of(path, number):
-                raise ValueError(str(error)) from None
-        whole += len(text)
-    if not lines:
-        return Recording(path, None, [], None, whole)
-    if lines[0].get("contract") != CONTRACT_VERSION:
+    return _parse(path, read_regular(path))
+
+
+def _parse(path: Path, data: bytes) -> Recording:
+    lines = data.split(b"\n")  # the last one is torn, or empty
+    if data[: len(_BEGINNING)] != _BEGINNING[: len(data)]:
         raise DeevoError(
-            f"{path} was written under contract version {lines[0].get('contract')!r}; this "
-            f"version of deevo_ext replays contract {CONTRACT_VERSION} only: use the one that "
-            "wrote it"
+            f"{path} is no journal: it begins with {data[:20]!r}. It is left as it is; move it "
+            "away, or choose another run folder"
         )
+    if len(lines) == 1:
+        return Recording(path, None, [], [], None, 0, "")
     with line_of(path, 1):
-        header = from_json(Header, lines[0])
+        contract = require(_values(lines[0])["contract"], int)
+        if contract not in CONTRACTS:
+            raise DeevoError(
+                f"the journal was written under contract version {contract}; this version of "
+                f"deevo_ext reads {' and '.join(map(str, CONTRACTS))}: use the one that wrote it"
+            )
+        text, check = _verified(contract, lines[0], "")
+        header: Header = _as_written(Header, text)
     generations: list[GenerationRecord] = []
+    rounds: list[RoundRecord] = []
     returned = None
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines[1:-1], start=2):
         with line_of(path, number):
             if returned is not None:
                 raise ValueError("it follows the end of the run")
-            if "returned" in line:
-                returned = from_json(Returned, line["returned"])
+            text, check = _verified(contract, line, check)
+            record = _as_written(None, text)
+            if isinstance(record, End):
+                returned = record.returned
+            elif isinstance(record, RoundRecord):
+                if header.search != "coefficients" or record.round != number - 2:
+                    raise ValueError(f"round {record.round} has no place here")
+                rounds.append(record)
+            elif header.search == "coefficients" and record.generation:
+                raise ValueError(f"generation {record.generation} has no place here")
+            elif rounds or record.generation != len(generations):
+                raise ValueError(
+                    f"the journal goes from generation {len(generations) - 1} to "
+                    f"{record.generation}: lines are missing or there twice"
+                )
             else:
-                generations.append(from_json(GenerationRecord, line))
-    return Recording(path, header, generations, returned, whole)
+                generations.append(record)
+    return Recording(path, header, generations, rounds, returned, len(data) - len(lines[-1]), check)
 
 
-def read_folder(run_dir: Path | None) -> Recording | None:
-    """Reads the journal of a run folder; returns None where no run has begun."""
-    if run_dir is None or not (run_dir / FILE_NAME).exists():
-        return None
-    recording = read(run_dir / FILE_NAME)
-    return None if recording.header is None else recording
+def _verified(contract: int, line: bytes, before: str) -> tuple[bytes, str]:
+    """Returns a line without its check, and its check, verified; version 1 has none."""
+    if contract == 1:
+        return line, ""
+    text = line[: -len(_with_check(b"{}", "")[0]) + 1] + b"}"
+    expected, check = _with_check(text, before)
+    if line != expected:
+        raise ValueError("its checksum does not fit it and the line before")
+    return text, check
+
+
+def _with_check(text: bytes, before: str) -> tuple[bytes, str]:
+    """Returns a line, a JSON object, with its check as last value; and the check."""
+    check = hashlib.sha256(before.encode() + text).hexdigest()[:32]
+    return text[:-1] + f', "check": "{check}"}}'.encode(), check
+
+
+def _values(text: bytes) -> dict[str, Any]:
+    """Returns the JSON object that a line is."""
+    try:
+        values: dict[str, Any] = require(json.loads(text.decode("ascii")), dict)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+    return values
+
+
+def _as_written(kind: type[Any] | None, text: bytes) -> Any:
+    """Reads a record, by default of the kind that its keys say.
+
+    Raises ValueError where no record is written as this text.
+    """
+    values = _values(text)
+    if kind is None:
+        kind = next((kind for key, kind in _RECORDS.items() if key in values), None)
+        if kind is None:
+            raise ValueError(f"it has none of {', '.join(_RECORDS)}")
+    record = from_json(kind, values)
+    if json.dumps(to_json(record)).encode() != text:
+        raise ValueError("no run writes it like this")
+    return record
 
 
 @contextlib.contextmanager
@@ -101,85 +167,144 @@ def line_of(path: Path, number: int) -> Iterator[None]:
         yield
     except DeevoError as error:
         raise DeevoError(f"{path}, line {number}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DeevoError(
-            f"{path}, line {number} is damaged ({error!r}): restore the journal from a backup or "
-            "start a new run folder"
+            f"{path}, line {number} is damaged ({repr(error)[:300]}): restore the journal from a "
+            "backup, delete this line and all after it, so that the run goes on from the one "
+            "before, or start a new run folder"
         ) from None
 
 
 class Journal:
-    """An open journal, locked against a second process.
+    """A run folder's journal, open and locked against a second process until it is closed.
 
-    Records are appended whole: after a failed write (a full disk) the file is cut back to its last
-    whole line, so that the run can be resumed once there is space.
+    The folder is made where there is none. Records are appended whole: after a failed write (a full
+    disk) the file is cut back to its last whole line, so that the run can be resumed once there is
+    space. recording: what the journal held when it was opened; a run of this version of the
+    contract, or nothing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._end = 0
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise DeevoError(
-                f"{path} is in use by another process: wait for it or choose another run folder"
-            ) from None
-
-    @classmethod
-    def open(cls, folder: Path, header: Header) -> tuple[Journal, Recording]:
-        """Opens a run folder's journal; returns it and what it holds to resume from.
-
-        Raises DeevoError naming the first difference when the folder holds another run.
-        """
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()  # whatever the working directory becomes
+        self.path = self.folder / FILE_NAME
+        self._made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._locked()
         except OSError as error:
             raise DeevoError(
-                f"run_dir {folder} cannot be a folder: {error.strerror or error}; choose another"
+                f"run_dir {folder} cannot be the folder of a run ({error}); choose another"
             ) from None
-        journal = cls(folder / FILE_NAME)  # locked from here on, so nobody appends meanwhile
         try:
-            recording = read(journal.path)
-            journal._end = recording.whole
-            if recording.header is not None:
-                difference = _first_difference(_comparable(header), _comparable(recording.header))
-                if difference:
-                    raise DeevoError(
-                        f"run folder {folder} holds a run of another configuration: {difference}. "
-                        "Choose another folder, or give the parameters of that run to resume it"
-                    )
-            os.ftruncate(journal._file, journal._end)
-            if recording.header is None:
-                journal.append(header)
+            self.recording = _parse(
+                self.path, os.pread(self._file, os.fstat(self._file).st_size, 0)
+            )
+            self._end, self._check = self.recording.whole, self.recording.check
+            header = self.recording.header
+            if header is not None and header.contract != CONTRACT_VERSION:
+                raise DeevoError(
+                    f"run folder {folder} holds a run of contract version {header.contract}, which "
+                    "is replayed (deevo replay) but not resumed: choose another folder, or resume "
+                    f"it with deevo_ext {header.deevo_ext}"
+                )
+        except OSError as error:
+            os.close(self._file)
+            raise DeevoError(f"cannot read {self.path}: {error.strerror or error}") from error
         except BaseException:
-            journal.close()
+            os.close(self._file)
             raise
-        return journal, recording
 
-    def append(self, record: Header | GenerationRecord | Returned) -> None:
-        """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
-        values = to_json(record)
-        if isinstance(record, Returned):
-            values = {"returned": values}
-        line = (json.dumps(values) + "\n").encode()
+    @property
+    def check(self) -> str:
+        """The check of the last line, which tells it and all before it."""
+        return self._check
+
+    def _locked(self) -> int:
+        """Opens and locks the file, made where there is none."""
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise DeevoError(f"{self.path} is no file; choose another run folder")
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._in_place(file):  # another process may have removed it, see `close`
+                    return file
+            raise DeevoError(
+                f"{self.path} is in use by another process: wait for it or choose another run "
+                "folder"
+            )
+        except BaseException:
+            os.close(file)
+            raise
+
+    def _in_place(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file))
+        except OSError:
+            return False
+
+    def begin(self, header: Header) -> Recording:
+        """Begins a run, or resumes the one that the folder holds; returns what it holds of it.
+
+        Raises DeevoError naming the first difference where the folder holds another run.
+        """
+        recorded = self.recording.header
+        if recorded is not None:
+            difference = first_difference(_comparable(header), _comparable(recorded))
+            if difference:
+                raise DeevoError(
+                    f"run folder {self.folder} holds a run of another configuration: {difference}. "
+                    "Choose another folder, or give the parameters of that run to resume it"
+                )
+        with self._writing():
+            os.ftruncate(self._file, self._end)
+        if recorded is None:
+            self.append(header)
+        return self.recording
+
+    def append(self, record: Header | GenerationRecord | RoundRecord | End) -> None:
+        """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
+        text, check = _with_check(json.dumps(to_json(record)).encode(), self._check)
+        line = text + b"\n"
+        with self._writing():
             done = 0
             while done < len(line):
                 done += os.pwrite(self._file, line[done:], self._end + done)
             os.fsync(self._file)
+        if not self._in_place(self._file):
+            raise DeevoError(
+                f"{self.path} was moved, replaced or deleted while the run was under way: put it "
+                "back and start the run again, or begin a new run folder"
+            )
+        self._end, self._check = self._end + len(line), check
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Cuts the file back to its last whole line where writing fails, and says so."""
+        try:
+            yield
         except OSError as error:
-            os.ftruncate(self._file, self._end)
+            with contextlib.suppress(OSError):  # then a torn line is left, as by a crash
+                os.ftruncate(self._file, self._end)
             raise DeevoError(
                 f"cannot write {self.path}: {error.strerror or error}. The run is safe up to the "
                 "generation before; free some space and start it again with the same run folder"
             ) from error
-        self._end += len(line)
 
     def close(self) -> None:
-        """Closes the file and gives up the lock."""
+        """Closes the file and gives up the lock; where no run was begun, nothing is left."""
+        with contextlib.suppress(OSError):
+            if not os.fstat(self._file).st_size and self._in_place(self._file):
+                self.path.unlink()
+                if self._made:
+                    self.folder.rmdir()
         os.close(self._file)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _comparable(header: Header) -> dict[str, Any]:
@@ -188,33 +313,3 @@ def _comparable(header: Header) -> dict[str, Any]:
     values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
     values.pop("deevo_ext")  # the contract's version decides, not the package's
     return values
-
-
-def _first_difference(present: Any, recorded: Any, where: str = "") -> str | None:
-    """Says where two JSON values differ first, as "a.b: x, not y"; None when they are equal."""
-    parts: list[tuple[str, Any, Any]] = []
-    if isinstance(present, dict) and isinstance(recorded, dict):
-        # The layout's hash comes last: it follows from the rest, which says more.
-        for key in sorted(present.keys() | recorded.keys(), key=lambda key: (key == "layout", key)):
-            name = f"{where}.{key}" if where else key
-            if key not in present or key not in recorded:
-                return f"{name} is only in the {'journal' if key in recorded else 'present run'}"
-            parts.append((name, present[key], recorded[key]))
-    elif isinstance(present, list) and isinstance(recorded, list):
-        if len(present) != len(recorded):
-            return f"{where} has {len(recorded)} entries in the journal, {len(present)} now"
-        for i, (a, b) in enumerate(zip(present, recorded, strict=True)):
-            parts.append((f"{where}[{i}]", a, b))
-    elif present != recorded and not (_is_nan(present) and _is_nan(recorded)):
-        return f"{where} is {_short(recorded)} in the journal, {_short(present)} now"
-    differences = (_first_difference(a, b, name) for name, a, b in parts)
-    return next(filter(None, differences), None)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -10,6 +10,7 @@ import math
 import re
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
 
 IMAGES = 1000
-_CANDIDATES = 6  # rows that validation keeps for the comparison
+_CANDIDATES = 10  # rows that validation keeps for the comparison
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,7 @@ class Preflight:
                 )
 
     def __str__(self) -> str:
-        members = [
-            (f"  {name}", f"top-1 {score.top1:.3f}", f"loss {score.loss:.4f}")
-            for name, score in self.members
-        ]
-        lines = [f"Members on {self.images:,} fitness images:", text_table((), members, "<")]
+        lines = [member_lines(self.members, self.images)]
         if self.basin is not None:
             lines.append(f"Between them, on the first of the fitness images: {self.basin}")
         for device, count in self.device_bytes.items():
@@ -161,10 +158,10 @@ def examine(
     some = images
     if len(images) > IMAGES:
         some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
-    scores = _scores(evaluator, some, schedule.chunk)  # builds runners and chooses engines, too
+    scores = scores_of(evaluator, some, schedule.chunk)  # builds runners and chooses engines, too
     started, before = time.perf_counter(), evaluator.forward_passes
     again = some.slice(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
-    _scores(evaluator, again, schedule.chunk)
+    scores_of(evaluator, again, schedule.chunk)
     per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
     passes = count_passes(fitness, validation, schedule.members)
     generations = schedule.generations
@@ -181,7 +178,14 @@ def examine(
     )
 
 
-def _scores(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
+def member_lines(members: Sequence[tuple[str, Score]], images: int) -> str:
+    """Returns the members' names and scores as text."""
+    lines = [(f"  {n}", f"top-1 {s.top1:.3f}", f"loss {s.loss:.4f}") for n, s in members]
+    return f"Members on {images:,} fitness images:\n{text_table((), lines, '<')}"
+
+
+def scores_of(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
+    """Returns the members' scores on images, `chunk` of them at a time."""
     population = evaluator.population
     scores: list[Score] = []
     for start in range(0, population.size, chunk):

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population import checkpoints
+from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs import journal
-from deevo_ext.runs.folder import serialise
-from deevo_ext.runs.state import Candidate, RunState, as_returned
+from deevo_ext.runs.difference import first_difference
+from deevo_ext.runs.folder import (
+    VIRTUAL,
+    check_network_path,
+    locate_checkpoints,
+    read_tensors,
+    write_network,
+)
+from deevo_ext.runs.recipe_state import RecipeState
+from deevo_ext.runs.records import Header, RoundRecord
+from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
@@ -22,105 +32,111 @@ from deevo_ext.search.optimizer import DifferentialEvolution
 
 @dataclass
 class Replay:
-    """A replayed run: its state and generations, and the candidate that it returned.
+    """A replayed run: its state, and the candidate that it returned.
 
-    finished: whether the journal's last line says that the run was complete.
+    generations: of a search of weights; rounds: of a search of coefficients, whose state has the
+    recipe. finished: whether the journal's last line says that the run was complete.
     """
 
-    state: RunState
+    state: RunState | RecipeState
     generations: list[Generation]
+    rounds: list[RoundRecord]
     candidate: Candidate
     finished: bool
 
 
 def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Replay:
-    """Replays a run folder; raises DeevoError naming what is missing or does not match.
+    """Replays a run folder of either search; no network is run, and no image needed.
 
-    checkpoint_dir: where the initial checkpoints lie now, if not where the journal says.
+    Raises DeevoError naming what is missing or does not match. An unfinished run gives its best
+    candidate so far. checkpoint_dir: where the initial checkpoints lie now, if not where the
+    journal says.
     """
     folder = Path(run_dir)
     path = folder / journal.FILE_NAME
     if not path.exists():
-        raise DeevoError(f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run")
+        raise DeevoError(
+            f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run (deevo merge "
+            "makes the network of a recipe)"
+        )
     recording = journal.read(path)
     header = recording.header
     if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
     with journal.line_of(path, 1):
-        files = _locate(header.checkpoints, folder, checkpoint_dir)
+        sources = [(name, digest) for name, digest in header.checkpoints]
+        files = locate_checkpoints(sources, folder, checkpoint_dir, "the journal")
         population = Population.from_manifest(header.population, files)
         if population.layout.hash != header.layout:
             raise DeevoError("the checkpoints give another layout than the journal records")
         configuration = Configuration(**header.configuration)
-        de = DifferentialEvolution(population, configuration, seed=header.seed)
-    state = RunState(de)
+        # What was added to the configuration since then has its default.
+        known = {name: configuration.to_json()[name] for name in header.configuration}
+        for read, recorded in (
+            (population.manifest(), header.population),
+            (known, header.configuration),
+        ):
+            if json.dumps(read) != json.dumps(recorded):
+                difference = first_difference(read, recorded) or "a number of another type"
+                raise ValueError(f"no run writes it like this: {difference}")
+        state = _begun(header, population, configuration)
     generations = []
     for i, record in enumerate(recording.generations):
         with recording.line_of(i):
-            generation = state.apply(record)
-        if generation is not None:
-            generations.append(generation)
-    if not de.scored:
+            if isinstance(state, RecipeState):
+                state.begin(record)
+            elif (generation := state.apply(record)) is not None:
+                generations.append(generation)
+    for i, proved in enumerate(recording.rounds, start=1):
+        with recording.line_of(i):
+            assert isinstance(state, RecipeState)  # the journal has checked it
+            state.apply(proved)
+    if not (state.initial if isinstance(state, RecipeState) else state.de.scored):
         raise DeevoError(f"{path} holds no generation yet; nothing can be replayed")
-    candidate = state.chosen()
     if recording.returned is not None:
-        with recording.line_of(len(recording.generations)):
-            candidate = as_returned(candidate, recording.returned)
-    elif population.batchnorm == "recalibrate":
-        candidate = replace(candidate, statistics=None)  # only the images could tell
-    return Replay(state, generations, candidate, finished=recording.returned is not None)
+        with recording.line_of(len(recording.generations) + len(recording.rounds)):
+            tensors = read_tensors(folder, recording.returned.tensors_sha256)
+            candidate = state.recorded(recording.returned, tensors)
+    else:
+        candidate = state.chosen()
+        if population.batchnorm == "recalibrate":
+            candidate = replace(candidate, statistics=None)  # only the images could tell
+    finished = recording.returned is not None
+    return Replay(state, generations, recording.rounds, candidate, finished)
 
 
-def _locate(
-    sources: list[list[str]], folder: Path, checkpoint_dir: str | Path | None
-) -> list[Path]:
-    """Finds the checkpoints by the journal's SHA-256: where it says, or anywhere below a folder."""
-    if checkpoint_dir is None:
-        files = [folder / name for name, _ in sources]  # an absolute name stays what it is
-        for path, (_, expected) in zip(files, sources, strict=True):
-            if not path.exists():
-                raise DeevoError(
-                    f"initial checkpoint {path} is missing; say where it is with --checkpoints DIR"
-                )
-            actual = checkpoints.sha256(path)
-            if actual != expected:
-                raise DeevoError(
-                    f"{path} has SHA-256 {actual}, the journal expects {expected}: it is not the "
-                    "checkpoint that the run began with"
-                )
-        return files
-    below = sorted(p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES)
-    by_digest = {checkpoints.sha256(path): path for path in below}
-    for name, expected in sources:
-        if expected not in by_digest:
-            raise DeevoError(
-                f"no file below {checkpoint_dir} has the SHA-256 {expected} of initial checkpoint "
-                f"{name}"
-            )
-    return [by_digest[expected] for _, expected in sources]
+def _begun(
+    header: Header, population: Population, configuration: Configuration
+) -> RunState | RecipeState:
+    """The state of a run before its first record."""
+    if header.search != "coefficients":
+        return RunState(DifferentialEvolution(population, configuration, seed=header.seed))
+    tensors = tuple(map(tuple, header.fitness["blocks"]))
+    blocks = Blocks(tuple(names[0] for names in tensors), tensors)
+    blocks.segments(population.layout)  # which refuses others
+    return RecipeState(population, blocks)
 
 
 def write_candidate(result: Replay, path: Path) -> None:
     """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
-    if path.suffix not in (".safetensors", ".pth"):
-        raise DeevoError(
-            f"the output file is {path}; expected a name that ends in .safetensors or .pth"
-        )
-    de = result.state.de
-    if de.population.statistics_layout.dim and result.candidate.statistics is None:
+    check_network_path(path)
+    population = result.state.population
+    if population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '
             "are known at its end only: resume it first"
         )
-    state, naming = result.candidate.state_dict(de), Naming.of_population(de.population)
-    if path.suffix == ".pth":
-        write_whole(path, naming.pickled(state))
-    else:
-        write_whole(path, serialise(naming.named(state), result.candidate.record()))
+    state, naming = result.candidate.state_dict(population), Naming.of_population(population)
+    write_network(path, naming, state, result.candidate.record())
 
 
 def write_trials(result: Replay, path: Path) -> int:
-    """Writes every trial of the run as CSV; returns their number."""
+    """Writes every trial of a search of weights as CSV; returns their number."""
+    if isinstance(result.state, RecipeState):
+        raise DeevoError(
+            "trials of a search of coefficients are virtual and not kept; what became of them, a "
+            f"line a generation, is in the run folder already, {VIRTUAL}/*.csv"
+        )
     trials = [trial for generation in result.generations for trial in generation.trials()]
     text = io.StringIO(newline="")
     if trials:

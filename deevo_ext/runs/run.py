@@ -1,8 +1,7 @@
-"""The run loop: fitness, validation, journal, metrics; resumable after a kill at any moment."""
+"""The run of the weights' search: fitness, validation, generations."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,38 +11,41 @@ from typing import Any
 
 import torch
 
-from deevo_ext import _version
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
+from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.scoring import Scoring
-from deevo_ext.networks.engines.choose import ENGINES_FILE
-from deevo_ext.ops.tables import CONTRACT_VERSION
-from deevo_ext.population.naming import Naming
-from deevo_ext.runs.folder import MetricsFile, initial_checkpoints, write_initial, write_weights
+from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
-from deevo_ext.runs.records import GenerationRecord, Header
-from deevo_ext.runs.state import KINDS, Candidate, RunState, as_returned
+from deevo_ext.runs.records import GenerationRecord
+from deevo_ext.runs.state import KINDS, RunState
+from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 
-class Evolution:
+class Evolution(Run):
     """Runs a DifferentialEvolution to the end of its schedule.
 
     de: must be fresh, its population just loaded.
     fitness: a Fitness, or a function of one row.
     run_dir: the folder for journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth. A
         folder that holds this run's journal is resumed, with the result of an uninterrupted run.
-    validation: chooses the returned candidate: the best member, the mean or the greedy soup.
-        Without it that is the best member of the last generation.
+    validation: chooses the returned candidate: the best member, the mean, the greedy soup or a
+        treated one (`runs.treatments`), evolved or initial. Without it that is the best member of
+        the last generation.
     chunk: the number of rows evaluated at a time, the E of peak memory NP + E rows. Validation adds
-        the six candidates of the comparison.
+        the ten candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
         past too.
     initial: the record of generation 0, where `soups.append_soups` has made it already.
+    journal: the run folder's, where it is open already; it stays open.
     """
+
+    search = "weights"
+    state: RunState
 
     def __init__(
         self,
@@ -56,106 +58,60 @@ class Evolution:
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
         initial: GenerationRecord | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if chunk < 1:
             raise DeevoError(f"chunk is {chunk}; expected at least 1")
-        self.de = de
+        super().__init__(de.population, run_dir, validation, progress, callbacks, journal)
+        self.de, self.configuration, self.seed = de, de.configuration, de.seed
         self.fitness = as_fitness(fitness)
         self.scoring = Scoring(de, self.fitness, chunk)
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.validation = validation
-        self.evaluator = None if validation is None else validation.evaluator
-        self.progress = progress
-        self.callbacks = list(callbacks)
         self.initial = initial
         self.state = RunState(de, self.evaluator.used_statistics if self.evaluator else None)
-        for evaluator in self._evaluators():
+        for evaluator in self.evaluators():
             if evaluator.population is not de.population:
                 raise DeevoError(
                     "an evaluator was made for another population than de's; make it with "
                     "Evaluator(model, de.population)"
                 )
-        self._require_fresh()
-        self.history: list[dict[str, float]] = []
-        # Costs of the whole run, resumed parts included, and those of the initial candidates.
-        self.forward_passes, self.initial_forward_passes = 0, 0
-        self.seconds, self.initial_seconds = 0.0, 0.0
+        if validation is not None and isinstance(self.fitness, ClassificationFitness):
+            self.treatments = Treatments(validation, self.fitness.images, self.fitness.seed)
         self._batch: int | None = None
-        self._passes_before = 0
-        self._naming: Naming | None = None
-        self._journal: Journal | None = None
-        self._metrics: MetricsFile | None = None
+        self.require_fresh()
 
-    def header(self) -> Header:
-        """Returns the journal's first line: everything that decides the run."""
-        population = self.de.population
-        return Header(
-            contract=CONTRACT_VERSION,
-            deevo_ext=_version.__version__,
-            configuration=self.de.configuration.to_json(),
-            seed=self.de.seed,
-            layout=population.layout.hash,
-            population=population.manifest(),
-            checkpoints=initial_checkpoints(population, self.run_dir),
-            fitness=self.fitness.describe(),
-            validation=None if self.validation is None else self.validation.describe(),
-        )
+    def describe_fitness(self) -> dict[str, Any]:
+        """Returns what decides the fitness, as JSON values."""
+        return self.fitness.describe()
 
-    def run(self) -> Candidate:
-        """Runs, or resumes, to the end; returns the chosen candidate.
+    def evaluators(self) -> list[Evaluator]:
+        """Returns the evaluators of validation and fitness, which may be one."""
+        return evaluators_of(self.evaluator, self.fitness.evaluator)
 
-        With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
-        names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
-        new Evolution on a freshly loaded population: the run folder resumes it.
-        """
-        self._require_fresh()
-        recording: Recording | None = None
-        with contextlib.ExitStack() as stack:
-            if self.run_dir is not None:
-                header = self.header()
-                self._naming = Naming.of_population(self.de.population)  # while its files are there
-                self._journal, recording = Journal.open(self.run_dir, header)
-                stack.callback(self._journal.close)
-                self._keep_engines(self.run_dir, resumed=len(recording.generations) > 0)
-                write_initial(self.de.population, self.run_dir, header.checkpoints)
-                self._metrics = MetricsFile(self.run_dir / "metrics.csv")
-                stack.callback(self._metrics.close)
-            return self._run(recording)
-
-    def _run(self, recording: Recording | None) -> Candidate:
+    def advance(self, recording: Recording | None) -> None:
+        """Runs, or resumes, up to the last generation."""
         from tqdm.auto import tqdm  # not needed by an import of the package
 
         total = self.de.configuration.generations
         with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
             if recording is not None and recording.generations:
                 self._resume(recording, bar)
-            self._passes_before = self._passes()
+            self.new_passes()
             if recording is None or not recording.generations:
                 self._first()
             while self.de.generation < total:
                 record, generation = self._generation(self.de.generation + 1)
                 self._keep(record)
                 self._observe(generation, record, bar)
-        chosen = self.state.chosen()
-        if recording is not None and recording.returned is not None:
-            with recording.line_of(len(recording.generations)):
-                chosen = as_returned(chosen, recording.returned)
-        elif self._journal is not None:
-            returned = chosen.returned()
-            if self.evaluator is not None and self.evaluator.policy.recalibrates:
-                returned = replace(returned, statistics=chosen.statistics)
-            self._journal.append(returned)
-        if self.run_dir is not None and self._naming is not None:
-            write_weights(self._naming, chosen.state_dict(self.de), chosen.record(), self.run_dir)
-        return chosen
 
     def _resume(self, recording: Recording, bar: Any) -> None:
         """Applies what the journal holds, and scores again what it does not keep of a race."""
+        self.use_engines(recording)
         if any(record.trials is not None for record in recording.generations):
             self.fitness.prepare()  # it has been accounted for in the first generation
         for i, record in enumerate(recording.generations):
             with recording.line_of(i):
-                self._account(record)
+                self.account(record)
+                self._use_batch(record)
                 generation = self.state.apply(record)
             if generation is not None:
                 self._observe(generation, record, bar)
@@ -163,7 +119,8 @@ class Evolution:
             due = self.fitness.batch_of(self.de.generation + 1)
             self.scoring.resume(self._batch if self._batch == due else None)
 
-    def _require_fresh(self) -> None:
+    def require_fresh(self) -> None:
+        """Raises DeevoError where optimizer or population has been used already."""
         if self.de.generation != 0 or self.de.scored or not self.de.population.pristine:
             raise DeevoError(
                 "de or its population has been used already; give Evolution a fresh "
@@ -173,8 +130,8 @@ class Evolution:
 
     def _first(self) -> None:
         """Scores the initial candidates as generation 0, before anything is changed."""
-        record = self.initial
-        if record is not None:
+        if self.initial is not None:
+            record = replace(self.initial, engines=self.new_engines())
             self.state.apply(record)
         else:
             started, validation = time.perf_counter(), None
@@ -215,44 +172,19 @@ class Evolution:
         return record, generation
 
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs."""
-        passes = self._passes()
-        record = GenerationRecord(
+        """Makes a generation's record, with its costs and the engines that are new."""
+        return GenerationRecord(
             **values,
-            forward_passes=passes - self._passes_before,
+            engines=self.new_engines(),
+            forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
-        self._passes_before = passes
-        return record
 
     def _keep(self, record: GenerationRecord) -> None:
-        """Writes a new record to the journal and accounts for it."""
-        if self._journal is not None:
-            self._journal.append(record)
-        self._account(record)
+        self.keep(record)
+        self._use_batch(record)
 
-    def _evaluators(self) -> list[Evaluator]:
-        """Returns the evaluators of validation and fitness, which may be one."""
-        both = (self.evaluator, self.fitness.evaluator)
-        return list({id(one): one for one in both if one is not None}.values())
-
-    def _passes(self) -> int:
-        return sum(evaluator.forward_passes for evaluator in self._evaluators())
-
-    def _keep_engines(self, folder: Path, resumed: bool) -> None:
-        """Keeps the engines that are chosen once a run; a second evaluator has its own table."""
-        of_fitness = self.fitness.evaluator
-        if self.evaluator is not None:
-            self.evaluator.keep_engines(folder / ENGINES_FILE, resumed=resumed)
-        if of_fitness is not None and of_fitness is not self.evaluator:
-            of_fitness.keep_engines(folder / f"fitness-{ENGINES_FILE}", resumed=resumed)
-
-    def _account(self, record: GenerationRecord) -> None:
-        self.forward_passes += record.forward_passes
-        self.seconds += record.seconds
-        if record.generation == 0:
-            self.initial_forward_passes = self.forward_passes
-            self.initial_seconds = self.seconds
+    def _use_batch(self, record: GenerationRecord) -> None:
         if record.batch is not None:
             self._batch = record.batch
 
@@ -272,11 +204,7 @@ class Evolution:
         for kind in KINDS:
             score = candidates[kind].score if kind in candidates else math.nan
             metrics[f"validation/{kind}"] = score
-        self.history.append(metrics)
-        if self._metrics is not None:
-            self._metrics.append(metrics)
-        for callback in self.callbacks:
-            callback(metrics)
+        self.observe(metrics)
         bar.update(1)
         rate = record.forward_passes / max(record.seconds, 1e-9)
         bar.set_postfix_str(

@@ -19,13 +19,15 @@ class Validation:
     """Images that choose the returned candidate, and how: by the mean score of a metric.
 
     evaluator: puts the images through networks. every: the number of generations from one
-    validation to the next; the last generation always has one.
+    validation to the next; the last generation always has one. by_folds: the images are the fitness
+    images, for want of others: what is fitted to them is scored by folds that the fit has not seen.
     """
 
     evaluator: Evaluator
     images: LabelledImages
     metric: Metric
     every: int = 10
+    by_folds: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -41,6 +43,7 @@ class Validation:
             "images": len(self.images),
             "sha256": self.images.digest(),
             "every": self.every,
+            **({"by_folds": True} if self.by_folds else {}),
             **self.metric.describe(),
             "evaluator": self.evaluator.describe(),
         }

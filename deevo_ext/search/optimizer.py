@@ -6,14 +6,16 @@ Trials are never state: `Trials` regenerates any of them from counters whenever 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
 from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
 from deevo_ext.search.configuration import Configuration, configure
@@ -37,6 +39,10 @@ class DifferentialEvolution:
         de.tell([loss(row) for row in trials.rows(range(population.size))])
 
     Fitness is minimised. NaN counts as +inf; +inf is never accepted.
+
+    The thread that asks for trials tells their fitness; any thread may make rows of them. Callbacks
+    and fitness functions neither ask nor tell: they are inside of one. Where `tell` is interrupted
+    between selection and the new weights, everything but `load_state_dict` raises DeevoError.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class DifferentialEvolution:
         self.pending: Trials | None = None
         self.scored = False  # whether the parents have a fitness
 
+        self._telling = False  # inside tell(), callbacks included
+        self._interrupted = False  # whether the weights and what was learnt may not fit together
         self._completed = 0  # the generation counter without a look at the device
         self._adaptation = Adaptation(configuration, population, seed)
         self._source = RowSource(population, configuration, self._adaptation, seed)
@@ -118,6 +126,7 @@ class DifferentialEvolution:
 
         No row is made yet. Asking again before `tell` gives the same trials.
         """
+        self._require_sound()
         if not self.scored:
             return self.ask_parents()
         done = self.generation
@@ -126,11 +135,13 @@ class DifferentialEvolution:
                 f"all {self.configuration.generations} generations of the schedule are done; to go "
                 "on from here, begin a new run on the evolved networks"
             )
-        self._adaptation.plan()
+        with self._source.lock:
+            self._adaptation.plan()
         return self._await(Trials(self._source, done + 1, self.living, parents=False))
 
     def ask_parents(self) -> Trials:
         """Returns the parents, to be scored (again), as when the fitness images change."""
+        self._require_sound()
         return self._await(Trials(self._source, self.generation, self.living, parents=True))
 
     def tell(self, fitness: torch.Tensor | Sequence[float]) -> Generation | None:
@@ -140,26 +151,40 @@ class DifferentialEvolution:
         selects, adapts and commits, and returns what the generation did; after parents it keeps
         their scores and returns None. Raises DeevoError before anything is changed.
         """
+        self._require_sound()
         pending, adaptation = self.pending, self._adaptation
         if pending is None:
             raise DeevoError("tell() without ask(): ask for trials first")
+        if pending.thread != threading.get_ident():
+            raise DeevoError(
+                "tell() from another thread than the one that asked: ask and tell in one thread, "
+                "or give each thread an optimizer of its own"
+            )
         values = self._checked(fitness)
         on_device = values.to(adaptation.fitness.device)
-        if pending.population_was_written():
-            raise DeevoError(
-                "the population was written to since ask(), as norm layers do in train mode: call "
-                "model.eval() before evaluating, and begin again on a freshly loaded population"
-            )
+        pending.require_unwritten()
+        self._telling = True
+        try:
+            return self._take(pending, values, on_device)
+        finally:
+            self._telling = False
+
+    def _take(
+        self, pending: Trials, values: torch.Tensor, on_device: torch.Tensor
+    ) -> Generation | None:
+        """Selects by fitness values that are checked, and learns from them."""
+        adaptation = self._adaptation
         self._end_pending()
         if pending.parents:
             adaptation.score_parents(on_device)
             self.scored = True
             return None
         parents, members = adaptation.fitness.clone(), pending.members
-        adaptation.tell(on_device)
-        self._source.commit()
-        self._completed += 1
-        self.population.pristine = False
+        with self._whole():
+            adaptation.tell(on_device)
+            self._source.commit()
+            self._completed += 1
+            self.population.pristine = False
 
         all_live = members.numel() == self.population.size
 
@@ -186,6 +211,25 @@ class DifferentialEvolution:
             for callback in self.callbacks:
                 callback(metrics)
         return result
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is left half done by an interruption leaves the optimizer unusable."""
+        self._interrupted = True
+        yield
+        self._interrupted = False
+
+    def _require_sound(self) -> None:
+        if self._interrupted:
+            raise DeevoError(
+                "tell() was interrupted between its selection and the new weights, which may not "
+                "fit together: load_state_dict() of an earlier state, or resume the run"
+            )
+        if self._telling:
+            raise DeevoError(
+                "ask() or tell() from within tell(): callbacks read metrics only; ask and "
+                "tell after it has returned"
+            )
 
     def _await(self, trials: Trials) -> Trials:
         self._end_pending()
@@ -215,6 +259,8 @@ class DifferentialEvolution:
         torch.load(weights_only=True) reads it back; resuming from it gives the bits of an
         uninterrupted run.
         """
+        if self._interrupted:
+            self._require_sound()
         tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
         return {**self._identity(), "scored": self.scored, **tensors}
 
@@ -228,7 +274,8 @@ class DifferentialEvolution:
                 "DifferentialEvolution gave"
             )
         for name, value in identity.items():
-            if state[name] != value:
+            same = state[name] in CONTRACTS if name == "contract" else state[name] == value
+            if not same:
                 raise DeevoError(
                     f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
                     f"{value!r}; make the optimizer with the parameters of the run"
@@ -240,12 +287,14 @@ class DifferentialEvolution:
                     f"the state's {name} is {saved.dtype} of shape {tuple(saved.shape)}; expected "
                     f"{tensor.dtype} of shape {tuple(tensor.shape)}, as this population has"
                 )
-        for name, tensor in tensors.items():
-            tensor.copy_(state[name])
-        self.scored = bool(state["scored"])
-        self._completed = int(self._adaptation.generation.item()) - 1
-        self._end_pending()
-        self.population.pristine = False
+        with self._whole():
+            self._end_pending()
+            for name, tensor in tensors.items():
+                tensor.copy_(state[name])
+            self._source.committed = None
+            self.scored = bool(state["scored"])
+            self._completed = int(self._adaptation.generation.item()) - 1
+            self.population.pristine = False
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 
@@ -34,16 +35,13 @@ class RowSource:
         self._buffer: torch.Tensor | None = None
         self._staging: Staging | None = None
         self._bound_to: tuple[object, ...] = ()
+        self.committed: int | None = None  # the rows' version counter, where it has to be that
+        self.lock = threading.Lock()  # the operators are bound to one set of arguments
 
     @property
     def rows(self) -> torch.Tensor:
         """The members, [NP, D]."""
         return self.population.rows
-
-    @property
-    def variances(self) -> torch.Tensor:
-        """The parents' evolved BatchNorm variances, which a model in train mode overwrites."""
-        return self.population.rows[:, self.population.layout.nonneg_start :]
 
     def new_rows(self, count: int) -> torch.Tensor:
         """Makes zeroed rows like the population's, [count, D] with its stride and dtype."""
@@ -77,6 +75,7 @@ class RowSource:
         """Puts the accepted trials in their parents' places, and these into the archive."""
         self._bind()
         self._commit()
+        self.committed = version_of(self.rows)
 
     def _bind(self) -> None:
         """Binds the operators, anew where the population has got other rows since."""
@@ -107,6 +106,11 @@ class RowSource:
             archive_slot=adaptation.archive_slot,
         )
         self._bound_to = identity
+
+
+def version_of(rows: torch.Tensor) -> int:
+    """Returns how often rows were written to; always -1 in inference mode, which does not count."""
+    return -1 if rows.is_inference() else rows._version
 
 
 def _rounded_to_0(bound: float, dtype: torch.dtype) -> float:

@@ -13,6 +13,7 @@ The first row that a formula names is its base; at most five further rows may ap
 from __future__ import annotations
 
 import ast
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ class Terms:
 
 
 def _fail(formula: str, reason: str) -> DeevoError:
+    shown = repr(formula) if len(formula) <= _LONGEST else f"{formula[:60]!r}..."
     return DeevoError(
-        f"strategy formula {formula!r}: {reason}. Write an affine combination of the rows "
+        f"strategy formula {shown}: {reason}. Write an affine combination of the rows "
         f'{", ".join(ROWS)} with factors of F and U, such as "target + F*(best - target)", or '
         '"trig(r1, r2, r3)"'
     )
@@ -84,6 +86,9 @@ def _multiply(formula: str, a: Scalar, b: Scalar) -> Scalar:
     return products[0], products[1], products[2], products[3]
 
 
+_LONGEST = 300  # characters of a formula
+
+
 class _Parser:
     """Evaluates the syntax tree over scalars and combinations of rows."""
 
@@ -96,7 +101,7 @@ class _Parser:
             case ast.Constant(value=bool()):
                 pass
             case ast.Constant(value=int() | float() as number):
-                return (float(number), 0.0, 0.0, 0.0)
+                return (self.finite(number), 0.0, 0.0, 0.0)
             case ast.Name(id="F"):
                 return (0.0, 1.0, 0.0, 0.0)
             case ast.Name(id="U"):
@@ -120,6 +125,15 @@ class _Parser:
                     return self.scaled(a, b)
                 return self.scaled(b, a)
         raise _fail(self.formula, f"{ast.unparse(node)!r} is not part of the notation")
+
+    def finite(self, number: int | float) -> float:
+        try:
+            value = float(number)
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise _fail(self.formula, "a number is too large")
+        return value
 
     def scaled(self, value: Scalar | Vector, factor: Scalar) -> Scalar | Vector:
         if isinstance(value, dict):
@@ -155,9 +169,13 @@ def _trigonometric(formula: str, call: ast.Call) -> Terms:
 
 def parse(formula: str) -> Terms:
     """Parses a formula; raises DeevoError that quotes it and says what is wrong."""
+    if not isinstance(formula, str):
+        raise _fail(str(formula), f"it is a {type(formula).__name__}; expected a string")
+    if len(formula) > _LONGEST:  # Python's parser and this one go down a tree of any depth
+        raise _fail(formula, f"it has {len(formula)} characters, more than {_LONGEST}")
     try:
         body = ast.parse(formula.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _fail(formula, f"it cannot be read ({error})") from None
     if isinstance(body, ast.Call):
         return _trigonometric(formula, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deevo_ext.cli.demo import options_of
 from deevo_ext.data import ImageSet, ImageSets
 from deevo_ext.training.trainings import trainings_of
+from support.networks import Net, members
 
 
 def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -40,7 +42,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str]) -> None:
     folder, output = demo
-    for name in ("best parent", "initial greedy soup", "logit ensemble", "evolved soup"):
+    initial = ("best parent", "initial greedy soup", "classifier refitted", "logit ensemble")
+    for name in (*initial, "evolved soup", "evolved and refitted"):
         assert name in output
     assert "95 % paired bootstrap interval" in output
     run = folder / "run"
@@ -48,7 +51,7 @@ def test_demo_prints_the_table_and_leaves_the_run_folder(demo: tuple[Path, str])
     assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 4
     assert len(list((run / "checkpoints").glob("member_*.safetensors"))) == 12
     table = json.loads((folder / "table.json").read_text())
-    assert len(table["rows"]) == 7 and sum(row["returned"] for row in table["rows"]) == 1
+    assert len(table["rows"]) == 11 and sum(row["returned"] for row in table["rows"]) == 1
     for row in table["rows"]:
         assert 0 < row["loss"] < 3 and 0 <= row["top1"] <= 1
         assert row["images"] > 0 and row["forward_passes"] >= 0
@@ -97,11 +100,27 @@ def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> 
         assert len(list(csv.DictReader(file))) == 4 * (12 + len(soups))
 
 
+def test_merge_says_in_one_sentence_what_it_made(tmp_path: Path) -> None:
+    for name, state in zip("ab", members(Net, 2), strict=True):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    recipe = "members: [a.safetensors, b.safetensors]\ncoefficients: [1, 1]\nnormalise: true\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    done = deevo("merge", "r.yaml", "--out", "w.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+    assert done.stdout == (
+        f"wrote w.safetensors, SHA-256 {digest}: 2 members in 1 block; BatchNorm's statistics are "
+        "combined like weights\n"
+    )
+    Net().load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["demo", "--data", "cifar"], "cifar"),
         (["replay", "nowhere"], "holds no journal.jsonl"),
+        (["merge", "r.yaml", "--out", "w.pth"], "r.yaml: it cannot be read: No such file"),
     ],
 )
 def test_errors_are_one_line_without_traceback(
@@ -115,4 +134,4 @@ def test_errors_are_one_line_without_traceback(
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     done = deevo("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "replay", "info"))
+    assert all(command in done.stdout for command in ("demo", "replay", "merge", "info"))

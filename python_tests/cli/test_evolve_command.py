@@ -62,7 +62,7 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
             str(parameter.name), parameter.name
         )
         signature = inspect.signature(deevo_ext.evolve).parameters
-        if name not in signature or name in renamed or name == "device":
+        if name not in signature or name in renamed or name in ("device", "blocks"):
             continue
         default = signature[name].default
         shown = {torch.float32: "float32", (): None}.get(default, default)
@@ -100,6 +100,7 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
         "transform": place / "transform.json",
         "cache": place / "pictures.safetensors",
         "out": place / out,
+        "search": "weights",
         "images-per-batch": 64,
         "micro-batch": 16,
         "validate-every": 2,
@@ -172,7 +173,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     code, compared, err = run(capsys, "compare", str(folder), str(folder / "table.json"))
     assert code == 0, err
     table = out.partition("test images:\n\n")[2].partition("\n\n")[0]
-    assert compared.count(table) == 2 and "against the initial greedy soup" in compared
+    assert compared.count(table) == 2 and "against the best initial one" in compared
     code, _, err = run(capsys, *arguments(place, "run", *more, "--dry-run"))
     assert code == 1 and "holds a run already" in err
 
@@ -240,7 +241,7 @@ def test_from_a_folder_of_pictures_alone(
     network = ["--arch", "support.networks:small_resnet", "--data", cache, *options]
     training = ["--members", "6", "--base-epochs", "5", "--epochs", "0.5", "--batch-size", "32"]
     training += ["--augment", "none"]  # the environment may lack torchvision
-    evolution = ["--generations", "3", "--validate-every", "3", "--images-per-batch", "200"]
+    evolution = ["--search", "weights", "--generations", "3", "--images-per-batch", "200"]
     how = ["--micro-batch", "50", "--engine", "eager", "--no-progress"]
     found = ["--checkpoints", str(tmp_path / "c" / "member_*.safetensors")]
     steps = [

@@ -21,6 +21,7 @@ from deevo_ext.cli import main
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Slots, open_cache
 from deevo_ext.data.pictures import DatasetPictures, open_pictures
+from deevo_ext.data.sets import open_data
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from support import zoo
@@ -133,9 +134,9 @@ def test_all_that_is_damaged_is_named_at_once_or_left_out(tree: Path, tmp_path: 
     assert not out.exists()
     with pytest.warns(UserWarning, match=f"left out: {cut}"):
         cache = _build(source, out, skip_corrupt=True)
-    assert cache.skipped == 3 and len(cache.class_names) == 5
+    assert cache.skipped == 2 and len(cache.class_names) == 5
     train = cache.images("train", COLOUR)
-    assert len(train) + len(cache.images("val", COLOUR)) == whole - 3
+    assert len(train) + len(cache.images("val", COLOUR)) == whole - 2
     # What is left is what it would be without the damaged files.
     for path in (cut, text, gone):
         path.unlink()
@@ -233,6 +234,21 @@ def test_one_process_builds_while_another_waits(tree: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
+def test_a_script_without_a_main_guard_ends_with_an_error(tree: Path, tmp_path: Path) -> None:
+    """Its workers import it, and would wait for the lock that it holds."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from deevo_ext.data import Transform, build_cache, open_pictures\n"
+        "t = Transform(None, (8, 8), 'bilinear', (0.5,) * 3, (0.5,) * 3)\n"
+        f"build_cache(open_pictures({str(tree)!r}), {str(tmp_path / 'c')!r}, t, workers=1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert "lacks if __name__" in done.stderr.splitlines()[-1]
+
+
 def test_no_room_is_said_before_anything_is_decoded(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +304,10 @@ def test_cifar_is_read_without_running_its_pickles(tmp_path: Path) -> None:
         (pickle.dumps(Harm()), "system, which is not an array"),
         (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}), "KeyError"),
         (pickle.dumps({b"data": np.zeros((2, 9), np.uint8), b"labels": [0, 1]}), "3072"),
-        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [4]}), "label 4"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [4]}), r"labels 4\.\.4"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["0"]}), "no list of"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}), "no list of"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": 0}), "no list of"),
         (b"junk", "not a batch"),
     ):
         victim.write_bytes(content)
@@ -298,6 +317,68 @@ def test_cifar_is_read_without_running_its_pickles(tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(DeevoError, match="data_batch_3: missing"):
         open_pictures(tmp_path / "labels")
+    meta = victim.with_name("batches.meta")
+    for names in (7, [7], {"a": 1}):
+        meta.write_bytes(pickle.dumps({"label_names": names}))
+        with pytest.raises(DeevoError, match=r"batches\.meta: its label_names are no list"):
+            open_pictures(tmp_path / "labels")
+
+
+def test_changed_pixels_are_found_when_they_are_first_read(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.safetensors"
+    cache = _build(tree, out)
+    images = cache.images("val", COLOUR)
+    assert len(images.pixels(0, len(images))) and bool(cache.verified.any())
+    stop = out.stat().st_size
+    for place, what in ((stop - 1, "image 29"), (4096 + 8 * len(cache.labels) - 8, "image 29")):
+        content = bytearray(out.read_bytes())
+        content[place] ^= 1  # of the last image a pixel, or its label
+        (tmp_path / "changed").write_bytes(content)
+        changed = open_cache(tmp_path / "changed").images("val", COLOUR)
+        changed.pixels(0, 29)
+        for some in (changed, changed.subset([29, 0]), changed.slice(20, 30)):
+            with pytest.raises(DeevoError, match=f"tree/val: {what}|image [09] is not what was"):
+                some.pixels(0, len(some))
+
+
+def test_default_caches_of_others_are_refused(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(tmp_path))
+    options: dict[str, Any] = {"workers": 0, "progress": False}
+    path = open_data(tree, COLOUR, **options).path
+    open_data(tree, COLOUR, **options)
+    path.chmod(0o666)
+    with pytest.raises(DeevoError, match="a cache of another user, or one that everyone may write"):
+        open_data(tree, COLOUR, **options)
+    open_data(path, COLOUR, **options)  # named by its user
+    path.chmod(0o644)
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    if path.stat().st_uid:  # root's are trusted
+        with pytest.raises(DeevoError, match="a cache of another user"):
+            open_data(tree, COLOUR, **options)
+
+
+def test_archives_are_to_be_unpacked_and_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for kind in ("zip", "tar", "gztar"):
+        file = shutil.make_archive(str(tmp_path / kind), kind, tmp_path / "a")
+        with pytest.raises(DeevoError, match="an archive, which is not read: unpack it") as error:
+            open_data(file, COLOUR)
+        assert "delete" not in str(error.value)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(64))
+    with pytest.raises(DeevoError, match="not a whole cache file") as error:
+        open_data(tmp_path / "x.parquet", COLOUR)
+    assert "delete" not in str(error.value)
+
+
+def test_a_link_in_the_partial_files_place_is_not_followed(tree: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "c.safetensors.partial").symlink_to(victim)
+    with pytest.raises(DeevoError, match=r"cannot write .*c\.safetensors\.partial"):
+        _build(tree, tmp_path / "c.safetensors")
+    assert victim.read_text() == "mine"
 
 
 def test_any_torch_dataset_is_cached(tmp_path: Path) -> None:

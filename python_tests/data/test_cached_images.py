@@ -166,6 +166,7 @@ def test_a_whole_evolution_takes_any_set(tmp_path: Path) -> None:
                 Net(),
                 pop_dir,
                 *three,
+                search="weights",
                 generations=4,
                 images_per_batch=24,
                 generations_per_batch=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.data import CachedImages
 from deevo_ext.data.cache import build_cache
+from deevo_ext.data.images import ImageSet
 from deevo_ext.data.pictures import open_pictures
 from deevo_ext.data.sets import ImageSets, image_sets, validation_size
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.placement import Placement, choose_place, copied
+from support.evolution import images as noise
 from support.evolution import population
 from support.networks import Net
 from support.pictures import write_tree
@@ -169,3 +172,35 @@ def test_copies_are_the_same_images(tree: Path, monkeypatch: pytest.MonkeyPatch)
         assert moved.digest() == images.digest() and moved.in_memory
         assert torch.equal(moved.pixels(0, 45), images.pixels(0, 45))
         assert moved.all_pixels.data_ptr() != images.all_pixels.data_ptr()
+
+
+def test_a_test_folder_beside_train_and_val_is_the_test_set(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", 40, 20)
+    write_tree(tmp_path / "other", 12, 8, side=80)
+    (tmp_path / "other" / "train").rename(tree / "test")
+    sets = _sets(tree)
+    assert [len(s) for s in (sets.fitness, sets.validation, sets.test)] == [40, 20, 12]
+    alone = _sets(tree / "test")
+    assert sorted(_keys(sets.test)) == sorted(_keys(alone.fitness, alone.validation, alone.test))
+    (tree / "val").rename(tmp_path / "val")  # without val, test is divided as val is
+    sets = _sets(tree)
+    assert [len(s) for s in (sets.fitness, sets.validation, sets.test)] == [40, 6, 6]
+    (tree / "test").rename(tmp_path / "test")
+    (tmp_path / "val").rename(tree / "val")
+    (tree / "test").mkdir()  # and what has no classes is none
+    with pytest.warns(UserWarning, match="test: left out, as it has no class folders"):
+        sets = _sets(tree)
+    assert [len(s) for s in (sets.fitness, sets.validation, sets.test)] == [40, 10, 10]
+
+
+def test_a_val_that_copies_train_is_noticed(tree: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "tree"
+    shutil.copytree(tree, copied)
+    shutil.rmtree(copied / "val")
+    shutil.copytree(copied / "train", copied / "val")
+    with pytest.warns(UserWarning, match="fitness and test share 60 images"):
+        _sets(copied)
+    data = [noise(30, seed) for seed in (1, 2, 3)]
+    shared = ImageSet(data[0].images[5:15], data[0].labels[5:15], "shared")
+    with pytest.warns(UserWarning, match="fitness and test share 10 images"):
+        image_sets(None, SMALL, fitness=data[0], validation=data[1], test=shared, **QUIET)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import deevo_ext as deevo
 from deevo_ext.data.images import image_set
 from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.statistics import group_size
 from support.evolution import images, population
 from support.networks import Net, members
 
@@ -71,16 +72,19 @@ def test_overflow_is_infinite_loss() -> None:
     assert evaluator.score(pop.rows[0] * 1e25, data) == math.inf
 
 
-def test_recalibrated_statistics_are_those_of_the_calibration_images() -> None:
-    calibration, data = images(60, 5), images(40, 6)
+@pytest.mark.parametrize("count, group", [(60, 60), (1100, 550)])
+def test_recalibrated_statistics_are_those_of_the_calibration_images(
+    count: int, group: int
+) -> None:
+    calibration, data = images(count, 5), images(40, 6)
     pop = population(4, batchnorm="recalibrate")
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=30, calibration=calibration)
     state = pop.state_dict(1)
     activations = nn.functional.conv2d(calibration.images, state["conv.weight"])
-    halves = activations.split(30)  # torch averages the statistics of the micro-batches
-    state["bn.running_mean"] = torch.stack([h.mean(dim=(0, 2, 3)) for h in halves]).mean(dim=0)
+    groups = activations.split(group)  # torch averages the groups' statistics
+    state["bn.running_mean"] = torch.stack([g.mean(dim=(0, 2, 3)) for g in groups]).mean(dim=0)
     state["bn.running_var"] = torch.stack(
-        [h.var(dim=(0, 2, 3), unbiased=True) for h in halves]
+        [g.var(dim=(0, 2, 3), unbiased=True) for g in groups]
     ).mean(dim=0)
     used = evaluator.used_statistics(pop.rows[1], None)
     found = evaluator.losses(pop.rows[1], data, used)
@@ -240,7 +244,46 @@ def test_recalibration_leaves_frozen_statistics_alone() -> None:
     evaluator = deevo.Evaluator(Net(), pop, micro_batch=40, calibration=calibration)
     assert evaluator.score(pop.rows[1], data) < 10
     assert torch.equal(pop.fixed["bn.running_mean"], kept)
-    assert evaluator.forward_passes == 40 + 40  # 20 calibration images fill no micro-batch
+    assert evaluator.forward_passes == 60 + 40
+
+
+@pytest.mark.parametrize(
+    "count, side, micro_batch, expected",
+    [
+        (60, 28, 64, 60),  # fewer than a group
+        (999, 64, 64, 999),
+        (1000, 64, 64, 500),
+        (1100, 28, 64, 550),
+        (1499, 28, 64, 749),  # one image is left over
+        (6400, 224, 8, 40),  # 50,176 pixels are 12.25 times 4,096
+        (6400, 224, 64, 64),
+    ],
+)
+def test_groups_of_batch_statistics(count: int, side: int, micro_batch: int, expected: int) -> None:
+    pixels = torch.zeros(1, 1, 1, 1).expand(count, 1, side, side)
+    data = deevo.ImageSet(pixels, torch.zeros(count, dtype=torch.int64), "images")
+    assert group_size(data, micro_batch) == expected
+
+
+@pytest.mark.parametrize("batchnorm", ["evolve", "inherit"])
+def test_statistics_are_reestimated_whatever_the_policy(batchnorm: str) -> None:
+    pop, data = population(4, batchnorm=batchnorm), images(60, 5)
+    evaluator = deevo.Evaluator(Net(), pop, micro_batch=30)
+    reference = population(4, batchnorm="recalibrate")
+    expected = deevo.Evaluator(Net(), reference, micro_batch=30, calibration=data)
+    used = expected.used_statistics(reference.rows[1], None)
+    row, apart = evaluator.policy.reestimated(pop.rows[1], data)
+    assert evaluator.forward_passes == 60 and evaluator.policy.any
+    assert used is not None
+    if batchnorm == "inherit":
+        assert apart is not None and torch.equal(apart, used)
+        assert torch.equal(row, pop.rows[1])
+    else:
+        assert apart is None
+        changed = reference.state_dict_of(reference.rows[1], used)
+        found = pop.state_dict_of(row)
+        assert all(torch.equal(found[name], tensor) for name, tensor in changed.items())
+        assert not torch.equal(row, pop.rows[1])
 
 
 def test_labels_beyond_the_models_classes_are_named() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import deevo_ext as deevo
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages, image_words
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import importance_order, inclusion_probabilities
-from deevo_ext.networks.engines.choose import ENGINES_FILE
 from deevo_ext.runs import journal
 from support.evolution import images, population
 from support.networks import Net, members
@@ -226,6 +224,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
             tmp_path / "c",
             images(400, 1),
             images(60, 2),
+            search="weights",
             run_dir=folder,
             generations=5,
             images_per_batch=96,
@@ -249,7 +248,6 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
         folder = tmp_path / f"cut{kept}"
         folder.mkdir()
         (folder / journal.FILE_NAME).write_text("".join([header, *lines[:kept]]))
-        shutil.copy(tmp_path / "whole" / ENGINES_FILE, folder)
         again = run(folder)
         assert again.candidate.digest == result.candidate.digest
         assert again.run.forward_passes == result.run.forward_passes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,6 @@ import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, candidates
 from deevo_ext.networks.engines.choose import EngineTable, device_cache
 from deevo_ext.networks.forward import PopulationForward
-from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
 from support.convolutional import CifarResNet
@@ -91,7 +92,7 @@ def test_statistics_held_apart(policy: str) -> None:
 
 
 def test_frozen_tensors_come_from_the_population() -> None:
-    with pytest.warns(UserWarning, match="frozen tensors differ"):
+    with pytest.warns(UserWarning, match="fixed tensors differ"):
         pop = population(4, frozen=["conv.*", "bn.running_var"])
     data = images(30)
     forward = PopulationForward(Net(), pop, micro_batch=16)
@@ -329,24 +330,50 @@ def test_engines_are_timed_once_and_kept(tmp_path: Path) -> None:
         EngineTable(CPU, path)
 
 
-def test_a_resumed_run_needs_its_engine_table(tmp_path: Path) -> None:
-    evaluator = deevo.Evaluator(Net(), population(4))
-    with pytest.raises(deevo.DeevoError, match=r"engines.json is missing"):
-        evaluator.keep_engines(tmp_path / "engines.json", resumed=True)
-    evaluator.keep_engines(tmp_path / "engines.json", resumed=False)
-    assert (tmp_path / "engines.json").exists()
-
-
-def test_a_wrong_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(found: object, dtype: torch.dtype) -> object:
-        graph = fuse(found, dtype)  # type: ignore[arg-type]
-        graph.layers[0].activation = None  # type: ignore[attr-defined]
-        return graph
-
-    monkeypatch.setattr("deevo_ext.networks.build.fuse", wrong)
+def test_a_run_goes_on_with_the_engines_that_it_recorded() -> None:
     pop, data = population(4), images(20)
-    with pytest.raises(deevo.DeevoError, match="network graph of Net gives logits that differ"):
-        PopulationForward(Net(), pop)(pop.rows, data.images, data.labels)
+    first = deevo.Evaluator(Net(), pop, micro_batch=10)
+    first.losses(pop.rows, data)
+    record = first.engines()
+    assert record["precision"] == "float32" and len(record["engines"]) == 2
+    other = {**record, "engines": dict.fromkeys(record["engines"], "aten")}
+    second = deevo.Evaluator(Net(), pop, micro_batch=10)
+    second.use_engines(json.loads(json.dumps(other)))
+    second.losses(pop.rows, data)
+    assert second.engines() == other
+    assert {layer.engine for layer in second.forward.graph((1, 10, 10)).layers} == {"aten"}
+    with pytest.warns(UserWarning, match="the run began on abacus and goes on on"):
+        second.use_engines({**record, "device": "abacus"})
+    assert second.engines()["device"] == "abacus"
+    bad = ({}, {**record, "engines": {"fc": 1}}, {**record, "precision": None})
+    for damaged in bad:
+        with pytest.raises((TypeError, KeyError)):  # which the journal names by its line
+            second.use_engines(damaged)
+
+
+def test_a_cache_of_engines_that_is_no_file_is_begun_anew() -> None:
+    path = device_cache(CPU).path
+    assert path is not None
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)  # to read it would never end
+    table = device_cache(CPU)
+    assert table.engines == {}
+    table.save()
+    assert path.is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_evaluates_with_threads_of_its_own() -> None:
+    pop, data = population(4), images(40)
+    forward = PopulationForward(Net(), pop, micro_batch=10)
+    losses = forward(pop.rows, data.images, data.labels).losses
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        again = forward(pop.rows, data.images, data.labels).losses
+        os._exit(0 if torch.equal(losses, again) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(losses, forward(pop.rows, data.images, data.labels).losses)
 
 
 def test_the_precision_report_is_arithmetic() -> None:
@@ -389,7 +416,15 @@ def test_selection_in_a_precision_that_fails_is_refused_unless_forced() -> None:
         ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of auto"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"precision": "tf32"}, "CUDA devices have"),
+        ({"engine": ["auto"]}, r"engine is \['auto'\]"),
+        ({"precision": None}, "precision is None"),
         ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"micro_batch": "8"}, "micro_batch is '8'"),
+        ({"micro_batch": 2.5}, r"micro_batch is 2\.5"),
+        ({"micro_batch": True}, "micro_batch is True"),
+        ({"mean": (math.nan,), "std": (1.0,)}, "one finite number of each"),
+        ({"mean": (0.5,), "std": (math.inf,)}, "one finite number of each"),
+        ({"device": 3.5}, "device is 3.5"),
         ({"mean": (0.5,)}, "belong together"),
         ({"mean": (0.5,), "std": (0.0,)}, "std above 0"),
         ({"device": "gpu"}, "device is 'gpu'"),
@@ -407,6 +442,11 @@ def test_bad_operands_are_named() -> None:
     for args, message in (
         ((pop.rows[0], x, y), "rows are"),
         ((pop.rows[:, :4], x, y), "rows are"),
+        ((pop.rows[:0], x, y), "rows are"),
+        ((pop.rows.tolist(), x, y), "rows are a list"),
+        ((pop.rows, x.numpy(), y), "images are a ndarray"),
+        ((pop.rows, x, y.tolist()), "labels are a list"),
+        ((pop.rows, x, y, [0.0]), "statistics are a list"),
         ((pop.rows, x[0], y), "expected \\[N, C, H, W\\]"),
         ((pop.rows, x.long(), y), "expected uint8 or floating"),
         ((pop.rows, x, y[:3]), "labels are"),
@@ -415,8 +455,9 @@ def test_bad_operands_are_named() -> None:
     ):
         with pytest.raises(deevo.DeevoError, match=message):
             forward(*args)
-    with pytest.raises(deevo.DeevoError, match=r"label_smoothing is 1\.0"):
-        forward(pop.rows, x, y, label_smoothing=1.0)
+    for smoothing in (1.0, -0.1, math.nan, "0.1", True):
+        with pytest.raises(deevo.DeevoError, match="label_smoothing is"):
+            forward(pop.rows, x, y, label_smoothing=smoothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in the interpreter, without a GPU")

@@ -107,6 +107,7 @@ def test_evolved_for_two_generations_it_still_knows_a_cat(
         tmp_path,
         fitness,
         validation,
+        search="weights",
         generations=2,
         images_per_batch=None,
         micro_batch=3,

@@ -81,6 +81,9 @@ def test_purposes_are_the_contracts() -> None:
         ("ARCHIVE", 9),
         ("PERMUTATION", 10),
         ("BATCH", 11),
+        ("DIRECTION", 12),
+        ("FIRST_VIRTUAL", 13),
+        ("PART", 14),
     ]
 
 

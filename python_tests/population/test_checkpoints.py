@@ -208,3 +208,40 @@ def test_sha256(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9001
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_flipped_bit_is_found_by_its_sum(tmp_path: Path) -> None:
+    """Anywhere in a tensor; torch itself does not look."""
+    path = saved(tmp_path, STATE)
+    assert equal(load_checkpoint(path), STATE)
+    content = bytearray(path.read_bytes())
+    place = content.index(STATE["conv1.weight"].numpy().tobytes())
+    content[place + 5] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DeevoError, match=r"one\.pth: cannot be read.*Bad CRC-32"):
+        load_checkpoint(path)
+
+
+def test_files_without_sums_are_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tmp_path, STATE)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert equal(load_checkpoint(path), STATE)
+
+
+def test_a_checkpoint_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    loop: dict[str, Any] = {"epoch": 3}
+    loop["model"] = {"state_dict": loop}
+    with pytest.raises(DeevoError, match=r"one\.pth: .* holds itself"):
+        load_checkpoint(saved(tmp_path, loop))
+
+
+def test_which_of_two_weights_is_taken_is_said(tmp_path: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in STATE.items()}
+    path = saved(tmp_path, {"model": STATE, "model_ema": other})
+    with pytest.warns(UserWarning, match=r"'model' and 'model_ema'; 'model' is taken"):
+        assert equal(load_checkpoint(path), STATE)
+    assert equal(load_checkpoint(path, checkpoint_key="model_ema"), other)

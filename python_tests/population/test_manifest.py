@@ -103,7 +103,8 @@ def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
         for a, b in zip(raw, ema, strict=True)
     ]
     files = save(wrapped, tmp_path)
-    assert assert_replayed(ConvNet(), files).checkpoint_key is None
+    with pytest.warns(UserWarning, match="'model' is taken"):
+        assert assert_replayed(ConvNet(), files).checkpoint_key is None
     replayed = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
     assert replayed.checkpoint_key == "model_ema"
     assert torch.equal(replayed.state_dict(1)["fc.weight"], ema[1]["fc.weight"])

@@ -45,6 +45,7 @@ def run(paths: Path, folder: Path) -> deevo.Result:
         paths,
         images(80, 1),
         images(40, 2),
+        search="weights",
         run_dir=folder,
         generations=2,
         micro_batch=40,

@@ -51,7 +51,8 @@ def test_checkpoint_key_reaches_the_files(tmp_path: Path) -> None:
         averaged = {"n_averaged": torch.tensor(2)}
         averaged |= {f"module.{n}": t for n, t in states[i + 2].items()}
         torch.save({"model": states[i], "model_ema": averaged}, tmp_path / f"{i}.pth")
-    raw = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth")
+    with pytest.warns(UserWarning, match="'model' is taken"):
+        raw = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth")
     ema = Population.from_checkpoints(ConvNet(), f"{tmp_path}/*.pth", checkpoint_key="model_ema")
     assert_equal(raw.state_dict(0), states[0])
     assert_equal(ema.state_dict(0), states[2])
@@ -257,3 +258,42 @@ def test_one_checkpoint_at_a_time_is_in_memory(
     monkeypatch.setattr(checkpoints, "load_checkpoint", counting)
     Population.from_checkpoints(ConvNet(), tmp_path, frozen=["bn1.num_batches_tracked"])
     assert seen == [0, 0, 0, 0]
+
+
+LONG = "x" * 300
+STATES = members(ConvNet, 2)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [STATES, STATES[0], 7, None, [7, 8], LONG, [LONG, LONG], "a\0b", "~nobody-at-all/x", ""],
+)
+def test_what_is_no_path_is_one_clear_error(paths: Any) -> None:
+    with pytest.raises(DeevoError):
+        Population.from_checkpoints(ConvNet(), paths)
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        (STATES[0], "state_dicts are a"),
+        (7, "state_dicts are a int"),
+        (["a.pth", "b.pth"], "state dict 0 is a str"),
+        ([{"x": 1.0}, {"x": 2.0}], "state dict 0 has 'x', a float"),
+        ([{3: torch.ones(1)}] * 2, "state dict 0 has 3, a Tensor"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(states: Any, message: str) -> None:
+    with pytest.raises(DeevoError, match=message):
+        Population.from_state_dicts(ConvNet(), states)
+
+
+@pytest.mark.parametrize("spare", [-1, 1.5, "1", True])
+def test_spare_rows_are_a_whole_number(spare: Any) -> None:
+    with pytest.raises(DeevoError, match="spare is"):
+        Population.from_state_dicts(ConvNet(), STATES, spare=spare)
+
+
+def test_frozen_patterns_are_strings() -> None:
+    with pytest.raises(DeevoError, match="frozen is"):
+        Population.from_state_dicts(ConvNet(), STATES, frozen=[7])  # type: ignore[list-item]

@@ -13,9 +13,12 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.reports.card import write_documents
+from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.contenders import compare_run
 from support.evolution import images
 from support.networks import Net, members
+from support.recipe_runs import recipe_run, save_checkpoints
 
 
 class Reader(HTMLParser):
@@ -62,6 +65,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
         images(300, 1),
         images(40, 2),
         images(60, 3, "test") if files else None,
+        search="weights",
         run_dir=folder,
         generations=4,
         images_per_batch=128,
@@ -81,11 +85,18 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     configuration = card.partition("## Configuration\n\n```\n")[2].partition("\n```")[0]
     header = json.loads(journal.splitlines()[0])
     assert json.loads(configuration) == {k: header[k] for k in json.loads(configuration)}
+    candidate = result.candidate
+    for treatment, words in (
+        ("classifier", "its classifier refitted"),
+        ("statistics", "its Batch"),
+    ):
+        assert (words in card) == (candidate.treatment == treatment)
+    assert ("by differential evolution:" in card) == (candidate.generation > 0)
     page = (folder / "report.html").read_text()
     reader = Reader()
     reader.feed(page)
     assert reader.open == [] and "Net <tiny> | one" in reader.cells
-    assert "| Net <tiny> \\| one |" in card
+    assert "| Net &lt;tiny&gt; \\| one |" in card
     assert reader.outside == ["data:image/png;base64,"]
     assert reader.pictures == [(folder / "evolution.png").read_bytes()]
     assert "http" not in page and "Races: trials" in page
@@ -104,3 +115,81 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     assert saved["returned"]["weights_sha256"] == result.candidate.digest
     model = Net()
     model.load_state_dict(torch.load(folder / "evolved.pth", weights_only=True))
+
+
+@pytest.mark.parametrize("count", [300, 2100])
+def test_documents_of_a_search_of_coefficients(tmp_path: Path, count: int) -> None:
+    folder = tmp_path / "run"
+    writer = TensorBoard(tmp_path / "events")
+    checkpoints = save_checkpoints(tmp_path / "members")
+    run = recipe_run(checkpoints, folder, count=count, callbacks=(writer,))
+    chosen = run.run()
+    writer.close()
+    comparison = compare_run(run, images(60, 3, "test"))
+    before = {path.name for path in folder.iterdir()}
+    written = {path.name for path in write_documents(run, comparison)}
+    pictures = ["evolution.png", "recipe.png"]
+    assert written == {"model_card.md", "report.html", "table.json", *pictures}
+    assert {path.name for path in folder.iterdir()} == before | written
+    card, page = ((folder / name).read_text() for name in ("model_card.md", "report.html"))
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == [] and reader.outside == ["data:image/png;base64,"] * 2
+    assert reader.pictures == [(folder / name).read_bytes() for name in pictures]
+    assert card.startswith(f"# Model card\n\n{comparison.verdict}")
+    assert f"deevo merge {folder}/recipe.yaml --out model.safetensors" in card
+    assert f"deevo replay {folder} --out model.safetensors" in page
+    assert all(f"]({name})" in card for name in pictures)
+    assert chosen.digest in card and "| blocks | 2 by layer |" in card
+    assert ("all 300 make the model" in card) == (count == 300)
+    assert ("| images of a round | 500 make the model, " in card) == (count != 300)
+    searched = check_rounds(folder, card, reader.cells)
+    # Trials of all virtual generations: 2 evolutions of 12 generations of 64 in a round.
+    at = reader.cells.index("last odds") + 1
+    trials = [int(cell.replace(",", "")) for cell in reader.cells[at + 2 :: 6][:3]]
+    assert sum(trials) == searched * 2 * 12 * 64
+    columns = (folder / "metrics.csv").read_text().splitlines()
+    assert len(columns) == 3 and columns[0].split(",") == list(run.history[0])
+    assert {"validation/recipe", "virtual/strategy/trig/odds"} <= set(run.history[0])
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    gains = [(scalar.step, scalar.value) for scalar in events.Scalars("gain")]
+    rounds = [(m["round"], pytest.approx(m["gain"], rel=1e-6)) for m in run.history]
+    assert gains == rounds
+
+
+def check_rounds(folder: Path, card: str, cells: list[str]) -> int:
+    """Card and report say of the rounds what the journal says; returns how many proposed steps."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    rounds = [record for record in lines if "round" in record]
+    assert len(rounds) == 2 and rounds[0]["accepted"]
+    taken = {"convex": 0, "de": 0}
+    names = {"convex": "convex fit", "de": "differential evolution"}
+    for record in rounds:
+        best = record["proposals"][record["best"]] if record["proposals"] else None
+        score = f"{float.fromhex(record['score']):.5f}" if record["accepted"] else "-"
+        expected = [
+            str(record["round"]),
+            f"{-float.fromhex(best['predicted']):.5f}" if best else "-",
+            f"{float.fromhex(record['gain']):.5f}",
+            f"{float.fromhex(record['standard_error']):.5f}",
+            "taken" if record["accepted"] else "none",
+            names[best["proposer"]] if best else "-",
+            f"{float.fromhex(best['length']):.2g}" if best else "-",
+            f"{float.fromhex(record['radius']):.3g}",
+            str(len(record["left_out"])),
+            f"{record['forward_passes']:,}",
+            f"{record['seconds']:.1f}",
+            score,
+        ]
+        if record["accepted"]:
+            taken[best["proposer"]] += 1
+        at = cells.index(expected[2])
+        assert cells[at - 2 : at + 10] == expected
+        mark = "**" if record["accepted"] else ""
+        assert "| " + " | ".join(f"{mark}{cell}{mark}" for cell in expected) + " |" in card
+    said = f"{taken['convex']} by the convex fit, {taken['de']} by the differential evolution"
+    assert f"| 2; steps taken: {sum(taken.values())} ({said}) |" in card
+    return sum(bool(record["proposals"]) for record in rounds)

@@ -90,6 +90,7 @@ def test_evolve_says_or_refuses(networks: dict[str, list], tmp_path: Path) -> No
     def evolve(basin: str) -> deevo.Result:
         return deevo.evolve(
             *(model, tmp_path, sets.fitness, few),
+            search="weights",
             generations=1,
             images_per_batch=20,
             progress=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from pathlib import Path
@@ -13,8 +12,13 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.reports.plots import plot_run, success_rates
-from deevo_ext.runs.comparison import Comparison, Measured, bootstrap_interval, mcnemar
+from deevo_ext.runs.comparison import (
+    Comparison,
+    Difference,
+    Measured,
+    bootstrap_interval,
+    mcnemar,
+)
 from deevo_ext.runs.soups import average, greedy_soup
 from support.evolution import population
 
@@ -44,19 +48,31 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
         assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
 
 
-def comparison(low: float, high: float) -> Comparison:
+def comparison(low: float, high: float, evolved: str = "evolved soup") -> Comparison:
     row = Measured("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True)
-    return Comparison([row], (low + high) / 2, (low, high), "test")
+    rival = Difference("classifier refitted", (low + high) / 2, (low, high))
+    parent = Difference("best parent", -0.3, (-0.4, -0.2))
+    return Comparison([row], evolved, rival, parent, "loss", "test")
 
 
 def test_verdicts() -> None:
     assert "no measurable difference" in comparison(-0.1, 0.2).verdict
     assert "no measurable difference" in comparison(0.0, 0.0).verdict
-    assert "is better than" in comparison(-0.2, -0.1).verdict
-    assert "is worse than" in comparison(0.1, 0.2).verdict
+    better = comparison(-0.2, -0.1)
+    assert better.verdict == (
+        "The network that was evolved (evolved soup) is better than the best initial one, the "
+        "classifier refitted, on test: loss difference -0.15000, 95 % paired bootstrap interval "
+        "[-0.20000, -0.10000]; it is better than the best parent: -0.30000, 95 % paired bootstrap "
+        "interval [-0.40000, -0.20000]."
+    )
+    same = dataclasses.replace(better, rival=better.parent)
+    assert same.verdict.count("best parent") == 1
+    worse = comparison(0.1, 0.2, "evolved mean").verdict
+    assert worse.startswith("Validation chose the evolved soup, which is returned; the network")
+    assert "(evolved mean) is worse than the best initial one" in worse
     broken = comparison(math.nan, math.nan)
     assert "cannot be compared" in broken.verdict
-    assert broken.to_json()["difference"] is None
+    assert broken.to_json()["rival"]["mean"] is None
 
 
 def test_table_as_text_and_json(tmp_path: Path) -> None:
@@ -70,7 +86,14 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(DeevoError, match="not the table of a run"):
         Comparison.load(tmp_path / "broken.json")
-    assert saved["data"] == "digits" and saved["interval"] == [-0.2, -0.1]
+    assert saved["data"] == "digits" and saved["rival"]["interval"] == [-0.2, -0.1]
+    assert "margin" not in text
+    by_margin = dataclasses.replace(
+        c, networks=[dataclasses.replace(c.networks[0], metric=1.5)], metric="package.margin"
+    )
+    assert "margin" in by_margin.format().splitlines()[0] and "1.5000" in by_margin.format()
+    by_margin.save(tmp_path / "margin.json")
+    assert Comparison.load(tmp_path / "margin.json") == by_margin
     assert saved["rows"][0]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
     assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
 
@@ -96,19 +119,3 @@ def test_greedy_soup_is_the_greedy_choice() -> None:
         if score(pop.mean([*expected, member]), None) <= score(pop.mean(expected), None):
             expected.append(member)
     assert chosen == expected and best == score(pop.mean(chosen), None) <= min(losses)
-
-
-def test_plot_of_a_run(tmp_path: Path) -> None:
-    history = []
-    for generation, wins in zip(range(1, 26), itertools.cycle([0, 2, 5]), strict=False):
-        m = dict.fromkeys(("mean_fitness", "best_fitness", "diversity"), 1.0 / generation)
-        m |= dict.fromkeys((f"validation/{k}" for k in ("member", "mean", "soup")), math.nan)
-        m |= {"generation": float(generation)}
-        m |= {"strategy/a/trials": 5.0, "strategy/a/successes": float(wins)}
-        m |= {"strategy/b/trials": 0.0, "strategy/b/successes": 0.0}
-        history.append(m)
-    assert success_rates(history, "a")[:3] == [0.0, 0.2, pytest.approx(7 / 15)]
-    assert success_rates(history, "a")[12] == pytest.approx(sum([0, 2, 5] * 3 + [0]) / 50, abs=0.1)
-    assert all(math.isnan(rate) for rate in success_rates(history, "b"))
-    plot_run(history, ["a", "b"], tmp_path / "run.png")
-    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")

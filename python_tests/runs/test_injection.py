@@ -34,7 +34,7 @@ def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Res
         **options,
     }
     sets = (images(150, 1), images(90, 2), images(70, 3, "test"))
-    return deevo.evolve(Net(), checkpoints, *sets, run_dir=run_dir, **values)
+    return deevo.evolve(Net(), checkpoints, *sets, search="weights", run_dir=run_dir, **values)
 
 
 def header(run_dir: Path) -> dict:
@@ -131,6 +131,7 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
         checkpoints,
         same,
         same,
+        search="weights",
         generations=5,
         images_per_batch=None,
         micro_batch=32,

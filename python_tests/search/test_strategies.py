@@ -82,7 +82,7 @@ def test_rows_without_weight_are_dropped() -> None:
         ("F*target", "must sum to 1"),
         ("0.5*r1 + 0.4*r2", "must sum to 1"),
         ("target + U*r1", "must sum to 1"),
-        ("1e999*target - 1e999*target + r1", "must sum to 1"),
+        ("1e999*target - 1e999*target + r1", "a number is too large"),
         ("target + F*F*(r1 - r2)", "may not be squared"),
         ("target + F*U*U*(r1 - r2)", "may not be squared"),
         ("target + F*(1 - F)*(r1 - r2)", "may not be squared"),
@@ -289,3 +289,24 @@ def test_pools_go_by_their_names(name: str) -> None:
 def test_trigonometric_mutation_keeps_its_share() -> None:
     pool = POOLS["difference"]()
     assert odds_of(pool) == pytest.approx([0.475, 0.475, 0.05])
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "-" * 1000 + "r1",
+        "(" * 150 + "r1" + ")" * 150,
+        "+".join(["r1"] * 5000),
+        "r1 + " + "9" * 280 + "*1e200*(r2 - r3)",
+        "9" * 400 + "*r1",
+        "target + 1e999*(r1 - r2)",
+        "r1\0",
+        "",
+        7,
+        None,
+    ],
+)
+def test_formulas_of_any_length_are_one_clear_error(formula: str) -> None:
+    with pytest.raises(DeevoError, match=r"^strategy formula ") as refused:
+        parse(formula)
+    assert len(str(refused.value)) < 800

@@ -128,14 +128,14 @@ def pooled(channels: int = 8) -> tuple[nn.Module, ...]:
 
 
 class Unexportable(nn.Module):
-    """What it computes depends on the images' values, which torch.export refuses."""
+    """It asks for the images' values, which torch.export refuses."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3))) if float(x.sum()) > 0 else x.mean((2, 3))
+        return self.fc(x.mean((2, 3))) if float(x.abs().sum()) >= 0 else x.mean((2, 3))
 
 
 class SharedNorm(nn.Module):
@@ -161,10 +161,12 @@ def members(
 ) -> list[dict[str, Tensor]]:
     """State dicts of networks around a common centre, with plausible BatchNorm statistics.
 
-    Tied names keep one tensor; integers count up; a constant with infinities is the factory's.
+    Tied names keep one tensor; batches count up; other buffers are the same in all.
     """
     generator = torch.Generator().manual_seed(seed)
-    tensors = factory().state_dict()
+    model = factory()
+    tensors = model.state_dict()
+    weights = {n for n, _ in model.named_parameters(remove_duplicate=False)}
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
         first.setdefault(tensor.data_ptr(), name)
@@ -176,9 +178,10 @@ def members(
             centre[name] = torch.randn(tensor.shape, generator=generator) * 0.5 if drawn else tensor
     states = []
     for i in range(count):
-        state = {n: t.clone() if t.is_floating_point() else t + i for n, t in tensors.items()}
+        state = {n: t + i if "batches" in n else t.clone() for n, t in tensors.items()}
         for name, tensor in centre.items():
-            moved = tensor + torch.randn(tensor.shape, generator=generator) * 0.2
+            drawn = torch.randn(tensor.shape, generator=generator) * 0.2
+            moved = tensor + drawn if name in weights or "running" in name else tensor
             state[name] = (moved.abs() if name.endswith("var") else moved).to(dtype)
         states.append({name: state[first[tensors[name].data_ptr()]] for name in tensors})
     return states

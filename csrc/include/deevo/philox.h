@@ -19,6 +19,9 @@ enum Purpose : uint32_t {
   kPurposeArchive = 9,
   kPurposePermutation = 10,
   kPurposeBatch = 11,
+  kPurposeDirection = 12,
+  kPurposeFirstVirtual = 13,
+  kPurposePart = 14,
 };
 
 constexpr int kMaskRounds = 7;

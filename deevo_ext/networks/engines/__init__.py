@@ -1,8 +1,9 @@
 """Engines: ways to compute a convolution or a linear layer of a graph.
 
 `aten` serves everything, everywhere; `onednn` and `onednn-packed` are the CPU's, with fused
-post-operations, and `positions` its matrix products for small maps; `cudnn` is CUDA's, with bias,
-residual and ReLU inside the convolution; `triton` is our own kernel.
+post-operations, and `positions` its matrix products for small maps; `triton` is our own kernel,
+with bias, residual and ReLU in its epilogue. All carry NaN and infinity through to the logits where
+the module itself does: an overflow's loss must be +inf.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ ENGINES: dict[str, Engine] = {
         onednn.OneDNN(packed=False),
         onednn.OneDNN(packed=True),
         positions.Positions(),
-        aten.CuDNN(),
         triton.Triton(),
         aten.ATen(),
     )

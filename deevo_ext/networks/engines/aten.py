@@ -1,8 +1,7 @@
-"""Layers as torch computes them on every device, and convolutions as cuDNN fuses them on CUDA.
+"""Layers as torch computes them on every device.
 
-No GPU has run the latter yet. Beware: for 7x7 stems in channels-last `cudnn_convolution_relu` was
-17 times slower than convolution and ReLU apart (pytorch issue 68506), so kernels above 5x5 are left
-to ATen.
+cuDNN's fusion of convolution, bias and ReLU (`torch.cudnn_convolution_relu`) is no engine here: by
+its documentation its ReLU does not propagate NaN, so that an overflow would get a finite loss.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.networks.engines.base import Bound, activate
-from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear
+from deevo_ext.networks.graph.network_graph import Convolution, Linear
 
 
 def cast_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -47,36 +46,5 @@ class ATen:
             if residual is not None:
                 y.add_(residual)
             return y if act is None else act(y)
-
-        return Bound(cast_bias, convolution)
-
-
-class CuDNN:
-    """Serves convolutions with bias, ReLU and perhaps a residual on CUDA, in one call."""
-
-    name = "cudnn"
-
-    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
-        """Returns why it cannot compute the layer on the device, or None if it can."""
-        if device.type != "cuda":
-            return "cuDNN serves CUDA tensors"
-        if not isinstance(layer, Convolution):
-            return "cuDNN serves convolutions"
-        if layer.activation != Activation("relu"):
-            return "torch ships cuDNN's fusion with ReLU only"
-        if max(layer.weights.shape[2:]) > 5:
-            return "cuDNN's fused convolution is slow for kernels above 5x5"
-        return None
-
-    def bind(self, layer: Convolution | Linear) -> Bound:
-        """Makes the layer ready to run; weights stay as they are."""
-        assert isinstance(layer, Convolution)
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-
-        def convolution(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
-            weight, bias = prepared
-            if residual is None:
-                return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-            return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
 
         return Bound(cast_bias, convolution)

@@ -1,7 +1,7 @@
 """Which engine computes which layer: chosen by timing once, then fixed.
 
-A run's table lies in its folder and is used again on resume, so that a fitness never depends on how
-busy the machine was. A second table, by device, saves new runs the timing.
+A run's table lies in its journal and is used again on resume, so that a fitness never depends on
+how busy the machine was. A second table, in a file by device, saves new runs the timing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import cache_folder, write_whole
+from deevo_ext.files import cache_folder, read_regular, write_whole
 from deevo_ext.networks.engines import ENGINES, Bound, Engine, candidates
 from deevo_ext.networks.graph.network_graph import Convolution, Linear
 
-ENGINES_FILE = "engines.json"
 _VERSION = 1
 _ROUNDS = 5
 # Another engine must beat the preferred one by this much: less is noise, and a table that is
@@ -70,29 +69,44 @@ class EngineTable:
 
     def _read(self, path: Path) -> None:
         try:
-            record: dict[str, Any] = json.loads(path.read_text())
+            record = json.loads(read_regular(path))
             if record["version"] != _VERSION:
                 raise ValueError(f"version {record['version']}")
-            self.engines = {str(k): str(v) for k, v in record["engines"].items()}
-            self.precision = str(record["precision"])
-            self.device = str(record["device"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            self._take(record)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeevoError(
-                f"{path} is no engine table ({error}); restore it, or start a new run folder"
+                f"{path} is no engine table ({error!r}); delete it, and engines are timed anew"
             ) from error
+
+    @classmethod
+    def of(cls, record: dict[str, Any], device: torch.device) -> EngineTable:
+        """Returns the table that `record` gave, for a device."""
+        table = cls(device)
+        table._take(record)
+        return table
+
+    def _take(self, record: dict[str, Any]) -> None:
+        values = (record["device"], record["precision"], *sum(record["engines"].items(), ()))
+        if not all(isinstance(value, str) for value in values):
+            raise TypeError("engines, precision and device are no text")
+        self.device, self.precision = record["device"], record["precision"]
+        self.engines = dict(record["engines"])
+
+    def record(self) -> dict[str, Any]:
+        """Returns the table as JSON values."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "engines": dict(self.engines),
+        }
 
     def save(self) -> None:
         """Writes the file, if there is one."""
         if self.path is None:
             return
-        record = {
-            "version": _VERSION,
-            "device": self.device,
-            "precision": self.precision,
-            "engines": self.engines,
-        }
+        text = json.dumps({"version": _VERSION, **self.record()}, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(self.path, f"{text}\n".encode())
 
 
 def device_cache(device: torch.device) -> EngineTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +22,11 @@ class Preprocessing:
         if (self.mean is None) != (self.std is None):
             raise DeevoError("mean and std belong together: give both or neither")
         std = self.std or ()
-        if len(self.mean or ()) != len(std) or any(not value > 0 for value in std):
+        finite = all(math.isfinite(value) for value in (*(self.mean or ()), *std))
+        if len(self.mean or ()) != len(std) or not finite or any(not value > 0 for value in std):
             raise DeevoError(
-                f"mean is {self.mean} and std {self.std}; expected one of each a channel, and std "
-                "above 0"
+                f"mean is {self.mean} and std {self.std}; expected one finite number of each a "
+                "channel, and std above 0"
             )
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -152,15 +152,24 @@ class MemberRunner(Runner):
 
     def _logits(self, weights: Any, batch: MicroBatch) -> Tensor:
         """A micro-batch's logits; raises DeevoError where the model gives something else."""
-        images = batch.images
-        try:
-            logits = self.program.run(weights, images)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shape = tuple(images.shape[1:])
-            raise DeevoError(
-                f"the model failed on {batch.name} of shape {shape}: {error}"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
-        return logits
+        return logits_of(lambda images: self.program.run(weights, images), batch.images, batch.name)
+
+
+def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
+    """Returns run(images) for images called `name`; DeevoError where it gives no logits.
+
+    Of an output with `logits`, as an attribute or a key, these are taken.
+    """
+    try:
+        logits = run(images)
+        if isinstance(logits, Mapping):
+            logits = logits.get("logits", logits)
+        elif not isinstance(logits, Tensor):
+            logits = getattr(logits, "logits", logits)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = tuple(images.shape[1:])
+        raise DeevoError(f"the model failed on {name} of shape {shape}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
+    return logits

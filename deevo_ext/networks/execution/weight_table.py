@@ -103,7 +103,7 @@ class WeightTable:
                 self.layers[index] = self._layer(layer.weights, layer.dtype, channels)
         for layer in (*graph.prologue, *graph.layers):
             if isinstance(layer, Aten):
-                for item in _parameters((layer.args, layer.kwargs)):
+                for item in layer.parameters:
                     self._parameter(item)
         entries = torch.tensor(self._entries, dtype=torch.int64)
         table = with_tiles(entries.reshape(-1, FoldColumn.FIRST_TILE))
@@ -207,13 +207,3 @@ class WeightTable:
         start = self.sizes[space]
         self.sizes[space] += -(-count // _ALIGN) * _ALIGN
         return start
-
-
-def _parameters(value: object) -> list[Parameter]:
-    if isinstance(value, Parameter):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [parameter for part in value for parameter in _parameters(part)]
-    return []

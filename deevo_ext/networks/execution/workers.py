@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,20 +24,29 @@ _LARGEST_BLOCK = (32 << 20) - (64 << 10)
 
 
 class Workers:
-    """Runs tasks torch.get_num_threads() at a time on the CPU; one after the other elsewhere."""
+    """Runs tasks torch.get_num_threads() at a time on the CPU; one after the other elsewhere.
+
+    A process that was forked has none of its parent's threads and gets its own.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.get_num_threads() if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
         if device.type == "cpu":
-            self._pool = ThreadPoolExecutor(self.count, "deevo", initializer=_one_thread)
+            self._start()
             _keep_freed_blocks()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(self.count, "deevo", initializer=_one_thread)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """The tasks' results, in order; started in order, so that one may wait for an earlier."""
         if self._pool is None:
             with torch.no_grad():
                 return [task() for task in tasks]
+        if self._process != os.getpid():
+            self._start()
         futures: list[Future[T]] = [self._pool.submit(_ungraded, task) for task in tasks]
         try:
             return [future.result() for future in futures]

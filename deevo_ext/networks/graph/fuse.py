@@ -36,6 +36,15 @@ _FRESH = frozenset(
     | {"hardsigmoid", "layer_norm", "group_norm", "max_pool2d", "avg_pool2d", "mean", "matmul"}
     | {"_native_batch_norm_legit_no_training", "native_batch_norm", "batch_norm"}
 )
+# Who takes inputs of any strides, so that a copy that made them contiguous is not needed. Others,
+# such as recurrent layers, read memory as it lies.
+_ANY_STRIDES = frozenset(
+    {"view", "_unsafe_view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze"}
+    | {"slice", "select", "expand", "split", "chunk", "getitem", "clone", "cat", "stack", "mean"}
+    | {"add", "sub", "mul", "div", "relu", "gelu", "silu", "sigmoid", "tanh", "dropout", "softmax"}
+    | {"conv2d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "layer_norm"}
+    | {"_softmax", "native_layer_norm", "batch_norm", "scaled_dot_product_attention"}
+)
 _IN_PLACE = ("relu", "silu", "hardswish", "sigmoid", "hardsigmoid", "add", "mul", "gelu")
 
 
@@ -74,7 +83,7 @@ class _Fuser:
             if node in patterns:
                 self._emit(node, patterns[node])
             elif node not in taken and node.op == "call_function":
-                if node.target in IDENTITIES:
+                if node.target in IDENTITIES and not self._lays_out(node):
                     source = node.args[0]
                     assert isinstance(source, fx.Node)
                     if source in self.registers:
@@ -105,6 +114,13 @@ class _Fuser:
             layer.bytes = sum(_bytes_of(n) for n in nodes) + weights + _bytes_of(node)
         self.registers[node] = layer.writes = len(self.layers) + len(self.prologue) + 1
         (self.layers if in_batch else self.prologue).append(layer)
+
+    def _lays_out(self, node: fx.Node) -> bool:
+        """Whether it is a copy to contiguous memory, for someone who needs that."""
+        if node.kwargs.get("memory_format") != torch.contiguous_format:
+            return False
+        targets = [getattr(u.target, "overloadpacket", u.target) for u in self.patterns.users[node]]
+        return any(getattr(t, "__name__", "") not in _ANY_STRIDES for t in targets)
 
     def _aten(self, node: fx.Node) -> Layer:
         inputs = node.all_input_nodes

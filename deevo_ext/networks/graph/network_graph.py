@@ -7,7 +7,7 @@ after it. Engines (deevo_ext.networks.engines) turn a layer into code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,13 @@ class Weights:
     bias: str | None
     norm: Norm | None
     shape: Shape
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all its tensors, the norm's statistics too."""
+        norm = self.norm
+        more = () if norm is None else (norm.gamma, norm.beta, norm.mean, norm.variance)
+        return tuple(name for name in (self.weight, self.bias, *more) if name is not None)
 
 
 @dataclass
@@ -150,6 +157,11 @@ class Aten(Layer):
         name = getattr(self.target, "overloadpacket", self.target)
         return getattr(name, "__name__", str(name))
 
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The model's tensors among its arguments."""
+        return _parameters((self.args, self.kwargs))
+
 
 @dataclass(frozen=True)
 class Register:
@@ -187,7 +199,6 @@ class NetworkGraph:
     classes: int
     dtype: torch.dtype
     how: str
-    checked: bool = False  # against the module, on the first images
 
     @property
     def flops(self) -> int:
@@ -222,6 +233,21 @@ class NetworkGraph:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def owner_of(name: str) -> str:
+    """Returns the path of the module that a tensor belongs to; its own name at the root."""
+    return name.rpartition(".")[0] or name
+
+
+def _parameters(value: object) -> list[Parameter]:
+    if isinstance(value, Parameter):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [parameter for part in value for parameter in _parameters(part)]
+    return []
 
 
 def _text(shape: Shape) -> str:

@@ -16,6 +16,7 @@ from deevo_ext.networks.graph.network_graph import (
     Linear,
     Norm,
     Weights,
+    owner_of,
     two,
 )
 
@@ -92,7 +93,7 @@ class Patterns:
         w = tuple(weight.meta["val"].shape)
         fused = _taken_in(norm, residual, activation)
         layer = Convolution(
-            _owner_of(names[0]),
+            owner_of(names[0]),
             tuple(self.position[n] for n in (x, residual) if n is not None),
             0,
             tuple(x.meta["val"].shape),
@@ -126,7 +127,7 @@ class Patterns:
         # Logits are not rounded to 16 bits: the last product is small and decides between members.
         classifies = last is self.capture.output and norm is None
         layer = Linear(
-            _owner_of(names[0]),
+            owner_of(names[0]),
             (self.position[x],),
             0,
             tuple(x.meta["val"].shape),
@@ -274,16 +275,11 @@ def _is_plain_sum(node: fx.Node) -> bool:
     return node.target is aten.add.Tensor and tensors and distinct and not node.kwargs
 
 
-def _owner_of(name: str) -> str:
-    """The module of a tensor's name."""
-    return name.rpartition(".")[0] or name
-
-
 def _taken_in(norm: Norm | None, residual: Any, activation: Activation | None) -> tuple[str, ...]:
     """What a layer took in, in words."""
     parts = []
     if norm is not None:
-        parts.append(f"batch norm {_owner_of(norm.mean)}")
+        parts.append(f"batch norm {owner_of(norm.mean)}")
     if residual is not None:
         parts.append("residual")
     if activation is not None:

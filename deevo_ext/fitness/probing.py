@@ -1,0 +1,155 @@
+"""From probes to a linear model: what every block and member does to the logits near a network.
+
+A direction is x_m - w on one block, for the present network w and a member x_m; a probe goes a
+share eps of it. Of a block's M directions one follows from the others, because w itself is a
+combination of the members: sum over m of A[b, m] (x_m - w) = 0 there. So M - 1 probes a block give
+all slopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.probes import ProbeForward
+from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.population import Population
+from deevo_ext.population.recipes import after
+from deevo_ext.search.linear_model import LinearModel
+
+# A direction whose slopes are so many times the median's is probed the other way, too, and left out
+# where the two disagree by more than this share of their size: the network has a kink between.
+_LARGE, _DISAGREEMENT = 3.0, 0.5
+# A probe that moves the logits by less than this share of their size shows float32's rounding.
+# Scaled up, such a direction would ask for steps that no network follows.
+_ROUNDING = 2.0**-17
+
+T = TypeVar("T")
+KeepLogits = Callable[[int, Callable[[], Tensor]], Tensor]
+"""function(block, compute) -> logits: those of compute(), or what was kept of an earlier start."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What probes are made of.
+
+    forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
+    goes. chunk: rows that are made at a time. dtype: of the slopes.
+    """
+
+    forward: ProbeForward
+    blocks: Blocks
+    eps: float
+    chunk: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def population(self) -> Population:
+        """The members."""
+        return self.forward.evaluator.population
+
+    def model(
+        self, recipe: Tensor, images: LabelledImages, keep: KeepLogits | None = None
+    ) -> tuple[LinearModel, list[int]]:
+        """Returns the linear model at a recipe [blocks, members], and the directions left out.
+
+        Direction b * members + m is member m on block b. keep: keeps the logits of a block's
+        probes, where a round takes long. Raises DeevoError where no probe gives finite logits.
+        """
+        blocks, members = recipe.shape
+        z0 = self.logits([recipe], images)[0]
+        if not bool(torch.isfinite(z0).all()):
+            raise DeevoError(
+                "the present network gives logits that are not finite on the fitness images: check "
+                "images and preprocessing against the model"
+            )
+        model = LinearModel(z0, images.labels, blocks * members, self.dtype)
+        least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        dependent = recipe.abs().argmax(dim=1).tolist()
+        finite = False
+        for b in range(blocks):
+            others = [m for m in range(members) if m != dependent[b]]
+
+            def probes(b: int = b, others: list[int] = others) -> Tensor:
+                return self.logits([self._probe(recipe, b, m, self.eps) for m in others], images)
+
+            logits = probes() if keep is None else keep(b, probes)
+            weights = recipe[b] / -recipe[b, dependent[b]]
+            combined = torch.zeros_like(z0)
+            for m, probe in zip(others, logits.to(z0), strict=True):
+                slope = (probe - z0) / self.eps
+                model.put(b * members + m, slope, least)
+                if float(weights[m]) != 0.0:
+                    combined += float(weights[m]) * slope
+                finite = finite or bool(torch.isfinite(slope).all())
+            model.put(b * members + dependent[b], combined, least)
+        if not finite:
+            raise DeevoError("no probe gives finite logits: the members cannot be mixed")
+        self._leave_out_kinks(model, recipe, images, dependent)
+        return model, (model.scale == 0).nonzero().flatten().tolist()
+
+    def _leave_out_kinks(
+        self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
+    ) -> None:
+        """Leaves out directions whose second probe disagrees: large ones, and what they are in.
+
+        A block's dependent direction has had no probe: its second one is along it, not against it.
+        """
+        members = recipe.shape[1]
+        used = model.scale[model.scale > 0]
+        if not len(used):
+            return
+        large = model.scale > _LARGE * used.median()
+        first = [
+            k for k in large.nonzero().flatten().tolist() if k % members != dependent[k // members]
+        ]
+        kinks = self._disagreeing(model, recipe, images, [(k, -self.eps) for k in first])
+        affected = {k // members for k in kinks if float(recipe[k // members, k % members]) != 0.0}
+        then = [b * members + m for b, m in enumerate(dependent)]
+        then = [k for k in then if large[k] or (k // members in affected and model.scale[k] > 0)]
+        kinks += self._disagreeing(model, recipe, images, [(k, self.eps) for k in then])
+        for k in kinks:
+            model.leave_out(k)
+
+    def _disagreeing(
+        self,
+        model: LinearModel,
+        recipe: Tensor,
+        images: LabelledImages,
+        probes: Sequence[tuple[int, float]],
+    ) -> list[int]:
+        """Returns the directions whose probes of some eps contradict their slopes."""
+        found, members = [], recipe.shape[1]
+        for some in _chunks(probes, self.chunk):
+            recipes = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
+            for (k, eps), logits in zip(some, self.logits(recipes, images), strict=True):
+                slope = (logits - model.z0) / (eps * float(model.scale[k]))
+                missed = (slope - model.slopes[k].float()).square().mean().sqrt()
+                if not float(missed) <= _DISAGREEMENT:  # the slopes have a root mean square of 1
+                    found.append(k)
+        return found
+
+    @staticmethod
+    def _probe(recipe: Tensor, block: int, member: int, eps: float) -> Tensor:
+        step = torch.zeros_like(recipe)
+        step[block, member] = 1.0
+        return after(recipe, step, eps)
+
+    def logits(self, recipes: Sequence[Tensor], images: LabelledImages) -> Tensor:
+        """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do."""
+        parts = [
+            self.forward(self.blocks.compose(self.population, torch.stack(list(some))), images)
+            for some in _chunks(recipes, self.chunk)
+        ]
+        return torch.cat(parts)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

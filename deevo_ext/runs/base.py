@@ -1,0 +1,215 @@
+"""What every run has: candidates, a journal, costs, and an end; resumable after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deevo_ext import _version
+from deevo_ext.files import remove_partial, write_whole
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.ops.tables import CONTRACT_VERSION
+from deevo_ext.population.naming import Naming
+from deevo_ext.population.population import Population
+from deevo_ext.runs.folder import (
+    TENSORS,
+    MetricsFile,
+    initial_checkpoints,
+    read_tensors,
+    write_initial,
+    write_weights,
+)
+from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
+from deevo_ext.runs.state import Candidate, Candidates
+from deevo_ext.runs.switches import torch_switches
+from deevo_ext.runs.treatments import Treatments
+from deevo_ext.runs.validation import Validation
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.optimizer import Callback
+
+
+class Run(ABC):
+    """A run of either search; `Evolution` is that of weights, `RecipeRun` that of coefficients.
+
+    population: as it was read. configuration, seed: of the differential evolution. state: its
+    candidates. history: the metrics of each generation or round. chosen: what was returned; None
+    before the end. forward_passes, seconds: of the whole run, resumed parts included;
+    initial_forward_passes, initial_seconds: those of the initial candidates.
+    """
+
+    search: str
+    configuration: Configuration
+    seed: int
+    state: Candidates
+    treatments: Treatments | None = None
+
+    def __init__(
+        self,
+        population: Population,
+        run_dir: str | Path | None,
+        validation: Validation | None,
+        progress: bool,
+        callbacks: Sequence[Callback],
+        journal: Journal | None,
+    ) -> None:
+        self.population = population
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.validation = validation
+        self.evaluator = None if validation is None else validation.evaluator
+        self.progress = progress
+        self.callbacks = list(callbacks)
+        self.chosen: Candidate | None = None
+        self.history: list[dict[str, float]] = []
+        self.forward_passes, self.initial_forward_passes = 0, 0
+        self.seconds, self.initial_seconds = 0.0, 0.0
+        self._passes_before = 0
+        self._engines: list[dict[str, Any]] | None = None
+        self._journal = journal
+        self._metrics: MetricsFile | None = None
+
+    @abstractmethod
+    def describe_fitness(self) -> dict[str, Any]:
+        """Returns what decides the fitness, as JSON values."""
+
+    @abstractmethod
+    def require_fresh(self) -> None:
+        """Raises DeevoError where the run has been used already."""
+
+    @abstractmethod
+    def evaluators(self) -> list[Evaluator]:
+        """Returns the evaluators of validation and fitness, which may be one."""
+
+    @abstractmethod
+    def advance(self, recording: Recording | None) -> None:
+        """Runs, or resumes, up to the last generation or round."""
+
+    def header(self) -> Header:
+        """Returns the journal's first line: everything that decides the run."""
+        return Header(
+            contract=CONTRACT_VERSION,
+            deevo_ext=_version.__version__,
+            configuration=self.configuration.to_json(),
+            seed=self.seed,
+            layout=self.population.layout.hash,
+            population=self.population.manifest(),
+            checkpoints=initial_checkpoints(self.population, self.run_dir),
+            fitness=self.describe_fitness(),
+            validation=None if self.validation is None else self.validation.describe(),
+            search=self.search,
+            switches=torch_switches(),
+        )
+
+    def run(self) -> Candidate:
+        """Runs, or resumes, to the end; returns the chosen candidate, which is `chosen` from then.
+
+        With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
+        names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
+        new run on a freshly loaded population: the run folder resumes it.
+        """
+        self.require_fresh()
+        recording, naming = None, None
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                if self._journal is None:
+                    self._journal = stack.enter_context(Journal(self.run_dir))
+                header = self.header()
+                naming = Naming.of_population(self.population)  # while its files are there
+                recording = self._journal.begin(header)
+                remove_partial(self.run_dir)
+                write_initial(self.population, self.run_dir, header.checkpoints)
+                self._metrics = MetricsFile(self.run_dir / "metrics.csv")
+                stack.callback(self._metrics.close)
+            self.advance(recording)
+            self.chosen = self._end(recording)
+            if self.run_dir is not None and naming is not None:
+                weights, about = self.chosen.state_dict(self.population), self.chosen.record()
+                write_weights(naming, weights, about, self.run_dir)
+                self.write_more(self.chosen)
+            return self.chosen
+
+    def write_more(self, chosen: Candidate) -> None:  # noqa: B027 (most have no more)
+        """Writes further files about what is returned."""
+
+    def treat(self) -> None:
+        """Adds the treated candidates to the state, once, where there are images for that."""
+        if self.treatments is not None and not self.state.treated:
+            self.state.treated = self.treatments.of(self.state)
+
+    def _end(self, recording: Recording | None) -> Candidate:
+        """Returns what the run returns: by its journal where it was finished, else by its scores.
+
+        Then the journal gets its last line, and first what it alone cannot tell.
+        """
+        if recording is not None and recording.returned is not None and self.run_dir is not None:
+            with recording.line_of(len(recording.generations) + len(recording.rounds)):
+                tensors = read_tensors(self.run_dir, recording.returned.tensors_sha256)
+                return self.state.recorded(recording.returned, tensors)
+        self.treat()
+        chosen = self.state.chosen()
+        if self._journal is not None and self.run_dir is not None:
+            returned = chosen.returned()
+            if self.evaluator is not None and self.evaluator.policy.recalibrates:
+                returned = replace(returned, statistics=chosen.statistics)
+            if chosen.tensors:
+                write_whole(self.run_dir / TENSORS, chosen.file())
+            self._journal.append(End(returned))
+        return chosen
+
+    def use_engines(self, recording: Recording) -> None:
+        """Takes the engines that the journal says."""
+        records: list[GenerationRecord | RoundRecord] = [*recording.generations, *recording.rounds]
+        for i, record in enumerate(records):
+            if record.engines is not None:
+                with recording.line_of(i):
+                    for evaluator, engines in zip(self.evaluators(), record.engines, strict=True):
+                        evaluator.use_engines(engines)
+                self._engines = record.engines
+
+    def new_engines(self) -> list[dict[str, Any]] | None:
+        """Returns the evaluators' engines, where the journal does not hold them already."""
+        engines = [evaluator.engines() for evaluator in self.evaluators()]
+        if engines == (self._engines or []):
+            return None
+        self._engines = engines
+        return engines
+
+    def passes(self) -> int:
+        """Forward passes since this start."""
+        return sum(evaluator.forward_passes for evaluator in self.evaluators())
+
+    def new_passes(self) -> int:
+        """Forward passes since this was asked last."""
+        before, self._passes_before = self._passes_before, self.passes()
+        return self._passes_before - before
+
+    def account(self, record: GenerationRecord | RoundRecord) -> None:
+        """Adds a record's costs."""
+        self.forward_passes += record.forward_passes
+        self.seconds += record.seconds
+        if isinstance(record, GenerationRecord) and record.generation == 0:
+            self.initial_forward_passes = self.forward_passes
+            self.initial_seconds = self.seconds
+
+    def keep(self, record: GenerationRecord | RoundRecord) -> None:
+        """Writes a new record to the journal and accounts for it."""
+        if self._journal is not None:
+            self._journal.append(record)
+        self.account(record)
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        """Keeps metrics, and gives them to the callbacks."""
+        self.history.append(metrics)
+        if self._metrics is not None:
+            self._metrics.append(metrics)
+        for callback in self.callbacks:
+            callback(metrics)
+
+
+def evaluators_of(*evaluators: Evaluator | None) -> list[Evaluator]:
+    """Returns those that are there, each once."""
+    return list({id(one): one for one in evaluators if one is not None}.values())

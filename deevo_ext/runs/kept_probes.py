@@ -1,0 +1,60 @@
+"""Probes of a round that takes long, kept on the disk until the round is recorded."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from deevo_ext.files import write_whole
+
+FOLDER = "probes"
+LONG_SECONDS = 600.0
+"""Rounds whose probes would take longer keep them."""
+
+
+class KeptProbes:
+    """Gives the logits of a block's probes: those that are kept of an earlier start, or new ones.
+
+    run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
+    the round that asks: what was kept of another is not taken. blocks: of the recipe.
+    """
+
+    def __init__(self, run_dir: Path, check: str, blocks: int) -> None:
+        self._folder, self._blocks = run_dir / FOLDER, blocks
+        self._about = {"check": check}
+
+    def __call__(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns logits float32 [members - 1, n, classes] of a block's probes."""
+        path = self._folder / f"block_{block:04d}.safetensors"
+        if (logits := self._kept(path)) is not None:
+            return logits
+        started = time.perf_counter()
+        logits = compute()
+        if (time.perf_counter() - started) * self._blocks > LONG_SECONDS:
+            self._folder.mkdir(exist_ok=True)
+            write_whole(path, save({"logits": logits.cpu().contiguous()}, self._about))
+        return logits
+
+    def _kept(self, path: Path) -> Tensor | None:
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata() != self._about:
+                    return None
+                logits: Tensor = file.get_tensor("logits")
+        except (OSError, SafetensorError):
+            return None
+        return logits if logits.dtype == torch.float32 else None
+
+
+def remove_kept(run_dir: Path) -> None:
+    """Removes what was kept, once the round is recorded."""
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)

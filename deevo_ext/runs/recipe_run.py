@@ -1,0 +1,334 @@
+"""The run of the coefficients' search: initial candidates, rounds, the classifier's refit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.population.composed import ComposedNetwork
+from deevo_ext.population.recipes import after, uniform
+from deevo_ext.runs.base import Run, evaluators_of
+from deevo_ext.runs.folder import VIRTUAL
+from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
+from deevo_ext.runs.merge import write_recipe
+from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.records import GenerationRecord, ProposalRecord, RoundRecord
+from deevo_ext.runs.rounds import Outcome, RoundSearch
+from deevo_ext.runs.soups import candidates_of
+from deevo_ext.runs.state import Candidate
+from deevo_ext.runs.treatments import Treatments
+from deevo_ext.runs.validation import Validation
+from deevo_ext.search.optimizer import Callback
+
+RECIPE_FILE = "recipe.yaml"
+_FAILURES = 2  # rounds without a step that end a run
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends, at the latest: after so many rounds, forward passes or seconds."""
+
+    rounds: int
+    passes: int | None = None
+    seconds: float | None = None
+
+
+class RecipeRun(Run):
+    """Runs the search of coefficients to its end.
+
+    search: how a round goes. validation: chooses what is returned. unit: what a block is, for the
+    recipe's readers. budget: when it ends; it also ends after two rounds without a step, or one
+    where images are few. run_dir: the folder for journal.jsonl, recipe.yaml, the weights and
+    metrics; one that holds this run is resumed.
+    """
+
+    search = "coefficients"
+    state: RecipeState
+
+    def __init__(
+        self,
+        rounds: RoundSearch,
+        validation: Validation,
+        budget: Budget,
+        *,
+        unit: str,
+        run_dir: str | Path | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+        journal: Journal | None = None,
+    ) -> None:
+        population = rounds.probing.population
+        super().__init__(population, run_dir, validation, progress, callbacks, journal)
+        self.configuration, self.seed = rounds.configuration, rounds.seed
+        self.rounds, self.budget, self.unit = rounds, budget, unit
+        self._validation = validation
+        self.state = RecipeState(
+            population, rounds.probing.blocks, validation.evaluator.used_statistics
+        )
+        self.treatments = Treatments(validation, rounds.images, rounds.seed, statistics=False)
+        self.virtual: list[list[dict[str, float]]] = []
+        rounds.check()
+        self.require_fresh()
+
+    @property
+    def recipe(self) -> torch.Tensor:
+        """The recipe float32 [blocks, members] of what was returned, or of the present network."""
+        chosen = self.chosen
+        if chosen is None:
+            return self.state.recipe
+        if chosen.generation and self.state.best is not None:
+            return self.state.best
+        blocks = len(self.state.blocks)
+        return uniform(blocks, self.population.initial_size, chosen.members)
+
+    def describe_fitness(self) -> dict[str, Any]:
+        """Returns what decides the rounds, as JSON values."""
+        images, probing = self.rounds.images, self.rounds.probing
+        return {
+            "images": len(images),
+            "sha256": images.digest(),
+            **self.rounds.metric.describe(),
+            "unit": self.unit,
+            "blocks": [list(tensors) for tensors in probing.blocks.tensors],
+            "eps": probing.eps,
+            "slopes": str(probing.dtype).removeprefix("torch."),
+            "images_per_round": self.rounds.size,
+            "images_in_memory": self.rounds.fit,
+            "rounds": self.budget.rounds,
+            "passes": self.budget.passes,
+            "seconds": self.budget.seconds,
+            "evaluator": self.rounds.evaluator.describe(),
+        }
+
+    def require_fresh(self) -> None:
+        """Raises DeevoError where the population has been evolved, or the run was used."""
+        if not self.population.pristine or self.state.round or self.state.initial:
+            raise DeevoError(
+                "the run or its population has been used already; read the population again and "
+                "make a new run (a run folder's journal brings it back to where it was)"
+            )
+
+    def evaluators(self) -> list[Evaluator]:
+        """Returns the evaluators of validation and rounds, which may be one."""
+        return evaluators_of(self._validation.evaluator, self.rounds.evaluator)
+
+    def advance(self, recording: Recording | None) -> None:
+        """Runs, or resumes, up to the last round."""
+        from tqdm.auto import tqdm  # not needed by an import of the package
+
+        with tqdm(total=self.budget.rounds, disable=not self.progress, unit="round") as bar:
+            if recording is not None and recording.generations:
+                self._resume(recording, bar)
+            self.new_passes()
+            if not self.state.initial:
+                self._first()
+            while not self._done():
+                record = self._round(self.state.round + 1)
+                self.state.apply(record)
+                self.keep(record)
+                self._observe(record, bar)
+                self._remove_kept()
+            self._remove_kept()  # a kill may have come between
+
+    def _resume(self, recording: Recording, bar: Any) -> None:
+        self.use_engines(recording)
+        with recording.line_of(0):
+            self.state.begin(recording.generations[0])
+            self.account(recording.generations[0])
+        for i, record in enumerate(recording.rounds, start=1):
+            with recording.line_of(i):
+                self.state.apply(record)
+                self.account(record)
+            self._read_virtual(record.round)
+            self._observe(record, bar)
+
+    def _first(self) -> None:
+        """Scores the initial candidates, as generation 0."""
+        started = time.perf_counter()
+        everyone = list(range(self.population.initial_size))
+        validation = candidates_of(
+            self.population, everyone, self._validation.score, self.state.average
+        )
+        if not math.isfinite(validation.member.score):
+            raise DeevoError(
+                f"no member of the population has a finite score by metric "
+                f"{self._validation.metric.name}: mend the metric, or check images, labels and "
+                "preprocessing against the model"
+            )
+        record = GenerationRecord(
+            generation=0,
+            validation=validation,
+            engines=self.new_engines(),
+            forward_passes=self.new_passes(),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        self.state.begin(record)
+        self.keep(record)
+
+    def _done(self) -> bool:
+        budget, state = self.budget, self.state
+        last = self.history[-1]["round_passes"] if self.history else 0.0
+        return (
+            state.round >= budget.rounds
+            or state.failures >= (1 if self.rounds.few else _FAILURES)
+            or (budget.passes is not None and self.forward_passes + last > budget.passes)
+            or (budget.seconds is not None and self.seconds >= budget.seconds)
+        )
+
+    def _round(self, number: int) -> RoundRecord:
+        started, state = time.perf_counter(), self.state
+        kept = None
+        if self.run_dir is not None and self._journal is not None:
+            kept = KeptProbes(self.run_dir, self._journal.check, len(state.blocks))
+        outcome = self.rounds.run(state.recipe, number, state.radius, kept)
+        recipe, step, score = state.recipe, None, None
+        if outcome.accepted:
+            assert outcome.step is not None
+            step = outcome.step
+            recipe = after(recipe, step, outcome.proposals[outcome.best].length)
+            score = self._score(recipe, outcome)
+        self._write_virtual(number, outcome)
+        return RoundRecord(
+            round=number,
+            images=list(self.rounds.sizes()),
+            radius=state.radius,
+            left_out=outcome.left_out,
+            held_out=outcome.held_out.gain,
+            proposals=[
+                ProposalRecord(p.proposer, p.ridge, p.length, p.predicted, p.score)
+                for p in outcome.proposals
+            ],
+            best=outcome.best if outcome.proposals else None,
+            gain=outcome.gain,
+            standard_error=outcome.standard_error,
+            accepted=outcome.accepted,
+            step=None if step is None else step.flatten(),
+            recipe_sha256=recipe_digest(recipe),
+            score=score,
+            engines=self.new_engines(),
+            forward_passes=self.new_passes(),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+
+    def _remove_kept(self) -> None:
+        if self.run_dir is not None:
+            remove_kept(self.run_dir)
+
+    def _score(self, recipe: torch.Tensor, outcome: Outcome) -> float:
+        """The network's score on the validation images.
+
+        Where these are the fitness images, it is the score before less the gain that folds have
+        seen on images that a fit had not.
+        """
+        if not self._validation.by_folds:
+            return self._validation.score(self.state.row(recipe), None)
+        known = self.state.evolved or self.state.initial
+        present = min(candidate.score for candidate in known.values())
+        return present - min(outcome.gain, outcome.held_out.gain)
+
+    def write_more(self, chosen: Candidate) -> None:
+        """Writes recipe.yaml, which `deevo merge` makes the same network of."""
+        assert self.run_dir is not None
+        views = self.population.layout.views(self.state.row(self.recipe))
+        network = ComposedNetwork(
+            self.state.blocks,
+            self.recipe,
+            chosen.statistics,
+            {name: tensor - views[name] for name, tensor in chosen.tensors.items()},
+        )
+        if not torch.equal(network.row(self.population), chosen.row):
+            raise DeevoError("the recipe does not give the network that was chosen")
+        write_recipe(
+            self.run_dir / RECIPE_FILE,
+            self.population,
+            network,
+            unit=self.unit,
+            fitted_on={
+                "images": self.rounds.images.name,
+                "number": len(self.rounds.images),
+                "sha256": self.rounds.images.digest(),
+                "metric": self.rounds.metric.name,
+            },
+            scores={
+                "validation": chosen.score,
+                **{f"initial {kind}": one.score for kind, one in self.state.initial.items()},
+            },
+        )
+
+    def _observe(self, record: RoundRecord, bar: Any) -> None:
+        best = None if record.best is None else record.proposals[record.best]
+        histories = self.virtual[-1]
+        strategies = [strategy.name for strategy in self.configuration.strategies]
+        metrics = {
+            "round": float(record.round),
+            "accepted": float(record.accepted),
+            "radius": record.radius,
+            "gain": record.gain,
+            "standard_error": record.standard_error,
+            "predicted_gain": math.nan if best is None else -best.predicted,
+            "length": math.nan if best is None else best.length,
+            "by_de": math.nan if best is None else float(best.proposer == "de"),
+            "left_out": float(len(record.left_out)),
+            "validation/recipe": math.nan if record.score is None else record.score,
+            **_of_virtual(histories, strategies),
+            "round_passes": float(record.forward_passes),
+            "forward_passes": float(self.forward_passes),
+            "seconds": self.seconds,
+        }
+        self.observe(metrics)
+        bar.update(1)
+        what = "step taken" if record.accepted else "no step"
+        bar.set_postfix_str(f"{what}, gain {record.gain:.4g} ± {record.standard_error:.2g}")
+
+    def _write_virtual(self, number: int, outcome: Outcome) -> None:
+        lines = [
+            {"evolution": float(i), **line}
+            for i, virtual in enumerate(outcome.virtual)
+            for line in virtual.history
+        ]
+        self.virtual.append(lines)
+        if self.run_dir is None or not lines:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+        (self.run_dir / VIRTUAL).mkdir(exist_ok=True)
+        write_whole(self._virtual_file(number), text.getvalue().encode())
+
+    def _read_virtual(self, number: int) -> None:
+        lines: list[dict[str, float]] = []
+        path = self._virtual_file(number)
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
+        self.virtual.append(lines)
+
+    def _virtual_file(self, number: int) -> Path:
+        assert self.run_dir is not None
+        return self.run_dir / VIRTUAL / f"round_{number:03d}.csv"
+
+
+def _of_virtual(lines: list[dict[str, float]], strategies: list[str]) -> dict[str, float]:
+    """What a round's virtual generations came to, of which there may be none."""
+    last = lines[-1] if lines else {}
+    metrics = {"virtual/diversity": last.get("diversity", math.nan)}
+    for name in strategies:
+        key = f"strategy/{name}"
+        trials = sum(line[f"{key}/trials"] for line in lines)
+        wins = sum(line[f"{key}/successes"] for line in lines)
+        metrics[f"virtual/{key}/success_rate"] = wins / trials if trials else math.nan
+        metrics[f"virtual/{key}/odds"] = last.get(f"{key}/odds", math.nan)
+    return metrics

@@ -1,0 +1,101 @@
+"""What is known of a search of coefficients before it starts: members, blocks, passes, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from deevo_ext.fitness.evaluator import Score
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.networks.blocks import NetworkBlocks
+from deevo_ext.runs.basin import BasinReport
+from deevo_ext.runs.preflight import IMAGES, duration_text, member_lines, scores_of
+from deevo_ext.runs.recipe_run import Budget
+from deevo_ext.runs.rounds import RoundSearch
+from deevo_ext.runs.validation import Validation
+from deevo_ext.search.linear_model import LENGTHS
+
+
+@dataclass(frozen=True)
+class RoundPreflight:
+    """What is known before the first round.
+
+    members: name and score of each member on `images` fitness images. basin: between them. blocks:
+    with their shares of weights and FLOPs. parts: the images of a round: of the model, those that
+    choose, those that test. passes: forward passes of a round, at most; initial: before the first.
+    seconds_per_pass: measured on some images. rounds: at most. bytes: of the linear model.
+    """
+
+    members: tuple[tuple[str, Score], ...]
+    images: int
+    basin: BasinReport | None
+    blocks: NetworkBlocks
+    parts: tuple[int, int, int]
+    passes: int
+    initial: int
+    seconds_per_pass: float
+    rounds: int
+    bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """The time that evaluation takes, if all rounds are needed."""
+        return (self.initial + self.rounds * self.passes) * self.seconds_per_pass
+
+    def __str__(self) -> str:
+        model, choice, test = self.parts
+        judged = f"{choice:,} choose, {test:,} test" if choice else "folds of them choose and test"
+        lines = [member_lines(self.members, self.images)]
+        if self.basin is not None:
+            lines.append(f"Between them, on the first of the fitness images: {self.basin}")
+        lines.append(f"\n{self.blocks}\n")
+        lines.append(
+            f"A round: {model:,} images in the linear model ({self.bytes / 2**20:,.0f} MiB), "
+            f"{judged}; at most {self.passes:,} forward passes, "
+            f"{duration_text(self.passes * self.seconds_per_pass)} at "
+            f"{1 / self.seconds_per_pass:,.0f} member-images/s"
+        )
+        lines.append(f"At most {self.rounds} rounds: about {duration_text(self.seconds)}")
+        return "\n".join(lines)
+
+
+def examine_rounds(
+    rounds: RoundSearch,
+    validation: Validation,
+    blocks: NetworkBlocks,
+    basin: BasinReport | None,
+    budget: Budget,
+) -> RoundPreflight:
+    """Scores every member on 1,000 class-balanced fitness images, and times it."""
+    evaluator, images = rounds.evaluator, rounds.images
+    population = evaluator.population
+    some = images
+    if len(images) > IMAGES:
+        some = images.subset(batch_indices(images.labels, IMAGES, 0, rounds.seed))
+    chunk = rounds.probing.chunk
+    scores = scores_of(evaluator, some, chunk)  # builds runners and chooses engines, too
+    started, before = time.perf_counter(), evaluator.forward_passes
+    scores_of(evaluator, some.slice(0, max(1, len(some) // 4)), chunk)
+    per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
+    model, choice, test = parts = rounds.sizes()
+    policy = evaluator.policy
+    extra = len(policy.calibration or ()) if policy.recalibrates else 0
+    proposals = 2 * len(LENGTHS) * 4
+    passes = (blocks.directions + 2) * model
+    passes += (proposals + 1) * ((choice or model) + extra) + 2 * (test + extra)
+    passes += len(validation.images) + extra
+    members = population.initial_size
+    size = rounds.probing.dtype.itemsize
+    slopes = len(blocks.blocks) * members * model * rounds.classes * size
+    return RoundPreflight(
+        members=tuple(zip(population.names, scores, strict=True)),
+        images=len(some),
+        basin=basin,
+        blocks=blocks,
+        parts=parts,
+        passes=passes,
+        initial=2 * members * (len(validation.images) + extra),
+        seconds_per_pass=per_pass,
+        rounds=budget.rounds,
+        bytes=slopes,
+    )

@@ -1,0 +1,285 @@
+"""A round of the coefficients' search: probes, a linear model, proposals from it, verification.
+
+The images that the model is made of, those that choose among real networks, and those that test the
+chosen one are disjoint. Where images are few, all are in the model, and folds of them take the part
+of the others (docs/contract.md, "Rounds").
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.probing import KeepLogits, Probing
+from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.sampling import batch_order, fold_numbers
+from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
+from deevo_ext.ops.tables import Purpose
+from deevo_ext.population.recipes import after
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.linear_model import HeldOut, LinearModel
+from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
+
+FEW = 2000
+"""Up to so many fitness images all are in the model, and folds of them choose and test."""
+ERROR = 0.1
+"""The probability, at most, that a run accepts any step that makes networks worse."""
+_RIDGES = 3  # fits that propose
+_TESTS = 8  # images that test, at most, for one in the model: they cost 2 passes each, not d
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a round: `model`; `choice` and `test`, or None where folds do their work."""
+
+    model: LabelledImages
+    choice: LabelledImages | None
+    test: LabelledImages | None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A step for real networks to prove.
+
+    proposer: "convex" or "de". ridge: of its fitness. length: the share of the step that is taken.
+    q: scaled coordinates float64 [d]. predicted: the mean score less the present network's on the
+    model's images, by the model; score: the same for real networks on the choice images.
+    """
+
+    proposer: str
+    ridge: float
+    length: float
+    q: Tensor
+    predicted: float
+    score: float = math.nan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round came to.
+
+    step: float32 [blocks, members] of the best proposal, None where there was none. proposals: all
+    of them, in order; best: its place. gain, standard_error: of the mean score on the images that
+    tested it. accepted: whether the step is taken, at best's length. left_out: directions without
+    slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
+    """
+
+    step: Tensor | None
+    proposals: list[Proposal]
+    best: int
+    gain: float
+    standard_error: float
+    accepted: bool
+    left_out: list[int]
+    held_out: HeldOut
+    virtual: list[Virtual]
+
+
+@dataclass(frozen=True)
+class RoundSearch:
+    """What all rounds of a run have in common.
+
+    probing: makes linear models. images: the fitness images. metric: what is minimised. size: the
+    number of images of a model. rounds: how many the run may have, among which the error is spent.
+    configuration: of the virtual evolution. seed: of the run. fit: the images whose slopes memory
+    holds. classes: the network's.
+    """
+
+    probing: Probing
+    images: LabelledImages
+    metric: Metric
+    size: int
+    rounds: int
+    configuration: Configuration
+    seed: int
+    fit: int = FEW
+    classes: int = 0
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates real networks."""
+        return self.probing.forward.evaluator
+
+    @property
+    def few(self) -> bool:
+        """Whether folds choose and test, for want of images."""
+        return len(self.images) <= min(FEW, self.fit)
+
+    def check(self) -> None:
+        """Raises DeevoError for images that rounds cannot work with, before any is evaluated."""
+        population, labels = self.probing.population, self.images.labels
+        if population.batchnorm == "inherit":
+            raise DeevoError(
+                'batchnorm="inherit" is for search="weights": a recipe\'s network has no parent; '
+                'expected "recalibrate" or "evolve"'
+            )
+        size = self.sizes()[0]
+        if size < 2 * FOLDS:
+            raise DeevoError(
+                f"a round's linear model would be made of {size} of {len(labels)} fitness images; "
+                f"its {FOLDS} folds need at least {2 * FOLDS}: give more images or memory"
+            )
+        counts = labels.bincount(minlength=self.classes)
+        if self.classes and len(counts) > self.classes:
+            raise DeevoError(
+                f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
+                f"{self.classes} classes"
+            )
+        rare = (counts < 2).nonzero().flatten().tolist()
+        if rare:
+            raise DeevoError(
+                f"{len(rare)} of {len(counts)} classes, as class {rare[0]} with "
+                f"{int(counts[rare[0]])}, have fewer than 2 of the {len(labels)} fitness images: "
+                "one fold's fit would see none of them; give at least 2 images of each class"
+            )
+
+    def parts(self, number: int) -> Parts:
+        """Returns the images of a round: class-balanced, drawn anew for each (purpose 14)."""
+        total = len(self.images)
+        if self.few:
+            return Parts(self.images, None, None)
+        order = batch_order(self.images.labels, total, number, self.seed, Purpose.PART)
+        model, choice, test = self.sizes()
+        ends = list(itertools.accumulate((model, choice, test), initial=0))
+        model_, choice_, test_ = (
+            self.images.subset(order[a:b].sort().values) for a, b in itertools.pairwise(ends)
+        )
+        return Parts(model_, choice_, test_)
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Returns how many images make a round's model, choose, and test."""
+        if self.few:
+            return len(self.images), 0, 0
+        model = min(self.size, len(self.images) // 2)
+        choice = min(model, (len(self.images) - model) // 3)
+        return model, choice, min(_TESTS * model, len(self.images) - model - choice)
+
+    def run(
+        self, recipe: Tensor, number: int, radius: float, keep: KeepLogits | None = None
+    ) -> Outcome:
+        """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
+        parts = self.parts(number)
+        choice = parts.model if parts.choice is None else parts.choice
+        present = self._scores(recipe[None], choice)[0]
+        self._require_finite(present)
+        model, left_out = self.probing.model(recipe, parts.model, keep)
+        self._require_finite(virtual_scores(model, self.metric, torch.zeros(1, model.directions)))
+        numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
+        held_out = model.held_out(
+            [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
+            lambda q: virtual_scores(model, self.metric, q),
+        )
+        virtual: list[Virtual] = []
+        likely = max(held_out, key=lambda fit: fit.loss)
+        nothing = Outcome(
+            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
+        )
+        if self.few and likely.gain <= likely.standard_error:
+            return nothing
+        proposals: list[Proposal] = []
+        for wave in range(2):
+            if wave:
+                # The best network so far corrects the model before the next ones are proposed.
+                leader = min(proposals, key=lambda proposal: _finite(proposal.score))
+                real = self._recipes(recipe, model, [leader])
+                model.correct(
+                    leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
+                )
+            new, evolved = self._propose(model, held_out, radius, (number, wave))
+            virtual.append(evolved)
+            scores = self._scores(self._recipes(recipe, model, new), choice)
+            gains = (scores - present).mean(dim=1).tolist()
+            proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
+        best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
+        chosen = proposals[best]
+        step = model.step_of(chosen.q).reshape(recipe.shape).float()
+        if parts.test is None:
+            gain, error = -chosen.score, likely.standard_error
+            accepted = gain > 0.0
+        else:
+            both = torch.stack([recipe, after(recipe, step, chosen.length)])
+            before, then = self._scores(both, parts.test)
+            difference = before - then
+            gain = float(difference.mean())
+            error = float(difference.std()) / len(difference) ** 0.5
+            accepted = gain > NormalDist().inv_cdf(1.0 - ERROR / self.rounds) * error
+        return replace(
+            nothing,
+            step=step,
+            proposals=proposals,
+            best=best,
+            gain=gain,
+            standard_error=error,
+            accepted=accepted,
+        )
+
+    def _propose(
+        self, model: LinearModel, held_out: Sequence[HeldOut], radius: float, draw: tuple[int, int]
+    ) -> tuple[list[Proposal], Virtual]:
+        """Fits of the ridges that gained most on held-out images, and a virtual evolution."""
+        gains: dict[float, float] = {}
+        lengths: dict[float, list[float]] = {}
+        for fit in held_out:
+            gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
+            # Where images are few, those that a fit has seen choose: among what folds support.
+            if not self.few or fit.gain > fit.standard_error:
+                lengths.setdefault(fit.ridge, []).append(radius * fit.length)
+        ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
+        fits = [model.fit(ridge) for ridge in ridges]
+        score = virtual_fitness(model, self.metric, 0.0)
+        members = self.probing.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        known = [*fits, *model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+        number, wave = draw
+        evolved = evolve_virtually(
+            virtual_fitness(model, self.metric, ridges[0]),
+            first_individuals(known, 2 * number + wave, self.seed),
+            self.configuration,
+            2 * number + wave,
+            self.seed,
+        )
+        proposers = [*(("convex", r, q) for r, q in zip(ridges, fits, strict=True))]
+        proposers.append(("de", ridges[0], evolved.best))
+        every = [(name, r, length, q) for name, r, q in proposers for length in lengths[r]]
+        tried = torch.stack([length * q for _, _, length, q in every])
+        at_zero = float(score(torch.zeros(1, model.directions))[0])
+        predicted = (score(tried.float()) - at_zero).tolist()
+        return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
+
+    def _require_finite(self, scores: Tensor) -> None:
+        broken = int((~torch.isfinite(scores)).sum())
+        if broken:
+            raise DeevoError(
+                f"the present network's scores by metric {self.metric.name} are NaN or infinite on "
+                f"{broken} of {scores.numel()} fitness images: mend the metric, or check images, "
+                "labels and preprocessing against the model"
+            )
+
+    def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
+        steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]
+        return torch.stack(
+            [after(recipe, s, p.length) for s, p in zip(steps, proposals, strict=True)]
+        )
+
+    def _scores(self, recipes: Tensor, images: LabelledImages) -> Tensor:
+        """Scores float64 [K, n] on the CPU of real networks, their statistics re-estimated."""
+        evaluator, parts = self.evaluator, []
+        for some in recipes.split(self.probing.chunk):
+            rows = self.probing.blocks.compose(self.probing.population, some)
+            used = evaluator.used_statistics(rows, None)
+            parts.append(evaluator.image_scores(rows, images, self.metric, used).double().cpu())
+        return torch.cat(parts)
+
+
+def _finite(score: float) -> float:
+    return score if math.isfinite(score) else math.inf

@@ -1,0 +1,168 @@
+"""What needs no evolution: BatchNorm statistics re-estimated or averaged, the classifier refitted.
+
+The first and the last are done on fitness images, to the initial greedy soup, as rivals, and to the
+best evolved candidate, which may be better for them. Where the statistics of every candidate are
+re-estimated, the soup has its members' averaged as a further rival: on other images than those
+trained on, re-estimation alone gains most, and a table without it would give evolution the credit.
+Validation judges them like every candidate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
+from deevo_ext.fitness.metrics import mean_score
+from deevo_ext.fitness.refit import refit, why_no_refit
+from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.statistics import Used
+from deevo_ext.population.composed import changed
+from deevo_ext.runs.state import Candidate, Candidates, with_tensors
+from deevo_ext.runs.validation import Validation
+
+TREATMENT_IMAGES = 10_000
+"""Fitness images that treatments see at most, class-balanced."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent, in images put through a network and in seconds."""
+
+    forward_passes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward_passes + other.forward_passes, self.seconds + other.seconds)
+
+
+class Treatments:
+    """Treats candidates of a run.
+
+    validation: scores them; its evaluator puts images through them. images: the fitness images,
+    of which up to 10,000 are used. seed: of that choice and of the folds. statistics: whether
+    networks that hold BatchNorm statistics like weights get new ones; a recipe could not say them.
+
+    costs: what each candidate that was made here took, by its name, the treatments before it
+    included, the candidate that was treated not. reason: why there is no refit; empty if there is.
+    """
+
+    def __init__(
+        self, validation: Validation, images: LabelledImages, seed: int, *, statistics: bool = True
+    ) -> None:
+        self._validation, self._seed, self._statistics = validation, seed, statistics
+        if len(images) > TREATMENT_IMAGES:
+            images = images.subset(batch_indices(images.labels, TREATMENT_IMAGES, 0, seed))
+        self._images = images
+        self.costs: dict[str, Cost] = {}
+        self.reason = ""
+
+    def of(self, state: Candidates) -> list[Candidate]:
+        """Returns the treated initial soup and the best evolved candidate, if any, treated."""
+        soup, made = state.initial["soup"], []
+        if self._validation.evaluator.policy.recalibrates:
+            made.append(self._accounted(lambda: self._averaged(soup), Cost()))
+        made += self._both(soup, state.dtype)
+        if state.evolved:
+            best = min(state.evolved.values(), key=lambda candidate: candidate.score)
+            made += self._both(best, state.dtype)
+        return made
+
+    def _both(self, candidate: Candidate, dtype: torch.dtype) -> list[Candidate]:
+        made, policy = [], self._validation.evaluator.policy
+        before = Cost()
+        if self._statistics and policy.any and not policy.recalibrates:
+            treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
+            made.append(treated)
+            before = self.costs[treated.name]
+            candidate = min(candidate, treated, key=lambda one: one.score)
+        classifier = self._classifier(candidate)
+        if isinstance(classifier, str):
+            self.reason = classifier
+            return made
+        try:
+            made.append(
+                self._accounted(lambda: self._refitted(candidate, classifier, dtype), before)
+            )
+        except DeevoError as error:  # of features that are not finite: the run has its result
+            self.reason = str(error)
+        return made
+
+    def _accounted(self, treat: Callable[[], Candidate], before: Cost) -> Candidate:
+        evaluator = self._validation.evaluator
+        started, passes = time.perf_counter(), evaluator.forward_passes
+        treated = treat()
+        spent = Cost(evaluator.forward_passes - passes, time.perf_counter() - started)
+        self.costs[treated.name] = before + spent
+        return treated
+
+    def _averaged(self, candidate: Candidate) -> Candidate:
+        population = self._validation.evaluator.population
+        statistics = Used(population.mean_statistics(list(candidate.members)))
+        return self._scored(replace(candidate, statistics=statistics, treatment="averaged"))
+
+    def _reestimated(self, candidate: Candidate) -> Candidate:
+        evaluator = self._validation.evaluator
+        population = evaluator.population
+        row, statistics = evaluator.policy.reestimated(candidate.row, self._images)
+        tensors = population.layout.views(row)
+        if statistics is not None:
+            tensors |= population.statistics_layout.views(statistics)
+        else:  # what a recipe can say: the sums of what the row has and what it keeps of a change
+            for name, before in population.layout.views(candidate.row).items():
+                tensors[name] = before + (tensors[name] - before)
+        changed_ones = {
+            tensor.name: tensors[tensor.name].clone() for tensor in evaluator.policy.statistics()
+        }
+        treated = with_tensors(population, candidate, changed_ones)
+        return replace(treated, treatment="statistics")
+
+    def _classifier(self, candidate: Candidate) -> Classifier | str:
+        evaluator = self._validation.evaluator
+        found = find_classifier(evaluator, candidate.row, self._images, candidate.statistics)
+        if isinstance(found, str):
+            return found
+        weight = evaluator.population.layout.views(candidate.row)[found.weight]
+        return why_no_refit(self._images.labels, len(weight)) or found
+
+    def _refitted(
+        self, candidate: Candidate, classifier: Classifier, dtype: torch.dtype
+    ) -> Candidate:
+        evaluator = self._validation.evaluator
+        read, logits = features(
+            evaluator, classifier, candidate.row, self._images, candidate.statistics
+        )
+        found = refit(
+            read,
+            logits,
+            self._images.labels,
+            self._validation.metric,
+            self._seed,
+            bias=classifier.bias is not None,
+        )
+        changes = changes_of(classifier, found)
+        row = changed(evaluator.population, candidate.row.to(dtype), changes)
+        views = evaluator.population.layout.views(row.float())
+        treated = with_tensors(
+            evaluator.population, candidate, {name: views[name].clone() for name in changes}
+        )
+        treated = replace(treated, treatment="classifier")
+        if self._validation.by_folds:
+            return replace(treated, score=candidate.score - found.gain)
+        return self._scored(treated)
+
+    def _scored(self, candidate: Candidate) -> Candidate:
+        """Scores a candidate with the very statistics that it has."""
+        evaluator, statistics = self._validation.evaluator, candidate.statistics
+        scores = evaluator.image_scores(
+            candidate.row[None].to(evaluator.device),
+            self._validation.images,
+            self._validation.metric,
+            None if statistics is None else Used(statistics[None]),
+        )
+        return replace(candidate, score=mean_score(scores[0].cpu(), evaluator.micro_batch))

@@ -1,0 +1,218 @@
+"""The linear model of a population's logits: what candidates would score, without a forward pass.
+
+Near the present network w the logits of a step C are z0 + sum over directions k of C[k] J[k], with
+the slopes J from probes: J[k] = (logits of w + eps * direction k, minus z0) / eps. A candidate then
+costs one matrix product (`torch.ops.deevo.linear_scores`), whatever the metric.
+
+Steps are written in scaled coordinates q = C * scale, in which every direction moves the logits by
+1 in the root mean square; the model keeps slopes of that size. So a ridge |q|^2 weighs every
+direction by what it does to the logits. The convex fit of the cross-entropy is a damped
+Gauss-Newton method (DFO-GN: Cartis & Roberts, Math. Prog. Comp. 11, 2019); corrections by networks
+that were evaluated are Broyden's (Math. Comp. 19, 1965).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
+LENGTHS = (0.3, 0.6, 1.0)
+_NEWTON_STEPS, _ENOUGH = 12, 1e-6
+# Bytes of float32 slopes that the fit works on at a time: they stay in a core's cache.
+_SLICE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a fit gains on images that it was not fitted to.
+
+    ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
+    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
+    """
+
+    ridge: float
+    length: float
+    loss: float
+    gain: float
+    standard_error: float
+
+
+class LinearModel:
+    """z0 [n, classes] and slopes [d, n, classes] of the logits of n labelled images.
+
+    z0: float32. labels: int64 [n]. directions: d, left out until they are put. dtype: what slopes
+    are kept in, float32, bfloat16 or float16; all else is computed in float32. scale: float64 [d],
+    the root mean square of each direction's slopes, 0 where it is left out.
+    """
+
+    def __init__(
+        self, z0: Tensor, labels: Tensor, directions: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
+        self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
+        self.scale = torch.zeros(directions, dtype=torch.float64)
+
+    def put(self, direction: int, slope: Tensor, least: float = 0.0) -> None:
+        """Gives a direction its slopes, float32 [n, classes].
+
+        It is left out where their root mean square is not finite, 0, or less than `least`.
+        """
+        size = float(slope.square().mean(dtype=torch.float64).sqrt())
+        if 0.0 < size < torch.inf and size >= least:
+            self.scale[direction] = size
+            self.slopes[direction] = slope / size
+        else:
+            self.leave_out(direction)
+
+    @property
+    def directions(self) -> int:
+        """d, the number of directions, those included that are left out."""
+        return len(self.slopes)
+
+    def leave_out(self, direction: int) -> None:
+        """Leaves a direction out: no step goes along it."""
+        self.scale[direction] = 0.0
+        self.slopes[direction].zero_()
+
+    def step_of(self, q: Tensor) -> Tensor:
+        """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
+        used = self.scale > 0
+        return torch.where(used, q.double().cpu() / self.scale.where(used, 1.0), 0.0)
+
+    def coordinates_of(self, step: Tensor) -> Tensor:
+        """Returns the scaled coordinates float64 [..., d] of a step [..., d]."""
+        return step.double().cpu() * self.scale
+
+    def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
+        """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images."""
+        z0, slopes = self.z0[images], self.slopes[:, images]
+        flat = slopes.reshape(len(slopes), -1).float()
+        return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
+
+    def losses_and_ranks(self, q: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
+        count, images = len(q), len(self.z0)
+        device = self.z0.device
+        losses = torch.empty(count, images, device=device)
+        ranks = torch.empty(count, images, dtype=torch.int32, device=device)
+        predicted, probability = torch.empty_like(ranks), torch.empty_like(losses)
+        torch.ops.deevo.linear_scores(
+            self.z0,
+            self.slopes,
+            q.to(device, torch.float32).contiguous(),
+            self.labels,
+            label_smoothing,
+            losses,
+            ranks,
+            predicted,
+            probability,
+        )
+        return losses, ranks
+
+    def correct(self, q: Tensor, logits: Tensor) -> None:
+        """Makes the model give these logits [n, classes] for q [d], by the least change of slopes.
+
+        Broyden's rank-one update: slopes += q / |q|^2 times what the model missed. Directions that
+        are left out stay so, and logits that are not finite change nothing.
+        """
+        q = q.double().cpu() * (self.scale > 0)
+        missed = logits.to(self.z0, copy=True)
+        for images in self._slices():
+            missed[images] -= self.logits(q[None], images)[0]
+        if float(q @ q) == 0.0 or not bool(torch.isfinite(missed).all()):
+            return
+        for k, share in enumerate((q / (q @ q)).tolist()):
+            if share != 0.0:
+                self.slopes[k] = self.slopes[k].float() + share * missed
+
+    def fit(
+        self, ridge: float, start: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Returns the q float64 [d] of least mean cross-entropy plus ridge |q|^2.
+
+        start: where the iterations begin, by default 0. weights: of the images, float32 [n], in
+        place of equal ones.
+        """
+        n = len(self.z0)
+        share = torch.full((n,), 1.0 / n) if weights is None else weights / weights.sum()
+        share = share.to(self.z0)
+        q = torch.zeros(self.directions, dtype=torch.float64) if start is None else start.clone()
+        value = self._value(q, share, ridge)
+        for _ in range(_NEWTON_STEPS):
+            gradient, curvature = self._derivatives(q, share, ridge)
+            newton = torch.linalg.solve(curvature, gradient)
+            length = 1.0
+            while not (trial := self._value(q - length * newton, share, ridge)) <= value:
+                length /= 2
+                if length < 1e-3:
+                    return q
+            q, decrease, value = q - length * newton, value - trial, trial
+            if decrease < _ENOUGH:
+                break
+        return q
+
+    def held_out(self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor]) -> list[HeldOut]:
+        """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
+
+        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric of
+        each image, [P, n].
+        """
+
+        def both(q: Tensor) -> Tensor:
+            losses = self.losses_and_ranks(q)[0]
+            return torch.stack([losses, score(q)]).double().cpu()
+
+        base = both(torch.zeros(1, self.directions))
+        lengths = torch.tensor(LENGTHS)[:, None]
+        starts: list[Tensor | None] = [None] * len(folds)
+        results: list[HeldOut] = []
+        for ridge in RIDGES:
+            gains = base.new_empty(2, len(LENGTHS), base.shape[-1])
+            for i, fold in enumerate(folds):
+                weights = torch.ones(base.shape[-1])
+                weights[fold] = 0.0
+                q = starts[i] = self.fit(ridge, starts[i], weights)
+                gains[..., fold] = (base - both(lengths * q))[..., fold]
+            for i, length in enumerate(LENGTHS):
+                loss, gain = gains[0, i], gains[1, i]
+                error = float(gain.std()) / len(gain) ** 0.5
+                results.append(
+                    HeldOut(ridge, length, float(loss.mean()), float(gain.mean()), error)
+                )
+        return results
+
+    def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
+        losses = self.losses_and_ranks(q[None])[0][0]
+        seen = torch.where(share > 0, losses, 0.0)  # 0 times +inf would be NaN
+        return float((seen.double() * share.double()).sum()) + ridge * float(q @ q)
+
+    def _derivatives(self, q: Tensor, share: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Gradient [d] and Gauss-Newton matrix [d, d] of `_value`, float64 on the CPU."""
+        d = self.directions
+        gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
+        curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
+        for part in self._slices():
+            slopes, weight = self.slopes[:, part].float(), share[part]
+            z = self.z0[part] + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
+            odds = torch.softmax(z, dim=1)
+            residual = odds.clone()
+            residual[torch.arange(len(z)), self.labels[part]] -= 1.0
+            gradient += (slopes.flatten(1) @ (residual * weight[:, None]).flatten()).double()
+            # The matrix is J' (diag(p) - p p') J, weighted, summed over images.
+            root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
+            means = (slopes * odds).sum(dim=2) * weight.sqrt()
+            curvature += (root @ root.T - means @ means.T).double()
+        gradient, curvature = gradient.cpu() + 2 * ridge * q, curvature.cpu()
+        curvature.diagonal().add_(2 * ridge + 1e-9)
+        return gradient, curvature
+
+    def _slices(self) -> Iterator[slice]:
+        """Slices of the images whose slopes, in float32, stay in a core's cache."""
+        n, classes = self.z0.shape
+        size = max(1, _SLICE_BYTES // (4 * max(1, self.directions) * classes))
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))

@@ -1,0 +1,174 @@
+"""What is checked when a module is first run: batches, chance, and its graph against itself."""
+
+from __future__ import annotations
+
+import math
+import types
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deevo_ext import DeevoError, Population
+from deevo_ext.networks import build
+from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.networks.graph.fuse import fuse
+from deevo_ext.networks.graph.network_graph import Convolution, NetworkGraph
+
+LABELS = torch.arange(12) % 3
+
+
+def pictures() -> Tensor:
+    return torch.randn((12, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+
+
+def two_of(model: nn.Module) -> Population:
+    """The model, and one whose first tensor is half as large again."""
+    states = [{k: v.clone() for k, v in model.state_dict().items()} for _ in "12"]
+    next(iter(states[1].values())).mul_(1.5)
+    return Population.from_state_dicts(model, states)
+
+
+class Mixing(nn.Module):
+    """A classifier of what `mix` makes of a batch [N, 8]."""
+
+    def __init__(self, mix: str) -> None:
+        super().__init__()
+        self.conv, self.fc, self.mix = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), mix
+        self.norm = nn.BatchNorm1d(8, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)).mean((2, 3))
+        mixed = {
+            "norm": lambda: self.norm(x) if len(x) > 1 else x,
+            "mean": lambda: x - x.mean(0),
+            "sum so far": lambda: x.cumsum(0),
+            "neighbour": lambda: x + 0.1 * x.roll(1, 0),
+            "chance": lambda: functional.dropout(x, 0.5),
+            "none": lambda: x,
+        }
+        return self.fc(mixed[self.mix]())
+
+
+@pytest.mark.parametrize("engine", ["auto", "fused", "eager"])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("mix", ["norm", "mean", "sum so far", "neighbour"])
+def test_losses_that_depend_on_the_batch_are_refused(mix: str, same: bool, engine: str) -> None:
+    """Also where all images are the same, which hides a mean over them."""
+    model = Mixing(mix).eval()
+    population, images = two_of(model), pictures()
+    if same:
+        images = images[:1].expand(12, -1, -1, -1)
+    with pytest.raises(DeevoError, match="depend on the images beside it"):
+        PopulationForward(model, population, engine=engine)(population.rows, images, LABELS)
+    losses = PopulationForward(model, population, engine=engine, micro_batch=1)(
+        population.rows[:1], images, LABELS
+    ).losses[0]
+    with torch.no_grad():
+        alone = torch.cat([model(image) for image in images.split(1)])
+    assert torch.allclose(losses, functional.cross_entropy(alone, LABELS, reduction="none"))
+
+
+def test_chance_in_eval_mode_is_refused() -> None:
+    model = Mixing("chance").eval()
+    population = two_of(model)
+    with pytest.raises(DeevoError, match="draws random numbers in eval mode"):
+        PopulationForward(model, population, engine="eager")(population.rows, pictures(), LABELS)
+
+
+def test_an_overflow_leaves_the_check_to_later_calls() -> None:
+    model = Mixing("mean").eval()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine="eager")
+    rows = torch.full_like(population.rows, 3e38)
+    assert bool((forward(rows, pictures(), LABELS).losses == math.inf).all())
+    with pytest.raises(DeevoError, match="depend on the images beside it"):
+        forward(population.rows, pictures(), LABELS)
+
+
+class Recurrent(nn.Module):
+    """Columns of features, one after the other, into an LSTM, which reads memory as it lies."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.conv = flat, nn.Conv2d(3, 8, 3, padding=1)
+        self.recurrent, self.fc = nn.LSTM(48, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        x = x.flatten(1, 2).transpose(1, 2) if self.flat else x.permute(0, 3, 1, 2).flatten(2)
+        return self.fc(self.recurrent(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_recurrent_layers_are_fused_with_what_lies_where_they_read(
+    flat: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = Recurrent(flat).eval()
+    population = two_of(model)
+    logits = PopulationForward(model, population, engine="fused", micro_batch=4).logits(
+        population.rows[0], pictures()
+    )
+    with torch.no_grad():
+        assert torch.allclose(logits, model(pictures()), atol=1e-5)
+    assert not [w for w in recwarn if "functional_call" in str(w.message)]
+
+
+def test_a_graph_that_is_wrong_is_left_for_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: object) -> NetworkGraph:
+        graph = fuse(*arguments)  # type: ignore[arg-type]
+        next(x for x in graph.layers if isinstance(x, Convolution)).activation = None
+        return graph
+
+    monkeypatch.setattr(build, "fuse", wrong)
+    model = Mixing("none").eval()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine="fused")
+    with pytest.warns(UserWarning, match=r"differ from the module's .* served by functional_call"):
+        logits = forward.logits(population.rows[0], pictures())
+    with torch.no_grad():
+        assert torch.allclose(logits, model(pictures()), atol=1e-5)
+    with pytest.raises(DeevoError, match="served without a graph: the network graph of Mixing"):
+        forward.graph((3, 6, 6))
+
+
+class Packed(nn.Module):
+    """Logits inside of something else."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.fc, self.kind = nn.Linear(3, 3), kind
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.fc(x.mean((2, 3)))
+        kinds = {
+            "key": {"logits": logits, "loss": None},
+            "attribute": types.SimpleNamespace(logits=logits, hidden=x),
+            "dict": {"y": logits},
+            "tuple": (logits, logits),
+            "shape": logits[:, :, None],
+        }
+        return kinds[self.kind]
+
+
+@pytest.mark.filterwarnings("ignore:Packed is served unfused")
+@pytest.mark.parametrize("kind", ["key", "attribute", "dict", "tuple", "shape"])
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_logits_are_read_or_what_is_there_is_named(kind: str, engine: str) -> None:
+    model = Packed(kind).eval()
+    forward = PopulationForward(model, two_of(model), engine=engine)
+    row = two_of(model).rows[0]
+    if kind in ("key", "attribute"):
+        with torch.no_grad():
+            exact = model.fc(pictures().mean((2, 3)))
+        assert torch.allclose(forward.logits(row, pictures()), exact, atol=1e-6)
+    else:
+        with pytest.raises(DeevoError, match=r"the model returned .*; expected logits"):
+            forward.logits(row, pictures())
+
+
+def test_lazy_modules_are_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(DeevoError, match=r"'1.weight' has no shape yet"):
+        Population.from_state_dicts(model, [{}, {}])

@@ -1,0 +1,215 @@
+"""Rounds: their images, what they gain, what they refuse, and that nothing is made of nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from deevo_ext.data.images import ImageSet
+from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.population.recipes import after, uniform
+from deevo_ext.runs import rounds as module
+from deevo_ext.runs.rounds import ERROR, RoundSearch
+from support.evolution import top2
+from support.rounds import Normed, Problem, labelled
+
+
+def numbers(count: int, labels: Tensor) -> ImageSet:
+    """Images that hold their own place."""
+    pixels = torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 4, 4)
+    return ImageSet(pixels.contiguous(), labels, "numbers")
+
+
+def places(images: ImageSet | None) -> set[int]:
+    return set() if images is None else {int(i) for i in images.pixels(0, len(images))[:, 0, 0, 0]}
+
+
+def held_out_loss(problem: Problem, recipe: Tensor, images: ImageSet) -> float:
+    row = problem.blocks.blocks.compose(problem.population, recipe[None])[0]
+    return problem.evaluator.score(row, images)
+
+
+def test_the_parts_of_a_round_are_disjoint_balanced_and_drawn_anew() -> None:
+    problem = Problem(images=10)
+    labels = torch.arange(3000) % 5
+    labels[2000:] = 4
+    search = replace(problem.rounds(size=400), images=numbers(3000, labels), fit=400)
+    assert not search.few and search.sizes() == (400, 400, 2200)
+    seen = []
+    for number in (1, 2, 1):
+        parts = search.parts(number)
+        sets = [places(parts.model), places(parts.choice), places(parts.test)]
+        assert [len(one) for one in sets] == [400, 400, 2200]
+        assert len(set.union(*sets)) == 3000
+        for images in (parts.model, parts.choice, parts.test):
+            assert images is not None
+            share = images.labels.bincount(minlength=5) / len(images)
+            expected = labels.bincount(minlength=5) / 3000
+            assert float((share - expected).abs().max()) <= 3 / len(images)
+        seen.append(sets)
+    assert seen[0] == seen[2] and all(a != b for a, b in zip(seen[0], seen[1], strict=True))
+    assert places(replace(search, seed=1).parts(1).model) != seen[0][0]
+    # Few images are all in the model; what memory holds decides, too.
+    few = replace(search, fit=3000, images=numbers(2000, labels[:2000]))
+    assert few.few and few.sizes() == (2000, 0, 0)
+    parts = few.parts(1)
+    assert parts.model is few.images and parts.choice is None and parts.test is None
+    assert not replace(few, images=numbers(2001, labels[:2001])).few
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
+    problem = Problem(seed=1, images=600)
+    recipe = uniform(3, 4, range(4))
+    outcome = problem.rounds(few=few).run(recipe, 1, 1.0)
+    assert outcome.accepted and outcome.step is not None and not outcome.left_out
+    taken = outcome.proposals[outcome.best]
+    assert taken.score == min(one.score for one in outcome.proposals)
+    made = after(recipe, outcome.step, taken.length)
+    new = labelled(problem.model, 4000, 77)
+    before, then = (held_out_loss(problem, one, new) for one in (recipe, made))
+    with torch.no_grad():
+        least = float(cross_entropy(problem.model(new.images), new.labels))
+    assert least < then < 0.5 * before + 0.5 * least  # half of what there is, at least
+    assert {one.proposer for one in outcome.proposals} == {"convex", "de"}
+    assert len(outcome.virtual) == 2 and all(len(one.history) == 12 for one in outcome.virtual)
+    # What was said of the step is what real networks do on its images.
+    search = problem.rounds(few=few)
+    parts = search.parts(1)
+    tested = parts.model if parts.test is None else parts.test
+    scores = [held_out_loss(problem, one, tested) for one in (recipe, made)]
+    assert outcome.gain == pytest.approx(scores[0] - scores[1], abs=1e-6)
+    again = problem.rounds(few=few).run(recipe, 1, 1.0)
+    assert again.step is not None and torch.equal(again.step, outcome.step)
+    for one, other in zip(again.proposals, outcome.proposals, strict=True):
+        assert torch.equal(one.q, other.q)
+        assert (one.predicted, one.score) == (other.predicted, other.score)
+
+
+def test_steps_are_as_long_as_the_radius_lets_them() -> None:
+    problem = Problem(seed=1)
+    recipe = uniform(3, 4, range(4))
+    for radius in (1.0, 0.25):
+        outcome = problem.rounds().run(recipe, 1, radius)
+        lengths = {one.length for one in outcome.proposals}
+        assert lengths == {radius * length for length in (0.3, 0.6, 1.0)}
+
+
+def test_a_round_with_batch_statistics_gains_too() -> None:
+    problem = Problem(Normed, seed=3, members=4, images=600, spread=0.3, batchnorm="recalibrate")
+    recipe = uniform(2, 4, range(4))
+    outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
+    assert outcome.accepted and outcome.step is not None
+    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    new = labelled(problem.model, 4000, 77)
+    assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
+
+
+@pytest.mark.parametrize("metric", [Metric("top1"), Metric.of(top2)])
+def test_any_metric_can_be_what_a_round_gains(metric: Metric) -> None:
+    problem = Problem(seed=1, metric=metric, images=900)
+    recipe = uniform(3, 4, range(4))
+    outcome = problem.rounds(size=300).run(recipe, 1, 1.0)
+    assert outcome.accepted and 0 < outcome.gain < 1
+    for one in outcome.proposals:  # scores are means of whole images
+        assert one.score * 200 == pytest.approx(round(one.score * 200), abs=1e-6)
+
+
+def test_nothing_is_taken_where_nothing_is_to_be_had() -> None:
+    """The mean of the members is the network that drew the labels: no step is an improvement."""
+    accepted, worse = 0, 0
+    for seed in range(20):
+        problem = Problem(seed=seed, centred=True, images=500, spread=0.2, generations=4)
+        search = problem.rounds(size=120, rounds=2)
+        outcome = search.run(uniform(3, 4, range(4)), 1, 1.0)
+        accepted += outcome.accepted
+        worse += outcome.best >= 0 and outcome.proposals[outcome.best].score < 0
+    # Each is taken with a probability of ERROR / 2 = 0.05 at most; of 20, more than 4 with 0.26 %.
+    assert ERROR / search.rounds == 0.05 and accepted <= 4
+    assert worse >= 10  # although the images that chose promised a gain
+
+
+def test_few_images_may_choose_only_what_folds_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(seed=1, images=200)
+    search = problem.rounds(few=True)
+    recipe = uniform(3, 4, range(4))
+    found = []
+    held_out = module.LinearModel.held_out
+
+    def supported(model: module.LinearModel, *arguments: object) -> list[module.HeldOut]:
+        found[:] = held_out(model, *arguments)
+        # Of the largest ridge only the shortest length gains on images that a fit has not seen.
+        return [
+            replace(fit, gain=fit.gain if fit.length == 0.3 or fit.ridge < 0.1 else 0.0)
+            for fit in found
+        ]
+
+    monkeypatch.setattr(module.LinearModel, "held_out", supported)
+    outcome = search.run(recipe, 1, 1.0)
+    assert outcome.proposals
+    for one in outcome.proposals:
+        assert one.length == 0.3 or one.ridge < 0.1
+    monkeypatch.setattr(
+        module.LinearModel,
+        "held_out",
+        lambda *_: [replace(fit, gain=0.5 * fit.standard_error) for fit in found],
+    )
+    outcome = search.run(recipe, 1, 1.0)
+    assert not outcome.accepted and outcome.proposals == [] and outcome.step is None
+
+
+def refused(match: str, search: RoundSearch) -> None:
+    with pytest.raises(DeevoError, match=match):
+        search.check()
+    assert search.evaluator.forward_passes == 0
+
+
+def test_images_that_rounds_cannot_work_with_are_refused_before_any_pass() -> None:
+    problem = Problem(images=200)
+    search = problem.rounds(few=True)
+    search.check()
+    images = search.images
+    refused(
+        "made of 9 of 9 fitness images; its 5 folds", replace(search, images=images.slice(0, 9))
+    )
+    refused(
+        "1 of 4 classes, as class 2 with 0",
+        replace(search, images=images.subset((images.labels != 2).nonzero()[:, 0])),
+    )
+    one = torch.cat([(images.labels != 1).nonzero()[:, 0], (images.labels == 1).nonzero()[:1, 0]])
+    refused("as class 1 with 1, have fewer than 2", replace(search, images=images.subset(one)))
+    refused(r"996 of 1000 classes, as class 4 with 0", replace(search, classes=1000))
+    refused("go up to 3, but the network has 3 classes", replace(search, classes=3))
+    refused("made of 5 of 200", replace(problem.rounds(size=5), images=images))
+    inherits = Problem(Normed, images=200, batchnorm="inherit")
+    refused('batchnorm="inherit" is for search="weights"', inherits.rounds(few=True))
+
+
+def test_metrics_without_a_finite_score_are_refused_before_probes() -> None:
+    def nan(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.where(labels == 2, torch.nan, 1.0)
+
+    problem = Problem(metric=Metric.of(nan), images=200)
+    with pytest.raises(DeevoError, match=r"scores by metric .*nan are NaN or infinite on \d+ of"):
+        problem.rounds(few=True).run(uniform(3, 4, [0]), 1, 1.0)
+    assert problem.evaluator.forward_passes == 200
+
+
+@pytest.mark.parametrize(("members", "unit"), [(2, "layer"), (4, "member"), (64, "tensor")])
+def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str) -> None:
+    problem = Problem(seed=1, members=members, unit=unit, centred=members == 2, images=200)
+    blocks = len(problem.blocks.blocks)
+    recipe = after(uniform(blocks, members, [0]), torch.zeros(blocks, members), 0.0)
+    outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
+    assert outcome.accepted and outcome.step is not None
+    assert outcome.step.shape == (blocks, members)
+    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    totals = made.double().sum(dim=1)
+    assert bool(((totals - 1).abs() <= 1e-5 * made.abs().sum(dim=1).clamp_min(1)).all())
+    new = labelled(problem.model, 4000, 77)
+    assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
