@@ -60,7 +60,7 @@ _WORDS = {
 
 BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed")
 """Cases that are measured only where they are asked for."""
-CPU_ALONE = ("step", "memory", "scaling", "linear_scores", "decode", "feed")
+CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
 """Cases that are not measured on GPUs."""
 
 # Triton has no row of `graph`: its plan and tell run on the CPU, which no graph captures.
@@ -82,7 +82,7 @@ head         evaluation  head           operators    pooling, classifier, loss, 
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members
 compose      recipes     weights        native       rows of 8 recipes, from the members
-linear_scores recipes    classes        reference,cpu losses of 64 candidates; np stands for classes
+linear_scores recipes    classes        operators     losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of a network graph, on one thread

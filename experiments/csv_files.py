@@ -1,9 +1,10 @@
 """What runs gave: CSV files under git, read whole and written whole or not at all.
 
 `records/<setting>.csv` has a line for each network of each run, `curves.csv` one for each
-generation of the runs that the plots show, `racing.csv` and `policies.csv` one for each measurement
-of these experiments. Numbers are written so that reading them gives the same numbers again; a cell
-without a value is empty.
+generation of the runs that the plots show, `rounds.csv` one for each round of the searches of
+coefficients, `racing.csv` and `policies.csv` one for each measurement of these experiments.
+Numbers are written so that reading them gives the same numbers again; a cell without a value is
+empty.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Lines = dict[str, list[Line]]
 _KEYS = {
     "curves": ("setting", "variant", "population"),
     "policies": ("setting", "population", "policy"),
+    "rounds": ("setting", "variant", "population"),
     "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
 }
 _OF_A_SETTING = ("variant", "population")

@@ -15,7 +15,7 @@ from deevo_ext.text import markdown_table
 
 from .csv_files import Line, read
 from .populations import SETTINGS
-from .variants import BOUNDS, DEFAULT, PAPER, PEERS, PLOTTED, RATED, VARIANTS
+from .variants import BOUNDS, DEFAULT, PAPER, PEERS, PLOTTED, RATED, RECIPE, VARIANTS
 
 Run = dict[str, Line]
 """The networks of one run by name."""
@@ -61,9 +61,13 @@ def write(records: Path, docs: Path) -> None:
         parts += [_variants(variants), "", *_bounds(runs), ""]
         if DEFAULT in variants:
             parts += [_populations(variants[DEFAULT]), ""]
+        if RECIPE in variants:
+            lines = [line for line in read(records, "rounds") if line["setting"] == setting]
+            parts += [_recipes(variants[RECIPE], lines), ""]
         picture = f"evidence-{setting}.png"
-        _plot([line for line in curves if line["setting"] == setting], docs / picture)
-        parts += [f"![Diversity and success rates]({picture})", ""]
+        if generations := [line for line in curves if line["setting"] == setting]:
+            _plot(generations, docs / picture)
+            parts += [f"![Diversity and success rates]({picture})", ""]
     write_whole(docs / "evidence-tables.md", "\n".join(parts).encode())
 
 
@@ -160,6 +164,37 @@ def _populations(runs: Runs) -> str:
             )
         )
     return markdown_table(header, lines)
+
+
+def _recipes(runs: Runs, rounds: list[Line]) -> str:
+    """All populations of the search of coefficients: what evolution and refit add to the soup."""
+    networks = ("classifier refitted", "evolved recipe", "evolved and refitted")
+    header = ("population", "greedy soup", *networks, "counts", "passes in rounds",
+              "steps / rounds", "steps of DE")  # fmt: skip
+    lines = []
+    for population, run in runs.items():
+        ours = [line for line in rounds if line["population"] == population]
+        taken = [line for line in ours if line["accepted"]]
+        lines.append(
+            (
+                str(population),
+                f"{run[SOUP]['loss']:.4f} / {run[SOUP]['top1']:.2%}",
+                *(_beyond(run.get(name), run[SOUP]) for name in networks),
+                evolved(run)["network"],
+                f"{sum(line['forward_passes'] for line in ours):,}",
+                f"{len(taken)} / {len(ours)}",
+                str(sum(line["by_de"] for line in taken)),
+            )
+        )
+    return markdown_table(header, lines)
+
+
+def _beyond(network: Line | None, soup: Line) -> str:
+    """Test loss and top-1, in points, less the soup's; nothing for a network that there is not."""
+    if network is None:
+        return ""
+    points = 100 * (network["top1"] - soup["top1"])
+    return f"{network['loss'] - soup['loss']:+.4f} / {points:+.2f}"
 
 
 def _plot(curves: list[Line], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,28 @@ from deevo_ext.runs.state import SOUP
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Line, Lines
 from .populations import Setting, folder_of, images_of, make, new_network
-from .variants import PEERS, PLOTTED, RATED, VARIANTS
+from .variants import PEERS, PLOTTED, RATED, RECIPE, VARIANTS
 
-# Common to all variants: what a run costs, and how its result is chosen.
+# Common to all variants that search weights: what a run costs, and how its result is chosen.
 GENERATIONS = 30
 IMAGES_PER_BATCH = 2000
 GENERATIONS_PER_BATCH = 3
 VALIDATE_EVERY = 15
+# Common to all.
 VALIDATION = 4000
 MICRO_BATCH = 500
+
+NETWORKS = "networks"
+"""The name of a run's lines that go into its setting's file."""
+# The metrics of a round that are kept, and their names; which of them are whole numbers.
+_WHOLE = ("round", "accepted", "by_de", "left_out", "forward_passes")
+_OF_A_ROUND = {
+    **{name: name for name in ("round", "accepted", "by_de", "left_out", "radius", "length")},
+    **{name: name for name in ("predicted_gain", "gain", "standard_error")},
+    "validation/recipe": "validation_loss",
+    "round_passes": "forward_passes",
+    "seconds": "seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,16 @@ def case_of(root: Path, setting: Setting, seed: int) -> Case:
 def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     """Runs a variant, peer or bound on a population and returns its lines of the records."""
     case = case_of(root, setting, seed)
-    networks, generations = _evolved(case, what) if what in VARIANTS else (_fitted(case, what), [])
     about = {"variant": what, "population": seed}
-    lines = {setting.name: [{**about, **line} for line in networks]}
-    if generations:
-        lines["curves"] = [{"setting": setting.name, **about, **line} for line in generations]
-    return lines
+    lines = _evolved(case, what) if what in VARIANTS else {NETWORKS: _fitted(case, what)}
+    return {
+        setting.name: [{**about, **line} for line in lines.pop(NETWORKS)],
+        **{
+            name: [{"setting": setting.name, **about, **line} for line in some]
+            for name, some in lines.items()
+            if some
+        },
+    }
 
 
 def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
@@ -70,45 +88,53 @@ def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
         case.network,
         case.paths,
         case.sets.fitness,
-        search="weights",
         run_dir=case.folder / "runs" / name,
         test_images=case.sets.test,
         basin="ignore",
         progress=False,
-        **{"validation_images": case.validation, "seed": case.seed, **options},
+        **{
+            "search": "weights",
+            "validation_images": case.validation,
+            "seed": case.seed,
+            **options,
+        },
     )
 
 
-def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
-    """Evolves the population by a variant; returns the lines of its networks and generations.
+def _evolved(case: Case, name: str) -> Lines:
+    """Evolves the population by a variant; returns lines of its networks, generations and rounds.
 
     Each network has its test loss, its top-1 and what it took; the candidates of validation also
-    have their loss there, and the best evolved one, which counts as returned whatever the run
-    returned, its difference to the best initial one.
+    have their loss there. The best evolved one counts as returned whatever the run returned, and
+    has its difference to the best initial one; where nothing was evolved, what was returned counts.
     Generations are kept of the variants that the plots show.
     """
     options: dict[str, Any] = {
-        "generations": GENERATIONS,
-        "images_per_batch": IMAGES_PER_BATCH,
-        "generations_per_batch": GENERATIONS_PER_BATCH,
-        "validate_every": VALIDATE_EVERY,
         "micro_batch": MICRO_BATCH,
         "precision": "float32",
         "chunk": len(case.paths) + 2,
     }
+    if name != RECIPE:
+        options |= {
+            "generations": GENERATIONS,
+            "images_per_batch": IMAGES_PER_BATCH,
+            "generations_per_batch": GENERATIONS_PER_BATCH,
+            "validate_every": VALIDATE_EVERY,
+        }
     result = evolve(case, name, options | VARIANTS[name].options)
-    assert result.comparison is not None
+    comparison = result.comparison
+    assert comparison is not None
     state, networks = result.run.state, []
     candidates = [*state.initial.values(), *state.evolved.values(), *state.treated]
     by_name = {candidate.name: candidate for candidate in candidates}
-    rival = result.comparison.rival
-    for network in result.comparison.networks:
-        candidate, is_best = by_name.get(network.name), network.name == result.comparison.evolved
-        (low, high) = rival.interval
+    for network in comparison.networks:
+        candidate, is_best = by_name.get(network.name), network.name == comparison.evolved
+        rival = comparison.rival if is_best else None
+        counts = network.returned if comparison.evolved is None else is_best
         networks.append(
             {
                 "network": network.name,
-                "returned": int(is_best),
+                "returned": int(counts),
                 "loss": network.loss,
                 "top1": network.top1,
                 "gained": network.gained,
@@ -116,14 +142,29 @@ def _evolved(case: Case, name: str) -> tuple[list[Line], list[Line]]:
                 "inference": network.inference,
                 "forward_passes": network.forward_passes,
                 "validation_loss": candidate.score if candidate else None,
-                "difference": rival.mean if is_best else None,
-                "low": low if is_best else None,
-                "high": high if is_best else None,
-                "generation": candidate.generation if candidate and is_best else None,
+                "difference": rival.mean if rival else None,
+                "low": rival.interval[0] if rival else None,
+                "high": rival.interval[1] if rival else None,
+                "generation": candidate.generation if candidate and counts else None,
             }
         )
-    history = result.history if name in PLOTTED else []
-    return networks, [_generation(metrics, name in RATED) for metrics in history]
+    lines = {NETWORKS: networks}
+    if name == RECIPE:
+        lines["rounds"] = [_round(metrics) for metrics in result.history]
+    elif name in PLOTTED:
+        lines["curves"] = [_generation(metrics, name in RATED) for metrics in result.history]
+    return lines
+
+
+def _round(metrics: dict[str, float]) -> Line:
+    """Makes the line of a round in `rounds.csv`; what there was no proposal for is empty."""
+    line: Line = {key: metrics[name] for name, key in _OF_A_ROUND.items()}
+    for key, value in line.items():
+        if math.isnan(value):
+            line[key] = None
+        else:
+            line[key] = int(value) if key in _WHOLE else float(f"{value:.5g}")
+    return line
 
 
 def _generation(metrics: dict[str, float], rated: bool) -> Line:

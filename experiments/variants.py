@@ -1,4 +1,7 @@
-"""What is compared: keywords of `deevo.evolve` that change one thing, with the question asked."""
+"""What is compared: keywords of `deevo.evolve` that change one thing, with the question asked.
+
+All variants search weights but `coefficients`, which is the other search as it stands.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         Variant("paper", "the authors' last programs", dict(preset="paper")),
         Variant("default", "what this table supports"),
+        Variant("coefficients", "a recipe in place of weights", dict(search="coefficients")),
         Variant("no-soups", "does it matter that soups are members?", dict(inject_soups=False)),
         Variant(
             "paper-soups",
@@ -89,6 +93,6 @@ PEERS = ("random-soups",)
 
 # The variants whose generations are kept for the plot of diversity, which has room for a few, and
 # those whose successes by strategy are kept too.
-DEFAULT, PAPER = "default", "paper"
+DEFAULT, PAPER, RECIPE = "default", "paper", "coefficients"
 PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 RATED = (PAPER, DEFAULT)

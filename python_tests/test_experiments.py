@@ -130,7 +130,7 @@ def test_every_variant_is_a_configuration() -> None:
     from deevo_ext.search.configuration import configure
 
     evolve_only = {
-        *("preset", "inject_soups", "metric", "validate_every"),
+        *("search", "preset", "inject_soups", "metric", "validate_every"),
         *("images_per_batch", "generations_per_batch"),
     }
     for variant in VARIANTS.values():
@@ -204,6 +204,24 @@ def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
     # A finished run whose lines were lost is found again in its folder.
     csv_files.save(records, runs.run(tmp_path, setting, 0, "default"))
     assert report.load(records, "vgg-wide")["default"][0] == kept
+
+
+@pytest.mark.usefixtures("small")
+def test_a_search_of_coefficients_is_recorded_with_its_rounds(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
+    csv_files.save(records, runs.run(tmp_path, setting, 0, "coefficients"))
+    run = report.load(records, "vgg-wide")["coefficients"][0]
+    rounds = csv_files.read(records, "rounds")
+    assert [line["round"] for line in rounds] == list(range(1, len(rounds) + 1))
+    taken = sum(line["accepted"] for line in rounds)
+    assert ("evolved recipe" in run) == (taken > 0)
+    soup, refitted = run["initial greedy soup"], run["classifier refitted"]
+    report.write(records, tmp_path)
+    tables = (tmp_path / "evidence-tables.md").read_text()
+    (line,) = re.findall(r"^\| 0 \| .*$", tables, re.M)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2].split(" / ")[0] == f"{refitted['loss'] - soup['loss']:+.4f}"
+    assert cells[-2] == f"{taken} / {len(rounds)}"
 
 
 @pytest.mark.usefixtures("small")

@@ -114,7 +114,7 @@ def check_rows_of(calls: list[str]) -> None:
     from bench import options
 
     asked = [call.partition(" -m bench ")[2].split() for call in calls if " -m bench " in call]
-    assert len(asked) == 12
+    assert len(asked) == 13
     for arguments in asked:
         jobs = options.parse(arguments).jobs
         assert jobs and {job.device for job in jobs} == {"cuda"}

@@ -32,8 +32,8 @@ from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.preflight import Preflight, seconds_of
+from deevo_ext.runs.recipe_run import RECIPE_FILE
 from deevo_ext.runs.round_preflight import RoundPreflight
-from deevo_ext.runs.run import Evolution
 
 _networks = partial(typer.Option, rich_help_panel=NETWORKS)
 _images = partial(typer.Option, rich_help_panel=IMAGES)
@@ -243,10 +243,12 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
-    if isinstance(result.run, Evolution):
-        write_documents(result.run, result.comparison, about)
+    write_documents(result.run, result.comparison, about)
     if result.comparison is not None:
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
+    recipe = out / RECIPE_FILE
+    if recipe.exists():
+        typer.echo(f"Its recipe: {recipe} (deevo merge {recipe} --out FILE)")
     typer.echo(
         f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}\n"
         f"Report: {out / REPORT}\nIts journal: {out / 'journal.jsonl'} (deevo replay {out})"

@@ -145,8 +145,7 @@ def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
 def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     """Returns what is said of a search of coefficients alone."""
     history, configuration, state = run.history, run.configuration, run.state
-    known = [*state.initial.values(), *state.treated]
-    baselines = {one.name: one.score for one in known if not one.generation}
+    baselines = {one.name: one.score for one in (*state.initial.values(), *state.treated)}
     score = min(one.score for one in state.initial.values())  # of the network it began with
     points: list[dict[str, Any]] = [
         {

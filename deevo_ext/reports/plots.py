@@ -58,6 +58,7 @@ def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], pat
     top.legend(fontsize="small")
 
     _draw_generations((middle, bottom), generations, [history], strategies)
+    bottom.set_ylim(0, None)
     bottom.set_ylabel("RMS distance between members")
     bottom.set_xlabel("generation")
     return _written(figure, path)
@@ -74,9 +75,9 @@ def plot_rounds(
     rounds: of each its number ("round"), the run's passes at its end ("forward_passes"), the
     validation score of its network ("validation"), and "virtual": for each of its virtual
     evolutions the metrics of the generations, as `plot_run` takes them, or none for the network at
-    the start. baselines: validation scores of the initial rows by their names, drawn as lines
-    across. Success rates per strategy and the diversity run over the virtual generations of all
-    rounds, end to end.
+    the start. baselines: validation scores of other networks by their names, the initial and the
+    treated ones, drawn as lines across. Success rates per strategy and the diversity run over the
+    virtual generations of all rounds, end to end.
 
     Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib is missing.
     """
@@ -114,6 +115,8 @@ def plot_rounds(
     for r, end in list(zip(searched, ends, strict=False))[::every]:
         where, label = (end + 0.5, 0.02), f" round {r['round']}"
         bottom.annotate(label, where, xycoords=("data", "axes fraction"), fontsize="small")
+    if any(m["diversity"] > 0.0 for history in evolutions for m in history):
+        bottom.set_yscale("log")  # it falls by orders of magnitude
     bottom.set_ylabel("RMS distance between individuals")
     bottom.set_xlabel("virtual generation, of all rounds")
     return _written(figure, path)
@@ -180,7 +183,6 @@ def _draw_generations(
     rates.set_ylim(0, None)
     rates.legend(fontsize="small", ncols=3)
     diversity.plot(numbers, [m["diversity"] for part in parts for m in part], color="black")
-    diversity.set_ylim(0, None)
     diversity.locator_params(axis="x", integer=True)
 
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deevo_ext.cli import main
 from deevo_ext.cli.demo import options_of
 from deevo_ext.data import ImageSet, ImageSets
 from deevo_ext.training.trainings import trainings_of
 from support.networks import Net, members
+from support.recipe_runs import recipe_run, save_checkpoints
 
 
 def deevo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -98,6 +100,32 @@ def test_replay_writes_the_same_file_and_every_trial(demo: tuple[Path, str]) -> 
     soups = header["population"]["averages"]  # which join the 12 members
     with (folder / "t.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4 * (12 + len(soups))
+
+
+def test_replay_of_a_search_of_coefficients_and_of_its_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    chosen = recipe_run(save_checkpoints(tmp_path / "members"), run).run()
+
+    def replay(*arguments: str | Path) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main(["replay", *map(str, arguments)])
+        out, error = capsys.readouterr()
+        assert (exit_.value.code == 0) == (error == "")
+        return error or out
+
+    said = replay(run, "--out", tmp_path / "w.safetensors")
+    assert said.startswith(f"2 rounds replayed (finished): {chosen.name} of round 1, score ")
+    assert chosen.digest in said
+    evolved = (run / "evolved.safetensors").read_bytes()
+    assert (tmp_path / "w.safetensors").read_bytes() == evolved
+    assert "virtual/*.csv" in replay(run, "--trials", tmp_path / "t.csv")
+    said = replay(run / "recipe.yaml", "--out", tmp_path / "m.safetensors")
+    assert "every bit as the recipe's run had it" in said
+    merged, ours = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(merged[name], tensor) for name, tensor in ours.items())
+    assert "give --out, and no --trials" in replay(run / "recipe.yaml")
 
 
 def test_merge_says_in_one_sentence_what_it_made(tmp_path: Path) -> None:

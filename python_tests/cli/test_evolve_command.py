@@ -241,7 +241,7 @@ def test_from_a_folder_of_pictures_alone(
     network = ["--arch", "support.networks:small_resnet", "--data", cache, *options]
     training = ["--members", "6", "--base-epochs", "5", "--epochs", "0.5", "--batch-size", "32"]
     training += ["--augment", "none"]  # the environment may lack torchvision
-    evolution = ["--search", "weights", "--generations", "3", "--images-per-batch", "200"]
+    evolution = ["--rounds", "2", "--images-per-round", "100"]
     how = ["--micro-batch", "50", "--engine", "eager", "--no-progress"]
     found = ["--checkpoints", str(tmp_path / "c" / "member_*.safetensors")]
     steps = [

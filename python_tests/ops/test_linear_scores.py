@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from deevo_ext import backends
+from deevo_ext.backends import products
 from deevo_ext.errors import DeevoError
+from support import cuda_on_host
 from support.operators import (
+    NATIVE_BACKENDS,
     OPERATORS,
     flush_denormal,
     instruction_set,
@@ -22,7 +25,6 @@ from support.operators import (
     same_bits,
 )
 
-BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
 ROUNDING = 2.0**-24  # float32, relative
@@ -30,7 +32,7 @@ ROUNDING = 2.0**-24  # float32, relative
 Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NATIVE_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param
@@ -164,6 +166,30 @@ def test_cpu_does_not_depend_on_other_candidates_or_images() -> None:
         images = replace(m, z0=m.z0[some], slopes=m.slopes[:, some], labels=m.labels[some])
         pairs = zip(images.scores(), whole, strict=True)
         assert all(same_bits(a, b[:, some].contiguous()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_devices_do_not_depend_on_other_candidates(dtype: torch.dtype) -> None:
+    """One shape of product, whether there is one candidate or more than a group."""
+    m = random_model(70, 9, 25, 7, dtype, 0.1)
+    with backends.use(cuda_on_host.NAME):
+        together = m.scores()
+        for p in (0, 63, 64, 69):
+            alone = replace(m, coefficients=m.coefficients[p : p + 1].contiguous()).scores()
+            assert all(same_bits(a[0], b[p]) for a, b in zip(alone, together, strict=True))
+    assert_close(m, together)
+
+
+def test_devices_take_images_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = random_model(5, 9, 37, 10)
+    with backends.use(cuda_on_host.NAME):
+        whole = m.scores()
+        monkeypatch.setattr(products, "SLICE_BYTES", 4 * products.GROUP * 10 * 8)  # 8 images
+        assert_close(m, m.scores())
+        assert all(
+            torch.allclose(a.double(), b.double(), atol=1e-5)
+            for a, b in zip(m.scores(), whole, strict=True)
+        )
 
 
 def test_coefficients_of_zero_give_the_losses_of_z0() -> None:
