@@ -16,6 +16,7 @@ from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import rounds as module
 from deevo_ext.runs.rounds import ERROR, RoundSearch
 from support.evolution import top2
+from support.operators import num_threads
 from support.rounds import Normed, Problem, labelled
 
 
@@ -89,6 +90,16 @@ def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
     for one, other in zip(again.proposals, outcome.proposals, strict=True):
         assert torch.equal(one.q, other.q)
         assert (one.predicted, one.score) == (other.predicted, other.score)
+
+
+def test_a_round_on_a_small_model_does_not_depend_on_threads() -> None:
+    found = []
+    for threads in (1, 2):
+        with num_threads(threads):
+            outcome = Problem(seed=1).rounds().run(uniform(3, 4, range(4)), 1, 1.0)
+            assert torch.get_num_threads() == threads
+        found.append((outcome.step, outcome.gain, outcome.held_out))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
 
 
 def test_steps_are_as_long_as_the_radius_lets_them() -> None:
