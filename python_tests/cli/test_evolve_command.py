@@ -244,11 +244,12 @@ def test_from_a_folder_of_pictures_alone(
     evolution = ["--rounds", "2", "--images-per-round", "100"]
     how = ["--micro-batch", "50", "--engine", "eager", "--no-progress"]
     found = ["--checkpoints", str(tmp_path / "c" / "member_*.safetensors")]
+    trials = ["--trials", str(tmp_path / "trials.csv")]
     steps = [
         ["cache", str(tree), "--out", cache, *options],
         ["populate", *network, "--out", str(tmp_path / "c"), *training],
         ["evolve", *network, *found, "--out", str(tmp_path / "run"), *evolution, *how],
-        ["replay", str(tmp_path / "run"), "--out", str(tmp_path / "again.pth")],
+        ["replay", str(tmp_path / "run"), "--out", str(tmp_path / "again.pth"), *trials],
         ["compare", str(tmp_path / "run")],
     ]
     for argv in steps:
@@ -264,6 +265,10 @@ def test_from_a_folder_of_pictures_alone(
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+    header = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])
+    soups = header["population"]["averages"]  # which join the 6 members
+    with (tmp_path / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3 * (6 + len(soups))
 
 
 def test_strategies_are_formulas_and_pools_by_name() -> None:
