@@ -20,9 +20,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import journal, kept_probes
-from deevo_ext.runs.folder import TENSORS
+from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
-from deevo_ext.runs.recipe_run import RECIPE_FILE, VIRTUAL, Budget
+from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
 from deevo_ext.runs.records import (
     CandidateRecord,
