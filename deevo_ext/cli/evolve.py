@@ -21,6 +21,7 @@ from deevo_ext.cli.parameters import (
     without_defaults,
 )
 from deevo_ext.data import image_sets
+from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
@@ -66,6 +67,14 @@ def evolve(
             "compared."
         ),
     ] = 0,
+    class_order: Annotated[
+        str,
+        _images(
+            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
+            "file with the names of the network's classes, one a line; auto is natural for timm's "
+            "architectures, else text."
+        ),
+    ] = "auto",
     train_images: Annotated[
         int,
         _images(
@@ -144,7 +153,11 @@ def evolve(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Go on even if members share no basin or memory seems short."),
+        typer.Option(
+            "--force",
+            help="Go on even if members guess or share no basin, image sets overlap or memory "
+            "seems short.",
+        ),
     ] = False,
     frozen: Annotated[
         list[str] | None,
@@ -186,6 +199,7 @@ def evolve(
         network.needs_transform(),
         seed=split_seed,
         cache=cache,
+        class_order=class_order_of(class_order, network.name),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,
@@ -234,6 +248,7 @@ def evolve(
         frozen=frozen or (),
         calibration_images=calibration_images,
         basin="warn" if force else "refuse",
+        overlap="warn" if force else "refuse",
         callbacks=() if writer is None else (writer,),
         preliminaries=show,
         **without_defaults(parameters),

@@ -10,6 +10,7 @@ import typer
 from torch import nn
 from tqdm.auto import tqdm
 
+from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit
@@ -84,6 +85,14 @@ def populate(
     cache: Annotated[
         Path | None, typer.Option(help="The file that keeps the decoded images.")
     ] = None,
+    class_order: Annotated[
+        str,
+        typer.Option(
+            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
+            "file with the names of the network's classes, one a line; auto is natural for timm's "
+            "architectures, else text."
+        ),
+    ] = "auto",
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -114,11 +123,13 @@ def populate(
     """
     choices = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    expected = architecture(arch, transform=transform).needs_transform()
+    untrained = architecture(arch, transform=transform)
+    expected = untrained.needs_transform()
     cached = open_data(
         data,
         expected,
         cache=cache,
+        class_order=class_order_of(class_order, untrained.name),
         train_images=train_images or None,
         workers=workers,
         skip_corrupt=skip_corrupt,

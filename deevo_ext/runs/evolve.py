@@ -13,6 +13,7 @@ from torch import nn
 
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.overlap import check_overlap
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
@@ -28,7 +29,7 @@ from deevo_ext.runs.round_preflight import RoundPreflight
 from deevo_ext.runs.round_size import RoundsOptions
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.searches import (
-    BASIN,
+    ACTIONS,
     Materials,
     WeightsOptions,
     search_coefficients,
@@ -100,6 +101,7 @@ def evolve(
     checkpoint_key: str | None = None,
     inject_soups: bool | None = None,
     basin: str = "warn",
+    overlap: str = "refuse",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     preliminaries: Callable[[Preflight | RoundPreflight], None] | None = None,
@@ -175,8 +177,11 @@ def evolve(
     inject_soups: whether the population's average and its greedy soup, built on the validation
         images, become members of a search of weights, too. They do by default, unless the preset
         is "paper".
-    basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
-        or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
+    basin: what is done about members that are no better than guessing, or far from the others, and
+        about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". The
+        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images.
+    overlap: what is done about fitness, validation and test images that share images: "refuse" sets
+        of which one shares half of its images or more, and warn of less, "warn" or "ignore".
     progress: whether to show a progress bar.
     callbacks: functions that are called with the metrics of each generation.
     preliminaries: a function that is called with what is known before the run starts, a
@@ -185,10 +190,20 @@ def evolve(
     """
     if search is None:
         search = "weights" if preset == "paper" else "coefficients"
-    _check_options(search, basin, locals())
+    _check_options(search, locals())
     weights = search == "weights"
     if inject_soups is None:
         inject_soups = preset != "paper"
+    sets = {
+        name: image_set(given, f"{name} images")
+        for name, given in (
+            ("fitness", fitness_images),
+            ("validation", validation_images),
+            ("test", test_images),
+        )
+        if given is not None
+    }
+    check_overlap(sets, overlap)
     population = Population.from_checkpoints(
         model,
         paths,
@@ -199,7 +214,7 @@ def evolve(
         device=population_device,
         spare=SOUPS if weights and inject_soups else 0,
     )
-    images = image_set(fitness_images, "fitness images")
+    images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))
         chosen = batch_indices(images.labels, count, 0, seed)
@@ -216,11 +231,10 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
-    choosing = validation_images
     materials = Materials(
         evaluator=evaluator,
         images=images,
-        validation_images=None if choosing is None else image_set(choosing, "validation images"),
+        validation_images=sets.get("validation"),
         metric=Metric.of(metric),
         seed=seed,
         folder=None if run_dir is None else Path(run_dir),
@@ -257,8 +271,8 @@ def evolve(
         )
     assert run.chosen is not None
     comparison = None
-    if test_images is not None:
-        comparison = compare_run(run, image_set(test_images, "test images"))
+    if "test" in sets:
+        comparison = compare_run(run, sets["test"])
     state = run.chosen.state_dict(population)
     return Result(state, run.chosen, comparison, run.history, run)
 
@@ -272,12 +286,13 @@ _OF_WEIGHTS = (
 _OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
 
 
-def _check_options(search: str, basin: str, options: dict[str, Any]) -> None:
+def _check_options(search: str, options: dict[str, Any]) -> None:
     """Raises DeevoError for an option that is none, or that belongs to the other search."""
     if search not in SEARCHES:
         raise DeevoError(f"search is {search!r}; expected one of {', '.join(SEARCHES)}")
-    if basin not in BASIN:
-        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(BASIN)}")
+    for name in ("basin", "overlap"):
+        if options[name] not in ACTIONS:
+            raise DeevoError(f"{name} is {options[name]!r}; expected one of {', '.join(ACTIONS)}")
     others = _OF_COEFFICIENTS if search == "weights" else _OF_WEIGHTS
     defaults = inspect.signature(evolve).parameters
     set_ones = [name for name in others if options[name] != defaults[name].default]
