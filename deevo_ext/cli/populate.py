@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,25 @@ def populate(
     """
     choices = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if checkpoint is None and not base_epochs:
+        raise DeevoError(
+            "no --checkpoint to start from; give one, or --base-epochs to train a network from "
+            "scratch"
+        )
+    options = PopulationOptions(
+        members=members,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        shift=shift,
+        mirror=mirror,
+        anneal=anneal,
+        base_epochs=base_epochs,
+        base_learning_rate=base_learning_rate,
+        snapshots=snapshots,
+        seed=seed,
+        augmentations=choices or Choices.parse("none"),
+    )
     untrained = architecture(arch, transform=transform)
     expected = untrained.needs_transform()
     cached = open_data(
@@ -141,27 +161,9 @@ def populate(
     check_fit(network, images, cached.class_names)
     if checkpoint is not None:
         _load(network.model, checkpoint, base_epochs > 0)
-    elif not base_epochs:
-        raise DeevoError(
-            "no --checkpoint to start from; give one, or --base-epochs to train a network from "
-            "scratch"
-        )
     augmentations = choices or Choices.for_images(*images.image_shape)
     require_torchvision(augmentations)
-    options = PopulationOptions(
-        members=members,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        shift=shift,
-        mirror=mirror,
-        anneal=anneal,
-        base_epochs=base_epochs,
-        base_learning_rate=base_learning_rate,
-        snapshots=snapshots,
-        seed=seed,
-        augmentations=augmentations,
-    )
+    options = replace(options, augmentations=augmentations)
     trainings = trainings_of(len(images), options)
     origin = {
         "arch": network.name,

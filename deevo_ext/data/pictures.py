@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.arrays import open_arrays
 from deevo_ext.data.classes import ClassOrder, ordered
 from deevo_ext.data.tree import Trees, class_folders
@@ -188,6 +189,7 @@ def open_pictures(source: str | Path, class_order: ClassOrder = "text") -> Pictu
     Raises DeevoError: none of these, damaged CIFAR or IDX files, or a class order without a
     folder's name.
     """
+    check_arguments(open_pictures, locals())
     if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(source)):
         raise DeevoError(f"{source}: no such folder")
     root = Path(os.path.expanduser(source)).resolve()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Cache, open_cache, require_own
 from deevo_ext.data.classes import ClassOrder, require_order
@@ -88,6 +89,7 @@ def open_data(
     progress: bool = True,
 ) -> Cache:
     """Returns the cache of `data`, built if need be; arguments and errors as in `image_sets`."""
+    check_arguments(open_data, locals())
     if not isinstance(data, (str, os.PathLike)):
         raise DeevoError(f"data is a {type(data).__name__}; expected a cache file or a folder")
     path = Path(data)
@@ -143,6 +145,7 @@ def image_sets(
 
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ.
     """
+    check_arguments(image_sets, locals())
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")

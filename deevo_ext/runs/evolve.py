@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.population.checkpoints import PathLike
+from deevo_ext.population.inventory import POLICIES
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
@@ -37,6 +42,7 @@ from deevo_ext.runs.searches import (
 )
 from deevo_ext.runs.soups import SOUPS
 from deevo_ext.runs.state import Candidate
+from deevo_ext.search.configuration import configure
 from deevo_ext.search.optimizer import Callback
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
@@ -188,9 +194,7 @@ def evolve(
         `runs.preflight.Preflight`. It is not called where a run is resumed.
     parameters: fields of `Configuration`, in place of the preset's.
     """
-    if search is None:
-        search = "weights" if preset == "paper" else "coefficients"
-    _check_options(search, locals())
+    search = check_options(locals())
     weights = search == "weights"
     if inject_soups is None:
         inject_soups = preset != "paper"
@@ -284,18 +288,33 @@ _OF_WEIGHTS = (
     *("label_smoothing", "racing", "racing_first", "validate_every", "inject_soups"),
 )
 _OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
+_LEAST = {
+    **dict.fromkeys(("rounds", "passes", "memory", "generations", "chunk", "micro_batch"), 1),
+    **{"images_per_round": 10, "seconds": 1e-9, "seed": 0},
+}
 
 
-def _check_options(search: str, options: dict[str, Any]) -> None:
-    """Raises DeevoError for an option that is none, or that belongs to the other search."""
+def check_options(given: dict[str, Any]) -> str:
+    """Checks all that can be without images and networks; returns the search.
+
+    given: keywords of `evolve`, of which those that are left out have their defaults. Raises
+    DeevoError for an option that is none, or that belongs to the other search.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(evolve).parameters.items()}
+    # What paths are is said where they are found.
+    check_arguments(evolve, {name: given[name] for name in given if name != "paths"})
+    parameters = given.get("parameters", {}) | {n: v for n, v in given.items() if n not in defaults}
+    options = defaults | given | {"parameters": parameters}
+    search: str = options["search"] or (
+        "weights" if options["preset"] == "paper" else "coefficients"
+    )
     if search not in SEARCHES:
         raise DeevoError(f"search is {search!r}; expected one of {', '.join(SEARCHES)}")
     for name in ("basin", "overlap"):
         if options[name] not in ACTIONS:
             raise DeevoError(f"{name} is {options[name]!r}; expected one of {', '.join(ACTIONS)}")
     others = _OF_COEFFICIENTS if search == "weights" else _OF_WEIGHTS
-    defaults = inspect.signature(evolve).parameters
-    set_ones = [name for name in others if options[name] != defaults[name].default]
+    set_ones = [name for name in others if options[name] != defaults[name]]
     if search == "coefficients" and "crossover_unit" in options["parameters"]:
         set_ones.append("crossover_unit")
     if set_ones:
@@ -304,15 +323,22 @@ def _check_options(search: str, options: dict[str, Any]) -> None:
             f"{set_ones[0]} belongs to search={other!r}, but search is {search!r}; leave it out, "
             f"or give search={other!r} (--search {other})"
         )
-    for name in ("rounds", "passes", "memory"):
-        value = options[name]
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise DeevoError(f"{name} is {value!r}; expected a whole number, at least 1")
-    size = options["images_per_round"]
-    if size != "auto" and not (isinstance(size, int) and size >= 10):
-        raise DeevoError(f'images_per_round is {size!r}; expected "auto" or at least 10')
+    for name, least in _LEAST.items():
+        if (value := options[name]) not in (None, "auto") and not least <= value < math.inf:
+            raise DeevoError(f"{name} is {value!r}; expected a finite number, at least {least}")
+    if options["batchnorm"] not in (None, *POLICIES):
+        raise DeevoError(
+            f"batchnorm is {options['batchnorm']!r}; expected one of {', '.join(POLICIES)}"
+        )
+    configure(options["preset"], generations=options["generations"], **parameters)
+    Metric.of(options["metric"], options["label_smoothing"])
+    if options["augment"] is not None:
+        Augmentation.parse(options["augment"])
+    if options["racing"] is not None:
+        Racing(options["racing"], options["racing_first"])
     if search == "coefficients" and options["batchnorm"] == "inherit":
         raise DeevoError(
             'batchnorm is "inherit", which is for search="weights": a recipe\'s network has no '
             'parent; expected "recalibrate" or "evolve"'
         )
+    return search

@@ -313,7 +313,14 @@ class RecipeRun(Run):
         path = self._virtual_file(number)
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                lines = [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
+                try:
+                    rows = list(csv.DictReader(file))
+                    lines = [{k: float(v) for k, v in row.items()} for row in rows]
+                except (ValueError, TypeError, AttributeError, csv.Error) as error:
+                    raise DeevoError(
+                        f"{path} is damaged ({error}); delete it, and the round's virtual "
+                        "generations are missing in reports"
+                    ) from error
         self.virtual.append(lines)
 
     def _virtual_file(self, number: int) -> Path:
