@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.arrays import ArrayPictures, open_idx
 from deevo_ext.data.images import ImageSet, split_class_balanced
 from deevo_ext.data.sets import ImageSets
@@ -38,6 +39,7 @@ def load(name_or_dir: str | Path, seed: int = 0) -> ImageSets:
 
     Raises DeevoError: an unknown name, a missing package, missing or damaged files.
     """
+    check_arguments(load, locals())
     if str(name_or_dir) == "digits":
         return _digits(seed)
     if str(name_or_dir) == "fashion-mnist":

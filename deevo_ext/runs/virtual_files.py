@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.runs.folder import VIRTUAL
 from deevo_ext.search.virtual import Virtual
@@ -43,7 +44,13 @@ def read(run_dir: Path, number: int) -> Lines:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
+        try:
+            return [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise DeevoError(
+                f"{path} is damaged ({error}); delete it, and the round's virtual generations are "
+                "missing in reports"
+            ) from error
 
 
 def summary(lines: Lines, strategies: Sequence[str]) -> dict[str, float]:

@@ -51,11 +51,12 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
         "seconds": "time",
         "calibration_images": "calibration",
         "basin": "force",
+        "overlap": "force",
         "preliminaries": "dry_run",
         "callbacks": "tensorboard",
     }
     own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
-    own |= {"split_seed", "train_images", "skip_corrupt"}  # of the images
+    own |= {"split_seed", "class_order", "train_images", "skip_corrupt"}  # of the images
     assert options == {renamed.get(name, name) for name in keywords} | own
     for parameter in command().params:
         name = {option: keyword for keyword, option in renamed.items()}.get(
