@@ -3,11 +3,12 @@
 #
 #   bash bench/gpu.sh [--call 1|2] [--seconds N] [--list] [OUT_DIR]
 #
-# Call 1 builds for the GPU at hand, tests and measures; call 2, on the same checkout, looks closer.
-# The order is by value: what does not fit N seconds is not begun, and no step outlives them. OUT_DIR,
+# Call 1 builds for the GPU at hand, tests and measures; call 2, on the same checkout, evolves real
+# networks and looks closer. The order is by value: what does not fit N seconds is not begun, and no step outlives them. OUT_DIR,
 # by default bench/results/<gpu>, gets summary.json (what was run with which outcome in how many
 # seconds, on which machine, at which commit) and results.tgz (logs, rows, JUnit), both renewed after
-# every step. PYTHON names the interpreter (python3), DEEVO_COMMIT the commit where git cannot.
+# every step. PYTHON names the interpreter (python3), DEEVO_COMMIT the commit where git cannot, and
+# FASHION_MNIST the folder of that data set's four files (fashion-mnist, which git ignores).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,12 +28,11 @@ table=(
   "1 members       25 rows --threads 1 --case trials,commit --size resnet50 --np 10,50,100 --backend cuda"
   "1 networks      90 rows --case forward --size resnet50 --np 8 --dtype float16 --backend fused,members,channels-last"
   "1 compile       60 rows --case forward --size resnet50 --np 8 --dtype float16 --backend compile"
-  "1 evolve        60 rows --case evolve --size resnet50 --np 20 --dtype float16"
+  "2 evolve       260 fashion"
   "2 ncu           35 profile"
   "2 layers        40 rows --case layers --size resnet50 --dtype float16"
   "2 racecheck     40 sanitize racecheck"
   "2 small         30 rows --case forward --size resnet20 --np 64 --dtype float16 --backend fused,members"
-  "2 compile-max   80 rows --case forward --size resnet50 --np 8 --dtype float16 --backend compile-max"
 )
 
 usage() { sed -n 4p "${BASH_SOURCE[0]}" >&2 && exit 2; }
@@ -61,9 +61,12 @@ trap 'rm -rf "$work"' EXIT
 export capability work
 # What an earlier call left here stays in the archive.
 [[ $call == 1 || ! -e $out/results.tgz ]] || tar -xzf "$out/results.tgz" -C "$work" --strip-components=1
-[[ -n $seconds ]] || seconds=$([[ $call == 1 ]] && echo 465 || echo 170)
+[[ -n $seconds ]] || seconds=$([[ $call == 1 ]] && echo 405 || echo 350)
 
-# The commands of the table; a step's name is $step.
+# The commands of the table; a step's name is $step, and $limit its seconds. One that cannot be run
+# says why in its last line and exits with 77.
+absent() { echo "the tool is not on PATH" && exit 77; }
+
 build() {
   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability "$python" setup.py build_ext --inplace
 }
@@ -81,7 +84,7 @@ tests() {
 }
 
 sanitize() {
-  command -v compute-sanitizer || exit 77
+  command -v compute-sanitizer || absent
   local only=()
   compute-sanitizer --help | grep -q -- --kernel-regex && only=(--kernel-regex kns=deevo)
   # torch's caching allocator would hide accesses beyond a tensor in its large blocks.
@@ -91,7 +94,7 @@ sanitize() {
 }
 
 profile() {
-  command -v ncu || exit 77
+  command -v ncu || absent
   ncu --clock-control none --kernel-name regex:tile_kernel --launch-count 6 --set full \
     "$python" -m bench --device cuda --case trials --size resnet50 --np 20 --backend cuda \
     --repetitions 5 --budget 0.1
@@ -101,7 +104,14 @@ rows() {
   "$python" -m bench --device cuda --budget 1 --json "$work/rows-$step.json" \
     --markdown "$work/rows-$step.md" "$@"
 }
-export -f build compile_ahead tests sanitize profile rows
+
+fashion() {
+  local folder=${FASHION_MNIST:-fashion-mnist}
+  [[ -e $folder/train-images-idx3-ubyte.gz ]] ||
+    { echo "Fashion-MNIST is not in the folder $folder" && exit 77; }
+  "$python" -m bench.fashion --device cuda --seconds $((limit - 10)) "$folder" "$work/fashion"
+}
+export -f absent build compile_ahead tests sanitize profile rows fashion
 
 # note STEP OUTCOME SECONDS: into summary.json, onto the screen, and the results are packed again.
 note() {
@@ -115,11 +125,11 @@ refusals='not supported|unsupported|failed to initialize|unable to (launch|attac
 # run STEP SECONDS COMMAND: one row of the table.
 run() {
   local name=$1 limit=$2 log="$work/$1.log" begun=$SECONDS status outcome
-  step=$name timeout --kill-after=5 "$limit" bash -c "$3" > "$log" 2>&1
+  step=$name limit=$limit timeout --kill-after=5 "$limit" bash -c "$3" > "$log" 2>&1
   status=$?
   case $status in
     0) outcome=passed ;;
-    77) outcome="not run: the tool is not on PATH" ;;
+    77) outcome="not run: $(tail -n 1 "$log")" ;;
     124 | 137) outcome="stopped after $limit s" ;;
     *) outcome="failed with status $status" ;;
   esac

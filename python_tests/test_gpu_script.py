@@ -56,6 +56,7 @@ def fakes(tmp_path: Path) -> Path:
 def gpu_sh(tools: Path, *arguments: object) -> subprocess.CompletedProcess:
     path = f"{tools}{os.pathsep}/usr/bin{os.pathsep}/bin"
     variables = {"PATH": path, "PYTHON": str(tools / "fake-python"), "DEEVO_COMMIT": "abc123"}
+    variables["FASHION_MNIST"] = str(tools / "data")
     command = ["bash", str(ROOT / "bench/gpu.sh"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
 
@@ -94,6 +95,8 @@ def test_gpu_sh_runs_its_table_and_sums_up(tmp_path: Path, fakes: Path) -> None:
     assert outcomes.pop("memcheck") == "not run: the tool is not on PATH"
     assert set(outcomes.values()) == {"passed"}
     assert gpu_sh(fakes, "--call", 2, out).returncode == 0
+    data = fakes / "data"
+    assert summary_of(out)[1]["evolve"] == f"not run: Fashion-MNIST is not in the folder {data}"
     assert set(summary_of(out)[1]) == {*steps_of(1), *steps_of(2)}
     # What comes back from a lent machine is a few files.
     assert sorted(path.name for path in out.iterdir()) == ["results.tgz", "summary.json"]
@@ -114,10 +117,22 @@ def check_rows_of(calls: list[str]) -> None:
     from bench import options
 
     asked = [call.partition(" -m bench ")[2].split() for call in calls if " -m bench " in call]
-    assert len(asked) == 13
+    assert len(asked) == 11
     for arguments in asked:
         jobs = options.parse(arguments).jobs
         assert jobs and {job.device for job in jobs} == {"cuda"}
+
+
+def test_gpu_sh_evolves_real_data_where_they_are(tmp_path: Path, fakes: Path) -> None:
+    (fakes / "data").mkdir()
+    (fakes / "data/train-images-idx3-ubyte.gz").touch()
+    gpu_sh(fakes, "--call", 2, "--seconds", 200, tmp_path / "out")
+    assert summary_of(tmp_path / "out")[1]["evolve"] == "passed"
+    [call] = [c for c in (tmp_path / "calls").read_text().splitlines() if "bench.fashion" in c]
+    arguments = call.partition("-m bench.fashion ")[2].split()
+    # It ends by itself within what the step may take.
+    assert arguments[:2] == ["--device", "cuda"] and 180 <= int(arguments[3]) <= 190
+    assert arguments[4] == str(fakes / "data")
 
 
 def test_gpu_sh_begins_nothing_after_its_seconds(tmp_path: Path, fakes: Path) -> None:
@@ -137,7 +152,7 @@ def test_gpu_sh_has_steps_that_fit_its_calls() -> None:
     rows = table()
     names = [name for _, name, _, _ in rows]
     assert len(set(names)) == len(names)
-    for call, most in (("1", 540), ("2", 240)):
+    for call, most in (("1", 480), ("2", 410)):
         in_turn = [int(s) for c, _, s, command in rows if c == call and command[0] != "&"]
         assert sum(in_turn) <= most
 

@@ -64,9 +64,19 @@ class Fitness(ABC):
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
         """Returns the fitness, minimised, of rows [E, D]: trials of members [E], or members."""
+        return self.begin(rows, members, batch)()
+
+    def begin(
+        self, rows: torch.Tensor, members: torch.Tensor, batch: int
+    ) -> Callable[[], Sequence[float]]:
+        """Begins what `__call__` does; the function that is returned waits for the values.
+
+        Between the two a device evaluates, while the rows that follow are made.
+        """
         statistics = self.statistics(rows, members)
         parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
-        return [self.reduce(scores) for scores in torch.cat(parts, dim=1)]
+        whole = torch.cat(parts, dim=1)
+        return lambda: [self.reduce(scores) for scores in whole]
 
 
 class FunctionFitness(Fitness):

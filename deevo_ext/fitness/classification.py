@@ -18,6 +18,7 @@ from deevo_ext.fitness.metrics import ImageScores, Metric, mean_score
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices, batch_order, importance_order
 from deevo_ext.fitness.statistics import Inherited, Used
+from deevo_ext.population.allocation import sent
 
 SAMPLINGS = ("stratified", "importance")
 # Importance: the initial members that judge how hard an image is, and the least it counts as.
@@ -165,7 +166,10 @@ class ClassificationFitness(Fitness):
     def statistics(self, rows: torch.Tensor, members: torch.Tensor) -> Used | None:
         """Returns the BatchNorm statistics [E, S] that members' rows [E, D] are scored with."""
         population = self.evaluator.population
-        return self.evaluator.used_statistics(rows, Inherited(population.statistics[members]))
+        if not population.statistics_layout.dim:
+            return None
+        own = population.statistics[sent(members, population.statistics.device)]
+        return self.evaluator.used_statistics(rows, Inherited(own))
 
     def part(
         self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None

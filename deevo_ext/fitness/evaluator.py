@@ -21,6 +21,7 @@ from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.networks.engines.choose import EngineTable, device_name
 from deevo_ext.networks.forward import Losses, PopulationForward
+from deevo_ext.population.allocation import sent
 from deevo_ext.population.population import Population
 
 # What the precision check looks at.
@@ -167,13 +168,18 @@ class Evaluator:
         metric: Metric,
         statistics: Used | None = None,
     ) -> Tensor:
-        """Returns scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S]."""
+        """Returns scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S].
+
+        They lie on the evaluating device, which is not waited for.
+        """
+        self.settle(images)
+        self._image_passes += len(images) * len(rows)
         if metric.function is None:
             smoothing = metric.label_smoothing
-            results = self.losses(rows, images, statistics, label_smoothing=smoothing)
-            return metric.of_results(*results)
-        self.settle(images)
-        labels = images.labels.to(self.device)
+            return metric.of_results(
+                *self.forward.losses(rows, images, None, statistics, label_smoothing=smoothing)
+            )
+        labels = sent(images.labels, self.device)
         scores = torch.empty(len(rows), len(images), device=self.device)
 
         def take(k: int, start: int, logits: Tensor) -> None:
@@ -181,7 +187,6 @@ class Evaluator:
             scores[k, places] = metric.of_logits(logits.float(), labels[places])
 
         self.forward.each(rows, images, statistics, take)
-        self._image_passes += len(images) * len(rows)
         return scores
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:

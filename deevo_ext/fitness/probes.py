@@ -17,8 +17,10 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import group_size, norms_in_training
+from deevo_ext.networks.execution.feed import slices
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Modules, Workers
+from deevo_ext.population.allocation import sent
 
 
 class ProbeForward:
@@ -38,6 +40,7 @@ class ProbeForward:
 
     def __call__(self, rows: Tensor, images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device."""
+        rows = sent(rows, self.evaluator.device)
         logits = self._grouped(rows, images) if self._by_groups else self._plain(rows, images)
         self.evaluator.count(len(rows) * len(images))
         return logits
@@ -65,13 +68,14 @@ class ProbeForward:
 
         def run(k: int, start: int, pixels: Tensor) -> None:
             apart = torch.zeros(self.evaluator.population.statistics_layout.dim, device=device)
-            row = rows[k].to(device, torch.float32)
+            row = rows[k].float()
             tensors, norms = self.evaluator.policy.tensors_in_training(row, apart)
             with self._modules.take() as model, norms_in_training(model, norms):
                 parts[k, start] = functional_call(model, tensors, (pixels,)).float()
 
-        for start, stop in groups:
-            pixels = preprocessing.normalise(images.pixels(start, stop), device)
+        placed = self.evaluator.policy.placement.of(images)
+        for start, read in slices(placed, groups, device):
+            pixels = preprocessing.normalise(read, device)
             tasks = [
                 (lambda k=k, at=start, part=pixels: run(k, at, part)) for k in range(len(rows))
             ]

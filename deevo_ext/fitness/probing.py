@@ -81,14 +81,13 @@ class Probing:
 
             logits = probes() if keep is None else keep(b, probes)
             weights = recipe[b] / -recipe[b, dependent[b]]
-            combined = torch.zeros_like(z0)
+            combined, slopes = torch.zeros_like(z0), dict[int, Tensor]()
             for m, probe in zip(others, logits.to(z0), strict=True):
-                slope = (probe - z0) / self.eps
-                model.put(b * members + m, slope, least)
+                slope = slopes[b * members + m] = (probe - z0) / self.eps
                 if float(weights[m]) != 0.0:
                     combined += float(weights[m]) * slope
-                finite = finite or bool(torch.isfinite(slope).all())
-            model.put(b * members + dependent[b], combined, least)
+            finite = model.put(slopes, least) or finite
+            model.put({b * members + dependent[b]: combined}, least)
         if not finite:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")
         self._leave_out_kinks(model, recipe, images, dependent)
@@ -125,14 +124,15 @@ class Probing:
         probes: Sequence[tuple[int, float]],
     ) -> list[int]:
         """Returns the directions whose probes of some eps contradict their slopes."""
-        found, members = [], recipe.shape[1]
+        found, members = list[int](), recipe.shape[1]
         for some in _chunks(probes, self.chunk):
             recipes = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
+            missed = []
             for (k, eps), logits in zip(some, self.logits(recipes, images), strict=True):
                 slope = (logits - model.z0) / (eps * float(model.scale[k]))
-                missed = (slope - model.slopes[k].float()).square().mean().sqrt()
-                if not float(missed) <= _DISAGREEMENT:  # the slopes have a root mean square of 1
-                    found.append(k)
+                missed.append((slope - model.slopes[k].float()).square().mean().sqrt())
+            sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1
+            found += [k for (k, _), n in zip(some, sizes, strict=True) if not n <= _DISAGREEMENT]
         return found
 
     @staticmethod

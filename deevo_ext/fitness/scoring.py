@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,11 +83,29 @@ class Scoring:
 
     def _whole(self, waiting: Trials, batch: int) -> list[float]:
         values = [math.inf] * waiting.size
+        begun: tuple[torch.Tensor, Callable[[], Sequence[float]]] | None = None
+
+        def finish() -> None:
+            if begun is not None:
+                for member, score in zip(begun[0].tolist(), begun[1](), strict=True):
+                    values[member] = _score(float(score), member)
+
+        # A chunk is waited for when the next one has begun: a GPU need not wait for the host.
         for members, rows in waiting.chunks(self.chunk, self.fitness.device):
-            scores = self.fitness(rows, members, batch)
-            for member, score in zip(members.tolist(), scores, strict=True):
-                values[member] = _score(float(score), member)
+            following = members, self._begin(rows, members, batch)
+            finish()
+            begun = following
+        finish()
         return values
+
+    def _begin(
+        self, rows: torch.Tensor, members: torch.Tensor, batch: int
+    ) -> Callable[[], Sequence[float]]:
+        """Begins to score rows; a fitness that scores them in a way of its own does it at once."""
+        if type(self.fitness).__call__ is not Fitness.__call__:
+            values = self.fitness(rows, members, batch)
+            return lambda: values
+        return self.fitness.begin(rows, members, batch)
 
     def _in_parts(
         self, waiting: Trials, batch: int, racing: Racing | None

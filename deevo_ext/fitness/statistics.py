@@ -15,6 +15,8 @@ from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.networks.execution.feed import slices
+from deevo_ext.networks.execution.placement import Placement
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Modules, Workers
 from deevo_ext.population.inventory import ModelTensor
@@ -70,8 +72,8 @@ class StatisticsPolicy:
     "evolve": there are none apart. "inherit": they are the same. "recalibrate": those of the row's
     own activations on the calibration images, whatever it inherited (SWA's update_bn).
 
-    module: float32, in eval mode, on the device. forward_passes: images put through a network for
-    their statistics so far.
+    module: float32, in eval mode, on the device. placement: of the images that networks in training
+    mode see. forward_passes: images put through a network for their statistics so far.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class StatisticsPolicy:
         self.population, self.calibration, self.device = population, calibration, device
         self.micro_batch = micro_batch
         self.forward_passes = 0
+        self.placement = Placement(device)
         self._workers = Workers(device)
         # Batch statistics ask for the module itself.
         self._modules = Modules(module, 1)
@@ -99,27 +102,31 @@ class StatisticsPolicy:
     def used(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
         """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].
 
-        None where rows hold them.
+        None where rows hold them. Re-estimated ones lie on the evaluating device, which is not
+        waited for.
         """
         if not self.population.statistics_layout.dim:
             return None
         if self.recalibrates:
             assert self.calibration is not None
-            fresh: list[Tensor] = []
-            for row in rows.reshape(-1, rows.shape[-1]):
-                _, used = self.reestimated(row, self.calibration)
-                assert used is not None
-                fresh.append(used)
+            flat = rows.reshape(-1, rows.shape[-1])
+            fresh = [self._reestimated(row, self.calibration)[1] for row in flat]
             return Used(torch.stack(fresh).reshape(*rows.shape[:-1], -1))
         return None if inherited is None else Used(inherited)
 
     def reestimated(self, row: Tensor, images: LabelledImages) -> tuple[Tensor, Used | None]:
         """Returns a row [D] with the statistics of its own activations on images, whatever it had.
 
-        They are averages over groups of `group_size` images, in float32; the row comes back as
-        float32, with its statistics in it or, where they are apart, beside it. The population
-        must have some that are not frozen.
+        They are averages over groups of `group_size` images, in float32; the row comes back where
+        it lay, as float32, with its statistics in it or, where they are apart, beside it. The
+        population must have some that are not frozen.
         """
+        changed, apart = self._reestimated(row, images)
+        used = Used(apart.to(row.device)) if apart.numel() else None
+        return changed.to(row.device), used
+
+    def _reestimated(self, row: Tensor, images: LabelledImages) -> tuple[Tensor, Tensor]:
+        """Returns row and statistics apart, float32 on the evaluating device."""
         layout = self.population.statistics_layout
         row = row[: self.population.dim].to(self.device, torch.float32, copy=True)
         apart = torch.zeros(layout.dim, device=self.device)
@@ -129,7 +136,7 @@ class StatisticsPolicy:
         starts = range(0, len(images) // size * size, size)
         self._workers.run([lambda: self._run_in_training(tensors, norms, images, starts)])
         self.forward_passes += len(starts) * size
-        return row.cpu(), Used(apart.cpu()) if layout.dim else None
+        return row, apart
 
     def tensors_in_training(self, row: Tensor, apart: Tensor) -> tuple[dict[str, Tensor], set[str]]:
         """Returns the network's tensors and the norm layers to put into training mode with them.
@@ -144,7 +151,8 @@ class StatisticsPolicy:
         # Norm layers write counters and statistics; what is frozen is the population's own.
         for name in tensors.keys() - evolved:
             if name.rpartition(".")[0] in norms and "num_batches_tracked" in name:
-                tensors[name] = torch.zeros_like(tensors[name])
+                # On the host, which reads it in every forward pass: it need not wait for a GPU.
+                tensors[name] = torch.zeros_like(tensors[name], device="cpu")
             elif name.rpartition(".")[2] in ("running_mean", "running_var"):
                 tensors[name] = tensors[name].clone()
         return tensors, norms
@@ -172,7 +180,8 @@ class StatisticsPolicy:
     ) -> None:
         """Runs the module on groups of images, its `norms` writing averages of their statistics."""
         normalise = Preprocessing(images.mean, images.std).normalise
+        groups = [(start, start + starts.step) for start in starts]
+        placed = self.placement.of(images)
         with self._modules.take() as model, norms_in_training(model, norms):
-            for start in starts:
-                pixels = images.pixels(start, start + starts.step)
+            for _, pixels in slices(placed, groups, self.device):
                 functional_call(model, tensors, (normalise(pixels, self.device),))

@@ -32,8 +32,10 @@ def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callabl
     """Returns a function of q [P, d]: the mean score plus ridge |q|^2, float64 [P] on the CPU."""
 
     def fitness(q: Tensor) -> Tensor:
+        scores, length = virtual_scores(model, metric, q), q.double().square().sum(dim=1).cpu()
+        if scores.device.type != "cpu":
+            return scores.mean(dim=1, dtype=torch.float64).cpu() + ridge * length
         # NumPy starts no threads, which for so few numbers cost more than they save.
-        scores = virtual_scores(model, metric, q).double().cpu().numpy()
-        return torch.from_numpy(scores.mean(axis=1)) + ridge * q.double().square().sum(dim=1).cpu()
+        return torch.from_numpy(scores.double().numpy().mean(axis=1)) + ridge * length
 
     return fitness

@@ -171,6 +171,24 @@ class PopulationForward:
         the share of each label that is spread over all classes. Logits are not kept. Results lie
         where the labels are.
         """
+        found = self.losses(rows, images, labels, statistics, label_smoothing=label_smoothing)
+        home = labels
+        if home is None:
+            assert isinstance(images, LabelledImages)
+            home = images.labels
+        return Losses(found.losses.to(home.device), found.ranks.to(home.device))
+
+    @torch.no_grad()
+    def losses(
+        self,
+        rows: Tensor,
+        images: Tensor | LabelledImages,
+        labels: Tensor | None = None,
+        statistics: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Losses:
+        """Returns the same on the evaluating device, which is not waited for."""
         if labels is None:
             if not isinstance(images, LabelledImages):
                 raise DeevoError("labels are missing; expected int64 [N] beside a tensor of images")
@@ -182,7 +200,7 @@ class PopulationForward:
             self.decide_precision(rows, images, labels, statistics)
         sink = LossSink(labels, len(rows), label_smoothing, self.device)
         self._run(rows, image_set, statistics, sink)
-        return Losses(sink.losses.to(labels.device), sink.ranks.to(labels.device))
+        return Losses(sink.losses, sink.ranks)
 
     @torch.no_grad()
     def logits(

@@ -37,6 +37,17 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
     raise DeevoError("/proc/meminfo lacks MemAvailable: Linux 3.14 or newer is needed")
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a tensor on a device, without waiting for what a GPU has been given to do before.
+
+    Towards a GPU it goes through page-locked memory: of other memory the host waits for the copy,
+    and thereby for everything in front of it.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def zero_rows(
     count: int, stride: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:

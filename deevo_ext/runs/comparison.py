@@ -248,7 +248,7 @@ def bootstrap_interval(
     differences: torch.Tensor, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Returns the 95 % percentile interval of the mean of paired differences, float64 [N]."""
-    values = differences.double().numpy()
+    values = differences.double().cpu().numpy()
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.empty(resamples)
     for i in range(resamples):

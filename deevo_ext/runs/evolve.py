@@ -22,11 +22,13 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
-from deevo_ext.population.checkpoints import PathLike
-from deevo_ext.population.inventory import POLICIES
+from deevo_ext.networks.arguments import evaluating_device
+from deevo_ext.population.checkpoints import PathLike, expand_paths
+from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.population_place import default_place
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
 from deevo_ext.runs.records import SEARCHES
@@ -95,7 +97,7 @@ def evolve(
     validate_every: int = 10,
     micro_batch: int = 64,
     device: torch.device | str = "cpu",
-    population_device: torch.device | str = "cpu",
+    population_device: torch.device | str | None = None,
     precision: str = "auto",
     engine: str = "auto",
     force_precision: bool = False,
@@ -169,7 +171,9 @@ def evolve(
     validate_every: the number of generations from one validation to the next.
     micro_batch: the number of images per forward pass.
     device: where networks are evaluated.
-    population_device: where the population lies and is evolved. Trials go to `device` by chunks.
+    population_device: where the population lies and is evolved. By default that is `device` if the
+        rows, the copies that are evaluated and the linear model fit there, else the CPU, from which
+        rows go to `device` by chunks.
     precision: the precision of forward passes: "auto", "float32", "tf32", "bfloat16" or "float16".
     engine: what computes the forward passes: "auto", "fused", "triton", "compile" or "eager".
     force_precision: whether to evolve in a precision even if its check failed.
@@ -208,15 +212,27 @@ def evolve(
         if given is not None
     }
     check_overlap(sets, overlap)
+    batchnorm = batchnorm or ("evolve" if weights else "recalibrate")
+    spare = SOUPS if weights and inject_soups else 0
+    if population_device is None:
+        copies = configure(preset, **parameters).archive_size if weights else chunk
+        population_device = default_place(
+            Inventory.of(model, frozen, batchnorm).layout("row"),
+            dtype,
+            len(expand_paths(paths)) + spare + chunk + copies,
+            evaluating_device(device, precision),
+            search,
+            memory,
+        )
     population = Population.from_checkpoints(
         model,
         paths,
         dtype=dtype,
         frozen=frozen,
-        batchnorm=batchnorm or ("evolve" if weights else "recalibrate"),
+        batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
         device=population_device,
-        spare=SOUPS if weights and inject_soups else 0,
+        spare=spare,
     )
     images = sets["fitness"]
     if calibration_images is None:

@@ -20,6 +20,7 @@ from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Score
 from deevo_ext.population.allocation import available_bytes
 from deevo_ext.runs.basin import BasinReport, scores_of, some_images
+from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
 
@@ -95,7 +96,7 @@ class Preflight:
     """What is known before the run starts.
 
     members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
-    some of them. device_bytes: by device.
+    some of them. device_bytes: by device. place: where the population lies, as a line.
     """
 
     members: tuple[tuple[str, Score], ...]
@@ -105,6 +106,7 @@ class Preflight:
     seconds_per_pass: float
     generations: int
     device_bytes: dict[str, DeviceBytes]
+    place: str
 
     @property
     def seconds_per_generation(self) -> float:
@@ -131,6 +133,7 @@ class Preflight:
         lines = [member_lines(self.members, self.images)]
         if self.basin is not None:
             lines.append(f"Between them: {self.basin}")
+        lines.append(self.place)
         for device, count in self.device_bytes.items():
             lines.append(f"Memory, {device}: about {_gib(count.needed)} of {_gib(count.available)}")
         rate = 1.0 / self.seconds_per_pass
@@ -170,6 +173,7 @@ def examine(
         seconds_per_pass=per_pass,
         generations=generations,
         device_bytes=_device_bytes(fitness, schedule.chunk),
+        place=place_line(population.rows.device, evaluator.device),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deevo_ext.fitness.evaluator import Score
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.runs.basin import BasinReport, scores_of, some_images
+from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.preflight import duration_text, member_lines
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.rounds import RoundSearch
@@ -22,7 +23,8 @@ class RoundPreflight:
     members: name and score of each member on `images` fitness images. basin: between them. blocks:
     with their shares of weights and FLOPs. parts: the images of a round: of the model, those that
     choose, those that test. passes: forward passes of a round, at most; initial: before the first.
-    seconds_per_pass: measured on some images. rounds: at most. bytes: of the linear model.
+    seconds_per_pass: measured on some images. rounds: at most. bytes: of the linear model. place:
+    where the population lies, as a line.
     """
 
     members: tuple[tuple[str, Score], ...]
@@ -35,6 +37,7 @@ class RoundPreflight:
     seconds_per_pass: float
     rounds: int
     bytes: int
+    place: str
 
     @property
     def seconds(self) -> float:
@@ -47,6 +50,7 @@ class RoundPreflight:
         lines = [member_lines(self.members, self.images)]
         if self.basin is not None:
             lines.append(f"Between them: {self.basin}")
+        lines.append(self.place)
         lines.append(f"\n{self.blocks}\n")
         lines.append(
             f"A round: {model:,} images in the linear model ({self.bytes / 2**20:,.0f} MiB), "
@@ -96,4 +100,5 @@ def examine_rounds(
         seconds_per_pass=per_pass,
         rounds=budget.rounds,
         bytes=slopes,
+        place=place_line(population.rows.device, evaluator.device),
     )

@@ -25,6 +25,7 @@ from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
+from deevo_ext.population.allocation import sent
 from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import HeldOut, LinearModel
@@ -259,8 +260,9 @@ class RoundSearch:
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
 
     def _require_finite(self, scores: Tensor) -> None:
-        broken = int((~torch.isfinite(scores)).sum())
-        if broken:
+        finite = torch.isfinite(scores)
+        if not bool(finite.all()):
+            broken = int((~finite).sum())
             raise DeevoError(
                 f"the present network's scores by metric {self.metric.name} are NaN or infinite on "
                 f"{broken} of {scores.numel()} fitness images: mend the metric, or check images, "
@@ -278,6 +280,7 @@ class RoundSearch:
         evaluator, parts = self.evaluator, []
         for some in recipes.split(self.probing.chunk):
             rows = self.probing.blocks.compose(self.probing.population, some)
+            rows = sent(rows, evaluator.device)
             used = evaluator.used_statistics(rows, None)
             parts.append(evaluator.image_scores(rows, images, self.metric, used).double().cpu())
         return torch.cat(parts)

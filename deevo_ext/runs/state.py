@@ -71,8 +71,9 @@ class Candidate:
         return digest.hexdigest()
 
     def state_dict(self, population: Population) -> dict[str, torch.Tensor]:
-        """Returns the network's full state dict."""
-        return population.state_dict_of(self.row, self.statistics)
+        """Returns the network's full state dict, on the CPU wherever it was evolved."""
+        statistics = None if self.statistics is None else self.statistics.cpu()
+        return population.state_dict_of(self.row.cpu(), statistics)
 
     def returned(self) -> Returned:
         """Returns what the journal's last line says of it where a run returns it."""
@@ -121,6 +122,7 @@ def with_tensors(
     Raises DeevoError for a tensor that its row and statistics do not have like this.
     """
     row, statistics = candidate.row.clone(), candidate.statistics
+    tensors = {name: tensor.to(row.device) for name, tensor in tensors.items()}
     places = population.layout.views(row)
     if statistics is not None:
         statistics = Used(statistics.clone())

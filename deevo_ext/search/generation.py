@@ -114,9 +114,9 @@ def diversity(rows: torch.Tensor, members: torch.Tensor) -> float:
     """
     size, columns = members.numel(), rows.shape[1]
     everyone = size == rows.shape[0]
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
     for start in range(0, columns, 1 << 18):
         chunk = rows[:, start : start + (1 << 18)]
         chunk = (chunk if everyone else chunk[members]).float()
-        total += float((chunk - chunk.mean(dim=0)).square_().sum(dtype=torch.float64))
-    return math.sqrt(2.0 * total / (size - 1))
+        total += (chunk - chunk.mean(dim=0)).square_().sum(dtype=torch.float64)
+    return math.sqrt(2.0 * float(total) / (size - 1))

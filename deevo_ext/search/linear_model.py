@@ -13,7 +13,8 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor
 RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 LENGTHS = (0.3, 0.6, 1.0)
 _NEWTON_STEPS, _ENOUGH = 12, 1e-6
-# Bytes of float32 slopes that the fit works on at a time: they stay in a core's cache.
-_SLICE_BYTES = 8 << 20
+# Bytes of float32 slopes that the fit works on at a time: on the CPU they stay in a core's cache,
+# on a GPU they are enough to keep it busy.
+_SLICE_BYTES, _SLICE_BYTES_OF_GPUS = 8 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,21 @@ class LinearModel:
         self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
         self.scale = torch.zeros(directions, dtype=torch.float64)
 
-    def put(self, direction: int, slope: Tensor, least: float = 0.0) -> None:
-        """Gives a direction its slopes, float32 [n, classes].
+    def put(self, slopes: Mapping[int, Tensor], least: float = 0.0) -> bool:
+        """Gives directions their slopes, float32 [n, classes]; says whether some are finite.
 
-        It is left out where their root mean square is not finite, 0, or less than `least`.
+        A direction is left out where their root mean square is not finite, 0, or less than `least`.
+        A device is waited for once.
         """
-        size = float(slope.square().mean(dtype=torch.float64).sqrt())
-        if 0.0 < size < torch.inf and size >= least:
-            self.scale[direction] = size
-            self.slopes[direction] = slope / size
-        else:
-            self.leave_out(direction)
+        squares = [slope.square().mean(dtype=torch.float64) for slope in slopes.values()]
+        sizes = torch.stack(squares).sqrt().tolist()
+        for (direction, slope), size in zip(slopes.items(), sizes, strict=True):
+            if 0.0 < size < torch.inf and size >= least:
+                self.scale[direction] = size
+                self.slopes[direction] = slope / size
+            else:
+                self.leave_out(direction)
+        return any(map(math.isfinite, sizes))
 
     @property
     def directions(self) -> int:
@@ -200,7 +206,7 @@ class LinearModel:
             z = self.z0[part] + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
             odds = torch.softmax(z, dim=1)
             residual = odds.clone()
-            residual[torch.arange(len(z)), self.labels[part]] -= 1.0
+            residual.scatter_add_(1, self.labels[part, None], -torch.ones_like(odds[:, :1]))
             gradient += (slopes.flatten(1) @ (residual * weight[:, None]).flatten()).double()
             # The matrix is J' (diag(p) - p p') J, weighted, summed over images.
             root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
@@ -213,6 +219,7 @@ class LinearModel:
     def _slices(self) -> Iterator[slice]:
         """Slices of the images whose slopes, in float32, stay in a core's cache."""
         n, classes = self.z0.shape
-        size = max(1, _SLICE_BYTES // (4 * max(1, self.directions) * classes))
+        held = _SLICE_BYTES if self.z0.device.type == "cpu" else _SLICE_BYTES_OF_GPUS
+        size = max(1, held // (4 * max(1, self.directions) * classes))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))

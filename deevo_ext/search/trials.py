@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.allocation import sent
 from deevo_ext.search.row_source import RowSource, version_of
 
+_ROWS = "rows of trials were"
 _Mark = tuple[int, torch.Tensor]
 """What shows whether rows were written to: their version counter, and BatchNorm's variances."""
 
@@ -77,6 +79,7 @@ class Trials:
         chosen = self.members if members is None else self._chosen(members)
         there = source.rows.device if device is None else torch.empty(0, device=device).device
         most = min(size, self.members.numel())
+        unchanged: list[torch.Tensor] = []
         for some in chosen.split(size):
             if there != source.rows.device:
                 staging = source.staging(most, there)
@@ -88,7 +91,16 @@ class Trials:
             mark = self._mark(rows)
             yield some, rows
             self._require_current()
-            self._require_unwritten(rows, mark)
+            if rows.device.type == "cpu":
+                self._require_unwritten(rows, mark)
+                continue
+            # Of a device the variances are looked at in the end, so that it is not waited for.
+            version, variances = self._mark(rows)
+            if version != mark[0]:
+                raise _written(_ROWS, "ask()")
+            unchanged.append((variances == mark[1]).all())
+        if unchanged and not bool(torch.stack(unchanged).all()):
+            raise _written(_ROWS, "ask()")
 
     def require_unwritten(self) -> None:
         """Raises DeevoError where the population, or rows that were given out, were written to."""
@@ -103,9 +115,7 @@ class Trials:
         tail = self._source.population.layout.nonneg_start
         return version_of(rows), rows[:, tail:].clone()
 
-    def _require_unwritten(
-        self, rows: torch.Tensor, before: _Mark, what: str = "rows of trials were"
-    ) -> None:
+    def _require_unwritten(self, rows: torch.Tensor, before: _Mark, what: str = _ROWS) -> None:
         version, variances = self._mark(rows)
         if version != before[0] or not torch.equal(variances, before[1]):
             raise _written(what, "ask()")
@@ -135,7 +145,7 @@ class Trials:
         with self._source.lock:
             self._require_current()
             make = self._source.copy_parents if self.parents else self._source.make_trials
-            make(members.to(self._source.rows.device), out)
+            make(sent(members, self._source.rows.device), out)
 
     def _require_current(self) -> None:
         if self.over:

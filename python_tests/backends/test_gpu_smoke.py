@@ -88,7 +88,7 @@ def test_a_linear_model_of_logits(backend: str) -> None:
         with backends.use(name):
             model = LinearModel(z0.to(device), labels, 12)
             for k, slope in enumerate(slopes.to(device)):
-                model.put(k, slope)
+                model.put({k: slope})
             results.append((model.losses_and_ranks(q)[0].cpu(), model.fit(0.1)))
     (losses, fitted), (on_gpu, fitted_on_gpu) = results
     assert torch.allclose(on_gpu, losses, atol=1e-4)

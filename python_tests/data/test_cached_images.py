@@ -16,6 +16,7 @@ from support.evolution import population
 from support.networks import Net
 
 CPU = torch.device("cpu")
+PARTS = [(0, 10), (10, 20), (20, 25)]
 MEAN, STD = (0.4,), (0.25,)
 
 
@@ -141,14 +142,14 @@ def _watched(in_memory: bool) -> Watched:
 def test_slices_come_in_order_and_one_ahead(in_memory: bool) -> None:
     images = _watched(in_memory)
     seen = []
-    for number, (start, part) in enumerate(slices(images, 10, CPU)):
+    for number, (start, part) in enumerate(slices(images, PARTS, CPU)):
         assert torch.equal(part, images.all_pixels[start : start + 10].permute(0, 3, 1, 2))
         seen.append(start)
         assert len(images.reads) <= number + 2
     assert seen == [0, 10, 20] and images.reads == [(0, 10), (10, 20), (20, 25)]
     images.fails_at = 10
     with pytest.raises(OSError, match="disk gone"):
-        list(slices(images, 10, CPU))
+        list(slices(images, PARTS, CPU))
 
 
 def test_a_whole_evolution_takes_any_set(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def model() -> LinearModel:
     labels = torch.randint(0, 5, (90,), generator=generator)
     model = LinearModel(torch.randn(90, 5, generator=generator), labels, 4)
     for k in range(4):
-        model.put(k, torch.randn(90, 5, generator=generator))
+        model.put({k: torch.randn(90, 5, generator=generator)})
     return model
 
 

@@ -30,7 +30,7 @@ def model_of(
 ) -> LinearModel:
     model = LinearModel(z0, labels, len(slopes), dtype)
     for k, slope in enumerate(slopes):
-        model.put(k, slope)
+        model.put({k: slope})
     return model
 
 
@@ -108,7 +108,7 @@ def test_directions_that_show_nothing_are_left_out() -> None:
     slopes[1], slopes[2, 3, 1], slopes[4] = 0.0, torch.nan, torch.inf
     model = LinearModel(z0, labels, 6)
     for k, slope in enumerate(slopes):
-        model.put(k, slope, least=0.02)  # the first has slopes of some 0.01
+        model.put({k: slope}, least=0.02)  # the first has slopes of some 0.01
     assert (model.scale == 0).tolist() == [True, True, True, False, True, False]
     model.leave_out(3)
     step = model.step_of(torch.ones(6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -100,7 +100,8 @@ class ImageFeed:
             images = self._placement.of(images)
         one = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
         size = self.micro_batch * max(1, SLICE_BYTES[self.device.type] // one)
-        for start, pixels in slices(images, size, self.device):
+        parts = [(at, min(at + size, len(images))) for at in range(0, len(images), size)]
+        for start, pixels in slices(images, parts, self.device):
             yield self._micro_batches(images, start, pixels, dtype)
 
     def _preprocessing(self, images: Images) -> Preprocessing:
@@ -125,22 +126,23 @@ class ImageFeed:
         return batches
 
 
-def slices(images: Images, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Yields the first image and pixels [n, C, H, W] of each slice of up to `size` images.
+def slices(
+    images: Images, parts: Sequence[tuple[int, int]], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields the first image and pixels [n, C, H, W] of each part (start, stop) of the images.
 
     What has to come from disk or to a GPU is read by a thread, one slice ahead: through page-locked
     memory, by one transfer on a stream of its own. So two slices are held at a time.
     """
-    starts = range(0, len(images), size)
     moves = device.type == "cuda" and images.pixels(0, 1).device != device
     if images.in_memory and not moves:
-        for start in starts:
-            yield start, images.pixels(start, min(start + size, len(images)))
+        for part in parts:
+            yield part[0], images.pixels(*part)
         return
     side = torch.cuda.Stream(device) if moves else None
 
-    def read(start: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        pixels = images.pixels(start, min(start + size, len(images)))
+    def read(part: tuple[int, int]) -> tuple[Tensor, torch.cuda.Event | None]:
+        pixels = images.pixels(*part)
         if side is None:
             return pixels, None
         if not pixels.is_pinned():
@@ -152,11 +154,11 @@ def slices(images: Images, size: int, device: torch.device) -> Iterator[tuple[in
         return pixels, event
 
     with ThreadPoolExecutor(1, "deevo-feed") as reader:
-        following = reader.submit(read, 0)
-        for start in starts:
+        following = reader.submit(read, parts[0])
+        for number, (start, _) in enumerate(parts, start=1):
             pixels, event = following.result()
-            if start + size < len(images):
-                following = reader.submit(read, start + size)
+            if number < len(parts):
+                following = reader.submit(read, parts[number])
             if event is not None:
                 current = torch.cuda.current_stream(device)
                 current.wait_event(event)

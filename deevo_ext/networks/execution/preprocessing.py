@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -49,6 +50,15 @@ class Preprocessing:
         if self.mean is None or self.std is None:
             return x
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-        shift = -torch.tensor(self.mean, device=device).view(1, -1, 1, 1) / std
-        return x.float() * (1.0 / (std * unit)) + shift
+        factor, shift = _line(tuple(self.mean), tuple(self.std), unit, device)
+        return x.float() * factor + shift
+
+
+@functools.lru_cache(maxsize=64)
+def _line(
+    mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and shift [1, C, 1, 1]; they are kept, since a GPU is waited for to take them."""
+    scale = torch.tensor(std, device=device).view(1, -1, 1, 1)
+    shift = -torch.tensor(mean, device=device).view(1, -1, 1, 1) / scale
+    return 1.0 / (scale * unit), shift

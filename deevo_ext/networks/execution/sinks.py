@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.population.allocation import sent
 
 TakeLogits = Callable[[int, int, Tensor], None]
 """function(member, first image, logits [n, classes])."""
@@ -36,7 +37,7 @@ class LossSink:
     def __init__(
         self, labels: Tensor, members: int, label_smoothing: float, device: torch.device
     ) -> None:
-        self.labels = labels.to(device).contiguous()
+        self.labels = sent(labels, device).contiguous()
         self.label_smoothing = label_smoothing
         self.losses = torch.empty(members, labels.numel(), device=device)
         self.ranks = torch.empty(members, labels.numel(), dtype=torch.int32, device=device)
