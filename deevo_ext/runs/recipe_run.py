@@ -305,7 +305,13 @@ class RecipeRun(Run):
         writer = csv.DictWriter(text, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-        (self.run_dir / VIRTUAL).mkdir(exist_ok=True)
+        try:
+            (self.run_dir / VIRTUAL).mkdir(exist_ok=True)
+        except OSError as error:
+            raise DeevoError(
+                f"{self.run_dir / VIRTUAL} cannot be a folder ({error}); mend that and start the "
+                "run again with the same run folder"
+            ) from error
         write_whole(self._virtual_file(number), text.getvalue().encode())
 
     def _read_virtual(self, number: int) -> None:
