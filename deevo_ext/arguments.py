@@ -6,6 +6,7 @@ import collections.abc
 import functools
 import math
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -18,6 +19,7 @@ from deevo_ext.errors import DeevoError
 
 _LARGEST = 2**63 - 1
 _LONGEST_NAME = 255  # bytes that file systems take
+_SHOWN = (int, float, str, bytes, list, tuple, dict, set, types.NoneType)
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -38,8 +40,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
     for name, hint in _hints(function).items():
         if name in values and name != "return" and not _fits(values[name], hint):
             value = values[name]
-            shown = repr(value) if isinstance(value, (int, float, str, bytes)) else ""
-            shown = f"{shown[:60]}{'...' * (len(shown) > 60)}, " if shown else ""
+            shown = f"{reprlib.repr(value)}, " if isinstance(value, _SHOWN) else ""
             kind = type(value).__qualname__
             raise DeevoError(f"{name} is {shown}of type {kind}; expected {_text(hint)}")
 
@@ -141,5 +142,6 @@ def _text(hint: Any) -> str:
     if _is_path(kind):
         return _WORDS[os.PathLike]
     if isinstance(kind, type) and parts and issubclass(kind, Sequence):
-        return f"a {'tuple' if kind is tuple else 'list'} ({', '.join(map(_text, parts))})"
-    return f"a {getattr(kind, '__name__', kind)}".replace("ellipsis", "...")
+        inside = ", ".join("..." if part is ... else _text(part) for part in parts)
+        return f"a {'tuple' if kind is tuple else 'list'} ({inside})"
+    return f"a {getattr(kind, '__name__', kind)}"

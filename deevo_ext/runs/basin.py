@@ -95,7 +95,7 @@ class BasinReport:
                 f"{len(self.odd)} of {len(self.members)} members are no better than guessing (loss "
                 f"{self.guessing:.4g}) on the fitness images, or far from the others (median "
                 f"{self._median:.4g}): {', '.join(shown)}{more}. Compare the order of the classes "
-                "in their training with that of the images, whose folders are sorted as text (1, "
+                "in their training with that of the images (--class-order: text sorts folders 1, "
                 "10, 2), and the transforms; or leave these members out"
             )
         if not self.shared:

@@ -34,7 +34,13 @@ def write(run_dir: Path, number: int, lines: Lines) -> None:
     writer = csv.DictWriter(text, list(lines[0]))
     writer.writeheader()
     writer.writerows(lines)
-    (run_dir / VIRTUAL).mkdir(exist_ok=True)
+    try:
+        (run_dir / VIRTUAL).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DeevoError(
+            f"{run_dir / VIRTUAL} cannot be a folder ({error}); mend that and start the run again "
+            "with the same run folder"
+        ) from error
     write_whole(_file(run_dir, number), text.getvalue().encode())
 
 

@@ -147,7 +147,7 @@ def test_what_is_no_image_set_device_or_model_is_named() -> None:
         image_set("images/", "fitness images")  # type: ignore[arg-type]
     with pytest.raises(deevo.DeevoError, match="device is 'gpu'"):
         deevo.Evaluator(Net(), pop, device="gpu")
-    with pytest.raises(deevo.DeevoError, match="model is a str"):
+    with pytest.raises(deevo.DeevoError, match="model is 'resnet18', of type str"):
         deevo.Population.from_state_dicts("resnet18", [])  # type: ignore[arg-type]
 
 

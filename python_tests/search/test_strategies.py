@@ -256,7 +256,6 @@ def test_odds_sum_to_1_whatever_the_rounding() -> None:
         ([Strategy("a", "r1", "exp")], "crossover 'exp'"),
         ([Strategy("a", "r1", odds=0.0)], "odds 0.0"),
         ([Strategy("a", "r1", odds=1.0), Strategy("b", "r1", odds=-1.0)], "odds -1.0"),
-        ([Strategy("a", "r1", odds=math.nan)], "odds nan"),
         ([Strategy("a", "r1", odds=math.inf)], "odds inf"),
         ([Strategy("a", "r1", cap=0.0)], "cap 0.0"),
         ([Strategy("a", "r1", cap=1.5)], "cap 1.5"),
@@ -272,6 +271,11 @@ def test_odds_sum_to_1_whatever_the_rounding() -> None:
 def test_wrong_pools_are_refused(pool: list[Strategy], message: str) -> None:
     with pytest.raises(DeevoError, match=message):
         compile_pool(pool)
+
+
+def test_odds_that_are_no_number_are_refused() -> None:
+    with pytest.raises(DeevoError, match="odds is nan"):
+        Strategy("a", "r1", odds=math.nan)
 
 
 def test_strategies_survive_json() -> None:
