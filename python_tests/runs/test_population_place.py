@@ -78,7 +78,7 @@ def test_evolve_asks_for_all_rows_that_there_are_at_a_time(
     options: dict = {"chunk": 3, "dtype": torch.float16, "memory": None}
     for search, more in (("coefficients", 3 + 3), ("weights", 2 + 3)):
         with pytest.raises(InterruptedError):
-            deevo.evolve(Net(), folder, images(60), images(60), search=search, **options)
+            deevo.evolve(Net(), folder, images(60, 1), images(60, 2), search=search, **options)
         layout, dtype, rows, device, said, memory = asked.pop()
         assert (dtype, rows, device) == (torch.float16, 5 + more, CPU)
         assert (said, memory) == (search, None)
