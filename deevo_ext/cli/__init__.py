@@ -12,14 +12,17 @@ from deevo_ext.errors import DeevoError
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `deevo` with `argv` (default: sys.argv[1:]) and exits the process with its status.
 
-    An error that a user can act on is one line on stderr; DEEVO_DEBUG=1 shows the traceback.
+    Every error is one line on stderr; DEEVO_DEBUG=1 shows the traceback.
     """
     try:
         app()(args=list(sys.argv[1:] if argv is None else argv), prog_name="deevo")
-    except (DeevoError, OSError) as error:
+    except Exception as error:
         if os.environ.get("DEEVO_DEBUG", "0") not in ("", "0"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split())
+        if not isinstance(error, (DeevoError, OSError)):  # a fault of this package, or a factory's
+            said = f"{type(error).__name__}: {said} (DEEVO_DEBUG=1 shows where)"
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(1)
 
 

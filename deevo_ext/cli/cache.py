@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deevo_ext.data.cache import build_cache
+from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.pictures import open_pictures
 from deevo_ext.data.sets import select_train
 from deevo_ext.data.transform import Transform
@@ -36,6 +37,14 @@ def cache(
         int | None,
         typer.Option(help="Resize the shorter side to SIZE and crop the centre, square.", min=1),
     ] = None,
+    class_order: Annotated[
+        str,
+        typer.Option(
+            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
+            "file with the names of the network's classes, one a line; auto is natural for timm's "
+            "architectures, else text."
+        ),
+    ] = "auto",
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -57,10 +66,12 @@ def cache(
     """
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")
-    pictures = select_train(open_pictures(source), train_images or None, seed)
+    network = None if arch is None else architecture(arch, transform=transform)
+    order = class_order_of(class_order, "" if network is None else network.name)
+    pictures = select_train(open_pictures(source, order), train_images or None, seed)
     neutral = (0.5,) * pictures.channels  # pixels are stored as they are
-    if arch is not None:
-        chosen = architecture(arch, transform=transform).needs_transform()
+    if network is not None:
+        chosen = network.needs_transform()
     elif transform is not None:
         chosen = Transform.from_file(transform)
     else:

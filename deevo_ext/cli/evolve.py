@@ -21,6 +21,7 @@ from deevo_ext.cli.parameters import (
     without_defaults,
 )
 from deevo_ext.data import image_sets
+from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
@@ -29,6 +30,7 @@ from deevo_ext.population.checkpoints import expand_paths
 from deevo_ext.reports.card import REPORT, write_documents
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
+from deevo_ext.runs.evolve import check_options
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.preflight import Preflight, seconds_of
@@ -66,6 +68,14 @@ def evolve(
             "compared."
         ),
     ] = 0,
+    class_order: Annotated[
+        str,
+        _images(
+            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
+            "file with the names of the network's classes, one a line; auto is natural for timm's "
+            "architectures, else text."
+        ),
+    ] = "auto",
     train_images: Annotated[
         int,
         _images(
@@ -144,7 +154,11 @@ def evolve(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Go on even if members share no basin or memory seems short."),
+        typer.Option(
+            "--force",
+            help="Go on even if members guess or share no basin, image sets overlap or memory "
+            "seems short.",
+        ),
     ] = False,
     frozen: Annotated[
         list[str] | None,
@@ -174,6 +188,22 @@ def evolve(
     image_metric = metric if ":" not in metric else function_of(metric)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise DeevoError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    keywords: dict[str, Any] = {
+        "seconds": seconds,
+        "run_dir": out,
+        "images_per_batch": per_batch,
+        "images_per_round": images_per_round_of(images_per_round),
+        "blocks": unit_of(blocks),
+        "memory": None if memory is None else bytes_of(memory),
+        "metric": image_metric,
+        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "dtype": getattr(torch, dtype),
+        "frozen": frozen or (),
+        "basin": "warn" if force else "refuse",
+        "overlap": "warn" if force else "refuse",
+        **without_defaults(parameters),
+    }
+    check_options(keywords)
     files = expand_paths(checkpoints)
     network = architecture(
         arch,
@@ -186,6 +216,7 @@ def evolve(
         network.needs_transform(),
         seed=split_seed,
         cache=cache,
+        class_order=class_order_of(class_order, network.name),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,
@@ -222,21 +253,10 @@ def evolve(
         sets.fitness,
         sets.validation,
         sets.test,
-        seconds=seconds,
-        run_dir=out,
-        images_per_batch=per_batch,
-        images_per_round=images_per_round_of(images_per_round),
-        blocks=unit_of(blocks),
-        memory=None if memory is None else bytes_of(memory),
-        metric=image_metric,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        dtype=getattr(torch, dtype),
-        frozen=frozen or (),
         calibration_images=calibration_images,
-        basin="warn" if force else "refuse",
         callbacks=() if writer is None else (writer,),
         preliminaries=show,
-        **without_defaults(parameters),
+        **keywords,
     )
     if dry_run:  # a run folder that has begun shows no preliminaries
         raise DeevoError(f"{out} holds a run already; --dry-run needs a new folder")

@@ -16,7 +16,7 @@ def function_of(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
         raise DeevoError(
             f"metric is {name!r}, which cannot be had: {error}; expected package.module:function, "
             "importable from here"

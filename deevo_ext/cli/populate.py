@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from torch import nn
 from tqdm.auto import tqdm
 
+from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit
@@ -84,6 +86,14 @@ def populate(
     cache: Annotated[
         Path | None, typer.Option(help="The file that keeps the decoded images.")
     ] = None,
+    class_order: Annotated[
+        str,
+        typer.Option(
+            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
+            "file with the names of the network's classes, one a line; auto is natural for timm's "
+            "architectures, else text."
+        ),
+    ] = "auto",
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -114,29 +124,11 @@ def populate(
     """
     choices = None if augment == "auto" else Choices.parse(augment)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    expected = architecture(arch, transform=transform).needs_transform()
-    cached = open_data(
-        data,
-        expected,
-        cache=cache,
-        train_images=train_images or None,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
-    )
-    images = cached.part("train", expected)
-    network = architecture(
-        arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
-    )
-    check_fit(network, images, cached.class_names)
-    if checkpoint is not None:
-        _load(network.model, checkpoint, base_epochs > 0)
-    elif not base_epochs:
+    if checkpoint is None and not base_epochs:
         raise DeevoError(
             "no --checkpoint to start from; give one, or --base-epochs to train a network from "
             "scratch"
         )
-    augmentations = choices or Choices.for_images(*images.image_shape)
-    require_torchvision(augmentations)
     options = PopulationOptions(
         members=members,
         epochs=epochs,
@@ -149,8 +141,29 @@ def populate(
         base_learning_rate=base_learning_rate,
         snapshots=snapshots,
         seed=seed,
-        augmentations=augmentations,
+        augmentations=choices or Choices.parse("none"),
     )
+    untrained = architecture(arch, transform=transform)
+    expected = untrained.needs_transform()
+    cached = open_data(
+        data,
+        expected,
+        cache=cache,
+        class_order=class_order_of(class_order, untrained.name),
+        train_images=train_images or None,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+    )
+    images = cached.part("train", expected)
+    network = architecture(
+        arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
+    )
+    check_fit(network, images, cached.class_names)
+    if checkpoint is not None:
+        _load(network.model, checkpoint, base_epochs > 0)
+    augmentations = choices or Choices.for_images(*images.image_shape)
+    require_torchvision(augmentations)
+    options = replace(options, augmentations=augmentations)
     trainings = trainings_of(len(images), options)
     origin = {
         "arch": network.name,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cache_file import Cache, Description, Slots, open_cache
 from deevo_ext.data.pictures import Pictures
 from deevo_ext.data.transform import Transform
@@ -59,6 +60,7 @@ def build_cache(
     one message, after everything else is decoded and kept), no room on the disk, a cache of another
     source or transform in the file's place. A picture that is left out is a warning.
     """
+    check_arguments(build_cache, locals())
     path = Path(path)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker imports the script that started it, and would wait for the file's lock.

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cached import CachedImages, image_digest
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
@@ -205,6 +206,7 @@ def open_cache(path: str | Path) -> Cache:
 
     Raises DeevoError: missing, truncated, not a cache, or of another version.
     """
+    check_arguments(open_cache, locals())
     path = Path(path)
     if not os.path.isfile(path):
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import Indices, LabelledImages
 from deevo_ext.errors import DeevoError
 
@@ -48,6 +49,7 @@ class CachedImages(LabelledImages):
     in_memory: bool = True
 
     def __post_init__(self) -> None:
+        check_arguments(CachedImages, vars(self))
         self.mean, self.std = tuple(self.mean), tuple(self.std)
         shape, dtype = self.all_pixels.shape, self.all_pixels.dtype
         if len(shape) != 4 or dtype != torch.uint8 or not self.all_pixels.numel():

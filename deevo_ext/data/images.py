@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import Indices, LabelledImages
 from deevo_ext.errors import DeevoError
 
@@ -32,6 +33,7 @@ class ImageSet(LabelledImages):
     name: str
 
     def __post_init__(self) -> None:
+        check_arguments(ImageSet, vars(self))
         images = self.images
         if images.ndim != 4 or images.dtype != torch.float32:
             raise DeevoError(
@@ -118,6 +120,7 @@ def split_class_balanced(
 
     Raises DeevoError: sizes do not fit.
     """
+    check_arguments(split_class_balanced, locals())
     if not sizes or min(sizes) <= 0 or sum(sizes) > len(images):
         raise DeevoError(
             f"{images.name}: cannot split {len(images)} images into parts of {list(sizes)}"
@@ -125,5 +128,7 @@ def split_class_balanced(
     order = balanced_order(images.labels, seed).to(images.labels.device)
     parts = torch.split(order[: sum(sizes)], list(sizes))
     names = names or [images.name] * len(sizes)
+    if len(names) != len(sizes):
+        raise DeevoError(f"names are {len(names)}, sizes {len(sizes)}; expected one for each part")
     subsets = [images.subset(part, name) for part, name in zip(parts, names, strict=True)]
     return cast("list[Whole]", subsets)

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.arrays import open_arrays
+from deevo_ext.data.classes import ClassOrder, ordered
 from deevo_ext.data.tree import Trees, class_folders
 from deevo_ext.errors import DeevoError
 
@@ -177,21 +179,24 @@ class Selected:
         return self.source.name_of(int(self.indices[index]))
 
 
-def open_pictures(source: str | Path) -> Pictures:
+def open_pictures(source: str | Path, class_order: ClassOrder = "text") -> Pictures:
     """Returns the pictures at a path, recognised by what lies there.
 
     An ImageFolder tree with train/, val/ and test/ (or some of them; see PARTS), a folder of class
     folders, CIFAR-10's or CIFAR-100's Python version, or the IDX files of an MNIST-like set.
+    class_order: of class folders; the other kinds number their classes themselves.
 
-    Raises DeevoError: none of these, or damaged CIFAR or IDX files.
+    Raises DeevoError: none of these, damaged CIFAR or IDX files, or a class order without a
+    folder's name.
     """
+    check_arguments(open_pictures, locals())
     if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(source)):
         raise DeevoError(f"{source}: no such folder")
     root = Path(os.path.expanduser(source)).resolve()
-    return open_arrays(root) or _open_folders(root)
+    return open_arrays(root) or _open_folders(root, class_order)
 
 
-def _open_folders(root: Path) -> FolderPictures:
+def _open_folders(root: Path, class_order: ClassOrder) -> FolderPictures:
     tree = {
         part: next(folder for name in names if (folder := root / name).is_dir())
         for part, names in PARTS.items()
@@ -207,7 +212,8 @@ def _open_folders(root: Path) -> FolderPictures:
             f"{tree['test']}: left out, as it has no class folders of {tree['train']}", stacklevel=3
         )
         del tree["test"], classes["test"]
-    class_names = sorted(set().union(*classes.values()))
+    found = set().union(*classes.values())
+    class_names = ordered(found, class_order, str(root)) if found else []
     files: list[str] = []
     labels: list[int] = []
     parts: dict[str, tuple[int, int]] = {}
@@ -220,9 +226,10 @@ def _open_folders(root: Path) -> FolderPictures:
         start = len(files)
         for label, name in enumerate(class_names):
             if name not in classes[part]:
-                problems.append(
-                    f"{folder / name}: no such class folder, though there is in another"
-                )
+                if name in found:
+                    problems.append(
+                        f"{folder / name}: no such class folder, though there is in another"
+                    )
                 continue
             pictures = trees.files[part, name]
             if not pictures:

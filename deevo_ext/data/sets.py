@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Cache, open_cache, require_own
-from deevo_ext.data.cached import CachedImages, image_digest
+from deevo_ext.data.classes import ClassOrder, require_order
 from deevo_ext.data.images import balanced_order, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.pictures import Pictures, Selected, open_pictures
@@ -83,20 +82,25 @@ def open_data(
     *,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
+    class_order: ClassOrder = "text",
     train_images: int | None = TRAIN_IMAGES,
     workers: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = True,
 ) -> Cache:
     """Returns the cache of `data`, built if need be; arguments and errors as in `image_sets`."""
+    check_arguments(open_data, locals())
     if not isinstance(data, (str, os.PathLike)):
         raise DeevoError(f"data is a {type(data).__name__}; expected a cache file or a folder")
     path = Path(data)
     if os.path.isfile(path):
-        return open_cache(path)
-    pictures = select_train(open_pictures(path), train_images, seed)
+        opened = open_cache(path)
+        require_order(opened.class_names, class_order, str(path))
+        return opened
+    pictures = select_train(open_pictures(path, class_order), train_images, seed)
+    require_order(pictures.class_names, class_order, str(path))
     if cache is None:
-        target = _default_path(path, transform, pictures, seed)
+        target = _default_path(path, transform, pictures, seed, class_order)
         require_own(target)
     else:
         target = Path(cache)
@@ -116,6 +120,7 @@ def image_sets(
     *,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
+    class_order: ClassOrder = "text",
     train_images: int | None = TRAIN_IMAGES,
     fitness: ImageSource | None = None,
     validation: ImageSource | None = None,
@@ -128,20 +133,19 @@ def image_sets(
 
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
-    default below DEEVO_CACHE_DIR. train_images: how many are cached, class-balanced; None for all.
-    fitness, validation, test: a set, or a cache file or folder (its train part for fitness, else
-    its val part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
+    default below DEEVO_CACHE_DIR. class_order: of class folders, see `ClassOrder`. train_images:
+    how many are cached, class-balanced; None for all. fitness, validation, test: a set, or a cache
+    file or folder (its train part for fitness, else its val part, or all of it). workers,
+    skip_corrupt, progress: of `build_cache`.
 
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
     val and test that. One folder without parts is halved, class-balanced: fitness, and what is
     treated like val. The order of each set is a seeded, class-balanced one.
 
-    Warns of sets that share images.
-
-    Raises DeevoError: as `build_cache`; no images for a set; class names that differ; two sets of
-    the same images.
+    Raises DeevoError: as `build_cache`; no images for a set; class names that differ.
     """
+    check_arguments(image_sets, locals())
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
@@ -149,6 +153,7 @@ def image_sets(
         open_data,
         transform=transform,
         seed=seed,
+        class_order=class_order,
         train_images=train_images,
         workers=workers,
         skip_corrupt=skip_corrupt,
@@ -169,8 +174,7 @@ def image_sets(
             sets[purpose] = images.subset(balanced_order(images.labels, seed), purpose)
     if any(cached.class_names != caches[0].class_names for cached in caches):
         raise DeevoError("the image sets have other classes than each other; check their folders")
-    _require_distinct(sets)
-    _warn_of_shared(sets)
+    _require_all(sets)
     classes = 1 + max(int(images.labels.max()) for images in sets.values())
     class_names = caches[0].class_names if caches else [str(label) for label in range(classes)]
     return ImageSets(sets["fitness"], sets["validation"], sets["test"], class_names)
@@ -208,42 +212,13 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
     return {"fitness": fitness, "validation": validation, "test": test}
 
 
-def _require_distinct(sets: dict[str, LabelledImages]) -> None:
+def _require_all(sets: dict[str, LabelledImages]) -> None:
     missing = [name for name in ("fitness", "validation", "test") if name not in sets]
     if missing:
         raise DeevoError(
             f"no images for {' and '.join(missing)}: the data has no val/; give "
             f"{', '.join(f'--{name}' for name in missing)}"
         )
-    digests: dict[str, str] = {}
-    for name, images in sets.items():
-        if (other := digests.setdefault(images.digest(), name)) != name:
-            raise DeevoError(f"{other} and {name} are the same images; they have to be disjoint")
-
-
-def _warn_of_shared(sets: dict[str, LabelledImages]) -> None:
-    """Warns of sets that share images, pixel for pixel and with the same label."""
-    digests = {name: _image_digests(images) for name, images in sets.items()}
-    for (one, a), (other, b) in itertools.combinations(digests.items(), 2):
-        count = len(np.intersect1d(a, b))
-        if count:
-            warnings.warn(
-                f"{one} and {other} share {count} images: what is chosen on one is no longer "
-                "measured independently on the other",
-                stacklevel=3,
-            )
-
-
-def _image_digests(images: LabelledImages) -> np.ndarray:
-    """One value [N] an image, equal where pixels and label are."""
-    if isinstance(images, CachedImages):
-        return images.image_digests()
-    labels = images.labels.tolist()
-    digests = bytearray()
-    for number, label in enumerate(labels):
-        image = images.pixels(number, number + 1).contiguous().cpu()
-        digests += image_digest(image.numpy().data, label)
-    return np.frombuffer(digests, "V32")
 
 
 def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
@@ -260,12 +235,16 @@ def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
     return Selected(pictures, np.sort(np.concatenate((chosen, rest))).astype(np.int64))
 
 
-def _default_path(source: Path, transform: Transform, pictures: Pictures, seed: int) -> Path:
-    facts = (
+def _default_path(
+    source: Path, transform: Transform, pictures: Pictures, seed: int, class_order: ClassOrder
+) -> Path:
+    facts: tuple[object, ...] = (
         str(source.resolve()),
         json.dumps(transform.pixels()),
         pictures.parts,
         seed if isinstance(pictures, Selected) else None,
     )
+    if class_order != "text":
+        facts += (pictures.class_names,)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return cache_folder() / "images" / f"{pictures.name[:60]}-{key}.safetensors"

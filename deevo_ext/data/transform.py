@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Transform:
     fill: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_arguments(Transform, vars(self))
         sides = (*_sides(self.resize), *_sides(self.crop))
         good = (
             isinstance(self.mean, tuple)

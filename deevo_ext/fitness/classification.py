@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
@@ -60,6 +61,7 @@ class ClassificationFitness(Fitness):
         racing: Racing | None = None,
         seed: int = 0,
     ) -> None:
+        check_arguments(ClassificationFitness.__init__, locals())
         if images_per_batch is not None and images_per_batch < 1:
             raise DeevoError(f"images_per_batch is {images_per_batch}; expected at least 1 or None")
         if generations_per_batch < 1:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
@@ -62,6 +63,7 @@ class Evaluator:
         engine: str = "auto",
         force_precision: bool = False,
     ) -> None:
+        check_arguments(Evaluator.__init__, locals())
         self.population = population
         self.micro_batch = micro_batch
         self.forward = PopulationForward(

@@ -90,8 +90,9 @@ class Metric:
                 f"metric {self.name} gave {what} for {labels.numel()} images; expected a tensor "
                 f"[{labels.numel()}], one score per image"
             )
-        broken = ~torch.isfinite(logits).all(dim=1)
-        return scores.float().nan_to_num(nan=math.inf).masked_fill(broken, math.inf)
+        scores = scores.float()
+        broken = ~torch.isfinite(logits).all(dim=1) | ~torch.isfinite(scores)
+        return scores.masked_fill(broken, math.inf)
 
 
 def mean_score(scores: Tensor, micro_batch: int) -> float:

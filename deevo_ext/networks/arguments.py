@@ -11,6 +11,8 @@ from deevo_ext.population.layout import Layout
 ENGINE_CHOICES = ("auto", "fused", "triton", "compile", "eager")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 
+_LARGEST_BATCH = 2**16
+
 
 def check_options(
     model: object,
@@ -31,9 +33,9 @@ def check_options(
     ):
         if not isinstance(value, str) or value not in allowed:
             raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
-    if isinstance(micro_batch, bool) or not isinstance(micro_batch, int) or micro_batch < 1:
+    if not 1 <= micro_batch <= _LARGEST_BATCH:
         raise DeevoError(
-            f"micro_batch is {micro_batch!r}; expected a whole number, at least 1 image"
+            f"micro_batch is {micro_batch}; expected at least 1 image, at most {_LARGEST_BATCH:,}"
         )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.arguments import (
@@ -86,6 +87,7 @@ class PopulationForward:
         device: torch.device | str = "cpu",
         table: EngineTable | None = None,
     ) -> None:
+        check_arguments(PopulationForward.__init__, locals())
         if isinstance(layout, Population):
             statistics_layout, fixed = layout.statistics_layout, layout.fixed
             layout = layout.layout

@@ -1,4 +1,4 @@
-"""The demo's small network, in the names and shapes of torchvision's."""
+"""A small residual network, in the names and shapes of torchvision's."""
 
 import torch
 from torch import nn

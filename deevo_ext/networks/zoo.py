@@ -185,7 +185,7 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
     try:
         imported = importlib.import_module(module)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:
         raise DeevoError(f"arch {module}:{name}: cannot import {module} ({error})") from error
     make = getattr(imported, name, None)
     if not callable(make):
@@ -209,8 +209,9 @@ def _made(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = make(**options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DeevoError(f"{name} cannot be made with {options or 'no arguments'}: {error}") from (
+    except (Exception, SystemExit) as error:  # a factory is somebody's own code
+        what = f"{type(error).__name__} {error}".strip()
+        raise DeevoError(f"{name} cannot be made with {options or 'no arguments'}: {what}") from (
             error
         )
     if not isinstance(model, nn.Module):

@@ -51,8 +51,18 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def zero_rows(
     count: int, stride: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Returns zeros [count, stride] that share no memory with anything else."""
-    rows = torch.empty(count, stride, dtype=dtype, device=device)
+    """Returns zeros [count, stride] that share no memory with anything else.
+
+    Raises DeevoError where there is not so much memory.
+    """
+    try:
+        rows = torch.empty(count, stride, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch's out of memory is one, too
+        size = count * stride * dtype.itemsize / 2**30
+        raise DeevoError(
+            f"{count:,} rows of {stride:,} weights need {size:,.1f} GiB of {device} memory, which "
+            f"cannot be had ({str(error).splitlines()[0]}); use fewer members or 16-bit rows"
+        ) from error
     if rows.device.type == "cpu":
         _request_huge_pages(rows)
     return rows.zero_()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
 from deevo_ext.population.inventory import Inventory, ModelTensor
@@ -92,6 +93,10 @@ class Population:
         are not finite, or are all equal. Warns of equal members, of fixed tensors that differ
         (num_batches_tracked apart), and of buffers that differ and evolve.
         """
+        given = {name: value for name, value in locals().items() if name != "paths"}
+        check_arguments(
+            Population.from_checkpoints, given
+        )  # what paths are is said where they are found
         files = in_files(paths, checkpoint_key)
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, files, dtype, device, spare), checkpoint_key)
@@ -113,6 +118,8 @@ class Population:
 
         The other arguments are those of `from_checkpoints`.
         """
+        given = {name: value for name, value in locals().items() if name != "state_dicts"}
+        check_arguments(Population.from_state_dicts, given)  # of those `in_memory` says more
         sources = in_memory(state_dicts, names)
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, sources, dtype, device, spare))
@@ -123,6 +130,9 @@ class Population:
 
         Differential evolution works on them as on networks' rows; they are copied.
         """
+        check_arguments(Population.from_rows, locals())
+        if rows.ndim != 2:
+            raise DeevoError(f"rows are {list(rows.shape)}; expected vectors [NP, D]")
         tensor = ModelTensor(name, (), (rows.shape[1],), torch.float32, "row", parameter=True)
         inventory = Inventory((tensor,), (name,), "evolve")
         vectors = [{name: row} for row in rows.detach().float()]

@@ -1,4 +1,4 @@
-"""Pictures of runs: of weights over generations, of coefficients over rounds, and of a recipe."""
+"""Pictures of runs: generations, rounds, a recipe, and images that are predicted otherwise."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ WINDOW = 10  # generations that a plotted success rate sums over
 # Inches: a line of a heat map, a number in it, a character of a name, and the longest map there is.
 _LINE, _NUMBER, _CHARACTER, _LONGEST = 0.16, 0.34, 0.07, 24.0
 _ROUNDS = 8  # rounds that are named below their virtual generations, at most
+_COLUMNS, _LINES = 6, 5  # of images whose predictions changed
 _DARK = 0.6  # share of the largest coefficient from which on its cell is dark
 
 
@@ -152,6 +153,45 @@ def plot_recipe(
                 colour = "white" if abs(value) > _DARK * largest else "black"
                 axes.text(m, b, _short(value), ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="coefficient", fraction=0.05, aspect=40)
+    return _written(figure, path)
+
+
+def plot_changes(
+    images: Tensor,
+    labels: Tensor,
+    before: Tensor,
+    after: Tensor,
+    names: tuple[str, str],
+    path: Path,
+) -> Figure:
+    """Draws images whose predicted class differs from one network to another, in grey.
+
+    They are the first that do, up to 30: so mended and spoilt ones are as frequent as they are. A
+    title says label and predictions, in green where the second network is right and in red where
+    the first was. images: [N, C, H, W]; labels, before, after: int64 [N], of the classes; names: of
+    the networks. Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib
+    is missing.
+    """
+    changed = (before != after).nonzero().flatten()
+    mended, spoilt = (int((one[changed] == labels[changed]).sum()) for one in (after, before))
+    shown = changed[: _COLUMNS * _LINES].tolist()
+    lines = max(1, math.ceil(len(shown) / _COLUMNS))
+    height, width = images.shape[2:]
+    figure = _figure((8.0, lines * (8.0 / _COLUMNS * height / width + 0.3) + 0.5))
+    figure.suptitle(
+        f"{names[0]} \N{RIGHTWARDS ARROW} {names[1]}: of {len(labels):,} images {mended:,} mended, "
+        f"{spoilt:,} spoilt, {len(changed) - mended - spoilt:,} wrong otherwise",
+        fontsize=10,
+    )
+    panels = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
+    for axes in panels:
+        axes.axis("off")
+    for axes, number in zip(panels, shown, strict=False):
+        label, first, second = (int(classes[number]) for classes in (labels, before, after))
+        colour = "tab:green" if second == label else "tab:red" if first == label else "black"
+        axes.imshow(images[number].mean(dim=0).numpy(force=True), cmap="gray")
+        title = f"{label}: {first} \N{RIGHTWARDS ARROW} {second}"
+        axes.set_title(title, fontsize=9, color=colour)
     return _written(figure, path)
 
 

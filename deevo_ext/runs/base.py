@@ -17,6 +17,7 @@ from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 from deevo_ext.runs.folder import (
     TENSORS,
+    VIRTUAL,
     MetricsFile,
     initial_checkpoints,
     read_tensors,
@@ -120,7 +121,8 @@ class Run(ABC):
                 header = self.header()
                 naming = Naming.of_population(self.population)  # while its files are there
                 recording = self._journal.begin(header)
-                remove_partial(self.run_dir)
+                for written in (self.run_dir, self.run_dir / VIRTUAL):
+                    remove_partial(written)
                 write_initial(self.population, self.run_dir, header.checkpoints)
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
                 stack.callback(self._metrics.close)

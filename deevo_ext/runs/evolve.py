@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.overlap import check_overlap
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
 from deevo_ext.population.checkpoints import PathLike, expand_paths
-from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
@@ -31,7 +36,7 @@ from deevo_ext.runs.round_preflight import RoundPreflight
 from deevo_ext.runs.round_size import RoundsOptions
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.searches import (
-    BASIN,
+    ACTIONS,
     Materials,
     WeightsOptions,
     search_coefficients,
@@ -104,6 +109,7 @@ def evolve(
     checkpoint_key: str | None = None,
     inject_soups: bool | None = None,
     basin: str = "warn",
+    overlap: str = "refuse",
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     preliminaries: Callable[[Preflight | RoundPreflight], None] | None = None,
@@ -181,20 +187,31 @@ def evolve(
     inject_soups: whether the population's average and its greedy soup, built on the validation
         images, become members of a search of weights, too. They do by default, unless the preset
         is "paper".
-    basin: what is done about members whose midpoints are much worse than they are: "warn", "refuse"
-        or "ignore". The check costs at most 24 evaluations of 1,000 fitness images.
+    basin: what is done about members that are no better than guessing, or far from the others, and
+        about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". The
+        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images.
+    overlap: what is done about fitness, validation and test images that share images: "refuse" sets
+        of which one shares half of its images or more, and warn of less, "warn" or "ignore".
     progress: whether to show a progress bar.
     callbacks: functions that are called with the metrics of each generation.
     preliminaries: a function that is called with what is known before the run starts, a
         `runs.preflight.Preflight`. It is not called where a run is resumed.
     parameters: fields of `Configuration`, in place of the preset's.
     """
-    if search is None:
-        search = "weights" if preset == "paper" else "coefficients"
-    _check_options(search, basin, locals())
+    search = check_options(locals())
     weights = search == "weights"
     if inject_soups is None:
         inject_soups = preset != "paper"
+    sets = {
+        name: image_set(given, f"{name} images")
+        for name, given in (
+            ("fitness", fitness_images),
+            ("validation", validation_images),
+            ("test", test_images),
+        )
+        if given is not None
+    }
+    check_overlap(sets, overlap)
     batchnorm = batchnorm or ("evolve" if weights else "recalibrate")
     spare = SOUPS if weights and inject_soups else 0
     if population_device is None:
@@ -217,7 +234,7 @@ def evolve(
         device=population_device,
         spare=spare,
     )
-    images = image_set(fitness_images, "fitness images")
+    images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))
         chosen = batch_indices(images.labels, count, 0, seed)
@@ -234,11 +251,10 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
-    choosing = validation_images
     materials = Materials(
         evaluator=evaluator,
         images=images,
-        validation_images=None if choosing is None else image_set(choosing, "validation images"),
+        validation_images=sets.get("validation"),
         metric=Metric.of(metric),
         seed=seed,
         folder=None if run_dir is None else Path(run_dir),
@@ -275,8 +291,8 @@ def evolve(
         )
     assert run.chosen is not None
     comparison = None
-    if test_images is not None:
-        comparison = compare_run(run, image_set(test_images, "test images"))
+    if "test" in sets:
+        comparison = compare_run(run, sets["test"])
     state = run.chosen.state_dict(population)
     return Result(state, run.chosen, comparison, run.history, run)
 
@@ -288,17 +304,33 @@ _OF_WEIGHTS = (
     *("label_smoothing", "racing", "racing_first", "validate_every", "inject_soups"),
 )
 _OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
+_LEAST = {
+    **dict.fromkeys(("rounds", "passes", "memory", "generations", "chunk", "micro_batch"), 1),
+    **{"images_per_round": 10, "seconds": 1e-9, "seed": 0},
+}
 
 
-def _check_options(search: str, basin: str, options: dict[str, Any]) -> None:
-    """Raises DeevoError for an option that is none, or that belongs to the other search."""
+def check_options(given: dict[str, Any]) -> str:
+    """Checks all that can be without images and networks; returns the search.
+
+    given: keywords of `evolve`, of which those that are left out have their defaults. Raises
+    DeevoError for an option that is none, or that belongs to the other search.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(evolve).parameters.items()}
+    # What paths are is said where they are found.
+    check_arguments(evolve, {name: given[name] for name in given if name != "paths"})
+    parameters = given.get("parameters", {}) | {n: v for n, v in given.items() if n not in defaults}
+    options = defaults | given | {"parameters": parameters}
+    search: str = options["search"] or (
+        "weights" if options["preset"] == "paper" else "coefficients"
+    )
     if search not in SEARCHES:
         raise DeevoError(f"search is {search!r}; expected one of {', '.join(SEARCHES)}")
-    if basin not in BASIN:
-        raise DeevoError(f"basin is {basin!r}; expected one of {', '.join(BASIN)}")
+    for name in ("basin", "overlap"):
+        if options[name] not in ACTIONS:
+            raise DeevoError(f"{name} is {options[name]!r}; expected one of {', '.join(ACTIONS)}")
     others = _OF_COEFFICIENTS if search == "weights" else _OF_WEIGHTS
-    defaults = inspect.signature(evolve).parameters
-    set_ones = [name for name in others if options[name] != defaults[name].default]
+    set_ones = [name for name in others if options[name] != defaults[name]]
     if search == "coefficients" and "crossover_unit" in options["parameters"]:
         set_ones.append("crossover_unit")
     if set_ones:
@@ -307,15 +339,22 @@ def _check_options(search: str, basin: str, options: dict[str, Any]) -> None:
             f"{set_ones[0]} belongs to search={other!r}, but search is {search!r}; leave it out, "
             f"or give search={other!r} (--search {other})"
         )
-    for name in ("rounds", "passes", "memory"):
-        value = options[name]
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise DeevoError(f"{name} is {value!r}; expected a whole number, at least 1")
-    size = options["images_per_round"]
-    if size != "auto" and not (isinstance(size, int) and size >= 10):
-        raise DeevoError(f'images_per_round is {size!r}; expected "auto" or at least 10')
+    for name, least in _LEAST.items():
+        if (value := options[name]) not in (None, "auto") and not least <= value < math.inf:
+            raise DeevoError(f"{name} is {value!r}; expected a finite number, at least {least}")
+    if options["batchnorm"] not in (None, *POLICIES):
+        raise DeevoError(
+            f"batchnorm is {options['batchnorm']!r}; expected one of {', '.join(POLICIES)}"
+        )
+    configure(options["preset"], generations=options["generations"], **parameters)
+    Metric.of(options["metric"], options["label_smoothing"])
+    if options["augment"] is not None:
+        Augmentation.parse(options["augment"])
+    if options["racing"] is not None:
+        Racing(options["racing"], options["racing_first"])
     if search == "coefficients" and options["batchnorm"] == "inherit":
         raise DeevoError(
             'batchnorm is "inherit", which is for search="weights": a recipe\'s network has no '
             'parent; expected "recalibrate" or "evolve"'
         )
+    return search

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population import checkpoints
@@ -132,6 +133,7 @@ def merge(recipe: str | Path, out: str | Path, checkpoint_dir: str | Path | None
     for a recipe that is wrong in itself or does not fit its members, and for files that are missing
     or were changed. All members' rows are in memory, and one member's file at a time.
     """
+    check_arguments(merge, locals())
     path, out = Path(recipe), Path(out)
     said = recipe_file.read(path)
     check_network_path(out)

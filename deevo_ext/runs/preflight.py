@@ -15,19 +15,15 @@ from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classification import ClassificationFitness
-from deevo_ext.fitness.evaluator import Evaluator, Score
-from deevo_ext.fitness.sampling import batch_indices
-from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.fitness.evaluator import Score
 from deevo_ext.population.allocation import available_bytes
-from deevo_ext.runs.basin import BasinReport
+from deevo_ext.runs.basin import BasinReport, scores_of, some_images
 from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
 
-IMAGES = 1000
 _CANDIDATES = 10  # rows that validation keeps for the comparison
 
 
@@ -136,7 +132,7 @@ class Preflight:
     def __str__(self) -> str:
         lines = [member_lines(self.members, self.images)]
         if self.basin is not None:
-            lines.append(f"Between them, on the first of the fitness images: {self.basin}")
+            lines.append(f"Between them: {self.basin}")
         lines.append(self.place)
         for device, count in self.device_bytes.items():
             lines.append(f"Memory, {device}: about {_gib(count.needed)} of {_gib(count.available)}")
@@ -156,12 +152,11 @@ def examine(
     schedule: Schedule,
 ) -> Preflight:
     """Scores every member on 1,000 class-balanced fitness images, and times it."""
-    evaluator, images = fitness.evaluator, fitness.images
+    evaluator = fitness.evaluator
     population = evaluator.population
-    some = images
-    if len(images) > IMAGES:
-        some = images.subset(batch_indices(images.labels, IMAGES, 0, fitness.seed))
-    scores = scores_of(evaluator, some, schedule.chunk)  # builds runners and chooses engines, too
+    some = some_images(fitness.images, fitness.seed)
+    # Either way runners are built and engines chosen by now.
+    scores = basin.members if basin else scores_of(evaluator, some, schedule.chunk)
     started, before = time.perf_counter(), evaluator.forward_passes
     again = some.slice(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
     scores_of(evaluator, again, schedule.chunk)
@@ -186,17 +181,6 @@ def member_lines(members: Sequence[tuple[str, Score]], images: int) -> str:
     """Returns the members' names and scores as text."""
     lines = [(f"  {n}", f"top-1 {s.top1:.3f}", f"loss {s.loss:.4f}") for n, s in members]
     return f"Members on {images:,} fitness images:\n{text_table((), lines, '<')}"
-
-
-def scores_of(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
-    """Returns the members' scores on images, `chunk` of them at a time."""
-    population = evaluator.population
-    scores: list[Score] = []
-    for start in range(0, population.size, chunk):
-        members = slice(start, start + chunk)
-        rows = population.rows[members].to(evaluator.device)
-        scores += evaluator.scores(rows, images, Inherited(population.statistics[members]))
-    return scores
 
 
 def _device_bytes(fitness: ClassificationFitness, chunk: int) -> dict[str, DeviceBytes]:

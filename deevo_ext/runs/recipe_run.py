@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -14,12 +12,11 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import write_whole
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import after, uniform
+from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
-from deevo_ext.runs.folder import VIRTUAL
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
@@ -151,7 +148,8 @@ class RecipeRun(Run):
                 self.state.apply(record)
                 self.account(record)
             if isinstance(record, RoundRecord):
-                self._read_virtual(record.round)
+                assert self.run_dir is not None
+                self.virtual.append(virtual_files.read(self.run_dir, record.round))
                 self._observe(record, bar)
 
     def _first(self) -> None:
@@ -202,7 +200,9 @@ class RecipeRun(Run):
             step = outcome.step
             recipe = after(recipe, step, outcome.proposals[outcome.best].length)
             score = self._score(recipe, outcome)
-        self._write_virtual(number, outcome)
+        self.virtual.append(virtual_files.lines_of(outcome.virtual))
+        if self.run_dir is not None:
+            virtual_files.write(self.run_dir, number, self.virtual[-1])
         return RoundRecord(
             round=number,
             images=list(self.rounds.sizes()),
@@ -271,7 +271,6 @@ class RecipeRun(Run):
 
     def _observe(self, record: RoundRecord, bar: Any) -> None:
         best = None if record.best is None else record.proposals[record.best]
-        histories = self.virtual[-1]
         strategies = [strategy.name for strategy in self.configuration.strategies]
         metrics = {
             "round": float(record.round),
@@ -284,7 +283,7 @@ class RecipeRun(Run):
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
             "validation/recipe": math.nan if record.score is None else record.score,
-            **_of_virtual(histories, strategies),
+            **virtual_files.summary(self.virtual[-1], strategies),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),
             "seconds": self.seconds,
@@ -293,44 +292,3 @@ class RecipeRun(Run):
         bar.update(1)
         what = "step taken" if record.accepted else "no step"
         bar.set_postfix_str(f"{what}, gain {record.gain:.4g} ± {record.standard_error:.2g}")
-
-    def _write_virtual(self, number: int, outcome: Outcome) -> None:
-        lines = [
-            {"evolution": float(i), **line}
-            for i, virtual in enumerate(outcome.virtual)
-            for line in virtual.history
-        ]
-        self.virtual.append(lines)
-        if self.run_dir is None or not lines:
-            return
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-        (self.run_dir / VIRTUAL).mkdir(exist_ok=True)
-        write_whole(self._virtual_file(number), text.getvalue().encode())
-
-    def _read_virtual(self, number: int) -> None:
-        lines: list[dict[str, float]] = []
-        path = self._virtual_file(number)
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
-        self.virtual.append(lines)
-
-    def _virtual_file(self, number: int) -> Path:
-        assert self.run_dir is not None
-        return self.run_dir / VIRTUAL / f"round_{number:03d}.csv"
-
-
-def _of_virtual(lines: list[dict[str, float]], strategies: list[str]) -> dict[str, float]:
-    """What a round's virtual generations came to, of which there may be none."""
-    last = lines[-1] if lines else {}
-    metrics = {"virtual/diversity": last.get("diversity", math.nan)}
-    for name in strategies:
-        key = f"strategy/{name}"
-        trials = sum(line[f"{key}/trials"] for line in lines)
-        wins = sum(line[f"{key}/successes"] for line in lines)
-        metrics[f"virtual/{key}/success_rate"] = wins / trials if trials else math.nan
-        metrics[f"virtual/{key}/odds"] = last.get(f"{key}/odds", math.nan)
-    return metrics

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population.blocks import Blocks
@@ -52,6 +53,7 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
     candidate so far. checkpoint_dir: where the initial checkpoints lie now, if not where the
     journal says.
     """
+    check_arguments(replay, locals())
     folder = Path(run_dir)
     path = folder / journal.FILE_NAME
     if not path.exists():

@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass
 
 from deevo_ext.fitness.evaluator import Score
-from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.blocks import NetworkBlocks
-from deevo_ext.runs.basin import BasinReport
+from deevo_ext.runs.basin import BasinReport, scores_of, some_images
 from deevo_ext.runs.population_place import place_line
-from deevo_ext.runs.preflight import IMAGES, duration_text, member_lines, scores_of
+from deevo_ext.runs.preflight import duration_text, member_lines
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
@@ -50,7 +49,7 @@ class RoundPreflight:
         judged = f"{choice:,} choose, {test:,} test" if choice else "folds of them choose and test"
         lines = [member_lines(self.members, self.images)]
         if self.basin is not None:
-            lines.append(f"Between them, on the first of the fitness images: {self.basin}")
+            lines.append(f"Between them: {self.basin}")
         lines.append(self.place)
         lines.append(f"\n{self.blocks}\n")
         lines.append(
@@ -71,13 +70,12 @@ def examine_rounds(
     budget: Budget,
 ) -> RoundPreflight:
     """Scores every member on 1,000 class-balanced fitness images, and times it."""
-    evaluator, images = rounds.evaluator, rounds.images
+    evaluator = rounds.evaluator
     population = evaluator.population
-    some = images
-    if len(images) > IMAGES:
-        some = images.subset(batch_indices(images.labels, IMAGES, 0, rounds.seed))
+    some = some_images(rounds.images, rounds.seed)
     chunk = rounds.probing.chunk
-    scores = scores_of(evaluator, some, chunk)  # builds runners and chooses engines, too
+    # Either way runners are built and engines chosen by now.
+    scores = basin.members if basin else scores_of(evaluator, some, chunk)
     started, before = time.perf_counter(), evaluator.forward_passes
     scores_of(evaluator, some.slice(0, max(1, len(some) // 4)), chunk)
     per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)

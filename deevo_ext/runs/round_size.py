@@ -72,7 +72,6 @@ def rounds_of(
         images,
         metric,
         size,
-        options.budget.rounds,
         configuration,
         seed,
         fit=fit,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -60,6 +61,7 @@ class Evolution(Run):
         initial: GenerationRecord | None = None,
         journal: Journal | None = None,
     ) -> None:
+        check_arguments(Evolution.__init__, locals())
         if chunk < 1:
             raise DeevoError(f"chunk is {chunk}; expected at least 1")
         super().__init__(de.population, run_dir, validation, progress, callbacks, journal)

@@ -31,8 +31,8 @@ from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 from deevo_ext.search.virtual import GENERATIONS
 
-BASIN = ("warn", "refuse", "ignore")
-"""What may be done about members that share no basin."""
+ACTIONS = ("warn", "refuse", "ignore")
+"""What may be done about members that guess or share no basin, and images that sets share."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,18 @@ class Materials:
         return contextlib.nullcontext() if self.folder is None else Journal(self.folder)
 
     def check_basin(self) -> BasinReport | None:
-        """Measures the loss between members, unless that is to be ignored."""
+        """Measures the members and the loss between them, unless that is to be ignored."""
         if self.basin == "ignore":
             return None
-        return check_basin(self.evaluator, self.images, seed=self.seed)
+        return check_basin(self.evaluator, self.images, seed=self.seed, chunk=self.chunk)
 
     def judge_basin(self, report: BasinReport | None) -> None:
-        """Refuses, or warns of, members that share no basin."""
+        """Refuses, or warns of, members that guess or share no basin."""
         if report is not None and self.basin == "refuse":
             require_basin(report)
-        elif report is not None and not report.shared:
-            warnings.warn(str(report), stacklevel=4)
+        elif report is not None:
+            for problem in report.problems():
+                warnings.warn(problem, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def search_coefficients(materials: Materials, options: RoundsOptions) -> RecipeR
             chunk=materials.chunk,
             recorded=recorded,
         )
+        rounds.check()
         if recorded is None:
             report = materials.check_basin()
             if materials.show is not None:

@@ -146,13 +146,16 @@ class Configuration:
             name, value = part.name, getattr(self, part.name)
             if "range" in part.metadata:
                 low, high = part.metadata["range"]
-                if not (isinstance(value, (int, float)) and low <= value <= high):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if not (number and low <= value <= high):
                     raise DeevoError(f"{name} is {value!r}; expected a number in [{low}, {high}]")
                 if part.type == "int" and not isinstance(value, int):
                     raise DeevoError(f"{name} is {value!r}; expected a whole number")
             elif part.type == "bool" and not isinstance(value, bool):
                 raise DeevoError(f"{name} is {value!r}; expected True or False")
-            elif value not in part.metadata.get("allowed", (value,)):
+            elif "allowed" in part.metadata and (
+                not isinstance(value, str) or value not in part.metadata["allowed"]
+            ):
                 allowed = ", ".join(part.metadata["allowed"])
                 raise DeevoError(f"{name} is {value!r}; expected one of {allowed}")
         for prefix in ("f", "cr", "pbest"):

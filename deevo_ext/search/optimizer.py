@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
 from deevo_ext.population.population import Population
@@ -54,6 +55,7 @@ class DifferentialEvolution:
         callbacks: Sequence[Callback] = (),
         **parameters: Any,
     ) -> None:
+        check_arguments(DifferentialEvolution.__init__, locals())
         configuration = configure(preset, **parameters)
         needed = max(configuration.members_needed, 4)
         if population.size < needed:

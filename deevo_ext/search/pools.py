@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -79,7 +79,7 @@ def pool_of(strategies: Any) -> tuple[Strategy, ...]:
     """
     if isinstance(strategies, str) and strategies in POOLS:
         return POOLS[strategies]()
-    if isinstance(strategies, (str, dict, Strategy)) or not isinstance(strategies, Iterable):
+    if not isinstance(strategies, (list, tuple)):
         raise DeevoError(
             f"strategies is {strategies!r}; expected a list of strategies or one of "
             f"{', '.join(POOLS)}"

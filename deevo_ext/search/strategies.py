@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import MAX_TERMS, NUM_STRATEGY_COLUMNS, StrategyColumn, TermCode
 
@@ -48,6 +49,9 @@ class Strategy:
     odds: float = 1.0
     cap: float = 1.0
     fixed: float | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(Strategy, vars(self))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derived_seed, variation
 
@@ -40,6 +41,7 @@ class PopulationOptions:
     augmentations: Choices = dataclasses.field(default_factory=Choices)
 
     def __post_init__(self) -> None:
+        check_arguments(PopulationOptions, vars(self))
         if self.members < 2 or self.seed < 0 or self.epochs <= 0 or self.base_epochs < 0:
             raise DeevoError(
                 f"members is {self.members}, epochs {self.epochs:g}, base_epochs "

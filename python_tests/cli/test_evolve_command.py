@@ -51,11 +51,12 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
         "seconds": "time",
         "calibration_images": "calibration",
         "basin": "force",
+        "overlap": "force",
         "preliminaries": "dry_run",
         "callbacks": "tensorboard",
     }
     own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
-    own |= {"split_seed", "train_images", "skip_corrupt"}  # of the images
+    own |= {"split_seed", "class_order", "train_images", "skip_corrupt"}  # of the images
     assert options == {renamed.get(name, name) for name in keywords} | own
     for parameter in command().params:
         name = {option: keyword for keyword, option in renamed.items()}.get(
@@ -165,8 +166,12 @@ def test_from_pictures_to_a_better_network_and_its_documents(
         assert (folder / name).stat().st_size > 0
     assert "colour_net" in (folder / "model_card.md").read_text()
 
-    code, _, err = run(capsys, "replay", str(folder), "--out", str(place / "again.safetensors"))
+    again, trials = str(place / "again.safetensors"), str(place / "trials.csv")
+    code, _, err = run(capsys, "replay", str(folder), "--out", again, "--trials", trials)
     assert code == 0, err
+    soups = header["population"]["averages"]  # which join the 8 members
+    with (place / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * (8 + len(soups))
     assert (place / "again.safetensors").read_bytes() == (
         folder / "evolved.safetensors"
     ).read_bytes()

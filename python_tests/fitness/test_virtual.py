@@ -71,6 +71,11 @@ def test_what_is_not_finite_scores_infinity_and_another_shape_is_refused(
 
     assert bool((virtual_fitness(model, Metric.of(nan), 0.0)(q) == torch.inf).all())
 
+    def signs(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.where(labels > 2, torch.inf, -torch.inf)
+
+    assert bool((virtual_scores(model, Metric.of(signs), q) == torch.inf).all())
+
     def one(logits: Tensor, labels: Tensor) -> Tensor:
         return logits.mean()
 

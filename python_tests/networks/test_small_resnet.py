@@ -1,4 +1,4 @@
-"""The small network that the demo trains."""
+"""The small residual network of experiments and benchmarks."""
 
 from __future__ import annotations
 

@@ -120,3 +120,10 @@ def test_mulhi_splits_the_words_evenly() -> None:
         for k in {0, 1 % n, n // 2, n - 1}:
             assert philox.mulhi(starts[k], n) == k
             assert philox.mulhi(starts[k + 1] - 1, n) == k
+
+
+def test_words_are_those_of_the_first_blocks() -> None:
+    for count in (1, 4, 10):
+        drawn = philox.words(Purpose.FIRST_VIRTUAL, 7, 3, count, 2**40 + 5)
+        blocks = [philox.draw(Purpose.FIRST_VIRTUAL, 7, 3, b, 2**40 + 5) for b in range(3)]
+        assert drawn.tolist() == [word for block in blocks for word in block][:count]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run, success_rates
+from deevo_ext.reports.plots import plot_changes, plot_recipe, plot_rounds, plot_run, success_rates
 
 
 def generations(count: int, *, wins: tuple[int, ...] = (0, 2, 5)) -> list[dict[str, float]]:
@@ -147,3 +147,32 @@ def test_a_recipe_of_very_many_blocks(tmp_path: Path) -> None:
     shown = [text.get_text() for text in axes.get_yticklabels()]
     assert shown == names[::3] and not axes.texts
     check_apart(boxes(figure, axes.get_yticklabels()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 200])
+def test_changes(count: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn(300, 1, 5, 9, generator=generator)
+    labels = torch.randint(0, 3, (300,), generator=generator)
+    before = torch.randint(0, 3, (300,), generator=generator)
+    places = torch.randperm(300, generator=generator)[:count].sort().values
+    after = before.clone()
+    after[places] = (after[places] + 1) % 3
+    names = ("best parent", "evolved and refitted")
+    figure = plot_changes(images, labels, before, after, names, tmp_path / "changes.png")
+    assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert len(drawn) == min(count, 30)
+    for axes, place in zip(drawn, places.tolist(), strict=False):
+        assert np.array_equal(axes.images[0].get_array(), images[place, 0].numpy())
+        label, first, second = (int(values[place]) for values in (labels, before, after))
+        assert axes.get_title() == f"{label}: {first} \N{RIGHTWARDS ARROW} {second}"
+        green = axes.title.get_color() == "tab:green"
+        assert green == (label == second) and (axes.title.get_color() == "tab:red") == (
+            label == first
+        )
+    mended = sum(int(after[place]) == int(labels[place]) for place in places)
+    spoilt = sum(int(before[place]) == int(labels[place]) for place in places)
+    said = f"of 300 images {mended} mended, {spoilt} spoilt, {count - mended - spoilt} wrong"
+    assert said in figure.get_suptitle()
+    check_apart(boxes(figure, [axes.title for axes in drawn]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from safetensors.torch import save_file
 
 import deevo_ext as deevo
 from deevo_ext.data import ImageSet, load
-from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.evaluator import Evaluator, Score
 from deevo_ext.networks.small_resnet import SmallResNet
-from deevo_ext.runs.basin import BasinReport, Pair, check_basin
+from deevo_ext.runs.basin import BasinReport, Pair, check_basin, require_basin
+from deevo_ext.runs.records import SEARCHES
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 
@@ -54,7 +56,7 @@ def test_networks_of_other_initialisations_share_none(networks: dict[str, list])
     found = report(networks["strangers"])
     assert not found.shared
     assert found.collapsed == 6
-    assert "share no basin" in str(found)
+    assert "share no basin" in " ".join(found.problems())
 
 
 def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
@@ -70,6 +72,38 @@ def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
     loss = float(torch.nn.functional.cross_entropy(logits.double(), images.labels))
     assert pair.midpoint_loss == pytest.approx(loss, rel=1e-4)
     assert found.guessing == pytest.approx(math.log(10))
+
+
+def scored(*losses: float, guessing: float = math.log(10)) -> BasinReport:
+    members = tuple(Score(loss, 0.5) for loss in losses)
+    names = tuple(f"m{i}" for i in range(len(losses)))
+    return BasinReport(members, 100, (Pair(0, 1, 0.1, 0.1, 0.1),), guessing, names)
+
+
+def test_members_that_guess_or_lie_far_from_the_others_are_odd() -> None:
+    assert scored(0.1, 0.2, 0.5, 1.1).odd == ()
+    assert scored(0.1, 0.2, 0.2, 1.3).odd == (3,)  # more than half way from 0.2 to log(10)
+    assert scored(7e-4, 7e-4, 11.2, 7e-4).odd == (2,)
+    assert scored(math.inf, 0.1).odd == (0,)
+    assert scored(2.31, 2.29, 2.4).odd == (0, 1, 2)  # all of them at chance
+    assert scored(2.0, 2.1, 2.05).odd == ()  # barely trained, but all alike
+    (problem,) = scored(*[3.0] * 9, 0.1).problems()
+    assert problem.startswith("9 of 10 members") and "m7" in problem and "and 1 more" in problem
+    assert "m8" not in problem
+
+
+def test_a_member_with_its_classes_in_another_order_is_named(networks: dict[str, list]) -> None:
+    other = copy.deepcopy(networks["tuned"][1])
+    with torch.no_grad():
+        for tensor in other.fc.state_dict().values():
+            tensor.copy_(tensor.roll(1, 0))
+    found = report([*networks["tuned"], other])
+    assert found.odd == (4,)
+    assert "1 of 5 members" in found.problems()[0] and found.names[4] in found.problems()[0]
+    with pytest.raises(deevo.DeevoError, match="order of the classes"):
+        require_basin(found)
+    untrained = [SmallResNet(1, 10, 4, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    assert report(untrained).odd == (0, 1, 2)
 
 
 def test_the_rule() -> None:
@@ -104,3 +138,40 @@ def test_evolve_says_or_refuses(networks: dict[str, list], tmp_path: Path) -> No
     evolve("ignore")
     with pytest.raises(deevo.DeevoError, match="basin is"):
         evolve("sometimes")
+
+
+def test_sets_that_share_images_are_refused_unless_told(
+    networks: dict[str, list], tmp_path: Path
+) -> None:
+    sets, model = load("digits"), networks["tuned"][0]
+    for i, network in enumerate(networks["tuned"]):
+        save_file(network.state_dict(), tmp_path / f"m{i}.safetensors")
+    fitness, validation = sets.fitness.subset(range(60)), sets.validation.subset(range(40))
+
+    def evolve(search: str, **options: object) -> None:
+        class Stop(Exception):
+            pass
+
+        def stop(_: object) -> None:
+            raise Stop
+
+        values: dict = {"test_images": validation, **options}
+        with pytest.raises(Stop):
+            deevo.evolve(
+                *(model, tmp_path, fitness, validation),
+                search=search,
+                progress=False,
+                preliminaries=stop,
+                engine="eager",
+                **values,
+            )
+
+    for search in SEARCHES:
+        with pytest.raises(deevo.DeevoError, match=r"validation images and the test .* share 40"):
+            evolve(search)
+        with pytest.warns(UserWarning, match="share 40 images"):
+            evolve(search, overlap="warn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evolve("weights", overlap="ignore")
+        evolve("weights", test_images=None)

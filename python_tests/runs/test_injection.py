@@ -132,6 +132,7 @@ def test_evolution_begins_no_worse_than_the_soups(checkpoints: Path) -> None:
         same,
         same,
         search="weights",
+        overlap="ignore",
         generations=5,
         images_per_batch=None,
         micro_batch=32,

@@ -20,9 +20,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import journal, kept_probes
-from deevo_ext.runs.folder import TENSORS
+from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
-from deevo_ext.runs.recipe_run import RECIPE_FILE, VIRTUAL, Budget
+from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
 from deevo_ext.runs.records import (
     CandidateRecord,
@@ -156,6 +156,13 @@ def other_step(line: dict[str, Any]) -> None:
     line["step"] = base64.b64encode(step.tobytes()).decode()
 
 
+def as_generation(line: dict[str, Any]) -> None:
+    line.clear()
+    line |= to_json(
+        GenerationRecord(generation=1, batch=0, trials=[0.5], forward_passes=9, seconds=0.5)
+    )
+
+
 def test_a_damaged_or_edited_round_is_refused_by_its_number(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     problem().run(folder).run()
@@ -175,6 +182,7 @@ def test_a_damaged_or_edited_round_is_refused_by_its_number(tmp_path: Path) -> N
         (lambda line: line.update(best=99), "line 3 is damaged .*no proposal 99"),
         (lambda line: line.update(forward_passes=-1), "line 3 is damaged .*costs of -1"),
         (lambda line: line.pop("score"), "line 3 is damaged .*where it is taken"),
+        (as_generation, "line 3 is damaged .*generation 1 has no place"),
     ]
     for change, message in changes:
         path.write_text(text)

@@ -11,7 +11,8 @@ import shutil
 
 import deevo_ext as deevo
 from deevo_ext.ops.tables import CONTRACT_VERSION
-from deevo_ext.runs.recipe_run import VIRTUAL, Budget
+from deevo_ext.runs.folder import VIRTUAL
+from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.recipe_state import recipe_digest
 from support.evolution import population, sphere
 from support.paths import TESTS

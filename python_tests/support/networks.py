@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
 
 
 def small_resnet(num_classes: int = 10) -> nn.Module:
-    """The demo's ResNet-8 for colour images, narrow."""
+    """A ResNet-8 for colour images, narrow."""
     return SmallResNet(3, num_classes, width=8)
 
 

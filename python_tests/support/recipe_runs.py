@@ -69,7 +69,6 @@ def recipe_run(
         fitness,
         Metric.of(metric),
         500,
-        rounds,
         configure("sa-shade-tri-ensin", generations=12),
         0,
     )

@@ -142,14 +142,13 @@ class Problem:
         options = {"eps": 0.3, "chunk": 5, **values}
         return Probing(ProbeForward(self.evaluator), self.blocks.blocks, **options)
 
-    def rounds(self, *, size: int = 200, few: bool = False, rounds: int = 3) -> RoundSearch:
+    def rounds(self, *, size: int = 200, few: bool = False) -> RoundSearch:
         """Rounds with models of `size` images; few: folds of all choose and test."""
         return RoundSearch(
             probing=self.probing(),
             images=self.images,
             metric=self.metric,
             size=size,
-            rounds=rounds,
             configuration=configure("sa-shade-tri-ensin", generations=self.generations),
             seed=self.seed,
             fit=len(self.images) if few else size,
