@@ -103,7 +103,8 @@ class Scoring:
     ) -> Callable[[], Sequence[float]]:
         """Begins to score rows; a fitness that scores them in a way of its own does it at once."""
         if type(self.fitness).__call__ is not Fitness.__call__:
-            values = self.fitness(rows, members, batch)
+            # What it returns may be a view of the rows, whose memory the next chunk takes.
+            values = [float(score) for score in self.fitness(rows, members, batch)]
             return lambda: values
         return self.fitness.begin(rows, members, batch)
 

@@ -11,6 +11,7 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.fitness.base import as_fitness
 from deevo_ext.fitness.racing import Racing
+from deevo_ext.fitness.scoring import Scoring
 from support.evolution import population, sphere
 
 CENTRES = torch.linspace(0.2, 0.4, 96)
@@ -64,3 +65,32 @@ def test_what_cannot_race_or_score_is_refused() -> None:
     with pytest.raises(deevo.DeevoError, match="expected a Fitness or a function"):
         as_fitness(3.0)  # type: ignore[arg-type]
     assert as_fitness(sphere).describe() == {"function": "support.evolution.sphere"}
+
+
+def test_a_chunk_is_waited_for_when_the_next_has_begun() -> None:
+    """A device computes one chunk while the rows of the next are made and sent."""
+    log: list[str] = []
+
+    class Late(Distances):
+        def begin(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Any:
+            log.append(f"begin {members.tolist()}")
+            wait = super().begin(rows, members, batch)
+
+            def finish() -> Any:
+                log.append(f"wait {members.tolist()}")
+                return wait()
+
+            return finish
+
+    pop = population()
+    de = deevo.DifferentialEvolution(pop, generations=1, seed=1)
+    found = Scoring(de, Late(), 3).parents(0)
+    assert log == [
+        "begin [0, 1, 2]",
+        "begin [3, 4, 5]",
+        "wait [0, 1, 2]",
+        "begin [6, 7]",
+        "wait [3, 4, 5]",
+        "wait [6, 7]",
+    ]
+    assert found == list(Distances()(pop.rows, torch.arange(8), 0))
