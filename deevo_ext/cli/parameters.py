@@ -58,7 +58,7 @@ def unit_of(blocks: list[str] | None) -> str | list[str]:
 def bytes_of(text: str) -> int:
     """Returns the bytes of "500MiB", "2GiB" or a plain number."""
     match = re.fullmatch(r"(\d+\.?\d*) *([KMGT]i?B?)?", text.strip(), re.IGNORECASE)
-    if match is None or not float(match[1]):
+    if match is None or not 0 < float(match[1]) < 2**63:
         raise DeevoError(f'memory is {text!r}; expected a size such as "500MiB" or "2GiB"')
     power = " KMGT".index((match[2] or " ")[0].upper())
     return int(float(match[1]) * 1024**power)
