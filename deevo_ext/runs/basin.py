@@ -76,10 +76,19 @@ class BasinReport:
 
     @property
     def odd(self) -> tuple[int, ...]:
-        """The members no better than guessing, or half of the way there from the median loss."""
+        """The members no better than guessing, or half of the way there from the median loss.
+
+        Those are left out whose top-1 is above twice that of guessing and half of the median: on
+        images of another kind than those trained on, networks are too sure of what they get wrong.
+        """
         apart = max(self.guessing - self._median, 0.0)
         limit = min((1 - LEARNT) * self.guessing, self.guessing - (1 - FAR) * apart)
-        return tuple(i for i, score in enumerate(self.members) if not score.loss < limit)
+        enough = max(2 * math.exp(-self.guessing), self._median_top1 / 2)
+        return tuple(
+            i
+            for i, score in enumerate(self.members)
+            if not score.loss < limit and not (math.isfinite(score.loss) and score.top1 > enough)
+        )
 
     def problems(self) -> list[str]:
         """Returns a sentence for each thing that stands against a search of these members."""
@@ -118,6 +127,10 @@ class BasinReport:
     @property
     def _median(self) -> float:
         return statistics.median_low(score.loss for score in self.members)
+
+    @property
+    def _median_top1(self) -> float:
+        return statistics.median_low(score.top1 for score in self.members)
 
 
 def check_basin(

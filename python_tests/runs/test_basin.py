@@ -75,7 +75,7 @@ def test_midpoints_are_the_average(networks: dict[str, list]) -> None:
 
 
 def scored(*losses: float, guessing: float = math.log(10)) -> BasinReport:
-    members = tuple(Score(loss, 0.5) for loss in losses)
+    members = tuple(Score(loss, math.exp(-loss)) for loss in losses)
     names = tuple(f"m{i}" for i in range(len(losses)))
     return BasinReport(members, 100, (Pair(0, 1, 0.1, 0.1, 0.1),), guessing, names)
 
@@ -87,6 +87,10 @@ def test_members_that_guess_or_lie_far_from_the_others_are_odd() -> None:
     assert scored(math.inf, 0.1).odd == (0,)
     assert scored(2.31, 2.29, 2.4).odd == (0, 1, 2)  # all of them at chance
     assert scored(2.0, 2.1, 2.05).odd == ()  # barely trained, but all alike
+    # On images of another kind: too sure, and right more often than not.
+    names, pairs = ("a", "b", "c"), (Pair(0, 1, 2.2, 2.5, 2.1),)
+    unsure = (Score(2.2, 0.6), Score(2.5, 0.55), Score(1.4, 0.62))
+    assert BasinReport(unsure, 100, pairs, math.log(10), names).odd == ()
     (problem,) = scored(*[3.0] * 9, 0.1).problems()
     assert problem.startswith("9 of 10 members") and "m7" in problem and "and 1 more" in problem
     assert "m8" not in problem
