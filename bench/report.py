@@ -133,7 +133,7 @@ def excerpt(devices: dict[str, list[Row]]) -> str:
         if lines:
             where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
             header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
-            parts.append(markdown_table(header, lines, "<"))
+            parts.append(markdown_table(header, lines, "<", markup=True))
     return "\n\n".join(parts) or "Nothing has been measured yet."
 
 

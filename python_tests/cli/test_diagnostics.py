@@ -195,7 +195,12 @@ def test_deevo_debug_shows_the_traceback(monkeypatch):
         cli.main([])
 
 
-def test_other_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "app", failing_app(ZeroDivisionError()))
+def test_other_errors_are_one_line_that_says_how_to_see_where(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "app", failing_app(ZeroDivisionError("by 0")))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([])
+    said = capsys.readouterr().err
+    assert said.splitlines() == ["error: ZeroDivisionError: by 0 (DEEVO_DEBUG=1 shows where)"]
+    monkeypatch.setenv("DEEVO_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli.main([])

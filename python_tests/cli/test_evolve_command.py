@@ -113,6 +113,7 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
         "evolve",
         *(f"--{name}={value}" for name, value in options.items()),
         "--no-progress",
+        "--force",  # the members are hardly trained
         *more,
     ]
 

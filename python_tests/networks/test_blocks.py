@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deevo_ext import DeevoError, Population
 from deevo_ext.networks.blocks import NetworkBlocks, blocks_of
 from deevo_ext.networks.forward import PopulationForward
-from experiments.networks import SmallVGG
+from deevo_ext.networks.small_vgg import SmallVGG
 from support.convolutional import Body, NormFirst, Standardised
 from support.networks import members, small_resnet
 from support.zoo import shallow, timm_model, torchvision_densenet, torchvision_model
