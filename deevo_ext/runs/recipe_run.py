@@ -45,7 +45,7 @@ class Budget:
 class RecipeRun(Run):
     """Runs the search of coefficients to its end.
 
-    search: how a round goes. validation: chooses what is returned. unit: what a block is, for the
+    rounds: how a round goes. validation: chooses what is returned. unit: what a block is, for the
     recipe's readers. budget: when it ends; it also ends after two rounds without a step, or one
     where images are few. run_dir: the folder for journal.jsonl, recipe.yaml, the weights and
     metrics; one that holds this run is resumed.
