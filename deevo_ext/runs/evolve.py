@@ -195,7 +195,8 @@ def evolve(
     progress: whether to show a progress bar.
     callbacks: functions that are called with the metrics of each generation.
     preliminaries: a function that is called with what is known before the run starts, a
-        `runs.preflight.Preflight`. It is not called where a run is resumed.
+        `runs.round_preflight.RoundPreflight`, or a `runs.preflight.Preflight` of a search of
+        weights. It is not called where a run is resumed.
     parameters: fields of `Configuration`, in place of the preset's.
     """
     search = check_options(locals())

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classification import ClassificationFitness
-from deevo_ext.fitness.evaluator import Score
+from deevo_ext.fitness.evaluator import Evaluator, Score
 from deevo_ext.population.allocation import available_bytes
 from deevo_ext.runs.basin import BasinReport, scores_of, some_images
 from deevo_ext.runs.population_place import place_line
@@ -153,28 +154,38 @@ def examine(
 ) -> Preflight:
     """Scores every member on 1,000 class-balanced fitness images, and times it."""
     evaluator = fitness.evaluator
-    population = evaluator.population
     some = some_images(fitness.images, fitness.seed)
-    # Either way runners are built and engines chosen by now.
-    scores = basin.members if basin else scores_of(evaluator, some, schedule.chunk)
-    started, before = time.perf_counter(), evaluator.forward_passes
-    again = some.slice(0, min(len(some), max(evaluator.micro_batch, len(some) // 4)))
-    scores_of(evaluator, again, schedule.chunk)
-    per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
+    members, per_pass = members_and_time(evaluator, some, basin, schedule.chunk)
     passes = count_passes(fitness, validation, schedule.members)
     generations = schedule.generations
     if schedule.seconds is not None:
         generations = passes.generations_in(schedule.seconds, per_pass)
     return Preflight(
-        members=tuple(zip(population.names, scores, strict=True)),
+        members=members,
         images=len(some),
         basin=basin,
         passes=passes,
         seconds_per_pass=per_pass,
         generations=generations,
         device_bytes=_device_bytes(fitness, schedule.chunk),
-        place=place_line(population.rows.device, evaluator.device),
+        place=place_line(evaluator.population.rows.device, evaluator.device),
     )
+
+
+def members_and_time(
+    evaluator: Evaluator, images: LabelledImages, basin: BasinReport | None, chunk: int
+) -> tuple[tuple[tuple[str, Score], ...], float]:
+    """Returns each member's name and score on images, and the seconds of a forward pass.
+
+    basin: the report that has the scores already, where the members were looked at.
+    """
+    # Either way runners are built and engines chosen by now.
+    scores = basin.members if basin else scores_of(evaluator, images, chunk)
+    started, before = time.perf_counter(), evaluator.forward_passes
+    again = images.slice(0, min(len(images), max(evaluator.micro_batch, len(images) // 4)))
+    scores_of(evaluator, again, chunk)
+    per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
+    return tuple(zip(evaluator.population.names, scores, strict=True)), per_pass
 
 
 def member_lines(members: Sequence[tuple[str, Score]], images: int) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from deevo_ext.fitness.evaluator import Score
 from deevo_ext.networks.blocks import NetworkBlocks
-from deevo_ext.runs.basin import BasinReport, scores_of, some_images
+from deevo_ext.runs.basin import BasinReport, some_images
 from deevo_ext.runs.population_place import place_line
-from deevo_ext.runs.preflight import duration_text, member_lines
+from deevo_ext.runs.preflight import duration_text, member_lines, members_and_time
 from deevo_ext.runs.recipe_run import Budget
-from deevo_ext.runs.rounds import RoundSearch
+from deevo_ext.runs.rounds import PROPOSALS, RoundSearch
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.linear_model import LENGTHS
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,18 @@ def examine_rounds(
     evaluator = rounds.evaluator
     population = evaluator.population
     some = some_images(rounds.images, rounds.seed)
-    chunk = rounds.probing.chunk
-    # Either way runners are built and engines chosen by now.
-    scores = basin.members if basin else scores_of(evaluator, some, chunk)
-    started, before = time.perf_counter(), evaluator.forward_passes
-    scores_of(evaluator, some.slice(0, max(1, len(some) // 4)), chunk)
-    per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
+    scored, per_pass = members_and_time(evaluator, some, basin, rounds.probing.chunk)
     model, choice, test = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    proposals = 2 * len(LENGTHS) * 4
     passes = (blocks.directions + 2) * model
-    passes += (proposals + 1) * ((choice or model) + extra) + 2 * (test + extra)
+    passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
     passes += len(validation.images) + extra
     members = population.initial_size
     size = rounds.probing.dtype.itemsize
     slopes = len(blocks.blocks) * members * model * rounds.classes * size
     return RoundPreflight(
-        members=tuple(zip(population.names, scores, strict=True)),
+        members=scored,
         images=len(some),
         basin=basin,
         blocks=blocks,

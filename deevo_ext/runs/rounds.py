@@ -28,12 +28,15 @@ from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
-from deevo_ext.search.linear_model import HeldOut, LinearModel
+from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 
 FEW = 2000
 """Up to so many fitness images all are in the model, and folds of them choose and test."""
-_RIDGES = 3  # fits that propose
+_RIDGES = 3  # fits that propose, beside one virtual evolution
+_WAVES = 2
+PROPOSALS = _WAVES * (_RIDGES + 1) * len(LENGTHS)
+"""Steps that a round proves with real networks, at most."""
 # Slopes up to which one thread works on a linear model: on a busy machine several wait for each
 # other at every operation, ten times as long as they work.
 _SMALL = 1 << 22
@@ -188,7 +191,7 @@ class RoundSearch:
         if self.few and not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
         proposals: list[Proposal] = []
-        for wave in range(2):
+        for wave in range(_WAVES):
             if wave:
                 # The best network so far corrects the model before the next ones are proposed.
                 leader = min(proposals, key=lambda proposal: _finite(proposal.score))
@@ -209,7 +212,7 @@ class RoundSearch:
             gain, error = -chosen.score, likely.standard_error
             accepted = gain > 0.0
         else:
-            both = torch.stack([recipe, after(recipe, step, chosen.length)])
+            both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
             before, then = self._scores(both, parts.test)
             difference = before - then
             gain = float(difference.mean())
