@@ -30,8 +30,10 @@ from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkG
 CHECKED = 8
 # Largest deviation of a right graph's logits from float32, relative to the largest logit: some 100
 # roundings of 2^-24, 2^-11 (float16, tf32) or 2^-8 each, with room for networks that amplify. A
-# wrong graph is off by the order of 1.
+# wrong graph is off by the order of 1. Networks that amplify more are off in the module's own
+# arithmetic too: up to _AMPLIFIED of its deviation is rounding.
 _DEVIATION = {"float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.5}
+_AMPLIFIED = 2.0
 # Largest deviation of the module's logits between two batches that hold an image, likewise.
 _BATCHES = {"float32": 1e-3, "tf32": 0.1, "float16": 1e-3, "bfloat16": 1e-3}
 
@@ -153,6 +155,13 @@ class Builder:
         overflow = precision == "float16" and not math.isfinite(deviation)
         if overflow or deviation <= _DEVIATION[precision] * size:
             return None
+        if self.execution.dtype != torch.float32:
+            module = as_dtype(self.module, self.execution.dtype, self.execution.device)
+            alone = LogitsSink()
+            self._unfused(module, "").runner.run(row[None], apart, [[whole]], alone)
+            own = float((alone.logits()[: len(expected)] - expected)[sound].abs().max())
+            if deviation <= _AMPLIFIED * own:
+                return None
         return (
             f"the network graph of {name} gives logits that differ from the module's by "
             f"{deviation:.3g} (largest logit {size:.3g})"
