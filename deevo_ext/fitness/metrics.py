@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.identity import full_name
 from deevo_ext.networks.arguments import check_smoothing
 
 METRICS = ("loss", "top1")
@@ -21,12 +22,6 @@ ImageScores = Callable[[Tensor, Tensor], Tensor]
 It gets the images a micro-batch at a time, from several threads, so each score may depend on its
 own image alone.
 """
-
-
-def full_name(function: Callable[..., Any]) -> str:
-    """Returns the module and name of a function, or of the type of a callable object."""
-    kind = function if hasattr(function, "__qualname__") else type(function)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @dataclass(frozen=True)
