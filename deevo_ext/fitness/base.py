@@ -92,7 +92,15 @@ class FunctionFitness(Fitness):
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
         """Returns the function's values."""
-        return [float(self.evaluate(row)) for row in rows]
+        return [self._number(self.evaluate(row)) for row in rows]
+
+    def _number(self, value: object) -> float:
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            raise DeevoError(
+                f"the fitness function {self.name} returned {value!r}; expected a number"
+            ) from None
 
 
 def as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:

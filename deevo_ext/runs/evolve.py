@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deevo_ext.arguments import check_arguments
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
@@ -189,7 +190,8 @@ def evolve(
         is "paper".
     basin: what is done about members that are no better than guessing, or far from the others, and
         about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". The
-        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images.
+        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images. Checkpoints
+        whose own class maps differ are treated alike.
     overlap: what is done about fitness, validation and test images that share images: "refuse" sets
         of which one shares half of its images or more, and warn of less, "warn" or "ignore".
     progress: whether to show a progress bar.
@@ -225,6 +227,8 @@ def evolve(
             search,
             memory,
         )
+    if basin != "ignore":
+        class_map_of(expand_paths(paths), basin)
     population = Population.from_checkpoints(
         model,
         paths,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -138,12 +139,18 @@ class RoundSearch:
                 f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
                 f"{self.classes} classes"
             )
-        rare = (counts < 2).nonzero().flatten().tolist()
+        rare = (counts == 1).nonzero().flatten().tolist()  # of classes without images no fold knows
         if rare:
             raise DeevoError(
-                f"{len(rare)} of {len(counts)} classes, as class {rare[0]} with "
-                f"{int(counts[rare[0]])}, have fewer than 2 of the {len(labels)} fitness images: "
-                "one fold's fit would see none of them; give at least 2 images of each class"
+                f"{len(rare)} of {len(counts)} classes, as class {rare[0]}, have 1 of the "
+                f"{len(labels)} fitness images: one fold's fit would see none of them; give at "
+                "least 2 images of each such class, or none"
+            )
+        if absent := (counts == 0).nonzero().flatten().tolist():
+            warnings.warn(
+                f"the fitness images have none of {len(absent)} of {len(counts)} classes, as class "
+                f"{absent[0]}: what becomes of those is not measured",
+                stacklevel=2,
             )
 
     def parts(self, number: int) -> Parts:
