@@ -216,7 +216,7 @@ def test_kill_minus_nine_in_the_middle_loses_nothing(
     [
         (["--time", "soon"], "time is 'soon'"),
         (["--images-per-batch", "many"], "images_per_batch is 'many'"),
-        (["--metric", "top5"], "metric is 'top5'"),
+        (["--metric", "top3"], "metric is 'top3'"),
         (["--dtype", "int8"], "dtype is 'int8'"),
         (["--strategies", "target"], "strategies is 'target'"),
         (["--racing", "0.9"], "racing is 0.9"),
