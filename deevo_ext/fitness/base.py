@@ -10,9 +10,9 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.identity import full_name
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.statistics import Used
+from deevo_ext.identity import full_name
 
 
 class Fitness(ABC):

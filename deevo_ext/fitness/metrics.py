@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import class_scores
-from deevo_ext.fitness.identity import code_of, full_name
 from deevo_ext.fitness.torch_metrics import TorchMetric, is_torch_metric
+from deevo_ext.identity import full_name, function_identity
 from deevo_ext.networks.arguments import check_smoothing
 
 METRICS = ("loss", "top1", "top5", "worst-class", "macro-f1")
@@ -45,8 +45,8 @@ class Metric:
     is least; "macro-f1": the mean of the classes' F1), or a function's. label_smoothing: share of
     each label that is spread over all classes, for "loss". function: gives scores, or one of the
     whole set. higher_is_better: whether more of it is better. whole: whether a function gives one
-    score of the whole set; None: not known yet (`fitness.metric_checks` finds it). version: what
-    tells it from another of the same name, of a function the hash of its code.
+    score of the whole set; None: not known yet (`fitness.metric_checks` finds it). identity: what
+    tells a function from others, for a run's record; None: its name alone does.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Metric:
     function: Scores | None = None
     higher_is_better: bool = False
     whole: bool | None = False
-    version: str | dict[str, Any] | None = None
+    identity: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -68,7 +68,7 @@ class Metric:
     ) -> Metric:
         """Makes a metric of one of `METRICS`, a function or a metric of torchmetrics.
 
-        name: names a function and its version, in place of its own name and the hash of its code.
+        name: names a function and its version, in place of `deevo_ext.identity`'s name and hash.
         whole: whether a function gives one score of the whole set, by default found by its result.
         higher_is_better: whether more of it is better, by default the function's attribute of this
         name, else not.
@@ -84,7 +84,7 @@ class Metric:
             raise DeevoError(f"{given[0]} is for a metric that is a function, not for {metric!r}")
         if isinstance(metric, Metric):
             if name is not None:
-                return replace(metric, name=name, version=None)
+                return replace(metric, name=name, identity=None)
             return replace(metric, label_smoothing=label_smoothing or metric.label_smoothing)
         if isinstance(metric, str) and metric in METRICS:
             return cls(metric, label_smoothing, higher_is_better=metric != "loss")
@@ -98,12 +98,12 @@ class Metric:
             function = TorchMetric.of(metric)
             if higher_is_better is None:
                 higher_is_better = function.higher_is_better
-            version = None if name else function.configuration
-            return cls(name or function.name, 0.0, function, higher_is_better, True, version)
+            own = None if name else function.identity
+            return cls(name or function.name, 0.0, function, higher_is_better, True, own)
         if higher_is_better is None:
             higher_is_better = bool(getattr(metric, "higher_is_better", False))
-        code = None if name else code_of(metric)
-        return cls(name or full_name(metric), 0.0, metric, higher_is_better, whole, code)
+        own = None if name else function_identity(metric)
+        return cls(name or full_name(metric), 0.0, metric, higher_is_better, whole, own)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> float:
         """Returns the metric of logits float32 [n, classes] and labels int64 [n]."""
@@ -134,15 +134,14 @@ class Metric:
 
         Raises DeevoError for a lambda without a name: no later start could tell it from another.
         """
-        if self.name.endswith("<lambda>"):
+        if self.name.endswith("<lambda>") and "version" not in (self.identity or {}):
             raise DeevoError(
                 "metric is a lambda, which a run folder cannot tell from another one when the run "
                 "is resumed: make it a function with a name (def), or give metric_name=, which "
                 "names it and its version"
             )
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        version = {} if self.version is None else {"metric_version": self.version}
-        return {"metric": self.name, **version, **smoothing}
+        return {"metric": self.name if self.identity is None else self.identity, **smoothing}
 
     def shown(self, fitness: float) -> float:
         """Returns the metric in its user's direction, from its fitness."""

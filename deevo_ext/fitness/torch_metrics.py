@@ -32,7 +32,7 @@ class TorchMetric:
     def __init__(self, metric: Any) -> None:
         kind = type(metric)
         self.name = f"{kind.__module__}.{kind.__qualname__}"
-        self.configuration = _configuration(metric)
+        self.identity = {"function": self.name, "configuration": _configuration(metric)}
         self.higher_is_better = bool(metric.higher_is_better)
         self._metric, self._binary = copy.deepcopy(metric), kind.__name__.startswith("Binary")
 

@@ -257,15 +257,14 @@ class Journal:
         if recorded is not None:
             difference = first_difference(_comparable(header), _comparable(recorded))
             if difference:
-                way = "Choose another folder, or give the parameters of that run to resume it"
-                if ".metric" in difference:
-                    way += (
-                        "; a function is known by its name and a hash of its code: give the very "
-                        "one, or begin runs with metric_name=, which names it and its version"
-                    )
+                way = (
+                    "; metric_name= names a function's version, too"
+                    if ".metric" in difference
+                    else ""
+                )
                 raise DeevoError(
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
-                    f"{way}"
+                    f"Choose another folder, or give the parameters of that run to resume it{way}"
                 )
         with self._writing():
             os.ftruncate(self._file, self._end)
