@@ -98,8 +98,8 @@ class Metric:
             function = TorchMetric.of(metric)
             if higher_is_better is None:
                 higher_is_better = function.higher_is_better
-            own = None if name else function.identity
-            return cls(name or function.name, 0.0, function, higher_is_better, True, own)
+            known = None if name else function.identity
+            return cls(name or function.name, 0.0, function, higher_is_better, True, known)
         if higher_is_better is None:
             higher_is_better = bool(getattr(metric, "higher_is_better", False))
         own = None if name else function_identity(metric)

@@ -257,11 +257,8 @@ class Journal:
         if recorded is not None:
             difference = first_difference(_comparable(header), _comparable(recorded))
             if difference:
-                way = (
-                    "; metric_name= names a function's version, too"
-                    if ".metric" in difference
-                    else ""
-                )
+                of_metric = ".metric" in difference
+                way = "; metric_name= names a function's version, too" if of_metric else ""
                 raise DeevoError(
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
                     f"Choose another folder, or give the parameters of that run to resume it{way}"

@@ -240,7 +240,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
     header, *lines = (tmp_path / "whole" / journal.FILE_NAME).read_text().splitlines(True)
     about = json.loads(header)["fitness"]
     assert about["sampling"] == "importance" and about["augment"] == "mirror,crop:0.6"
-    assert about["metric"].endswith("test_policies.margin")
+    assert about["metric"]["function"].endswith("test_policies.margin")
     for kept in (1, 3):
         folder = tmp_path / f"cut{kept}"
         folder.mkdir()
