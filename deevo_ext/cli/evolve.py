@@ -206,6 +206,8 @@ def evolve(
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
     }
+    if ":" in parameters["engine"]:
+        keywords["engine"] = function_of(parameters["engine"], "engine")
     check_options(keywords)
     files = expand_paths(checkpoints)
     network = architecture(
