@@ -225,6 +225,7 @@ def evolve(
         seed=split_seed,
         cache=cache,
         class_order=order,
+        classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,
