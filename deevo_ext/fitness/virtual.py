@@ -15,15 +15,15 @@ _LOGITS = 1 << 18  # that a metric gets at a time: they stay in a core's cache
 
 def virtual_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
     """Returns the scores [P, n] of each image by the metric, of q [P, d]."""
-    if metric.function is None:
-        return metric.of_results(*model.losses_and_ranks(q, metric.label_smoothing))
-    count, (n, classes) = len(q), model.z0.shape
+    if metric.function is None and not metric.label_smoothing:
+        return metric.of_results(*model.losses_and_ranks(q))
+    count, n = len(q), len(model.labels)
     scores = torch.empty(count, n, device=model.z0.device)
-    size = max(1, _LOGITS // (count * classes))
+    size = max(1, _LOGITS // (count * model.classes))
     for start in range(0, n, size):
         images = slice(start, min(start + size, n))
         logits, labels = model.logits(q, images), model.labels[images]
-        found = metric.of_logits(logits.flatten(0, 1), labels.repeat(count))
+        found = metric.of_images(logits.flatten(0, 1), labels.repeat(count))
         scores[:, images] = found.view(count, -1)
     return scores
 
