@@ -17,6 +17,7 @@ from deevo_ext.cli.parameters import (
     function_of,
     images_per_batch_of,
     images_per_round_of,
+    pairs_of,
     unit_of,
     without_defaults,
 )
@@ -26,7 +27,8 @@ from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import expand_paths
+from deevo_ext.population.finding import expand_paths
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.reports.card import REPORT, write_documents
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
@@ -166,6 +168,20 @@ def evolve(
             help='A pattern of names of tensors that are not evolved, as "fc.*". May be repeated.'
         ),
     ] = None,
+    key_map: Annotated[
+        list[str] | None,
+        _networks(
+            help='A name in the files and the model\'s, as "head.weight=fc.weight", or beginnings '
+            'of names, as "encoder.=backbone.". May be repeated.'
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        _networks(
+            help='A pattern of names in the files that are left out, as "criterion.*". May be '
+            "repeated."
+        ),
+    ] = None,
     dtype: Annotated[
         str, _networks(help="The dtype of the rows: float32, bfloat16 or float16.")
     ] = "float32",
@@ -199,6 +215,8 @@ def evolve(
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "dtype": getattr(torch, dtype),
         "frozen": frozen or (),
+        "key_map": pairs_of(key_map),
+        "ignore": ignore or (),
         "basin": "warn" if force else "refuse",
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
@@ -208,9 +226,13 @@ def evolve(
     network = architecture(
         arch,
         checkpoint=files[0],
-        checkpoint_key=parameters["checkpoint_key"],
+        options=NameOptions.of(
+            parameters["checkpoint_key"], parameters["prefix"], pairs_of(key_map), ignore or ()
+        ),
         transform=transform,
     )
+    if network.names:
+        typer.echo(f"Names in {files[0]}: {network.names}")
     sets = image_sets(
         data,
         network.needs_transform(),

@@ -55,6 +55,17 @@ def unit_of(blocks: list[str] | None) -> str | list[str]:
     return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
 
 
+def pairs_of(texts: list[str] | None) -> dict[str, str]:
+    """Returns names of files and the model's, of texts "OLD=NEW"."""
+    pairs = {}
+    for text in texts or ():
+        old, equals, new = text.partition("=")
+        if not old or not equals:
+            raise DeevoError(f'key_map has {text!r}; expected OLD=NEW, as "encoder.=backbone."')
+        pairs[old] = new
+    return pairs
+
+
 def bytes_of(text: str) -> int:
     """Returns the bytes of "500MiB", "2GiB" or a plain number."""
     match = re.fullmatch(r"(\d+\.?\d*) *([KMGT]i?B?)?", text.strip(), re.IGNORECASE)

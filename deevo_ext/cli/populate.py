@@ -15,7 +15,8 @@ from deevo_ext.data.classes import class_order_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import load_checkpoint, sha256
+from deevo_ext.population.checkpoints import load_checkpoint
+from deevo_ext.population.finding import sha256
 from deevo_ext.text import text_table
 from deevo_ext.training.batches import require_torchvision
 from deevo_ext.training.hyper_parameters import Choices
@@ -202,7 +203,7 @@ def populate(
 def _load(model: nn.Module, path: Path, new_classes: bool) -> None:
     """Loads the checkpoint's weights, those of its classifier only if it has as many classes."""
     present = model.state_dict()
-    state = load_checkpoint(path, expected=present.keys())
+    state = load_checkpoint(path, present.keys())
     other = [name for name in present if name in state and state[name].shape != present[name].shape]
     missing = [name for name in present if name not in state and "num_batches_tracked" not in name]
     if missing:

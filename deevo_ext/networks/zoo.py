@@ -25,7 +25,11 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
-from deevo_ext.population.checkpoints import PathLike, load_checkpoint
+from deevo_ext.population.checkpoints import load_matched
+from deevo_ext.population.finding import PathLike
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.mismatch import require_fit
 
 _HOW = (
     'expected "torchvision:NAME", "timm:NAME", a bare name of either, or "package.module:factory"'
@@ -38,13 +42,15 @@ class Architecture:
 
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
     num_classes: logits it gives, where that is known. transform: the one that was chosen, or that
-    of the model's metadata; None where there is neither.
+    of the model's metadata; None where there is neither. names: how the checkpoint's names were
+    made the model's, as a sentence; "" where they are the same.
     """
 
     name: str
     model: nn.Module
     num_classes: int | None
     transform: Transform | None
+    names: str = ""
 
     def needs_transform(self) -> Transform:
         """The transform; DeevoError that says how to give one where there is none."""
@@ -61,41 +67,50 @@ def architecture(
     arch: str,
     *,
     checkpoint: PathLike | None = None,
-    checkpoint_key: str | None = None,
+    options: NameOptions | None = None,
     num_classes: int | None = None,
     transform: str | Path | Transform | None = None,
     seed: int = 0,
 ) -> Architecture:
     """Makes the network called `arch`, a name as the module describes it.
 
-    checkpoint: one whose classifier says the number of classes. num_classes: that number, if not
+    checkpoint: one that must fit the network; its classifier says the number of classes. options:
+    how weights are found in it. num_classes: that number, if not
     the checkpoint's or the architecture's own. transform: a Transform, a JSON or TOML file, the
     name of torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the
     model's own. seed: of the initial weights; the global generators are left as they are.
 
-    Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform.
+    Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform, a
+    checkpoint whose tensors are not the network's.
     """
     source, name, make = _find(arch)
     full_name = f"{source}:{name}" if source in ("torchvision", "timm") else arch
     model = _made(make, full_name, num_classes, seed)
-    if checkpoint is not None and num_classes is None:
-        state = load_checkpoint(
-            checkpoint, checkpoint_key=checkpoint_key, expected=model.state_dict().keys()
-        )
-        num_classes = classes_in(state, model)
-        if num_classes is not None:
-            model = _made(make, full_name, num_classes, seed)
-    return Architecture(full_name, model, num_classes, _transform(source, name, model, transform))
+    names = ""
+    if checkpoint is not None:
+        expected = model.state_dict().keys()
+        state, matched = load_matched(checkpoint, expected, options or NameOptions())
+        if num_classes is None:
+            num_classes = classes_in(state, model)
+            if num_classes is not None:
+                model = _made(make, full_name, num_classes, seed)
+        require_fit(Inventory.of(model), state, str(checkpoint))
+        names = matched.describe()
+    chosen = _transform(source, name, model, transform)
+    return Architecture(full_name, model, num_classes, chosen, names)
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
     """The number of classes of a checkpoint, where it alone tells it from the model.
 
-    That is so where all tensors of another shape than the model's differ in their first size only,
-    and by the same: a classifier's weight and bias.
+    That is so where it has the model's tensors, and all of another shape differ in their first size
+    only, and by the same: a classifier's weight and bias.
     """
+    own = model.state_dict()
+    if any(name not in own for name in state):
+        return None
     pairs = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
             here, there = tensor.shape, state[name].shape
             if len(here) != len(there) or here[1:] != there[1:]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from deevo_ext import _version
 from deevo_ext.files import write_whole
-from deevo_ext.population.checkpoints import sha256
+from deevo_ext.population.finding import sha256
 from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
 from deevo_ext.reports.tables import (
     Table,
