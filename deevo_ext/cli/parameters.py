@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import yaml
+
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.blocks import UNITS
 from deevo_ext.search.pools import POOLS
@@ -55,15 +57,29 @@ def unit_of(blocks: list[str] | None) -> str | list[str]:
     return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
 
 
-def pairs_of(texts: list[str] | None) -> dict[str, str]:
-    """Returns names of files and the model's, of texts "OLD=NEW"."""
+def pairs_of(texts: list[str] | None, name: str, example: str) -> dict[str, str]:
+    """Returns what the texts "LEFT=RIGHT" of an option say; `example` is one of them."""
     pairs = {}
     for text in texts or ():
-        old, equals, new = text.partition("=")
-        if not old or not equals:
-            raise DeevoError(f'key_map has {text!r}; expected OLD=NEW, as "encoder.=backbone."')
-        pairs[old] = new
+        left, equals, right = text.partition("=")
+        if not left or not equals:
+            raise DeevoError(f"{name} has {text!r}; expected a text as {example!r}")
+        pairs[left] = right
     return pairs
+
+
+def key_map_of(texts: list[str] | None) -> dict[str, str]:
+    """Returns names of files and the model's in their place."""
+    return pairs_of(texts, "key_map", "encoder.=backbone.")
+
+
+def model_args_of(texts: list[str] | None) -> dict[str, Any]:
+    """Returns arguments of a model: numbers, truth values, lists and texts, as YAML reads them."""
+    pairs = pairs_of(texts, "model_arg", "img_size=96")
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs.items()}
+    except yaml.YAMLError as error:
+        raise DeevoError(f"model_arg has {pairs}, which YAML cannot read: {error}") from None
 
 
 def bytes_of(text: str) -> int:

@@ -63,7 +63,7 @@ def write_documents(
     assert folder is not None
     values = contents(run, comparison, about)
     for name in (CARD, REPORT):
-        write_whole(folder / name, _render(f"{name}.j2", values).encode())
+        write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
     written = [folder / CARD, folder / REPORT, *pictures]
     if comparison is not None:
@@ -193,7 +193,8 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Fills in one of the templates beside this file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(

@@ -13,7 +13,7 @@ from torch import nn
 from deevo_ext import ImageSet
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import _of_timm, _of_torchvision, architecture, check_fit
+from deevo_ext.networks.zoo import _of_torchvision, architecture, check_fit, of_timm
 from support import zoo
 from support.convolutional import CifarResNet
 
@@ -107,7 +107,7 @@ def test_timms_crop_modes_are_met_byte_for_byte(
             "mean": mean,
             "std": STD,
         }
-        found = _of_timm(model, "any")
+        found = of_timm(model, "any")
         config = timm.data.resolve_model_data_config(model)
         expected = timm.data.create_transform(**config, is_training=False, normalize=False)
         for picture in _pictures():
