@@ -55,7 +55,12 @@ def evolve(
             "package.module:factory."
         ),
     ],
-    checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
+    checkpoints: Annotated[
+        list[str],
+        _networks(
+            help="The checkpoints: a folder, or a glob in quotes; repeated for single files."
+        ),
+    ],
     data: Annotated[
         Path | None,
         _images(help="All images: a tree with train/ and val/, a cache, CIFAR or IDX files."),
@@ -243,7 +248,7 @@ def evolve(
         **without_defaults(parameters),
     }
     check_options(keywords)
-    files = expand_paths(checkpoints)
+    files = expand_paths(checkpoints[0] if len(checkpoints) == 1 else checkpoints)
     network = architecture(
         arch,
         checkpoint=files[0],
