@@ -8,6 +8,7 @@ import typer
 
 from deevo_ext.cli.evolve import evolve
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.finding import expand_paths
 from deevo_ext.runs.average import average as average_checkpoints
 
 _EVOLVED = "With --data"
@@ -78,7 +79,7 @@ def average(
             raise DeevoError("--filter goes with one folder; the checkpoints are several")
         checkpoints = [str(Path(checkpoints[0]) / wildcard)]
     made = average_checkpoints(
-        checkpoints[0] if len(checkpoints) == 1 else checkpoints,
+        [file for path in checkpoints for file in expand_paths(path)],
         output,
         count=None if no_sort else count,
         use_ema=not no_use_ema,

@@ -14,6 +14,7 @@ import typer
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import (
     bytes_of,
+    class_order_shown,
     function_of,
     images_per_batch_of,
     images_per_round_of,
@@ -23,13 +24,15 @@ from deevo_ext.cli.parameters import (
     without_defaults,
 )
 from deevo_ext.data import image_sets
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
 from deevo_ext.population.finding import expand_paths
+from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.reading import check_files
 from deevo_ext.reports.card import CARD, REPORT, write_documents
 from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.tensorboard import TensorBoard
@@ -55,12 +58,7 @@ def evolve(
             "package.module:factory."
         ),
     ],
-    checkpoints: Annotated[
-        list[str],
-        _networks(
-            help="The checkpoints: a folder, or a glob in quotes; repeated for single files."
-        ),
-    ],
+    checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
     data: Annotated[
         Path | None,
         _images(help="All images: a tree with train/ and val/, a cache, CIFAR or IDX files."),
@@ -85,8 +83,8 @@ def evolve(
         str,
         _images(
             help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
+            "file with the names of the network's classes, one a line; auto is that which the "
+            "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
     train_images: Annotated[
@@ -248,25 +246,29 @@ def evolve(
         **without_defaults(parameters),
     }
     check_options(keywords)
-    files = expand_paths(checkpoints[0] if len(checkpoints) == 1 else checkpoints)
+    files = expand_paths(checkpoints)
+    options = NameOptions.of(
+        parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
+    )
     network = architecture(
         arch,
         checkpoint=files[0],
-        options=NameOptions.of(
-            parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
-        ),
+        options=options,
         model_args=model_args_of(model_arg),
         transform=transform,
     )
     if network.names:
         typer.echo(f"Names in {files[0]}: {network.names}")
     check_format(form, network)
+    check_files(Inventory.of(network.model, frozen or ()), files, options)
+    own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
+    order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
     sets = image_sets(
         data,
         network.needs_transform(),
         seed=split_seed,
         cache=cache,
-        class_order=class_order_of(class_order, network.name),
+        class_order=order,
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,

@@ -168,26 +168,27 @@ class Evaluator:
         metric: Metric,
         statistics: Used | None = None,
     ) -> Tensor:
-        """Returns scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S].
+        """Returns a metric's outcomes float32 [K, N] of rows [K, D] with statistics [K, S].
 
-        They lie on the evaluating device, which is not waited for.
+        They are [K, N, classes] where the metric keeps logits. They lie on the evaluating device,
+        which is not waited for.
         """
         self.settle(images)
         self._image_passes += len(images) * len(rows)
-        if metric.function is None:
+        if metric.by_ranks:
             smoothing = metric.label_smoothing
             return metric.of_results(
                 *self.forward.losses(rows, images, None, statistics, label_smoothing=smoothing)
             )
         labels = sent(images.labels, self.device)
-        scores = torch.empty(len(rows), len(images), device=self.device)
+        parts: list[dict[int, Tensor]] = [{} for _ in rows]
 
         def take(k: int, start: int, logits: Tensor) -> None:
             places = slice(start, start + len(logits))
-            scores[k, places] = metric.of_logits(logits.float(), labels[places])
+            parts[k][start] = metric.of_logits(logits.float(), labels[places])
 
         self.forward.each(rows, images, statistics, take)
-        return scores
+        return torch.stack([torch.cat([part[at] for at in sorted(part)]) for part in parts])
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
         """Returns logits float32 [N, classes] of a row [D], where the labels are."""
@@ -202,10 +203,11 @@ class Evaluator:
         inherited: Inherited | None = None,
         metric: Metric = _LOSS,
     ) -> float:
-        """Returns the mean of a row's scores by a metric; by default the mean cross-entropy."""
+        """Returns a row's fitness by a metric; by default the mean cross-entropy."""
         used = self.used_statistics(row, inherited)
         apart = None if used is None else Used(used[None])
-        return mean_score(self.image_scores(row[None], images, metric, apart)[0], self.micro_batch)
+        outcomes = self.image_scores(row[None], images, metric, apart)[0]
+        return float(metric.fitness(outcomes, images.labels, self.micro_batch))
 
     def scores(
         self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None

@@ -98,7 +98,7 @@ def architecture(
     names = ""
     if checkpoint is not None:
         expected = model.state_dict().keys()
-        state, matched = load_matched(checkpoint, expected, options or NameOptions())
+        state, matched = load_matched(checkpoint, expected, options or NameOptions(), mapped=True)
         if num_classes is None:
             num_classes = classes_in(state, model)
             if num_classes is not None:

@@ -1,7 +1,4 @@
-"""Checkpoint files: from a path to a flat `dict[str, Tensor]` on the CPU.
-
-Two kinds of files are read: `.safetensors`, and what `torch.save` writes (`.pth`, `.pt`, `.bin`,
-`.ckpt`, `.tar`), the latter as `pickles` says; and an index of shards of either kind.
+"""Checkpoints: from a path to a flat `dict[str, Tensor]` on the CPU, under the model's names.
 
 Training scripts wrap the weights. Where the file's top level is not itself a state dict, the first
 of the keys `state_dict`, `model`, `model_state_dict`, `state_dict_ema`, `model_ema` that is present
@@ -13,7 +10,6 @@ that says which were taken. Else it is the only one that holds tensors and nothi
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,21 +20,12 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import pickles
-from deevo_ext.population.finding import INDEX, PathLike, expected_names, is_checkpoint, shards
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.finding import PathLike
 from deevo_ext.population.matching import Match, NameOptions, match
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 """Keys under which training scripts keep the weights, in order of preference."""
-
-# In the messages of torch.load where a file is sound but holds more than can be read.
-_CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript", "Can only")
-_OTHERS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file: run `git lfs pull`",
-    b"<!doctype html": "a web page, not a checkpoint: the download failed",
-    b"<html": "a web page, not a checkpoint: the download failed",
-}
-"""First bytes of files that often lie in a checkpoint's place, and what they are."""
-_WHOLE_TENSORS = "it holds DTensors, parts of tensors; save tensor.full_tensor() for each"
 
 
 def load_checkpoint(
@@ -52,94 +39,23 @@ def load_checkpoint(
 
 
 def load_matched(
-    path: PathLike, expected: Collection[str], options: NameOptions, *, patterns: bool = False
+    path: PathLike,
+    expected: Collection[str],
+    options: NameOptions,
+    *,
+    patterns: bool = False,
+    mapped: bool = False,
 ) -> tuple[dict[str, Tensor], Match]:
     """Reads one file; returns its tensors under the model's names, and how names were matched.
 
-    expected, options, patterns: as in `matching.match`. Raises DeevoError, naming the file, when it
+    expected, options, patterns: as in `matching.match`. mapped: as in `read_wrapped`, for those who
+    ask for shapes alone. Raises DeevoError, naming the file, when it
     cannot be read, or has no state dict where it was looked for.
     """
     path = Path(path)
-    state, _ = unwrap(read_wrapped(path), options.checkpoint_key, path)
+    state, _ = unwrap(read_wrapped(path, mapped=mapped), options.checkpoint_key, path)
     found = match(state, expected, options, str(path), patterns=patterns)
     return found.renamed(state), found
-
-
-def read_wrapped(path: Path) -> Any:
-    """Reads the whole content of a checkpoint file, with the wrappers around the weights."""
-    if not is_checkpoint(path):
-        raise DeevoError(
-            f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
-            f"{expected_names()}; rename the file if its content is one of these"
-        )
-    if not path.is_file():
-        raise DeevoError(f"checkpoint {path} does not exist or is not a file")
-    if path.name.endswith(INDEX):
-        return _read_shards(path)
-    try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (DeevoError, ImportError, MemoryError):
-        raise
-    # A broken file surfaces as RuntimeError, UnpicklingError, EOFError, SafetensorError and more,
-    # depending on where it breaks: all mean the same to the user.
-    except Exception as error:
-        with path.open("rb") as file:
-            begin = file.read(64).lower()
-        if other := next((said for mark, said in _OTHERS.items() if begin.startswith(mark)), ""):
-            raise DeevoError(f"{path} is {other}") from error
-        if not begin:
-            raise DeevoError(f"{path} is empty: copy, download or save it again") from error
-        if "DTensor" in str(error):
-            raise DeevoError(f"{path}: {_WHOLE_TENSORS}") from error
-        if any(mark in str(error) for mark in _CODE_MARKS):
-            raise DeevoError(
-                f"{path}: holds pickled objects that cannot be read without running their code; "
-                f"save model.state_dict() alone ({_reason(error)})"
-            ) from error
-        raise DeevoError(
-            f"{path}: cannot be read; the file is truncated or corrupt, or its suffix is wrong: "
-            f"copy, download or save it again ({_reason(error)})"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path, device="cpu")
-
-
-def _read_shards(index: Path) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for shard in shards(index):
-        content = read_wrapped(shard)
-        if not _is_state_dict(content):
-            raise DeevoError(f"{shard}: a shard of {index.name}, but {_describe(content)}")
-        tensors |= content
-    return tensors
-
-
-def _read_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        _check_sums(path)
-    return pickles.load(path)
-
-
-def _check_sums(path: Path) -> None:
-    """Raises BadZipFile where a part of the file is not what its CRC says; torch does not look."""
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.CRC:  # torch.save writes 0 where it is told to do without
-                with archive.open(part) as content:
-                    while content.read(1 << 20):
-                        pass
-
-
-def _reason(error: Exception) -> str:
-    """Finds the telling line of an error; torch's messages begin with much advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if any(mark in line for mark in (*_CODE_MARKS, "operand"))]
-    text = (telling or lines or [""])[0].removeprefix("WeightsUnpickler error: ")[:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -201,8 +117,6 @@ def unwrap(
             )
         value = value[key]
         keys.append(key)
-    if parts := [name for name, tensor in value.items() if hasattr(tensor, "full_tensor")]:
-        raise DeevoError(f"{path}: {_WHOLE_TENSORS}, as {parts[0]!r}")
     return _tensors(value), tuple(keys)
 
 

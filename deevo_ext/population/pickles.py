@@ -2,13 +2,14 @@
 
 `torch.load(weights_only=True)` makes tensors and plain values, and refuses every other name in the
 file. Training scripts keep more beside the weights: arguments, paths, configurations, metrics.
-NumPy's numbers and arrays are read as they are. In place of anything else stands a `StandIn`,
-which holds what the file says of it and does nothing: no module is imported, no class but this one
-is made, no function of the file's choice is called.
+NumPy's numbers and arrays, and argparse's Namespaces, are read as they are. In place of anything
+else stands a `StandIn`, which does nothing: no module is imported, no class of the file's choice is
+made, no function called.
 """
 
 from __future__ import annotations
 
+import argparse
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class _Mapping:
 
 
 def _real() -> dict[str, Any]:
-    """Names of NumPy's numbers and arrays, by the names that NumPy 1 and 2 give them."""
+    """What is made as it is, by its name in files; NumPy 1 and 2 give theirs other ones."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     functions = {"scalar": multiarray.scalar, "_reconstruct": multiarray._reconstruct}
     names: dict[str, Any] = {
@@ -50,6 +51,7 @@ def _real() -> dict[str, Any]:
         for name, function in functions.items()
     }
     names |= {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype, "_codecs.encode": _encode}
+    names["argparse.Namespace"] = argparse.Namespace
     kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
     return names | {f"numpy.dtypes.{kind.__name__}": kind for kind in kinds}
 
@@ -63,16 +65,20 @@ def _encode(text: str, encoding: str) -> bytes:
 
 _REAL = _real()
 _USUAL = (
-    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath"),
+    *("pathlib.PosixPath", "pathlib._local.PosixPath"),
     *("collections.defaultdict", "builtins.list", "builtins.dict", "builtins.int"),
 )
 """What files of the format before zip, whose names torch does not list, may hold besides."""
 
 
-def load(path: Path) -> Any:
-    """Reads what `torch.save` wrote; whatever it holds, only tensors and plain values are made."""
+def load(path: Path, *, mapped: bool = False) -> Any:
+    """Reads what `torch.save` wrote; whatever it holds, only tensors and plain values are made.
+
+    mapped: leaves the weights in the file, where its format allows that.
+    """
     names: tuple[str, ...] = _USUAL
-    if zipfile.is_zipfile(path):
+    whole = zipfile.is_zipfile(path)
+    if whole:
         names = tuple(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if parts := [name for name in names if name.endswith(".DTensor")]:
         raise TypeError(f"{parts[0]} is a part of a tensor")
@@ -83,4 +89,4 @@ def load(path: Path) -> Any:
         (kind, name) for name, kind in (stand_ins | _REAL).items()
     ]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=whole and mapped)

@@ -86,6 +86,14 @@ def in_files(
     return [source(name, file) for name, file in zip(names, files, strict=True)]
 
 
+def check_files(inventory: Inventory, files: Sequence[Path], options: NameOptions) -> None:
+    """Refuses files whose names, shapes or dtypes are not the model's; reads no weights."""
+    for file in files:
+        state, _ = checkpoints.load_matched(file, inventory.order, options, mapped=True)
+        require_fit(inventory, state, str(file))
+        inventory.check_kinds(state, str(file))
+
+
 def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:

@@ -11,7 +11,8 @@ import torch
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.checkpoints import read_wrapped, unwrap
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.checkpoints import unwrap
 from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.matching import NameOptions
@@ -95,7 +96,7 @@ def average(
 
 def _facts(file: Path) -> tuple[float | None, str | None]:
     """The metric that a checkpoint says of itself, and the key of its moving average."""
-    content: Any = read_wrapped(file)
+    content: Any = read_wrapped(file, mapped=True)
     if not isinstance(content, Mapping):
         return None, None
     metric = content.get("metric")

@@ -21,6 +21,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.checkpoint_file import read_wrapped
 from deevo_ext.population.composed import ComposedNetwork, network_digest
 from deevo_ext.population.finding import sha256
 from deevo_ext.population.inventory import STATISTICS, Inventory
@@ -225,7 +226,7 @@ def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    return checkpoints.read_wrapped(path)
+    return read_wrapped(path)
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:

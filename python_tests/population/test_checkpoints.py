@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.checkpoints import read_wrapped, unwrap
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.checkpoints import unwrap
+from deevo_ext.population.population import Population
 from support.networks import ConvNet, members
 
 STATE = members(ConvNet, 1)[0]
@@ -100,7 +106,7 @@ def test_a_chosen_key_without_state_dict(tmp_path: Path) -> None:
         load(path, key="args")
 
 
-@pytest.mark.parametrize("keep", [9, 300, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [2, 9, 300, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["one.pth", "one.safetensors"])
 def test_truncated_files(tmp_path: Path, name: str, keep: float) -> None:
     path = tmp_path / name
@@ -123,17 +129,49 @@ def test_garbage(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["one.pth", "one.safetensors"])
-def test_what_often_lies_in_a_checkpoints_place_is_named(tmp_path: Path, name: str) -> None:
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 102502400\n"
+def test_what_lies_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 102502400\n"
     for content, message in (
-        (pointer, "a Git LFS pointer.*git lfs pull"),
-        ("<!DOCTYPE html><html><title>Quota exceeded</title></html>", "a web page"),
-        ("<html>404 not found</html>", "a web page"),
-        ("", "empty"),
+        (pointer, "a pointer of Git LFS, .* git lfs pull"),
+        (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "a web page, .* download the file"),
+        (b"<html>404 not found</html>" * 20, "a web page"),
+        (b"", "an empty file"),
     ):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(DeevoError, match=f"{name} is {message}"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DeevoError, match=f"{name}: {message}"):
             load(tmp_path / name)
+
+
+def test_tensors_that_are_not_plain_are_named(tmp_path: Path) -> None:
+    program = """
+        import torch, torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        mesh = init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(torch.rand(3, 4), mesh, [Shard(0)])
+        torch.save({"weight": weight, "bias": torch.rand(3)}, "d.pth")
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=tmp_path)
+    torch.save(nn.Linear(4, 3).state_dict(), tmp_path / "e.pth")
+    read = """
+        import deevo_ext, torch
+        if {imported}:
+            import torch.distributed.tensor
+        try:
+            deevo_ext.Population.from_checkpoints(torch.nn.Linear(4, 3), ["e.pth", "d.pth"])
+        except deevo_ext.DeevoError as error:
+            print(error)
+        """
+    for imported in (False, True):
+        script = textwrap.dedent(read.format(imported=imported))
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert re.match(r"d\.pth: .* no plain tensors; .* full_tensor\(\)", done.stdout)
+    state = {"weight": torch.eye(3, 4).to_sparse(), "bias": torch.rand(3)}
+    with pytest.raises(DeevoError, match=r"member1: 'weight' .* no plain tensors"):
+        Population.from_state_dicts(nn.Linear(4, 3), [nn.Linear(4, 3).state_dict(), state])
 
 
 def test_missing_files_and_other_suffixes(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.checkpoints import read_wrapped, unwrap
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.checkpoints import unwrap
 from deevo_ext.population.pickles import StandIn
 from deevo_ext.population.population import Population
 from support.networks import ConvNet, members
@@ -45,16 +46,6 @@ class Phase(enum.Enum):
 
 class AttributeDict(dict[str, Any]):
     """As Lightning keeps hyper-parameters."""
-
-
-class Part:
-    """Pickled under a name that ends as that of torch's DTensor."""
-
-    def __reduce__(self) -> Any:
-        return DTensor, ()
-
-
-class DTensor: ...
 
 
 class Runs:
@@ -101,9 +92,11 @@ def test_what_scripts_keep_beside_the_weights(tmp_path: Path, extra: Any) -> Non
     population = Population.from_checkpoints(ConvNet(), tmp_path)
     assert torch.equal(population.rows, EXPECTED.rows)
     held = read_wrapped(tmp_path / "0.pth")["extra"]
-    if isinstance(extra, (np.generic, np.ndarray)):
+    if isinstance(extra, argparse.Namespace):
+        assert held.lr == 0.1  # class maps may be there
+    elif isinstance(extra, (np.generic, np.ndarray)):
         assert type(held) is type(extra) and np.array_equal(held, extra)
-    elif isinstance(extra, (Config, Phase, argparse.Namespace)):
+    elif isinstance(extra, (Config, Phase)):
         assert isinstance(held, StandIn)
         assert held.kind == f"{type(extra).__module__}.{type(extra).__qualname__}"
 
@@ -158,14 +151,6 @@ def test_pickled_models_are_named_and_not_loaded(tmp_path: Path) -> None:
     torch.save({**STATES[0], "head": Config()}, path)
     with pytest.raises(DeevoError, match=r"beside 15 tensors 'head' is a .*Config"):
         unwrap(read_wrapped(path), None, path)
-
-
-def test_parts_of_tensors_are_refused(tmp_path: Path) -> None:
-    """As DTensors are, whether torch.distributed.tensor is imported or not."""
-    path = tmp_path / "part.pth"
-    torch.save({"model": {"w": Part()}}, path)
-    with pytest.raises(DeevoError, match=r"part\.pth: it holds DTensors.*full_tensor\(\)"):
-        read_wrapped(path)
 
 
 def test_what_is_allowed_is_so_for_the_reading_only(tmp_path: Path) -> None:
