@@ -245,6 +245,8 @@ def evolve(
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
     }
+    if ":" in parameters["engine"]:
+        keywords["engine"] = function_of(parameters["engine"], "engine")
     check_options(keywords)
     files = expand_paths(checkpoints)
     options = NameOptions.of(

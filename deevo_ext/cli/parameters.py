@@ -32,15 +32,15 @@ def class_order_shown(
     return order
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names."""
+def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
+    """Imports the function that "package.module:function" names, for an option."""
     module, _, attribute = name.partition(":")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise DeevoError(
-            f"metric is {name!r}, which cannot be had: {error}; expected package.module:function, "
-            "importable from here"
+            f"{option} is {name!r}, which cannot be had: {error}; expected "
+            "package.module:function, importable from here"
         ) from None
     return function
 

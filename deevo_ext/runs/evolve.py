@@ -25,6 +25,7 @@ from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
@@ -102,7 +103,7 @@ def evolve(
     device: torch.device | str = "cpu",
     population_device: torch.device | str | None = None,
     precision: str = "auto",
-    engine: str = "auto",
+    engine: str | EngineFunction = "auto",
     force_precision: bool = False,
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -185,7 +186,8 @@ def evolve(
         rows, the copies that are evaluated and the linear model fit there, else the CPU, from which
         rows go to `device` by chunks.
     precision: the precision of forward passes: "auto", "float32", "tf32", "bfloat16" or "float16".
-    engine: what computes the forward passes: "auto", "fused", "triton", "compile" or "eager".
+    engine: what computes the forward passes: "auto", "fused", "triton", "compile", "eager" or a
+        function of a network's state dict and images, as `deevo.PopulationForward` calls it.
     force_precision: whether to evolve in a precision even if its check failed.
     chunk: the number of rows evaluated together.
     dtype, frozen: as in `Population.from_checkpoints`.

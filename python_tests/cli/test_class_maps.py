@@ -171,7 +171,7 @@ def test_a_name_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
     for state, message in (
         (
             {name.replace("fc.", "head."): value for name, value in good.items()},
-            "missing: 'fc.weight' .* unexpected: 'head\\.",
+            r"missing: 'fc.weight' .* unexpected: 'head\.",
         ),
         ({**good, "fc.bias": good["fc.bias"][:-1]}, r"another shape: 'fc.bias' \[11\], not \[12\]"),
         ({**good, "fc.bias": good["fc.bias"].long()}, "'fc.bias' has dtype int64"),
