@@ -18,7 +18,7 @@ import torch
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cache import build_cache
-from deevo_ext.data.cache_file import Cache, open_cache, require_own
+from deevo_ext.data.cache_file import VERSION, Cache, open_cache, require_own
 from deevo_ext.data.classes import ClassOrder, require_order
 from deevo_ext.data.images import balanced_order, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
@@ -239,6 +239,7 @@ def _default_path(
     source: Path, transform: Transform, pictures: Pictures, seed: int, class_order: ClassOrder
 ) -> Path:
     facts: tuple[object, ...] = (
+        VERSION,
         str(source.resolve()),
         json.dumps(transform.pixels()),
         pictures.parts,

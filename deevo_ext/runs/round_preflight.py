@@ -76,7 +76,8 @@ def examine_rounds(
     model, choice, test = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    passes = (blocks.directions + 2) * model
+    # A user's function has no batch statistics: its probes have theirs re-estimated.
+    passes = (blocks.directions + 2) * (model + extra * evaluator.forward.own_engine)
     passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
     passes += len(validation.images) + extra
     members = population.initial_size

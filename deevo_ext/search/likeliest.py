@@ -102,13 +102,19 @@ class LikeliestModel(LinearModel):
         logits = z0 + (moved + own_moved)
         return logits.scatter_(2, self.kept[images].expand(len(q), -1, -1), kept)
 
-    def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
-        losses, ranks = super().losses_and_ranks(q)
+    def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, ranks and predicted classes."""
+        losses, ranks, places = super()._scores(q)
         rest = self._rest + q.to(self._rest_slopes) @ self._rest_slopes
         losses += softplus(rest - losses)
         broken = ~torch.isfinite(losses)
-        return losses.masked_fill_(broken, torch.inf), ranks.masked_fill_(broken, self.classes)
+        kept = self.kept.int().expand(len(q), -1, -1)
+        predicted = kept.gather(2, places.clamp_min(0).long()[..., None])[..., 0]
+        return (
+            losses.masked_fill_(broken, torch.inf),
+            ranks.masked_fill_(broken, self.classes),
+            predicted.masked_fill_(broken, -1),
+        )
 
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""
