@@ -16,9 +16,9 @@ _KEPT = 1 << 24  # that are kept at a time, of whole sets
 
 def virtual_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
     """Returns the metric's outcomes [P, n] (or [P, n, classes]) of each image, of q [P, d]."""
-    if metric.function is None and not metric.label_smoothing:
-        if metric.by_ranks:
-            return metric.of_results(*model.losses_and_ranks(q))
+    if metric.by_ranks and not metric.label_smoothing:
+        return metric.of_results(*model.losses_and_ranks(q))
+    if metric.function is None and not metric.by_ranks:
         return metric.of_predictions(*model.losses_and_predictions(q))
     count, n = len(q), len(model.labels)
     parts = []

@@ -106,6 +106,9 @@ def test_ranks_at_the_network_are_exact_below_l(
     exact = ((z0 > true) | ((z0 == true) & lower)).sum(dim=1)
     assert 20 < int((exact < likeliest).sum()) < 100  # both kinds are many
     assert torch.equal(ranks[0], exact.clamp(max=likeliest).int())
+    _, predicted = model.losses_and_predictions(torch.zeros(2, DIRECTIONS))
+    largest = z0 == z0.amax(dim=1, keepdim=True)
+    assert bool(largest.gather(1, predicted.long().T).all())
 
 
 def test_many_classes_that_are_each_less_likely_do_not_beat_the_true_one() -> None:
@@ -184,6 +187,8 @@ def test_what_is_not_finite_in_the_rest_is_left_out_or_infinite(
     assert (model.scale == 0).tolist() == [False, True, True, False, False]
     losses, ranks = model.losses_and_ranks(torch.full((1, DIRECTIONS), 3e38))
     assert bool((losses == torch.inf).all()) and bool((ranks >= 5).all())
+    _, predicted = model.losses_and_predictions(torch.full((1, DIRECTIONS), 3e38))
+    assert bool((predicted == -1).all())
     before = model.logits(torch.ones(1, DIRECTIONS))
     real = z0.clone()
     real[3, rest[3]] = torch.nan
