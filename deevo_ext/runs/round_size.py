@@ -23,6 +23,7 @@ from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.search.configuration import Configuration
 
 _LEAST, _MOST, _PER_CLASS = 1000, 6400, 10
+_PER_JUDGED_CLASS = 200  # where a metric judges each class by itself
 _FEWEST = 10  # images that a model is worth making of
 # 16-bit networks blur small differences: their probes go the whole way.
 _EPS, _EPS_16_BITS = 0.3, 1.0
@@ -52,16 +53,20 @@ def rounds_of(
 ) -> RoundSearch:
     """Returns how the rounds of a run go.
 
-    The number of a model's images is `images_per_round`; "auto" is 1,000, or 10 a class up to
-    6,400. Slopes are float32 if so many of them fit into `memory` bytes, by default a quarter of
-    what can be had, else float16, and the images are as many as fit. recorded: the header of a run
-    that goes on, whose numbers are taken over.
+    The number of a model's images is `images_per_round`; "auto" is 1,000, or 10 a class (200 where
+    the metric judges each class by itself) up to 6,400. Slopes are float32 if so many of them fit
+    into `memory` bytes, by default a quarter of what can be had, else float16, and the images are
+    as many as fit. recorded: the header of a run that goes on, whose numbers are taken over.
     """
     precision = evaluator.forward.precision
     eps = _EPS_16_BITS if precision in ("bfloat16", "float16") else _EPS
     classes = _classes(evaluator, images)
     if recorded is None:
-        size, fit, dtype = _sizes(options, blocks, classes, images, evaluator.device)
+        a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
+        auto = min(_MOST, max(_LEAST, a_class * classes))
+        wanted = auto if options.images_per_round == "auto" else options.images_per_round
+        numbers = len(blocks.blocks) * blocks.members * classes  # an image
+        size, fit, dtype = _sizes(wanted, numbers, images, evaluator.device, options.memory)
     else:
         said = options.images_per_round
         size = recorded.fitness["images_per_round"] if said == "auto" else said
@@ -81,18 +86,18 @@ def rounds_of(
 
 
 def _sizes(
-    options: RoundsOptions,
-    blocks: NetworkBlocks,
-    classes: int,
+    size: int,
+    numbers: int,
     images: LabelledImages,
     device: torch.device,
+    memory: int | None,
 ) -> tuple[int, int, torch.dtype]:
-    """The images of a model, as many as fit into memory, and the dtype of its slopes."""
-    auto = min(_MOST, max(_LEAST, _PER_CLASS * classes))
-    size = auto if options.images_per_round == "auto" else options.images_per_round
-    memory = available_bytes(device) // 4 if options.memory is None else options.memory
+    """The images of a model, as many as fit into memory, and the dtype of its slopes.
+
+    numbers: that an image's slopes are.
+    """
+    memory = available_bytes(device) // 4 if memory is None else memory
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
-    numbers = len(blocks.blocks) * blocks.members * classes  # an image
     for dtype in (torch.float32, torch.float16):
         fit = memory // (numbers * dtype.itemsize)
         if fit >= wanted:
