@@ -196,16 +196,22 @@ class LinearModel:
         return q
 
     def held_out(
-        self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor], gains: Gains
+        self,
+        folds: Sequence[Tensor],
+        score: Callable[[Tensor], Tensor],
+        gains: Gains,
+        weights: Tensor | None = None,
     ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
         folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
-        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to.
+        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to. weights: of the
+        images in the cross-entropy, float32 [n], of mean 1.
         """
+        share = torch.ones(len(self.z0)) if weights is None else weights
 
         def losses(q: Tensor) -> Tensor:
-            return self.losses_and_ranks(q)[0].double().cpu()
+            return self.losses_and_ranks(q)[0].double().cpu() * share
 
         none = torch.zeros(1, self.directions)
         base, before = losses(none)[0], score(none)[0].cpu()
@@ -216,9 +222,9 @@ class LinearModel:
             falls = base.new_empty(len(LENGTHS), len(base))
             after = before.new_empty(len(LENGTHS), *before.shape)
             for i, fold in enumerate(folds):
-                weights = torch.ones(len(base))
-                weights[fold] = 0.0
-                q = starts[i] = self.fit(ridge, starts[i], weights)
+                others = share.clone()
+                others[fold] = 0.0
+                q = starts[i] = self.fit(ridge, starts[i], others)
                 falls[:, fold] = (base - losses(lengths * q))[:, fold]
                 after[:, fold] = score(lengths * q).cpu()[:, fold]
             found = zip(LENGTHS, falls.mean(dim=1).tolist(), gains(before, after), strict=True)
