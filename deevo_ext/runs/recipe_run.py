@@ -231,14 +231,14 @@ class RecipeRun(Run):
     def _score(self, recipe: torch.Tensor, outcome: Outcome) -> float:
         """The network's score on the validation images.
 
-        Where these are the fitness images, it is the score before less the gain that folds have
-        seen on images that a fit had not.
+        Where these are the fitness images, it is the score before less what the folds' networks
+        gained on images that they knew nothing of.
         """
         if not self._validation.by_folds:
             return self._validation.score(self.state.row(recipe), None)
         known = self.state.evolved or self.state.initial
         present = min(candidate.score for candidate in known.values())
-        return present - min(outcome.gain, outcome.held_out.gain)
+        return present - outcome.gain
 
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""

@@ -16,6 +16,7 @@ from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.population.allocation import available_bytes
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
@@ -67,7 +68,8 @@ def rounds_of(
         fit = recorded.fitness["images_in_memory"]
         dtype = getattr(torch, recorded.fitness["slopes"])
     probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype)
-    return RoundSearch(
+    kind = FewRounds if len(images) <= min(FEW, fit) else RoundSearch
+    return kind(
         probing,
         images,
         metric,

@@ -13,9 +13,10 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class HeldOut:
     """What a fit gains on images that it was not fitted to.
 
     ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
+    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
+    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
     """
 
     ridge: float
@@ -41,6 +43,8 @@ class HeldOut:
     loss: float
     gain: float
     standard_error: float
+    images: Tensor = field(repr=False, compare=False)
+    fits: Tensor = field(repr=False, compare=False)
 
 
 class LinearModel:
@@ -83,6 +87,24 @@ class LinearModel:
         """Leaves a direction out: no step goes along it."""
         self.scale[direction] = 0.0
         self.slopes[direction].zero_()
+
+    def together(self, groups: Tensor) -> LinearModel:
+        """Returns the model of steps that are equal within groups of directions.
+
+        groups: int64 [d], each direction's of those of the model that is returned.
+        """
+        model = copy.copy(self)
+        count = int(groups.max()) + 1
+        model.scale = torch.zeros(count, dtype=torch.float64)
+        model.slopes = torch.zeros(
+            count, *self.slopes.shape[1:], dtype=self.slopes.dtype, device=self.slopes.device
+        )
+        for group in range(count):
+            total = torch.zeros_like(self.z0)
+            for k in (groups == group).nonzero().flatten().tolist():
+                total += float(self.scale[k]) * self.slopes[k].float()
+            model.put({group: total})
+        return model
 
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
@@ -178,16 +200,19 @@ class LinearModel:
         results: list[HeldOut] = []
         for ridge in RIDGES:
             gains = base.new_empty(2, len(LENGTHS), base.shape[-1])
+            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
             for i, fold in enumerate(folds):
                 weights = torch.ones(base.shape[-1])
                 weights[fold] = 0.0
-                q = starts[i] = self.fit(ridge, starts[i], weights)
+                q = fits[i] = starts[i] = self.fit(ridge, starts[i], weights)
                 gains[..., fold] = (base - both(lengths * q))[..., fold]
             for i, length in enumerate(LENGTHS):
                 loss, gain = gains[0, i], gains[1, i]
                 error = float(gain.std()) / len(gain) ** 0.5
                 results.append(
-                    HeldOut(ridge, length, float(loss.mean()), float(gain.mean()), error)
+                    HeldOut(
+                        ridge, length, float(loss.mean()), float(gain.mean()), error, loss, fits
+                    )
                 )
         return results
 

@@ -14,8 +14,9 @@ from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.population import Population
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
-from deevo_ext.runs.rounds import RoundSearch
+from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.configuration import configure
 from deevo_ext.search.optimizer import Callback
@@ -64,7 +65,8 @@ def recipe_run(
         model, population, micro_batch=32, calibration=fitness.slice(0, 100), engine="eager"
     )
     found = blocks_of(evaluator.forward, population, fitness.image_shape, "layer")
-    search = RoundSearch(
+    kind = FewRounds if count <= FEW else RoundSearch
+    search = kind(
         Probing(ProbeForward(evaluator), found.blocks, 0.3, 4),
         fitness,
         Metric.of(metric),
