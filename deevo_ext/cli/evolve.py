@@ -14,6 +14,7 @@ import typer
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import (
     bytes_of,
+    class_order_shown,
     function_of,
     images_per_batch_of,
     images_per_round_of,
@@ -21,12 +22,14 @@ from deevo_ext.cli.parameters import (
     without_defaults,
 )
 from deevo_ext.data import image_sets
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
 from deevo_ext.population.checkpoints import expand_paths
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.reading import check_files
 from deevo_ext.reports.card import REPORT, write_documents
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
@@ -72,8 +75,8 @@ def evolve(
         str,
         _images(
             help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
+            "file with the names of the network's classes, one a line; auto is that which the "
+            "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
     train_images: Annotated[
@@ -213,12 +216,16 @@ def evolve(
         checkpoint_key=parameters["checkpoint_key"],
         transform=transform,
     )
+    check_files(Inventory.of(network.model, frozen or ()), files, parameters["checkpoint_key"])
+    own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
+    order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
     sets = image_sets(
         data,
         network.needs_transform(),
         seed=split_seed,
         cache=cache,
-        class_order=class_order_of(class_order, network.name),
+        class_order=order,
+        classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,

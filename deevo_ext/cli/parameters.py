@@ -5,10 +5,30 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import typer
+
+from deevo_ext.data.class_maps import ClassMap
+from deevo_ext.data.classes import ClassOrder, class_order_of
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.blocks import UNITS
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy
+
+
+def class_order_shown(
+    text: str, architecture: str, own: ClassMap | None, action: str = "warn"
+) -> ClassOrder:
+    """Returns the order of classes that `--class-order` says; says where "auto" found one.
+
+    own: the checkpoints' class map. action: what is done where another order was asked for, as
+    `ClassMap.require_same` has it.
+    """
+    order = class_order_of(text, architecture, own.names if own else None)
+    if own is not None and text == "auto":
+        typer.echo(f"{len(own.names)} classes in the order of {own.where}")
+    elif own is not None:
+        own.require_same(order, action)
+    return order
 
 
 def function_of(name: str, option: str = "metric") -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def build_cache(
     if not len(pictures):
         raise DeevoError(f"{pictures.name}: no pictures")
     description = _describe(pictures, transform)
-    if path.exists():
+    if os.path.lexists(path):
         return _existing(path, description)
     partial = path.with_name(path.name + ".partial")
     with _locked(partial, progress) as file:
@@ -153,6 +154,11 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
         reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
         raise DeevoError(f"cannot write {partial}: {reason}") from error
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise DeevoError(
+                f"cannot write {partial}: it is no file, but a pipe or device; remove it, or "
+                "choose another file for the cache"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,10 +1,6 @@
 """Checkpoint files: from a path to a flat `dict[str, Tensor]` on the CPU.
 
-Two kinds of files are read: `.safetensors`, and what `torch.save` writes (`.pth`, `.pt`, `.bin`,
-`.ckpt`, `.tar`), the latter with `weights_only=True` and `argparse.Namespace` allowed: training
-scripts such as torchvision's and timm's keep their arguments beside the weights.
-
-Training scripts also wrap the weights. Where the file's top level is not itself a state dict, the
+Training scripts wrap the weights. Where the file's top level is not itself a state dict, the
 first of the keys `state_dict`, `model`, `model_state_dict`, `model_ema` that is present is
 taken, in this fixed order: so the raw weights come before their moving average, with a warning that
 says which were taken. `checkpoint_key` chooses another.
@@ -12,35 +8,26 @@ says which were taken. `checkpoint_key` chooses another.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import glob
 import hashlib
 import os
 import warnings
-import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.checkpoint_file import FOLDER_SUFFIXES, SUFFIXES, read_wrapped
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-FOLDER_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Suffixes of the files that are taken from a folder; its other files are ignored."""
-SUFFIXES = (*FOLDER_SUFFIXES, ".bin", ".ckpt", ".tar")
-"""Suffixes of the files that are read when they are named one by one."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
 """Keys under which training scripts keep the weights, in order of preference."""
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DataParallel, AveragedModel and the like, and torch.compile put before a name."""
-
-# In the messages of torch.load where a file is sound but holds more than tensors.
-_CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript")
 
 
 def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
@@ -113,16 +100,18 @@ def load_checkpoint(
     *,
     checkpoint_key: str | None = None,
     expected: Collection[str] | None = None,
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
     """Reads one file to a flat state dict of CPU tensors with the dtypes of the file.
 
     `checkpoint_key` names the wrapper that holds the weights; `expected` are the model's
     tensor names, which settle whether `module.` is a wrapper's prefix or the model's own (see
-    `strip_prefixes`). Raises DeevoError, naming the file, when it cannot be read, holds pickled
-    objects other than tensors, or has no state dict where it was looked for.
+    `strip_prefixes`). mapped: as in `read_wrapped`, for those who ask for shapes alone. Raises
+    DeevoError, naming the file, when it cannot be read, holds pickled objects other than tensors,
+    or has no state dict where it was looked for.
     """
     path = Path(path)
-    state, _ = unwrap(read_wrapped(path), checkpoint_key, path)
+    state, _ = unwrap(read_wrapped(path, mapped=mapped), checkpoint_key, path)
     return strip_prefixes({name: tensor.detach() for name, tensor in state.items()}, expected)
 
 
@@ -184,67 +173,6 @@ def _without_prefixes(name: str) -> str:
 
 def _without_components(name: str) -> str:
     return ".".join(part for part in name.split(".") if f"{part}." not in PREFIXES)
-
-
-def read_wrapped(path: Path) -> Any:
-    """Reads the whole content of a checkpoint file, with the wrappers around the weights."""
-    if path.suffix not in SUFFIXES:
-        raise DeevoError(
-            f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
-            f"{', '.join(SUFFIXES)}; rename the file if its content is one of these"
-        )
-    if not os.path.isfile(path):
-        raise DeevoError(f"checkpoint {path} does not exist or is not a file")
-    reader: Callable[[Path], Any] = _read_torch
-    if path.suffix == ".safetensors":
-        reader = _read_safetensors
-    try:
-        return reader(path)
-    except (DeevoError, ImportError, MemoryError):
-        raise
-    # A broken file surfaces as RuntimeError, UnpicklingError, EOFError, SafetensorError and more,
-    # depending on where it breaks: all mean the same to the user.
-    except Exception as error:
-        if any(mark in str(error) for mark in _CODE_MARKS):
-            raise DeevoError(
-                f"{path}: holds pickled objects besides tensors, which are not loaded as they may "
-                f"run code; save model.state_dict() alone ({_reason(error)})"
-            ) from error
-        raise DeevoError(
-            f"{path}: cannot be read; the file is truncated or corrupt, or its suffix is wrong: "
-            f"copy, download or save it again ({_reason(error)})"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path, device="cpu")
-
-
-def _read_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        _check_sums(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_sums(path: Path) -> None:
-    """Raises BadZipFile where a part of the file is not what its CRC says; torch does not look."""
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.CRC:  # torch.save writes 0 where it is told to do without
-                with archive.open(part) as content:
-                    while content.read(1 << 20):
-                        pass
-
-
-def _reason(error: Exception) -> str:
-    """Finds the telling line of an error; torch's messages begin with much advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if any(mark in line for mark in (*_CODE_MARKS, "operand"))]
-    text = (telling or lines or [""])[0].removeprefix("WeightsUnpickler error: ")[:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_state_dict(value: Any) -> bool:

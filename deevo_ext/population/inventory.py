@@ -23,7 +23,14 @@ from torch.nn.parameter import is_lazy
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors
 from deevo_ext.population.layout import Layout
-from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.tensors import (
+    check_finite,
+    check_kind,
+    check_nonnegative,
+    dtype_name,
+    dtype_of,
+    pick,
+)
 
 POLICIES = ("evolve", "inherit", "recalibrate")
 """What may become of BatchNorm statistics; population.py explains each policy."""
@@ -219,6 +226,13 @@ class Inventory:
                 f"{label}: unexpected tensor {surplus!r} of shape {list(state[surplus].shape)}, "
                 "which the model has not; all members must be of the model's architecture"
             )
+
+    def check_kinds(self, state: Mapping[str, Tensor], label: str) -> None:
+        """Refuses a checkpoint whose names, shapes or dtypes are not the model's."""
+        self.check_names(state, label)
+        for tensor in self.tensors:
+            if tensor.counter is None:
+                check_kind(state, tensor.names, tensor.shape, label, floating=tensor.floating)
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values, from which `from_json` makes an equal inventory.

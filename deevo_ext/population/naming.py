@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.population.checkpoints import read_wrapped, strip_prefixes, unwrap
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.checkpoints import strip_prefixes, unwrap
 from deevo_ext.population.population import Population
 
 

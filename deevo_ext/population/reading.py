@@ -83,6 +83,15 @@ def in_files(
     return [source(name, file) for name, file in zip(names, files, strict=True)]
 
 
+def check_files(inventory: Inventory, files: Sequence[Path], checkpoint_key: str | None) -> None:
+    """Refuses files whose names, shapes or dtypes are not the model's; reads no weights."""
+    for file in files:
+        state = checkpoints.load_checkpoint(
+            file, checkpoint_key=checkpoint_key, expected=inventory.order, mapped=True
+        )
+        inventory.check_kinds(state, str(file))
+
+
 def in_memory(
     state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
 ) -> list[Source]:

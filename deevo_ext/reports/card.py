@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +109,7 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
         "folder": folder,
         "search": run.search,
         "chosen": chosen,
+        "score": _shown(run)(chosen.score),
         "soup": SOUP,
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
@@ -116,6 +117,11 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
         "configuration": json.dumps(decides, indent=2),
         **own,
     }
+
+
+def _shown(run: Run) -> Callable[[float], float]:
+    """Returns what makes of a score the run's metric, in its user's direction."""
+    return float if run.validation is None else run.validation.metric.shown
 
 
 def _compared(comparison: Comparison) -> dict[str, Any]:
@@ -145,8 +151,9 @@ def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
 def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     """Returns what is said of a search of coefficients alone."""
     history, configuration, state = run.history, run.configuration, run.state
-    baselines = {one.name: one.score for one in (*state.initial.values(), *state.treated)}
-    score = min(one.score for one in state.initial.values())  # of the network it began with
+    shown = _shown(run)
+    baselines = {one.name: shown(one.score) for one in (*state.initial.values(), *state.treated)}
+    score = shown(min(one.score for one in state.initial.values()))  # of the one it began with
     points: list[dict[str, Any]] = [
         {
             "round": 0,

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from deevo_ext.arguments import check_arguments
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.metric_checks import settled
+from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
@@ -91,7 +93,8 @@ def evolve(
     generations_per_batch: int = 3,
     sampling: str = "stratified",
     augment: str | None = None,
-    metric: str | ImageScores = "loss",
+    metric: str | Scores | Metric = "loss",
+    metric_name: str | None = None,
     label_smoothing: float = 0.0,
     racing: float | None = None,
     racing_first: float = 1 / 32,
@@ -162,8 +165,12 @@ def evolve(
         those more often that the first members are unsure of.
     augment: what is done to the images of each batch: "mirror", "shift:PIXELS", "crop:SHARE", or
         several with commas between.
-    metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
-        or a function of (logits, labels).
+    metric: what fitness and validation go by: "loss", "top1", "top5", "worst-class" (the share of
+        right images of the class where it is least), "macro-f1", a classification metric of
+        torchmetrics, a function of (logits, labels) that gives a score an image or one of the whole
+        set, of which less is better, or a `Metric`.
+    metric_name: a name for a metric that is a function, in place of its own name and the hash of
+        its code: it says which version of the function a run folder was made with.
     label_smoothing: the label smoothing of the loss that is the fitness.
     racing: an error rate. Trials are compared with their parent on a first share of the images and
         then on more and more of them, and are dropped once they lose. A trial that would win is
@@ -191,7 +198,8 @@ def evolve(
         is "paper".
     basin: what is done about members that are no better than guessing, or far from the others, and
         about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". The
-        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images.
+        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images. Checkpoints
+        whose own class maps differ are treated alike.
     overlap: what is done about fitness, validation and test images that share images: "refuse" sets
         of which one shares half of its images or more, and warn of less, "warn" or "ignore".
     progress: whether to show a progress bar.
@@ -227,6 +235,8 @@ def evolve(
             search,
             memory,
         )
+    if basin != "ignore":
+        class_map_of(expand_paths(paths), basin)
     population = Population.from_checkpoints(
         model,
         paths,
@@ -254,11 +264,19 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
+    for given in sets.values():
+        classes, highest = evaluator.classes(given), int(given.labels.max())
+        if highest >= classes:
+            raise DeevoError(
+                f"labels of {given.name} go up to {highest}, but the network has {classes} "
+                "classes, 0 up to one less; give labels of the network's classes"
+            )
+    evaluator.classes(calibration)
     materials = Materials(
         evaluator=evaluator,
         images=images,
         validation_images=sets.get("validation"),
-        metric=Metric.of(metric),
+        metric=settled(Metric.of(metric, name=metric_name), evaluator, sets.values()),
         seed=seed,
         folder=None if run_dir is None else Path(run_dir),
         chunk=chunk,
@@ -350,7 +368,14 @@ def check_options(given: dict[str, Any]) -> str:
             f"batchnorm is {options['batchnorm']!r}; expected one of {', '.join(POLICIES)}"
         )
     configure(options["preset"], generations=options["generations"], **parameters)
-    Metric.of(options["metric"], options["label_smoothing"])
+    of = Metric.of(options["metric"], options["label_smoothing"], name=options["metric_name"])
+    if options["run_dir"] is not None:
+        of.describe()  # which refuses what a later start could not tell from others
+    if options["racing"] is not None and of.of_whole_sets:
+        raise DeevoError(
+            f"racing is {options['racing']!r}, but metric {of.name} is one of a whole set: races "
+            "drop trials by the scores of the first images; leave racing out"
+        )
     if options["augment"] is not None:
         Augmentation.parse(options["augment"])
     if options["racing"] is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deevo_ext.fitness.probing import KeepLogits
 from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import fold_numbers
 from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.population.recipes import after
@@ -70,10 +71,12 @@ class FewRounds(RoundSearch):
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         images, metric = self.images, self.metric
+        labels = images.labels.cpu()
         present = self._scores(recipe[None], images)[0]
-        self._require_finite(present)
+        before = self._require_finite(present, labels)
         model, left_out = self.probing.model(recipe, images, keep)
-        self._require_finite(virtual_scores(model, metric, torch.zeros(1, model.directions)))
+        none = torch.zeros(1, model.directions)
+        self._require_finite(virtual_scores(model, metric, none)[0], labels)
         numbers = fold_numbers(images.labels, FOLDS, self.seed)
         folds = [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
         with threads_of(model):
@@ -81,7 +84,9 @@ class FewRounds(RoundSearch):
                 (unit, fit)
                 for unit in self._units(model, recipe)
                 for fit in unit.model.held_out(
-                    folds, functools.partial(virtual_scores, unit.model, metric)
+                    folds,
+                    functools.partial(virtual_scores, unit.model, metric),
+                    lambda before, after: gains_of(metric, before, after, labels),
                 )
             ]
         unit, likely = max(found, key=lambda one: one[1].loss)
@@ -90,8 +95,8 @@ class FewRounds(RoundSearch):
         )
         if not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
-        gains, length = self._nested(recipe, found, folds, radius, present)
-        gain, error = float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
+        tested, length = self._nested(recipe, found, folds, radius, present)
+        gain, error = gain_of(metric, present, tested, labels)
         nothing = replace(nothing, gain=gain, standard_error=error)
         if not gain > error:
             return nothing
@@ -106,9 +111,8 @@ class FewRounds(RoundSearch):
             with threads_of(model):
                 new, evolved = self._likeliest(unit, likely.ridge, length, 2 * number + wave)
             virtual.append(evolved)
-            scores = self._scores(self._recipes(recipe, model, new), images)
-            means = (scores - present).mean(dim=1).tolist()
-            proposals += [replace(p, score=mean) for p, mean in zip(new, means, strict=True)]
+            changes = (self._fitness(self._recipes(recipe, model, new), images) - before).tolist()
+            proposals += [replace(p, score=one) for p, one in zip(new, changes, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         return replace(
             nothing,
@@ -131,26 +135,27 @@ class FewRounds(RoundSearch):
         radius: float,
         present: Tensor,
     ) -> tuple[Tensor, float]:
-        """Returns what networks gain on each image, float64 [n], that were not fitted to it.
+        """Returns each image's outcome [n, ...] by a network that was not fitted to it.
 
         A fold's network is the fit to the other folds whose unit and ridge did best on these by the
         linear model, at the length that did best on these by real networks. The other result is
         the length that did best on all.
         """
         lengths = [radius * length for length in LENGTHS]
-        every = present.new_empty(len(lengths), len(present))
+        every = present.new_empty(len(lengths), *present.shape)
         for k, fold in enumerate(folds):
             rest = numbers_but(fold, len(present))
             unit, fit = max(found, key=lambda one: float(one[1].images[rest].mean()))
             step = unit.whole.step_of(unit.lifted(fit.fits[k])).reshape(recipe.shape).float()
             made = torch.stack([after(recipe, step, length) for length in lengths])
-            every[:, fold] = present[fold] - self._scores(made, self.images.subset(fold))
-        every = every.nan_to_num(-math.inf, neginf=-math.inf)
-        gains = torch.empty_like(present)
+            every[:, fold] = self._scores(made, self.images.subset(fold))
+        labels = self.images.labels.cpu()
+        outcomes = torch.empty_like(present)
         for fold in folds:
             rest = numbers_but(fold, len(present))
-            gains[fold] = every[int(every[:, rest].mean(dim=1).argmax()), fold]
-        return gains, lengths[int(every.mean(dim=1).argmax())]
+            best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
+            outcomes[fold] = every[best, fold]
+        return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
 
     def _likeliest(
         self, unit: _Unit, ridge: float, length: float, number: int

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.population import checkpoints
+from deevo_ext.population.checkpoint_file import SUFFIXES
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 
@@ -111,7 +112,7 @@ def locate_checkpoints(
         for path, (_, expected) in zip(files, sources, strict=True):
             check_digest(path, expected, said, "say where it is with --checkpoints DIR")
         return files
-    below = [p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES]
+    below = [p for p in Path(checkpoint_dir).rglob("*") if p.suffix in SUFFIXES]
     by_digest = {checkpoints.sha256(path): path for path in sorted(below) if path.is_file()}
     for name, expected in sources:
         if expected not in by_digest:

@@ -20,6 +20,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.checkpoint_file import read_wrapped
 from deevo_ext.population.composed import ComposedNetwork, network_digest
 from deevo_ext.population.inventory import STATISTICS, Inventory
 from deevo_ext.population.layout import Layout
@@ -220,12 +221,12 @@ def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    return checkpoints.read_wrapped(path)
+    return read_wrapped(path)
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:
     """Takes the inventory of the first member's file; a recipe names what a file may lack."""
-    content, _ = checkpoints.unwrap(checkpoints.read_wrapped(first), said.checkpoint_key, first)
+    content, _ = checkpoints.unwrap(read_wrapped(first), said.checkpoint_key, first)
     named = [pattern for patterns in said.blocks.values() for pattern in patterns]
     state = checkpoints.strip_by_patterns(content, [*named, *said.tied, *said.tied.values()])
     for alias, name in said.tied.items():

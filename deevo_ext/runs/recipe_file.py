@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.checkpoints import SUFFIXES, short_names
+from deevo_ext.population.checkpoint_file import SUFFIXES
+from deevo_ext.population.checkpoints import short_names
 from deevo_ext.population.recipes import check_recipe, normalised
 from deevo_ext.population.tensors import dtype_name
 from deevo_ext.runs.edited_yaml import choice, count, dump, load, mapping, number, text, texts

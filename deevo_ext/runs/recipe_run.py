@@ -243,6 +243,7 @@ class RecipeRun(Run):
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
+        shown = self._validation.metric.shown
         views = self.population.layout.views(self.state.row(self.recipe))
         network = ComposedNetwork(
             self.state.blocks,
@@ -264,14 +265,15 @@ class RecipeRun(Run):
                 "metric": self.rounds.metric.name,
             },
             scores={
-                "validation": chosen.score,
-                **{f"initial {kind}": one.score for kind, one in self.state.initial.items()},
+                "validation": shown(chosen.score),
+                **{f"initial {kind}": shown(one.score) for kind, one in self.state.initial.items()},
             },
         )
 
     def _observe(self, record: RoundRecord, bar: Any) -> None:
         best = None if record.best is None else record.proposals[record.best]
         strategies = [strategy.name for strategy in self.configuration.strategies]
+        shown = self._validation.metric.shown
         metrics = {
             "round": float(record.round),
             "accepted": float(record.accepted),
@@ -282,7 +284,7 @@ class RecipeRun(Run):
             "length": math.nan if best is None else best.length,
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
-            "validation/recipe": math.nan if record.score is None else record.score,
+            "validation/recipe": math.nan if record.score is None else shown(record.score),
             **virtual_files.summary(self.virtual[-1], strategies),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),

@@ -11,6 +11,7 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metric_checks import first_logits
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
@@ -108,8 +109,4 @@ def _sizes(
 
 def _classes(evaluator: Evaluator, images: LabelledImages) -> int:
     """How many logits the network has."""
-    population = evaluator.population
-    row = population.rows[0].to(evaluator.device)
-    statistics = population.statistics[0] if population.statistics_layout.dim else None
-    some = images.slice(0, 1)
-    return int(evaluator.forward.logits(row, some, statistics).shape[1])
+    return first_logits(evaluator, images.slice(0, 1)).shape[1]

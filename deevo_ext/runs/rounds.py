@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -22,6 +23,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepLogits, Probing
 from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
@@ -135,12 +137,18 @@ class RoundSearch:
                 f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
                 f"{self.classes} classes"
             )
-        rare = (counts < 2).nonzero().flatten().tolist()
+        rare = (counts == 1).nonzero().flatten().tolist()  # of classes without images no fold knows
         if rare:
             raise DeevoError(
-                f"{len(rare)} of {len(counts)} classes, as class {rare[0]} with "
-                f"{int(counts[rare[0]])}, have fewer than 2 of the {len(labels)} fitness images: "
-                "one fold's fit would see none of them; give at least 2 images of each class"
+                f"{len(rare)} of {len(counts)} classes, as class {rare[0]}, have 1 of the "
+                f"{len(labels)} fitness images: one fold's fit would see none of them; give at "
+                "least 2 images of each such class, or none"
+            )
+        if absent := (counts == 0).nonzero().flatten().tolist():
+            warnings.warn(
+                f"the fitness images have none of {len(absent)} of {len(counts)} classes, as class "
+                f"{absent[0]}: what becomes of those is not measured",
+                stacklevel=2,
             )
 
     def parts(self, number: int) -> Parts:
@@ -165,15 +173,18 @@ class RoundSearch:
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)
-        present = self._scores(recipe[None], parts.choice)[0]
-        self._require_finite(present)
+        before = self._require_finite(
+            self._scores(recipe[None], parts.choice)[0], parts.choice.labels
+        )
         model, left_out = self.probing.model(recipe, parts.model, keep)
-        self._require_finite(virtual_scores(model, self.metric, torch.zeros(1, model.directions)))
+        none = torch.zeros(1, model.directions)
+        self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
         with threads_of(model):
             held_out = model.held_out(
                 [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
                 lambda q: virtual_scores(model, self.metric, q),
+                lambda before, after: gains_of(self.metric, before, after, parts.model.labels),
             )
         virtual: list[Virtual] = []
         likely = max(held_out, key=lambda fit: fit.loss)
@@ -192,17 +203,15 @@ class RoundSearch:
             with threads_of(model):
                 new, evolved = self._propose(model, held_out, radius, (number, wave))
             virtual.append(evolved)
-            scores = self._scores(self._recipes(recipe, model, new), parts.choice)
-            gains = (scores - present).mean(dim=1).tolist()
+            recipes = self._recipes(recipe, model, new)
+            gains = (self._fitness(recipes, parts.choice) - before).tolist()
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         chosen = proposals[best]
         step = model.step_of(chosen.q).reshape(recipe.shape).float()
         both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
-        before, then = self._scores(both, parts.test)
-        difference = before - then
-        gain = float(difference.mean())
-        error = float(difference.std()) / len(difference) ** 0.5
+        start, end = self._scores(both, parts.test)
+        gain, error = gain_of(self.metric, start, end, parts.test.labels)
         return replace(
             nothing,
             step=step,
@@ -257,15 +266,18 @@ class RoundSearch:
         model, choice, test = self.sizes()
         return (PROPOSALS + 1) * (choice + networks) + 2 * (test + networks) + model
 
-    def _require_finite(self, scores: Tensor) -> None:
-        finite = torch.isfinite(scores)
-        if not bool(finite.all()):
-            broken = int((~finite).sum())
+    def _require_finite(self, outcomes: Tensor, labels: Tensor) -> Tensor:
+        """Returns the fitness of the present network's outcomes [n, ...] on fitness images."""
+        fitness = self.metric.fitness(outcomes, labels)
+        if not math.isfinite(fitness):
+            broken = int((~torch.isfinite(outcomes.view(len(labels), -1)).all(dim=1)).sum())
+            where = f"on {broken} of {len(labels)} fitness images" if broken else "on all of them"
             raise DeevoError(
-                f"the present network's scores by metric {self.metric.name} are NaN or infinite on "
-                f"{broken} of {scores.numel()} fitness images: mend the metric, or check images, "
-                "labels and preprocessing against the model"
+                f"the present network's scores by metric {self.metric.name} are NaN or infinite "
+                f"{where}: mend the metric, or check images, labels and preprocessing against the "
+                "model"
             )
+        return fitness
 
     def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
         steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]
@@ -273,14 +285,21 @@ class RoundSearch:
             [after(recipe, s, p.length) for s, p in zip(steps, proposals, strict=True)]
         )
 
+    def _fitness(self, recipes: Tensor, images: LabelledImages) -> Tensor:
+        """Fitness float64 [K] of real networks; outcomes of some at a time are kept."""
+        some = recipes.split(self.probing.chunk)
+        return torch.cat(
+            [self.metric.fitness(self._scores(part, images), images.labels) for part in some]
+        )
+
     def _scores(self, recipes: Tensor, images: LabelledImages) -> Tensor:
-        """Scores float64 [K, n] on the CPU of real networks, their statistics re-estimated."""
+        """Outcomes [K, n, ...] on the CPU of real networks, their statistics re-estimated."""
         evaluator, parts = self.evaluator, []
         for some in recipes.split(self.probing.chunk):
             rows = self.probing.blocks.compose(self.probing.population, some)
             rows = sent(rows, evaluator.device)
             used = evaluator.used_statistics(rows, None)
-            parts.append(evaluator.image_scores(rows, images, self.metric, used).double().cpu())
+            parts.append(evaluator.image_scores(rows, images, self.metric, used).cpu())
         return torch.cat(parts)
 
 

@@ -28,6 +28,9 @@ _NEWTON_STEPS, _ENOUGH = 12, 1e-6
 # on a GPU they are enough to keep it busy.
 _SLICE_BYTES, _SLICE_BYTES_OF_GPUS = 8 << 20, 256 << 20
 
+Gains = Callable[[Tensor, Tensor], Sequence[tuple[float, float]]]
+"""function(outcomes [n, ...], those of P steps [P, n, ...]) -> gain and standard error of each."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -123,6 +126,15 @@ class LinearModel:
 
     def losses_and_ranks(self, q: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
+        losses, ranks, _ = self._scores(q, label_smoothing)
+        return losses, ranks
+
+    def losses_and_predictions(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns losses float32 [P, n] and predicted classes int32 [P, n], likewise."""
+        losses, _, predicted = self._scores(q, 0.0)
+        return losses, predicted
+
+    def _scores(self, q: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
         count, images = len(q), len(self.z0)
         device = self.z0.device
         losses = torch.empty(count, images, device=device)
@@ -139,7 +151,7 @@ class LinearModel:
             predicted,
             probability,
         )
-        return losses, ranks
+        return losses, ranks, predicted
 
     def correct(self, q: Tensor, logits: Tensor) -> None:
         """Makes the model give these logits [n, classes] for q [d], by the least change of slopes.
@@ -183,37 +195,38 @@ class LinearModel:
                 break
         return q
 
-    def held_out(self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor]) -> list[HeldOut]:
+    def held_out(
+        self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor], gains: Gains
+    ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric of
-        each image, [P, n].
+        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
+        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to.
         """
 
-        def both(q: Tensor) -> Tensor:
-            losses = self.losses_and_ranks(q)[0]
-            return torch.stack([losses, score(q)]).double().cpu()
+        def losses(q: Tensor) -> Tensor:
+            return self.losses_and_ranks(q)[0].double().cpu()
 
-        base = both(torch.zeros(1, self.directions))
+        none = torch.zeros(1, self.directions)
+        base, before = losses(none)[0], score(none)[0].cpu()
         lengths = torch.tensor(LENGTHS)[:, None]
         starts: list[Tensor | None] = [None] * len(folds)
         results: list[HeldOut] = []
         for ridge in RIDGES:
-            gains = base.new_empty(2, len(LENGTHS), base.shape[-1])
+            falls = base.new_empty(len(LENGTHS), len(base))
+            after = before.new_empty(len(LENGTHS), *before.shape)
             fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
             for i, fold in enumerate(folds):
-                weights = torch.ones(base.shape[-1])
+                weights = torch.ones(len(base))
                 weights[fold] = 0.0
                 q = fits[i] = starts[i] = self.fit(ridge, starts[i], weights)
-                gains[..., fold] = (base - both(lengths * q))[..., fold]
-            for i, length in enumerate(LENGTHS):
-                loss, gain = gains[0, i], gains[1, i]
-                error = float(gain.std()) / len(gain) ** 0.5
-                results.append(
-                    HeldOut(
-                        ridge, length, float(loss.mean()), float(gain.mean()), error, loss, fits
-                    )
-                )
+                falls[:, fold] = (base - losses(lengths * q))[:, fold]
+                after[:, fold] = score(lengths * q).cpu()[:, fold]
+            found = zip(LENGTHS, falls, gains(before, after), strict=True)
+            results += [
+                HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
+                for length, fall, gain in found
+            ]
         return results
 
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:

@@ -225,7 +225,10 @@ class MembersFolder:
     ) -> None:
         """Writes the file first, then its entry, so that an entry speaks of a file that exists."""
         tensors = {key: value.cpu().contiguous() for key, value in state.items()}
-        content = save(tensors, {"format": "pt"})
+        metadata = {"format": "pt"}
+        if names := self._record.get("class_names"):
+            metadata["class_names"] = json.dumps(names)
+        content = save(tensors, metadata)
         write_whole(self.path(name), content)
         self._record["files"][name] = {
             "hyper_parameters": dict(hyper_parameters),

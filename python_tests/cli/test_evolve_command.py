@@ -151,7 +151,7 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert header["configuration"]["f_init"] == 0.5
     strategies = header["configuration"]["strategies"]
     assert [s["name"] for s in strategies] == ["near", "trig(r1, r2, r3)"]
-    assert header["fitness"]["metric"] == "support.evolution.top2"
+    assert header["fitness"]["metric"]["function"] == "support.evolution.top2"
     assert len(list((folder / "tensorboard").iterdir())) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -216,7 +216,7 @@ def test_kill_minus_nine_in_the_middle_loses_nothing(
     [
         (["--time", "soon"], "time is 'soon'"),
         (["--images-per-batch", "many"], "images_per_batch is 'many'"),
-        (["--metric", "top5"], "metric is 'top5'"),
+        (["--metric", "top3"], "metric is 'top3'"),
         (["--dtype", "int8"], "dtype is 'int8'"),
         (["--strategies", "target"], "strategies is 'target'"),
         (["--racing", "0.9"], "racing is 0.9"),

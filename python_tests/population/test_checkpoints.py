@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
+import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.checkpoints import expand_paths, load_checkpoint, sha256, strip_prefixes
+from deevo_ext.population.population import Population
 from support.networks import ConvNet, members
 
 STATE = members(ConvNet, 1)[0]
@@ -131,7 +136,7 @@ def test_averaged_model_loses_its_counter() -> None:
     assert equal(strip_prefixes(prefixed), prefixed)
 
 
-@pytest.mark.parametrize("keep", [0, 9, 300, 0.5, 0.99])
+@pytest.mark.parametrize("keep", [2, 9, 300, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["one.pth", "one.safetensors"])
 def test_truncated_files(tmp_path: Path, name: str, keep: float) -> None:
     path = tmp_path / name
@@ -147,10 +152,56 @@ def test_truncated_files(tmp_path: Path, name: str, keep: float) -> None:
 
 @pytest.mark.parametrize("name", ["one.pth", "one.safetensors"])
 def test_garbage(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"<html>404 not found</html>" * 20)
+    (tmp_path / name).write_bytes(b"404 not found. " * 20)
     with pytest.raises(DeevoError, match=f"{name}: cannot be read") as caught:
         load_checkpoint(tmp_path / name)
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["one.pth", "one.safetensors"])
+def test_what_lies_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 102502400\n"
+    for content, message in (
+        (pointer, "a pointer of Git LFS, .* git lfs pull"),
+        (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "a web page, .* download the file"),
+        (b"<html>404 not found</html>" * 20, "a web page"),
+        (b"", "an empty file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DeevoError, match=f"{name}: {message}"):
+            load_checkpoint(tmp_path / name)
+
+
+def test_tensors_that_are_not_plain_are_named(tmp_path: Path) -> None:
+    program = """
+        import torch, torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        mesh = init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(torch.rand(3, 4), mesh, [Shard(0)])
+        torch.save({"weight": weight, "bias": torch.rand(3)}, "d.pth")
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=tmp_path)
+    torch.save(nn.Linear(4, 3).state_dict(), tmp_path / "e.pth")
+    read = """
+        import deevo_ext, torch
+        if {imported}:
+            import torch.distributed.tensor
+        try:
+            deevo_ext.Population.from_checkpoints(torch.nn.Linear(4, 3), ["e.pth", "d.pth"])
+        except deevo_ext.DeevoError as error:
+            print(error)
+        """
+    for imported in (False, True):
+        script = textwrap.dedent(read.format(imported=imported))
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert re.match(r"d\.pth: .* no plain tensors; .* full_tensor\(\)", done.stdout)
+    state = {"weight": torch.eye(3, 4).to_sparse(), "bias": torch.rand(3)}
+    with pytest.raises(DeevoError, match=r"member1: 'weight' .* no plain tensors"):
+        Population.from_state_dicts(nn.Linear(4, 3), [nn.Linear(4, 3).state_dict(), state])
 
 
 def test_pickled_models_are_not_loaded(tmp_path: Path) -> None:

@@ -172,7 +172,11 @@ def test_folds_score_what_a_fit_has_not_seen() -> None:
     def wrong(q: Tensor) -> Tensor:
         return (model.logits(q).argmax(dim=2) != labels).float()
 
-    found = model.held_out(folds, wrong)
+    def paired(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
+        falls = (before - after).double()
+        return [(float(fall.mean()), float(fall.std()) / len(fall) ** 0.5) for fall in falls]
+
+    found = model.held_out(folds, wrong, paired)
     assert [(fit.ridge, fit.length) for fit in found] == [(r, s) for r in RIDGES for s in LENGTHS]
     for ridge in (RIDGES[0], RIDGES[-1]):
         fits = {}
