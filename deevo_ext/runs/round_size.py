@@ -18,6 +18,7 @@ from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.population.allocation import available_bytes
 from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
@@ -37,6 +38,7 @@ class RoundsOptions:
     blocks: str | Sequence[str] = "auto"
     images_per_round: int | Literal["auto"] = "auto"
     memory: int | None = None
+    keep: Keep | None = None
 
 
 def rounds_of(
