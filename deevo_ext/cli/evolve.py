@@ -87,6 +87,13 @@ def evolve(
             "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        _images(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         _images(
@@ -271,6 +278,7 @@ def evolve(
         seed=split_seed,
         cache=cache,
         class_order=order,
+        labels=labels,
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,

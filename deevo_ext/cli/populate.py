@@ -96,6 +96,13 @@ def populate(
             "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -158,6 +165,7 @@ def populate(
         expected,
         cache=cache,
         class_order=order,
+        labels=labels,
         train_images=train_images or None,
         workers=workers,
         skip_corrupt=skip_corrupt,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.classes import class_order_of
-from deevo_ext.data.pictures import open_pictures
+from deevo_ext.data.opening import open_pictures
 from deevo_ext.data.sets import image_sets, open_data
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
