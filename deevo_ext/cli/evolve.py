@@ -279,6 +279,7 @@ def evolve(
         cache=cache,
         class_order=order,
         labels=labels,
+        classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,

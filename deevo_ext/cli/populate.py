@@ -15,7 +15,7 @@ from deevo_ext.cli.parameters import class_order_shown
 from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import architecture, check_fit
+from deevo_ext.networks.zoo import architecture, check_fit, classes_in
 from deevo_ext.population.checkpoints import load_checkpoint
 from deevo_ext.population.finding import sha256
 from deevo_ext.text import text_table
@@ -154,11 +154,12 @@ def populate(
     )
     untrained = architecture(arch, transform=transform)
     expected = untrained.needs_transform()
-    state, own = None, None
+    state, own, classes = None, None, None
     if checkpoint is not None:
         state = _read(checkpoint, untrained.model)
         if not base_epochs:  # which make a new classifier
             own = class_map_of([checkpoint], "warn")
+            classes = classes_in(state, untrained.model) or untrained.classes()
     order = class_order_shown(class_order, untrained.name, own)
     cached = open_data(
         data,
@@ -166,6 +167,7 @@ def populate(
         cache=cache,
         class_order=order,
         labels=labels,
+        classes=classes,
         train_images=train_images or None,
         workers=workers,
         skip_corrupt=skip_corrupt,

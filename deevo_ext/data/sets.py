@@ -85,6 +85,7 @@ def open_data(
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
     labels: str | os.PathLike[str] | None = None,
+    classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     workers: int | None = None,
     skip_corrupt: bool = False,
@@ -103,6 +104,12 @@ def open_data(
         return opened
     pictures = select_train(open_pictures(path, class_order, labels), train_images, seed)
     require_order(pictures.class_names, class_order, str(path))
+    if classes is not None and len(pictures.class_names) not in (0, classes):
+        raise DeevoError(
+            f"{path}: {len(pictures.class_names)} classes ({pictures.class_names[0]} .. "
+            f"{pictures.class_names[-1]}), but the network has {classes}; where pictures are of "
+            "some of its classes, name all of them in their order (--class-order FILE)"
+        )
     if cache is None:
         target = _default_path((path, labels), transform, pictures, seed, class_order)
         require_own(target)
@@ -127,6 +134,7 @@ def image_sets(
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
     labels: str | os.PathLike[str] | None = None,
+    classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     fitness: ImageSource | None = None,
     validation: ImageSource | None = None,
@@ -141,7 +149,8 @@ def image_sets(
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
     default below DEEVO_CACHE_DIR, where one whose pictures have changed is made anew. class_order:
     of class folders, see `ClassOrder`. labels: a table of the labels of `data`, as in
-    `open_pictures`. train_images: how many are cached, class-balanced; None for all. fitness,
+    `open_pictures`. classes: how many the network has, of which pictures of another number are
+    refused undecoded. train_images: how many are cached, class-balanced; None for all. fitness,
     validation, test: a set, or a cache file or folder (its train part for fitness, else its val
     part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
 
@@ -161,6 +170,7 @@ def image_sets(
         transform=transform,
         seed=seed,
         class_order=class_order,
+        classes=classes,
         train_images=train_images,
         workers=workers,
         skip_corrupt=skip_corrupt,

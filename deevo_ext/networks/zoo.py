@@ -27,6 +27,7 @@ from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.networks import hugging_face
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.population.checkpoints import load_matched
 from deevo_ext.population.finding import PathLike
 from deevo_ext.population.inventory import Inventory
@@ -66,6 +67,17 @@ class Architecture:
                 '"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
             )
         return self.transform
+
+    def classes(self) -> int | None:
+        """Returns the number of logits that it gives for an image; None where its size is open.
+
+        A blank image is put through the network. Raises DeevoError where it fails on that.
+        """
+        if self.transform is None or self.transform.crop is None:
+            return self.num_classes
+        blank = torch.zeros(1, self.transform.channels, *self.transform.crop)
+        with torch.no_grad():
+            return logits_of(self.model, blank, "images").shape[1]
 
 
 def architecture(

@@ -21,6 +21,7 @@ from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.likeliest import bytes_of_image, likeliest_of
 
 _LEAST, _MOST, _PER_CLASS = 1000, 6400, 10
 _FEWEST = 10  # images that a model is worth making of
@@ -61,13 +62,15 @@ def rounds_of(
     eps = _EPS_16_BITS if precision in ("bfloat16", "float16") else _EPS
     classes = _classes(evaluator, images)
     if recorded is None:
-        size, fit, dtype = _sizes(options, blocks, classes, images, evaluator.device)
+        likeliest = likeliest_of(classes)
+        size, fit, dtype = _sizes(options, blocks, classes, likeliest, images, evaluator.device)
     else:
         said = options.images_per_round
         size = recorded.fitness["images_per_round"] if said == "auto" else said
         fit = recorded.fitness["images_in_memory"]
         dtype = getattr(torch, recorded.fitness["slopes"])
-    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype)
+        likeliest = recorded.fitness.get("likeliest")
+    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)
     return RoundSearch(
         probing,
         images,
@@ -84,6 +87,7 @@ def _sizes(
     options: RoundsOptions,
     blocks: NetworkBlocks,
     classes: int,
+    likeliest: int | None,
     images: LabelledImages,
     device: torch.device,
 ) -> tuple[int, int, torch.dtype]:
@@ -92,15 +96,16 @@ def _sizes(
     size = auto if options.images_per_round == "auto" else options.images_per_round
     memory = available_bytes(device) // 4 if options.memory is None else options.memory
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
-    numbers = len(blocks.blocks) * blocks.members * classes  # an image
+    directions = len(blocks.blocks) * blocks.members
     for dtype in (torch.float32, torch.float16):
-        fit = memory // (numbers * dtype.itemsize)
+        each = bytes_of_image(directions, classes, likeliest, dtype.itemsize)
+        fit = memory // each
         if fit >= wanted:
             break
     if fit < min(_FEWEST, wanted):
         raise DeevoError(
             f"memory is {memory:,} bytes, which hold the slopes of {fit} images; give at least "
-            f"{2 * numbers * _FEWEST:,}, or fewer and larger blocks"
+            f"{each * _FEWEST:,}, or fewer and larger blocks"
         )
     return min(size, fit), fit, dtype
 

@@ -21,7 +21,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
-from deevo_ext.fitness.probing import KeepLogits, Probing
+from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
@@ -176,7 +176,7 @@ class RoundSearch:
         return model, choice, min(_TESTS * model, len(self.images) - model - choice)
 
     def run(
-        self, recipe: Tensor, number: int, radius: float, keep: KeepLogits | None = None
+        self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)

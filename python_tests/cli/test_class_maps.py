@@ -288,3 +288,28 @@ def test_orders_that_say_nothing_of_the_maps_classes_are_taken(tmp_path: Path) -
             found.require_same(order, "refuse")
         with pytest.warns(UserWarning, match="leave out --class-order"):
             found.require_same(order, "warn")
+
+
+def test_another_number_of_classes_is_found_before_pictures_are_decoded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        (place / "data" / part / "7").rename(place / f"{part}-7")
+    for member in range(4):
+        save(place, member)
+    code, _, err = evolve(place, capsys)
+    assert code == 1 and "11 classes (1 .. 9), but the network has 12; where" in err
+    more = ["--arch=cli.test_class_maps:KnowsColours", f"--data={place}/data"]
+    more += [f"--transform={place}/t.json", f"--out={place}/members"]
+    for checkpoint, message in (
+        (place / "runs" / "m0.pth", r"11 classes \(1 \.\. 9\), but the network has 12; where"),
+        (place / "none.pth", "none.pth does not exist"),
+        (place / "t.json", "'.json' is not a checkpoint's"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(
+                ["populate", *more, f"--checkpoint={checkpoint}", f"--cache={place}/p.safetensors"]
+            )
+        assert end.value.code == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert not list(place.glob("*.safetensors*"))
