@@ -326,6 +326,8 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
+    if network.names:
+        about["names in checkpoints"] = network.names
     write_documents(result.run, result.comparison, about)
     if form != "checkpoint":
         card = (out / CARD).read_text(encoding="utf-8")
