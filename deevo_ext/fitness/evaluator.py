@@ -19,9 +19,11 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
+from deevo_ext.identity import function_identity
 from deevo_ext.networks.arguments import check_rows
 from deevo_ext.networks.engines.choose import EngineTable, device_name
 from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.population import Population
@@ -62,7 +64,7 @@ class Evaluator:
         calibration: LabelledImages | None = None,
         device: torch.device | str = "cpu",
         precision: str = "auto",
-        engine: str = "auto",
+        engine: str | EngineFunction = "auto",
         force_precision: bool = False,
     ) -> None:
         check_arguments(Evaluator.__init__, locals())
@@ -80,7 +82,10 @@ class Evaluator:
         self.policy = StatisticsPolicy(
             population, self.forward.module, calibration, micro_batch, self.device
         )
-        self._options = {"precision": precision, "engine": engine}
+        self._options = {
+            "precision": precision,
+            "engine": engine if isinstance(engine, str) else function_identity(engine),
+        }
         self._force_precision = force_precision
         self._image_passes = 0
 
