@@ -22,7 +22,7 @@ RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
 
 PANELS: dict[str | None, tuple[str, ...]] = {
     None: ("search", "rounds", "passes", "generations", "seed"),
-    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key"),
+    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
     IMAGES: (
         "generations_per_batch",
         "sampling",

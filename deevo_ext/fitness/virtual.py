@@ -17,18 +17,17 @@ _GUIDE = 2.0
 
 def virtual_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
     """Returns the metric's outcomes [P, n] (or [P, n, classes]) of each image, of q [P, d]."""
-    if metric.by_ranks:
-        return metric.of_results(*model.losses_and_ranks(q, metric.label_smoothing))
-    if metric.function is None:
-        losses, _, predicted = model.scores(q)
-        return metric.of_predictions(losses, predicted)
-    count, (n, classes) = len(q), model.z0.shape
+    if metric.by_ranks and not metric.label_smoothing:
+        return metric.of_results(*model.losses_and_ranks(q))
+    if metric.function is None and not metric.by_ranks:
+        return metric.of_predictions(*model.losses_and_predictions(q))
+    count, n = len(q), len(model.labels)
     parts = []
-    size = max(1, _LOGITS // (count * classes))
+    size = max(1, _LOGITS // (count * model.classes))
     for start in range(0, n, size):
         images = slice(start, min(start + size, n))
         logits, labels = model.logits(q, images), model.labels[images]
-        found = metric.of_logits(logits.flatten(0, 1), labels.repeat(count))
+        found = metric.of_images(logits.flatten(0, 1), labels.repeat(count))
         parts.append(found.view(count, len(labels), *found.shape[1:]))
     return torch.cat(parts, dim=1)
 
@@ -59,7 +58,7 @@ def guided_fitness(
 
 def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callable[[Tensor], Tensor]:
     """Returns a function of q [P, d]: the fitness plus ridge |q|^2, float64 [P] on the CPU."""
-    some = max(1, _KEPT // model.z0.numel())
+    some = max(1, _KEPT // (len(model.labels) * model.classes))
 
     def fitness(q: Tensor) -> Tensor:
         length = q.double().square().sum(dim=1).cpu()

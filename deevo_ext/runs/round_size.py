@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.likeliest import bytes_of_image, likeliest_of
 
 _LEAST, _MOST, _PER_CLASS = 1000, 6400, 10
 _PER_JUDGED_CLASS = 200  # where a metric judges each class by itself
@@ -65,14 +67,17 @@ def rounds_of(
         a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
         auto = min(_MOST, max(_LEAST, a_class * classes))
         wanted = auto if options.images_per_round == "auto" else options.images_per_round
-        numbers = len(blocks.blocks) * blocks.members * classes  # an image
-        size, fit, dtype = _sizes(wanted, numbers, images, evaluator.device, options.memory)
+        likeliest = likeliest_of(classes)
+        directions = len(blocks.blocks) * blocks.members
+        bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
+        size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, options.memory)
     else:
         said = options.images_per_round
         size = recorded.fitness["images_per_round"] if said == "auto" else said
         fit = recorded.fitness["images_in_memory"]
         dtype = getattr(torch, recorded.fitness["slopes"])
-    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype)
+        likeliest = recorded.fitness.get("likeliest")
+    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)
     return RoundSearch(
         probing,
         images,
@@ -87,25 +92,26 @@ def rounds_of(
 
 def _sizes(
     size: int,
-    numbers: int,
+    bytes_of: Callable[[int], int],
     images: LabelledImages,
     device: torch.device,
     memory: int | None,
 ) -> tuple[int, int, torch.dtype]:
     """The images of a model, as many as fit into memory, and the dtype of its slopes.
 
-    numbers: that an image's slopes are.
+    bytes_of: function(bytes of a slope) -> bytes of an image.
     """
     memory = available_bytes(device) // 4 if memory is None else memory
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
     for dtype in (torch.float32, torch.float16):
-        fit = memory // (numbers * dtype.itemsize)
+        each = bytes_of(dtype.itemsize)
+        fit = memory // each
         if fit >= wanted:
             break
     if fit < min(_FEWEST, wanted):
         raise DeevoError(
             f"memory is {memory:,} bytes, which hold the slopes of {fit} images; give at least "
-            f"{2 * numbers * _FEWEST:,}, or fewer and larger blocks"
+            f"{each * _FEWEST:,}, or fewer and larger blocks"
         )
     return min(size, fit), fit, dtype
 
