@@ -87,6 +87,13 @@ def evolve(
             "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        _images(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         _images(
@@ -271,6 +278,7 @@ def evolve(
         seed=split_seed,
         cache=cache,
         class_order=order,
+        labels=labels,
         classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
@@ -318,6 +326,8 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
+    if network.names:
+        about["names in checkpoints"] = network.names
     write_documents(result.run, result.comparison, about)
     if form != "checkpoint":
         card = (out / CARD).read_text(encoding="utf-8")

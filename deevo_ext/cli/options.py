@@ -28,6 +28,7 @@ PANELS: dict[str | None, tuple[str, ...]] = {
         "sampling",
         "augment",
         "label_smoothing",
+        "metric_name",
         "racing",
         "racing_first",
         "validate_every",

@@ -24,7 +24,8 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.files import write_whole
 from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR
-from deevo_ext.networks.zoo import Architecture, of_timm
+from deevo_ext.networks.transforms import of_timm
+from deevo_ext.networks.zoo import Architecture
 from deevo_ext.reports.card import render
 
 FORMATS = ("checkpoint", "timm", "hf")

@@ -60,7 +60,6 @@ class LikeliestModel(LinearModel):
         self.own = (self.kept == true).int().argmax(dim=1)
         self._all = z0
         self._rest = self._columns_afar(z0)[:, -1]
-        self._rest_slopes = torch.zeros(directions, len(z0), device=z0.device)
 
     @property
     def classes(self) -> int:
@@ -115,6 +114,11 @@ class LikeliestModel(LinearModel):
             ranks.masked_fill_(broken, self.classes),
             predicted.masked_fill_(broken, -1),
         )
+
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        super()._clear(directions)
+        self._rest_slopes = torch.zeros(directions, len(self.z0), device=self.z0.device)
 
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""

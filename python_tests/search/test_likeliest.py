@@ -238,3 +238,23 @@ def test_predicted_classes_are_the_networks_own_and_the_best_of_those_kept(
     best = model.kept.expand(9, -1, -1).gather(2, kept.argmax(dim=2)[..., None])[..., 0]
     assert predicted[:, sound].tolist() == best[:, sound].tolist()
     assert predicted[:, 3].tolist() == [-1] * 9
+
+
+@pytest.mark.parametrize("likeliest", [6, None])
+def test_directions_that_move_together_are_those_of_equal_steps(
+    drawn: tuple[Tensor, Tensor, Tensor], likeliest: int | None
+) -> None:
+    z0, slopes, labels = drawn
+    if likeliest is None:
+        whole = LinearModel(z0, labels, DIRECTIONS)
+        whole.put(dict(enumerate(slopes)))
+    else:
+        whole = model_of(z0, slopes, labels, likeliest)
+    groups = torch.tensor([0, 1, 0, 1, 1])
+    model = whole.together(groups)
+    step = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    found = model.losses_and_ranks(model.coordinates_of(step).float())[0]
+    expected = whole.losses_and_ranks(whole.coordinates_of(step[:, groups]).float())[0]
+    # Sums of five slopes of size 1 or so, rounded in another order; a loss is 2 logits' difference.
+    assert float((found - expected).abs().max()) <= 64 * ROUNDING * float(z0.abs().max())
+    assert float((found - model.losses_and_ranks(torch.zeros(1, 2))[0]).abs().max()) > 0.1
