@@ -219,7 +219,7 @@ def test_images_of_another_kind_and_nothing_else(
         text = (place / "kept" / name).read_text()
         assert "On images of the kind trained on" in text and said[:60] in text
     header = json.loads((place / "kept" / "journal.jsonl").read_text().splitlines()[0])
-    assert header["fitness"]["keep"] == "0x1.0000000000000p-1"
+    assert header["fitness"]["keep"] == 0.5
     for options, message in (
         ({"adapt": new, "data": place / "tree"}, "--adapt is all that networks are evolved on"),
         ({"adapt": place / "tree"}, "has the parts train, val; --adapt is for one folder"),
