@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
 from deevo_ext.networks.execution.user_engine import EngineFunction
-from deevo_ext.population.checkpoints import PathLike, expand_paths
+from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
@@ -116,6 +116,9 @@ def evolve(
     batchnorm: str | None = None,
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
+    prefix: str | None = None,
+    key_map: Mapping[str, str] | None = None,
+    ignore: str | Sequence[str] = (),
     inject_soups: bool | None = None,
     basin: str = "warn",
     overlap: str = "refuse",
@@ -203,6 +206,10 @@ def evolve(
     calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 1,000
         of the fitness images.
     checkpoint_key: the key under which each file holds the weights.
+    prefix: what stands before the names of tensors in each file, as "student."; by default it is
+        found.
+    key_map, ignore: names of the files in place of the model's, and patterns of names that are left
+        out, as in `Population.from_checkpoints`.
     inject_soups: whether the population's average and its greedy soup, built on the validation
         images, become members of a search of weights, too. They do by default, unless the preset
         is "paper".
@@ -255,6 +262,9 @@ def evolve(
         frozen=frozen,
         batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
+        prefix=prefix,
+        key_map=key_map,
+        ignore=ignore,
         device=population_device,
         spare=spare,
     )

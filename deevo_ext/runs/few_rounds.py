@@ -15,11 +15,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deevo_ext.fitness.probing import KeepLogits
+from deevo_ext.fitness.class_weights import image_weights
+from deevo_ext.fitness.probing import KeepColumns
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import fold_numbers
-from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
+from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.population.recipes import after
 from deevo_ext.runs.rounds import Outcome, Proposal, RoundSearch, threads_of
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
@@ -67,7 +68,7 @@ class FewRounds(RoundSearch):
         return (real + lengths + 1) * len(self.images) + (real + FOLDS * lengths) * networks
 
     def run(
-        self, recipe: Tensor, number: int, radius: float, keep: KeepLogits | None = None
+        self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         images, metric = self.images, self.metric
@@ -80,6 +81,7 @@ class FewRounds(RoundSearch):
         numbers = fold_numbers(images.labels, FOLDS, self.seed)
         folds = [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
         with threads_of(model):
+            weights = image_weights(model, metric)
             found = [
                 (unit, fit)
                 for unit in self._units(model, recipe)
@@ -87,6 +89,7 @@ class FewRounds(RoundSearch):
                     folds,
                     functools.partial(virtual_scores, unit.model, metric),
                     lambda before, after: gains_of(metric, before, after, labels),
+                    weights,
                 )
             ]
         unit, likely = max(found, key=lambda one: one[1].loss)
@@ -109,7 +112,9 @@ class FewRounds(RoundSearch):
                 model.correct(leader.q * leader.length, self.probing.logits(list(real), images)[0])
                 unit = _Unit(model, None if unit.model is unit.whole else recipe.shape[1])
             with threads_of(model):
-                new, evolved = self._likeliest(unit, likely.ridge, length, 2 * number + wave)
+                new, evolved = self._likeliest(
+                    unit, weights, likely.ridge, length, 2 * number + wave
+                )
             virtual.append(evolved)
             changes = (self._fitness(self._recipes(recipe, model, new), images) - before).tolist()
             proposals += [replace(p, score=one) for p, one in zip(new, changes, strict=True)]
@@ -158,13 +163,16 @@ class FewRounds(RoundSearch):
         return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
 
     def _likeliest(
-        self, unit: _Unit, ridge: float, length: float, number: int
+        self, unit: _Unit, weights: Tensor | None, ridge: float, length: float, number: int
     ) -> tuple[list[Proposal], Virtual]:
-        """The convex fit to all images, and a virtual evolution, as the folds would have them."""
+        """The convex fit to all images, and a virtual evolution, as the folds would have them.
+
+        weights: of the images in the cross-entropy.
+        """
         model = unit.model
-        fit = model.fit(ridge)
+        fit = model.fit(ridge, weights=weights)
         evolved = evolve_virtually(
-            virtual_fitness(model, self.metric, ridge),
+            guided_fitness(model, self.metric, ridge, weights),
             first_individuals([fit, *self._known(model)], number, self.seed),
             self.configuration,
             number,

@@ -12,6 +12,7 @@ from deevo_ext.runs.preflight import duration_text, member_lines, members_and_ti
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
+from deevo_ext.search.likeliest import bytes_of_image
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def examine_rounds(
     passes += rounds.proving(extra)
     passes += len(validation.images) + extra
     members = population.initial_size
-    size = rounds.probing.dtype.itemsize
-    slopes = len(blocks.blocks) * members * model * rounds.classes * size
+    probing, directions = rounds.probing, len(blocks.blocks) * members
+    slope = probing.dtype.itemsize
+    each = bytes_of_image(directions, rounds.classes, probing.likeliest, slope)
     return RoundPreflight(
         members=scored,
         images=len(some),
@@ -92,6 +94,6 @@ def examine_rounds(
         initial=2 * members * (len(validation.images) + extra),
         seconds_per_pass=per_pass,
         rounds=budget.rounds,
-        bytes=slopes,
+        bytes=model * each,
         place=place_line(population.rows.device, evaluator.device),
     )

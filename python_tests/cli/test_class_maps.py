@@ -162,15 +162,18 @@ def test_members_with_other_maps_are_refused_before_pictures_are_read(
         deevo.evolve(KnowsColours(), place / "runs", images, basin="refuse", progress=False)
 
 
-def test_a_prefix_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
+def test_a_name_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for member in range(4):
         save(place, member)
     good = state_dict(3)
     for state, message in (
-        ({f"net.{name}": value for name, value in good.items()}, "'fc.weight' .* is missing"),
-        ({**good, "fc.bias": good["fc.bias"][:-1]}, r"'fc.bias' has shape \[11\], expected \[12\]"),
+        (
+            {name.replace("fc.", "head."): value for name, value in good.items()},
+            r"missing: 'fc.weight' .* unexpected: 'head\.",
+        ),
+        ({**good, "fc.bias": good["fc.bias"][:-1]}, r"another shape: 'fc.bias' \[11\], not \[12\]"),
         ({**good, "fc.bias": good["fc.bias"].long()}, "'fc.bias' has dtype int64"),
     ):
         for suffix in ("pth", "safetensors"):
