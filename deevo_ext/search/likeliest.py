@@ -60,7 +60,6 @@ class LikeliestModel(LinearModel):
         self.own = (self.kept == true).int().argmax(dim=1)
         self._all = z0
         self._rest = self._columns_afar(z0)[:, -1]
-        self._rest_slopes = torch.zeros(directions, len(z0), device=z0.device)
 
     @property
     def classes(self) -> int:
@@ -104,14 +103,22 @@ class LikeliestModel(LinearModel):
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, ranks and predicted classes [P, n] of q [P, d]; none of the rest is predicted."""
-        losses, ranks, predicted = super()._scores(q)
+        losses, ranks, places = super()._scores(q)
         rest = self._rest + q.to(self._rest_slopes) @ self._rest_slopes
         losses += softplus(rest - losses)
         broken = ~torch.isfinite(losses)
-        classes = self.kept.T.gather(0, predicted.clamp(min=0).long()).int()
-        predicted = torch.where(predicted < 0, predicted, classes)
-        ranks = ranks.masked_fill_(broken, self.classes)
-        return losses.masked_fill_(broken, torch.inf), ranks, predicted
+        kept = self.kept.int().expand(len(q), -1, -1)
+        predicted = kept.gather(2, places.clamp_min(0).long()[..., None])[..., 0]
+        return (
+            losses.masked_fill_(broken, torch.inf),
+            ranks.masked_fill_(broken, self.classes),
+            predicted.masked_fill_(broken, -1),
+        )
+
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        super()._clear(directions)
+        self._rest_slopes = torch.zeros(directions, len(self.z0), device=self.z0.device)
 
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""

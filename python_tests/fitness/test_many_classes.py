@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_scores
+from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.recipes import after, uniform
 from support.evolution import top2
 from support.rounds import Problem, labelled
@@ -113,3 +115,47 @@ def test_a_round_gains_as_much_with_the_likeliest_classes(few: bool) -> None:
     start, full, _, reduced = losses
     assert start - full > 0.05
     assert start - reduced > 0.9 * (start - full)
+
+
+def drawn_labels() -> Tensor:
+    """3,000 labels of 1,000 classes: of many one image, of many none."""
+    odds = torch.rand(1000, generator=torch.Generator().manual_seed(0)) ** 3
+    return torch.multinomial(odds, 3000, True, generator=torch.Generator().manual_seed(1))
+
+
+def test_slices_of_an_order_have_their_share_of_classes_with_few_images() -> None:
+    labels = drawn_labels()
+    sizes = labels.bincount()[labels]
+    number, expected = torch.zeros(3, 3), torch.zeros(3, 3)
+    for batch in range(40):
+        order = batch_order(labels, 3000, batch, 0, Purpose.PART)
+        assert torch.equal(order.sort().values, torch.arange(3000))
+        for i, part in enumerate(order.split([1500, 500, 1000])):
+            counts = labels[part].bincount(minlength=1000) - labels.bincount() * len(part) / 3000
+            assert float(counts.abs().max()) <= 2.0  # an image more or less at either end
+            for k in (1, 2, 3):
+                number[i, k - 1] += int((sizes[part] == k).sum())
+                expected[i, k - 1] += int((sizes == k).sum()) * len(part) / 3000
+    assert float(expected.min()) > 400
+    # Binomial numbers at most: four standard deviations.
+    assert bool(((number - expected).abs() <= 4 * expected.sqrt()).all())
+
+
+def test_every_image_of_a_small_class_is_as_likely_in_a_slice() -> None:
+    labels = torch.arange(300) % 100  # three of each
+    drawn = torch.zeros(300)
+    for batch in range(400):
+        drawn[batch_order(labels, 30, batch, 0)] += 1
+    # 400 draws of 1/10: 40 with a standard deviation of 6.
+    assert float(drawn.min()) > 40 - 5 * 6 and float(drawn.max()) < 40 + 5 * 6
+    assert float((drawn.view(3, 100).mean(dim=1) - 40).abs().max()) < 4 * 6 / 10
+
+
+def test_folds_have_equal_shares_of_the_classes_with_one_image() -> None:
+    labels = drawn_labels()
+    sizes = labels.bincount()[labels]
+    fold = fold_numbers(labels, 5, 0)
+    assert fold.bincount().tolist() == [600] * 5
+    for k in (1, 2, 3):
+        counts = fold[sizes == k].bincount(minlength=5)
+        assert int(counts.sum()) > 100 and int(counts.max() - counts.min()) <= 1

@@ -106,6 +106,9 @@ def test_ranks_at_the_network_are_exact_below_l(
     exact = ((z0 > true) | ((z0 == true) & lower)).sum(dim=1)
     assert 20 < int((exact < likeliest).sum()) < 100  # both kinds are many
     assert torch.equal(ranks[0], exact.clamp(max=likeliest).int())
+    _, predicted = model.losses_and_predictions(torch.zeros(2, DIRECTIONS))
+    largest = z0 == z0.amax(dim=1, keepdim=True)
+    assert bool(largest.gather(1, predicted.long().T).all())
 
 
 def test_many_classes_that_are_each_less_likely_do_not_beat_the_true_one() -> None:
@@ -184,6 +187,8 @@ def test_what_is_not_finite_in_the_rest_is_left_out_or_infinite(
     assert (model.scale == 0).tolist() == [False, True, True, False, False]
     losses, ranks = model.losses_and_ranks(torch.full((1, DIRECTIONS), 3e38))
     assert bool((losses == torch.inf).all()) and bool((ranks >= 5).all())
+    _, predicted = model.losses_and_predictions(torch.full((1, DIRECTIONS), 3e38))
+    assert bool((predicted == -1).all())
     before = model.logits(torch.ones(1, DIRECTIONS))
     real = z0.clone()
     real[3, rest[3]] = torch.nan
@@ -233,3 +238,23 @@ def test_predicted_classes_are_the_networks_own_and_the_best_of_those_kept(
     best = model.kept.expand(9, -1, -1).gather(2, kept.argmax(dim=2)[..., None])[..., 0]
     assert predicted[:, sound].tolist() == best[:, sound].tolist()
     assert predicted[:, 3].tolist() == [-1] * 9
+
+
+@pytest.mark.parametrize("likeliest", [6, None])
+def test_directions_that_move_together_are_those_of_equal_steps(
+    drawn: tuple[Tensor, Tensor, Tensor], likeliest: int | None
+) -> None:
+    z0, slopes, labels = drawn
+    if likeliest is None:
+        whole = LinearModel(z0, labels, DIRECTIONS)
+        whole.put(dict(enumerate(slopes)))
+    else:
+        whole = model_of(z0, slopes, labels, likeliest)
+    groups = torch.tensor([0, 1, 0, 1, 1])
+    model = whole.together(groups)
+    step = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    found = model.losses_and_ranks(model.coordinates_of(step).float())[0]
+    expected = whole.losses_and_ranks(whole.coordinates_of(step[:, groups]).float())[0]
+    # Sums of five slopes of size 1 or so, rounded in another order; a loss is 2 logits' difference.
+    assert float((found - expected).abs().max()) <= 64 * ROUNDING * float(z0.abs().max())
+    assert float((found - model.losses_and_ranks(torch.zeros(1, 2))[0]).abs().max()) > 0.1
