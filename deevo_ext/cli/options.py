@@ -22,12 +22,13 @@ RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
 
 PANELS: dict[str | None, tuple[str, ...]] = {
     None: ("search", "rounds", "passes", "generations", "seed"),
-    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key"),
+    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
     IMAGES: (
         "generations_per_batch",
         "sampling",
         "augment",
         "label_smoothing",
+        "metric_name",
         "racing",
         "racing_first",
         "validate_every",

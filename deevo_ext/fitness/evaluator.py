@@ -21,6 +21,7 @@ from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.identity import function_identity
 from deevo_ext.networks.engines.choose import EngineTable, device_name
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.allocation import sent
@@ -137,6 +138,15 @@ class Evaluator:
                 f"selection in this precision would be decided by rounding: {report}; use "
                 'precision="float32", or force_precision=True'
             )
+
+    @torch.no_grad()
+    def classes(self, images: LabelledImages) -> int:
+        """Returns the number of logits that the network gives for images of this shape.
+
+        Two blank ones are put through it. Raises DeevoError where it fails on them.
+        """
+        blank = torch.zeros(min(2, self.micro_batch), *images.image_shape, device=self.device)
+        return logits_of(self.forward.module, blank, images.name).shape[1]
 
     def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
         """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].

@@ -67,7 +67,6 @@ class LikeliestModel(LinearModel):
         # Column 0 is the true class, less itself.
         self._rest = torch.zeros(len(z0), 1 + DRAWN, device=z0.device)
         self._rest[:, 1:] = (self._rest_logit(z0) - math.log(DRAWN))[:, None]
-        self._rest_slopes = self.slopes.new_zeros(directions, *self._rest.shape)
 
     @property
     def classes(self) -> int:
@@ -114,7 +113,7 @@ class LikeliestModel(LinearModel):
         return logits.scatter_(2, self.kept[images].expand(len(q), -1, -1), kept)
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, ranks and predicted classes."""
+        """Losses, ranks and predicted classes [P, n] of q [P, d]; none of the rest is predicted."""
         losses, ranks, places = super()._scores(q)
         first = torch.zeros_like(self.own)
         more = self._operator(self._rest, self._rest_slopes, first, q)[0]
@@ -128,6 +127,11 @@ class LikeliestModel(LinearModel):
             ranks.masked_fill_(broken, self.classes),
             predicted.masked_fill_(broken, -1),
         )
+
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        super()._clear(directions)
+        self._rest_slopes = self.slopes.new_zeros(directions, len(self.z0), 1 + DRAWN)
 
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""

@@ -13,9 +13,10 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class HeldOut:
     """What a fit gains on images that it was not fitted to.
 
     ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
+    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
+    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
     """
 
     ridge: float
@@ -44,6 +46,8 @@ class HeldOut:
     loss: float
     gain: float
     standard_error: float
+    images: Tensor = field(repr=False, compare=False)
+    fits: Tensor = field(repr=False, compare=False)
 
 
 class LinearModel:
@@ -60,8 +64,8 @@ class LinearModel:
     ) -> None:
         self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
         self.own = self.labels  # the column of each image's class
-        self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
-        self.scale = torch.zeros(directions, dtype=torch.float64)
+        self._dtype = dtype
+        self._clear(directions)
 
     @property
     def classes(self) -> int:
@@ -110,6 +114,20 @@ class LinearModel:
         self.scale[direction] = 0.0
         self._set(direction, torch.zeros(()))
 
+    def together(self, groups: Tensor) -> LinearModel:
+        """Returns the model of steps that are equal within groups of directions.
+
+        groups: int64 [d], each direction's of those of the model that is returned.
+        """
+        model = copy.copy(self)
+        model._clear(int(groups.max()) + 1)
+        for group in range(model.directions):
+            total = torch.zeros_like(self.present)
+            for k in (groups == group).nonzero().flatten().tolist():
+                total += float(self.scale[k]) * self.slope(k)
+            model.put({group: total})
+        return model
+
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
         used = self.scale > 0
@@ -134,7 +152,7 @@ class LinearModel:
         return losses, predicted
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, ranks and predicted classes."""
+        """Losses, ranks and predicted classes [P, n] of q [P, d]."""
         return self._operator(self.z0, self.slopes, self.own, q)
 
     @staticmethod
@@ -201,16 +219,22 @@ class LinearModel:
         return q
 
     def held_out(
-        self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor], gains: Gains
+        self,
+        folds: Sequence[Tensor],
+        score: Callable[[Tensor], Tensor],
+        gains: Gains,
+        weights: Tensor | None = None,
     ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
         folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
-        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to.
+        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to. weights: of the
+        images in the cross-entropy, float32 [n], of mean 1.
         """
+        share = torch.ones(len(self.z0)) if weights is None else weights
 
         def losses(q: Tensor) -> Tensor:
-            return self.losses_and_ranks(q)[0].double().cpu()
+            return self.losses_and_ranks(q)[0].double().cpu() * share
 
         none = torch.zeros(1, self.directions)
         base, before = losses(none)[0], score(none)[0].cpu()
@@ -220,14 +244,18 @@ class LinearModel:
         for ridge in RIDGES:
             falls = base.new_empty(len(LENGTHS), len(base))
             after = before.new_empty(len(LENGTHS), *before.shape)
+            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
             for i, fold in enumerate(folds):
-                weights = torch.ones(len(base))
-                weights[fold] = 0.0
-                q = starts[i] = self.fit(ridge, starts[i], weights)
+                others = share.clone()
+                others[fold] = 0.0
+                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
                 falls[:, fold] = (base - losses(lengths * q))[:, fold]
                 after[:, fold] = score(lengths * q).cpu()[:, fold]
-            found = zip(LENGTHS, falls.mean(dim=1).tolist(), gains(before, after), strict=True)
-            results += [HeldOut(ridge, length, loss, *gain) for length, loss, gain in found]
+            found = zip(LENGTHS, falls, gains(before, after), strict=True)
+            results += [
+                HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
+                for length, fall, gain in found
+            ]
         return results
 
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
@@ -254,6 +282,13 @@ class LinearModel:
         gradient, curvature = gradient.cpu() + 2 * ridge * q, curvature.cpu()
         curvature.diagonal().add_(2 * ridge + 1e-9)
         return gradient, curvature
+
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        n, columns = self.z0.shape
+        device = self.z0.device
+        self.slopes = torch.zeros(directions, n, columns, dtype=self._dtype, device=device)
+        self.scale = torch.zeros(directions, dtype=torch.float64)
 
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""

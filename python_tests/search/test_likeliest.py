@@ -264,3 +264,40 @@ def test_bytes_are_those_of_slopes_and_logits(
         # Beside them lie z0, or the part of it that is kept, labels, and which classes are kept.
         more = IMAGES * (4 * CLASSES + 12 * 7 + 24) + 800
         assert said <= sum(tensors.values()) <= said + more
+
+
+def test_predicted_classes_are_the_networks_own_and_the_best_of_those_kept(
+    drawn: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    z0, slopes, labels = drawn
+    z0[3] = torch.inf
+    model = model_of(z0, slopes, labels, 6)
+    steps = torch.randn(9, DIRECTIONS, generator=torch.Generator().manual_seed(1))
+    steps[0] = 0.0
+    _, predicted = model.losses_and_predictions(steps)
+    sound = [i for i in range(IMAGES) if i != 3]
+    assert predicted[0, sound].tolist() == z0[sound].argmax(dim=1).tolist()
+    kept = model.logits(steps).gather(2, model.kept.expand(9, -1, -1))
+    best = model.kept.expand(9, -1, -1).gather(2, kept.argmax(dim=2)[..., None])[..., 0]
+    assert predicted[:, sound].tolist() == best[:, sound].tolist()
+    assert predicted[:, 3].tolist() == [-1] * 9
+
+
+@pytest.mark.parametrize("likeliest", [6, None])
+def test_directions_that_move_together_are_those_of_equal_steps(
+    drawn: tuple[Tensor, Tensor, Tensor], likeliest: int | None
+) -> None:
+    z0, slopes, labels = drawn
+    if likeliest is None:
+        whole = LinearModel(z0, labels, DIRECTIONS)
+        whole.put(dict(enumerate(slopes)))
+    else:
+        whole = model_of(z0, slopes, labels, likeliest)
+    groups = torch.tensor([0, 1, 0, 1, 1])
+    model = whole.together(groups)
+    step = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    found = model.losses_and_ranks(model.coordinates_of(step).float())[0]
+    expected = whole.losses_and_ranks(whole.coordinates_of(step[:, groups]).float())[0]
+    # Sums of five slopes of size 1 or so, rounded in another order; a loss is 2 logits' difference.
+    assert float((found - expected).abs().max()) <= 64 * ROUNDING * float(z0.abs().max())
+    assert float((found - model.losses_and_ranks(torch.zeros(1, 2))[0]).abs().max()) > 0.1
