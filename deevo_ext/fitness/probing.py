@@ -19,6 +19,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
 from deevo_ext.search.linear_model import LinearModel
@@ -28,7 +29,7 @@ from deevo_ext.search.linear_model import LinearModel
 _LARGE, _DISAGREEMENT = 3.0, 0.5
 # A probe that moves the logits by less than this share of their size shows float32's rounding.
 # Scaled up, such a direction would ask for steps that no network follows.
-_ROUNDING = 2.0**-17
+ROUNDING = 2.0**-17
 
 T = TypeVar("T")
 KeepLogits = Callable[[int, Callable[[], Tensor]], Tensor]
@@ -40,7 +41,8 @@ class Probing:
     """What probes are made of.
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
-    goes. chunk: rows that are made at a time. dtype: of the slopes.
+    goes. chunk: rows that are made at a time. dtype: of the slopes. genes, changes: what rows have
+    beside their recipes, float32 [genes, members], if anything (`Genes`).
     """
 
     forward: ProbeForward
@@ -48,6 +50,8 @@ class Probing:
     eps: float
     chunk: int
     dtype: torch.dtype = torch.float32
+    genes: Genes | None = None
+    changes: Tensor | None = None
 
     @property
     def population(self) -> Population:
@@ -70,7 +74,7 @@ class Probing:
                 "images and preprocessing against the model"
             )
         model = LinearModel(z0, images.labels, blocks * members, self.dtype)
-        least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        least = ROUNDING * float(z0.square().mean().sqrt()) / self.eps
         dependent = recipe.abs().argmax(dim=1).tolist()
         finite = False
         for b in range(blocks):
@@ -125,7 +129,7 @@ class Probing:
     ) -> list[int]:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
-        for some in _chunks(probes, self.chunk):
+        for some in chunks(probes, self.chunk):
             recipes = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
             missed = []
             for (k, eps), logits in zip(some, self.logits(recipes, images), strict=True):
@@ -144,12 +148,29 @@ class Probing:
     def logits(self, recipes: Sequence[Tensor], images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do."""
         parts = [
-            self.forward(self.blocks.compose(self.population, torch.stack(list(some))), images)
-            for some in _chunks(recipes, self.chunk)
+            self.forward(self.compose(torch.stack(list(some))), images)
+            for some in chunks(recipes, self.chunk)
         ]
         return torch.cat(parts)
 
+    def compose(self, recipes: Tensor) -> Tensor:
+        """Returns the rows [K, D] of recipes [K, blocks, members], with the changes."""
+        if self.genes is None or self.changes is None:
+            return self.blocks.compose(self.population, recipes)
+        changes = self.changes.expand(len(recipes), -1, -1)
+        return self.genes.compose(self.population, recipes, changes)
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    def after(self, recipe: Tensor, step: Tensor, length: float) -> Tensor:
+        """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
+        return after(recipe, step.reshape(recipe.shape).float(), length)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns steps [d] worth a virtual trial: the whole network to each member, and to all."""
+        members = self.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

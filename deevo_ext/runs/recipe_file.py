@@ -26,7 +26,7 @@ POLICIES = ("evolve", "recalibrate")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEYS = (
     *("version", "unit", "dtype", "batchnorm", "checkpoint_key", "frozen", "tied", "counters"),
-    *("members", "normalise", "blocks", "coefficients", "statistics", "classifier"),
+    *("members", "normalise", "blocks", "coefficients", "channels", "statistics", "classifier"),
     *("fitted_on", "scores", "network_sha256"),
 )
 _TITLE = """\
@@ -59,7 +59,8 @@ class RecipeFile:
     float32 [blocks, members], normalised already. dtype: that of the rows. batchnorm: "evolve", or
     "recalibrate" for statistics apart. checkpoint_key, frozen: as of a population. tied: the first
     name of each further name of a tensor. counters: values of num_batches_tracked that the first
-    member's file lacks. statistics, classifier: the files with what was made for this network
+    member's file lacks. channels: the file with what differences add to the coefficients, channel
+    by channel. statistics, classifier: the files with what was made for this network
     alone: statistics, and what the refit of its last layer adds to that.
     unit, fitted_on, scores: for readers; numbers
     in them are texts once they are read. network_sha256: `network_digest` of the whole network.
@@ -74,6 +75,7 @@ class RecipeFile:
     frozen: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    channels: Named | None = None
     statistics: Named | None = None
     classifier: Named | None = None
     unit: str | None = None
@@ -103,6 +105,7 @@ class RecipeFile:
                 }
                 for (block, tensors), row in zip(self.blocks.items(), rows, strict=True)
             ],
+            "channels": self.channels.said() if self.channels else None,
             "statistics": self.statistics.said() if self.statistics else None,
             "classifier": self.classifier.said() if self.classifier else None,
             "fitted_on": dict(self.fitted_on),
@@ -136,9 +139,9 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
     recipe = normalised(values, names) if normalise == "true" else values.float()
     check_recipe(recipe, names)
     batchnorm = choice(content.get("batchnorm", "evolve"), "batchnorm", POLICIES)
-    statistics, classifier = (
+    channels, statistics, classifier = (
         _named(content[key], key) if key in content else None
-        for key in ("statistics", "classifier")
+        for key in ("channels", "statistics", "classifier")
     )
     if statistics is not None and batchnorm == "evolve":
         raise DeevoError(
@@ -162,6 +165,7 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
         frozen=texts(content.get("frozen", []), "frozen"),
         tied={alias: text(name, f"tied: {alias}") for alias, name in tied.items()},
         counters={name: count(value, f"counters: {name}") for name, value in counters.items()},
+        channels=channels,
         statistics=statistics,
         classifier=classifier,
         unit=unit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.fitness.evaluator import Score
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.runs.basin import BasinReport, some_images
@@ -75,12 +76,14 @@ def examine_rounds(
     model, choice, test = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    passes = (blocks.directions + 2) * model
+    probes = blocks.directions if rounds.few else max(blocks.directions, DIRECTIONS)
+    passes = (probes + 2) * model
     passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
     passes += len(validation.images) + extra
     members = population.initial_size
     size = rounds.probing.dtype.itemsize
-    slopes = len(blocks.blocks) * members * model * rounds.classes * size
+    directions = max(len(blocks.blocks) * members, DIRECTIONS)
+    slopes = directions * model * rounds.classes * size
     return RoundPreflight(
         members=scored,
         images=len(some),

@@ -10,6 +10,7 @@ import torch
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import first_logits
 from deevo_ext.fitness.metrics import Metric
@@ -92,7 +93,8 @@ def _sizes(
     size = auto if options.images_per_round == "auto" else options.images_per_round
     memory = available_bytes(device) // 4 if options.memory is None else options.memory
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
-    numbers = len(blocks.blocks) * blocks.members * classes  # an image
+    directions = max(len(blocks.blocks) * blocks.members, DIRECTIONS)
+    numbers = directions * classes  # an image
     for dtype in (torch.float32, torch.float16):
         fit = memory // (numbers * dtype.itemsize)
         if fit >= wanted:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepLogits, Probing
@@ -28,7 +29,6 @@ from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
-from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
@@ -75,7 +75,7 @@ class Proposal:
 class Outcome:
     """What a round came to.
 
-    step: float32 [blocks, members] of the best proposal, None where there was none. proposals: all
+    step: float32 [directions] of the best proposal, None where there was none. proposals: all
     of them, in order; best: its place. gain, standard_error: of the mean score on the images that
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
     slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
@@ -98,7 +98,8 @@ class RoundSearch:
 
     probing: makes linear models. images: the fitness images. metric: what is minimised. size: the
     number of images of a model. configuration: of the virtual evolution. seed: of the run. fit: the
-    images whose slopes memory holds. classes: the network's.
+    images whose slopes memory holds. classes: the network's. differences: the directions of a
+    round that goes on where coordinates give no more; what is a recipe below, are changes then.
     """
 
     probing: Probing
@@ -109,6 +110,12 @@ class RoundSearch:
     seed: int
     fit: int = FEW
     classes: int = 0
+    differences: Differences | None = None
+
+    @property
+    def along(self) -> Probing | Differences:
+        """What the steps of a round go along."""
+        return self.probing if self.differences is None else self.differences
 
     @property
     def evaluator(self) -> Evaluator:
@@ -182,7 +189,7 @@ class RoundSearch:
         parts = self.parts(number)
         choice = parts.model if parts.choice is None else parts.choice
         before = self._require_finite(self._scores(recipe[None], choice)[0], choice.labels)
-        model, left_out = self.probing.model(recipe, parts.model, keep)
+        model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
@@ -206,7 +213,7 @@ class RoundSearch:
                 leader = min(proposals, key=lambda proposal: _finite(proposal.score))
                 real = self._recipes(recipe, model, [leader])
                 model.correct(
-                    leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
+                    leader.q * leader.length, self.along.logits(list(real), parts.model)[0]
                 )
             with _threads(model):
                 new, evolved = self._propose(model, held_out, radius, (number, wave))
@@ -216,7 +223,7 @@ class RoundSearch:
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         chosen = proposals[best]
-        step = model.step_of(chosen.q).reshape(recipe.shape).float()
+        step = model.step_of(chosen.q).float()
         if parts.test is None:
             gain, error = -chosen.score, likely.standard_error
             accepted = gain > 0.0
@@ -250,9 +257,7 @@ class RoundSearch:
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
-        members = self.probing.population.initial_size
-        whole = torch.eye(members).repeat(1, model.directions // members)
-        known = [*fits, *model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+        known = [*fits, *self.along.known(model)]
         number, wave = draw
         evolved = evolve_virtually(
             virtual_fitness(model, self.metric, ridges[0]),
@@ -283,7 +288,8 @@ class RoundSearch:
         return fitness
 
     def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
-        steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]
+        steps = [model.step_of(p.q) for p in proposals]
+        after = self.along.after
         return torch.stack(
             [after(recipe, s, p.length) for s, p in zip(steps, proposals, strict=True)]
         )
@@ -299,8 +305,7 @@ class RoundSearch:
         """Outcomes [K, n, ...] on the CPU of real networks, their statistics re-estimated."""
         evaluator, parts = self.evaluator, []
         for some in recipes.split(self.probing.chunk):
-            rows = self.probing.blocks.compose(self.probing.population, some)
-            rows = sent(rows, evaluator.device)
+            rows = sent(self.along.compose(some), evaluator.device)
             used = evaluator.used_statistics(rows, None)
             parts.append(evaluator.image_scores(rows, images, self.metric, used).cpu())
         return torch.cat(parts)

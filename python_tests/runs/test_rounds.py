@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import DIRECTIONS, Differences
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import rounds as module
 from deevo_ext.runs.rounds import RoundSearch
@@ -71,7 +73,7 @@ def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
     assert outcome.accepted and outcome.step is not None and not outcome.left_out
     taken = outcome.proposals[outcome.best]
     assert taken.score == min(one.score for one in outcome.proposals)
-    made = after(recipe, outcome.step, taken.length)
+    made = after(recipe, outcome.step.view_as(recipe), taken.length)
     new = labelled(problem.model, 4000, 77)
     before, then = (held_out_loss(problem, one, new) for one in (recipe, made))
     with torch.no_grad():
@@ -90,6 +92,20 @@ def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
     for one, other in zip(again.proposals, outcome.proposals, strict=True):
         assert torch.equal(one.q, other.q)
         assert (one.predicted, one.score) == (other.predicted, other.score)
+
+
+def test_a_round_along_differences_gains_on_images_that_it_has_not_seen() -> None:
+    problem = Problem(seed=1, images=900)
+    recipe, probing = uniform(3, 4, range(4)), problem.probing()
+    genes = Genes.of(problem.population.layout, probing.blocks)
+    along = Differences.of(probing, genes, recipe, 1, problem.seed)
+    changes = torch.zeros(len(genes), 4)
+    outcome = replace(problem.rounds(size=300), differences=along).run(changes, 1, 1.0)
+    assert outcome.accepted and outcome.step is not None and outcome.step.shape == (DIRECTIONS,)
+    made = along.after(changes, outcome.step, outcome.proposals[outcome.best].length)
+    new = labelled(problem.model, 4000, 77)
+    before, then = along.compose(torch.stack([changes, made]))
+    assert problem.evaluator.score(then, new) < problem.evaluator.score(before, new)
 
 
 def test_a_round_on_a_small_model_does_not_depend_on_threads() -> None:
@@ -116,7 +132,7 @@ def test_a_round_with_batch_statistics_gains_too() -> None:
     recipe = uniform(2, 4, range(4))
     outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
     new = labelled(problem.model, 4000, 77)
     assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
 
@@ -226,7 +242,7 @@ def test_networks_without_a_finite_score_are_never_taken(few: bool) -> None:
     outcome = problem.rounds(size=100, few=few).run(recipe, 1, 1.0)
     if outcome.accepted:
         assert outcome.step is not None and 0 < outcome.gain < torch.inf
-        made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+        made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
         row = problem.blocks.blocks.compose(problem.population, made[None])
         tested = problem.rounds(size=100, few=few).parts(1)
         images = tested.model if tested.test is None else tested.test
@@ -252,8 +268,8 @@ def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str)
     recipe = after(uniform(blocks, members, [0]), torch.zeros(blocks, members), 0.0)
     outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    assert outcome.step.shape == (blocks, members)
-    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    assert outcome.step.shape == (blocks * members,)
+    made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
     totals = made.double().sum(dim=1)
     assert bool(((totals - 1).abs() <= 1e-5 * made.abs().sum(dim=1).clamp_min(1)).all())
     new = labelled(problem.model, 4000, 77)
