@@ -18,6 +18,8 @@ from deevo_ext.cli.parameters import (
     function_of,
     images_per_batch_of,
     images_per_round_of,
+    key_map_of,
+    model_args_of,
     unit_of,
     without_defaults,
 )
@@ -27,10 +29,12 @@ from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import expand_paths
+from deevo_ext.population.finding import expand_paths
 from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import check_files
-from deevo_ext.reports.card import REPORT, write_documents
+from deevo_ext.reports.card import CARD, REPORT, write_documents
+from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import check_options
@@ -48,7 +52,11 @@ _running = partial(typer.Option, rich_help_panel=RUNNING)
 @with_options
 def evolve(
     arch: Annotated[
-        str, _networks(help="A name of torchvision's or timm's, or package.module:factory.")
+        str,
+        _networks(
+            help="A name of torchvision's or timm's, hf:FOLDER for a Hugging Face folder, or "
+            "package.module:factory."
+        ),
     ],
     checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
     data: Annotated[
@@ -145,6 +153,14 @@ def evolve(
     out: Annotated[
         Path, typer.Option(help="The run folder. A run that it holds already is resumed.")
     ] = Path("evolved"),
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help='"timm" or "hf" writes a folder of that name, too, which timm.create_model and '
+            'from_pretrained load; "checkpoint" only the files of the first checkpoint\'s layout.',
+        ),
+    ] = "checkpoint",
     time: Annotated[
         str | None,
         typer.Option(
@@ -167,6 +183,27 @@ def evolve(
         list[str] | None,
         _networks(
             help='A pattern of names of tensors that are not evolved, as "fc.*". May be repeated.'
+        ),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        _networks(
+            help='An argument that the network is made with, as "img_size=96" or '
+            '"global_pool=avg". May be repeated.'
+        ),
+    ] = None,
+    key_map: Annotated[
+        list[str] | None,
+        _networks(
+            help='A name in the files and the model\'s, as "head.weight=fc.weight", or beginnings '
+            'of names, as "encoder.=backbone.". May be repeated.'
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        _networks(
+            help='A pattern of names in the files that are left out, as "criterion.*". May be '
+            "repeated."
         ),
     ] = None,
     dtype: Annotated[
@@ -202,19 +239,30 @@ def evolve(
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "dtype": getattr(torch, dtype),
         "frozen": frozen or (),
+        "key_map": key_map_of(key_map),
+        "ignore": ignore or (),
         "basin": "warn" if force else "refuse",
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
     }
+    if ":" in parameters["engine"]:
+        keywords["engine"] = function_of(parameters["engine"], "engine")
     check_options(keywords)
     files = expand_paths(checkpoints)
+    options = NameOptions.of(
+        parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
+    )
     network = architecture(
         arch,
         checkpoint=files[0],
-        checkpoint_key=parameters["checkpoint_key"],
+        options=options,
+        model_args=model_args_of(model_arg),
         transform=transform,
     )
-    check_files(Inventory.of(network.model, frozen or ()), files, parameters["checkpoint_key"])
+    if network.names:
+        typer.echo(f"Names in {files[0]}: {network.names}")
+    check_format(form, network)
+    check_files(Inventory.of(network.model, frozen or ()), files, options)
     own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
     order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
     sets = image_sets(
@@ -223,6 +271,7 @@ def evolve(
         seed=split_seed,
         cache=cache,
         class_order=order,
+        classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,
@@ -270,12 +319,16 @@ def evolve(
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
     write_documents(result.run, result.comparison, about)
+    if form != "checkpoint":
+        card = (out / CARD).read_text(encoding="utf-8")
+        write_model_folder(out / form, network, result.state_dict, sets.class_names, card)
     if result.comparison is not None:
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
     recipe = out / RECIPE_FILE
     if recipe.exists():
         typer.echo(f"Its recipe: {recipe} (deevo merge {recipe} --out FILE)")
     typer.echo(
-        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}\n"
+        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}"
+        f"{'' if form == 'checkpoint' else f', {out / form}/'}\n"
         f"Report: {out / REPORT}\nIts journal: {out / 'journal.jsonl'} (deevo replay {out})"
     )

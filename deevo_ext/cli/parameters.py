@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import typer
+import yaml
 
 from deevo_ext.data.class_maps import ClassMap
 from deevo_ext.data.classes import ClassOrder, class_order_of
@@ -31,15 +32,15 @@ def class_order_shown(
     return order
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names."""
+def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
+    """Imports the function that "package.module:function" names, for an option."""
     module, _, attribute = name.partition(":")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise DeevoError(
-            f"metric is {name!r}, which cannot be had: {error}; expected package.module:function, "
-            "importable from here"
+            f"{option} is {name!r}, which cannot be had: {error}; expected "
+            "package.module:function, importable from here"
         ) from None
     return function
 
@@ -73,6 +74,31 @@ def unit_of(blocks: list[str] | None) -> str | list[str]:
     if not blocks:
         return "auto"
     return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
+
+
+def pairs_of(texts: list[str] | None, name: str, example: str) -> dict[str, str]:
+    """Returns what the texts "LEFT=RIGHT" of an option say; `example` is one of them."""
+    pairs = {}
+    for text in texts or ():
+        left, equals, right = text.partition("=")
+        if not left or not equals:
+            raise DeevoError(f"{name} has {text!r}; expected a text as {example!r}")
+        pairs[left] = right
+    return pairs
+
+
+def key_map_of(texts: list[str] | None) -> dict[str, str]:
+    """Returns names of files and the model's in their place."""
+    return pairs_of(texts, "key_map", "encoder.=backbone.")
+
+
+def model_args_of(texts: list[str] | None) -> dict[str, Any]:
+    """Returns arguments of a model: numbers, truth values, lists and texts, as YAML reads them."""
+    pairs = pairs_of(texts, "model_arg", "img_size=96")
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs.items()}
+    except yaml.YAMLError as error:
+        raise DeevoError(f"model_arg has {pairs}, which YAML cannot read: {error}") from None
 
 
 def bytes_of(text: str) -> int:

@@ -15,8 +15,9 @@ from deevo_ext.cli.parameters import class_order_shown
 from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import load_checkpoint, sha256
+from deevo_ext.networks.zoo import architecture, check_fit, classes_in
+from deevo_ext.population.checkpoints import load_checkpoint
+from deevo_ext.population.finding import sha256
 from deevo_ext.text import text_table
 from deevo_ext.training.batches import require_torchvision
 from deevo_ext.training.hyper_parameters import Choices
@@ -146,17 +147,19 @@ def populate(
     )
     untrained = architecture(arch, transform=transform)
     expected = untrained.needs_transform()
-    state, own = None, None
+    state, own, classes = None, None, None
     if checkpoint is not None:
         state = _read(checkpoint, untrained.model)
         if not base_epochs:  # which make a new classifier
             own = class_map_of([checkpoint], "warn")
+            classes = classes_in(state, untrained.model) or untrained.classes()
     order = class_order_shown(class_order, untrained.name, own)
     cached = open_data(
         data,
         expected,
         cache=cache,
         class_order=order,
+        classes=classes,
         train_images=train_images or None,
         workers=workers,
         skip_corrupt=skip_corrupt,
@@ -209,7 +212,7 @@ def populate(
 def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """Reads a checkpoint that has all of the model's tensors, its classifier of any size."""
     names = model.state_dict().keys()
-    state = load_checkpoint(path, expected=names)
+    state = load_checkpoint(path, names)
     missing = [name for name in names if name not in state and "num_batches_tracked" not in name]
     if missing:
         raise DeevoError(f"{path}: lacks {missing[0]}; is it a checkpoint of another --arch?")

@@ -83,6 +83,7 @@ def open_data(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
+    classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     workers: int | None = None,
     skip_corrupt: bool = False,
@@ -99,6 +100,12 @@ def open_data(
         return opened
     pictures = select_train(open_pictures(path, class_order), train_images, seed)
     require_order(pictures.class_names, class_order, str(path))
+    if classes is not None and len(pictures.class_names) not in (0, classes):
+        raise DeevoError(
+            f"{path}: {len(pictures.class_names)} classes ({pictures.class_names[0]} .. "
+            f"{pictures.class_names[-1]}), but the network has {classes}; where pictures are of "
+            "some of its classes, name all of them in their order (--class-order FILE)"
+        )
     if cache is None:
         target = _default_path(path, transform, pictures, seed, class_order)
         require_own(target)
@@ -121,6 +128,7 @@ def image_sets(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
+    classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     fitness: ImageSource | None = None,
     validation: ImageSource | None = None,
@@ -133,7 +141,8 @@ def image_sets(
 
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
-    default below DEEVO_CACHE_DIR. class_order: of class folders, see `ClassOrder`. train_images:
+    default below DEEVO_CACHE_DIR. class_order: of class folders, see `ClassOrder`. classes: how
+    many the network has, of which pictures of another number are refused undecoded. train_images:
     how many are cached, class-balanced; None for all. fitness, validation, test: a set, or a cache
     file or folder (its train part for fitness, else its val part, or all of it). workers,
     skip_corrupt, progress: of `build_cache`.
@@ -154,6 +163,7 @@ def image_sets(
         transform=transform,
         seed=seed,
         class_order=class_order,
+        classes=classes,
         train_images=train_images,
         workers=workers,
         skip_corrupt=skip_corrupt,

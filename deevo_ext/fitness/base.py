@@ -12,7 +12,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.statistics import Used
-from deevo_ext.identity import full_name
+from deevo_ext.identity import function_identity
 
 
 class Fitness(ABC):
@@ -84,11 +84,11 @@ class FunctionFitness(Fitness):
 
     def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
         self.evaluate = evaluate
-        self.name = full_name(evaluate)
+        self._identity = function_identity(evaluate)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the function's name, all that is known of it."""
-        return {"function": self.name}
+        """Returns what tells the function from others."""
+        return dict(self._identity)
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
         """Returns the function's values."""
@@ -98,8 +98,9 @@ class FunctionFitness(Fitness):
         try:
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError):
+            name = self._identity["function"]
             raise DeevoError(
-                f"the fitness function {self.name} returned {value!r}; expected a number"
+                f"the fitness function {name} returned {value!r}; expected a number"
             ) from None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.probes import ProbeForward
-from deevo_ext.fitness.probing import ROUNDING, KeepLogits, Probing, chunks
+from deevo_ext.fitness.probing import ROUNDING, KeepColumns, Probing, chunks
 from deevo_ext.population.genes import Drawn, Genes
 from deevo_ext.population.population import Population
 from deevo_ext.search.linear_model import LinearModel
@@ -67,25 +67,27 @@ class Differences:
         return -(-len(self.drawn) // self.chunk)
 
     def model(
-        self, changes: Tensor, images: LabelledImages, keep: KeepLogits | None = None
+        self, changes: Tensor, images: LabelledImages, keep: KeepColumns | None = None
     ) -> tuple[LinearModel, list[int]]:
         """Returns the linear model at a recipe with changes, and the directions left out.
 
-        keep: keeps the logits of each chunk of probes, where a round takes long. Raises DeevoError
+        keep: keeps the columns of each chunk of probes, where a round takes long. Raises DeevoError
         where no probe gives finite logits.
         """
         z0 = self.logits([changes], images)[0]
-        model = LinearModel(z0, images.labels, len(self.drawn), self.probing.dtype)
+        model = self.probing.empty(z0, images.labels, len(self.drawn))
         least = ROUNDING * float(z0.square().mean().sqrt())
         each = torch.eye(len(self.drawn))
         finite = False
         for i, some in enumerate(chunks(range(len(self.drawn)), self.chunk)):
 
             def probes(some: Sequence[int] = some) -> Tensor:
-                return self.logits([self.after(changes, each[k], 1.0) for k in some], images)
+                near = [self.after(changes, each[k], 1.0) for k in some]
+                return model.columns(self.logits(near, images))
 
-            logits = probes() if keep is None else keep(i, probes)
-            slopes = {k: probe - z0 for k, probe in zip(some, logits.to(z0), strict=True)}
+            columns = probes() if keep is None else keep(i, probes)
+            columns = columns.to(model.present)
+            slopes = {k: one - model.present for k, one in zip(some, columns, strict=True)}
             finite = model.put(slopes, least) or finite
         if not finite:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")

@@ -19,7 +19,10 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
+from deevo_ext.identity import function_identity
 from deevo_ext.networks.engines.choose import EngineTable, device_name
+from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.population import Population
@@ -60,7 +63,7 @@ class Evaluator:
         calibration: LabelledImages | None = None,
         device: torch.device | str = "cpu",
         precision: str = "auto",
-        engine: str = "auto",
+        engine: str | EngineFunction = "auto",
         force_precision: bool = False,
     ) -> None:
         check_arguments(Evaluator.__init__, locals())
@@ -78,7 +81,10 @@ class Evaluator:
         self.policy = StatisticsPolicy(
             population, self.forward.module, calibration, micro_batch, self.device
         )
-        self._options = {"precision": precision, "engine": engine}
+        self._options = {
+            "precision": precision,
+            "engine": engine if isinstance(engine, str) else function_identity(engine),
+        }
         self._force_precision = force_precision
         self._image_passes = 0
 
@@ -132,6 +138,15 @@ class Evaluator:
                 f"selection in this precision would be decided by rounding: {report}; use "
                 'precision="float32", or force_precision=True'
             )
+
+    @torch.no_grad()
+    def classes(self, images: LabelledImages) -> int:
+        """Returns the number of logits that the network gives for images of this shape.
+
+        Two blank ones are put through it. Raises DeevoError where it fails on them.
+        """
+        blank = torch.zeros(min(2, self.micro_batch), *images.image_shape, device=self.device)
+        return logits_of(self.forward.module, blank, images.name).shape[1]
 
     def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
         """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].

@@ -12,28 +12,53 @@ from deevo_ext.search.linear_model import LinearModel
 
 _LOGITS = 1 << 18  # that a metric gets at a time: they stay in a core's cache
 _KEPT = 1 << 24  # that are kept at a time, of whole sets
+_GUIDE = 2.0
 
 
 def virtual_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
     """Returns the metric's outcomes [P, n] (or [P, n, classes]) of each image, of q [P, d]."""
-    if metric.by_ranks:
-        return metric.of_results(*model.losses_and_ranks(q, metric.label_smoothing))
-    if metric.function is None:
+    if metric.by_ranks and not metric.label_smoothing:
+        return metric.of_results(*model.losses_and_ranks(q))
+    if metric.function is None and not metric.by_ranks:
         return metric.of_predictions(*model.losses_and_predictions(q))
-    count, (n, classes) = len(q), model.z0.shape
+    count, n = len(q), len(model.labels)
     parts = []
-    size = max(1, _LOGITS // (count * classes))
+    size = max(1, _LOGITS // (count * model.classes))
     for start in range(0, n, size):
         images = slice(start, min(start + size, n))
         logits, labels = model.logits(q, images), model.labels[images]
-        found = metric.of_logits(logits.flatten(0, 1), labels.repeat(count))
+        found = metric.of_images(logits.flatten(0, 1), labels.repeat(count))
         parts.append(found.view(count, len(labels), *found.shape[1:]))
     return torch.cat(parts, dim=1)
 
 
+def guided_fitness(
+    model: LinearModel, metric: Metric, ridge: float, weights: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """Returns `virtual_fitness`, with a share of the cross-entropy where that is not the metric.
+
+    A metric that counts images has no resolution: what is evolved on it alone moves single images
+    across a border, which others do not follow. The cross-entropy tells how far they are from it;
+    its share is such that at no step it counts twice as much as the metric. weights: of the images
+    in the cross-entropy, float32 [n].
+    """
+    fitness = virtual_fitness(model, metric, ridge)
+    if metric.name == "loss" and metric.function is None:
+        return fitness
+    share = 1.0 if weights is None else weights.to(model.z0.device)
+
+    def loss(q: Tensor) -> Tensor:
+        losses = model.losses_and_ranks(q)[0] * share
+        return losses.mean(dim=1, dtype=torch.float64).cpu()
+
+    none = torch.zeros(1, model.directions)
+    guide = _GUIDE * abs(float(fitness(none))) / max(float(loss(none)), 1e-30)
+    return lambda q: fitness(q) + guide * loss(q)
+
+
 def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callable[[Tensor], Tensor]:
     """Returns a function of q [P, d]: the fitness plus ridge |q|^2, float64 [P] on the CPU."""
-    some = max(1, _KEPT // model.z0.numel())
+    some = max(1, _KEPT // (len(model.labels) * model.classes))
 
     def fitness(q: Tensor) -> Tensor:
         length = q.double().square().sum(dim=1).cpu()

@@ -1,31 +1,23 @@
 """One checkpoint file, and the content that was saved in it, whatever that is.
 
 Two kinds of files are read: `.safetensors`, and what `torch.save` writes (`.pth`, `.pt`, `.bin`,
-`.ckpt`, `.tar`), the latter with `weights_only=True` and `argparse.Namespace` allowed: training
-scripts such as torchvision's and timm's keep their arguments beside the weights.
+`.ckpt`, `.tar`), the latter as `pickles` says; and an index of shards of either kind.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deevo_ext.errors import DeevoError
+from deevo_ext.population import pickles
+from deevo_ext.population.finding import INDEX, expected_names, is_checkpoint, shards
 from deevo_ext.population.tensors import PLAIN
 
-FOLDER_SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Suffixes of the files that are taken from a folder; its other files are ignored."""
-SUFFIXES = (*FOLDER_SUFFIXES, ".bin", ".ckpt", ".tar")
-"""Suffixes of the files that are read when they are named one by one."""
-
-# In the messages of torch.load where a file is sound but holds more than tensors.
-_CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript")
+# In the messages of torch.load where a file is sound but holds more than can be read.
+_CODE_MARKS = ("GLOBAL", "add_safe_globals", "TorchScript", "Can only")
 
 
 def read_wrapped(path: Path, *, mapped: bool = False) -> Any:
@@ -33,15 +25,25 @@ def read_wrapped(path: Path, *, mapped: bool = False) -> Any:
 
     mapped: leaves the weights in the file, where that can be, and their sums unread.
     """
+    if path.name.endswith(INDEX):
+        return _read_shards(path, mapped)
 
     def of_torch(path: Path) -> Any:
-        whole = zipfile.is_zipfile(path)  # older files cannot be mapped, and have no sums
-        if whole and not mapped:
+        if zipfile.is_zipfile(path) and not mapped:  # older files have no sums
             _check_sums(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=whole and mapped)
+        return pickles.load(path, mapped=mapped)
 
     return _read(path, _read_safetensors, of_torch)
+
+
+def _read_shards(index: Path, mapped: bool) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for shard in shards(index):
+        content = read_wrapped(shard, mapped=mapped)
+        if not isinstance(content, dict):
+            raise DeevoError(f"{shard}: a shard of {index.name}, but it holds no mapping of names")
+        tensors |= content
+    return tensors
 
 
 def read_around(path: Path) -> Any:
@@ -54,12 +56,12 @@ def read_around(path: Path) -> Any:
 def _read(
     path: Path, of_safetensors: Callable[[Path], Any], of_torch: Callable[[Path], Any]
 ) -> Any:
-    if path.suffix not in SUFFIXES:
+    if not is_checkpoint(path):
         raise DeevoError(
             f"{path}: suffix {path.suffix!r} is not a checkpoint's; expected one of "
-            f"{', '.join(SUFFIXES)}; rename the file if its content is one of these"
+            f"{expected_names()}; rename the file if its content is one of these"
         )
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise DeevoError(f"checkpoint {path} does not exist or is not a file")
     try:
         return (of_safetensors if path.suffix == ".safetensors" else of_torch)(path)
@@ -74,8 +76,8 @@ def _read(
             raise DeevoError(f"{path}: holds DTensors, which {PLAIN}") from error
         if any(mark in str(error) for mark in _CODE_MARKS):
             raise DeevoError(
-                f"{path}: holds pickled objects besides tensors, which are not loaded as they may "
-                f"run code; save model.state_dict() alone ({_reason(error)})"
+                f"{path}: holds pickled objects that cannot be read without running their code; "
+                f"save model.state_dict() alone ({_reason(error)})"
             ) from error
         raise DeevoError(
             f"{path}: cannot be read; the file is truncated or corrupt, or its suffix is wrong: "

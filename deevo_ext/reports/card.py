@@ -18,7 +18,7 @@ from torch import Tensor
 from deevo_ext import _version
 from deevo_ext.files import write_whole
 from deevo_ext.fitness.differences import DIRECTIONS
-from deevo_ext.population.checkpoints import sha256
+from deevo_ext.population.finding import sha256
 from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
 from deevo_ext.reports.tables import (
     Table,
@@ -66,7 +66,7 @@ def write_documents(
     assert folder is not None
     values = contents(run, comparison, about)
     for name in (CARD, REPORT):
-        write_whole(folder / name, _render(f"{name}.j2", values).encode())
+        write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
     written = [folder / CARD, folder / REPORT, *pictures]
     if comparison is not None:
@@ -216,7 +216,8 @@ def _varied(changes: Tensor | None) -> str:
     )
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Fills in one of the templates beside this file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
-from deevo_ext.population.checkpoints import PathLike, expand_paths
+from deevo_ext.networks.execution.user_engine import EngineFunction
+from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
@@ -102,7 +103,7 @@ def evolve(
     device: torch.device | str = "cpu",
     population_device: torch.device | str | None = None,
     precision: str = "auto",
-    engine: str = "auto",
+    engine: str | EngineFunction = "auto",
     force_precision: bool = False,
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -110,6 +111,9 @@ def evolve(
     batchnorm: str | None = None,
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
+    prefix: str | None = None,
+    key_map: Mapping[str, str] | None = None,
+    ignore: str | Sequence[str] = (),
     inject_soups: bool | None = None,
     basin: str = "warn",
     overlap: str = "refuse",
@@ -182,7 +186,8 @@ def evolve(
         rows, the copies that are evaluated and the linear model fit there, else the CPU, from which
         rows go to `device` by chunks.
     precision: the precision of forward passes: "auto", "float32", "tf32", "bfloat16" or "float16".
-    engine: what computes the forward passes: "auto", "fused", "triton", "compile" or "eager".
+    engine: what computes the forward passes: "auto", "fused", "triton", "compile", "eager" or a
+        function of a network's state dict and images, as `deevo.PopulationForward` calls it.
     force_precision: whether to evolve in a precision even if its check failed.
     chunk: the number of rows evaluated together.
     dtype, frozen: as in `Population.from_checkpoints`.
@@ -191,6 +196,10 @@ def evolve(
     calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 1,000
         of the fitness images.
     checkpoint_key: the key under which each file holds the weights.
+    prefix: what stands before the names of tensors in each file, as "student."; by default it is
+        found.
+    key_map, ignore: names of the files in place of the model's, and patterns of names that are left
+        out, as in `Population.from_checkpoints`.
     inject_soups: whether the population's average and its greedy soup, built on the validation
         images, become members of a search of weights, too. They do by default, unless the preset
         is "paper".
@@ -242,6 +251,9 @@ def evolve(
         frozen=frozen,
         batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
+        prefix=prefix,
+        key_map=key_map,
+        ignore=ignore,
         device=population_device,
         spare=spare,
     )
@@ -262,6 +274,14 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
+    for given in sets.values():
+        classes, highest = evaluator.classes(given), int(given.labels.max())
+        if highest >= classes:
+            raise DeevoError(
+                f"labels of {given.name} go up to {highest}, but the network has {classes} "
+                "classes, 0 up to one less; give labels of the network's classes"
+            )
+    evaluator.classes(calibration)
     materials = Materials(
         evaluator=evaluator,
         images=images,

@@ -113,6 +113,7 @@ class RecipeRun(Run):
             "slopes": str(probing.dtype).removeprefix("torch."),
             "images_per_round": self.rounds.size,
             "images_in_memory": self.rounds.fit,
+            **({} if probing.likeliest is None else {"likeliest": probing.likeliest}),
             "rounds": self.budget.rounds,
             "passes": self.budget.passes,
             "seconds": self.budget.seconds,

@@ -13,6 +13,7 @@ from deevo_ext.runs.preflight import duration_text, member_lines, members_and_ti
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.rounds import PROPOSALS, RoundSearch
 from deevo_ext.runs.validation import Validation
+from deevo_ext.search.likeliest import bytes_of_image
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,14 @@ def examine_rounds(
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
     probes = blocks.directions if rounds.few else max(blocks.directions, DIRECTIONS)
-    passes = (probes + 2) * model
+    # A user's function has no batch statistics: its probes have theirs re-estimated.
+    passes = (probes + 2) * (model + extra * evaluator.forward.own_engine)
     passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
     passes += len(validation.images) + extra
     members = population.initial_size
-    size = rounds.probing.dtype.itemsize
-    directions = max(len(blocks.blocks) * members, DIRECTIONS)
-    slopes = directions * model * rounds.classes * size
+    probing, directions = rounds.probing, max(len(blocks.blocks) * members, DIRECTIONS)
+    slope = probing.dtype.itemsize
+    each = bytes_of_image(directions, rounds.classes, probing.likeliest, slope)
     return RoundPreflight(
         members=scored,
         images=len(some),
@@ -94,6 +96,6 @@ def examine_rounds(
         initial=2 * members * (len(validation.images) + extra),
         seconds_per_pass=per_pass,
         rounds=budget.rounds,
-        bytes=slopes,
+        bytes=model * each,
         place=place_line(population.rows.device, evaluator.device),
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population.checkpoints import sha256
+from deevo_ext.population.finding import sha256
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 from deevo_ext.training.trainings import Trainings

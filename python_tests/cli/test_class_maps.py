@@ -162,15 +162,18 @@ def test_members_with_other_maps_are_refused_before_pictures_are_read(
         deevo.evolve(KnowsColours(), place / "runs", images, basin="refuse", progress=False)
 
 
-def test_a_prefix_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
+def test_a_name_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for member in range(4):
         save(place, member)
     good = state_dict(3)
     for state, message in (
-        ({f"net.{name}": value for name, value in good.items()}, "'fc.weight' .* is missing"),
-        ({**good, "fc.bias": good["fc.bias"][:-1]}, r"'fc.bias' has shape \[11\], expected \[12\]"),
+        (
+            {name.replace("fc.", "head."): value for name, value in good.items()},
+            r"missing: 'fc.weight' .* unexpected: 'head\.",
+        ),
+        ({**good, "fc.bias": good["fc.bias"][:-1]}, r"another shape: 'fc.bias' \[11\], not \[12\]"),
         ({**good, "fc.bias": good["fc.bias"].long()}, "'fc.bias' has dtype int64"),
     ):
         for suffix in ("pth", "safetensors"):
@@ -285,3 +288,28 @@ def test_orders_that_say_nothing_of_the_maps_classes_are_taken(tmp_path: Path) -
             found.require_same(order, "refuse")
         with pytest.warns(UserWarning, match="leave out --class-order"):
             found.require_same(order, "warn")
+
+
+def test_another_number_of_classes_is_found_before_pictures_are_decoded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        (place / "data" / part / "7").rename(place / f"{part}-7")
+    for member in range(4):
+        save(place, member)
+    code, _, err = evolve(place, capsys)
+    assert code == 1 and "11 classes (1 .. 9), but the network has 12; where" in err
+    more = ["--arch=cli.test_class_maps:KnowsColours", f"--data={place}/data"]
+    more += [f"--transform={place}/t.json", f"--out={place}/members"]
+    for checkpoint, message in (
+        (place / "runs" / "m0.pth", r"11 classes \(1 \.\. 9\), but the network has 12; where"),
+        (place / "none.pth", "none.pth does not exist"),
+        (place / "t.json", "'.json' is not a checkpoint's"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(
+                ["populate", *more, f"--checkpoint={checkpoint}", f"--cache={place}/p.safetensors"]
+            )
+        assert end.value.code == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert not list(place.glob("*.safetensors*"))

@@ -57,6 +57,7 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
     }
     own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
     own |= {"split_seed", "class_order", "train_images", "skip_corrupt"}  # of the images
+    own |= {"model_arg", "form"}  # of the architecture, and of what is written
     assert options == {renamed.get(name, name) for name in keywords} | own
     for parameter in command().params:
         name = {option: keyword for keyword, option in renamed.items()}.get(

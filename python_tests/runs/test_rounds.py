@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -204,16 +205,35 @@ def test_images_that_rounds_cannot_work_with_are_refused_before_any_pass() -> No
     refused(
         "made of 9 of 9 fitness images; its 5 folds", replace(search, images=images.slice(0, 9))
     )
-    with pytest.warns(UserWarning, match="none of 1 of 4 classes, as class 2: .* not measured"):
+    with pytest.warns(UserWarning, match="none of 1 of 4 classes, as class 2: steps may forget"):
         replace(search, images=images.subset((images.labels != 2).nonzero()[:, 0])).check()
-    one = torch.cat([(images.labels != 1).nonzero()[:, 0], (images.labels == 1).nonzero()[:1, 0]])
-    refused("as class 1, have 1 of", replace(search, images=images.subset(one)))
     with pytest.warns(UserWarning, match="none of 996 of 1000 classes, as class 4: "):
         replace(search, classes=1000).check()
     refused("go up to 3, but the network has 3 classes", replace(search, classes=3))
     refused("made of 5 of 200", replace(problem.rounds(size=5), images=images))
     inherits = Problem(Normed, images=200, batchnorm="inherit")
     refused('batchnorm="inherit" is for search="weights"', inherits.rounds(few=True))
+
+
+def test_more_classes_than_labels_are_no_reason_to_warn() -> None:
+    problem = Problem(images=500)
+    search = problem.rounds(few=True)
+    draw = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for classes in (100, 1000, 5000):
+            labels = torch.randint(0, classes, (500,), generator=draw)
+            images = ImageSet(search.images.pixels(0, 500), labels, "drawn")
+            replace(search, images=images, classes=classes).check()
+        # One image of a class is no obstacle either, where all have some.
+        labels = search.images.labels.clone()
+        labels[labels == 1] = 2
+        labels[7] = 1
+        replace(search, images=ImageSet(search.images.pixels(0, 500), labels, "one")).check()
+    # Two of each of half of the classes: that others have none is no chance, and no fold shows it.
+    images = ImageSet(search.images.pixels(0, 500), torch.arange(500) // 2, "pairs")
+    with pytest.warns(UserWarning, match="none of 250 of 500 classes, as class 250"):
+        replace(search, images=images, classes=500).check()
 
 
 def test_metrics_without_a_finite_score_are_refused_before_probes() -> None:

@@ -122,23 +122,20 @@ def test_losses_and_ranks_are_those_of_torch() -> None:
     z0, slopes, labels, _ = drawn()
     model = model_of(z0, slopes, labels)
     q = torch.randn(7, 6, generator=torch.Generator().manual_seed(3))
-    for smoothing in (0.0, 0.1):
-        losses, ranks = model.losses_and_ranks(q, smoothing)
-        exact = z0.double() + torch.einsum("pd,dnc->pnc", q.double(), model.slopes.double())
-        expected = torch.stack(
-            [cross_entropy(z, labels, reduction="none", label_smoothing=smoothing) for z in exact]
-        )
-        # Logits are float32 sums of d + 1 terms; a loss moves by at most twice what they do.
-        terms = z0.abs().double() + torch.einsum(
-            "pd,dnc->pnc", q.abs().double(), model.slopes.abs().double()
-        )
-        error = 8 * ROUNDING * terms.amax(dim=2)
-        assert bool(((losses - expected).abs() <= 2 * error + ROUNDING * expected).all())
-        true = exact.gather(2, labels.expand(7, -1)[..., None])
-        assert bool(
-            (exact - true).abs().sub(2 * error[..., None]).sort(dim=2).values[..., 1:].gt(0).all()
-        )
-        assert torch.equal(ranks, (exact > true).sum(dim=2).int())
+    losses, ranks = model.losses_and_ranks(q)
+    exact = z0.double() + torch.einsum("pd,dnc->pnc", q.double(), model.slopes.double())
+    expected = torch.stack([cross_entropy(z, labels, reduction="none") for z in exact])
+    # Logits are float32 sums of d + 1 terms; a loss moves by at most twice what they do.
+    terms = z0.abs().double() + torch.einsum(
+        "pd,dnc->pnc", q.abs().double(), model.slopes.abs().double()
+    )
+    error = 8 * ROUNDING * terms.amax(dim=2)
+    assert bool(((losses - expected).abs() <= 2 * error + ROUNDING * expected).all())
+    true = exact.gather(2, labels.expand(7, -1)[..., None])
+    assert bool(
+        (exact - true).abs().sub(2 * error[..., None]).sort(dim=2).values[..., 1:].gt(0).all()
+    )
+    assert torch.equal(ranks, (exact > true).sum(dim=2).int())
     assert torch.equal(model.logits(q)[:, 5:9], model.logits(q, slice(5, 9)))
 
 
