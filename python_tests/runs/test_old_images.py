@@ -79,7 +79,7 @@ def test_keeping_more_loses_less_on_the_old_images(
     new = teacher(factory, 1)
     for i, state in enumerate(off_centre(copies(new, 4, 2, 0.3), new)):
         save_file(state, tmp_path / f"m{i}.safetensors")
-    fitness, tested = labelled(new, 300, 3), labelled(new, 2000, 5)
+    fitness, tested = labelled(new, 600, 3), labelled(new, 2000, 5)
 
     def evolved(old: ImageSet, keep: float) -> deevo.Result:
         images = (fitness, None, tested)
