@@ -14,20 +14,27 @@ import typer
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import (
     bytes_of,
+    class_order_shown,
     function_of,
     images_per_batch_of,
     images_per_round_of,
+    key_map_of,
+    model_args_of,
     unit_of,
     without_defaults,
 )
 from deevo_ext.data import image_sets
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import expand_paths
-from deevo_ext.reports.card import REPORT, write_documents
+from deevo_ext.population.finding import expand_paths
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.reading import check_files
+from deevo_ext.reports.card import CARD, REPORT, write_documents
+from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import check_options
@@ -45,7 +52,11 @@ _running = partial(typer.Option, rich_help_panel=RUNNING)
 @with_options
 def evolve(
     arch: Annotated[
-        str, _networks(help="A name of torchvision's or timm's, or package.module:factory.")
+        str,
+        _networks(
+            help="A name of torchvision's or timm's, hf:FOLDER for a Hugging Face folder, or "
+            "package.module:factory."
+        ),
     ],
     checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
     data: Annotated[
@@ -72,10 +83,17 @@ def evolve(
         str,
         _images(
             help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
+            "file with the names of the network's classes, one a line; auto is that which the "
+            "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        _images(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         _images(
@@ -142,6 +160,14 @@ def evolve(
     out: Annotated[
         Path, typer.Option(help="The run folder. A run that it holds already is resumed.")
     ] = Path("evolved"),
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help='"timm" or "hf" writes a folder of that name, too, which timm.create_model and '
+            'from_pretrained load; "checkpoint" only the files of the first checkpoint\'s layout.',
+        ),
+    ] = "checkpoint",
     time: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +190,27 @@ def evolve(
         list[str] | None,
         _networks(
             help='A pattern of names of tensors that are not evolved, as "fc.*". May be repeated.'
+        ),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        _networks(
+            help='An argument that the network is made with, as "img_size=96" or '
+            '"global_pool=avg". May be repeated.'
+        ),
+    ] = None,
+    key_map: Annotated[
+        list[str] | None,
+        _networks(
+            help='A name in the files and the model\'s, as "head.weight=fc.weight", or beginnings '
+            'of names, as "encoder.=backbone.". May be repeated.'
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        _networks(
+            help='A pattern of names in the files that are left out, as "criterion.*". May be '
+            "repeated."
         ),
     ] = None,
     dtype: Annotated[
@@ -199,24 +246,40 @@ def evolve(
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "dtype": getattr(torch, dtype),
         "frozen": frozen or (),
+        "key_map": key_map_of(key_map),
+        "ignore": ignore or (),
         "basin": "warn" if force else "refuse",
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
     }
+    if ":" in parameters["engine"]:
+        keywords["engine"] = function_of(parameters["engine"], "engine")
     check_options(keywords)
     files = expand_paths(checkpoints)
+    options = NameOptions.of(
+        parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
+    )
     network = architecture(
         arch,
         checkpoint=files[0],
-        checkpoint_key=parameters["checkpoint_key"],
+        options=options,
+        model_args=model_args_of(model_arg),
         transform=transform,
     )
+    if network.names:
+        typer.echo(f"Names in {files[0]}: {network.names}")
+    check_format(form, network)
+    check_files(Inventory.of(network.model, frozen or ()), files, options)
+    own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
+    order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
     sets = image_sets(
         data,
         network.needs_transform(),
         seed=split_seed,
         cache=cache,
-        class_order=class_order_of(class_order, network.name),
+        class_order=order,
+        labels=labels,
+        classes=network.classes(),
         train_images=train_images or None,
         fitness=fitness,
         validation=validation,
@@ -263,13 +326,19 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
+    if network.names:
+        about["names in checkpoints"] = network.names
     write_documents(result.run, result.comparison, about)
+    if form != "checkpoint":
+        card = (out / CARD).read_text(encoding="utf-8")
+        write_model_folder(out / form, network, result.state_dict, sets.class_names, card)
     if result.comparison is not None:
         typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
     recipe = out / RECIPE_FILE
     if recipe.exists():
         typer.echo(f"Its recipe: {recipe} (deevo merge {recipe} --out FILE)")
     typer.echo(
-        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}\n"
+        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}"
+        f"{'' if form == 'checkpoint' else f', {out / form}/'}\n"
         f"Report: {out / REPORT}\nIts journal: {out / 'journal.jsonl'} (deevo replay {out})"
     )

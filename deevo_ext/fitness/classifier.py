@@ -46,7 +46,12 @@ def find_classifier(
         for name, module in evaluator.forward.module.named_modules()
         if isinstance(module, nn.Linear)
     }
-    name = _Features(evaluator).whose_output_is_logits(list(layers), row, images, used)
+    try:
+        name = _Features(evaluator).whose_output_is_logits(list(layers), row, images, used)
+    except Exception as error:  # of a module that stands for what a user's function evaluates
+        if not evaluator.forward.own_engine:
+            raise
+        return f"the module cannot be run ({error}), so its classifier is not refitted"
     if name is None:
         return "no linear layer's output is the network's logits, so there is none to refit"
     names = [f"{name}.weight", *([] if layers[name].bias is None else [f"{name}.bias"])]

@@ -27,13 +27,15 @@ class ProbeForward:
     """Puts images through rows of an evaluator's population and keeps the logits.
 
     Under the policy "recalibrate" norm layers use the statistics of each group of images; the
-    groups are equal parts of the images, of about `statistics.group_size`. Otherwise rows are
-    evaluated as they are, in micro-batches. forward_passes are counted by the evaluator.
+    groups are equal parts of the images, of about `statistics.group_size`. A user's function has no
+    such mode: its probes have their statistics re-estimated, like networks that are scored.
+    Otherwise rows are evaluated as they are, in micro-batches. forward_passes are counted by the
+    evaluator.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self._by_groups = evaluator.policy.recalibrates
+        self._by_groups = evaluator.policy.recalibrates and not evaluator.forward.own_engine
         self._workers = Workers(evaluator.device)
         if self._by_groups:
             self._modules = Modules(evaluator.forward.module, self._workers.count)
@@ -52,7 +54,8 @@ class ProbeForward:
             parts[k, start] = logits.float().clone()
 
         self.evaluator.settle(images)
-        self.evaluator.forward.each(rows, images, None, take)
+        used = self.evaluator.used_statistics(rows, None)  # which a user's function is to have
+        self.evaluator.forward.each(rows, images, used, take)
         starts = sorted({start for _, start in parts})
         return torch.stack(
             [torch.cat([parts[k, start] for start in starts]) for k in range(len(rows))]

@@ -21,6 +21,7 @@ from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
+from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 
 # A direction whose slopes are so many times the median's is probed the other way, too, and left out
@@ -31,8 +32,8 @@ _LARGE, _DISAGREEMENT = 3.0, 0.5
 _ROUNDING = 2.0**-17
 
 T = TypeVar("T")
-KeepLogits = Callable[[int, Callable[[], Tensor]], Tensor]
-"""function(block, compute) -> logits: those of compute(), or what was kept of an earlier start."""
+KeepColumns = Callable[[int, Callable[[], Tensor]], Tensor]
+"""function(block, compute) -> columns: those of compute(), or what was kept of an earlier start."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Probing:
     """What probes are made of.
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
-    goes. chunk: rows that are made at a time. dtype: of the slopes.
+    goes. chunk: rows that are made at a time. dtype: of the slopes. likeliest: how many classes
+    besides the true one an image keeps in the model, None for all.
     """
 
     forward: ProbeForward
@@ -48,6 +50,7 @@ class Probing:
     eps: float
     chunk: int
     dtype: torch.dtype = torch.float32
+    likeliest: int | None = None
 
     @property
     def population(self) -> Population:
@@ -55,11 +58,11 @@ class Probing:
         return self.forward.evaluator.population
 
     def model(
-        self, recipe: Tensor, images: LabelledImages, keep: KeepLogits | None = None
+        self, recipe: Tensor, images: LabelledImages, keep: KeepColumns | None = None
     ) -> tuple[LinearModel, list[int]]:
         """Returns the linear model at a recipe [blocks, members], and the directions left out.
 
-        Direction b * members + m is member m on block b. keep: keeps the logits of a block's
+        Direction b * members + m is member m on block b. keep: keeps the columns of a block's
         probes, where a round takes long. Raises DeevoError where no probe gives finite logits.
         """
         blocks, members = recipe.shape
@@ -69,21 +72,23 @@ class Probing:
                 "the present network gives logits that are not finite on the fitness images: check "
                 "images and preprocessing against the model"
             )
-        model = LinearModel(z0, images.labels, blocks * members, self.dtype)
+        model = self._empty(z0, images.labels, blocks * members)
         least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        present = model.present
         dependent = recipe.abs().argmax(dim=1).tolist()
         finite = False
         for b in range(blocks):
             others = [m for m in range(members) if m != dependent[b]]
 
             def probes(b: int = b, others: list[int] = others) -> Tensor:
-                return self.logits([self._probe(recipe, b, m, self.eps) for m in others], images)
+                near = [self._probe(recipe, b, m, self.eps) for m in others]
+                return self._columns(model, near, images)
 
-            logits = probes() if keep is None else keep(b, probes)
+            columns = probes() if keep is None else keep(b, probes)
             weights = recipe[b] / -recipe[b, dependent[b]]
-            combined, slopes = torch.zeros_like(z0), dict[int, Tensor]()
-            for m, probe in zip(others, logits.to(z0), strict=True):
-                slope = slopes[b * members + m] = (probe - z0) / self.eps
+            combined, slopes = torch.zeros_like(present), dict[int, Tensor]()
+            for m, probe in zip(others, columns.to(present), strict=True):
+                slope = slopes[b * members + m] = (probe - present) / self.eps
                 if float(weights[m]) != 0.0:
                     combined += float(weights[m]) * slope
             finite = model.put(slopes, least) or finite
@@ -125,12 +130,13 @@ class Probing:
     ) -> list[int]:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
+        present = model.present
         for some in _chunks(probes, self.chunk):
-            recipes = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
+            near = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
             missed = []
-            for (k, eps), logits in zip(some, self.logits(recipes, images), strict=True):
-                slope = (logits - model.z0) / (eps * float(model.scale[k]))
-                missed.append((slope - model.slopes[k].float()).square().mean().sqrt())
+            for (k, eps), one in zip(some, self._columns(model, near, images), strict=True):
+                slope = (one - present) / (eps * float(model.scale[k]))
+                missed.append((slope - model.slope(k)).square().mean().sqrt())
             sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1
             found += [k for (k, _), n in zip(some, sizes, strict=True) if not n <= _DISAGREEMENT]
         return found
@@ -143,11 +149,24 @@ class Probing:
 
     def logits(self, recipes: Sequence[Tensor], images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do."""
-        parts = [
-            self.forward(self.blocks.compose(self.population, torch.stack(list(some))), images)
-            for some in _chunks(recipes, self.chunk)
-        ]
-        return torch.cat(parts)
+        return torch.cat(list(self._parts(recipes, images)))
+
+    def _columns(
+        self, model: LinearModel, recipes: Sequence[Tensor], images: LabelledImages
+    ) -> Tensor:
+        """The model's columns [K, n, columns] of K recipes: of a chunk's logits, as they come."""
+        return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
+
+    def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
+        for some in _chunks(recipes, self.chunk):
+            yield self.forward(
+                self.blocks.compose(self.population, torch.stack(list(some))), images
+            )
+
+    def _empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+        if self.likeliest is None:
+            return LinearModel(z0, labels, directions, self.dtype)
+        return LikeliestModel(z0, labels, directions, self.likeliest, self.dtype)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -17,7 +17,7 @@ _LARGEST_BATCH = 2**16
 def check_options(
     model: object,
     layout: object,
-    engine: str,
+    engine: object,
     precision: str,
     micro_batch: int,
 ) -> None:
@@ -27,12 +27,18 @@ def check_options(
             f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
             "a torch.nn.Module and a population or its layout"
         )
+    if callable(engine) and precision not in ("auto", "float32"):
+        raise DeevoError(
+            f"precision is {precision!r}, but the engine is a function, which computes as it does: "
+            'leave it out, or give "float32", in which it gets weights and images'
+        )
     for name, value, allowed in (
-        ("engine", engine, ENGINE_CHOICES),
+        ("engine", "auto" if callable(engine) else engine, ENGINE_CHOICES),
         ("precision", precision, PRECISIONS),
     ):
         if not isinstance(value, str) or value not in allowed:
-            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+            more = ", or a function of (state dict, images)" if name == "engine" else ""
+            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}{more}")
     if not 1 <= micro_batch <= _LARGEST_BATCH:
         raise DeevoError(
             f"micro_batch is {micro_batch}; expected at least 1 image, at most {_LARGEST_BATCH:,}"

@@ -20,6 +20,7 @@ from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
 from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
 from deevo_ext.networks.execution.sinks import LogitsSink
+from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
 from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
@@ -60,13 +61,16 @@ class Builder:
 
     module: nn.Module
     tensors: Tensors
-    engine: str
+    engine: str | EngineFunction
     table: EngineTable
     execution: Execution
 
     def build(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> Built:
         """The runner for images [C, H, W] and rows of a dtype."""
         run, name = self.execution, type(self.module).__name__
+        if not isinstance(self.engine, str):
+            names = list(self.module.state_dict())
+            return Built(FunctionRunner(self.engine, names, self.tensors, run), None, "own engine")
         model = self.module
         if run.dtype != torch.float32:
             model = as_dtype(model, run.dtype, run.device)
@@ -99,7 +103,8 @@ class Builder:
 
         Noise is added to them, lest all be the same. Returns `built`, or the module unfused, with a
         warning, where its graph fails or its logits differ by more than rounding explains. Raises
-        DeevoError where the module's logits of an image depend on the images beside it.
+        DeevoError where the module's logits of an image depend on the images beside it. Of a user's
+        function this is checked, not of the module (`FunctionRunner.check`).
         """
         count, precision = min(CHECKED, len(batch.images)), self.execution.precision
         generator = torch.Generator().manual_seed(0)
@@ -107,6 +112,10 @@ class Builder:
         noise = torch.randn(batch.images.shape, generator=generator)
         noise *= spread if 0 < spread < math.inf else 1.0
         images = batch.images + noise.to(batch.images)
+        if isinstance(built.runner, FunctionRunner):
+            built.runner.check(row, statistics, images)
+            built.checked = True
+            return built
         expected = self._module_logits(row, statistics, images[:count], batch.name)
         sound = expected.isfinite().all(1)
         if not bool(sound.any()):
@@ -214,6 +223,7 @@ class Builder:
             with run.float32_products():
                 return run.workers.run([task])[0]
 
+        assert isinstance(self.engine, str)
         forced = None if self.engine == "auto" else self.engine
         chooser = Chooser(run.device, self.table, forced, measure)
         bounds = {}

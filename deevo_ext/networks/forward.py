@@ -25,6 +25,7 @@ from deevo_ext.networks.execution.feed import ImageFeed, Images, TensorImages
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import DTYPES, Execution
 from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, LossSink, Sink, TakeLogits
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.graph.export import as_dtype
@@ -51,12 +52,13 @@ class PopulationForward:
     is copied, put into eval mode, and its weights are used only for tensors that are not in the
     rows, in `fixed` or among the statistics. layout: of the rows, or the population itself, which
     knows statistics_layout and fixed too. precision: "float32"; "tf32" (CUDA); "bfloat16" or
-    "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first
-    rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the graph is
+    "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first rows
+    pass `precision_check`, else tf32. engine: "auto" times engines per layer when the graph is
     built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
-    is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
-    image's loss depends on nothing else; a model whose logits of an image depend on the images
+    is functional_call; an `EngineFunction` of (state dict, images) gives the logits in their place,
+    whatever it computes with. micro_batch: images per forward pass; the last one is padded, so that
+    an image's loss depends on nothing else; a model whose logits of an image depend on the images
     beside it is refused at the first call, unless micro_batch is 1. mean, std: per channel, for
     uint8 images in units of 1/255, applied to float images too if they are not None. table: engines
     that are fixed already.
@@ -80,7 +82,7 @@ class PopulationForward:
         statistics_layout: Layout | None = None,
         fixed: Mapping[str, Tensor] | None = None,
         precision: str = "auto",
-        engine: str = "auto",
+        engine: str | EngineFunction = "auto",
         micro_batch: int = 64,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -112,11 +114,16 @@ class PopulationForward:
     def precision(self) -> str:
         """The precision that networks are computed in; "auto" until that is decided."""
         if self._precision == "auto":
-            if not self.table.precision and self.device.type != "cuda":
+            if not self.table.precision and (self.own_engine or self.device.type != "cuda"):
                 self.table.precision = "float32"
             return self.table.precision or "auto"
         self.table.precision = self._precision
         return self._precision
+
+    @property
+    def own_engine(self) -> bool:
+        """Whether a user's function evaluates the networks, and not the module."""
+        return not isinstance(self.engine, str)
 
     @property
     def module(self) -> nn.Module:

@@ -20,7 +20,7 @@ LONG_SECONDS = 600.0
 
 
 class KeptProbes:
-    """Gives the logits of a block's probes: those that are kept of an earlier start, or new ones.
+    """Gives the columns of a block's probes: those that are kept of an earlier start, or new ones.
 
     run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
     the round that asks: what was kept of another is not taken. blocks: of the recipe.
@@ -31,16 +31,16 @@ class KeptProbes:
         self._about = {"check": check}
 
     def __call__(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns logits float32 [members - 1, n, classes] of a block's probes."""
+        """Returns the columns float32 [members - 1, n, columns] of a block's probes."""
         path = self._folder / f"block_{block:04d}.safetensors"
-        if (logits := self._kept(path)) is not None:
-            return logits
+        if (columns := self._kept(path)) is not None:
+            return columns
         started = time.perf_counter()
-        logits = compute()
+        columns = compute()
         if (time.perf_counter() - started) * self._blocks > LONG_SECONDS:
             self._folder.mkdir(exist_ok=True)
-            write_whole(path, save({"logits": logits.cpu().contiguous()}, self._about))
-        return logits
+            write_whole(path, save({"columns": columns.cpu().contiguous()}, self._about))
+        return columns
 
     def _kept(self, path: Path) -> Tensor | None:
         if not path.exists():
@@ -49,10 +49,10 @@ class KeptProbes:
             with safe_open(path, "pt") as file:
                 if file.metadata() != self._about:
                     return None
-                logits: Tensor = file.get_tensor("logits")
+                columns: Tensor = file.get_tensor("columns")
         except (OSError, SafetensorError):
             return None
-        return logits if logits.dtype == torch.float32 else None
+        return columns if columns.dtype == torch.float32 else None
 
 
 def remove_kept(run_dir: Path) -> None:

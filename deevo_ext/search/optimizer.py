@@ -245,6 +245,9 @@ class DifferentialEvolution:
 
     def _checked(self, fitness: torch.Tensor | Sequence[float]) -> torch.Tensor:
         try:
+            given = torch.as_tensor(fitness)
+            if given.is_complex():
+                raise TypeError("they are complex")
             values = torch.as_tensor(fitness, dtype=torch.float64).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise DeevoError(f"fitness is not a row of numbers ({error})") from None

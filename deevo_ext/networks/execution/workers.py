@@ -82,7 +82,12 @@ def _ungraded(task: Callable[[], T]) -> T:
 
 
 def _one_thread() -> None:
-    """Makes torch's operators use one thread when this thread calls them."""
+    """Makes torch's operators use one thread when this thread calls them.
+
+    A thread takes over the process's number at its first parallel operator, after which that number
+    may long be another: so it is asked for first.
+    """
+    torch.get_num_threads()
     torch.set_num_threads(1)
 
 

@@ -1,0 +1,44 @@
+"""The examples run, each in under a minute, and print what they gained."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT, child_environment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the members lie, which are trained once."""
+    return tmp_path_factory.mktemp("examples")
+
+
+def printed(name: str, folder: Path) -> str:
+    """What an example prints, run in a folder of its own."""
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), str(folder)]
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(text: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r" loss (\d+\.\d+)", text)]
+
+
+def test_onnx_int8(folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime has no wheel for this Python yet")
+    text = printed("onnx_int8", folder)
+    full, quantised, evolved = losses(text)
+    assert quantised > full and evolved < quantised
+    back = re.search(r"took back (\S+)\.", text)
+    assert back is not None and float(back[1]) == pytest.approx(quantised - evolved, abs=2e-4)
+    assert (folder / "quantised.onnx").stat().st_size > 0
