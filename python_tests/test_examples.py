@@ -42,3 +42,13 @@ def test_onnx_int8(folder: Path) -> None:
     back = re.search(r"took back (\S+)\.", text)
     assert back is not None and float(back[1]) == pytest.approx(quantised - evolved, abs=2e-4)
     assert (folder / "quantised.onnx").stat().st_size > 0
+
+
+def test_worst_class(folder: Path) -> None:
+    text = printed("worst_class", folder)
+    gain = re.search(r"Worst class: (\S+)% -> (\S+)% by the", text)
+    assert gain is not None and float(gain[2]) > float(gain[1])
+    per_class = re.findall(r"soup (\S+)%  evolved (\S+)%", text)
+    assert len(per_class) == 10
+    for i in range(2):
+        assert float(gain[i + 1]) == min(float(shares[i]) for shares in per_class)
