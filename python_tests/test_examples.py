@@ -44,6 +44,18 @@ def test_onnx_int8(folder: Path) -> None:
     assert (folder / "quantised.onnx").stat().st_size > 0
 
 
+def test_blurred(folder: Path) -> None:
+    text = printed("blurred", folder)
+    points = [float(found) for found in re.findall(r": ([+-]\d+\.\d) points\. Of", text)]
+    assert len(points) == 2 and min(points) > 2  # 7 and more on clothes
+    before, after, kept_before, kept_after = losses(text)
+    assert after < kept_after < before == kept_before
+    lost = [
+        float(found) for found in re.findall(r"right \(loss \S+\), the network.* \((\S+)\):", text)
+    ]
+    assert len(lost) == 2 and lost[1] < lost[0]
+
+
 def test_worst_class(folder: Path) -> None:
     text = printed("worst_class", folder)
     gain = re.search(r"Worst class: (\S+)% -> (\S+)% by the", text)

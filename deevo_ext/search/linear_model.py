@@ -139,7 +139,7 @@ class LinearModel:
 
     def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images."""
-        return self._kept(q, images)
+        return linear(self.z0[images], self.slopes[:, images], q)
 
     def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
@@ -153,16 +153,21 @@ class LinearModel:
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, ranks and predicted classes [P, n] of q [P, d]."""
-        count, images = len(q), len(self.z0)
-        device = self.z0.device
-        losses = torch.empty(count, images, device=device)
-        ranks = torch.empty(count, images, dtype=torch.int32, device=device)
+        return self._operator(self.z0, self.slopes, self.own, q)
+
+    @staticmethod
+    def _operator(
+        z0: Tensor, slopes: Tensor, labels: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count, images = len(q), len(z0)
+        losses = torch.empty(count, images, device=z0.device)
+        ranks = torch.empty(count, images, dtype=torch.int32, device=z0.device)
         predicted, probability = torch.empty_like(ranks), torch.empty_like(losses)
         torch.ops.deevo.linear_scores(
-            self.z0,
-            self.slopes,
-            q.to(device, torch.float32).contiguous(),
-            self.own,
+            z0,
+            slopes,
+            q.to(z0).contiguous(),
+            labels,
             0.0,
             losses,
             ranks,
@@ -289,15 +294,9 @@ class LinearModel:
         """Keeps a direction's slopes [n, columns], or one number for all."""
         self.slopes[direction] = slope
 
-    def _kept(self, q: Tensor, images: slice) -> Tensor:
-        """z0 + q slopes, float32 [P, n, classes that are kept], of q [P, d]."""
-        z0, slopes = self.z0[images], self.slopes[:, images]
-        flat = slopes.reshape(len(slopes), -1).float()
-        return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
-
     def _columns_at(self, q: Tensor, images: slice) -> Tensor:
         """The columns [n, columns] of q [d], by the model."""
-        return self._kept(q[None], images)[0]
+        return linear(self.z0[images], self.slopes[:, images], q[None])[0]
 
     def _columns_afar(self, logits: Tensor) -> Tensor:
         """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
@@ -314,3 +313,9 @@ class LinearModel:
         size = max(1, held // (4 * max(1, self.directions) * classes))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
+
+
+def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:
+    """Returns z0 [n, columns] + q slopes, float32 [P, n, columns], of q [P, d]."""
+    flat = slopes.reshape(len(slopes), -1).float()
+    return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
