@@ -24,6 +24,7 @@ PANELS: dict[str | None, tuple[str, ...]] = {
     None: ("search", "rounds", "passes", "generations", "seed"),
     NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
     IMAGES: (
+        "keep",
         "generations_per_batch",
         "sampling",
         "augment",

@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ Where there is no val, test is taken for it.
 """
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """N labelled pictures, in parts that follow each other. Worker processes get a copy (pickle).
 
@@ -107,9 +108,17 @@ class DatasetPictures:
     """
 
     def __init__(self, dataset: Any, fingerprint: str, part: str = "all") -> None:
+        check_arguments(DatasetPictures.__init__, locals())
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise DeevoError(
+                f"dataset is a {type(dataset).__name__}; expected a torch Dataset with a length"
+            )
         self.dataset, self.fingerprint = dataset, fingerprint
         self.name = type(dataset).__name__
-        self.parts = {part: (0, len(dataset))}
+        try:
+            self.parts = {part: (0, len(dataset))}
+        except TypeError as error:  # a length that it refuses to tell
+            raise DeevoError(f"dataset has no length ({error}); expected a torch Dataset") from None
         self.class_names = [str(name) for name in getattr(dataset, "classes", ())]
         self.labels: np.ndarray | None = None
         self.problems: list[str] = []

@@ -18,6 +18,7 @@ import numpy as np
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
+from deevo_ext.files import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -186,11 +187,12 @@ class Transform:
 
         Raises DeevoError that names the file.
         """
+        check_arguments(Transform.from_file, locals())
         path = Path(path)
         try:
-            text = path.read_text()
+            text = read_regular(path).decode()
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
+        except (DeevoError, ValueError, RecursionError) as error:
             raise DeevoError(f"{path}: not a readable JSON or TOML file ({error})") from error
         if not isinstance(values, dict):
             raise DeevoError(f"{path}: holds a {type(values).__name__}; {_EXPECTED}")

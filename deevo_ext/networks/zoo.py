@@ -163,15 +163,9 @@ def check_fit(
             )
     classes = network.num_classes
     try:
-        logits = network.model(torch.zeros(1, *shape))
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            wrong.append(f"it returns {kind}, not logits [N, classes]")
-        else:
-            classes = logits.shape[1]
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        wrong.append(f"it fails on {images.name} of {'x'.join(map(str, shape))}: {reason}")
+        classes = logits_of(network.model, torch.zeros(1, *shape), images.name).shape[1]
+    except (DeevoError, AssertionError) as error:
+        wrong.append(str(error).splitlines()[0])
     highest = int(images.labels.max())
     if classes is not None and class_names is not None and len(class_names) != classes:
         wrong.append(

@@ -257,5 +257,5 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     with pytest.raises(DeevoError, match=r"3x32x32, but the transform gives 3x224x224; .*label 9"):
         check_fit(odd, images)
     grey = ImageSet(torch.zeros(5, 1, 32, 32), images.labels, "grey")
-    with pytest.raises(DeevoError, match="fails on grey of 1x32x32"):
+    with pytest.raises(DeevoError, match=r"failed on grey of shape \(1, 32, 32\)"):
         check_fit(good, grey)
