@@ -8,6 +8,7 @@ all slopes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import ProbeForward
+from deevo_ext.fitness.probes import Moved, ProbeForward
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
@@ -31,8 +32,12 @@ _LARGE, _DISAGREEMENT = 3.0, 0.5
 _ROUNDING = 2.0**-17
 
 T = TypeVar("T")
-KeepLogits = Callable[[int, Callable[[], Tensor]], Tensor]
-"""function(block, compute) -> logits: those of compute(), or what was kept of an earlier start."""
+# Networks that share what lies before their blocks, at most: it is computed once for so many, and
+# costs a pass or less; and bytes of logits that they give before these become slopes.
+_TOGETHER, _LOGITS_BYTES = 64, 256 << 20
+
+KeepLogits = Callable[[range, Callable[[], Tensor]], Tensor]
+"""function(blocks, compute) -> logits: those of compute(), or what was kept of an earlier start."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ class Probing:
     ) -> tuple[LinearModel, list[int]]:
         """Returns the linear model at a recipe [blocks, members], and the directions left out.
 
-        Direction b * members + m is member m on block b. keep: keeps the logits of a block's
-        probes, where a round takes long. Raises DeevoError where no probe gives finite logits.
+        Direction b * members + m is member m on block b. keep: keeps the logits of some blocks'
+        probes [blocks * (members - 1), n, classes], where a round takes long. Raises DeevoError
+        where no probe gives finite logits.
         """
         blocks, members = recipe.shape
         z0 = self.logits([recipe], images)[0]
@@ -72,17 +78,12 @@ class Probing:
         model = LinearModel(z0, images.labels, blocks * members, self.dtype)
         least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
         dependent = recipe.abs().argmax(dim=1).tolist()
+        others = [[m for m in range(members) if m != d] for d in dependent]
         finite = False
-        for b in range(blocks):
-            others = [m for m in range(members) if m != dependent[b]]
-
-            def probes(b: int = b, others: list[int] = others) -> Tensor:
-                return self.logits([self._probe(recipe, b, m, self.eps) for m in others], images)
-
-            logits = probes() if keep is None else keep(b, probes)
+        for b, logits in self._of_blocks(recipe, others, images, z0.shape[1], keep):
             weights = recipe[b] / -recipe[b, dependent[b]]
             combined, slopes = torch.zeros_like(z0), dict[int, Tensor]()
-            for m, probe in zip(others, logits.to(z0), strict=True):
+            for m, probe in zip(others[b], logits.to(z0), strict=True):
                 slope = slopes[b * members + m] = (probe - z0) / self.eps
                 if float(weights[m]) != 0.0:
                     combined += float(weights[m]) * slope
@@ -92,6 +93,50 @@ class Probing:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")
         self._leave_out_kinks(model, recipe, images, dependent)
         return model, (model.scale == 0).nonzero().flatten().tolist()
+
+    def passes(self, members: int, images: LabelledImages, classes: int) -> int:
+        """Returns the forward passes of a linear model's probes and of the present network.
+
+        images: as many, and of the shape, as those of the model. What second probes cost comes to
+        them, where there are any.
+        """
+        parts = self._parts(members, images, classes)
+        counts = [dict.fromkeys(part, members - 1) for part in parts]
+        return len(images) + sum(self.forward.passes(self.blocks, n, images) for n in counts)
+
+    def _of_blocks(
+        self,
+        recipe: Tensor,
+        others: list[list[int]],
+        images: LabelledImages,
+        classes: int,
+        keep: KeepLogits | None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields each block with the logits [members - 1, n, classes] of its probes."""
+        for part in self._parts(recipe.shape[1], images, classes):
+
+            def probes(part: range = part) -> Tensor:
+                moved = {b: [self._probe(recipe, b, m, self.eps) for m in others[b]] for b in part}
+                return self._moved(recipe, moved, images)
+
+            logits = probes() if keep is None else keep(part, probes)
+            yield from zip(part, logits.split(recipe.shape[1] - 1), strict=True)
+
+    def _parts(self, members: int, images: LabelledImages, classes: int) -> list[range]:
+        """Blocks whose probes are evaluated together."""
+        count = len(self.blocks)
+        size = max(1, self._together(images, classes) // (members - 1))
+        return [range(b, min(b + size, count)) for b in range(0, count, size)]
+
+    def _together(self, images: LabelledImages, classes: int) -> int:
+        """How many probes are evaluated together, one at least."""
+        return max(1, min(_TOGETHER, _LOGITS_BYTES // (4 * len(images) * classes)))
+
+    def _moved(self, recipe: Tensor, moved: Moved, images: LabelledImages) -> Tensor:
+        """Returns logits of networks that differ from a recipe's in a block each."""
+        if self.forward.shares(images):
+            return self.forward.by_blocks(self.blocks, recipe, moved, images)
+        return self.logits([*itertools.chain.from_iterable(moved.values())], images)
 
     def _leave_out_kinks(
         self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
@@ -125,10 +170,13 @@ class Probing:
     ) -> list[int]:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
-        for some in _chunks(probes, self.chunk):
-            recipes = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
+        for some in _chunks(probes, self._together(images, model.z0.shape[1])):
+            moved: dict[int, list[Tensor]] = {}
+            for k, eps in some:  # in the order of blocks
+                b, m = divmod(k, members)
+                moved.setdefault(b, []).append(self._probe(recipe, b, m, eps))
             missed = []
-            for (k, eps), logits in zip(some, self.logits(recipes, images), strict=True):
+            for (k, eps), logits in zip(some, self._moved(recipe, moved, images), strict=True):
                 slope = (logits - model.z0) / (eps * float(model.scale[k]))
                 missed.append((slope - model.slopes[k].float()).square().mean().sqrt())
             sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1

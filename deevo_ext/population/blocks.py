@@ -120,6 +120,23 @@ class Blocks:
             population.layout, population.rows[: population.initial_size], recipes
         )
 
+    def compose_part(self, population: Population, part: Layout, recipes: Tensor) -> Tensor:
+        """Returns the same rows' tensors of a part of the layout alone, as rows of that part.
+
+        Bits are those of `compose`. part: `Layout.part` of the population's layout.
+        """
+        held = set(part.names)
+        tensors = tuple(tuple(name for name in names if name in held) for names in self.tensors)
+        place = {entry.name: entry.offset for entry in population.layout.entries}
+        rows = population.rows[: population.initial_size]
+        pieces = [
+            rows[:, place[entry.name] :][:, : following - entry.offset]
+            for entry, following in zip(
+                part.entries, [*(e.offset for e in part.entries[1:]), part.dim], strict=True
+            )
+        ]
+        return Blocks(self.names, tensors).compose_rows(part, torch.cat(pieces, dim=1), recipes)
+
     def compose_rows(self, layout: Layout, rows: Tensor, recipes: Tensor) -> Tensor:
         """Does the same for any rows [members, D] of a layout, such as separate statistics."""
         starts, index = self.segments(layout)

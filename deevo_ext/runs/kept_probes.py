@@ -20,7 +20,7 @@ LONG_SECONDS = 600.0
 
 
 class KeptProbes:
-    """Gives the logits of a block's probes: those that are kept of an earlier start, or new ones.
+    """Gives the logits of some blocks' probes: those kept of an earlier start, or new ones.
 
     run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
     the round that asks: what was kept of another is not taken. blocks: of the recipe.
@@ -30,14 +30,14 @@ class KeptProbes:
         self._folder, self._blocks = run_dir / FOLDER, blocks
         self._about = {"check": check}
 
-    def __call__(self, block: int, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns logits float32 [members - 1, n, classes] of a block's probes."""
-        path = self._folder / f"block_{block:04d}.safetensors"
+    def __call__(self, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns logits float32 [len(blocks) * (members - 1), n, classes] of probes."""
+        path = self._folder / f"blocks_{blocks.start:04d}_{blocks.stop:04d}.safetensors"
         if (logits := self._kept(path)) is not None:
             return logits
         started = time.perf_counter()
         logits = compute()
-        if (time.perf_counter() - started) * self._blocks > LONG_SECONDS:
+        if (time.perf_counter() - started) * self._blocks > LONG_SECONDS * len(blocks):
             self._folder.mkdir(exist_ok=True)
             write_whole(path, save({"logits": logits.cpu().contiguous()}, self._about))
         return logits

@@ -75,7 +75,8 @@ def examine_rounds(
     model, choice, test = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    passes = (blocks.directions + 2) * model
+    probed = rounds.images.slice(0, model)
+    passes = rounds.probing.passes(population.initial_size, probed, rounds.classes) + model
     passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
     passes += len(validation.images) + extra
     members = population.initial_size

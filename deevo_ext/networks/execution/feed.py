@@ -89,17 +89,21 @@ class ImageFeed:
         (batch,) = self._micro_batches(images, 0, pixels, dtype)
         return batch
 
-    def batches(self, images: Images, dtype: torch.dtype) -> Iterator[list[MicroBatch]]:
+    def batches(
+        self, images: Images, dtype: torch.dtype, most: int | None = None
+    ) -> Iterator[list[MicroBatch]]:
         """Yields all micro-batches in order, in lists of those that one slice of the images gives.
 
         Networks run on one list after the other. At most SLICE_BYTES of prepared images, or one
         micro-batch, are in a list, and no list is kept here, so a caller who drops one before
-        asking for the next holds one at a time.
+        asking for the next holds one at a time. most: micro-batches of a list, where they are to be
+        fewer.
         """
         if isinstance(images, LabelledImages):
             images = self._placement.of(images)
         one = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
-        size = self.micro_batch * max(1, SLICE_BYTES[self.device.type] // one)
+        fit = max(1, SLICE_BYTES[self.device.type] // one)
+        size = self.micro_batch * (fit if most is None else min(most, fit))
         parts = [(at, min(at + size, len(images))) for at in range(0, len(images), size)]
         for start, pixels in slices(images, parts, self.device):
             yield self._micro_batches(images, start, pixels, dtype)
