@@ -23,7 +23,7 @@ table=(
   "1 trials        30 rows --threads 1 --case trials,commit --size resnet50 --np 20 --backend cuda,triton"
   "1 tables        12 rows --case plan,tell --np 20 --backend cuda,triton"
   "1 graph         12 rows --threads 1 --case graph --size resnet50 --np 20 --backend cuda"
-  "1 compose       15 rows --threads 1 --case compose --size resnet50 --np 12 --backend cuda"
+  "1 compose       15 rows --threads 1 --case compose --size resnet50 --np 12 --backend cuda,triton"
   "1 model         10 rows --case linear_scores --np 1000 --dtype float16 --backend cuda"
   "1 members       25 rows --threads 1 --case trials,commit --size resnet50 --np 10,50,100 --backend cuda"
   "1 networks      90 rows --case forward --size resnet50 --np 8 --dtype float16 --backend fused,members,channels-last"

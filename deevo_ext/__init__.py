@@ -18,6 +18,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 from deevo_ext.runs.evolve import Result, evolve
@@ -43,6 +44,7 @@ __all__ = [
     "LabelledImages",
     "Losses",
     "Merged",
+    "Metric",
     "Population",
     "PopulationForward",
     "Result",

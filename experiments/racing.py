@@ -75,12 +75,12 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
     best = min(range(population.size), key=validated.__getitem__)
     best_parent = evaluator.score(population.rows[best], test)
     de.ask()
-    de.tell([fitness.reduce(scores) for scores in parents])
+    de.tell([fitness.reduce(scores, 0) for scores in parents])
     seen = accepted = other = 0
     for _ in range(generations):
         rows = de.ask().rows(everyone)
         trials = whole(rows)
-        values = [fitness.reduce(scores) for scores in trials]
+        values = [fitness.reduce(scores, 0) for scores in trials]
         at = [Look(racing, parents, end, len(looks) - 1) for end in looks[:-1]]
         for member in everyone.tolist():
             ends = (
@@ -92,7 +92,7 @@ def _evolve(case: Case, generations: int, racing: Racing, *, raced: bool) -> Lin
             if torch.equal(rows[member], population.rows[member]):
                 images = looks[0]  # dropped as its own parent
             seen += images
-            wins = values[member] < fitness.reduce(parents[member])
+            wins = values[member] < fitness.reduce(parents[member], 0)
             accepted += wins
             if images < looks[-1]:
                 other += wins

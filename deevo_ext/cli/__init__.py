@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def app() -> typer.Typer:
     """Makes the typer application with every command."""
     # Imported here, because each function has the name of its module.
+    from deevo_ext.cli.average import average
     from deevo_ext.cli.cache import cache
     from deevo_ext.cli.compare import compare
     from deevo_ext.cli.demo import demo
@@ -46,6 +47,6 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    for command in (demo, cache, populate, evolve, replay, merge, compare, info):
+    for command in (demo, cache, populate, evolve, average, replay, merge, compare, info):
         application.command()(command)
     return application

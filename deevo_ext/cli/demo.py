@@ -99,7 +99,7 @@ def demo(
         f"{len(labelled):,} labelled ones, {len(test):,} to test on."
     )
 
-    model, paths = _members(sets, setting, folder / "checkpoints", seed)
+    model, paths = members(sets, setting, folder / "checkpoints", seed)
     trained = time.perf_counter()
     shown = sys.stderr.isatty()
     result = evolve(model, paths, labelled, None, test, seed=seed, run_dir=folder, progress=shown)
@@ -149,7 +149,7 @@ def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, inde
     return ImageSet(changed.clamp(black, white), images.labels, images.name)
 
 
-def _members(
+def members(
     sets: ImageSets, setting: Setting, folder: Path, seed: int
 ) -> tuple[nn.Module, list[Path]]:
     """Trains the networks that the folder lacks; returns a model, and all files."""

@@ -14,28 +14,38 @@ import typer
 from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import (
     bytes_of,
+    class_order_shown,
     function_of,
     images_per_batch_of,
     images_per_round_of,
+    key_map_of,
+    model_args_of,
     unit_of,
     without_defaults,
 )
-from deevo_ext.data import image_sets
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.data import ImageSets, image_sets
+from deevo_ext.data.class_maps import class_map_of
+from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import expand_paths
-from deevo_ext.reports.card import REPORT, write_documents
+from deevo_ext.population.finding import expand_paths
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.reading import check_files
+from deevo_ext.reports.card import CARD, REPORT, write_documents
+from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import check_options
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.preflight import Preflight, seconds_of
 from deevo_ext.runs.recipe_run import RECIPE_FILE
 from deevo_ext.runs.round_preflight import RoundPreflight
+from deevo_ext.runs.rounds import FEW
 
 _networks = partial(typer.Option, rich_help_panel=NETWORKS)
 _images = partial(typer.Option, rich_help_panel=IMAGES)
@@ -45,7 +55,11 @@ _running = partial(typer.Option, rich_help_panel=RUNNING)
 @with_options
 def evolve(
     arch: Annotated[
-        str, _networks(help="A name of torchvision's or timm's, or package.module:factory.")
+        str,
+        _networks(
+            help="A name of torchvision's or timm's, hf:FOLDER for a Hugging Face folder, or "
+            "package.module:factory."
+        ),
     ],
     checkpoints: Annotated[str, _networks(help="The checkpoints: a folder, or a glob in quotes.")],
     data: Annotated[
@@ -61,6 +75,17 @@ def evolve(
     test: Annotated[
         Path | None, _images(help="The test images, in place of those of --data.")
     ] = None,
+    adapt: Annotated[
+        Path | None,
+        _images(
+            help="Labelled images of another kind than the checkpoints were trained on, one folder "
+            "and nothing else, in place of --data; --test may name some that judge."
+        ),
+    ] = None,
+    old: Annotated[
+        Path | None,
+        _images(help="Labelled images of the kind trained on: the report says what was lost."),
+    ] = None,
     split_seed: Annotated[
         int,
         _images(
@@ -72,10 +97,17 @@ def evolve(
         str,
         _images(
             help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
+            "file with the names of the network's classes, one a line; auto is that which the "
+            "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        _images(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         _images(
@@ -142,6 +174,14 @@ def evolve(
     out: Annotated[
         Path, typer.Option(help="The run folder. A run that it holds already is resumed.")
     ] = Path("evolved"),
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help='"timm" or "hf" writes a folder of that name, too, which timm.create_model and '
+            'from_pretrained load; "checkpoint" only the files of the first checkpoint\'s layout.',
+        ),
+    ] = "checkpoint",
     time: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +204,27 @@ def evolve(
         list[str] | None,
         _networks(
             help='A pattern of names of tensors that are not evolved, as "fc.*". May be repeated.'
+        ),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        _networks(
+            help='An argument that the network is made with, as "img_size=96" or '
+            '"global_pool=avg". May be repeated.'
+        ),
+    ] = None,
+    key_map: Annotated[
+        list[str] | None,
+        _networks(
+            help='A name in the files and the model\'s, as "head.weight=fc.weight", or beginnings '
+            'of names, as "encoder.=backbone.". May be repeated.'
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        _networks(
+            help='A pattern of names in the files that are left out, as "criterion.*". May be '
+            "repeated."
         ),
     ] = None,
     dtype: Annotated[
@@ -199,31 +260,63 @@ def evolve(
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "dtype": getattr(torch, dtype),
         "frozen": frozen or (),
+        "key_map": key_map_of(key_map),
+        "ignore": ignore or (),
         "basin": "warn" if force else "refuse",
         "overlap": "warn" if force else "refuse",
         **without_defaults(parameters),
     }
-    check_options(keywords)
+    if ":" in parameters["engine"]:
+        keywords["engine"] = function_of(parameters["engine"], "engine")
+    if adapt is not None and (other := data or fitness or validation) is not None:
+        raise DeevoError(
+            f"adapt is {adapt}, and other images, {other}, are given too: --adapt is all that "
+            "networks are evolved on; leave the others out, or give them without --adapt"
+        )
+    # Old images are a folder's name so far.
+    check_options(keywords | {"keep": 0.0 if old else keywords["keep"]})
     files = expand_paths(checkpoints)
+    options = NameOptions.of(
+        parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
+    )
     network = architecture(
         arch,
         checkpoint=files[0],
-        checkpoint_key=parameters["checkpoint_key"],
+        options=options,
+        model_args=model_args_of(model_arg),
         transform=transform,
     )
-    sets = image_sets(
-        data,
-        network.needs_transform(),
-        seed=split_seed,
-        cache=cache,
-        class_order=class_order_of(class_order, network.name),
-        train_images=train_images or None,
-        fitness=fitness,
-        validation=validation,
-        test=test,
-        skip_corrupt=skip_corrupt,
-        progress=parameters["progress"],
-    )
+    if network.names:
+        typer.echo(f"Names in {files[0]}: {network.names}")
+    check_format(form, network)
+    check_files(Inventory.of(network.model, frozen or ()), files, options)
+    own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
+    order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
+    pixels = network.needs_transform()
+    opening: dict[str, Any] = {
+        "seed": split_seed,
+        "class_order": order,
+        "labels": labels,
+        "classes": network.classes(),
+        "skip_corrupt": skip_corrupt,
+        "progress": parameters["progress"],
+    }
+    sets: ImageSets | NewKind
+    if adapt is None:
+        sets = image_sets(
+            data,
+            pixels,
+            cache=cache,
+            train_images=train_images or None,
+            fitness=fitness,
+            validation=validation,
+            test=test,
+            **opening,
+        )
+    else:
+        sets = new_kind(adapt, pixels, by_folds=FEW, test=test, cache=cache, **opening)
+    if old is not None:
+        keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
     check_fit(network, sets.fitness, sets.class_names)
     typer.echo(sets.describe())
     typer.echo(
@@ -263,13 +356,22 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
-    write_documents(result.run, result.comparison, about)
+    if network.names:
+        about["names in checkpoints"] = network.names
+    write_documents(result.run, result.comparison, about, result.old)
+    if form != "checkpoint":
+        card = (out / CARD).read_text(encoding="utf-8")
+        write_model_folder(out / form, network, result.state_dict, sets.class_names, card)
     if result.comparison is not None:
-        typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
+        count = result.comparison.networks[0].images
+        typer.echo(f"\nOn {count:,} test images:\n\n{result.comparison.format()}\n")
+    if result.old is not None:
+        typer.echo(f"{what_was_lost(result.old)}\n")
     recipe = out / RECIPE_FILE
     if recipe.exists():
         typer.echo(f"Its recipe: {recipe} (deevo merge {recipe} --out FILE)")
     typer.echo(
-        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}\n"
+        f"The evolved network: {out / EVOLVED}, {(out / EVOLVED).with_suffix('.pth')}"
+        f"{'' if form == 'checkpoint' else f', {out / form}/'}\n"
         f"Report: {out / REPORT}\nIts journal: {out / 'journal.jsonl'} (deevo replay {out})"
     )

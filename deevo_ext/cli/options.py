@@ -22,12 +22,14 @@ RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
 
 PANELS: dict[str | None, tuple[str, ...]] = {
     None: ("search", "rounds", "passes", "generations", "seed"),
-    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key"),
+    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
     IMAGES: (
+        "keep",
         "generations_per_batch",
         "sampling",
         "augment",
         "label_smoothing",
+        "metric_name",
         "racing",
         "racing_first",
         "validate_every",
@@ -84,6 +86,8 @@ def _of_evolve() -> dict[str, tuple[Any, Any, Any]]:
             kind, default = hints[name], keywords[name].default
             if torch.device in get_args(kind):
                 kind = str if default is not None else str | None
+            if name == "engine":
+                kind = str  # "package.module:function"
             flags = (f"--{name.replace('_', '-')}",) if default is False else ()
             least = (0 if name == "seed" else 1) if kind is int else None
             option = typer.Option(*flags, help=texts[name], rich_help_panel=panel, min=least)

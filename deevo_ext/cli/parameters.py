@@ -5,21 +5,42 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import typer
+import yaml
+
+from deevo_ext.data.class_maps import ClassMap
+from deevo_ext.data.classes import ClassOrder, class_order_of
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.blocks import UNITS
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names."""
+def class_order_shown(
+    text: str, architecture: str, own: ClassMap | None, action: str = "warn"
+) -> ClassOrder:
+    """Returns the order of classes that `--class-order` says; says where "auto" found one.
+
+    own: the checkpoints' class map. action: what is done where another order was asked for, as
+    `ClassMap.require_same` has it.
+    """
+    order = class_order_of(text, architecture, own.names if own else None)
+    if own is not None and text == "auto":
+        typer.echo(f"{len(own.names)} classes in the order of {own.where}")
+    elif own is not None:
+        own.require_same(order, action)
+    return order
+
+
+def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
+    """Imports the function that "package.module:function" names, for an option."""
     module, _, attribute = name.partition(":")
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise DeevoError(
-            f"metric is {name!r}, which cannot be had: {error}; expected package.module:function, "
-            "importable from here"
+            f"{option} is {name!r}, which cannot be had: {error}; expected "
+            "package.module:function, importable from here"
         ) from None
     return function
 
@@ -53,6 +74,31 @@ def unit_of(blocks: list[str] | None) -> str | list[str]:
     if not blocks:
         return "auto"
     return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
+
+
+def pairs_of(texts: list[str] | None, name: str, example: str) -> dict[str, str]:
+    """Returns what the texts "LEFT=RIGHT" of an option say; `example` is one of them."""
+    pairs = {}
+    for text in texts or ():
+        left, equals, right = text.partition("=")
+        if not left or not equals:
+            raise DeevoError(f"{name} has {text!r}; expected a text as {example!r}")
+        pairs[left] = right
+    return pairs
+
+
+def key_map_of(texts: list[str] | None) -> dict[str, str]:
+    """Returns names of files and the model's in their place."""
+    return pairs_of(texts, "key_map", "encoder.=backbone.")
+
+
+def model_args_of(texts: list[str] | None) -> dict[str, Any]:
+    """Returns arguments of a model: numbers, truth values, lists and texts, as YAML reads them."""
+    pairs = pairs_of(texts, "model_arg", "img_size=96")
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs.items()}
+    except yaml.YAMLError as error:
+        raise DeevoError(f"model_arg has {pairs}, which YAML cannot read: {error}") from None
 
 
 def bytes_of(text: str) -> int:

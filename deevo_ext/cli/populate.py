@@ -8,14 +8,16 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.cli.parameters import class_order_shown, model_args_of
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import architecture, check_fit
-from deevo_ext.population.checkpoints import load_checkpoint, sha256
+from deevo_ext.networks.zoo import architecture, check_fit, classes_in
+from deevo_ext.population.checkpoints import load_checkpoint
+from deevo_ext.population.finding import sha256
 from deevo_ext.text import text_table
 from deevo_ext.training.batches import require_torchvision
 from deevo_ext.training.hyper_parameters import Choices
@@ -90,10 +92,23 @@ def populate(
         str,
         typer.Option(
             help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
+            "file with the names of the network's classes, one a line; auto is that which the "
+            "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='An argument that the network is made with, as "img_size=96". May be repeated.'
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -143,24 +158,38 @@ def populate(
         seed=seed,
         augmentations=choices or Choices.parse("none"),
     )
-    untrained = architecture(arch, transform=transform)
+    model_args = model_args_of(model_arg)
+    untrained = architecture(arch, model_args=model_args, transform=transform)
     expected = untrained.needs_transform()
+    state, own, classes = None, None, None
+    if checkpoint is not None:
+        state = _read(checkpoint, untrained.model)
+        if not base_epochs:  # which make a new classifier
+            own = class_map_of([checkpoint], "warn")
+            classes = classes_in(state, untrained.model) or untrained.classes()
+    order = class_order_shown(class_order, untrained.name, own)
     cached = open_data(
         data,
         expected,
         cache=cache,
-        class_order=class_order_of(class_order, untrained.name),
+        class_order=order,
+        labels=labels,
+        classes=classes,
         train_images=train_images or None,
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
     images = cached.part("train", expected)
     network = architecture(
-        arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
+        arch,
+        num_classes=len(cached.class_names) or None,
+        model_args=model_args,
+        transform=expected,
+        seed=seed,
     )
     check_fit(network, images, cached.class_names)
-    if checkpoint is not None:
-        _load(network.model, checkpoint, base_epochs > 0)
+    if checkpoint is not None and state is not None:
+        _load(network.model, state, checkpoint, base_epochs > 0)
     augmentations = choices or Choices.for_images(*images.image_shape)
     require_torchvision(augmentations)
     options = replace(options, augmentations=augmentations)
@@ -173,6 +202,7 @@ def populate(
         "transform": expected.pixels(),
         "seed": seed,
         "members": {"snapshots": snapshots},
+        **({"model_args": model_args} if model_args else {}),
     }
     header, *rows = trainings.table()
     typer.echo(text_table(header, rows, ">"))
@@ -199,14 +229,20 @@ def populate(
     typer.echo(f"{len(paths)} members in {out}: --checkpoints '{out}/member_*.safetensors'")
 
 
-def _load(model: nn.Module, path: Path, new_classes: bool) -> None:
-    """Loads the checkpoint's weights, those of its classifier only if it has as many classes."""
-    present = model.state_dict()
-    state = load_checkpoint(path, expected=present.keys())
-    other = [name for name in present if name in state and state[name].shape != present[name].shape]
-    missing = [name for name in present if name not in state and "num_batches_tracked" not in name]
+def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Reads a checkpoint that has all of the model's tensors, its classifier of any size."""
+    names = model.state_dict().keys()
+    state = load_checkpoint(path, names)
+    missing = [name for name in names if name not in state and "num_batches_tracked" not in name]
     if missing:
         raise DeevoError(f"{path}: lacks {missing[0]}; is it a checkpoint of another --arch?")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path, new_classes: bool) -> None:
+    """Loads a checkpoint's weights, those of its classifier only if it has as many classes."""
+    present = model.state_dict()
+    other = [name for name in present if name in state and state[name].shape != present[name].shape]
     if other and not new_classes:
         raise DeevoError(
             f"{path}: {other[0]} is {list(state[other[0]].shape)}, but the data needs "

@@ -14,6 +14,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -48,13 +49,15 @@ def build_cache(
     workers: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = True,
+    renew: bool = False,
 ) -> Cache:
     """Returns the cache at `path`, built if it is not there; opened and checked if it is.
 
     pictures: from `open_pictures`, or `DatasetPictures` of a torch Dataset. transform: its resize
     and crop are applied, its normalisation is not. workers: processes that decode; default one a
     processor; 0 decodes in this one. skip_corrupt: leaves out what cannot be read instead of
-    refusing it; `Cache.skipped` counts them.
+    refusing it; `Cache.skipped` counts them. renew: makes a cache anew whose source has changed
+    since, and says so, instead of refusing it; processes that have it open keep what they opened.
 
     Raises DeevoError: pictures that cannot be read and classes without any (up to 50 by name, in
     one message, after everything else is decoded and kept), no room on the disk, a cache of another
@@ -70,11 +73,13 @@ def build_cache(
     if not len(pictures):
         raise DeevoError(f"{pictures.name}: no pictures")
     description = _describe(pictures, transform)
-    if path.exists():
-        return _existing(path, description)
+    if os.path.lexists(path):
+        if not renew or not _is_stale(path, description):
+            return _existing(path, description)
+        warnings.warn(f"{path}: its pictures have changed since; it is made anew", stacklevel=2)
     partial = path.with_name(path.name + ".partial")
     with _locked(partial, progress) as file:
-        if path.exists():  # another process was faster
+        if path.exists() and not (renew and _is_stale(path, description)):  # another was faster
             if not os.fstat(file).st_size:
                 partial.unlink(missing_ok=True)
             return _existing(path, description)
@@ -128,6 +133,14 @@ def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
     raise DeevoError(f"{pictures.name}: none of the first pictures can be read")
 
 
+def _is_stale(path: Path, expected: Description) -> bool:
+    """Whether a cache is of other pictures, and of this very transform."""
+    if not os.path.isfile(path):
+        return False
+    actual = open_cache(path).description
+    return actual.pixels == expected.pixels and actual.source != expected.source
+
+
 def _existing(path: Path, expected: Description) -> Cache:
     cache = open_cache(path)
     actual = cache.description
@@ -153,6 +166,11 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
         reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
         raise DeevoError(f"cannot write {partial}: {reason}") from error
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise DeevoError(
+                f"cannot write {partial}: it is no file, but a pipe or device; remove it, or "
+                "choose another file for the cache"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -30,7 +30,9 @@ from deevo_ext.data.cached import CachedImages, image_digest
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 
-FORMAT, VERSION = "deevo-images", 1
+FORMAT = "deevo-images"
+VERSION = 2
+"""Of the file and of what its pixels are: before 2, 16-bit grey pictures became white."""
 _PAGE = 4096
 DIGEST_BYTES = 32
 
@@ -89,7 +91,7 @@ class Slots:
     """Random access to the slots of a file that is being built, from any process."""
 
     def __init__(self, path: Path, description: Description) -> None:
-        self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self.shape = description.shape[1:]
         self.image_bytes = math.prod(self.shape)
         labels, digests, _ = description.sizes
@@ -172,6 +174,7 @@ class Cache:
 
         Raises DeevoError: no such part, no image in it, or another transform.
         """
+        check_arguments(Cache.images, locals())
         self.require(transform)
         if part not in self.description.parts:
             raise DeevoError(
@@ -197,6 +200,7 @@ class Cache:
 
     def part(self, part: str, transform: Transform) -> CachedImages:
         """Returns the images of a part, or, where there is no such part, of the first one."""
+        check_arguments(Cache.part, locals())
         parts = self.description.parts
         return self.images(part if part in parts else next(iter(parts)), transform)
 
@@ -208,11 +212,15 @@ def open_cache(path: str | Path) -> Cache:
     """
     check_arguments(open_cache, locals())
     path = Path(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise DeevoError(f"{path}: no file, so no cache; expected one that deevo cache made")
     if not os.path.isfile(path):
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
-    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
-        raise DeevoError(f"{path}: an archive, which is not read: unpack it, and give its folder")
     try:
+        if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+            raise DeevoError(
+                f"{path}: an archive, which is not read: unpack it, and give its folder"
+            )
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

@@ -50,11 +50,14 @@ def ordered(names: Collection[str], order: ClassOrder, source: str) -> list[str]
 def require_order(names: Sequence[str], order: ClassOrder, source: str) -> None:
     """Raises DeevoError where a cache's classes are in another order than they should be.
 
-    Classes that were sorted neither way, such as CIFAR's, have an order of their own.
+    Classes that were sorted neither way, such as CIFAR's, have an order of their own. Those without
+    names, or with their numbers for names, cannot be compared.
     """
     if order == "text" or (order == "natural" and list(names) != sorted(names)):
         return
-    expected = ordered(names, order, source)
+    expected = ordered(names, order, source) if isinstance(order, str) else order
+    if list(names) == [str(n) for n in range(len(names))] and len(names) in (0, len(expected)):
+        return
     for label, (name, other) in enumerate(itertools.zip_longest(names, expected)):
         if name != other:
             raise DeevoError(
@@ -64,12 +67,14 @@ def require_order(names: Sequence[str], order: ClassOrder, source: str) -> None:
             )
 
 
-def class_order_of(text: str, architecture: str) -> ClassOrder:
+def class_order_of(text: str, architecture: str, names: Sequence[str] | None = None) -> ClassOrder:
     """Returns the order that `--class-order` says: "auto", one of `ORDERS`, or a file's.
 
-    "auto" is "natural" for an architecture "timm:...", else "text". A file has a name a line, or is
-    .json: a list of names, or an object of their numbers 0, 1, ... by name.
+    "auto" is that of `names`, which are the checkpoints' own, and without them "natural" for an
+    architecture "timm:...", else "text". A file is as in `names_in_file`.
     """
+    if text == "auto" and names is not None:
+        return names
     if text == "auto":
         return "natural" if architecture.startswith("timm:") else "text"
     if text in ORDERS:
@@ -80,10 +85,19 @@ def class_order_of(text: str, architecture: str) -> ClassOrder:
             f"class order is {text!r}; expected auto, {', '.join(ORDERS)} or a file with a name of "
             "a class a line"
         )
+    return names_in_file(path)
+
+
+def names_in_file(path: Path) -> list[str]:
+    """Reads the names of classes, in the order of the network's outputs.
+
+    The file has a name a line, or is .json: a list of names, or an object of their numbers 0, 1,
+    ... by name. Raises DeevoError where it is neither.
+    """
     try:
         content = path.read_text(encoding="utf-8")
         value = json.loads(content) if path.suffix == ".json" else content.split("\n")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DeevoError(f"{path}: cannot be read ({error}); expected names, one a line") from None
     if isinstance(value, dict):
         numbers = list(value.values())

@@ -10,9 +10,9 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import full_name
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.statistics import Used
+from deevo_ext.identity import function_identity
 
 
 class Fitness(ABC):
@@ -58,8 +58,8 @@ class Fitness(ABC):
         """Returns scores [E, n] on the images of one part; those of a row depend on it alone."""
         raise DeevoError(f"{type(self).__name__} scores rows as a whole only: it cannot race")
 
-    def reduce(self, scores: torch.Tensor) -> float:
-        """Returns the fitness, from the scores [N] of all images."""
+    def reduce(self, scores: torch.Tensor, batch: int) -> float:
+        """Returns the fitness, from the scores [N] of all images of a batch."""
         return float(scores.double().mean())
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
@@ -76,7 +76,7 @@ class Fitness(ABC):
         statistics = self.statistics(rows, members)
         parts = [self.part(rows, batch, k, statistics) for k in range(len(self.looks(batch)))]
         whole = torch.cat(parts, dim=1)
-        return lambda: [self.reduce(scores) for scores in whole]
+        return lambda: [self.reduce(scores, batch) for scores in whole]
 
 
 class FunctionFitness(Fitness):
@@ -84,15 +84,24 @@ class FunctionFitness(Fitness):
 
     def __init__(self, evaluate: Callable[[torch.Tensor], float]) -> None:
         self.evaluate = evaluate
-        self.name = full_name(evaluate)
+        self._identity = function_identity(evaluate)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the function's name, all that is known of it."""
-        return {"function": self.name}
+        """Returns what tells the function from others."""
+        return dict(self._identity)
 
     def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Sequence[float]:
         """Returns the function's values."""
-        return [float(self.evaluate(row)) for row in rows]
+        return [self._number(self.evaluate(row)) for row in rows]
+
+    def _number(self, value: object) -> float:
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            name = self._identity["function"]
+            raise DeevoError(
+                f"the fitness function {name} returned {value!r}; expected a number"
+            ) from None
 
 
 def as_fitness(fitness: Fitness | Callable[[torch.Tensor], float]) -> Fitness:

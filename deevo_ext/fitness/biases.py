@@ -19,7 +19,7 @@ _LOGITS = 2e9
 def tuned_biases(
     logits: Tensor, labels: Tensor, metric: Metric, starts: Tensor, seed: int
 ) -> Tensor:
-    """Returns biases float32 [C] of little mean metric on logits float32 [N, C], by evolution.
+    """Returns biases float32 [C] of little fitness on logits float32 [N, C], by evolution.
 
     starts: [S, C], biases that the first population has, distinct and fewer than 32; the others are
     drawn around the last of them, as far as the two greatest logits of an image lie apart in the
@@ -39,7 +39,7 @@ def tuned_biases(
 
     def scores(rows: Tensor) -> list[float]:
         biases = rows[:, : logits.shape[1]].to(logits.device)
-        return [float(metric.of_images(logits + b, labels).double().mean()) for b in biases]
+        return [float(metric.fitness(metric.of_images(logits + b, labels), labels)) for b in biases]
 
     de.ask_parents()
     de.tell(scores(population.rows))

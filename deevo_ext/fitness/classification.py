@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import ImageScores, Metric, mean_score
+from deevo_ext.fitness.metric_checks import settled
+from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices, batch_order, importance_order
 from deevo_ext.fitness.statistics import Inherited, Used
@@ -32,6 +34,11 @@ class Batch:
     parts: list[LabelledImages]
     weights: list[torch.Tensor] | None
 
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """Of all these images, int64 [N]."""
+        return torch.cat([part.labels for part in self.parts])
+
 
 class ClassificationFitness(Fitness):
     """Mean score of a population's rows on a fixed or rotating batch of labelled images.
@@ -41,7 +48,7 @@ class ClassificationFitness(Fitness):
     "stratified" draws every image of a class alike, "importance" those more often that the first
     members of the initial population are unsure of, weighted so that the expected fitness is that
     of all images. augmentation: done to each batch, the same for parents and trials. metric:
-    "loss", "top1" (then fitness is 1 - top-1) or a function, see `fitness.metrics`;
+    what `Metric.of` takes, or a Metric; fitness is 1 minus those of which more is better;
     label_smoothing: of the loss. racing: drops trials that lose before they have seen all images.
     """
 
@@ -56,7 +63,7 @@ class ClassificationFitness(Fitness):
         generations_per_batch: int = 3,
         sampling: str = "stratified",
         augmentation: Augmentation | None = None,
-        metric: str | ImageScores | Metric = "loss",
+        metric: str | Scores | Metric = "loss",
         label_smoothing: float = 0.0,
         racing: Racing | None = None,
         seed: int = 0,
@@ -83,11 +90,32 @@ class ClassificationFitness(Fitness):
         self.sampling = sampling
         self.augmentation = augmentation
         self.metric = Metric.of(metric, label_smoothing)
+        if self.metric.whole is None:
+            self.metric = settled(self.metric, evaluator, [images])
+        for option, given in (("racing", racing), ("sampling", sampling == "importance")):
+            if given and self.metric.of_whole_sets:
+                raise DeevoError(
+                    f"{option} is for metrics that are means of images' scores, but "
+                    f"{self.metric.name} is one of a whole set: some images say nothing of it by "
+                    f"themselves; leave {option} out"
+                )
         self.racing = racing
         self.seed = seed
         self._current: tuple[int, Batch] | None = None
         self._difficulty: np.ndarray | None = None
+        self._require_classes()
         evaluator.check_precision(images)
+
+    def _require_classes(self) -> None:
+        """Raises DeevoError where a metric judges classes that the first batch has no image of."""
+        if self.metric.of_classes and self.images_per_batch is not None:
+            batch = batch_indices(self.images.labels, self.images_per_batch, 0, self.seed)
+            lacking = set(self.images.labels.tolist()) - set(self.images.labels[batch].tolist())
+            if lacking:
+                raise DeevoError(
+                    f"images_per_batch is {self.images_per_batch}, of which class {min(lacking)} "
+                    f"has none; metric {self.metric.name} judges every class: give more"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the fitness values, for the journal's header."""
@@ -181,6 +209,7 @@ class ClassificationFitness(Fitness):
             return scores
         return scores * current.weights[look].to(scores.device)
 
-    def reduce(self, scores: torch.Tensor) -> float:
-        """Returns the fitness of scores [N] on all images of a batch."""
-        return mean_score(scores, self.evaluator.micro_batch)
+    def reduce(self, scores: torch.Tensor, batch: int) -> float:
+        """Returns the fitness of the outcomes [N] or [N, classes] of all images of a batch."""
+        labels = self.batch(batch).labels
+        return float(self.metric.fitness(scores, labels, self.evaluator.micro_batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from deevo_ext.fitness.refit import Refit
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.networks.execution.feed import ImageFeed, MicroBatch
 from deevo_ext.networks.execution.preprocessing import Preprocessing
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.execution.workers import Modules, Workers
 
 
@@ -46,7 +48,12 @@ def find_classifier(
         for name, module in evaluator.forward.module.named_modules()
         if isinstance(module, nn.Linear)
     }
-    name = _Features(evaluator).whose_output_is_logits(list(layers), row, images, used)
+    try:
+        name = _Features(evaluator).whose_output_is_logits(list(layers), row, images, used)
+    except Exception as error:  # of a module that stands for what a user's function evaluates
+        if not evaluator.forward.own_engine:
+            raise
+        return f"the module cannot be run ({error}), so its classifier is not refitted"
     if name is None:
         return "no linear layer's output is the network's logits, so there is none to refit"
     names = [f"{name}.weight", *([] if layers[name].bias is None else [f"{name}.bias"])]
@@ -147,7 +154,8 @@ class _Features:
 
                 handles.append(model.get_submodule(name).register_forward_hook(keep))
             try:
-                logits = functional_call(model, tensors, (batch.images,))
+                call = functools.partial(functional_call, model, tensors)
+                logits = logits_of(call, batch.images, "images")
             finally:
                 for handle in handles:
                     handle.remove()

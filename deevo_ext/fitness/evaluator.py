@@ -19,7 +19,11 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
+from deevo_ext.identity import function_identity
+from deevo_ext.networks.arguments import check_rows
 from deevo_ext.networks.engines.choose import EngineTable, device_name
+from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.population import Population
@@ -60,7 +64,7 @@ class Evaluator:
         calibration: LabelledImages | None = None,
         device: torch.device | str = "cpu",
         precision: str = "auto",
-        engine: str = "auto",
+        engine: str | EngineFunction = "auto",
         force_precision: bool = False,
     ) -> None:
         check_arguments(Evaluator.__init__, locals())
@@ -78,7 +82,10 @@ class Evaluator:
         self.policy = StatisticsPolicy(
             population, self.forward.module, calibration, micro_batch, self.device
         )
-        self._options = {"precision": precision, "engine": engine}
+        self._options = {
+            "precision": precision,
+            "engine": engine if isinstance(engine, str) else function_identity(engine),
+        }
         self._force_precision = force_precision
         self._image_passes = 0
 
@@ -133,6 +140,15 @@ class Evaluator:
                 'precision="float32", or force_precision=True'
             )
 
+    @torch.no_grad()
+    def classes(self, images: LabelledImages) -> int:
+        """Returns the number of logits that the network gives for images of this shape.
+
+        Two blank ones are put through it. Raises DeevoError where it fails on them.
+        """
+        blank = torch.zeros(min(2, self.micro_batch), *images.image_shape, device=self.device)
+        return logits_of(self.forward.module, blank, images.name).shape[1]
+
     def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
         """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].
 
@@ -153,10 +169,12 @@ class Evaluator:
         rows: [K, D] of any floating dtype, with statistics [K, S] where they are apart. Results lie
         where the labels are.
         """
+        check_arguments(Evaluator.losses, locals())
         if rows.ndim == 1:
             apart = None if statistics is None else Used(statistics[None])
             losses, ranks = self.losses(rows[None], images, apart, label_smoothing=label_smoothing)
             return Losses(losses[0], ranks[0])
+        check_rows(rows, self.population.layout)
         self.settle(images)
         self._image_passes += len(images) * len(rows)
         return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
@@ -168,26 +186,27 @@ class Evaluator:
         metric: Metric,
         statistics: Used | None = None,
     ) -> Tensor:
-        """Returns scores float32 [K, N] by a metric of rows [K, D] with statistics [K, S].
+        """Returns a metric's outcomes float32 [K, N] of rows [K, D] with statistics [K, S].
 
-        They lie on the evaluating device, which is not waited for.
+        They are [K, N, classes] where the metric keeps logits. They lie on the evaluating device,
+        which is not waited for.
         """
         self.settle(images)
         self._image_passes += len(images) * len(rows)
-        if metric.function is None:
+        if metric.by_ranks:
             smoothing = metric.label_smoothing
             return metric.of_results(
                 *self.forward.losses(rows, images, None, statistics, label_smoothing=smoothing)
             )
         labels = sent(images.labels, self.device)
-        scores = torch.empty(len(rows), len(images), device=self.device)
+        parts: list[dict[int, Tensor]] = [{} for _ in rows]
 
         def take(k: int, start: int, logits: Tensor) -> None:
             places = slice(start, start + len(logits))
-            scores[k, places] = metric.of_logits(logits.float(), labels[places])
+            parts[k][start] = metric.of_logits(logits.float(), labels[places])
 
         self.forward.each(rows, images, statistics, take)
-        return scores
+        return torch.stack([torch.cat([part[at] for at in sorted(part)]) for part in parts])
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
         """Returns logits float32 [N, classes] of a row [D], where the labels are."""
@@ -202,15 +221,20 @@ class Evaluator:
         inherited: Inherited | None = None,
         metric: Metric = _LOSS,
     ) -> float:
-        """Returns the mean of a row's scores by a metric; by default the mean cross-entropy."""
+        """Returns a row's fitness by a metric; by default the mean cross-entropy."""
+        check_arguments(Evaluator.score, locals())
+        check_rows(row[None], self.population.layout)
         used = self.used_statistics(row, inherited)
         apart = None if used is None else Used(used[None])
-        return mean_score(self.image_scores(row[None], images, metric, apart)[0], self.micro_batch)
+        outcomes = self.image_scores(row[None], images, metric, apart)[0]
+        return float(metric.fitness(outcomes, images.labels, self.micro_batch))
 
     def scores(
         self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None
     ) -> list[Score]:
         """Returns the mean loss and top-1 of each of rows [K, D]."""
+        check_arguments(Evaluator.scores, locals())
+        check_rows(rows, self.population.layout)
         losses, ranks = self.losses(rows, images, self.used_statistics(rows, inherited))
         return [
             Score(mean_score(loss, self.micro_batch), float((rank == 0).double().mean()))

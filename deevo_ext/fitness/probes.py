@@ -40,13 +40,15 @@ class ProbeForward:
     """Puts images through networks of an evaluator's population and keeps the logits.
 
     Under the policy "recalibrate" norm layers use the statistics of each group of images; the
-    groups are equal parts of the images, of about `statistics.group_size`. Otherwise networks are
-    evaluated as they are, in micro-batches. forward_passes are counted by the evaluator.
+    groups are equal parts of the images, of about `statistics.group_size`. A user's function has no
+    such mode: its probes have their statistics re-estimated, like networks that are scored.
+    Otherwise networks are evaluated as they are, in micro-batches. forward_passes are counted by
+    the evaluator.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self._by_groups = evaluator.policy.recalibrates
+        self._by_groups = evaluator.policy.recalibrates and not evaluator.forward.own_engine
         if self._by_groups:
             self._in_training = _InTraining(evaluator)
 
@@ -59,7 +61,8 @@ class ProbeForward:
                 built.runner.run(rows, None, [[group]], FunctionSink(logits.take))
         else:
             self.evaluator.settle(images)
-            self.evaluator.forward.each(rows, images, None, logits.take)
+            used = self.evaluator.used_statistics(rows, None)  # which a user's function is to have
+            self.evaluator.forward.each(rows, images, used, logits.take)
         self.evaluator.count(len(rows) * len(images))
         return logits.all()
 

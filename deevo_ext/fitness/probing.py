@@ -22,6 +22,7 @@ from deevo_ext.fitness.probes import Moved, ProbeForward
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
+from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 
 # A direction whose slopes are so many times the median's is probed the other way, too, and left out
@@ -36,8 +37,8 @@ T = TypeVar("T")
 # costs a pass or less; and bytes of logits that they give before these become slopes.
 _TOGETHER, _LOGITS_BYTES = 64, 256 << 20
 
-KeepLogits = Callable[[range, Callable[[], Tensor]], Tensor]
-"""function(blocks, compute) -> logits: those of compute(), or what was kept of an earlier start."""
+KeepColumns = Callable[[range, Callable[[], Tensor]], Tensor]
+"""function(blocks, compute) -> columns: compute()'s, or what was kept of an earlier start."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Probing:
     """What probes are made of.
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
-    goes. chunk: rows that are made at a time. dtype: of the slopes.
+    goes. chunk: rows that are made at a time. dtype: of the slopes. likeliest: how many classes
+    besides the true one an image keeps in the model, None for all.
     """
 
     forward: ProbeForward
@@ -53,6 +55,7 @@ class Probing:
     eps: float
     chunk: int
     dtype: torch.dtype = torch.float32
+    likeliest: int | None = None
 
     @property
     def population(self) -> Population:
@@ -60,12 +63,12 @@ class Probing:
         return self.forward.evaluator.population
 
     def model(
-        self, recipe: Tensor, images: LabelledImages, keep: KeepLogits | None = None
+        self, recipe: Tensor, images: LabelledImages, keep: KeepColumns | None = None
     ) -> tuple[LinearModel, list[int]]:
         """Returns the linear model at a recipe [blocks, members], and the directions left out.
 
-        Direction b * members + m is member m on block b. keep: keeps the logits of some blocks'
-        probes [blocks * (members - 1), n, classes], where a round takes long. Raises DeevoError
+        Direction b * members + m is member m on block b. keep: keeps the columns of some blocks'
+        probes [blocks * (members - 1), n, columns], where a round takes long. Raises DeevoError
         where no probe gives finite logits.
         """
         blocks, members = recipe.shape
@@ -75,16 +78,17 @@ class Probing:
                 "the present network gives logits that are not finite on the fitness images: check "
                 "images and preprocessing against the model"
             )
-        model = LinearModel(z0, images.labels, blocks * members, self.dtype)
+        model = self._empty(z0, images.labels, blocks * members)
         least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        present = model.present
         dependent = recipe.abs().argmax(dim=1).tolist()
         others = [[m for m in range(members) if m != d] for d in dependent]
         finite = False
-        for b, logits in self._of_blocks(recipe, others, images, z0.shape[1], keep):
+        for b, columns in self._of_blocks(model, recipe, others, images, keep):
             weights = recipe[b] / -recipe[b, dependent[b]]
-            combined, slopes = torch.zeros_like(z0), dict[int, Tensor]()
-            for m, probe in zip(others[b], logits.to(z0), strict=True):
-                slope = slopes[b * members + m] = (probe - z0) / self.eps
+            combined, slopes = torch.zeros_like(present), dict[int, Tensor]()
+            for m, probe in zip(others[b], columns.to(present), strict=True):
+                slope = slopes[b * members + m] = (probe - present) / self.eps
                 if float(weights[m]) != 0.0:
                     combined += float(weights[m]) * slope
             finite = model.put(slopes, least) or finite
@@ -100,29 +104,29 @@ class Probing:
         images: as many, and of the shape, as those of the model. What second probes cost comes to
         them, where there are any.
         """
-        parts = self._parts(members, images, classes)
+        parts = self._groups(members, images, classes)
         counts = [dict.fromkeys(part, members - 1) for part in parts]
         return len(images) + sum(self.forward.passes(self.blocks, n, images) for n in counts)
 
     def _of_blocks(
         self,
+        model: LinearModel,
         recipe: Tensor,
         others: list[list[int]],
         images: LabelledImages,
-        classes: int,
-        keep: KeepLogits | None,
+        keep: KeepColumns | None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yields each block with the logits [members - 1, n, classes] of its probes."""
-        for part in self._parts(recipe.shape[1], images, classes):
+        """Yields each block with the columns [members - 1, n, columns] of its probes."""
+        for part in self._groups(recipe.shape[1], images, model.classes):
 
             def probes(part: range = part) -> Tensor:
                 moved = {b: [self._probe(recipe, b, m, self.eps) for m in others[b]] for b in part}
-                return self._moved(recipe, moved, images)
+                return self._moved(model, recipe, moved, images)
 
-            logits = probes() if keep is None else keep(part, probes)
-            yield from zip(part, logits.split(recipe.shape[1] - 1), strict=True)
+            columns = probes() if keep is None else keep(part, probes)
+            yield from zip(part, columns.split(recipe.shape[1] - 1), strict=True)
 
-    def _parts(self, members: int, images: LabelledImages, classes: int) -> list[range]:
+    def _groups(self, members: int, images: LabelledImages, classes: int) -> list[range]:
         """Blocks whose probes are evaluated together."""
         count = len(self.blocks)
         size = max(1, self._together(images, classes) // (members - 1))
@@ -132,11 +136,13 @@ class Probing:
         """How many probes are evaluated together, one at least."""
         return max(1, min(_TOGETHER, _LOGITS_BYTES // (4 * len(images) * classes)))
 
-    def _moved(self, recipe: Tensor, moved: Moved, images: LabelledImages) -> Tensor:
-        """Returns logits of networks that differ from a recipe's in a block each."""
+    def _moved(
+        self, model: LinearModel, recipe: Tensor, moved: Moved, images: LabelledImages
+    ) -> Tensor:
+        """The model's columns of networks that differ from a recipe's in a block each."""
         if self.forward.shares(images):
-            return self.forward.by_blocks(self.blocks, recipe, moved, images)
-        return self.logits([*itertools.chain.from_iterable(moved.values())], images)
+            return model.columns(self.forward.by_blocks(self.blocks, recipe, moved, images))
+        return self._columns(model, [*itertools.chain.from_iterable(moved.values())], images)
 
     def _leave_out_kinks(
         self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
@@ -170,15 +176,16 @@ class Probing:
     ) -> list[int]:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
-        for some in _chunks(probes, self._together(images, model.z0.shape[1])):
+        present = model.present
+        for some in _chunks(probes, self._together(images, model.classes)):
             moved: dict[int, list[Tensor]] = {}
             for k, eps in some:  # in the order of blocks
                 b, m = divmod(k, members)
                 moved.setdefault(b, []).append(self._probe(recipe, b, m, eps))
             missed = []
-            for (k, eps), logits in zip(some, self._moved(recipe, moved, images), strict=True):
-                slope = (logits - model.z0) / (eps * float(model.scale[k]))
-                missed.append((slope - model.slopes[k].float()).square().mean().sqrt())
+            for (k, eps), one in zip(some, self._moved(model, recipe, moved, images), strict=True):
+                slope = (one - present) / (eps * float(model.scale[k]))
+                missed.append((slope - model.slope(k)).square().mean().sqrt())
             sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1
             found += [k for (k, _), n in zip(some, sizes, strict=True) if not n <= _DISAGREEMENT]
         return found
@@ -191,11 +198,24 @@ class Probing:
 
     def logits(self, recipes: Sequence[Tensor], images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do."""
-        parts = [
-            self.forward(self.blocks.compose(self.population, torch.stack(list(some))), images)
-            for some in _chunks(recipes, self.chunk)
-        ]
-        return torch.cat(parts)
+        return torch.cat(list(self._parts(recipes, images)))
+
+    def _columns(
+        self, model: LinearModel, recipes: Sequence[Tensor], images: LabelledImages
+    ) -> Tensor:
+        """The model's columns [K, n, columns] of K recipes: of a chunk's logits, as they come."""
+        return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
+
+    def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
+        for some in _chunks(recipes, self.chunk):
+            yield self.forward(
+                self.blocks.compose(self.population, torch.stack(list(some))), images
+            )
+
+    def _empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+        if self.likeliest is None:
+            return LinearModel(z0, labels, directions, self.dtype)
+        return LikeliestModel(z0, labels, directions, self.likeliest, self.dtype)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.biases import tuned_biases
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.resampling import gain_of
 from deevo_ext.fitness.ridge import Basis, LogisticFit
 from deevo_ext.fitness.sampling import fold_numbers
 
@@ -29,8 +30,8 @@ class Refit:
 
     weight: float32 [C, k], added to the layer's; bias: float32 [C], likewise, 0 where the layer has
     none. ridge: what held the change small; None: only biases were tuned, by evolution. gain: the
-    mean by which the metric of the folds' unseen images falls; standard_error: of that mean, paired
-    image by image.
+    by which the fitness of the folds' unseen images falls; standard_error: of that fall, of images
+    in pairs.
     """
 
     weight: Tensor
@@ -148,8 +149,8 @@ class _Problem:
                 [part.changed(change) for part, change in zip(unseen, changes, strict=True)]
             )
             scores = self.metric.of_images(after, self.labels)
-            if _mean(scores) < best:
-                best, chosen, kept = _mean(scores), (ridge, scores), changes
+            if (fitness := float(self.metric.fitness(scores, self.labels))) < best:
+                best, chosen, kept = fitness, (ridge, scores), changes
             if (present := _mean(loss.of_images(after, self.labels))) > last:
                 break
             last = present
@@ -197,11 +198,8 @@ class _Problem:
         return whole
 
     def _gain(self, scores: Tensor) -> tuple[float, float]:
-        """Returns the mean fall of the metric and its standard error; -inf where there is none."""
-        falls = self.before.double() - scores.double()
-        if not bool(torch.isfinite(falls).all()):
-            return -math.inf, math.inf
-        return float(falls.mean()), float(falls.std()) / math.sqrt(len(falls))
+        """Returns the fall of the fitness and its standard error; -inf where there is none."""
+        return gain_of(self.metric, self.before, scores, self.labels)
 
 
 def _mean(scores: Tensor) -> float:

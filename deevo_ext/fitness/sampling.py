@@ -8,6 +8,8 @@ import torch
 from deevo_ext.ops.philox import ROUNDS, key_of, philox4x32, words
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 
+_FEW_OF_A_CLASS = 20  # with more, half an image more or less in a slice is less than 3 %
+
 
 def image_keys(count: int, batch: int, seed: int, purpose: Purpose = Purpose.BATCH) -> np.ndarray:
     """Returns a Philox word an image: uint32 values in uint64 [count]."""
@@ -21,7 +23,8 @@ def batch_order(
 
     Each image gets a Philox key; within its class it is ranked by key, and the images whose (rank +
     1/2) / class size is least are taken, in this order: so every class is represented in
-    proportion, in each slice of the batch as well as in the whole.
+    proportion, in each slice of the batch as well as in the whole. In a class of few images the 1/2
+    is a random number: or all classes with one image would have it in the middle of the order.
     """
     classes = labels.cpu().numpy()
     keys = image_keys(classes.size, batch, seed, purpose)
@@ -35,7 +38,11 @@ def _class_balanced(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         ranks = np.empty(members.size, dtype=np.int64)
         ranks[np.argsort(keys[members], kind="stable")] = np.arange(members.size)
-        position[members] = (ranks + 0.5) / members.size
+        start = 0.5
+        if members.size < _FEW_OF_A_CLASS:
+            # The sum of keys depends on none of them alone: each image has the same chances.
+            start = (float(np.add.reduce(keys[members]) % 2**32) + 0.5) / 2.0**32
+        position[members] = (ranks + start) / members.size
     return np.lexsort((keys, position))
 
 
@@ -49,11 +56,14 @@ def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
 
     Images are dealt to the folds in turn, class by class, each class shuffled by Philox (purpose
     14): the folds' sizes differ by one image at most, and so do each class's shares of them.
+    Classes of few images come last, by their size: so do the shares of all that have one image.
     """
     classes = labels.cpu().numpy()
     keys = image_keys(classes.size, 0, seed, Purpose.PART)
+    sizes = np.bincount(classes)[classes]
+    sizes[sizes >= _FEW_OF_A_CLASS] = 0
     numbers = np.empty(classes.size, dtype=np.int64)
-    numbers[np.lexsort((keys, classes))] = np.arange(classes.size) % folds
+    numbers[np.lexsort((keys, classes, sizes))] = np.arange(classes.size) % folds
     return torch.from_numpy(numbers)
 
 

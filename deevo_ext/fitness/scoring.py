@@ -145,7 +145,7 @@ class Scoring:
                 break
         values = [math.inf] * waiting.size
         for member in racers.tolist():
-            values[member] = _score(self.fitness.reduce(scores[member]), member)
+            values[member] = _score(self.fitness.reduce(scores[member], batch), member)
             non_finite += math.isinf(values[member])
         finished = {member: scores[member] for member in racers.tolist()}
         return values, finished, Race(looks[-1], list(seen.values()), non_finite)

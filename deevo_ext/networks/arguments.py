@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.arguments import usable_device
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.layout import Layout
 
@@ -17,7 +18,7 @@ _LARGEST_BATCH = 2**16
 def check_options(
     model: object,
     layout: object,
-    engine: str,
+    engine: object,
     precision: str,
     micro_batch: int,
 ) -> None:
@@ -27,12 +28,18 @@ def check_options(
             f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
             "a torch.nn.Module and a population or its layout"
         )
+    if callable(engine) and precision not in ("auto", "float32"):
+        raise DeevoError(
+            f"precision is {precision!r}, but the engine is a function, which computes as it does: "
+            'leave it out, or give "float32", in which it gets weights and images'
+        )
     for name, value, allowed in (
-        ("engine", engine, ENGINE_CHOICES),
+        ("engine", "auto" if callable(engine) else engine, ENGINE_CHOICES),
         ("precision", precision, PRECISIONS),
     ):
         if not isinstance(value, str) or value not in allowed:
-            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+            more = ", or a function of (state dict, images)" if name == "engine" else ""
+            raise DeevoError(f"{name} is {value!r}; expected one of {', '.join(allowed)}{more}")
     if not 1 <= micro_batch <= _LARGEST_BATCH:
         raise DeevoError(
             f"micro_batch is {micro_batch}; expected at least 1 image, at most {_LARGEST_BATCH:,}"
@@ -41,10 +48,7 @@ def check_options(
 
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
     """The device with its index, if torch can use it and it has the precision."""
-    try:
-        usable = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
+    usable = usable_device(device)
     if precision == "tf32" and usable.type != "cuda":
         raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
     return usable
@@ -58,7 +62,8 @@ def check_rows(rows: Tensor, layout: Layout) -> None:
             "the population's"
         )
     if (
-        rows.dim() != 2
+        rows.layout != torch.strided
+        or rows.dim() != 2
         or not len(rows)
         or rows.shape[1] < layout.dim
         or not rows.is_floating_point()

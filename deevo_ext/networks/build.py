@@ -21,6 +21,7 @@ from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
 from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
 from deevo_ext.networks.execution.sinks import LogitsSink
+from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
 from deevo_ext.networks.graph.batch_statistics import with_batch_statistics
@@ -64,13 +65,16 @@ class Builder:
 
     module: nn.Module
     tensors: Tensors
-    engine: str
+    engine: str | EngineFunction
     table: EngineTable
     execution: Execution
 
     def build(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> Built:
         """The runner for images [C, H, W] and rows of a dtype."""
         run, name = self.execution, type(self.module).__name__
+        if not isinstance(self.engine, str):
+            names = list(self.module.state_dict())
+            return Built(FunctionRunner(self.engine, names, self.tensors, run), None, "own engine")
         model = self.module
         if run.dtype != torch.float32:
             model = as_dtype(model, run.dtype, run.device)
@@ -103,7 +107,8 @@ class Builder:
 
         Noise is added to them, lest all be the same. Returns `built`, or the module unfused, with a
         warning, where its graph fails or its logits differ by more than rounding explains. Raises
-        DeevoError where the module's logits of an image depend on the images beside it.
+        DeevoError where the module's logits of an image depend on the images beside it. Of a user's
+        function this is checked, not of the module (`FunctionRunner.check`).
         """
         count, precision = min(CHECKED, len(batch.images)), self.execution.precision
         generator = torch.Generator().manual_seed(0)
@@ -111,6 +116,10 @@ class Builder:
         noise = torch.randn(batch.images.shape, generator=generator)
         noise *= spread if 0 < spread < math.inf else 1.0
         images = batch.images + noise.to(batch.images)
+        if isinstance(built.runner, FunctionRunner):
+            built.runner.check(row, statistics, images)
+            built.checked = True
+            return built
         expected = self._module_logits(row, statistics, images[:count], batch.name)
         sound = expected.isfinite().all(1)
         if not bool(sound.any()):
@@ -213,6 +222,7 @@ class Builder:
         if self.engine == "triton":
             stager = functools.partial(Stager, graph, self.tensors, row_dtype, run.device)
             return Built(BatchedRunner(graph, stager, run), graph)
+        assert isinstance(self.engine, str)
         forced = None if self.engine == "auto" else self.engine
         program = self._program(graph, row_dtype, forced)
         prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
@@ -250,7 +260,7 @@ class Builder:
         served without a graph, or has none with norms that are known.
         """
         run = self.execution
-        if self.engine in ("eager", "compile"):
+        if self.engine not in ("auto", "fused", "triton"):
             return None
         try:
             captured = capture(self.module, (run.micro_batch, *image_shape), run.dtype)

@@ -27,6 +27,7 @@ from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import DTYPES, Execution
 from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, LossSink, Sink, TakeLogits
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.graph.export import as_dtype
@@ -53,12 +54,13 @@ class PopulationForward:
     is copied, put into eval mode, and its weights are used only for tensors that are not in the
     rows, in `fixed` or among the statistics. layout: of the rows, or the population itself, which
     knows statistics_layout and fixed too. precision: "float32"; "tf32" (CUDA); "bfloat16" or
-    "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first
-    rows pass `precision_check`, else tf32. engine: "auto" times engines per layer when the graph is
+    "float16" with float32 sums; or "auto", float32 on the CPU and on CUDA float16 if the first rows
+    pass `precision_check`, else tf32. engine: "auto" times engines per layer when the graph is
     built; "fused" takes the preferred ones untimed; "triton" runs the whole network in our own
     kernels, members together (an error where that cannot be); "compile" is torch.compile; "eager"
-    is functional_call. micro_batch: images per forward pass; the last one is padded, so that an
-    image's loss depends on nothing else; a model whose logits of an image depend on the images
+    is functional_call; an `EngineFunction` of (state dict, images) gives the logits in their place,
+    whatever it computes with. micro_batch: images per forward pass; the last one is padded, so that
+    an image's loss depends on nothing else; a model whose logits of an image depend on the images
     beside it is refused at the first call, unless micro_batch is 1. mean, std: per channel, for
     uint8 images in units of 1/255, applied to float images too if they are not None. table: engines
     that are fixed already.
@@ -82,7 +84,7 @@ class PopulationForward:
         statistics_layout: Layout | None = None,
         fixed: Mapping[str, Tensor] | None = None,
         precision: str = "auto",
-        engine: str = "auto",
+        engine: str | EngineFunction = "auto",
         micro_batch: int = 64,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -115,11 +117,16 @@ class PopulationForward:
     def precision(self) -> str:
         """The precision that networks are computed in; "auto" until that is decided."""
         if self._precision == "auto":
-            if not self.table.precision and self.device.type != "cuda":
+            if not self.table.precision and (self.own_engine or self.device.type != "cuda"):
                 self.table.precision = "float32"
             return self.table.precision or "auto"
         self.table.precision = self._precision
         return self._precision
+
+    @property
+    def own_engine(self) -> bool:
+        """Whether a user's function evaluates the networks, and not the module."""
+        return not isinstance(self.engine, str)
 
     @property
     def module(self) -> nn.Module:
@@ -146,6 +153,7 @@ class PopulationForward:
 
         Raises DeevoError where the network is served unfused, saying why.
         """
+        check_arguments(PopulationForward.graph, locals())
         built = self._built(tuple(image_shape), row_dtype)
         if built.graph is None:
             raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
@@ -155,6 +163,7 @@ class PopulationForward:
         self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
     ) -> NetworkGraph | None:
         """Returns what `graph` does, or None where the network is served unfused."""
+        check_arguments(PopulationForward.find_graph, locals())
         return self._built(tuple(image_shape), row_dtype).graph
 
     def prefixes(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> PrefixRunner | None:
@@ -163,7 +172,7 @@ class PopulationForward:
 
     def micro_batches(self, images: LabelledImages, most: int) -> Iterator[list[MicroBatch]]:
         """Yields the micro-batches that networks see, in order, at most so many together."""
-        return self._feed.batches(images, DTYPES[self.precision], most)
+        return self._feed.read(images, DTYPES[self.precision], most)
 
     def with_batch_statistics(
         self,
@@ -240,6 +249,7 @@ class PopulationForward:
         self, row: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None = None
     ) -> Tensor:
         """Returns logits float32 [N, classes] of one row [D], for ensembles and inspection."""
+        check_arguments(PopulationForward.logits, locals())
         rows, apart = row[None], None if statistics is None else statistics[None]
         sink = LogitsSink()
         self._run(rows, self._checked(rows, images, apart), apart, sink)
@@ -317,7 +327,9 @@ class PopulationForward:
     ) -> Images:
         """Returns the images as the feed reads them; DeevoError for what cannot be evaluated."""
         check_rows(rows, self.layout)
-        if not isinstance(images, (Tensor, LabelledImages)):
+        if not isinstance(images, (Tensor, LabelledImages)) or (
+            isinstance(images, Tensor) and images.dim() < 2
+        ):
             raise DeevoError(
                 f"images are a {type(images).__name__}; expected a tensor [N, C, H, W] or a set of "
                 "labelled images"

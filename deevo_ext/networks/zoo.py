@@ -2,17 +2,17 @@
 
     resnet50, torchvision:resnet50    a classifier of torchvision
     timm:convnext_tiny.fb_in1k        a model of timm; the tag says which weights' transform
+    hf:FOLDER                         a Hugging Face folder, of timm's or transformers'
     package.module:factory            a function that returns an nn.Module
 
-A bare name is torchvision's where torchvision has it, else timm's. Both are extras, imported when
-a name needs them.
+A bare name is torchvision's where torchvision has it, else timm's. These packages are extras,
+imported when a name needs them.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,21 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
-from deevo_ext.population.checkpoints import PathLike, load_checkpoint
+from deevo_ext.networks import hugging_face
+from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.transforms import transform_of
+from deevo_ext.population.checkpoints import load_matched
+from deevo_ext.population.finding import PathLike
+from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.mismatch import require_fit
 
 _HOW = (
-    'expected "torchvision:NAME", "timm:NAME", a bare name of either, or "package.module:factory"'
+    'expected "torchvision:NAME", "timm:NAME", a bare name of either, "hf:FOLDER" or '
+    '"package.module:factory"'
 )
+_LOCAL = "local-dir:"
+"""How timm calls a network that a folder describes."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,15 @@ class Architecture:
 
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
     num_classes: logits it gives, where that is known. transform: the one that was chosen, or that
-    of the model's metadata; None where there is neither.
+    of the model's metadata; None where there is neither. names: how the checkpoint's names were
+    made the model's, as a sentence; "" where they are the same.
     """
 
     name: str
     model: nn.Module
     num_classes: int | None
     transform: Transform | None
+    names: str = ""
 
     def needs_transform(self) -> Transform:
         """The transform; DeevoError that says how to give one where there is none."""
@@ -56,46 +68,74 @@ class Architecture:
             )
         return self.transform
 
+    def classes(self) -> int | None:
+        """Returns the number of logits that it gives for an image; None where its size is open.
+
+        A blank image is put through the network. Raises DeevoError where it fails on that.
+        """
+        if self.transform is None or self.transform.crop is None:
+            return self.num_classes
+        blank = torch.zeros(1, self.transform.channels, *self.transform.crop)
+        with torch.no_grad():
+            return logits_of(self.model, blank, "images").shape[1]
+
 
 def architecture(
     arch: str,
     *,
     checkpoint: PathLike | None = None,
-    checkpoint_key: str | None = None,
+    options: NameOptions | None = None,
     num_classes: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
     transform: str | Path | Transform | None = None,
     seed: int = 0,
 ) -> Architecture:
     """Makes the network called `arch`, a name as the module describes it.
 
-    checkpoint: one whose classifier says the number of classes. num_classes: that number, if not
-    the checkpoint's or the architecture's own. transform: a Transform, a JSON or TOML file, the
+    checkpoint: one that must fit the network; its classifier says the number of classes. options:
+    how weights are found in it. num_classes: that number, if not
+    the checkpoint's or the architecture's own. model_args: what else the network is made with, as
+    {"img_size": 96}. transform: a Transform, a JSON or TOML file, the
     name of torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the
     model's own. seed: of the initial weights; the global generators are left as they are.
 
-    Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform.
+    Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform, a
+    checkpoint whose tensors are not the network's.
     """
     source, name, make = _find(arch)
     full_name = f"{source}:{name}" if source in ("torchvision", "timm") else arch
-    model = _made(make, full_name, num_classes, seed)
-    if checkpoint is not None and num_classes is None:
-        state = load_checkpoint(
-            checkpoint, checkpoint_key=checkpoint_key, expected=model.state_dict().keys()
-        )
-        num_classes = classes_in(state, model)
-        if num_classes is not None:
-            model = _made(make, full_name, num_classes, seed)
-    return Architecture(full_name, model, num_classes, _transform(source, name, model, transform))
+    given = dict(model_args or {})
+    sizes = {} if num_classes is None else {"num_classes": num_classes}
+    model = _made(make, full_name, given | sizes, seed)
+    names = ""
+    if checkpoint is not None:
+        expected = model.state_dict().keys()
+        state, matched = load_matched(checkpoint, expected, options or NameOptions(), mapped=True)
+        if num_classes is None:
+            num_classes = classes_in(state, model)
+            if num_classes is not None:
+                model = _made(make, full_name, given | {"num_classes": num_classes}, seed)
+        try:
+            require_fit(Inventory.of(model), state, str(checkpoint))
+        except DeevoError as error:
+            raise DeevoError(f"{error}. --arch and --model-arg decide the model") from error
+        names = matched.describe()
+    size = given.get("img_size")
+    chosen = transform_of(source, name, model, transform, size)
+    return Architecture(full_name, model, num_classes, chosen, names)
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
     """The number of classes of a checkpoint, where it alone tells it from the model.
 
-    That is so where all tensors of another shape than the model's differ in their first size only,
-    and by the same: a classifier's weight and bias.
+    That is so where it has the model's tensors, and all of another shape differ in their first size
+    only, and by the same: a classifier's weight and bias.
     """
+    own = model.state_dict()
+    if any(name not in own for name in state):
+        return None
     pairs = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
             here, there = tensor.shape, state[name].shape
             if len(here) != len(there) or here[1:] != there[1:]:
@@ -123,15 +163,9 @@ def check_fit(
             )
     classes = network.num_classes
     try:
-        logits = network.model(torch.zeros(1, *shape))
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            wrong.append(f"it returns {kind}, not logits [N, classes]")
-        else:
-            classes = logits.shape[1]
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        wrong.append(f"it fails on {images.name} of {'x'.join(map(str, shape))}: {reason}")
+        classes = logits_of(network.model, torch.zeros(1, *shape), images.name).shape[1]
+    except (DeevoError, AssertionError) as error:
+        wrong.append(str(error).splitlines()[0])
     highest = int(images.labels.max())
     if classes is not None and class_names is not None and len(class_names) != classes:
         wrong.append(
@@ -159,10 +193,15 @@ def _find(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
         return source, name, lambda **options: models.get_model(name, weights=None, **options)
     if source == "timm":
         timm = import_extra("timm")
-        if not timm.is_model(name):
+        if not name.startswith(_LOCAL) and not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5])
             raise DeevoError(f"timm has no model {name!r}{f' ({close}, ...)' if close else ''}")
         return source, name, lambda **options: timm.create_model(name, pretrained=False, **options)
+    if source == "hf":
+        folder = Path(name).expanduser()
+        if hugging_face.is_timm(folder):
+            return _find(f"timm:{_LOCAL}{folder}")
+        return source, str(folder), hugging_face.maker(folder)
     return source, name, _factory(source, name)
 
 
@@ -194,17 +233,16 @@ def _factory(module: str, name: str) -> Callable[..., nn.Module]:
     def call(**options: Any) -> nn.Module:
         parameters = inspect.signature(make).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if options and not anything and not options.keys() <= parameters.keys():
-            options = {}  # a factory of one size; check_fit compares it with the data
+        if not anything and "num_classes" not in parameters:
+            options.pop("num_classes", None)  # of one size; check_fit compares it with the data
         return make(**options)
 
     return call
 
 
 def _made(
-    make: Callable[..., nn.Module], name: str, num_classes: int | None, seed: int
+    make: Callable[..., nn.Module], name: str, options: dict[str, Any], seed: int
 ) -> nn.Module:
-    options = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -217,62 +255,3 @@ def _made(
     if not isinstance(model, nn.Module):
         raise DeevoError(f"{name} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model.eval()
-
-
-def _transform(
-    source: str, name: str, model: nn.Module, choice: str | Path | Transform | None
-) -> Transform | None:
-    if isinstance(choice, Transform):
-        return choice
-    if choice is not None and Path(choice).suffix in (".json", ".toml"):
-        return Transform.from_file(choice)
-    if source == "torchvision":
-        weights = import_extra("torchvision").models.get_model_weights(name)
-        known = list(weights.__members__)
-        if choice is not None and choice not in known:
-            raise DeevoError(
-                f"transform is {str(choice)!r}; expected a .json or .toml file, or one of the "
-                f"weights of {name}: {', '.join(known)}"
-            )
-        return _of_torchvision((weights[str(choice)] if choice else weights.DEFAULT).transforms())
-    if choice is not None:
-        raise DeevoError(f"transform is {str(choice)!r}; expected a .json or .toml file")
-    return _of_timm(model, name) if getattr(model, "pretrained_cfg", None) else None
-
-
-def _of_torchvision(preset: Any) -> Transform:
-    """Reads torchvision.transforms._presets.ImageClassification."""
-    resize, crop = list(preset.resize_size), list(preset.crop_size)
-    return Transform(
-        resize[0] if len(resize) == 1 else (resize[0], resize[1]),
-        (crop[0], crop[-1]),
-        preset.interpolation.value,
-        tuple(preset.mean),
-        tuple(preset.std),
-    )
-
-
-def _of_timm(model: nn.Module, name: str) -> Transform:
-    """Reads pretrained_cfg, as timm.data.create_transform does for its evaluation transform."""
-    config = import_extra("timm.data").resolve_model_data_config(model)
-    height, width = config["input_size"][-2:]
-    scaled = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
-    mode = config.get("crop_mode") or "center"
-    fits = {"center": "cover", "squash": "bend", "border": "contain"}
-    if mode not in fits:
-        raise DeevoError(
-            f"timm's {name} is evaluated with crop_mode {mode!r}; expected one of "
-            f"{', '.join(fits)}; give --transform FILE"
-        )
-    # timm leaves a square target's centre crop to torchvision, which rounds in another way.
-    simple = mode == "center" and scaled[0] == scaled[1]
-    mean = tuple(config["mean"])
-    return Transform(
-        scaled[0] if simple else scaled,
-        (height, width),
-        config["interpolation"],
-        mean,
-        tuple(config["std"]),
-        fit="bend" if simple else fits[mode],
-        fill=tuple(round(255 * value) for value in mean) if mode == "border" else None,
-    )

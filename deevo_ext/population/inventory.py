@@ -2,7 +2,7 @@
 
 `Inventory.of(model, frozen, batchnorm)` asks an `nn.Module` once; `to_json` and
 `from_json` keep the answer as plain values, so that a journal reads checkpoints into the very
-same rows with no module at hand. It also checks checkpoints: `check_names` and `value_in`.
+same rows with no module at hand. `value_in` checks a tensor of a checkpoint.
 
 A norm layer is any module with both a running_mean and a running_var, so InstanceNorm, timm's
 BatchNormAct2d and torchvision's FrozenBatchNorm2d count. Freezing a tensor goes before any policy.
@@ -23,7 +23,14 @@ from torch.nn.parameter import is_lazy
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors
 from deevo_ext.population.layout import Layout
-from deevo_ext.population.tensors import check_finite, check_nonnegative, dtype_name, dtype_of, pick
+from deevo_ext.population.tensors import (
+    check_finite,
+    check_kind,
+    check_nonnegative,
+    dtype_name,
+    dtype_of,
+    pick,
+)
 
 POLICIES = ("evolve", "inherit", "recalibrate")
 """What may become of BatchNorm statistics; population.py explains each policy."""
@@ -203,22 +210,11 @@ class Inventory:
             nonneg=[t.name for t in chosen if t.nonneg],
         )
 
-    def check_names(self, state: Mapping[str, Tensor], label: str) -> None:
-        """Refuses a checkpoint that lacks a tensor or has one too many."""
-        known = frozenset(self.order)
-        surplus = next((name for name in state if name not in known), None)
+    def check_kinds(self, state: Mapping[str, Tensor], label: str) -> None:
+        """Refuses a checkpoint whose tensors are not dense ones of the model's kind of dtype."""
         for tensor in self.tensors:
-            if tensor.counter is None and not any(name in state for name in tensor.names):
-                hint = "" if surplus is None else f"; it has {surplus!r}, which the model has not"
-                raise DeevoError(
-                    f"{label}: tensor {tensor.name!r} of shape {list(tensor.shape)} is missing"
-                    f"{hint}; all members must be of the model's architecture"
-                )
-        if surplus is not None:
-            raise DeevoError(
-                f"{label}: unexpected tensor {surplus!r} of shape {list(state[surplus].shape)}, "
-                "which the model has not; all members must be of the model's architecture"
-            )
+            if tensor.counter is None:
+                check_kind(state, tensor.names, tensor.shape, label, floating=tensor.floating)
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values, from which `from_json` makes an equal inventory.

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.population.checkpoints import read_wrapped, strip_prefixes, unwrap
+from deevo_ext.population.checkpoint_file import read_wrapped
+from deevo_ext.population.checkpoints import unwrap
+from deevo_ext.population.matching import NameOptions, match
 from deevo_ext.population.population import Population
 
 
@@ -26,24 +28,23 @@ class Naming:
     names: the file's name for each of the model's names, in the file's order.
     extra: tensors that only the file has, such as AveragedModel's n_averaged.
     wrappers: the keys around the tensors, outermost first.
+    ignored: names of those of `extra` that stand among the model's names, as `Match` has them.
     """
 
     names: Mapping[str, str]
     extra: Mapping[str, Tensor]
     wrappers: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
     @classmethod
-    def of_file(cls, path: Path, checkpoint_key: str | None, expected: Collection[str]) -> Naming:
+    def of_file(cls, path: Path, options: NameOptions, expected: Collection[str]) -> Naming:
         """Reads the naming of a checkpoint file; `expected` are the model's names."""
-        state, wrappers = unwrap(read_wrapped(path), checkpoint_key, path)
-        stripped = strip_prefixes(state, expected)
-        # Stripping keeps the order, and drops at most n_averaged.
-        in_file = [name for name in state if len(stripped) == len(state) or name != "n_averaged"]
-        pairs = zip(stripped, in_file, strict=True)
-        names = {in_model: name for in_model, name in pairs if in_model in expected}
+        state, wrappers = unwrap(read_wrapped(path), options.checkpoint_key, path)
+        found = match(state, expected, options, str(path))
+        names = {in_model: name for in_model, name in found.names.items() if in_model in expected}
         known = set(names.values())
         extra = {name: tensor for name, tensor in state.items() if name not in known}
-        return cls(names, extra, wrappers)
+        return cls(names, extra, wrappers, found.ignored)
 
     @classmethod
     def of_population(cls, population: Population) -> Naming:
@@ -52,7 +53,7 @@ class Naming:
         if population.sources is None:
             return cls({name: name for name in expected}, {}, ())
         path, _ = population.sources[0]
-        return cls.of_file(Path(path), population.checkpoint_key, expected)
+        return cls.of_file(Path(path), population.options, expected)
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Renames a state dict as in the file; tensors that the file lacks keep their names."""

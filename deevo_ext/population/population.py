@@ -19,6 +19,8 @@ in a row. There are three kinds of tensors:
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
 from deevo_ext.population.inventory import Inventory, ModelTensor
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
 from deevo_ext.population.tensors import converted, dtype_name, dtype_of
 
@@ -48,17 +51,17 @@ class Population:
     averages: the members whose average each appended member is.
     inventory: the model's tensors, and what becomes of them.
     pristine: whether the members are still those that were read; an optimizer clears it.
-    checkpoint_key: the key of the weights in each file, or None where they need none.
+    options: how the weights were found in files, and their names.
     """
 
-    def __init__(self, members: MemberRows, checkpoint_key: str | None = None) -> None:
+    def __init__(self, members: MemberRows, options: NameOptions | None = None) -> None:
         size = len(members.names)
         self._all_rows, self._all_statistics = members.rows, members.statistics
         self.rows, self.statistics = members.rows[:size], members.statistics[:size]
         self.layout, self.statistics_layout = members.layout, members.statistics_layout
         self.fixed, self.names, self.sources = members.fixed, members.names, members.sources
         self.averages: list[list[int]] = []
-        self.inventory, self.checkpoint_key = members.inventory, checkpoint_key
+        self.inventory, self.options = members.inventory, options or NameOptions()
         self.pristine = True
         self._fixed_as: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
 
@@ -72,6 +75,9 @@ class Population:
         frozen: str | Sequence[str] = (),
         batchnorm: str = "evolve",
         checkpoint_key: str | None = None,
+        prefix: str | None = None,
+        key_map: Mapping[str, str] | None = None,
+        ignore: str | Sequence[str] = (),
         device: torch.device | str = "cpu",
         spare: int = 0,
     ) -> Population:
@@ -79,27 +85,35 @@ class Population:
 
         model: gives names, shapes, tied weights and norm layers; it is not modified, its values
             are not used, and it may be on the meta device.
-        paths: at least two files, as `checkpoints.expand_paths` takes them.
+        paths: at least two files, as `finding.expand_paths` takes them.
         dtype: that of the rows, float32, bfloat16 or float16. `state_dict` gives the checkpoints'
             dtypes back.
         frozen: fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied tensor's names
             is enough.
         batchnorm: "evolve", "inherit" or "recalibrate", as the module's docstring explains.
         checkpoint_key: the key of the weights in each file, e.g. "model_ema".
+        prefix: what stands before the model's names in each file, e.g. "student."; what does not
+            begin with it is left out. None finds it: the one under which most names are the
+            model's.
+        key_map: names of the files, without prefix, and the model's in their place; keys and
+            values that end in a dot are beginnings of names.
+        ignore: fnmatch patterns of names in the files that are left out, e.g. "criterion.*".
         device: where the rows lie.
         spare: the number of members that `append_average` may add.
 
         Raises DeevoError, naming the file and the tensor, for members that do not fit the model,
         are not finite, or are all equal. Warns of equal members, of fixed tensors that differ
-        (num_batches_tracked apart), and of buffers that differ and evolve.
+        (num_batches_tracked apart), of buffers that differ and evolve, and of tensors outside of
+        the model.
         """
         given = {name: value for name, value in locals().items() if name != "paths"}
         check_arguments(
             Population.from_checkpoints, given
         )  # what paths are is said where they are found
-        files = in_files(paths, checkpoint_key)
+        options = NameOptions.of(checkpoint_key, prefix, key_map, ignore)
+        files = in_files(paths, options)
         inventory = Inventory.of(model, frozen, batchnorm)
-        return cls(read_members(inventory, files, dtype, device, spare), checkpoint_key)
+        return cls(read_members(inventory, files, dtype, device, spare), options)
 
     @classmethod
     def from_state_dicts(
@@ -148,6 +162,7 @@ class Population:
         `sources`. Raises DeevoError for a manifest of another version, and for a wrong number of
         files.
         """
+        check_arguments(Population.from_manifest, {"manifest": manifest, "device": device})
         try:
             if manifest["version"] != _MANIFEST_VERSION:
                 raise DeevoError(
@@ -155,13 +170,13 @@ class Population:
                     f"reads version {_MANIFEST_VERSION}: use the deevo_ext that wrote it"
                 )
             inventory = Inventory.from_json(manifest["architecture"])
-            dtype, key = dtype_of(manifest["dtype"]), manifest["checkpoint_key"]
+            dtype, options = dtype_of(manifest["dtype"]), NameOptions.from_json(manifest)
             names = [str(name) for name in manifest["members"]]
             averages = [(str(a["name"]), list(a["members"])) for a in manifest.get("averages", [])]
         except (TypeError, KeyError, ValueError) as error:
             raise DeevoError(f"not the manifest of a population: {error!r}") from error
-        files = in_files(paths, key, names)
-        population = cls(read_members(inventory, files, dtype, device, len(averages)), key)
+        files = in_files(paths, options, names)
+        population = cls(read_members(inventory, files, dtype, device, len(averages)), options)
         for name, members in averages:
             population.append_average(name, members)
         return population
@@ -194,7 +209,7 @@ class Population:
             "version": _MANIFEST_VERSION,
             "architecture": self.inventory.to_json(),
             "dtype": dtype_name(self.rows.dtype),
-            "checkpoint_key": self.checkpoint_key,
+            **self.options.to_json(),
             "members": self.names[: self.initial_size],
             **({"averages": averages} if averages else {}),
         }
@@ -205,6 +220,7 @@ class Population:
         Raises DeevoError where no spare row is left, the name is taken, or the population has been
         evolved.
         """
+        check_arguments(Population.append_average, locals())
         size = self.size
         if size == len(self._all_rows):
             raise DeevoError(
@@ -222,7 +238,8 @@ class Population:
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """Returns member `i` as `state_dict_of` does."""
-        return self.state_dict_of(self.rows[self._member(i)], self.statistics[i])
+        member = self._member(i)
+        return self.state_dict_of(self.rows[member], self.statistics[member])
 
     def state_dict_of(self, row: Tensor, statistics: Tensor | None = None) -> dict[str, Tensor]:
         """Returns a row ([D] or longer, any floating dtype) as a state dict for `strict=True`.
@@ -250,10 +267,11 @@ class Population:
         They have the dtypes and the device of `rows` and `statistics`. Raises DeevoError for a
         member that was not made from a file.
         """
-        if self.sources is None or self._member(i) >= self.initial_size:
+        i = self._member(i)
+        if self.sources is None or i >= self.initial_size:
             raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
-        [source] = in_files([self.sources[i][0]], self.checkpoint_key)
-        state = source.load(self.inventory.order)
+        [source] = in_files([self.sources[i][0]], self.options)
+        state, _ = source.load(self.inventory.order)
         row, statistics = torch.zeros_like(self.rows[i]), torch.zeros_like(self.statistics[i])
         self.layout.flatten(state, row, source=source.label)
         self.statistics_layout.flatten(state, statistics, source=source.label)
@@ -306,18 +324,29 @@ class Population:
     def _average(
         self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None
     ) -> Tensor:
-        chosen = range(self.size) if members is None else [self._member(i) for i in members]
+        check_arguments(Population.mean, {"weights": weights})
+        chosen: Sequence[int] = range(self.size)
+        if members is not None:
+            try:
+                chosen = [self._member(i) for i in members]
+            except TypeError as error:  # not to be iterated over
+                raise DeevoError(f"members are no whole numbers ({error})") from None
         return average_rows(matrix, chosen, weights)
 
     def _member(self, i: int) -> int:
-        if not 0 <= i < self.size:
+        try:
+            number = -1 if isinstance(i, bool) else operator.index(i)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.size:
             raise DeevoError(
-                f"member {i} of a population of {self.size}; expected 0..{self.size - 1}"
+                f"member {reprlib.repr(i)} of a population of {self.size}; expected 0.."
+                f"{self.size - 1}"
             )
-        return i
+        return number
 
     def _statistics_or_refuse(self, statistics: Tensor | None) -> Tensor:
-        if statistics is None:
+        if not isinstance(statistics, Tensor):
             raise DeevoError(
                 f"batchnorm={self.batchnorm!r} holds statistics apart from the row: give "
                 "statistics= (such as mean_statistics()), or member= to views"

@@ -6,7 +6,6 @@ it fits the inventory, is finite, and differs from the other members.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import usable_device
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.allocation import zero_rows
+from deevo_ext.population.finding import PathLike, expand_paths, sha256, short_names
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.layout import Layout
+from deevo_ext.population.matching import Match, NameOptions, match
+from deevo_ext.population.mismatch import require_fit
 from deevo_ext.population.tensors import wider
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-Paths = checkpoints.PathLike | Sequence[checkpoints.PathLike]
+Paths = PathLike | Sequence[PathLike]
 _CALLER = 4  # stack level of the caller of Population.from_..., which warnings name
 
 
@@ -33,13 +36,14 @@ class Source:
 
     name: the member's name.
     label: what messages call it: the file's path, where there is a file.
-    load: gives the state dict; it is told the names that the model expects.
+    load: gives the state dict under the names that the model expects, which it is told, and how
+        the names were matched.
     file: the checkpoint, None for a state dict in memory.
     """
 
     name: str
     label: str
-    load: Callable[[Collection[str]], Mapping[str, Tensor]]
+    load: Callable[[Collection[str]], tuple[Mapping[str, Tensor], Match]]
     file: Path | None = None
 
 
@@ -61,26 +65,34 @@ class MemberRows:
 
 
 def in_files(
-    paths: Paths, checkpoint_key: str | None, names: Sequence[str] | None = None
+    paths: Paths, options: NameOptions, names: Sequence[str] | None = None
 ) -> list[Source]:
     """Returns the files that `paths` names as sources called `names`, by default their short names.
 
-    checkpoint_key: the key of the weights in each file, or None where they need none.
+    options: how weights are found in each file.
     """
-    files = checkpoints.expand_paths(paths)
+    files = expand_paths(paths)
     if names is None:
-        names = checkpoints.short_names(files)
+        names = short_names(files)
     if len(names) != len(files):
         raise DeevoError(
             f"{len(files)} files for {len(names)} members ({', '.join(names)}); expected one "
             "for each, in this order"
         )
-    read_file = functools.partial(checkpoints.load_checkpoint, checkpoint_key=checkpoint_key)
 
     def source(name: str, file: Path) -> Source:
-        return Source(name, str(file), lambda expected: read_file(file, expected=expected), file)
+        read = checkpoints.load_matched
+        return Source(name, str(file), lambda expected: read(file, expected, options), file)
 
     return [source(name, file) for name, file in zip(names, files, strict=True)]
+
+
+def check_files(inventory: Inventory, files: Sequence[Path], options: NameOptions) -> None:
+    """Refuses files whose names, shapes or dtypes are not the model's; reads no weights."""
+    for file in files:
+        state, _ = checkpoints.load_matched(file, inventory.order, options, mapped=True)
+        require_fit(inventory, state, str(file))
+        inventory.check_kinds(state, str(file))
 
 
 def in_memory(
@@ -107,10 +119,15 @@ def in_memory(
         names = [f"member{i}" for i in range(len(state_dicts))]
     if len(names) != len(state_dicts) or len(set(names)) < len(names):
         raise DeevoError(f"names must be {len(state_dicts)} different ones; they are {names}")
-    return [
-        Source(name, name, functools.partial(checkpoints.strip_prefixes, state))
-        for name, state in zip(names, state_dicts, strict=True)
-    ]
+
+    def source(name: str, state: Mapping[str, Tensor]) -> Source:
+        def load(expected: Collection[str]) -> tuple[Mapping[str, Tensor], Match]:
+            found = match(state, expected, NameOptions(), name)
+            return found.renamed(state), found
+
+        return Source(name, name, load)
+
+    return [source(name, state) for name, state in zip(names, state_dicts, strict=True)]
 
 
 def read_members(
@@ -129,8 +146,8 @@ def read_members(
         raise DeevoError(
             f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
         )
-    if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
-        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
+    if isinstance(spare, bool) or not isinstance(spare, int) or not 0 <= spare < 2**31:
+        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or some more")
     if len(sources) < 2:
         raise DeevoError(
             f"{len(sources)} member ({', '.join(labels)}); expected at least 2: fine-tunings of "
@@ -139,6 +156,7 @@ def read_members(
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
+    device = usable_device(device)
     rows = zero_rows(len(sources) + spare, layout.stride, dtype, device)
     statistics = torch.zeros(
         len(sources) + spare, statistics_layout.stride, dtype=torch.float32, device=device
@@ -147,13 +165,20 @@ def read_members(
     dtypes: dict[str, torch.dtype] = {}
     differing: dict[str, list[str]] = {}
     moving: dict[str, list[str]] = {}
+    left_out: dict[str, list[str]] = {}
+    rivals: dict[str, list[str]] = {}
     expected = frozenset(inventory.order)
     # A state dict alone does not tell parameters from buffers.
     told = any(tensor.parameter for tensor in inventory.tensors)
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
-        state, label = sources[i].load(expected), labels[i]
-        inventory.check_names(state, label)
+        label = labels[i]
+        state, matched = sources[i].load(expected)
+        require_fit(inventory, state, label)
+        for name in matched.left_out:
+            left_out.setdefault(name, []).append(label)
+        if matched.rivals:
+            rivals.setdefault(matched.prefix, []).append(label)
         for part, matrix in ((layout, rows), (statistics_layout, statistics)):
             part.flatten(state, matrix[i], source=label)
             part.check_values(matrix[i], source=label)
@@ -177,13 +202,18 @@ def read_members(
         read_one(i)
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
+    everywhere = ["all members"]
+    for names in (left_out, rivals):
+        names.update({n: everywhere for n, where in names.items() if len(where) == len(labels)})
+    _warn("tensors outside of the model are left out", left_out)
+    _warn("checkpoints hold the model more than once; taken (prefix= names another)", rivals)
     _warn(f"fixed tensors differ between members and are kept from {labels[0]}", differing)
     if any(tensor.parameter for tensor in inventory.tensors):  # a file alone does not tell them
         _warn("buffers differ between members and evolve like weights (frozen= keeps one)", moving)
     return MemberRows(
         inventory=inventory,
         names=[source.name for source in sources],
-        sources=[(str(s.file), checkpoints.sha256(s.file)) for s in sources if s.file] or None,
+        sources=[(str(s.file), sha256(s.file)) for s in sources if s.file] or None,
         rows=rows,
         layout=layout.with_dtypes(dtypes),
         statistics=statistics[:, : statistics_layout.dim],
@@ -200,11 +230,11 @@ def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
     for i in range(len(rows)):
         fingerprint = sum(int(piece.sum(dtype=torch.int64)) for piece in bits[i].split(1 << 18))
         same = groups.setdefault(fingerprint, [])
-        match = next((j for j in same if torch.equal(rows[i], rows[j])), None)
-        if match is None:
+        twin = next((j for j in same if torch.equal(rows[i], rows[j])), None)
+        if twin is None:
             same.append(i)
         else:
-            pairs.append((match, i))
+            pairs.append((twin, i))
     if len(pairs) == len(rows) - 1:
         raise DeevoError(
             f"all {len(rows)} members have the weights of {labels[0]}: one checkpoint repeated "

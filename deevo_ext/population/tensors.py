@@ -6,8 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deevo_ext.errors import DeevoError
+
+PLAIN = (
+    "are no plain tensors; expected dense ones: save full_tensor() of DTensors, to_dense() of "
+    "sparse and dequantize() of quantised tensors"
+)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -55,8 +61,32 @@ def pick(
 ) -> Tensor:
     """Returns the tensor of `tensors` under the first of its tied `names` that is present.
 
-    Raises DeevoError, naming `source`, when none is present, a shape or kind of dtype is wrong,
-    or the values under the tied names differ.
+    Raises DeevoError, naming `source`, when `check_kind` does, or the values under the tied names
+    differ.
+    """
+    present = check_kind(tensors, names, shape, source, floating=floating)
+    first = tensors[present[0]]
+    for name in present[1:]:
+        if not torch.equal(first, tensors[name]):
+            raise DeevoError(
+                f"{source}: tensors {present[0]!r} and {name!r} are tied in the model but hold "
+                "different values; untie them in the model or repair the checkpoint"
+            )
+    return first
+
+
+def check_kind(
+    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    shape: Iterable[int],
+    source: str,
+    *,
+    floating: bool = True,
+) -> list[str]:
+    """Returns those of a tensor's tied `names` that are present; values are not looked at.
+
+    Raises DeevoError, naming `source`, when none is present, or a tensor is not a dense one of this
+    shape and kind of dtype.
     """
     present = [name for name in names if name in tensors]
     expected = list(shape)
@@ -69,20 +99,16 @@ def pick(
                 f"{source}: tensor {name!r} has shape {list(tensor.shape)}, expected {expected}; "
                 "all members must be of the model's architecture"
             )
+        dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+        if not dense or is_traceable_wrapper_subclass(tensor):
+            raise DeevoError(f"{source}: {name!r} and its like {PLAIN}")
         if tensor.is_floating_point() != floating:
             raise DeevoError(
                 f"{source}: tensor {name!r} has dtype {dtype_name(tensor.dtype)}, expected "
                 f"{'a floating-point' if floating else 'an integer or bool'} dtype; save the "
                 "weights in the model's dtypes"
             )
-    first = tensors[present[0]]
-    for name in present[1:]:
-        if not torch.equal(first, tensors[name]):
-            raise DeevoError(
-                f"{source}: tensors {present[0]!r} and {name!r} are tied in the model but hold "
-                "different values; untie them in the model or repair the checkpoint"
-            )
-    return first
+    return present
 
 
 def check_finite(tensor: Tensor, name: str, source: str) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deevo_ext import _version
 from deevo_ext.files import write_whole
-from deevo_ext.population.checkpoints import sha256
+from deevo_ext.population.finding import sha256
 from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
 from deevo_ext.reports.tables import (
     Table,
@@ -28,6 +28,7 @@ from deevo_ext.runs import journal
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.state import SOUP
@@ -52,24 +53,29 @@ class Picture(NamedTuple):
 
 
 def write_documents(
-    run: Run, comparison: Comparison | None, about: Mapping[str, str] | None = None
+    run: Run,
+    comparison: Comparison | None,
+    about: Mapping[str, str] | None = None,
+    old: Comparison | None = None,
 ) -> list[Path]:
     """Writes table, card, report and pictures of a finished run into its folder.
 
     Returns their paths. about: further lines for the table "The run", such as the architecture's
-    name and the images. Needs matplotlib.
+    name and the images. old: the comparison on images of the kind trained on, where the others are
+    of another kind. Needs matplotlib.
     """
     folder, about = run.run_dir, dict(about or {})
     assert folder is not None
-    values = contents(run, comparison, about)
+    values = contents(run, comparison, about) | _on_old(old)
     for name in (CARD, REPORT):
-        write_whole(folder / name, _render(f"{name}.j2", values).encode())
+        write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
     written = [folder / CARD, folder / REPORT, *pictures]
     if comparison is not None:
         assert run.chosen is not None
         returned = run.chosen.record()
-        comparison.save(folder / TABLE, returned=returned, about=about)
+        more = {} if old is None else {"old": old.to_json()}
+        comparison.save(folder / TABLE, returned=returned, about=about, **more)
         written.append(folder / TABLE)
     return written
 
@@ -109,6 +115,7 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
         "folder": folder,
         "search": run.search,
         "chosen": chosen,
+        "score": _shown(run)(chosen.score),
         "soup": SOUP,
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
@@ -118,6 +125,11 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
     }
 
 
+def _shown(run: Run) -> Callable[[float], float]:
+    """Returns what makes of a score the run's metric, in its user's direction."""
+    return float if run.validation is None else run.validation.metric.shown
+
+
 def _compared(comparison: Comparison) -> dict[str, Any]:
     returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
@@ -125,6 +137,13 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
+
+
+def _on_old(old: Comparison | None) -> dict[str, Any]:
+    if old is None:
+        return {"old": None}
+    returned = {i for i, network in enumerate(old.networks) if network.returned}
+    return {"old": Table(old.header, old.cells(), bold=returned), "lost": what_was_lost(old)}
 
 
 def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
@@ -145,8 +164,9 @@ def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
 def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     """Returns what is said of a search of coefficients alone."""
     history, configuration, state = run.history, run.configuration, run.state
-    baselines = {one.name: one.score for one in (*state.initial.values(), *state.treated)}
-    score = min(one.score for one in state.initial.values())  # of the network it began with
+    shown = _shown(run)
+    baselines = {one.name: shown(one.score) for one in (*state.initial.values(), *state.treated)}
+    score = shown(min(one.score for one in state.initial.values()))  # of the one it began with
     points: list[dict[str, Any]] = [
         {
             "round": 0,
@@ -193,7 +213,8 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Fills in one of the templates beside this file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(

@@ -19,11 +19,14 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.fitness.metrics import LABELS, Metric
+from deevo_ext.fitness.resampling import INTERVAL_RESAMPLES, resampled_falls
 from deevo_ext.runs.state import PARENT
 from deevo_ext.text import text_table
 
 HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
-METRIC_NAMES = {"loss": "loss", "top1": "top-1 error"}
+IN_EVERY_TABLE = ("loss", "top1")
+"""Metrics that have their column in every table."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Measured:
     lost: images right here and wrong under the initial greedy soup, and the reverse;
     forward_passes, seconds: spent to find this network (not to report on it); inference: its cost
     per image in forward passes; returned: whether it is the candidate that validation chose.
-    metric: the mean of the user's metric where that is neither loss nor top-1, else None.
+    metric: the user's metric where that is neither loss nor top-1, else None.
     """
 
     name: str
@@ -57,26 +60,45 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """The best evolved network's mean metric minus another network's; negative is better.
+    """The best evolved network's metric minus another network's.
 
-    name: the other network; interval: the 95 % paired bootstrap interval of the mean.
+    name: the other network; interval: the 95 % paired bootstrap interval of the difference (called
+    its mean). higher_is_better: whether a positive one is better, else a negative one.
     """
 
     name: str
     mean: float
     interval: tuple[float, float]
+    higher_is_better: bool = False
 
     @classmethod
-    def of(cls, name: str, evolved: torch.Tensor, other: torch.Tensor) -> Difference:
-        """Makes it of both networks' scores [N], image by image."""
-        differences = evolved.double() - other.double()
-        return cls(name, float(differences.mean()), bootstrap_interval(differences))
+    def of(
+        cls,
+        name: str,
+        metric: Metric,
+        evolved: torch.Tensor,
+        other: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> Difference:
+        """Makes it of both networks' outcomes of the same images, [N] or [N, classes]."""
+        sign = -1.0 if metric.higher_is_better else 1.0
+        if not metric.of_whole_sets:
+            differences = sign * (evolved.double() - other.double())
+            mean, interval = float(differences.mean()), bootstrap_interval(differences)
+        else:
+            both = metric.fitness(torch.stack([evolved, other]), labels)
+            mean = sign * float(both[0] - both[1])
+            falls = resampled_falls(metric, other, evolved[None], labels, INTERVAL_RESAMPLES)
+            low, high = np.quantile(-sign * falls[:, 0].numpy(), [0.025, 0.975])
+            interval = float(low), float(high)
+        return cls(name, mean, interval, metric.higher_is_better)
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> Difference:
         """Makes it of its JSON values."""
         low, high = saved["interval"]
-        return cls(saved["name"], _number(saved["mean"]), (_number(low), _number(high)))
+        mean, higher = _number(saved["mean"]), bool(saved.get("higher_is_better", False))
+        return cls(saved["name"], mean, (_number(low), _number(high)), higher)
 
     @property
     def finding(self) -> str:
@@ -84,7 +106,7 @@ class Difference:
         low, high = self.interval
         if low <= 0.0 <= high:
             return "shows no measurable difference to"
-        return "is better than" if high < 0.0 else "is worse than"
+        return "is better than" if (low > 0.0) == self.higher_is_better else "is worse than"
 
     @property
     def figures(self) -> str:
@@ -116,7 +138,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence; "no measurable difference" when the interval holds 0."""
-        rival, what = self.rival, METRIC_NAMES.get(self.metric, self.metric)
+        rival, what = self.rival, LABELS.get(self.metric, self.metric)
         returned = next(network.name for network in self.networks if network.returned)
         if rival is None:
             text = f"No step of the search was taken; the {returned} is returned"
@@ -155,6 +177,7 @@ class Comparison:
                     "name": difference.name,
                     "mean": _finite(difference.mean),
                     "interval": [_finite(bound) for bound in difference.interval],
+                    "higher_is_better": difference.higher_is_better,
                 }
                 for key, difference in (("rival", self.rival), ("parent", self.parent))
             },
@@ -191,7 +214,8 @@ class Comparison:
     @property
     def header(self) -> tuple[str, ...]:
         """The table's header: HEADER, with the user's metric where it is neither loss nor top-1."""
-        more = () if self.metric in METRIC_NAMES else (self.metric.rpartition(".")[2],)
+        label = LABELS.get(self.metric, self.metric.rpartition(".")[2])
+        more = () if self.metric in IN_EVERY_TABLE else (label,)
         return (*HEADER[:3], *more, *HEADER[3:])
 
     def cells(self) -> list[tuple[str, ...]]:

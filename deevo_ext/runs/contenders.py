@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.runs.base import Run
-from deevo_ext.runs.comparison import METRIC_NAMES, Comparison, Difference, Measured
+from deevo_ext.runs.comparison import IN_EVERY_TABLE, Comparison, Difference, Measured
 from deevo_ext.runs.state import INITIAL_NAMES, PARENT, SOUP, TREATED_NAMES, Candidate
 from deevo_ext.runs.treatments import Cost
 
@@ -41,14 +41,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class PerImage:
-    """losses float32 [N] (cross-entropy in nats), correct bool [N] (top-1), scores [N] by a metric.
+    """losses float32 [N] (cross-entropy in nats), correct bool [N] (top-1), and a metric's.
 
+    outcomes: [N] or [N, classes], where they are kept to be compared; fitness: what they come to.
     All lie where the labels are.
     """
 
     losses: torch.Tensor
     correct: torch.Tensor
-    scores: torch.Tensor
+    outcomes: torch.Tensor | None
+    fitness: float
 
 
 def compare(
@@ -65,13 +67,25 @@ def compare(
     the best parent; where nothing was evolved, on that initial one against the best parent. metric:
     what these scores are of; note: the comparison's.
     """
-    measured = {one.name: _measure(evaluator, one, images, metric) for one in contenders}
+    rival, evolved = (
+        min(
+            (one for one in contenders if one.initial == initial),
+            key=lambda one: (one.name not in TREATED_NAMES["kept"], one.score),  # as was asked for
+            default=None,
+        )
+        for initial in (True, False)
+    )
+    assert rival is not None
+    ours = rival.name if evolved is None else evolved.name
+    measured = {}
+    for one in contenders:
+        found = _measure(evaluator, one, images, metric)
+        kept = one.name in (ours, rival.name, PARENT)
+        measured[one.name] = found if kept else replace(found, outcomes=None)
     soup = measured[SOUP]
 
     def line(name: str, scores: PerImage, cost: Cost, inference: int, returned: bool) -> Measured:
-        by_metric = None
-        if metric.name not in METRIC_NAMES:
-            by_metric = mean_score(scores.scores, evaluator.micro_batch)
+        by_metric = None if metric.name in IN_EVERY_TABLE else metric.shown(scores.fitness)
         return Measured(
             name=name,
             loss=mean_score(scores.losses, evaluator.micro_batch),
@@ -96,19 +110,11 @@ def compare(
     }
     members = evaluator.population.initial_size
     together = line(ENSEMBLE, _ensemble(evaluator, images, metric), Cost(), members, False)
-    rival, evolved = (
-        min(
-            (one for one in contenders if one.initial == initial),
-            key=lambda one: one.score,
-            default=None,
-        )
-        for initial in (True, False)
-    )
-    assert rival is not None
-    ours = measured[rival.name if evolved is None else evolved.name].scores
 
     def against(name: str) -> Difference:
-        return Difference.of(name, ours, measured[name].scores)
+        ours_, theirs = measured[ours].outcomes, measured[name].outcomes
+        assert ours_ is not None and theirs is not None
+        return Difference.of(name, metric, ours_, theirs, images.labels)
 
     return Comparison(
         [*lines[True], together, *lines[False]],
@@ -128,10 +134,22 @@ def compare_run(run: Run, images: LabelledImages) -> Comparison:
     run.treat()
     contenders, notes = contenders_of(run, chosen), []
     evolved = min((one.score for one in contenders if not one.initial), default=None)
+    shown = validation.metric.shown
     if not chosen.generation and evolved is not None:
         notes.append(
-            f"On the validation images the {chosen.name} scored {chosen.score:.5g}, the best "
-            f"evolved network {evolved:.5g}."
+            f"On the validation images the {chosen.name} scored {shown(chosen.score):.5g}, the "
+            f"best evolved network {shown(evolved):.5g}."
+        )
+    if len({one.score for one in contenders}) == 1:
+        notes.append(
+            f"Validation could not choose: all networks score {shown(chosen.score):.5g} on its "
+            f"{len(validation.images):,} images, so this metric is saturated there; give more "
+            "validation images, or a finer metric, as the loss."
+        )
+    if chosen.treatment == "kept":
+        notes.append(
+            "A part of the network that the search began with was to be kept; of the others "
+            f"validation would have chosen the {run.state.chosen().name}."
         )
     if validation.evaluator.policy.recalibrates:
         notes.append(
@@ -159,6 +177,8 @@ def contenders_of(run: Run, chosen: Candidate) -> list[Contender]:
     candidates += [one for one in state.treated if not one.generation]
     candidates += [*state.evolved.values()]
     candidates += [one for one in state.treated if one.generation]
+    if chosen.name not in [one.name for one in candidates]:
+        candidates.append(chosen)
     treated = {} if run.treatments is None else run.treatments.costs
     contenders = []
     for candidate in candidates:
@@ -183,11 +203,13 @@ def _measure(
 ) -> PerImage:
     row, statistics = contender.row, contender.statistics
     losses, ranks = evaluator.losses(row, images, statistics)
-    if metric.function is None:
-        return PerImage(losses, ranks == 0, metric.of_results(losses, ranks))
-    apart = None if statistics is None else Used(statistics[None])
-    scores = evaluator.image_scores(row[None], images, metric, apart)[0]
-    return PerImage(losses, ranks == 0, scores.to(losses.device))
+    if metric.by_ranks:
+        outcomes = metric.of_results(losses, ranks)
+    else:
+        apart = None if statistics is None else Used(statistics[None])
+        outcomes = evaluator.image_scores(row[None], images, metric, apart)[0].to(losses.device)
+    fitness = float(metric.fitness(outcomes, images.labels, evaluator.micro_batch))
+    return PerImage(losses, ranks == 0, outcomes, fitness)
 
 
 def _ensemble(evaluator: Evaluator, images: LabelledImages, metric: Metric) -> PerImage:
@@ -200,4 +222,6 @@ def _ensemble(evaluator: Evaluator, images: LabelledImages, metric: Metric) -> P
     mean = (total / population.initial_size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
     correct = mean.argmax(dim=1) == images.labels
-    return PerImage(losses, correct, metric.of_images(mean, images.labels))
+    outcomes = metric.of_images(mean, images.labels)
+    fitness = float(metric.fitness(outcomes, images.labels, evaluator.micro_batch))
+    return PerImage(losses, correct, None, fitness)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +13,25 @@ import torch
 from torch import nn
 
 from deevo_ext.arguments import check_arguments
+from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import ImageScores, Metric
+from deevo_ext.fitness.metric_checks import settled
+from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.arguments import evaluating_device
-from deevo_ext.population.checkpoints import PathLike, expand_paths
+from deevo_ext.networks.execution.user_engine import EngineFunction
+from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.population_place import default_place
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
@@ -57,6 +61,7 @@ class Result:
     state_dict: the evolved network, for model.load_state_dict.
     candidate: which one it is, evolved or initial, and its validation score.
     comparison: the table on the test images; None without them.
+    old: the same on the old images; None without them.
     history: the metrics of each round or generation.
     run: the RecipeRun with the recipe, or the Evolution with its optimizer.
     """
@@ -64,6 +69,7 @@ class Result:
     state_dict: dict[str, torch.Tensor]
     candidate: Candidate
     comparison: Comparison | None
+    old: Comparison | None
     history: list[dict[str, float]]
     run: RecipeRun | Evolution
 
@@ -75,6 +81,8 @@ def evolve(
     validation_images: Images | None = None,
     test_images: Images | None = None,
     *,
+    old_images: Images | None = None,
+    keep: float = 0.0,
     search: str | None = None,
     rounds: int = 6,
     passes: int | None = None,
@@ -90,7 +98,8 @@ def evolve(
     generations_per_batch: int = 3,
     sampling: str = "stratified",
     augment: str | None = None,
-    metric: str | ImageScores = "loss",
+    metric: str | Scores | Metric = "loss",
+    metric_name: str | None = None,
     label_smoothing: float = 0.0,
     racing: float | None = None,
     racing_first: float = 1 / 32,
@@ -99,7 +108,7 @@ def evolve(
     device: torch.device | str = "cpu",
     population_device: torch.device | str | None = None,
     precision: str = "auto",
-    engine: str = "auto",
+    engine: str | EngineFunction = "auto",
     force_precision: bool = False,
     chunk: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -107,6 +116,9 @@ def evolve(
     batchnorm: str | None = None,
     calibration_images: Images | None = None,
     checkpoint_key: str | None = None,
+    prefix: str | None = None,
+    key_map: Mapping[str, str] | None = None,
+    ignore: str | Sequence[str] = (),
     inject_soups: bool | None = None,
     basin: str = "warn",
     overlap: str = "refuse",
@@ -133,6 +145,11 @@ def evolve(
     folds, if there are no validation images. The options are:
 
     model: a module of the architecture, which is not modified.
+    old_images: images of the kind that the members were trained on, where the others are of another
+        kind. They choose nothing; a table on them says what was lost there.
+    keep: the share of the network that a search of coefficients begins with that is kept in what it
+        returns: coefficients between those of the first recipe and of the one that validation
+        chose, statistics between those of old and of calibration images.
     paths: the checkpoint files, a folder or a glob.
     search: what is evolved, "coefficients" (of a recipe, the default) or "weights"; preset="paper"
         implies weights.
@@ -161,8 +178,12 @@ def evolve(
         those more often that the first members are unsure of.
     augment: what is done to the images of each batch: "mirror", "shift:PIXELS", "crop:SHARE", or
         several with commas between.
-    metric: the score of an image in fitness and validation, of which less is better: "loss", "top1"
-        or a function of (logits, labels).
+    metric: what fitness and validation go by: "loss", "top1", "top5", "worst-class" (the share of
+        right images of the class where it is least), "macro-f1", a classification metric of
+        torchmetrics, a function of (logits, labels) that gives a score an image or one of the whole
+        set, of which less is better, or a `Metric`.
+    metric_name: a name for a metric that is a function, in place of its own name and the hash of
+        its code: it says which version of the function a run folder was made with.
     label_smoothing: the label smoothing of the loss that is the fitness.
     racing: an error rate. Trials are compared with their parent on a first share of the images and
         then on more and more of them, and are dropped once they lose. A trial that would win is
@@ -175,7 +196,8 @@ def evolve(
         rows, the copies that are evaluated and the linear model fit there, else the CPU, from which
         rows go to `device` by chunks.
     precision: the precision of forward passes: "auto", "float32", "tf32", "bfloat16" or "float16".
-    engine: what computes the forward passes: "auto", "fused", "triton", "compile" or "eager".
+    engine: what computes the forward passes: "auto", "fused", "triton", "compile", "eager" or a
+        function of a network's state dict and images, as `deevo.PopulationForward` calls it.
     force_precision: whether to evolve in a precision even if its check failed.
     chunk: the number of rows evaluated together.
     dtype, frozen: as in `Population.from_checkpoints`.
@@ -184,12 +206,17 @@ def evolve(
     calibration_images: what batchnorm="recalibrate" computes statistics on, by default up to 1,000
         of the fitness images.
     checkpoint_key: the key under which each file holds the weights.
+    prefix: what stands before the names of tensors in each file, as "student."; by default it is
+        found.
+    key_map, ignore: names of the files in place of the model's, and patterns of names that are left
+        out, as in `Population.from_checkpoints`.
     inject_soups: whether the population's average and its greedy soup, built on the validation
         images, become members of a search of weights, too. They do by default, unless the preset
         is "paper".
     basin: what is done about members that are no better than guessing, or far from the others, and
         about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". The
-        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images.
+        check evaluates each member and up to 8 midpoints on up to 1,000 fitness images. Checkpoints
+        whose own class maps differ are treated alike.
     overlap: what is done about fitness, validation and test images that share images: "refuse" sets
         of which one shares half of its images or more, and warn of less, "warn" or "ignore".
     progress: whether to show a progress bar.
@@ -209,6 +236,7 @@ def evolve(
             ("fitness", fitness_images),
             ("validation", validation_images),
             ("test", test_images),
+            ("old", old_images),
         )
         if given is not None
     }
@@ -225,6 +253,8 @@ def evolve(
             search,
             memory,
         )
+    if basin != "ignore":
+        class_map_of(expand_paths(paths), basin)
     population = Population.from_checkpoints(
         model,
         paths,
@@ -232,6 +262,9 @@ def evolve(
         frozen=frozen,
         batchnorm=batchnorm,
         checkpoint_key=checkpoint_key,
+        prefix=prefix,
+        key_map=key_map,
+        ignore=ignore,
         device=population_device,
         spare=spare,
     )
@@ -252,11 +285,19 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
+    for given in sets.values():
+        classes, highest = evaluator.classes(given), int(given.labels.max())
+        if highest >= classes:
+            raise DeevoError(
+                f"labels of {given.name} go up to {highest}, but the network has {classes} "
+                "classes, 0 up to one less; give labels of the network's classes"
+            )
+    evaluator.classes(calibration)
     materials = Materials(
         evaluator=evaluator,
         images=images,
         validation_images=sets.get("validation"),
-        metric=Metric.of(metric),
+        metric=settled(Metric.of(metric, name=metric_name), evaluator, sets.values()),
         seed=seed,
         folder=None if run_dir is None else Path(run_dir),
         chunk=chunk,
@@ -288,14 +329,21 @@ def evolve(
     else:
         budget = Budget(rounds, passes, seconds)
         run = search_coefficients(
-            materials, RoundsOptions(budget, blocks, images_per_round, memory)
+            materials,
+            RoundsOptions(
+                budget,
+                blocks,
+                images_per_round,
+                memory,
+                Keep(keep, sets["old"]) if keep else None,
+            ),
         )
     assert run.chosen is not None
-    comparison = None
-    if "test" in sets:
-        comparison = compare_run(run, sets["test"])
+    comparison, old = (
+        compare_run(run, sets[name]) if name in sets else None for name in ("test", "old")
+    )
     state = run.chosen.state_dict(population)
-    return Result(state, run.chosen, comparison, run.history, run)
+    return Result(state, run.chosen, comparison, old, run.history, run)
 
 
 CALIBRATION_IMAGES = 1000
@@ -304,7 +352,7 @@ _OF_WEIGHTS = (
     *("generations", "images_per_batch", "generations_per_batch", "sampling", "augment"),
     *("label_smoothing", "racing", "racing_first", "validate_every", "inject_soups"),
 )
-_OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
+_OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory", "keep")
 _LEAST = {
     **dict.fromkeys(("rounds", "passes", "memory", "generations", "chunk", "micro_batch"), 1),
     **{"images_per_round": 10, "seconds": 1e-9, "seed": 0},
@@ -343,12 +391,29 @@ def check_options(given: dict[str, Any]) -> str:
     for name, least in _LEAST.items():
         if (value := options[name]) not in (None, "auto") and not least <= value < math.inf:
             raise DeevoError(f"{name} is {value!r}; expected a finite number, at least {least}")
+    if not 0 <= options["keep"] < 1:
+        raise DeevoError(
+            f"keep is {options['keep']!r}; expected a share from 0 (nothing of the network that "
+            "the search begins with) up to less than 1 (all of it)"
+        )
+    if options["keep"] and options["old_images"] is None:
+        raise DeevoError(
+            f"keep is {options['keep']!r}, but there are no old_images: give some of the kind "
+            "trained on, labelled, which say what is kept (--old)"
+        )
     if options["batchnorm"] not in (None, *POLICIES):
         raise DeevoError(
             f"batchnorm is {options['batchnorm']!r}; expected one of {', '.join(POLICIES)}"
         )
     configure(options["preset"], generations=options["generations"], **parameters)
-    Metric.of(options["metric"], options["label_smoothing"])
+    of = Metric.of(options["metric"], options["label_smoothing"], name=options["metric_name"])
+    if options["run_dir"] is not None:
+        of.describe()  # which refuses what a later start could not tell from others
+    if options["racing"] is not None and of.of_whole_sets:
+        raise DeevoError(
+            f"racing is {options['racing']!r}, but metric {of.name} is one of a whole set: races "
+            "drop trials by the scores of the first images; leave racing out"
+        )
     if options["augment"] is not None:
         Augmentation.parse(options["augment"])
     if options["racing"] is not None:

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import remove_partial, write_whole
-from deevo_ext.population import checkpoints
+from deevo_ext.population.finding import is_checkpoint, sha256
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
 
@@ -94,7 +94,7 @@ def write_initial(population: Population, run_dir: Path, files: list[list[str]])
     remove_partial(run_dir / INITIAL)
     for i, (name, expected) in enumerate(files):
         path = run_dir / name
-        if not path.exists() or checkpoints.sha256(path) != expected:
+        if not path.exists() or sha256(path) != expected:
             write_whole(path, _member(population, i))
 
 
@@ -111,8 +111,8 @@ def locate_checkpoints(
         for path, (_, expected) in zip(files, sources, strict=True):
             check_digest(path, expected, said, "say where it is with --checkpoints DIR")
         return files
-    below = [p for p in Path(checkpoint_dir).rglob("*") if p.suffix in checkpoints.SUFFIXES]
-    by_digest = {checkpoints.sha256(path): path for path in sorted(below) if path.is_file()}
+    below = [p for p in Path(checkpoint_dir).rglob("*") if is_checkpoint(p)]
+    by_digest = {sha256(path): path for path in sorted(below) if path.is_file()}
     for name, expected in sources:
         if expected not in by_digest:
             raise DeevoError(
@@ -126,7 +126,7 @@ def check_digest(path: Path, expected: str, said: str, mend: str) -> None:
     """Raises DeevoError where the file is missing or has another SHA-256 than is said."""
     if not os.path.isfile(path):
         raise DeevoError(f"{path} is missing: {mend}")
-    actual = checkpoints.sha256(path)
+    actual = sha256(path)
     if actual != expected:
         raise DeevoError(
             f"{path} has SHA-256 {actual}, {said} expects {expected}: it was changed or is another "

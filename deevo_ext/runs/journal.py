@@ -257,9 +257,11 @@ class Journal:
         if recorded is not None:
             difference = first_difference(_comparable(header), _comparable(recorded))
             if difference:
+                of_metric = ".metric" in difference
+                way = "; metric_name= names a function's version, too" if of_metric else ""
                 raise DeevoError(
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
-                    "Choose another folder, or give the parameters of that run to resume it"
+                    f"Choose another folder, or give the parameters of that run to resume it{way}"
                 )
         with self._writing():
             os.ftruncate(self._file, self._end)

@@ -20,7 +20,7 @@ LONG_SECONDS = 600.0
 
 
 class KeptProbes:
-    """Gives the logits of some blocks' probes: those kept of an earlier start, or new ones.
+    """Gives the columns of some blocks' probes: those kept of an earlier start, or new ones.
 
     run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
     the round that asks: what was kept of another is not taken. blocks: of the recipe.
@@ -31,16 +31,16 @@ class KeptProbes:
         self._about = {"check": check}
 
     def __call__(self, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns logits float32 [len(blocks) * (members - 1), n, classes] of probes."""
+        """Returns the columns float32 [len(blocks) * (members - 1), n, columns] of probes."""
         path = self._folder / f"blocks_{blocks.start:04d}_{blocks.stop:04d}.safetensors"
-        if (logits := self._kept(path)) is not None:
-            return logits
+        if (columns := self._kept(path)) is not None:
+            return columns
         started = time.perf_counter()
-        logits = compute()
+        columns = compute()
         if (time.perf_counter() - started) * self._blocks > LONG_SECONDS * len(blocks):
             self._folder.mkdir(exist_ok=True)
-            write_whole(path, save({"logits": logits.cpu().contiguous()}, self._about))
-        return logits
+            write_whole(path, save({"columns": columns.cpu().contiguous()}, self._about))
+        return columns
 
     def _kept(self, path: Path) -> Tensor | None:
         if not path.exists():
@@ -49,10 +49,10 @@ class KeptProbes:
             with safe_open(path, "pt") as file:
                 if file.metadata() != self._about:
                     return None
-                logits: Tensor = file.get_tensor("logits")
+                columns: Tensor = file.get_tensor("columns")
         except (OSError, SafetensorError):
             return None
-        return logits if logits.dtype == torch.float32 else None
+        return columns if columns.dtype == torch.float32 else None
 
 
 def remove_kept(run_dir: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import glob
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.population import checkpoints
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.checkpoint_file import read_wrapped
 from deevo_ext.population.composed import ComposedNetwork, network_digest
+from deevo_ext.population.finding import sha256
 from deevo_ext.population.inventory import STATISTICS, Inventory
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.naming import Naming
@@ -68,8 +71,11 @@ def write_recipe(
     side = path.with_suffix(".safetensors")
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     beside = Named(side.name, hashlib.sha256(data).hexdigest())
-    inventory, in_file = population.inventory, Naming.of_population(population).names
-    absent = [t.name for t in inventory.tensors if t.counter is not None and t.name not in in_file]
+    inventory, first = population.inventory, Naming.of_population(population)
+    counters = [tensor.name for tensor in inventory.tensors if tensor.counter is not None]
+    absent = [name for name in counters if name not in first.names]
+    options = population.options
+    ignore = tuple(dict.fromkeys((*options.ignore, *map(glob.escape, first.ignored))))
     names = population.names[: population.initial_size]
     recipe = RecipeFile(
         members={name: Named(*file) for name, file in zip(names, files, strict=True)},
@@ -77,7 +83,7 @@ def write_recipe(
         coefficients=network.coefficients.cpu(),
         dtype=population.rows.dtype,
         batchnorm=population.batchnorm,
-        checkpoint_key=population.checkpoint_key,
+        options=replace(options, ignore=ignore),
         frozen=(*inventory.frozen, *_kept(inventory)),
         tied={alias: tensor.name for tensor in inventory.tensors for alias in tensor.aliases},
         counters={name: int(population.fixed[name]) for name in absent},
@@ -148,7 +154,7 @@ def merge(recipe: str | Path, out: str | Path, checkpoint_dir: str | Path | None
     as_recorded = None
     if said.network_sha256 is not None:
         as_recorded = network_digest(state) == said.network_sha256
-    provenance = {"recipe": path.name, "recipe_sha256": checkpoints.sha256(path)}
+    provenance = {"recipe": path.name, "recipe_sha256": sha256(path)}
     digest = write_network(out, Naming.of_population(population), state, provenance)
     return Merged(out, digest, len(files), len(said.blocks), as_recorded, statistics)
 
@@ -184,9 +190,9 @@ def _rebuild(
     groups = _groups(said, inventory)
     if said.statistics and not any(t.role == "statistic" for t in inventory.tensors):
         raise DeevoError("statistics are given, but the members have none; delete the entry")
-    sources = in_files(files, said.checkpoint_key, list(said.members))
+    sources = in_files(files, said.options, list(said.members))
     members = read_members(inventory, sources, said.dtype, "cpu")
-    population = Population(members, said.checkpoint_key)
+    population = Population(members, said.options)
     rows_of = dict(zip(said.blocks, said.coefficients, strict=True))
 
     def recipe_in(layout: Layout) -> tuple[Blocks, Tensor]:
@@ -220,14 +226,14 @@ def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    return checkpoints.read_wrapped(path)
+    return read_wrapped(path)
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:
     """Takes the inventory of the first member's file; a recipe names what a file may lack."""
-    content, _ = checkpoints.unwrap(checkpoints.read_wrapped(first), said.checkpoint_key, first)
     named = [pattern for patterns in said.blocks.values() for pattern in patterns]
-    state = checkpoints.strip_by_patterns(content, [*named, *said.tied, *said.tied.values()])
+    wanted = [*named, *said.tied, *said.tied.values()]
+    state, _ = checkpoints.load_matched(first, wanted, said.options, patterns=True)
     for alias, name in said.tied.items():
         present = next((n for n in (name, alias) if n in state), None)
         if present is None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.checkpoints import SUFFIXES, short_names
+from deevo_ext.population.finding import expected_names, is_checkpoint, short_names
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.recipes import check_recipe, normalised
 from deevo_ext.population.tensors import dtype_name
 from deevo_ext.runs.edited_yaml import choice, count, dump, load, mapping, number, text, texts
@@ -24,7 +25,8 @@ VERSION = 1
 POLICIES = ("evolve", "recalibrate")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEYS = (
-    *("version", "unit", "dtype", "batchnorm", "checkpoint_key", "frozen", "tied", "counters"),
+    *("version", "unit", "dtype", "batchnorm", "checkpoint_key", "prefix", "key_map", "ignore"),
+    *("frozen", "tied", "counters"),
     *("members", "normalise", "blocks", "coefficients", "statistics", "classifier"),
     *("fitted_on", "scores", "network_sha256"),
 )
@@ -56,12 +58,12 @@ class RecipeFile:
     members: files by the members' names. blocks: for each block's name the names of its tensors, or
     fnmatch patterns of them; a tensor belongs to the first block that matches. coefficients:
     float32 [blocks, members], normalised already. dtype: that of the rows. batchnorm: "evolve", or
-    "recalibrate" for statistics apart. checkpoint_key, frozen: as of a population. tied: the first
-    name of each further name of a tensor. counters: values of num_batches_tracked that the first
-    member's file lacks. statistics, classifier: the files with what was made for this network
-    alone: statistics, and what the refit of its last layer adds to that.
-    unit, fitted_on, scores: for readers; numbers
-    in them are texts once they are read. network_sha256: `network_digest` of the whole network.
+    "recalibrate" for statistics apart. options, frozen: as of a population; the recipe says each
+    option by its name. tied: the first name of each further name of a tensor. counters: values of
+    num_batches_tracked that the first member's file lacks. statistics, classifier: the files with
+    what was made for this network alone: statistics, and what the refit of its last layer adds to
+    that. unit, fitted_on, scores: for readers; numbers in them are texts once they are read.
+    network_sha256: `network_digest` of the whole network.
     """
 
     members: Mapping[str, Named]
@@ -69,7 +71,7 @@ class RecipeFile:
     coefficients: Tensor
     dtype: torch.dtype = torch.float32
     batchnorm: str = "evolve"
-    checkpoint_key: str | None = None
+    options: NameOptions = field(default_factory=NameOptions)
     frozen: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class RecipeFile:
             "unit": self.unit,
             "dtype": dtype_name(self.dtype),
             "batchnorm": self.batchnorm,
-            "checkpoint_key": self.checkpoint_key,
+            **self.options.to_json(),
             "frozen": list(self.frozen),
             "tied": dict(self.tied),
             "counters": dict(self.counters),
@@ -144,12 +146,13 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
             'statistics are given, but "batchnorm: evolve" makes them by coefficients; expected '
             '"batchnorm: recalibrate", or no statistics'
         )
-    unit, key, digest = (
+    unit, key, prefix, digest = (
         text(content[name], name) if name in content else None
-        for name in ("unit", "checkpoint_key", "network_sha256")
+        for name in ("unit", "checkpoint_key", "prefix", "network_sha256")
     )
-    tied, counters, fitted_on, scores = (
-        mapping(content.get(name, {}), name) for name in ("tied", "counters", "fitted_on", "scores")
+    tied, counters, fitted_on, scores, key_map = (
+        mapping(content.get(name, {}), name)
+        for name in ("tied", "counters", "fitted_on", "scores", "key_map")
     )
     return RecipeFile(
         members,
@@ -157,7 +160,7 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
         recipe,
         dtype=_DTYPES[choice(content.get("dtype", "float32"), "dtype", _DTYPES)],
         batchnorm=batchnorm,
-        checkpoint_key=key,
+        options=NameOptions.of(key, prefix, key_map, texts(content.get("ignore", []), "ignore")),
         frozen=texts(content.get("frozen", []), "frozen"),
         tied={alias: text(name, f"tied: {alias}") for alias, name in tied.items()},
         counters={name: count(value, f"counters: {name}") for name, value in counters.items()},
@@ -192,9 +195,9 @@ def _members(value: Any) -> dict[str, Named]:
 def _named(value: Any, what: str, keys: tuple[str, ...] = ("file", "sha256")) -> Named:
     item = mapping(value, what, keys)
     file, digest = text(item.get("file"), f"{what}: file"), item.get("sha256")
-    if Path(file).suffix not in SUFFIXES:
+    if not is_checkpoint(Path(file)):
         raise DeevoError(
-            f"{what}: file is {file!r}; expected a name that ends in one of {', '.join(SUFFIXES)}"
+            f"{what}: file is {file!r}; expected a name that ends in one of {expected_names()}"
         )
     if digest is not None:
         digest = text(digest, f"{what}: sha256").lower()

@@ -20,6 +20,7 @@ from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
+from deevo_ext.runs.old_images import Keep, between, recipe_between
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
 from deevo_ext.runs.records import GenerationRecord, ProposalRecord, RoundRecord
 from deevo_ext.runs.rounds import Outcome, RoundSearch
@@ -47,8 +48,8 @@ class RecipeRun(Run):
 
     rounds: how a round goes. validation: chooses what is returned. unit: what a block is, for the
     recipe's readers. budget: when it ends; it also ends after two rounds without a step, or one
-    where images are few. run_dir: the folder for journal.jsonl, recipe.yaml, the weights and
-    metrics; one that holds this run is resumed.
+    where images are few. keep: how much of the first network is kept. run_dir: the folder for
+    journal.jsonl, recipe.yaml, the weights and metrics; one that holds this run is resumed.
     """
 
     search = "coefficients"
@@ -65,11 +66,12 @@ class RecipeRun(Run):
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
         journal: Journal | None = None,
+        keep: Keep | None = None,
     ) -> None:
         population = rounds.probing.population
         super().__init__(population, run_dir, validation, progress, callbacks, journal)
         self.configuration, self.seed = rounds.configuration, rounds.seed
-        self.rounds, self.budget, self.unit = rounds, budget, unit
+        self.rounds, self.budget, self.unit, self.keeps = rounds, budget, unit, keep
         self._validation = validation
         self.state = RecipeState(
             population, rounds.probing.blocks, validation.evaluator.used_statistics
@@ -82,9 +84,13 @@ class RecipeRun(Run):
     @property
     def recipe(self) -> torch.Tensor:
         """The recipe float32 [blocks, members] of what was returned, or of the present network."""
-        chosen = self.chosen
-        if chosen is None:
-            return self.state.recipe
+        return self.state.recipe if self.chosen is None else self.recipe_of(self.chosen)
+
+    def recipe_of(self, chosen: Candidate) -> torch.Tensor:
+        """Returns the recipe float32 [blocks, members] of a candidate."""
+        if chosen.treatment == "kept":
+            assert self.keeps is not None
+            return recipe_between(self, chosen, self.keeps.share)
         if chosen.generation and self.state.best is not None:
             return self.state.best
         blocks = len(self.state.blocks)
@@ -103,11 +109,24 @@ class RecipeRun(Run):
             "slopes": str(probing.dtype).removeprefix("torch."),
             "images_per_round": self.rounds.size,
             "images_in_memory": self.rounds.fit,
+            **({} if probing.likeliest is None else {"likeliest": probing.likeliest}),
             "rounds": self.budget.rounds,
             "passes": self.budget.passes,
             "seconds": self.budget.seconds,
+            **(
+                {}
+                if self.keeps is None
+                else {"keep": self.keeps.share, "old_images": self.keeps.images.digest()}
+            ),
             "evaluator": self.rounds.evaluator.describe(),
         }
+
+    def choose(self) -> Candidate:
+        """Returns what the run returns: by its scores or, where that is asked for, between."""
+        chosen = super().choose()
+        if self.keeps is None or chosen.treatment == "averaged":
+            return chosen
+        return between(self, chosen, self.keeps)
 
     def require_fresh(self) -> None:
         """Raises DeevoError where the population has been evolved, or the run was used."""
@@ -231,24 +250,29 @@ class RecipeRun(Run):
     def _score(self, recipe: torch.Tensor, outcome: Outcome) -> float:
         """The network's score on the validation images.
 
-        Where these are the fitness images, it is the score before less the gain that folds have
-        seen on images that a fit had not.
+        Where these are the fitness images, it is the score before less what the folds' networks
+        gained on images that they knew nothing of.
         """
         if not self._validation.by_folds:
             return self._validation.score(self.state.row(recipe), None)
         known = self.state.evolved or self.state.initial
         present = min(candidate.score for candidate in known.values())
-        return present - min(outcome.gain, outcome.held_out.gain)
+        return present - outcome.gain
 
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
+        shown = self._validation.metric.shown
         views = self.population.layout.views(self.state.row(self.recipe))
         network = ComposedNetwork(
             self.state.blocks,
             self.recipe,
             chosen.statistics,
-            {name: tensor - views[name] for name, tensor in chosen.tensors.items()},
+            {
+                name: tensor - views[name]
+                for name, tensor in chosen.tensors.items()
+                if not torch.equal(tensor, views[name])
+            },
         )
         if not torch.equal(network.row(self.population), chosen.row):
             raise DeevoError("the recipe does not give the network that was chosen")
@@ -264,14 +288,15 @@ class RecipeRun(Run):
                 "metric": self.rounds.metric.name,
             },
             scores={
-                "validation": chosen.score,
-                **{f"initial {kind}": one.score for kind, one in self.state.initial.items()},
+                "validation": shown(chosen.score),
+                **{f"initial {kind}": shown(one.score) for kind, one in self.state.initial.items()},
             },
         )
 
     def _observe(self, record: RoundRecord, bar: Any) -> None:
         best = None if record.best is None else record.proposals[record.best]
         strategies = [strategy.name for strategy in self.configuration.strategies]
+        shown = self._validation.metric.shown
         metrics = {
             "round": float(record.round),
             "accepted": float(record.accepted),
@@ -282,7 +307,7 @@ class RecipeRun(Run):
             "length": math.nan if best is None else best.length,
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
-            "validation/recipe": math.nan if record.score is None else record.score,
+            "validation/recipe": math.nan if record.score is None else shown(record.score),
             **virtual_files.summary(self.virtual[-1], strategies),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),

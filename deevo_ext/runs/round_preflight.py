@@ -10,8 +10,9 @@ from deevo_ext.runs.basin import BasinReport, some_images
 from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.preflight import duration_text, member_lines, members_and_time
 from deevo_ext.runs.recipe_run import Budget
-from deevo_ext.runs.rounds import PROPOSALS, RoundSearch
+from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
+from deevo_ext.search.likeliest import bytes_of_image
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,19 @@ def examine_rounds(
     population = evaluator.population
     some = some_images(rounds.images, rounds.seed)
     scored, per_pass = members_and_time(evaluator, some, basin, rounds.probing.chunk)
-    model, choice, test = parts = rounds.sizes()
+    model, *_ = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    probed = rounds.images.slice(0, model)
-    passes = rounds.probing.passes(population.initial_size, probed, rounds.classes) + model
-    passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
+    some_of = rounds.images.slice(0, model)
+    passes = rounds.probing.passes(population.initial_size, some_of, rounds.classes)
+    # A user's function has no batch statistics: its probes have theirs re-estimated.
+    passes += (blocks.directions + 1) * extra * evaluator.forward.own_engine
+    passes += rounds.proving(extra)
     passes += len(validation.images) + extra
     members = population.initial_size
-    size = rounds.probing.dtype.itemsize
-    slopes = len(blocks.blocks) * members * model * rounds.classes * size
+    probing, directions = rounds.probing, len(blocks.blocks) * members
+    slope = probing.dtype.itemsize
+    each = bytes_of_image(directions, rounds.classes, probing.likeliest, slope)
     return RoundPreflight(
         members=scored,
         images=len(some),
@@ -92,6 +96,6 @@ def examine_rounds(
         initial=2 * members * (len(validation.images) + extra),
         seconds_per_pass=per_pass,
         rounds=budget.rounds,
-        bytes=slopes,
+        bytes=model * each,
         place=place_line(population.rows.device, evaluator.device),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,17 +12,22 @@ import torch
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metric_checks import first_logits
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.population.allocation import available_bytes
+from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.likeliest import bytes_of_image, likeliest_of
 
 _LEAST, _MOST, _PER_CLASS = 1000, 6400, 10
+_PER_JUDGED_CLASS = 200  # where a metric judges each class by itself
 _FEWEST = 10  # images that a model is worth making of
 # 16-bit networks blur small differences: their probes go the whole way.
 _EPS, _EPS_16_BITS = 0.3, 1.0
@@ -35,6 +41,7 @@ class RoundsOptions:
     blocks: str | Sequence[str] = "auto"
     images_per_round: int | Literal["auto"] = "auto"
     memory: int | None = None
+    keep: Keep | None = None
 
 
 def rounds_of(
@@ -51,23 +58,31 @@ def rounds_of(
 ) -> RoundSearch:
     """Returns how the rounds of a run go.
 
-    The number of a model's images is `images_per_round`; "auto" is 1,000, or 10 a class up to
-    6,400. Slopes are float32 if so many of them fit into `memory` bytes, by default a quarter of
-    what can be had, else float16, and the images are as many as fit. recorded: the header of a run
-    that goes on, whose numbers are taken over.
+    The number of a model's images is `images_per_round`; "auto" is 1,000, or 10 a class (200 where
+    the metric judges each class by itself) up to 6,400. Slopes are float32 if so many of them fit
+    into `memory` bytes, by default a quarter of what can be had, else float16, and the images are
+    as many as fit. recorded: the header of a run that goes on, whose numbers are taken over.
     """
     precision = evaluator.forward.precision
     eps = _EPS_16_BITS if precision in ("bfloat16", "float16") else _EPS
     classes = _classes(evaluator, images)
     if recorded is None:
-        size, fit, dtype = _sizes(options, blocks, classes, images, evaluator.device)
+        a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
+        auto = min(_MOST, max(_LEAST, a_class * classes))
+        wanted = auto if options.images_per_round == "auto" else options.images_per_round
+        likeliest = likeliest_of(classes)
+        directions = len(blocks.blocks) * blocks.members
+        bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
+        size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, options.memory)
     else:
         said = options.images_per_round
         size = recorded.fitness["images_per_round"] if said == "auto" else said
         fit = recorded.fitness["images_in_memory"]
         dtype = getattr(torch, recorded.fitness["slopes"])
-    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype)
-    return RoundSearch(
+        likeliest = recorded.fitness.get("likeliest")
+    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)
+    kind = FewRounds if len(images) <= min(FEW, fit) else RoundSearch
+    return kind(
         probing,
         images,
         metric,
@@ -80,34 +95,31 @@ def rounds_of(
 
 
 def _sizes(
-    options: RoundsOptions,
-    blocks: NetworkBlocks,
-    classes: int,
+    size: int,
+    bytes_of: Callable[[int], int],
     images: LabelledImages,
     device: torch.device,
+    memory: int | None,
 ) -> tuple[int, int, torch.dtype]:
-    """The images of a model, as many as fit into memory, and the dtype of its slopes."""
-    auto = min(_MOST, max(_LEAST, _PER_CLASS * classes))
-    size = auto if options.images_per_round == "auto" else options.images_per_round
-    memory = available_bytes(device) // 4 if options.memory is None else options.memory
+    """The images of a model, as many as fit into memory, and the dtype of its slopes.
+
+    bytes_of: function(bytes of a slope) -> bytes of an image.
+    """
+    memory = available_bytes(device) // 4 if memory is None else memory
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
-    numbers = len(blocks.blocks) * blocks.members * classes  # an image
     for dtype in (torch.float32, torch.float16):
-        fit = memory // (numbers * dtype.itemsize)
+        each = bytes_of(dtype.itemsize)
+        fit = memory // each
         if fit >= wanted:
             break
     if fit < min(_FEWEST, wanted):
         raise DeevoError(
             f"memory is {memory:,} bytes, which hold the slopes of {fit} images; give at least "
-            f"{2 * numbers * _FEWEST:,}, or fewer and larger blocks"
+            f"{each * _FEWEST:,}, or fewer and larger blocks"
         )
     return min(size, fit), fit, dtype
 
 
 def _classes(evaluator: Evaluator, images: LabelledImages) -> int:
     """How many logits the network has."""
-    population = evaluator.population
-    row = population.rows[0].to(evaluator.device)
-    statistics = population.statistics[0] if population.statistics_layout.dim else None
-    some = images.slice(0, 1)
-    return int(evaluator.forward.logits(row, some, statistics).shape[1])
+    return first_logits(evaluator, images.slice(0, 1)).shape[1]

@@ -1,8 +1,7 @@
 """A round of the coefficients' search: probes, a linear model, proposals from it, verification.
 
 The images that the model is made of, those that choose among real networks, and those that test the
-chosen one are disjoint. Where images are few, all are in the model, and folds of them take the part
-of the others (docs/contract.md, "Rounds").
+chosen one are disjoint (docs/contract.md, "Rounds"). Where images are few, see `runs.few_rounds`.
 """
 
 from __future__ import annotations
@@ -10,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
-from deevo_ext.fitness.probing import KeepLogits, Probing
+from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
-from deevo_ext.fitness.virtual import virtual_fitness, virtual_scores
+from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.recipes import after
@@ -45,11 +48,11 @@ _TESTS = 8  # images that test, at most, for one in the model: they cost 2 passe
 
 @dataclass(frozen=True)
 class Parts:
-    """The images of a round: `model`; `choice` and `test`, or None where folds do their work."""
+    """The images of a round: those of the model, those that choose, and those that test."""
 
     model: LabelledImages
-    choice: LabelledImages | None
-    test: LabelledImages | None
+    choice: LabelledImages
+    test: LabelledImages
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,13 @@ class RoundSearch:
     seed: int
     fit: int = FEW
     classes: int = 0
+    few: ClassVar[bool] = False
+    """Whether folds choose and test, for want of images."""
 
     @property
     def evaluator(self) -> Evaluator:
         """What evaluates real networks."""
         return self.probing.forward.evaluator
-
-    @property
-    def few(self) -> bool:
-        """Whether folds choose and test, for want of images."""
-        return len(self.images) <= min(FEW, self.fit)
 
     def check(self) -> None:
         """Raises DeevoError for images that rounds cannot work with, before any is evaluated."""
@@ -138,19 +138,18 @@ class RoundSearch:
                 f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
                 f"{self.classes} classes"
             )
-        rare = (counts < 2).nonzero().flatten().tolist()
-        if rare:
-            raise DeevoError(
-                f"{len(rare)} of {len(counts)} classes, as class {rare[0]} with "
-                f"{int(counts[rare[0]])}, have fewer than 2 of the {len(labels)} fitness images: "
-                "one fold's fit would see none of them; give at least 2 images of each class"
+        absent = (counts == 0).nonzero().flatten().tolist()
+        if len(absent) > _absent_by_chance(counts):
+            warnings.warn(
+                f"the fitness images have none of {len(absent)} of {len(counts)} classes, as class "
+                f"{absent[0]}: steps may forget them, which is not measured; give images of every "
+                "class that the network is to know",
+                stacklevel=2,
             )
 
     def parts(self, number: int) -> Parts:
         """Returns the images of a round: class-balanced, drawn anew for each (purpose 14)."""
         total = len(self.images)
-        if self.few:
-            return Parts(self.images, None, None)
         order = batch_order(self.images.labels, total, number, self.seed, Purpose.PART)
         model, choice, test = self.sizes()
         ends = list(itertools.accumulate((model, choice, test), initial=0))
@@ -161,35 +160,35 @@ class RoundSearch:
 
     def sizes(self) -> tuple[int, int, int]:
         """Returns how many images make a round's model, choose, and test."""
-        if self.few:
-            return len(self.images), 0, 0
         model = min(self.size, len(self.images) // 2)
         choice = min(model, (len(self.images) - model) // 3)
         return model, choice, min(_TESTS * model, len(self.images) - model - choice)
 
     def run(
-        self, recipe: Tensor, number: int, radius: float, keep: KeepLogits | None = None
+        self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)
-        choice = parts.model if parts.choice is None else parts.choice
-        present = self._scores(recipe[None], choice)[0]
-        self._require_finite(present)
+        before = self._require_finite(
+            self._scores(recipe[None], parts.choice)[0], parts.choice.labels
+        )
         model, left_out = self.probing.model(recipe, parts.model, keep)
-        self._require_finite(virtual_scores(model, self.metric, torch.zeros(1, model.directions)))
+        none = torch.zeros(1, model.directions)
+        self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
-        with _threads(model):
+        with threads_of(model):
+            weights = image_weights(model, self.metric)
             held_out = model.held_out(
                 [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
                 lambda q: virtual_scores(model, self.metric, q),
+                lambda before, after: gains_of(self.metric, before, after, parts.model.labels),
+                weights,
             )
         virtual: list[Virtual] = []
         likely = max(held_out, key=lambda fit: fit.loss)
         nothing = Outcome(
             None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
         )
-        if self.few and not likely.gain > likely.standard_error:  # NaN is no gain
-            return nothing
         proposals: list[Proposal] = []
         for wave in range(_WAVES):
             if wave:
@@ -199,26 +198,18 @@ class RoundSearch:
                 model.correct(
                     leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
                 )
-            with _threads(model):
-                new, evolved = self._propose(model, held_out, radius, (number, wave))
+            with threads_of(model):
+                new, evolved = self._propose(model, weights, held_out, radius, (number, wave))
             virtual.append(evolved)
-            scores = self._scores(self._recipes(recipe, model, new), choice)
-            gains = (scores - present).mean(dim=1).tolist()
+            recipes = self._recipes(recipe, model, new)
+            gains = (self._fitness(recipes, parts.choice) - before).tolist()
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         chosen = proposals[best]
         step = model.step_of(chosen.q).reshape(recipe.shape).float()
-        if parts.test is None:
-            gain, error = -chosen.score, likely.standard_error
-            accepted = gain > 0.0
-        else:
-            both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
-            before, then = self._scores(both, parts.test)
-            difference = before - then
-            gain = float(difference.mean())
-            error = float(difference.std()) / len(difference) ** 0.5
-            # No more is asked: validation chooses in the end, and late rounds gain little each.
-            accepted = gain > error
+        both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
+        start, end = self._scores(both, parts.test)
+        gain, error = gain_of(self.metric, start, end, parts.test.labels)
         return replace(
             nothing,
             step=step,
@@ -226,29 +217,34 @@ class RoundSearch:
             best=best,
             gain=gain,
             standard_error=error,
-            accepted=accepted,
+            # No more is asked: validation chooses in the end, and late rounds gain little each.
+            accepted=gain > error,
         )
 
     def _propose(
-        self, model: LinearModel, held_out: Sequence[HeldOut], radius: float, draw: tuple[int, int]
+        self,
+        model: LinearModel,
+        weights: Tensor | None,
+        held_out: Sequence[HeldOut],
+        radius: float,
+        draw: tuple[int, int],
     ) -> tuple[list[Proposal], Virtual]:
-        """Fits of the ridges that gained most on held-out images, and a virtual evolution."""
+        """Fits of the ridges that gained most on held-out images, and a virtual evolution.
+
+        weights: of the images in the cross-entropy.
+        """
         gains: dict[float, float] = {}
         lengths: dict[float, list[float]] = {}
         for fit in held_out:
             gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
-            # Where images are few, those that a fit has seen choose: among what folds support.
-            if not self.few or fit.gain > fit.standard_error:
-                lengths.setdefault(fit.ridge, []).append(radius * fit.length)
+            lengths.setdefault(fit.ridge, []).append(radius * fit.length)
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
-        fits = [model.fit(ridge) for ridge in ridges]
+        fits = [model.fit(ridge, weights=weights) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
-        members = self.probing.population.initial_size
-        whole = torch.eye(members).repeat(1, model.directions // members)
-        known = [*fits, *model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+        known = [*fits, *self._known(model)]
         number, wave = draw
         evolved = evolve_virtually(
-            virtual_fitness(model, self.metric, ridges[0]),
+            guided_fitness(model, self.metric, ridges[0], weights),
             first_individuals(known, 2 * number + wave, self.seed),
             self.configuration,
             2 * number + wave,
@@ -262,15 +258,32 @@ class RoundSearch:
         predicted = (score(tried.float()) - at_zero).tolist()
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
 
-    def _require_finite(self, scores: Tensor) -> None:
-        finite = torch.isfinite(scores)
-        if not bool(finite.all()):
-            broken = int((~finite).sum())
+    def _known(self, model: LinearModel) -> list[Tensor]:
+        """Coordinates of the steps to each member, and to their average."""
+        members = self.probing.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+    def proving(self, networks: int) -> int:
+        """Returns the forward passes of a round's real networks, at most.
+
+        networks: passes of one network for its statistics.
+        """
+        model, choice, test = self.sizes()
+        return (PROPOSALS + 1) * (choice + networks) + 2 * (test + networks) + model
+
+    def _require_finite(self, outcomes: Tensor, labels: Tensor) -> Tensor:
+        """Returns the fitness of the present network's outcomes [n, ...] on fitness images."""
+        fitness = self.metric.fitness(outcomes, labels)
+        if not math.isfinite(fitness):
+            broken = int((~torch.isfinite(outcomes.view(len(labels), -1)).all(dim=1)).sum())
+            where = f"on {broken} of {len(labels)} fitness images" if broken else "on all of them"
             raise DeevoError(
-                f"the present network's scores by metric {self.metric.name} are NaN or infinite on "
-                f"{broken} of {scores.numel()} fitness images: mend the metric, or check images, "
-                "labels and preprocessing against the model"
+                f"the present network's scores by metric {self.metric.name} are NaN or infinite "
+                f"{where}: mend the metric, or check images, labels and preprocessing against the "
+                "model"
             )
+        return fitness
 
     def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
         steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]
@@ -278,19 +291,26 @@ class RoundSearch:
             [after(recipe, s, p.length) for s, p in zip(steps, proposals, strict=True)]
         )
 
+    def _fitness(self, recipes: Tensor, images: LabelledImages) -> Tensor:
+        """Fitness float64 [K] of real networks; outcomes of some at a time are kept."""
+        some = recipes.split(self.probing.chunk)
+        return torch.cat(
+            [self.metric.fitness(self._scores(part, images), images.labels) for part in some]
+        )
+
     def _scores(self, recipes: Tensor, images: LabelledImages) -> Tensor:
-        """Scores float64 [K, n] on the CPU of real networks, their statistics re-estimated."""
+        """Outcomes [K, n, ...] on the CPU of real networks, their statistics re-estimated."""
         evaluator, parts = self.evaluator, []
         for some in recipes.split(self.probing.chunk):
             rows = self.probing.blocks.compose(self.probing.population, some)
             rows = sent(rows, evaluator.device)
             used = evaluator.used_statistics(rows, None)
-            parts.append(evaluator.image_scores(rows, images, self.metric, used).double().cpu())
+            parts.append(evaluator.image_scores(rows, images, self.metric, used).cpu())
         return torch.cat(parts)
 
 
 @contextlib.contextmanager
-def _threads(model: LinearModel) -> Iterator[None]:
+def threads_of(model: LinearModel) -> Iterator[None]:
     """As many threads inside as a linear model of this size is worth."""
     before = torch.get_num_threads()
     if model.slopes.numel() <= _SMALL:
@@ -303,3 +323,15 @@ def _threads(model: LinearModel) -> Iterator[None]:
 
 def _finite(score: float) -> float:
     return score if math.isfinite(score) else math.inf
+
+
+def _absent_by_chance(counts: Tensor) -> float:
+    """How many classes may be without an image, where others have one because images are few.
+
+    Where k images of a class are expected, k times as many classes have one as have none. A class
+    of one image is unseen by the fit of the fold that holds it: folds then measure what becomes of
+    classes that no image shows, in their share of all (Good, Biometrika 40, 1953). Twice as many
+    are taken for chance.
+    """
+    ones = int((counts == 1).sum())
+    return 2 * ones * max(1.0, len(counts) / int(counts.sum()))

@@ -203,9 +203,10 @@ class Evolution(Run):
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         candidates = {} if record.validation is None else record.validation.candidates
+        shown = None if self.validation is None else self.validation.metric.shown
         for kind in KINDS:
             score = candidates[kind].score if kind in candidates else math.nan
-            metrics[f"validation/{kind}"] = score
+            metrics[f"validation/{kind}"] = score if shown is None else shown(score)
         self.observe(metrics)
         bar.update(1)
         rate = record.forward_passes / max(record.seconds, 1e-9)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
-from deevo_ext.fitness.metrics import mean_score
 from deevo_ext.fitness.refit import refit, why_no_refit
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Used
@@ -156,4 +155,8 @@ class Treatments:
             self._validation.metric,
             None if statistics is None else Used(statistics[None]),
         )
-        return replace(candidate, score=mean_score(scores[0].cpu(), evaluator.micro_batch))
+        validation = self._validation
+        fitness = validation.metric.fitness(
+            scores[0].cpu(), validation.images.labels, evaluator.micro_batch
+        )
+        return replace(candidate, score=float(fitness))

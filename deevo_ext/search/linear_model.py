@@ -13,9 +13,10 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,13 +28,17 @@ _NEWTON_STEPS, _ENOUGH = 12, 1e-6
 # on a GPU they are enough to keep it busy.
 _SLICE_BYTES, _SLICE_BYTES_OF_GPUS = 8 << 20, 256 << 20
 
+Gains = Callable[[Tensor, Tensor], Sequence[tuple[float, float]]]
+"""function(outcomes [n, ...], those of P steps [P, n, ...]) -> gain and standard error of each."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
     """What a fit gains on images that it was not fitted to.
 
     ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
+    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
+    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
     """
 
     ridge: float
@@ -41,6 +46,8 @@ class HeldOut:
     loss: float
     gain: float
     standard_error: float
+    images: Tensor = field(repr=False, compare=False)
+    fits: Tensor = field(repr=False, compare=False)
 
 
 class LinearModel:
@@ -48,18 +55,41 @@ class LinearModel:
 
     z0: float32. labels: int64 [n]. directions: d, left out until they are put. dtype: what slopes
     are kept in, float32, bfloat16 or float16; all else is computed in float32. scale: float64 [d],
-    the root mean square of each direction's slopes, 0 where it is left out.
+    the root mean square of each direction's slopes, 0 where it is left out. An image's columns are
+    what is kept of its logits: here all of them, in `search.likeliest` fewer.
     """
 
     def __init__(
         self, z0: Tensor, labels: Tensor, directions: int, dtype: torch.dtype = torch.float32
     ) -> None:
         self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
-        self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
-        self.scale = torch.zeros(directions, dtype=torch.float64)
+        self.own = self.labels  # the column of each image's class
+        self._dtype = dtype
+        self._clear(directions)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of `logits`."""
+        return self.z0.shape[1]
+
+    @property
+    def present(self) -> Tensor:
+        """The columns float32 [n, columns] of the network itself."""
+        return self.z0
+
+    def columns(self, logits: Tensor) -> Tensor:
+        """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
+
+        To first order in what the logits differ by from the network's.
+        """
+        return logits.to(self.z0)
+
+    def slope(self, direction: int) -> Tensor:
+        """Returns a direction's slopes as they are kept, scaled: float32 [n, columns]."""
+        return self.slopes[direction].float()
 
     def put(self, slopes: Mapping[int, Tensor], least: float = 0.0) -> bool:
-        """Gives directions their slopes, float32 [n, classes]; says whether some are finite.
+        """Gives directions their slopes, float32 [n, columns]; says whether some are finite.
 
         A direction is left out where their root mean square is not finite, 0, or less than `least`.
         A device is waited for once.
@@ -69,7 +99,7 @@ class LinearModel:
         for (direction, slope), size in zip(slopes.items(), sizes, strict=True):
             if 0.0 < size < torch.inf and size >= least:
                 self.scale[direction] = size
-                self.slopes[direction] = slope / size
+                self._set(direction, slope / size)
             else:
                 self.leave_out(direction)
         return any(map(math.isfinite, sizes))
@@ -82,7 +112,21 @@ class LinearModel:
     def leave_out(self, direction: int) -> None:
         """Leaves a direction out: no step goes along it."""
         self.scale[direction] = 0.0
-        self.slopes[direction].zero_()
+        self._set(direction, torch.zeros(()))
+
+    def together(self, groups: Tensor) -> LinearModel:
+        """Returns the model of steps that are equal within groups of directions.
+
+        groups: int64 [d], each direction's of those of the model that is returned.
+        """
+        model = copy.copy(self)
+        model._clear(int(groups.max()) + 1)
+        for group in range(model.directions):
+            total = torch.zeros_like(self.present)
+            for k in (groups == group).nonzero().flatten().tolist():
+                total += float(self.scale[k]) * self.slope(k)
+            model.put({group: total})
+        return model
 
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
@@ -95,29 +139,42 @@ class LinearModel:
 
     def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images."""
-        z0, slopes = self.z0[images], self.slopes[:, images]
-        flat = slopes.reshape(len(slopes), -1).float()
-        return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
+        return linear(self.z0[images], self.slopes[:, images], q)
 
-    def losses_and_ranks(self, q: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
-        count, images = len(q), len(self.z0)
-        device = self.z0.device
-        losses = torch.empty(count, images, device=device)
-        ranks = torch.empty(count, images, dtype=torch.int32, device=device)
+        losses, ranks, _ = self._scores(q)
+        return losses, ranks
+
+    def losses_and_predictions(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns losses float32 [P, n] and predicted classes int32 [P, n], likewise."""
+        losses, _, predicted = self._scores(q)
+        return losses, predicted
+
+    def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, ranks and predicted classes [P, n] of q [P, d]."""
+        return self._operator(self.z0, self.slopes, self.own, q)
+
+    @staticmethod
+    def _operator(
+        z0: Tensor, slopes: Tensor, labels: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count, images = len(q), len(z0)
+        losses = torch.empty(count, images, device=z0.device)
+        ranks = torch.empty(count, images, dtype=torch.int32, device=z0.device)
         predicted, probability = torch.empty_like(ranks), torch.empty_like(losses)
         torch.ops.deevo.linear_scores(
-            self.z0,
-            self.slopes,
-            q.to(device, torch.float32).contiguous(),
-            self.labels,
-            label_smoothing,
+            z0,
+            slopes,
+            q.to(z0).contiguous(),
+            labels,
+            0.0,
             losses,
             ranks,
             predicted,
             probability,
         )
-        return losses, ranks
+        return losses, ranks, predicted
 
     def correct(self, q: Tensor, logits: Tensor) -> None:
         """Makes the model give these logits [n, classes] for q [d], by the least change of slopes.
@@ -126,14 +183,14 @@ class LinearModel:
         are left out stay so, and logits that are not finite change nothing.
         """
         q = q.double().cpu() * (self.scale > 0)
-        missed = logits.to(self.z0, copy=True)
+        missed = self._columns_afar(logits.to(self.z0))
         for images in self._slices():
-            missed[images] -= self.logits(q[None], images)[0]
+            missed[images] -= self._columns_at(q, images)
         if float(q @ q) == 0.0 or not bool(torch.isfinite(missed).all()):
             return
         for k, share in enumerate((q / (q @ q)).tolist()):
             if share != 0.0:
-                self.slopes[k] = self.slopes[k].float() + share * missed
+                self._set(k, self.slope(k) + share * missed)
 
     def fit(
         self, ridge: float, start: Tensor | None = None, weights: Tensor | None = None
@@ -161,34 +218,44 @@ class LinearModel:
                 break
         return q
 
-    def held_out(self, folds: Sequence[Tensor], score: Callable[[Tensor], Tensor]) -> list[HeldOut]:
+    def held_out(
+        self,
+        folds: Sequence[Tensor],
+        score: Callable[[Tensor], Tensor],
+        gains: Gains,
+        weights: Tensor | None = None,
+    ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric of
-        each image, [P, n].
+        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
+        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to. weights: of the
+        images in the cross-entropy, float32 [n], of mean 1.
         """
+        share = torch.ones(len(self.z0)) if weights is None else weights
 
-        def both(q: Tensor) -> Tensor:
-            losses = self.losses_and_ranks(q)[0]
-            return torch.stack([losses, score(q)]).double().cpu()
+        def losses(q: Tensor) -> Tensor:
+            return self.losses_and_ranks(q)[0].double().cpu() * share
 
-        base = both(torch.zeros(1, self.directions))
+        none = torch.zeros(1, self.directions)
+        base, before = losses(none)[0], score(none)[0].cpu()
         lengths = torch.tensor(LENGTHS)[:, None]
         starts: list[Tensor | None] = [None] * len(folds)
         results: list[HeldOut] = []
         for ridge in RIDGES:
-            gains = base.new_empty(2, len(LENGTHS), base.shape[-1])
+            falls = base.new_empty(len(LENGTHS), len(base))
+            after = before.new_empty(len(LENGTHS), *before.shape)
+            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
             for i, fold in enumerate(folds):
-                weights = torch.ones(base.shape[-1])
-                weights[fold] = 0.0
-                q = starts[i] = self.fit(ridge, starts[i], weights)
-                gains[..., fold] = (base - both(lengths * q))[..., fold]
-            for i, length in enumerate(LENGTHS):
-                loss, gain = gains[0, i], gains[1, i]
-                error = float(gain.std()) / len(gain) ** 0.5
-                results.append(
-                    HeldOut(ridge, length, float(loss.mean()), float(gain.mean()), error)
-                )
+                others = share.clone()
+                others[fold] = 0.0
+                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
+                falls[:, fold] = (base - losses(lengths * q))[:, fold]
+                after[:, fold] = score(lengths * q).cpu()[:, fold]
+            found = zip(LENGTHS, falls, gains(before, after), strict=True)
+            results += [
+                HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
+                for length, fall, gain in found
+            ]
         return results
 
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
@@ -202,11 +269,11 @@ class LinearModel:
         gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
         curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
         for part in self._slices():
-            slopes, weight = self.slopes[:, part].float(), share[part]
-            z = self.z0[part] + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
+            (z0, slopes), weight = self._terms(part), share[part]
+            z = z0 + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
             odds = torch.softmax(z, dim=1)
             residual = odds.clone()
-            residual.scatter_add_(1, self.labels[part, None], -torch.ones_like(odds[:, :1]))
+            residual.scatter_add_(1, self.own[part, None], -torch.ones_like(odds[:, :1]))
             gradient += (slopes.flatten(1) @ (residual * weight[:, None]).flatten()).double()
             # The matrix is J' (diag(p) - p p') J, weighted, summed over images.
             root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
@@ -216,6 +283,29 @@ class LinearModel:
         curvature.diagonal().add_(2 * ridge + 1e-9)
         return gradient, curvature
 
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        n, columns = self.z0.shape
+        device = self.z0.device
+        self.slopes = torch.zeros(directions, n, columns, dtype=self._dtype, device=device)
+        self.scale = torch.zeros(directions, dtype=torch.float64)
+
+    def _set(self, direction: int, slope: Tensor) -> None:
+        """Keeps a direction's slopes [n, columns], or one number for all."""
+        self.slopes[direction] = slope
+
+    def _columns_at(self, q: Tensor, images: slice) -> Tensor:
+        """The columns [n, columns] of q [d], by the model."""
+        return linear(self.z0[images], self.slopes[:, images], q[None])[0]
+
+    def _columns_afar(self, logits: Tensor) -> Tensor:
+        """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
+        return logits.clone()
+
+    def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
+        """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
+        return self.z0[images], self.slopes[:, images].float()
+
     def _slices(self) -> Iterator[slice]:
         """Slices of the images whose slopes, in float32, stay in a core's cache."""
         n, classes = self.z0.shape
@@ -223,3 +313,9 @@ class LinearModel:
         size = max(1, held // (4 * max(1, self.directions) * classes))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
+
+
+def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:
+    """Returns z0 [n, columns] + q slopes, float32 [P, n, columns], of q [P, d]."""
+    flat = slopes.reshape(len(slopes), -1).float()
+    return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population.checkpoints import sha256
+from deevo_ext.population.finding import sha256
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 from deevo_ext.training.trainings import Trainings
@@ -225,7 +225,10 @@ class MembersFolder:
     ) -> None:
         """Writes the file first, then its entry, so that an entry speaks of a file that exists."""
         tensors = {key: value.cpu().contiguous() for key, value in state.items()}
-        content = save(tensors, {"format": "pt"})
+        metadata = {"format": "pt"}
+        if names := self._record.get("class_names"):
+            metadata["class_names"] = json.dumps(names)
+        content = save(tensors, metadata)
         write_whole(self.path(name), content)
         self._record["files"][name] = {
             "hyper_parameters": dict(hyper_parameters),

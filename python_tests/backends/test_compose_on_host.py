@@ -14,7 +14,7 @@ from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from support import cuda_on_host
 from support.operators import OPERATORS, same_bits
-from support.recipes import Recipes, random_recipes
+from support.recipes import Recipes, aligned, random_recipes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MACHINES: dict[str, dict[str, Any]] = {
@@ -42,16 +42,6 @@ def assert_composed_alike(r: Recipes, offset: int = 2, **machine: Any) -> None:
     assert bool((wide[:, :offset] == 7.0).all()) and bool(
         (wide[:, offset + columns :] == 7.0).all()
     )
-
-
-def aligned(r: Recipes) -> Recipes:
-    """The same with rows that lie as layouts make them, and segments that fill vectors."""
-    columns = r.population.shape[1]
-    rows = torch.zeros(r.population.shape[0], -(-columns // 64) * 64, dtype=r.population.dtype)
-    r.population = rows[:, :columns].copy_(r.population)
-    r.starts = (r.starts // 8 * 8).unique()
-    r.block_of = r.block_of[: r.starts.numel()].contiguous()
-    return r
 
 
 @pytest.mark.parametrize("machine", MACHINES)

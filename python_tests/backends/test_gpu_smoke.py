@@ -64,16 +64,13 @@ def test_fold_and_losses(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_recipes(dtype: torch.dtype) -> None:
-    if (reason := backends.why_unavailable("cuda")) is not None:
-        pytest.skip(reason)
+def test_recipes(backend: str, dtype: torch.dtype) -> None:
     for recipes in (1, 9):
         r = random_recipes(6, 600_000, dtype, recipes, segments=300)
         with backends.use("reference"):
             expected = r.rows()
         out = torch.zeros(recipes, 600_064, dtype=dtype, device="cuda")[:, :600_000]
-        with backends.use("cuda"):
-            OPERATORS.compose(*to_cuda(r.arguments(out)))
+        OPERATORS.compose(*to_cuda(r.arguments(out)))
         assert same_bits(out.cpu().contiguous(), expected)
 
 

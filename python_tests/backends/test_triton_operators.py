@@ -17,7 +17,16 @@ import pytest
 import torch
 
 from deevo_ext import backends
-from support.operators import BIG_SEED, INTERPRETED, Evolution, configurations, evolution, same_bits
+from support.operators import (
+    BIG_SEED,
+    INTERPRETED,
+    OPERATORS,
+    Evolution,
+    configurations,
+    evolution,
+    same_bits,
+)
+from support.recipes import Recipes, aligned, random_recipes
 from support.weights import Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,6 +101,46 @@ def test_rows_of_larger_buffers(dtype: torch.dtype, offset: int) -> None:
     w.archive = torch.nn.functional.pad(w.archive, (offset, 40))[:, offset : columns + offset]
     w.first_weight = 2**33 + 16
     check_weights(w, "cpu", offset)
+
+
+# Members, columns, recipes and segments: tiles of one segment and of several, one recipe and many.
+RECIPES = (
+    *((5, 3000, 1, 2), (6, 4104, 4, 3), (3, 1003, 9, 200), (2, 41, 5, 7), (1, 1100, 3, 2)),
+    (14, 2049, 2, 1),
+)
+
+
+def check_recipes(r: Recipes, device: str, offset: int) -> None:
+    """Composed into rows that begin `offset` weights into memory, nothing beside them."""
+    with backends.use("reference"):
+        expected = r.rows()
+    count, columns = expected.shape
+    outer = r.population.new_full((count, -(-(columns + 16) // 8) * 8), 7.0).to(device)
+    out = outer[:, offset : offset + columns]
+    arguments = [a.to(device) if torch.is_tensor(a) else a for a in r.arguments(out)]
+    with backends.use("triton"):
+        OPERATORS.compose(*arguments[:-1], out)
+    assert same_bits(out.cpu().contiguous(), expected)
+    assert bool((outer[:, :offset] == 7.0).all() and (outer[:, offset + columns :] == 7.0).all())
+
+
+@interpreter
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", RECIPES)
+def test_recipes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    members, columns, recipes, segments = shape
+    r = random_recipes(members, columns, dtype, recipes, segments, draw=columns)
+    check_recipes(r, "cpu", 2)
+    check_recipes(aligned(r), "cpu", 8)
+
+
+@interpreter
+@pytest.mark.parametrize("start", [0, 1, 1023, 1024, 1025, 10**12])
+def test_the_tail_begins_anywhere(start: int) -> None:
+    r = random_recipes(5, 2080, torch.bfloat16, 5)
+    r.population.abs_()
+    r.nonneg_start = start
+    check_recipes(r, "cpu", 2)
 
 
 def adaptation(name: str) -> Evolution:
@@ -170,6 +219,16 @@ def test_weights_on_a_gpu(name: str, dtype: torch.dtype) -> None:
     draw = list(SHAPES).index(name)
     w = random_weights(dtype=dtype, seed=BIG_SEED, draw=draw, **SHAPES[name])
     check_weights(w, "cuda", draw)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", RECIPES)
+def test_recipes_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    members, columns, recipes, segments = shape
+    r = random_recipes(members, columns, dtype, recipes, segments, draw=columns)
+    check_recipes(r, "cuda", 2)
+    check_recipes(aligned(r), "cuda", 8)
 
 
 @pytest.mark.gpu

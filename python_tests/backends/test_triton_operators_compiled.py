@@ -23,7 +23,8 @@ ROUNDS, PRODUCTS = 7, 2  # of a Philox call for masks
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_operators(architecture: int, version: str) -> None:
     kernels = {r["kernel"]: r for r in compiled("compile_operators", version, architecture)}
-    assert len(kernels) == 2 * 3 * (2 if architecture == 90 else 1)
+    recipes = {name: kernels.pop(name) for name in list(kernels) if name.startswith("compose")}
+    assert len(kernels) == 2 * 3 * (2 if architecture == 90 else 1) and len(recipes) == 3
     for name, kernel in kernels.items():
         assert kernel["ptx_fma"] == kernel["flushing"] == 0, name
         assert kernel["spills"] == 0, name
@@ -40,6 +41,18 @@ def test_operators(architecture: int, version: str) -> None:
             assert 0 < kernel["philox_products"] <= ROUNDS * PRODUCTS, name
         if name.startswith("commit"):
             assert kernel["barriers"] >= 2, name
+    for name, kernel in recipes.items():
+        assert kernel["ptx_fma"] == kernel["flushing"] == kernel["narrow_loads"] == 0, name
+        assert kernel["spills"] == 0 and kernel["registers"] <= 128, name
+        assert (kernel["sass_fma"] > 0) == kernel["contracts"], name
+        # x_0, four members and the least, in a tile of one segment and in one of several; a row
+        # and thread have 8 weights.
+        vectors = 2 if name.endswith("float32") else 1
+        assert kernel["wide_loads"] >= 2 * 6 * vectors, name
+        assert kernel["wide_stores"] == (4 + 1) * vectors, name
+        # Four members of four recipes, 8 weights each; products and sums alone are 288.
+        if not kernel["contracts"]:
+            assert 288 < kernel["loop"] <= (470 if name.endswith("float32") else 550), name
 
 
 def test_operators_refuse_what_would_be_contracted(monkeypatch: pytest.MonkeyPatch) -> None:

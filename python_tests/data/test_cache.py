@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from PIL import Image
 from deevo_ext.cli import main
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Slots, open_cache
-from deevo_ext.data.pictures import DatasetPictures, open_pictures
+from deevo_ext.data.opening import open_pictures
+from deevo_ext.data.pictures import DatasetPictures
 from deevo_ext.data.sets import open_data
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
@@ -105,7 +107,8 @@ def test_damaged_caches_are_one_clear_error(tree: Path, tmp_path: Path) -> None:
         ("long", content + b"x", "not a whole cache"),
         ("empty", b"", "not a whole cache"),
         ("text", b"hello, this is no cache", "not a whole cache"),
-        ("version", content.replace(b'"version": "1"', b'"version": "9"'), "version 9, not 1"),
+        # Before version 2, 16-bit grey pictures became white.
+        ("version", content.replace(b'"version": "2"', b'"version": "1"'), "version 1, not 2"),
         ("format", content.replace(b"deevo-images", b"other-images"), "but not a cache"),
     ):
         (tmp_path / name).write_bytes(data)
@@ -370,6 +373,37 @@ def test_archives_are_to_be_unpacked_and_never_deleted(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match="not a whole cache file") as error:
         open_data(tmp_path / "x.parquet", COLOUR)
     assert "delete" not in str(error.value)
+
+
+def test_what_an_older_version_decoded_is_not_gone_on_with(tree: Path, tmp_path: Path) -> None:
+    out, partial = tmp_path / "c.safetensors", tmp_path / "c.safetensors.partial"
+    whole = _build(tree, tmp_path / "whole.safetensors")
+    partial.write_bytes(bytes((tmp_path / "whole.safetensors").stat().st_size))
+    slots = Slots(partial, whole.description)
+    for number, label in enumerate(whole.labels.tolist()):  # white, with digests that are right
+        slots.write(number, np.full(slots.shape, 255, np.uint8), label)
+    older = whole.description.header().replace(b'"version": "2"', b'"version": "1"')
+    os.pwrite(slots.file, older, 0)
+    slots.close()
+    assert torch.equal(_build(tree, out).pixels, whole.pixels)
+
+
+@pytest.mark.parametrize("name", ["c.safetensors", "c.safetensors.partial"])
+def test_pipes_and_devices_in_a_caches_place_are_refused_at_once(
+    tree: Path, tmp_path: Path, name: str
+) -> None:
+    places = [tmp_path / "pipe", tmp_path / "device"]
+    for place in places:
+        place.mkdir()
+    os.mkfifo(places[0] / name)
+    try:
+        os.mknod(places[1] / name, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:  # only root may
+        places.pop()
+    for place in places:
+        with pytest.raises(DeevoError, match=rf"{name}: (it is )?no file"):
+            _build(tree, place / "c.safetensors")
+        assert [path.name for path in place.iterdir()] == [name]
 
 
 def test_a_link_in_the_partial_files_place_is_not_followed(tree: Path, tmp_path: Path) -> None:

@@ -64,7 +64,17 @@ def test_what_cannot_race_or_score_is_refused() -> None:
         deevo.Evolution(de, Whole(), progress=False).run()
     with pytest.raises(deevo.DeevoError, match="expected a Fitness or a function"):
         as_fitness(3.0)  # type: ignore[arg-type]
-    assert as_fitness(sphere).describe() == {"function": "support.evolution.sphere"}
+    assert as_fitness(sphere).describe()["function"] == "support.evolution.sphere"
+    for value in (None, (1.0, 2.0), "one", torch.ones(2), 1j, torch.tensor(1 + 1j)):
+        numbers = as_fitness(lambda row, value=value: value)  # type: ignore[misc]
+        with pytest.raises(deevo.DeevoError, match=r"lambda.* returned .*; expected a number"):
+            deevo.Evolution(de, numbers, progress=False).run()
+    for value in (torch.ones((), dtype=torch.cfloat), "one", None):
+        de.ask()
+        with pytest.raises(deevo.DeevoError, match="fitness is not a row of numbers"):
+            de.tell([value] * 8)  # type: ignore[list-item]
+    with pytest.raises(deevo.DeevoError, match="complex"):
+        de.tell(torch.ones(8, dtype=torch.cfloat))
 
 
 def test_a_chunk_is_waited_for_when_the_next_has_begun() -> None:

@@ -152,7 +152,7 @@ def test_what_is_no_image_set_device_or_model_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"metric": "top5"}, {"images_per_batch": 0}, {"generations_per_batch": 0}]
+    "options", [{"metric": "top3"}, {"images_per_batch": 0}, {"generations_per_batch": 0}]
 )
 def test_bad_options_are_named(options: dict) -> None:
     evaluator = deevo.Evaluator(Net(), population(4))

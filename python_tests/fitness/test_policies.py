@@ -60,21 +60,18 @@ def test_metrics_are_what_torch_says_they_are(metric: object) -> None:
 
 
 def test_metrics_that_cannot_be_are_refused() -> None:
-    with pytest.raises(deevo.DeevoError, match="metric is 'top5'"):
-        Metric.of("top5")
+    with pytest.raises(deevo.DeevoError, match="metric is 'top3'; expected one of loss, top1"):
+        Metric.of("top3")
     with pytest.raises(deevo.DeevoError, match=r"label_smoothing is 1\.0"):
         Metric.of("loss", 1.0)
     with pytest.raises(deevo.DeevoError, match='for metric="loss"'):
-        Metric.of("top1", 0.1)
+        Metric.of(Metric("top1"), 0.1)
     pop, data = population(4), images(20)
     evaluator = deevo.Evaluator(Net(), pop)
-
-    def scalar(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return plain(logits, labels).mean()
-
-    fitness = deevo.ClassificationFitness(evaluator, data, metric=scalar)
-    with pytest.raises(deevo.DeevoError, match="one score per image"):
-        fitness(pop.rows, torch.arange(4), 0)
+    smoothed = deevo.ClassificationFitness(
+        evaluator, data, metric=Metric("loss"), label_smoothing=0.1
+    )
+    assert smoothed.metric == Metric("loss", 0.1)
     overflow = deevo.ClassificationFitness(evaluator, data, metric=margin)
     assert overflow(pop.rows[:1] * 1e25, torch.arange(1), 0) == [math.inf]
 
@@ -243,7 +240,7 @@ def test_policies_resume_to_the_same_run(tmp_path: Path) -> None:
     header, *lines = (tmp_path / "whole" / journal.FILE_NAME).read_text().splitlines(True)
     about = json.loads(header)["fitness"]
     assert about["sampling"] == "importance" and about["augment"] == "mirror,crop:0.6"
-    assert about["metric"].endswith("test_policies.margin")
+    assert about["metric"]["function"].endswith("test_policies.margin")
     for kept in (1, 3):
         folder = tmp_path / f"cut{kept}"
         folder.mkdir()

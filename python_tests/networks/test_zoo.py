@@ -13,7 +13,8 @@ from torch import nn
 from deevo_ext import ImageSet
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import _of_timm, _of_torchvision, architecture, check_fit
+from deevo_ext.networks.transforms import of_timm, of_torchvision
+from deevo_ext.networks.zoo import architecture, check_fit
 from support import zoo
 from support.convolutional import CifarResNet
 
@@ -59,7 +60,7 @@ def test_torchvisions_transform_is_met_byte_for_byte(name: str) -> None:
     for given in (None, *weights.__members__):
         # Only the transform is of interest here; building every model would take minutes.
         preset = (weights[given] if given else weights.DEFAULT).transforms()
-        transform = _of_torchvision(preset)
+        transform = of_torchvision(preset)
         for picture in _pictures():
             image = Image.fromarray(picture).convert("RGB")
             expected = functional.resize(image, preset.resize_size, preset.interpolation)
@@ -107,7 +108,7 @@ def test_timms_crop_modes_are_met_byte_for_byte(
             "mean": mean,
             "std": STD,
         }
-        found = _of_timm(model, "any")
+        found = of_timm(model, "any")
         config = timm.data.resolve_model_data_config(model)
         expected = timm.data.create_transform(**config, is_training=False, normalize=False)
         for picture in _pictures():
@@ -191,8 +192,27 @@ def test_checkpoints_tell_the_number_of_classes(tmp_path: Path) -> None:
     found = architecture("resnet18", checkpoint=path)
     assert found.num_classes == 7
     found.model.load_state_dict(torch.load(path)["model"])
+    wrapped = {f"model.{n}": t for n, t in found.model.state_dict().items()}
+    torch.save({"state_dict": wrapped, "pytorch-lightning_version": "2.5.0"}, path)
+    lightning = architecture("resnet18", checkpoint=path)
+    assert lightning.num_classes == 7 and lightning.names == "'model.' is taken off the names"
+
+
+def test_checkpoints_of_another_network_are_refused_by_all_that_differs(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
     torch.save(architecture("resnet34", num_classes=7).model.state_dict(), path)
-    assert architecture("resnet18", checkpoint=path).num_classes == 7
+    with pytest.raises(DeevoError, match=r"unexpected: 'layer1\.2\.conv1\.weight'") as caught:
+        architecture("resnet18", checkpoint=path)
+    assert "missing" not in str(caught.value) and "classes" not in str(caught.value)
+    torch.save(architecture("resnet18", num_classes=7).model.state_dict(), path)
+    with pytest.raises(
+        DeevoError, match=r"missing: 'layer1\.0\.conv3\.weight'.* shape: "
+    ) as caught:
+        architecture("resnet50", checkpoint=path)
+    assert "classes" not in str(caught.value)
+    torch.save(CifarResNet(1, 7).state_dict(), path)  # the factory knows one number of classes
+    with pytest.raises(DeevoError, match="it has 7 classes where the model has 10"):
+        architecture(f"{__name__}:of_one_size", checkpoint=path)
 
 
 def test_what_cannot_be_had_is_said(tmp_path: Path) -> None:
@@ -237,5 +257,5 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     with pytest.raises(DeevoError, match=r"3x32x32, but the transform gives 3x224x224; .*label 9"):
         check_fit(odd, images)
     grey = ImageSet(torch.zeros(5, 1, 32, 32), images.labels, "grey")
-    with pytest.raises(DeevoError, match="fails on grey of 1x32x32"):
+    with pytest.raises(DeevoError, match=r"failed on grey of shape \(1, 32, 32\)"):
         check_fit(good, grey)

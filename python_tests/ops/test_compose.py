@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from support.operators import (
-    NATIVE_BACKENDS,
+    BACKENDS,
     OPERATORS,
     flush_denormal,
     instruction_set,
@@ -32,7 +32,7 @@ OTHER_SHAPE = r"out is of shape \(3, 700\); expected shape \({}, {}\)"
 COLUMNS = (1, 3, 15, 16, 17, 31, 33, 64, 1023, 1024, 1025, 1055, 1057, 2047, 2079, 2**16 + 1)
 
 
-@pytest.fixture(params=NATIVE_BACKENDS)
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param
@@ -356,13 +356,6 @@ def test_overlap_is_refused() -> None:
     OPERATORS.compose(*r.arguments(base[4:]))
     with pytest.raises(DeevoError, match="memory that population overlaps"):
         OPERATORS.compose(*r.arguments(base[3:6]))
-
-
-def test_a_backend_without_it_says_so() -> None:
-    if backends.why_unavailable("triton") is not None:
-        pytest.skip("no backend triton here")
-    with backends.use("triton"), pytest.raises(DeevoError, match="does not have deevo::compose"):
-        backends.select(torch.device("cpu"), "compose")
 
 
 # Registration

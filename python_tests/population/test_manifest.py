@@ -13,6 +13,7 @@ from torch import nn
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.population import Population
 from support.networks import ConvNet, MaskedNet, TiedNet, members
 from support.populations import FACTORIES, POLICIES, assert_equal, build, changed, frozen_of
@@ -47,7 +48,7 @@ def assert_same(replayed: Population, expected: Population) -> None:
     assert_equal(replayed.fixed, expected.fixed)
     assert replayed.inventory == expected.inventory
     assert (replayed.names, replayed.batchnorm) == (expected.names, expected.batchnorm)
-    assert replayed.checkpoint_key == expected.checkpoint_key
+    assert replayed.options == expected.options
     for i in range(replayed.size):
         a, b = replayed.state_dict(i), expected.state_dict(i)  # order, dtypes and tied names
         assert list(a) == list(b) and all(a[n].dtype == b[n].dtype for n in b)
@@ -104,10 +105,30 @@ def test_wrapped_and_prefixed_files(tmp_path: Path) -> None:
     ]
     files = save(wrapped, tmp_path)
     with pytest.warns(UserWarning, match="'model' is taken"):
-        assert assert_replayed(ConvNet(), files).checkpoint_key is None
+        assert assert_replayed(ConvNet(), files).options == NameOptions()
     replayed = assert_replayed(ConvNet(), files, checkpoint_key="model_ema")
-    assert replayed.checkpoint_key == "model_ema"
+    assert replayed.options.checkpoint_key == "model_ema"
     assert torch.equal(replayed.state_dict(1)["fc.weight"], ema[1]["fc.weight"])
+
+
+def test_names_changed_by_options(tmp_path: Path) -> None:
+    states = members(ConvNet, 3)
+    files = save(
+        [
+            {
+                **{f"student.{n.replace('fc.', 'head.')}": t for n, t in state.items()},
+                **{f"teacher.{n}": t + 1 for n, t in state.items()},
+                "student.loss.weight": torch.ones(3),
+            }
+            for state in states
+        ],
+        tmp_path,
+    )
+    with pytest.warns(UserWarning, match="left out: 'teacher"):
+        replayed = assert_replayed(
+            ConvNet(), files, prefix="student.", key_map={"head.": "fc."}, ignore="loss.*"
+        )
+    assert_equal(replayed.state_dict(0), states[0])
 
 
 def test_absent_counters_are_the_models(tmp_path: Path) -> None:
@@ -152,7 +173,7 @@ def test_names_are_kept_wherever_the_files_lie(tmp_path: Path) -> None:
 
 def test_of_state_dicts(tmp_path: Path) -> None:
     population = build(names=["x", "y", "z"])
-    assert population.checkpoint_key is None
+    assert population.options == NameOptions()
     files = save(members(ConvNet, 3), tmp_path)
     assert_same(Population.from_manifest(through_json(population.manifest()), files), population)
 
@@ -177,7 +198,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match=r"2 files for 3 members \(member0, member1, member"):
         Population.from_manifest(manifest, files[:2])
     torch.save(members(TiedNet, 1)[0], files[1])
-    with pytest.raises(DeevoError, match=r"run1\.pth: tensor 'conv1.weight' .* is missing"):
+    with pytest.raises(DeevoError, match=r"run1\.pth: does not fit .* missing: 'conv1.weight'"):
         Population.from_manifest(manifest, files)
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population import checkpoints
+from deevo_ext.population import checkpoints, finding
+from deevo_ext.population.matching import Match
 from deevo_ext.population.population import Population
 from support.networks import ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
@@ -39,7 +40,7 @@ def test_from_checkpoints_of_mixed_formats(tmp_path: Path) -> None:
     population = Population.from_checkpoints(ConvNet(), tmp_path)
     assert population.names == ["a", "b", "c"] and population.size == 3
     files = [tmp_path / name for name in ("a.pth", "b.pt", "c.safetensors")]
-    assert population.sources == [(str(f), checkpoints.sha256(f)) for f in files]
+    assert population.sources == [(str(f), finding.sha256(f)) for f in files]
     for i, state in enumerate(states):
         assert_equal(population.state_dict(i), state)
     assert build().sources is None
@@ -113,13 +114,18 @@ def nan_at_4(tensor: Tensor) -> Tensor:
 def test_mismatches_name_tensor_shapes_and_file(tmp_path: Path) -> None:
     one, two, three = members(ConvNet, 3)
     cases = {
-        r"tensor 'fc.bias' of shape \[3\] is missing": changed(two, fc__bias=None),
-        r"unexpected tensor 'aux' of shape \[2, 2\]": {**two, "aux": torch.zeros(2, 2)},
-        r"'conv2.weight' .*missing; it has 'conv3.weight'": {
+        r"does not fit the model; missing: 'fc.bias' \[3\]; all members": changed(
+            two, fc__bias=None
+        ),
+        r"model; unexpected: 'aux' \[2, 2\]. .*--ignore": {**two, "aux": torch.zeros(2, 2)},
+        r"missing: 'conv2.weight' .*; unexpected: 'conv3.weight' .*; .*--key-map": {
             n.replace("conv2.w", "conv3.w"): t for n, t in two.items()
         },
-        r"'fc.weight' has shape \[4, 5\], expected \[3, 5\]": changed(
+        r"shape: 'fc.weight' \[4, 5\], not \[3, 5\]; it has 4 classes where .* has 3": changed(
             two, fc__weight=torch.zeros(4, 5)
+        ),
+        r"missing: 'fc.bias' .* another shape: 'fc.weight' \[4, 5\], .* architecture$": changed(
+            two, fc__weight=torch.zeros(4, 5), fc__bias=None
         ),
         r"'fc.weight' has dtype int8, expected a floating": changed(
             two, fc__weight=torch.zeros(3, 5, dtype=torch.int8)
@@ -246,16 +252,16 @@ def test_one_checkpoint_at_a_time_is_in_memory(
         torch.save(state, tmp_path / f"{i}.pth")
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     seen = []
-    real = checkpoints.load_checkpoint
+    real = checkpoints.load_matched
 
-    def counting(*args: Any, **kwargs: Any) -> State:
+    def counting(*args: Any, **kwargs: Any) -> tuple[State, Match]:
         gc.collect()
         seen.append(len(alive))
-        state = real(*args, **kwargs)
+        state, matched = real(*args, **kwargs)
         alive.update(state.values())
-        return state
+        return state, matched
 
-    monkeypatch.setattr(checkpoints, "load_checkpoint", counting)
+    monkeypatch.setattr(checkpoints, "load_matched", counting)
     Population.from_checkpoints(ConvNet(), tmp_path, frozen=["bn1.num_batches_tracked"])
     assert seen == [0, 0, 0, 0]
 

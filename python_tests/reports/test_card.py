@@ -123,6 +123,7 @@ def test_documents_of_a_search_of_coefficients(tmp_path: Path, count: int) -> No
     writer = TensorBoard(tmp_path / "events")
     checkpoints = save_checkpoints(tmp_path / "members")
     run = recipe_run(checkpoints, folder, count=count, callbacks=(writer,))
+    assert not (tmp_path / "events").exists()  # another process may be in the folder
     chosen = run.run()
     writer.close()
     comparison = compare_run(run, images(60, 3, "test"))

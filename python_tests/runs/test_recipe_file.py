@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.runs.recipe_file import Named, RecipeFile, read
 
 MEMBERS = "members: [a.pth, b.pth]\n"
@@ -30,7 +31,7 @@ def full(coefficients: torch.Tensor) -> RecipeFile:
         coefficients=coefficients,
         dtype=torch.bfloat16,
         batchnorm="recalibrate",
-        checkpoint_key="null",
+        options=NameOptions("null", "student.", {"head.": "fc."}, ("loss.*", "*.ops")),
         frozen=("mask", "head.*"),
         tied={"decoder.weight": "embed.weight"},
         counters={"bn.num_batches_tracked": 12345678901},

@@ -122,23 +122,20 @@ def test_losses_and_ranks_are_those_of_torch() -> None:
     z0, slopes, labels, _ = drawn()
     model = model_of(z0, slopes, labels)
     q = torch.randn(7, 6, generator=torch.Generator().manual_seed(3))
-    for smoothing in (0.0, 0.1):
-        losses, ranks = model.losses_and_ranks(q, smoothing)
-        exact = z0.double() + torch.einsum("pd,dnc->pnc", q.double(), model.slopes.double())
-        expected = torch.stack(
-            [cross_entropy(z, labels, reduction="none", label_smoothing=smoothing) for z in exact]
-        )
-        # Logits are float32 sums of d + 1 terms; a loss moves by at most twice what they do.
-        terms = z0.abs().double() + torch.einsum(
-            "pd,dnc->pnc", q.abs().double(), model.slopes.abs().double()
-        )
-        error = 8 * ROUNDING * terms.amax(dim=2)
-        assert bool(((losses - expected).abs() <= 2 * error + ROUNDING * expected).all())
-        true = exact.gather(2, labels.expand(7, -1)[..., None])
-        assert bool(
-            (exact - true).abs().sub(2 * error[..., None]).sort(dim=2).values[..., 1:].gt(0).all()
-        )
-        assert torch.equal(ranks, (exact > true).sum(dim=2).int())
+    losses, ranks = model.losses_and_ranks(q)
+    exact = z0.double() + torch.einsum("pd,dnc->pnc", q.double(), model.slopes.double())
+    expected = torch.stack([cross_entropy(z, labels, reduction="none") for z in exact])
+    # Logits are float32 sums of d + 1 terms; a loss moves by at most twice what they do.
+    terms = z0.abs().double() + torch.einsum(
+        "pd,dnc->pnc", q.abs().double(), model.slopes.abs().double()
+    )
+    error = 8 * ROUNDING * terms.amax(dim=2)
+    assert bool(((losses - expected).abs() <= 2 * error + ROUNDING * expected).all())
+    true = exact.gather(2, labels.expand(7, -1)[..., None])
+    assert bool(
+        (exact - true).abs().sub(2 * error[..., None]).sort(dim=2).values[..., 1:].gt(0).all()
+    )
+    assert torch.equal(ranks, (exact > true).sum(dim=2).int())
     assert torch.equal(model.logits(q)[:, 5:9], model.logits(q, slice(5, 9)))
 
 
@@ -172,7 +169,11 @@ def test_folds_score_what_a_fit_has_not_seen() -> None:
     def wrong(q: Tensor) -> Tensor:
         return (model.logits(q).argmax(dim=2) != labels).float()
 
-    found = model.held_out(folds, wrong)
+    def paired(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
+        falls = (before - after).double()
+        return [(float(fall.mean()), float(fall.std()) / len(fall) ** 0.5) for fall in falls]
+
+    found = model.held_out(folds, wrong, paired)
     assert [(fit.ridge, fit.length) for fit in found] == [(r, s) for r in RIDGES for s in LENGTHS]
     for ridge in (RIDGES[0], RIDGES[-1]):
         fits = {}
@@ -216,3 +217,15 @@ def test_slopes_of_16_bits_are_rounded_once_and_after_they_are_scaled(
     bound = torch.einsum("d,dnc->nc", q[0].abs(), share * exact.slopes.abs() + 2.0**-25)
     missed = (rounded.logits(q) - exact.logits(q))[0].abs()
     assert bool((missed <= bound + 20 * ROUNDING * (1 + exact.logits(q)[0].abs())).all())
+
+
+def test_directions_together_are_their_sum() -> None:
+    z0, slopes, labels, _ = drawn()
+    model = model_of(z0, slopes, labels)
+    model.leave_out(3)
+    together = model.together(torch.tensor([0, 1, 0, 1, 1, 0]))
+    assert together.directions == 2 and model.directions == 6
+    q = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    a, b = together.step_of(q)[0].float().tolist()
+    expected = z0 + a * (slopes[0] + slopes[2] + slopes[5]) + b * (slopes[1] + slopes[4])
+    assert torch.allclose(together.logits(q)[0], expected, atol=1e-4)

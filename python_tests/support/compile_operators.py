@@ -21,16 +21,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from deevo_ext.backends.triton.commit import REGISTERS, commit_kernel
+from deevo_ext.backends.triton.compose import REGISTERS as COMPOSE_REGISTERS
+from deevo_ext.backends.triton.compose import WARPS as COMPOSE_WARPS
+from deevo_ext.backends.triton.compose import compose_kernel, compose_shape
 from deevo_ext.backends.triton.launch import OPTIONS, WEIGHT_WARPS, contracts, tile_shape
 from deevo_ext.backends.triton.trials import trials_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 STORED = {"float32": ("*fp32", 4), "bfloat16": ("*i16", 2), "float16": ("*fp16", 2)}
 ADDRESSES = {
-    **dict.fromkeys(("choices", "gene_mask", "archive_slot"), "*i32"),
-    **dict.fromkeys(("genes", "members"), "*i64"),
+    **dict.fromkeys(("choices", "gene_mask", "archive_slot", "block_of"), "*i32"),
+    **dict.fromkeys(("genes", "members", "starts"), "*i64"),
     "accepted": "*u8",
-    "coefficients": "*fp32",
+    **dict.fromkeys(("coefficients", "recipes"), "*fp32"),
 }
 NUMBERS = {
     **dict.fromkeys(("seed", "nonneg_start", "first_weight"), "i64"),
@@ -91,6 +94,28 @@ def weight_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
             )
 
 
+def recipe_kernels(architecture: int) -> Iterator[tuple[str, Any]]:
+    """compose of many recipes for every storage type."""
+    for dtype, (stored, _) in STORED.items():
+        constants = {**compose_shape(8), "WIDE": True}
+        options = {"num_warps": COMPOSE_WARPS, "maxnreg": COMPOSE_REGISTERS}
+        kernel = compile_kernel(compose_kernel, constants, architecture, stored, **options)
+        yield f"compose, {dtype}", kernel
+
+
+def busiest_loop(dump: str) -> int:
+    """Instructions of the innermost loop that has most multiplications."""
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", dump, re.M)
+    places = {int(address, 16): n for n, (address, _) in enumerate(lines)}
+    loops = []
+    for end, (_, text) in enumerate(lines):
+        to = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        begin = places.get(int(to.group(1), 16), end) if to else end
+        products = sum("FMUL" in body for _, body in lines[begin:end])
+        loops.append((products, begin - end - 1))
+    return -max(loops)[1]
+
+
 def facts(kernel: Any) -> dict[str, Any]:
     """Counts of instructions: vectors of 16 bytes and contractions in PTX, the rest in SASS."""
     ptx = kernel.asm["ptx"]
@@ -115,11 +140,13 @@ def facts(kernel: Any) -> dict[str, Any]:
         "philox_products": len(re.findall(r"\bmul\.hi\.u32", ptx)),
         "barriers": len(re.findall(r"\bbar\.sync", ptx)),
         "registers": int(registers.group(1)),
+        "loop": busiest_loop(dump),
     }
 
 
 if __name__ == "__main__":
-    fused = contracts(int(sys.argv[1]))
+    architecture = int(sys.argv[1])
+    fused = contracts(architecture)
     print(json.dumps({"triton": triton.__version__}))
-    for name, kernel in weight_kernels(int(sys.argv[1])):
+    for name, kernel in (*weight_kernels(architecture), *recipe_kernels(architecture)):
         print(json.dumps({"kernel": name, "contracts": fused, **facts(kernel)}), flush=True)

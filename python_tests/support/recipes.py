@@ -61,3 +61,13 @@ def random_recipes(
     table = torch.randn(recipes, blocks, members, generator=generator)
     table[torch.rand(table.shape, generator=generator) < 0.3] = 0.0
     return Recipes(population, table, starts, block_of, nonneg_start)
+
+
+def aligned(r: Recipes) -> Recipes:
+    """The same with rows that lie as layouts make them, and segments that fill vectors."""
+    columns = r.population.shape[1]
+    rows = torch.zeros(r.population.shape[0], -(-columns // 64) * 64, dtype=r.population.dtype)
+    r.population = rows[:, :columns].copy_(r.population)
+    r.starts = (r.starts // 8 * 8).unique()
+    r.block_of = r.block_of[: r.starts.numel()].contiguous()
+    return r

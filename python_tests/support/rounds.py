@@ -15,7 +15,9 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import blocks_of
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.population.population import Population
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
@@ -118,6 +120,7 @@ class Problem:
         metric: Metric | None = None,
         unit: str = "layer",
         generations: int = 12,
+        engine: str | EngineFunction = "eager",
         **population: Any,
     ) -> None:
         self.model = teacher(factory, seed)
@@ -131,7 +134,7 @@ class Problem:
         self.evaluator = Evaluator(
             factory(),
             self.population,
-            engine="eager",
+            engine=engine,
             calibration=self.images.slice(0, min(images, 200)) if recalibrates else None,
         )
         self.blocks = blocks_of(self.evaluator.forward, self.population, (1, 4, 4), unit)
@@ -144,7 +147,8 @@ class Problem:
 
     def rounds(self, *, size: int = 200, few: bool = False) -> RoundSearch:
         """Rounds with models of `size` images; few: folds of all choose and test."""
-        return RoundSearch(
+        kind = FewRounds if few else RoundSearch
+        return kind(
             probing=self.probing(),
             images=self.images,
             metric=self.metric,

@@ -9,10 +9,21 @@ linear_scores is torch's matrix product with the kernel of loss_and_rank behind 
 from deevo_ext.backends.products import linear_scores_with
 from deevo_ext.backends.triton.adaptation import plan, tell
 from deevo_ext.backends.triton.commit import commit
+from deevo_ext.backends.triton.compose import compose
 from deevo_ext.backends.triton.fold import fold
 from deevo_ext.backends.triton.head import head, loss_and_rank
 from deevo_ext.backends.triton.trials import trials
 
 linear_scores = linear_scores_with(loss_and_rank)
 
-__all__ = ["commit", "fold", "head", "linear_scores", "loss_and_rank", "plan", "tell", "trials"]
+__all__ = [
+    "commit",
+    "compose",
+    "fold",
+    "head",
+    "linear_scores",
+    "loss_and_rank",
+    "plan",
+    "tell",
+    "trials",
+]

@@ -17,7 +17,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.networks.batched.steps import LayerWeights, MembersWeights, Steps
 from deevo_ext.networks.engines.triton import padded
 from deevo_ext.networks.execution.feed import MicroBatch
-from deevo_ext.networks.execution.runner import Execution, Runner
+from deevo_ext.networks.execution.runner import Execution, SliceRunner
 from deevo_ext.networks.execution.sinks import LossSink, Sink
 from deevo_ext.networks.execution.weights import Stager
 from deevo_ext.networks.graph.network_graph import Convolution, NetworkGraph
@@ -28,7 +28,7 @@ _ONE_AT_A_TIME = threading.Lock()  # Triton's interpreter serves one thread only
 _LARGEST_GRID = 65535  # of CUDA's second grid axis, on which members are
 
 
-class BatchedRunner(Runner):
+class BatchedRunner(SliceRunner):
     """Runs a network graph for up to `chunk` members at a time.
 
     make_stager(padded): the stager of the graph, given input channels to pad to by layer. Raises

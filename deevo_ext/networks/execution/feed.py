@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -89,16 +89,19 @@ class ImageFeed:
         (batch,) = self._micro_batches(images, 0, pixels, dtype)
         return batch
 
-    def batches(
+    def batches(self, images: Images, dtype: torch.dtype) -> Iterable[list[MicroBatch]]:
+        """Returns all micro-batches in order, in lists of those that one slice of the images gives.
+
+        Each iteration over them reads the images. Networks run on one list after the other. At most
+        SLICE_BYTES of prepared images, or one micro-batch, are in a list, and no list is kept here,
+        so a caller who drops one before asking for the next holds one at a time.
+        """
+        return _Batches(self, images, dtype)
+
+    def read(
         self, images: Images, dtype: torch.dtype, most: int | None = None
     ) -> Iterator[list[MicroBatch]]:
-        """Yields all micro-batches in order, in lists of those that one slice of the images gives.
-
-        Networks run on one list after the other. At most SLICE_BYTES of prepared images, or one
-        micro-batch, are in a list, and no list is kept here, so a caller who drops one before
-        asking for the next holds one at a time. most: micro-batches of a list, where they are to be
-        fewer.
-        """
+        """Yields what `batches` returns; most: micro-batches of a list, if they are to be fewer."""
         if isinstance(images, LabelledImages):
             images = self._placement.of(images)
         one = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
@@ -128,6 +131,18 @@ class ImageFeed:
             batches.append(MicroBatch(x, start, size, images.name))
             start += size
         return batches
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What `ImageFeed.batches` returns."""
+
+    feed: ImageFeed
+    images: Images
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        return self.feed.read(self.images, self.dtype)
 
 
 def slices(

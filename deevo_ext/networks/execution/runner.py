@@ -1,6 +1,7 @@
 """Runners: rows of weights and micro-batches of images in, results to a sink.
 
-`MemberRunner` runs one member after the other, `batched.runner.BatchedRunner` several at once.
+`MemberRunner` runs one member after the other, `batched.runner.BatchedRunner` several at once,
+`user_engine.FunctionRunner` what a user wrote.
 """
 
 from __future__ import annotations
@@ -66,10 +67,24 @@ class Execution:
 
 
 class Runner(ABC):
-    """Runs one network graph or module for rows of weights."""
+    """Runs one network graph, module or function for rows of weights."""
 
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
+
+    @abstractmethod
+    def run(
+        self,
+        rows: Tensor,
+        statistics: Tensor | None,
+        batches: Iterable[Sequence[MicroBatch]],
+        sink: Sink,
+    ) -> None:
+        """Runs rows [K, D] with statistics [K, S] on images, as `ImageFeed.batches` gives them."""
+
+
+class SliceRunner(Runner):
+    """Runs all rows on a slice's micro-batches before the next slice is asked for."""
 
     def run(
         self,
@@ -78,10 +93,7 @@ class Runner(ABC):
         batches: Iterable[Sequence[MicroBatch]],
         sink: Sink,
     ) -> None:
-        """Runs rows [K, D] with statistics [K, S] on images, as `ImageFeed.batches` gives them.
-
-        All rows see a slice's micro-batches before the next slice is asked for.
-        """
+        """Runs rows on images, slice by slice."""
         for micro_batches in batches:
             with self.execution.float32_products():
                 self._run(rows, statistics, micro_batches, sink)
@@ -98,7 +110,7 @@ class Runner(ABC):
         """Runs all rows on the micro-batches of one slice."""
 
 
-class MemberRunner(Runner):
+class MemberRunner(SliceRunner):
     """Runs a program member by member.
 
     A member is prepared (folded, packed) once a slice, beside the micro-batches of the one before

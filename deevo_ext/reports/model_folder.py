@@ -1,0 +1,132 @@
+"""A network as a folder that timm and transformers load: config, weights and a model card.
+
+    timm.create_model("local-dir:FOLDER", pretrained=True)
+    transformers.AutoModelForImageClassification.from_pretrained("FOLDER")
+
+Networks of timm get timm's config, which transformers reads, too; networks of a Hugging Face folder
+keep that folder's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from deevo_ext.data.transform import Transform
+from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_extra
+from deevo_ext.files import write_whole
+from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR
+from deevo_ext.networks.transforms import of_timm
+from deevo_ext.networks.zoo import Architecture
+from deevo_ext.reports.card import render
+
+FORMATS = ("checkpoint", "timm", "hf")
+"""The layout of the first checkpoint alone; beside it a folder for timm, or for Hugging Face."""
+WEIGHTS, README = "model.safetensors", "README.md"
+
+
+def check_format(form: str, network: Architecture) -> None:
+    """Refuses a format that is none, or that a network or its transform cannot have."""
+    source = network.name.partition(":")[0]
+    if form not in FORMATS:
+        raise DeevoError(f"format is {form!r}; expected one of {', '.join(FORMATS)}")
+    sources = {"checkpoint": (source,), "timm": ("timm",), "hf": ("timm", "hf")}
+    if source not in sources[form]:
+        also = " or a Hugging Face folder (hf:FOLDER)" if form == "hf" else ""
+        raise DeevoError(
+            f"format is {form!r}, but {network.name} is no architecture of timm{also}; leave it "
+            "out: evolved.safetensors holds the network"
+        )
+    if form != "checkpoint" and source == "timm":
+        transform, model = network.needs_transform(), nn.Identity()
+        model.pretrained_cfg = _data_config(transform)  # type: ignore[assignment]
+        if of_timm(model, network.name) != transform:
+            raise DeevoError(
+                f"format is {form!r}, but timm's config has no words for {transform}; expected a "
+                "crop, of which resize is one multiple, or leave --format out"
+            )
+
+
+def write_model_folder(
+    folder: Path,
+    network: Architecture,
+    state: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    card: str,
+) -> None:
+    """Writes a network of timm or of a Hugging Face folder, trained weights and all.
+
+    network: the architecture; its transform goes into the config. state: for it, under the model's
+    names. class_names: in the labels' order. card: Markdown, what its card says of it.
+    """
+    source, _, name = network.name.partition(":")
+    folder.mkdir(parents=True, exist_ok=True)
+    if source == "timm":
+        config = _timm_config(folder, network, class_names)
+    else:
+        config = _copied_config(folder, Path(name), class_names)
+    write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    # transformers asks for the metadata to say whose tensors these are.
+    write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    values = {
+        "timm": source == "timm",
+        "name": name if source == "timm" else config.get("architectures", [folder.name])[0],
+        "title": folder.name,
+        "classes": len(class_names),
+        "transform": network.transform,
+        "card": card,
+    }
+    write_whole(folder / README, render("model_folder.md.j2", values).encode())
+
+
+def _timm_config(folder: Path, network: Architecture, class_names: Sequence[str]) -> dict[str, Any]:
+    """Makes timm's config, which says how the network was made and what pictures it takes."""
+    hub = import_extra("timm.models._hub")
+    path = folder / CONFIG
+    data = _data_config(network.needs_transform())
+    hub.save_config_for_hf(
+        network.model, path, model_config={"label_names": list(class_names)}, data_config=data
+    )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)  # it is said elsewhere, once
+    return config
+
+
+def _data_config(transform: Transform) -> dict[str, Any]:
+    """Says a transform as timm does: the inverse of how `zoo` reads it."""
+    data: dict[str, Any] = {
+        "interpolation": transform.interpolation,
+        "mean": transform.mean,
+        "std": transform.std,
+    }
+    resize = transform.resize
+    if transform.crop is None or resize is None:
+        return data
+    height = transform.crop[0]
+    scaled = resize if isinstance(resize, int) else resize[0]
+    share = height / scaled
+    if math.floor(height / share) != scaled:
+        share = height / (scaled + 0.5)  # timm rounds down what it gets by division
+    modes = {"bend": "squash", "cover": "center", "contain": "border"}
+    mode = modes[transform.fit] if isinstance(resize, tuple) else "center"
+    size = (transform.channels, *transform.crop)
+    return {**data, "input_size": size, "crop_pct": share, "crop_mode": mode}
+
+
+def _copied_config(folder: Path, origin: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the origin's config with the names of the classes, and copies its processor's."""
+    config: dict[str, Any] = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
+    config["id2label"] = {str(i): name for i, name in enumerate(class_names)}
+    config["label2id"] = {name: i for i, name in enumerate(class_names)}
+    if (origin / PROCESSOR).exists():
+        shutil.copyfile(origin / PROCESSOR, folder / PROCESSOR)
+    return config
