@@ -235,7 +235,7 @@ class RecipeRun(Run):
         if directions == CHANNELS:
             present = state.begun_changes()
             along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)
-            rounds, parts = replace(rounds, differences=along), along.chunks
+            rounds, parts = replace(rounds, differences=along), len(along.drawn)
         elif state.changes is not None:
             probing = replace(probing, genes=state.genes, changes=state.changes)
             rounds = replace(rounds, probing=probing)
