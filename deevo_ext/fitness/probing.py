@@ -19,6 +19,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
 from deevo_ext.search.likeliest import LikeliestModel
@@ -29,7 +30,7 @@ from deevo_ext.search.linear_model import LinearModel
 _LARGE, _DISAGREEMENT = 3.0, 0.5
 # A probe that moves the logits by less than this share of their size shows float32's rounding.
 # Scaled up, such a direction would ask for steps that no network follows.
-_ROUNDING = 2.0**-17
+ROUNDING = 2.0**-17
 
 T = TypeVar("T")
 KeepColumns = Callable[[int, Callable[[], Tensor]], Tensor]
@@ -42,7 +43,8 @@ class Probing:
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
     goes. chunk: rows that are made at a time. dtype: of the slopes. likeliest: how many classes
-    besides the true one an image keeps in the model, None for all.
+    besides the true one an image keeps in the model, None for all. genes, changes: what rows have
+    beside their recipes, float32 [genes, members], if anything (`Genes`).
     """
 
     forward: ProbeForward
@@ -51,6 +53,8 @@ class Probing:
     chunk: int
     dtype: torch.dtype = torch.float32
     likeliest: int | None = None
+    genes: Genes | None = None
+    changes: Tensor | None = None
 
     @property
     def population(self) -> Population:
@@ -72,8 +76,8 @@ class Probing:
                 "the present network gives logits that are not finite on the fitness images: check "
                 "images and preprocessing against the model"
             )
-        model = self._empty(z0, images.labels, blocks * members)
-        least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        model = self.empty(z0, images.labels, blocks * members)
+        least = ROUNDING * float(z0.square().mean().sqrt()) / self.eps
         present = model.present
         dependent = recipe.abs().argmax(dim=1).tolist()
         finite = False
@@ -131,7 +135,7 @@ class Probing:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
         present = model.present
-        for some in _chunks(probes, self.chunk):
+        for some in chunks(probes, self.chunk):
             near = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
             missed = []
             for (k, eps), one in zip(some, self._columns(model, near, images), strict=True):
@@ -158,17 +162,33 @@ class Probing:
         return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
 
     def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
-        for some in _chunks(recipes, self.chunk):
-            yield self.forward(
-                self.blocks.compose(self.population, torch.stack(list(some))), images
-            )
+        for some in chunks(recipes, self.chunk):
+            yield self.forward(self.compose(torch.stack(list(some))), images)
 
-    def _empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+    def empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+        """Returns a linear model of logits z0 [n, classes] that has no slopes yet."""
         if self.likeliest is None:
             return LinearModel(z0, labels, directions, self.dtype)
         return LikeliestModel(z0, labels, directions, self.likeliest, self.dtype)
 
+    def compose(self, recipes: Tensor) -> Tensor:
+        """Returns the rows [K, D] of recipes [K, blocks, members], with the changes."""
+        if self.genes is None or self.changes is None:
+            return self.blocks.compose(self.population, recipes)
+        changes = self.changes.expand(len(recipes), -1, -1)
+        return self.genes.compose(self.population, recipes, changes)
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    def after(self, recipe: Tensor, step: Tensor, length: float) -> Tensor:
+        """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
+        return after(recipe, step.reshape(recipe.shape).float(), length)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns steps [d] worth a virtual trial: the whole network to each member, and to all."""
+        members = self.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

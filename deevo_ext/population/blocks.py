@@ -122,15 +122,24 @@ class Blocks:
 
     def compose_rows(self, layout: Layout, rows: Tensor, recipes: Tensor) -> Tensor:
         """Does the same for any rows [members, D] of a layout, such as separate statistics."""
-        starts, index = self.segments(layout)
-        out = torch.zeros(len(recipes), layout.stride, dtype=rows.dtype, device=rows.device)
-        out = out[:, : layout.dim]
-        torch.ops.deevo.compose(
-            rows,
-            recipes.to(rows.device, torch.float32).contiguous(),
-            starts.to(rows.device),
-            index.to(rows.device),
-            layout.nonneg_start,
-            out,
-        )
-        return out
+        return compose_segments(layout, rows, *self.segments(layout), recipes)
+
+
+def compose_segments(
+    layout: Layout, rows: Tensor, starts: Tensor, index: Tensor, recipes: Tensor
+) -> Tensor:
+    """Returns rows [K, D] of recipes [K, parts, members] for segments of a layout.
+
+    starts int64 [S], index int32 [S]: where each segment begins, and the part it belongs to.
+    """
+    out = torch.zeros(len(recipes), layout.stride, dtype=rows.dtype, device=rows.device)
+    out = out[:, : layout.dim]
+    torch.ops.deevo.compose(
+        rows,
+        recipes.to(rows.device, torch.float32).contiguous(),
+        starts.to(rows.device),
+        index.to(rows.device),
+        layout.nonneg_start,
+        out,
+    )
+    return out
