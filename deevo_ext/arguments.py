@@ -45,6 +45,14 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
             raise DeevoError(f"{name} is {shown}of type {kind}; expected {_text(hint)}")
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """Returns the device with its index; raises DeevoError where torch cannot use it here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
+
+
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(function)
@@ -55,7 +63,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if isinstance(value, str) and torch.device in parts:
+        if isinstance(value, (str, torch.device)) and torch.device in parts:
             return _is_device(value)
         if isinstance(value, str) and any(map(_is_path, parts)):
             value = Path(value)
@@ -73,8 +81,10 @@ def _fits(value: Any, hint: Any) -> bool:
         kind = kind.__bound__
     if kind is collections.abc.Callable:
         return callable(value)
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
-        return True  # a protocol
+    if not isinstance(kind, type):
+        return True
+    if getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False):
+        return True
     if not isinstance(value, kind):
         return False
     value = typing.cast(Any, value)
@@ -110,12 +120,11 @@ def _is_text(value: str | bytes) -> bool:
         return False
 
 
-def _is_device(value: str) -> bool:
+def _is_device(value: str | torch.device) -> bool:
     try:
-        torch.device(value)
+        return torch.device(value).type != "meta"  # which keeps no values
     except RuntimeError:
         return False
-    return True
 
 
 def _is_number(value: Any, hint: Any) -> bool:

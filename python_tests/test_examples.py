@@ -42,3 +42,15 @@ def test_onnx_int8(folder: Path) -> None:
     back = re.search(r"took back (\S+)\.", text)
     assert back is not None and float(back[1]) == pytest.approx(quantised - evolved, abs=2e-4)
     assert (folder / "quantised.onnx").stat().st_size > 0
+
+
+def test_blurred(folder: Path) -> None:
+    text = printed("blurred", folder)
+    points = [float(found) for found in re.findall(r": ([+-]\d+\.\d) points\. Of", text)]
+    assert len(points) == 2 and min(points) > 2  # 7 and more on clothes
+    before, after, kept_before, kept_after = losses(text)
+    assert after < kept_after < before == kept_before
+    lost = [
+        float(found) for found in re.findall(r"right \(loss \S+\), the network.* \((\S+)\):", text)
+    ]
+    assert len(lost) == 2 and lost[1] < lost[0]

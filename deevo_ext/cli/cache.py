@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from deevo_ext.cli.parameters import model_args_of
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.classes import class_order_of
-from deevo_ext.data.pictures import open_pictures
+from deevo_ext.data.opening import open_pictures
 from deevo_ext.data.sets import select_train
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
@@ -26,6 +27,10 @@ def cache(
     out: Annotated[Path, typer.Option(help="The cache file to write, *.safetensors.")],
     arch: Annotated[
         str | None, typer.Option(help="A torchvision or timm model, whose transform is taken.")
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(help='An argument of the model, as "img_size=96". May be repeated.'),
     ] = None,
     transform: Annotated[
         str | None,
@@ -45,6 +50,13 @@ def cache(
             "architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV with the columns file, label and, if the folder has parts, split: of a "
+            "folder without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -66,9 +78,13 @@ def cache(
     """
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")
-    network = None if arch is None else architecture(arch, transform=transform)
+    network = (
+        None
+        if arch is None
+        else architecture(arch, model_args=model_args_of(model_arg), transform=transform)
+    )
     order = class_order_of(class_order, "" if network is None else network.name)
-    pictures = select_train(open_pictures(source, order), train_images or None, seed)
+    pictures = select_train(open_pictures(source, order, labels), train_images or None, seed)
     neutral = (0.5,) * pictures.channels  # pixels are stored as they are
     if network is not None:
         chosen = network.needs_transform()

@@ -23,8 +23,9 @@ from deevo_ext.cli.parameters import (
     unit_of,
     without_defaults,
 )
-from deevo_ext.data import image_sets
+from deevo_ext.data import ImageSets, image_sets
 from deevo_ext.data.class_maps import class_map_of
+from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
@@ -40,9 +41,11 @@ from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import check_options
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.preflight import Preflight, seconds_of
 from deevo_ext.runs.recipe_run import RECIPE_FILE
 from deevo_ext.runs.round_preflight import RoundPreflight
+from deevo_ext.runs.rounds import FEW
 
 _networks = partial(typer.Option, rich_help_panel=NETWORKS)
 _images = partial(typer.Option, rich_help_panel=IMAGES)
@@ -72,6 +75,17 @@ def evolve(
     test: Annotated[
         Path | None, _images(help="The test images, in place of those of --data.")
     ] = None,
+    adapt: Annotated[
+        Path | None,
+        _images(
+            help="Labelled images of another kind than the checkpoints were trained on, one folder "
+            "and nothing else, in place of --data; --test may name some that judge."
+        ),
+    ] = None,
+    old: Annotated[
+        Path | None,
+        _images(help="Labelled images of the kind trained on: the report says what was lost."),
+    ] = None,
     split_seed: Annotated[
         int,
         _images(
@@ -87,6 +101,13 @@ def evolve(
             "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    labels: Annotated[
+        Path | None,
+        _images(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         _images(
@@ -247,7 +268,13 @@ def evolve(
     }
     if ":" in parameters["engine"]:
         keywords["engine"] = function_of(parameters["engine"], "engine")
-    check_options(keywords)
+    if adapt is not None and (other := data or fitness or validation) is not None:
+        raise DeevoError(
+            f"adapt is {adapt}, and other images, {other}, are given too: --adapt is all that "
+            "networks are evolved on; leave the others out, or give them without --adapt"
+        )
+    # Old images are a folder's name so far.
+    check_options(keywords | {"keep": 0.0 if old else keywords["keep"]})
     files = expand_paths(checkpoints)
     options = NameOptions.of(
         parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()
@@ -265,20 +292,31 @@ def evolve(
     check_files(Inventory.of(network.model, frozen or ()), files, options)
     own = class_map_of(files, "ignore" if force else "refuse")  # the run itself warns
     order = class_order_shown(class_order, network.name, own, "warn" if force else "refuse")
-    sets = image_sets(
-        data,
-        network.needs_transform(),
-        seed=split_seed,
-        cache=cache,
-        class_order=order,
-        classes=network.classes(),
-        train_images=train_images or None,
-        fitness=fitness,
-        validation=validation,
-        test=test,
-        skip_corrupt=skip_corrupt,
-        progress=parameters["progress"],
-    )
+    pixels = network.needs_transform()
+    opening: dict[str, Any] = {
+        "seed": split_seed,
+        "class_order": order,
+        "labels": labels,
+        "classes": network.classes(),
+        "skip_corrupt": skip_corrupt,
+        "progress": parameters["progress"],
+    }
+    sets: ImageSets | NewKind
+    if adapt is None:
+        sets = image_sets(
+            data,
+            pixels,
+            cache=cache,
+            train_images=train_images or None,
+            fitness=fitness,
+            validation=validation,
+            test=test,
+            **opening,
+        )
+    else:
+        sets = new_kind(adapt, pixels, by_folds=FEW, test=test, cache=cache, **opening)
+    if old is not None:
+        keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
     check_fit(network, sets.fitness, sets.class_names)
     typer.echo(sets.describe())
     typer.echo(
@@ -318,12 +356,17 @@ def evolve(
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
-    write_documents(result.run, result.comparison, about)
+    if network.names:
+        about["names in checkpoints"] = network.names
+    write_documents(result.run, result.comparison, about, result.old)
     if form != "checkpoint":
         card = (out / CARD).read_text(encoding="utf-8")
         write_model_folder(out / form, network, result.state_dict, sets.class_names, card)
     if result.comparison is not None:
-        typer.echo(f"\nOn {len(sets.test):,} test images:\n\n{result.comparison.format()}\n")
+        count = result.comparison.networks[0].images
+        typer.echo(f"\nOn {count:,} test images:\n\n{result.comparison.format()}\n")
+    if result.old is not None:
+        typer.echo(f"{what_was_lost(result.old)}\n")
     recipe = out / RECIPE_FILE
     if recipe.exists():
         typer.echo(f"Its recipe: {recipe} (deevo merge {recipe} --out FILE)")

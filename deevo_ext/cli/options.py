@@ -24,10 +24,12 @@ PANELS: dict[str | None, tuple[str, ...]] = {
     None: ("search", "rounds", "passes", "generations", "seed"),
     NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
     IMAGES: (
+        "keep",
         "generations_per_batch",
         "sampling",
         "augment",
         "label_smoothing",
+        "metric_name",
         "racing",
         "racing_first",
         "validate_every",

@@ -11,7 +11,7 @@ import typer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from deevo_ext.cli.parameters import class_order_shown
+from deevo_ext.cli.parameters import class_order_shown, model_args_of
 from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
@@ -96,6 +96,19 @@ def populate(
             "checkpoints say, else natural for timm's architectures, else text."
         ),
     ] = "auto",
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='An argument that the network is made with, as "img_size=96". May be repeated.'
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
+            "without class folders."
+        ),
+    ] = None,
     train_images: Annotated[
         int,
         typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
@@ -145,7 +158,8 @@ def populate(
         seed=seed,
         augmentations=choices or Choices.parse("none"),
     )
-    untrained = architecture(arch, transform=transform)
+    model_args = model_args_of(model_arg)
+    untrained = architecture(arch, model_args=model_args, transform=transform)
     expected = untrained.needs_transform()
     state, own, classes = None, None, None
     if checkpoint is not None:
@@ -159,6 +173,7 @@ def populate(
         expected,
         cache=cache,
         class_order=order,
+        labels=labels,
         classes=classes,
         train_images=train_images or None,
         workers=workers,
@@ -166,7 +181,11 @@ def populate(
     )
     images = cached.part("train", expected)
     network = architecture(
-        arch, num_classes=len(cached.class_names) or None, transform=expected, seed=seed
+        arch,
+        num_classes=len(cached.class_names) or None,
+        model_args=model_args,
+        transform=expected,
+        seed=seed,
     )
     check_fit(network, images, cached.class_names)
     if checkpoint is not None and state is not None:
@@ -183,6 +202,7 @@ def populate(
         "transform": expected.pixels(),
         "seed": seed,
         "members": {"snapshots": snapshots},
+        **({"model_args": model_args} if model_args else {}),
     }
     header, *rows = trainings.table()
     typer.echo(text_table(header, rows, ">"))

@@ -5,7 +5,8 @@ from deevo_ext.data.cache_file import open_cache
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.images import ImageSet, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.data.pictures import DatasetPictures, open_pictures
+from deevo_ext.data.opening import open_pictures
+from deevo_ext.data.pictures import DatasetPictures
 from deevo_ext.data.sets import ImageSets, image_sets
 from deevo_ext.data.sources import load
 from deevo_ext.data.transform import Transform

@@ -49,13 +49,15 @@ def build_cache(
     workers: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = True,
+    renew: bool = False,
 ) -> Cache:
     """Returns the cache at `path`, built if it is not there; opened and checked if it is.
 
     pictures: from `open_pictures`, or `DatasetPictures` of a torch Dataset. transform: its resize
     and crop are applied, its normalisation is not. workers: processes that decode; default one a
     processor; 0 decodes in this one. skip_corrupt: leaves out what cannot be read instead of
-    refusing it; `Cache.skipped` counts them.
+    refusing it; `Cache.skipped` counts them. renew: makes a cache anew whose source has changed
+    since, and says so, instead of refusing it; processes that have it open keep what they opened.
 
     Raises DeevoError: pictures that cannot be read and classes without any (up to 50 by name, in
     one message, after everything else is decoded and kept), no room on the disk, a cache of another
@@ -72,10 +74,12 @@ def build_cache(
         raise DeevoError(f"{pictures.name}: no pictures")
     description = _describe(pictures, transform)
     if os.path.lexists(path):
-        return _existing(path, description)
+        if not renew or not _is_stale(path, description):
+            return _existing(path, description)
+        warnings.warn(f"{path}: its pictures have changed since; it is made anew", stacklevel=2)
     partial = path.with_name(path.name + ".partial")
     with _locked(partial, progress) as file:
-        if path.exists():  # another process was faster
+        if path.exists() and not (renew and _is_stale(path, description)):  # another was faster
             if not os.fstat(file).st_size:
                 partial.unlink(missing_ok=True)
             return _existing(path, description)
@@ -127,6 +131,14 @@ def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
         with contextlib.suppress(Exception):
             return transform.apply(pictures.read(index)[0]).shape[:2]
     raise DeevoError(f"{pictures.name}: none of the first pictures can be read")
+
+
+def _is_stale(path: Path, expected: Description) -> bool:
+    """Whether a cache is of other pictures, and of this very transform."""
+    if not os.path.isfile(path):
+        return False
+    actual = open_cache(path).description
+    return actual.pixels == expected.pixels and actual.source != expected.source
 
 
 def _existing(path: Path, expected: Description) -> Cache:

@@ -174,6 +174,7 @@ class Cache:
 
         Raises DeevoError: no such part, no image in it, or another transform.
         """
+        check_arguments(Cache.images, locals())
         self.require(transform)
         if part not in self.description.parts:
             raise DeevoError(
@@ -199,6 +200,7 @@ class Cache:
 
     def part(self, part: str, transform: Transform) -> CachedImages:
         """Returns the images of a part, or, where there is no such part, of the first one."""
+        check_arguments(Cache.part, locals())
         parts = self.description.parts
         return self.images(part if part in parts else next(iter(parts)), transform)
 
@@ -214,9 +216,11 @@ def open_cache(path: str | Path) -> Cache:
         raise DeevoError(f"{path}: no file, so no cache; expected one that deevo cache made")
     if not os.path.isfile(path):
         raise DeevoError(f"{path}: no such cache; make it with deevo cache SOURCE --out {path}")
-    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
-        raise DeevoError(f"{path}: an archive, which is not read: unpack it, and give its folder")
     try:
+        if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+            raise DeevoError(
+                f"{path}: an archive, which is not read: unpack it, and give its folder"
+            )
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

@@ -56,6 +56,8 @@ class CachedImages(LabelledImages):
             raise DeevoError(
                 f"{self.name}: pixels must be uint8 [M, H, W, C], got {dtype} {list(shape)}"
             )
+        if self.indices is not None and self.indices.ndim != 1:
+            raise DeevoError(f"{self.name}: indices are {list(self.indices.shape)}; expected [N]")
         self.check_labels(shape[0] if self.indices is None else len(self.indices))
         _, height, width, channels = shape
         one_each = len(self.mean) == len(self.std) == channels
@@ -72,6 +74,7 @@ class CachedImages(LabelledImages):
 
         Raises DeevoError where an image does not have its digest.
         """
+        self.require_range(start, stop)
         if self.indices is None:
             pixels = self.all_pixels[start:stop]
             if not self.in_memory:
@@ -100,20 +103,20 @@ class CachedImages(LabelledImages):
         """Returns the images at `indices`, in that order; pixels are not copied."""
         chosen = self.checked(indices)
         places = chosen if self.indices is None else self.indices[chosen]
-        return replace(self, labels=self.labels[chosen], indices=places, name=name or self.name)
+        return replace(self, labels=self.labels[chosen], indices=places, name=self.named(name))
 
     def slice(self, start: int, stop: int, name: str | None = None) -> CachedImages:
         """Returns images start..stop-1; of all images it is a view, read without gathering."""
-        places = self.range_of(start, stop)
         if self.indices is not None:
-            return self.subset(places, name)
+            return self.subset(self.range_of(start, stop), name)
+        self.require_range(start, stop)
         return replace(
             self,
             all_pixels=self.all_pixels[start:stop],
             labels=self.labels[start:stop],
             digests=None if self.digests is None else self.digests[start:stop],
             verified=None if self.verified is None else self.verified[start:stop],
-            name=name or self.name,
+            name=self.named(name),
         )
 
     def gathered(self, pixels: Tensor) -> CachedImages:

@@ -54,6 +54,7 @@ class ImageSet(LabelledImages):
 
     def pixels(self, start: int, stop: int) -> Tensor:
         """Returns images start..stop-1, a view."""
+        self.require_range(start, stop)
         return self.images[start:stop]
 
     def digest(self) -> str:
@@ -65,12 +66,12 @@ class ImageSet(LabelledImages):
     def subset(self, indices: Indices, name: str | None = None) -> ImageSet:
         """Returns copies of the images at `indices`, in that order."""
         chosen = self.checked(indices)
-        return ImageSet(self.images[chosen], self.labels[chosen], name or self.name)
+        return ImageSet(self.images[chosen], self.labels[chosen], self.named(name))
 
     def slice(self, start: int, stop: int, name: str | None = None) -> ImageSet:
         """Returns images start..stop-1, a view."""
-        self.range_of(start, stop)
-        return ImageSet(self.images[start:stop], self.labels[start:stop], name or self.name)
+        self.require_range(start, stop)
+        return ImageSet(self.images[start:stop], self.labels[start:stop], self.named(name))
 
 
 def image_set(images: LabelledImages | tuple[Tensor, Tensor], name: str) -> LabelledImages:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 
 Indices = Tensor | Sequence[int]
@@ -61,16 +62,29 @@ class LabelledImages(ABC):
 
     def range_of(self, start: int, stop: int) -> Tensor:
         """Returns int64 start..stop-1; raises as `slice` does."""
+        self.require_range(start, stop)
+        return torch.arange(start, stop)
+
+    def require_range(self, start: int, stop: int) -> None:
+        """Raises DeevoError unless 0 <= start < stop <= N, both whole numbers."""
+        check_arguments(LabelledImages.range_of, {"start": start, "stop": stop})
         if not 0 <= start < stop <= len(self):
             raise DeevoError(
                 f"{self.name}: images {start}..{stop} (exclusive) do not fit {len(self)} images"
             )
-        return torch.arange(start, stop)
 
     def checked(self, indices: Indices) -> Tensor:
         """Returns indices as int64 [n] where the labels are; raises as `subset` does."""
-        chosen = torch.as_tensor(indices, device=self.labels.device)
-        if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        try:
+            chosen = torch.as_tensor(indices, device=self.labels.device)
+        except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is one
+            raise DeevoError(f"{self.name}: indices are no whole numbers ({error})") from None
+        if (
+            chosen.ndim != 1
+            or chosen.is_floating_point()
+            or chosen.dtype == torch.bool
+            or chosen.is_complex()
+        ):
             raise DeevoError(
                 f"{self.name}: indices must be whole numbers [n], "
                 f"got {chosen.dtype} {list(chosen.shape)}"
@@ -83,6 +97,11 @@ class LabelledImages(ABC):
                 f"do not fit {len(self)} images"
             )
         return chosen.to(torch.int64)
+
+    def named(self, name: str | None) -> str:
+        """Returns a name that was given, or else this set's."""
+        check_arguments(LabelledImages.named, locals())
+        return name or self.name
 
     def check_labels(self, images: int) -> None:
         """Raises DeevoError unless labels are int64, not negative, and one for each image."""

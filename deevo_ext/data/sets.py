@@ -22,7 +22,8 @@ from deevo_ext.data.cache_file import VERSION, Cache, open_cache, require_own
 from deevo_ext.data.classes import ClassOrder, require_order
 from deevo_ext.data.images import balanced_order, split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.data.pictures import Pictures, Selected, open_pictures
+from deevo_ext.data.opening import open_pictures
+from deevo_ext.data.pictures import Pictures, Selected
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import cache_folder
@@ -83,6 +84,7 @@ def open_data(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
+    labels: str | os.PathLike[str] | None = None,
     classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     workers: int | None = None,
@@ -95,10 +97,12 @@ def open_data(
         raise DeevoError(f"data is a {type(data).__name__}; expected a cache file or a folder")
     path = Path(data)
     if os.path.isfile(path):
+        if labels is not None:
+            raise DeevoError(f"labels are {labels}, but {path} is a file; expected a folder for it")
         opened = open_cache(path)
         require_order(opened.class_names, class_order, str(path))
         return opened
-    pictures = select_train(open_pictures(path, class_order), train_images, seed)
+    pictures = select_train(open_pictures(path, class_order, labels), train_images, seed)
     require_order(pictures.class_names, class_order, str(path))
     if classes is not None and len(pictures.class_names) not in (0, classes):
         raise DeevoError(
@@ -107,7 +111,7 @@ def open_data(
             "some of its classes, name all of them in their order (--class-order FILE)"
         )
     if cache is None:
-        target = _default_path(path, transform, pictures, seed, class_order)
+        target = _default_path((path, labels), transform, pictures, seed, class_order)
         require_own(target)
     else:
         target = Path(cache)
@@ -118,6 +122,7 @@ def open_data(
         workers=workers,
         skip_corrupt=skip_corrupt,
         progress=progress,
+        renew=cache is None,  # nobody knows that file
     )
 
 
@@ -128,6 +133,7 @@ def image_sets(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     class_order: ClassOrder = "text",
+    labels: str | os.PathLike[str] | None = None,
     classes: int | None = None,
     train_images: int | None = TRAIN_IMAGES,
     fitness: ImageSource | None = None,
@@ -141,11 +147,12 @@ def image_sets(
 
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
-    default below DEEVO_CACHE_DIR. class_order: of class folders, see `ClassOrder`. classes: how
-    many the network has, of which pictures of another number are refused undecoded. train_images:
-    how many are cached, class-balanced; None for all. fitness, validation, test: a set, or a cache
-    file or folder (its train part for fitness, else its val part, or all of it). workers,
-    skip_corrupt, progress: of `build_cache`.
+    default below DEEVO_CACHE_DIR, where one whose pictures have changed is made anew. class_order:
+    of class folders, see `ClassOrder`. labels: a table of the labels of `data`, as in
+    `open_pictures`. classes: how many the network has, of which pictures of another number are
+    refused undecoded. train_images: how many are cached, class-balanced; None for all. fitness,
+    validation, test: a set, or a cache file or folder (its train part for fitness, else its val
+    part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
 
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
@@ -172,7 +179,7 @@ def image_sets(
     caches: list[Cache] = []
     sets: dict[str, LabelledImages] = {}
     if data is not None:
-        caches.append(open_one(data, cache=cache))
+        caches.append(open_one(data, cache=cache, labels=labels))
         parts = caches[0].description.parts
         sets = _divided({part: caches[0].images(part, transform) for part in parts}, seed)
     for purpose, source in named.items():
@@ -246,15 +253,22 @@ def select_train(pictures: Pictures, count: int | None, seed: int) -> Pictures:
 
 
 def _default_path(
-    source: Path, transform: Transform, pictures: Pictures, seed: int, class_order: ClassOrder
+    source: tuple[Path, str | os.PathLike[str] | None],
+    transform: Transform,
+    pictures: Pictures,
+    seed: int,
+    class_order: ClassOrder,
 ) -> Path:
+    path, labels = source
     facts: tuple[object, ...] = (
         VERSION,
-        str(source.resolve()),
+        str(path.resolve()),
         json.dumps(transform.pixels()),
         pictures.parts,
         seed if isinstance(pictures, Selected) else None,
     )
+    if labels is not None:
+        facts += (str(Path(labels).resolve()),)
     if class_order != "text":
         facts += (pictures.class_names,)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -18,6 +18,7 @@ import numpy as np
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
+from deevo_ext.files import read_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ _EXPECTED = (
     "expected resize (whole number: the shorter side; or [height, width]), crop (whole number or "
     f"[height, width]), interpolation ({', '.join(INTERPOLATIONS)}), mean and std (one number a "
     "channel, of values in 0..1); where resize is [height, width] also fit "
-    f"({', '.join(FITS)}); and fill (0..255 a channel)"
+    f"({', '.join(FITS)}); fill (0..255 a channel); and exif (true or false)"
 )
 
 
@@ -42,7 +43,8 @@ class Transform:
     colour, one for grey. fit: what resize = (height, width) does to a picture of other proportions:
     "bend" it to that size, or keep its proportions and "cover" that size, or be "contain"ed in it,
     as timm's crop_mode squash, center and border. fill: whole numbers 0..255 per channel; None for
-    black.
+    black. exif: whether pictures are first turned as their EXIF orientation says; the transforms of
+    torchvision and timm do not look at it, so networks have mostly learned from unturned ones.
 
     Raises DeevoError: a value is not as above.
     """
@@ -54,6 +56,7 @@ class Transform:
     std: tuple[float, ...]
     fit: str = "bend"
     fill: tuple[int, ...] | None = None
+    exif: bool = False
 
     def __post_init__(self) -> None:
         check_arguments(Transform, vars(self))
@@ -93,6 +96,8 @@ class Transform:
             plain["fit"] = self.fit
         if self.crop is not None and self.fill is not None and any(self.fill):
             plain["fill"] = list(self.fill)
+        if self.exif:
+            plain["exif"] = True
         return plain
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
@@ -107,8 +112,10 @@ class Transform:
         16 bits a channel are scaled to 8. Raises ValueError for numbers whose range nobody says:
         floating ones and those of 32 bits.
         """
-        from PIL import Image
+        from PIL import Image, ImageOps
 
+        if self.exif and not isinstance(picture, np.ndarray):
+            picture = ImageOps.exif_transpose(picture)
         if isinstance(picture, np.ndarray):
             grey = picture.ndim == 3 and picture.shape[2] == 1
             picture = Image.fromarray(picture[:, :, 0] if grey else picture)
@@ -169,6 +176,7 @@ class Transform:
                 tuple(values["std"]),
                 values.get("fit", "bend"),
                 None if values.get("fill") is None else tuple(values["fill"]),
+                values.get("exif", False),
             )
         except (TypeError, ValueError) as error:
             raise DeevoError(f"{name}: {error}; {_EXPECTED}") from error
@@ -179,11 +187,12 @@ class Transform:
 
         Raises DeevoError that names the file.
         """
+        check_arguments(Transform.from_file, locals())
         path = Path(path)
         try:
-            text = path.read_text()
+            text = read_regular(path).decode()
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
+        except (DeevoError, ValueError, RecursionError) as error:
             raise DeevoError(f"{path}: not a readable JSON or TOML file ({error})") from error
         if not isinstance(values, dict):
             raise DeevoError(f"{path}: holds a {type(values).__name__}; {_EXPECTED}")

@@ -11,8 +11,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-"""Files taken as pictures, in any case; those of torchvision's ImageFolder."""
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+        *(".jfif", ".gif", ".avif"),
+    )
+)
+"""Files taken as pictures, in any case: those of torchvision's ImageFolder, and .jfif, .gif, .avif.
+
+Of a moving picture it is the first frame.
+"""
 
 _SYSTEMS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"))
 _Identity = tuple[int, int]
@@ -48,13 +56,13 @@ class Trees:
             try:
                 status = os.stat(path)
             except OSError as error:
-                if _is_picture(path):
+                if is_picture(path):
                     self.problems.append(f"{path}: cannot be read ({error.strerror})")
                 continue
             if os.path.isdir(path):
                 if self._is_new(path, status):
                     links += [(key, below) for below in self._walk(key, path)]
-            elif _is_picture(path) and self._is_file(path) and self._is_new(path, status):
+            elif is_picture(path) and self._is_file(path) and self._is_new(path, status):
                 self.files[key].append(path)
         for files in self.files.values():
             files.sort()
@@ -81,7 +89,7 @@ class Trees:
                     if self._is_new(entry.path, entry.stat()):  # bind mounts make loops, too
                         folders.append(entry.path)
                 elif (
-                    _is_picture(entry.name)
+                    is_picture(entry.name)
                     and self._is_file(entry.path)
                     and self._is_first(entry.path, (device, entry.inode()))
                 ):
@@ -109,5 +117,6 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEMS
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture."""
     return os.path.splitext(name)[1].lower() in SUFFIXES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from deevo_ext.fitness.refit import Refit
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.networks.execution.feed import ImageFeed, MicroBatch
 from deevo_ext.networks.execution.preprocessing import Preprocessing
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.execution.workers import Modules, Workers
 
 
@@ -152,7 +154,8 @@ class _Features:
 
                 handles.append(model.get_submodule(name).register_forward_hook(keep))
             try:
-                logits = functional_call(model, tensors, (batch.images,))
+                call = functools.partial(functional_call, model, tensors)
+                logits = logits_of(call, batch.images, "images")
             finally:
                 for handle in handles:
                     handle.remove()

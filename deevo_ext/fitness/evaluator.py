@@ -20,6 +20,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.identity import function_identity
+from deevo_ext.networks.arguments import check_rows
 from deevo_ext.networks.engines.choose import EngineTable, device_name
 from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.execution.user_engine import EngineFunction
@@ -168,10 +169,12 @@ class Evaluator:
         rows: [K, D] of any floating dtype, with statistics [K, S] where they are apart. Results lie
         where the labels are.
         """
+        check_arguments(Evaluator.losses, locals())
         if rows.ndim == 1:
             apart = None if statistics is None else Used(statistics[None])
             losses, ranks = self.losses(rows[None], images, apart, label_smoothing=label_smoothing)
             return Losses(losses[0], ranks[0])
+        check_rows(rows, self.population.layout)
         self.settle(images)
         self._image_passes += len(images) * len(rows)
         return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
@@ -219,6 +222,8 @@ class Evaluator:
         metric: Metric = _LOSS,
     ) -> float:
         """Returns a row's fitness by a metric; by default the mean cross-entropy."""
+        check_arguments(Evaluator.score, locals())
+        check_rows(row[None], self.population.layout)
         used = self.used_statistics(row, inherited)
         apart = None if used is None else Used(used[None])
         outcomes = self.image_scores(row[None], images, metric, apart)[0]
@@ -228,6 +233,8 @@ class Evaluator:
         self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None
     ) -> list[Score]:
         """Returns the mean loss and top-1 of each of rows [K, D]."""
+        check_arguments(Evaluator.scores, locals())
+        check_rows(rows, self.population.layout)
         losses, ranks = self.losses(rows, images, self.used_statistics(rows, inherited))
         return [
             Score(mean_score(loss, self.micro_batch), float((rank == 0).double().mean()))

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import group_size, norms_in_training
 from deevo_ext.networks.execution.feed import slices
 from deevo_ext.networks.execution.preprocessing import Preprocessing
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.execution.workers import Modules, Workers
 from deevo_ext.population.allocation import sent
 
@@ -74,7 +74,10 @@ class ProbeForward:
             row = rows[k].float()
             tensors, norms = self.evaluator.policy.tensors_in_training(row, apart)
             with self._modules.take() as model, norms_in_training(model, norms):
-                parts[k, start] = functional_call(model, tensors, (pixels,)).float()
+                logits = logits_of(
+                    lambda x: functional_call(model, tensors, (x,)), pixels, images.name
+                )
+                parts[k, start] = logits.float()
 
         placed = self.evaluator.policy.placement.of(images)
         for start, read in slices(placed, groups, device):
@@ -83,8 +86,6 @@ class ProbeForward:
                 (lambda k=k, at=start, part=pixels: run(k, at, part)) for k in range(len(rows))
             ]
             self._workers.run(tasks)
-        if any(part.ndim != 2 for part in parts.values()):
-            raise DeevoError("the model gives no logits [images, classes]")
         return torch.stack(
             [torch.cat([parts[k, start] for start, _ in groups]) for k in range(len(rows))]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.arguments import usable_device
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.layout import Layout
 
@@ -47,10 +48,7 @@ def check_options(
 
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:
     """The device with its index, if torch can use it and it has the precision."""
-    try:
-        usable = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise DeevoError(f"device is {device!r}, which torch cannot use: {error}") from None
+    usable = usable_device(device)
     if precision == "tf32" and usable.type != "cuda":
         raise DeevoError('precision is "tf32", which CUDA devices have; use "float32" here')
     return usable
@@ -64,7 +62,8 @@ def check_rows(rows: Tensor, layout: Layout) -> None:
             "the population's"
         )
     if (
-        rows.dim() != 2
+        rows.layout != torch.strided
+        or rows.dim() != 2
         or not len(rows)
         or rows.shape[1] < layout.dim
         or not rows.is_floating_point()

@@ -149,6 +149,7 @@ class PopulationForward:
 
         Raises DeevoError where the network is served unfused, saying why.
         """
+        check_arguments(PopulationForward.graph, locals())
         built = self._built(tuple(image_shape), row_dtype)
         if built.graph is None:
             raise DeevoError(f"the network is served without a graph: {built.why_unfused}")
@@ -158,6 +159,7 @@ class PopulationForward:
         self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
     ) -> NetworkGraph | None:
         """Returns what `graph` does, or None where the network is served unfused."""
+        check_arguments(PopulationForward.find_graph, locals())
         return self._built(tuple(image_shape), row_dtype).graph
 
     @torch.no_grad()
@@ -214,6 +216,7 @@ class PopulationForward:
         self, row: Tensor, images: Tensor | LabelledImages, statistics: Tensor | None = None
     ) -> Tensor:
         """Returns logits float32 [N, classes] of one row [D], for ensembles and inspection."""
+        check_arguments(PopulationForward.logits, locals())
         rows, apart = row[None], None if statistics is None else statistics[None]
         sink = LogitsSink()
         self._run(rows, self._checked(rows, images, apart), apart, sink)
@@ -291,7 +294,9 @@ class PopulationForward:
     ) -> Images:
         """Returns the images as the feed reads them; DeevoError for what cannot be evaluated."""
         check_rows(rows, self.layout)
-        if not isinstance(images, (Tensor, LabelledImages)):
+        if not isinstance(images, (Tensor, LabelledImages)) or (
+            isinstance(images, Tensor) and images.dim() < 2
+        ):
             raise DeevoError(
                 f"images are a {type(images).__name__}; expected a tensor [N, C, H, W] or a set of "
                 "labelled images"

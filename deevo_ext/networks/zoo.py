@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.networks import hugging_face
 from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.transforms import transform_of
 from deevo_ext.population.checkpoints import load_matched
 from deevo_ext.population.finding import PathLike
 from deevo_ext.population.inventory import Inventory
@@ -121,7 +121,7 @@ def architecture(
             raise DeevoError(f"{error}. --arch and --model-arg decide the model") from error
         names = matched.describe()
     size = given.get("img_size")
-    chosen = _transform(source, name, model, transform, size)
+    chosen = transform_of(source, name, model, transform, size)
     return Architecture(full_name, model, num_classes, chosen, names)
 
 
@@ -163,15 +163,9 @@ def check_fit(
             )
     classes = network.num_classes
     try:
-        logits = network.model(torch.zeros(1, *shape))
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            kind = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            wrong.append(f"it returns {kind}, not logits [N, classes]")
-        else:
-            classes = logits.shape[1]
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        wrong.append(f"it fails on {images.name} of {'x'.join(map(str, shape))}: {reason}")
+        classes = logits_of(network.model, torch.zeros(1, *shape), images.name).shape[1]
+    except (DeevoError, AssertionError) as error:
+        wrong.append(str(error).splitlines()[0])
     highest = int(images.labels.max())
     if classes is not None and class_names is not None and len(class_names) != classes:
         wrong.append(
@@ -261,69 +255,3 @@ def _made(
     if not isinstance(model, nn.Module):
         raise DeevoError(f"{name} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model.eval()
-
-
-def _transform(
-    source: str, name: str, model: nn.Module, choice: str | Path | Transform | None, size: Any
-) -> Transform | None:
-    if isinstance(choice, Transform):
-        return choice
-    if choice is not None and Path(choice).suffix in (".json", ".toml"):
-        return Transform.from_file(choice)
-    if source == "torchvision":
-        weights = import_extra("torchvision").models.get_model_weights(name)
-        known = list(weights.__members__)
-        if choice is not None and choice not in known:
-            raise DeevoError(
-                f"transform is {str(choice)!r}; expected a .json or .toml file, or one of the "
-                f"weights of {name}: {', '.join(known)}"
-            )
-        return _of_torchvision((weights[str(choice)] if choice else weights.DEFAULT).transforms())
-    if choice is not None:
-        raise DeevoError(f"transform is {str(choice)!r}; expected a .json or .toml file")
-    if source == "hf":
-        return hugging_face.transform_of(Path(name))
-    return of_timm(model, name, size) if getattr(model, "pretrained_cfg", None) else None
-
-
-def _of_torchvision(preset: Any) -> Transform:
-    """Reads torchvision.transforms._presets.ImageClassification."""
-    resize, crop = list(preset.resize_size), list(preset.crop_size)
-    return Transform(
-        resize[0] if len(resize) == 1 else (resize[0], resize[1]),
-        (crop[0], crop[-1]),
-        preset.interpolation.value,
-        tuple(preset.mean),
-        tuple(preset.std),
-    )
-
-
-def of_timm(model: nn.Module, name: str, size: Any = None) -> Transform:
-    """Reads pretrained_cfg, as timm.data.create_transform does for its evaluation transform.
-
-    size: of the images that the network was made for, a number or a pair, if not the one there.
-    """
-    sides = (size, size) if isinstance(size, int) else size
-    args = {} if sides is None else {"input_size": (3, *sides)}
-    config = import_extra("timm.data").resolve_model_data_config(model, args)
-    height, width = config["input_size"][-2:]
-    scaled = math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])
-    mode = config.get("crop_mode") or "center"
-    fits = {"center": "cover", "squash": "bend", "border": "contain"}
-    if mode not in fits:
-        raise DeevoError(
-            f"timm's {name} is evaluated with crop_mode {mode!r}; expected one of "
-            f"{', '.join(fits)}; give --transform FILE"
-        )
-    # timm leaves a square target's centre crop to torchvision, which rounds in another way.
-    simple = mode == "center" and scaled[0] == scaled[1]
-    mean = tuple(config["mean"])
-    return Transform(
-        scaled[0] if simple else scaled,
-        (height, width),
-        config["interpolation"],
-        mean,
-        tuple(config["std"]),
-        fit="bend" if simple else fits[mode],
-        fill=tuple(round(255 * value) for value in mean) if mode == "border" else None,
-    )

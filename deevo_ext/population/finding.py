@@ -81,7 +81,9 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
         return files
     found = sorted(map(Path, glob.glob(str(path), recursive=True)))
     files = [file for file in map(_index_of, found) if file.is_file() and not _is_beside(file)]
-    files += [_one(folder) for folder in found if folder.is_dir() and _networks(folder)]
+    for folder in filter(Path.is_dir, found):
+        if not set(_networks(folder)).issubset(files):
+            files.append(_one(folder))
     if not files:
         raise DeevoError(
             f"no file, folder or glob match at {path}; expected checkpoints ending in "

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
@@ -200,6 +201,10 @@ class Layout:
                 check_nonnegative(row[entry.offset : entry.end], entry.name, source)
 
     def _check_row(self, row: Tensor) -> None:
+        if not isinstance(row, Tensor) or row.layout != torch.strided:
+            raise DeevoError(
+                f"row is {reprlib.repr(row)}; expected a tensor, [{self.dim}] or longer"
+            )
         if row.dim() != 1 or row.numel() < self.dim or (row.numel() > 1 and row.stride(0) != 1):
             raise DeevoError(
                 f"row has shape {list(row.shape)} and strides {list(row.stride())}; "

@@ -30,15 +30,27 @@ class StandIn:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _stand_in(kind: str) -> type[StandIn]:
-    return type("StandIn", (StandIn,), {"kind": kind})
+def _stand_in(name: str) -> type:
+    """Makes what stands for the class or function of this name.
+
+    Torch fills nothing but plain mappings and lists, so a class that is called one gets one.
+    """
+    if name.lower().endswith("dict"):
+        return _Mapping
+    if name.lower().endswith(("list", "deque")):
+        return _Sequence
+    module, _, own = name.rpartition(".")
+    return type(own, (StandIn,), {"kind": name, "__module__": module})
 
 
 class _Mapping:
-    """Stands for classes of mappings: an OrderedDict, which the file fills as it would theirs."""
-
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
+
+
+class _Sequence:
+    def __new__(cls, *_: Any) -> Any:
+        return []
 
 
 def _real() -> dict[str, Any]:
@@ -82,9 +94,7 @@ def load(path: Path, *, mapped: bool = False) -> Any:
         names = tuple(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if parts := [name for name in names if name.endswith(".DTensor")]:
         raise TypeError(f"{parts[0]} is a part of a tensor")
-    stand_ins = {
-        name: _Mapping if name.lower().endswith("dict") else _stand_in(name) for name in names
-    }
+    stand_ins = {name: _stand_in(name) for name in names}
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (kind, name) for name, kind in (stand_ins | _REAL).items()
     ]

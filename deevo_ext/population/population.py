@@ -19,6 +19,8 @@ in a row. There are three kinds of tensors:
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,6 +162,7 @@ class Population:
         `sources`. Raises DeevoError for a manifest of another version, and for a wrong number of
         files.
         """
+        check_arguments(Population.from_manifest, {"manifest": manifest, "device": device})
         try:
             if manifest["version"] != _MANIFEST_VERSION:
                 raise DeevoError(
@@ -217,6 +220,7 @@ class Population:
         Raises DeevoError where no spare row is left, the name is taken, or the population has been
         evolved.
         """
+        check_arguments(Population.append_average, locals())
         size = self.size
         if size == len(self._all_rows):
             raise DeevoError(
@@ -234,7 +238,8 @@ class Population:
 
     def state_dict(self, i: int) -> dict[str, Tensor]:
         """Returns member `i` as `state_dict_of` does."""
-        return self.state_dict_of(self.rows[self._member(i)], self.statistics[i])
+        member = self._member(i)
+        return self.state_dict_of(self.rows[member], self.statistics[member])
 
     def state_dict_of(self, row: Tensor, statistics: Tensor | None = None) -> dict[str, Tensor]:
         """Returns a row ([D] or longer, any floating dtype) as a state dict for `strict=True`.
@@ -262,7 +267,8 @@ class Population:
         They have the dtypes and the device of `rows` and `statistics`. Raises DeevoError for a
         member that was not made from a file.
         """
-        if self.sources is None or self._member(i) >= self.initial_size:
+        i = self._member(i)
+        if self.sources is None or i >= self.initial_size:
             raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
         [source] = in_files([self.sources[i][0]], self.options)
         state, _ = source.load(self.inventory.order)
@@ -318,18 +324,29 @@ class Population:
     def _average(
         self, matrix: Tensor, members: Sequence[int] | None, weights: Sequence[float] | None
     ) -> Tensor:
-        chosen = range(self.size) if members is None else [self._member(i) for i in members]
+        check_arguments(Population.mean, {"weights": weights})
+        chosen: Sequence[int] = range(self.size)
+        if members is not None:
+            try:
+                chosen = [self._member(i) for i in members]
+            except TypeError as error:  # not to be iterated over
+                raise DeevoError(f"members are no whole numbers ({error})") from None
         return average_rows(matrix, chosen, weights)
 
     def _member(self, i: int) -> int:
-        if not 0 <= i < self.size:
+        try:
+            number = -1 if isinstance(i, bool) else operator.index(i)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.size:
             raise DeevoError(
-                f"member {i} of a population of {self.size}; expected 0..{self.size - 1}"
+                f"member {reprlib.repr(i)} of a population of {self.size}; expected 0.."
+                f"{self.size - 1}"
             )
-        return i
+        return number
 
     def _statistics_or_refuse(self, statistics: Tensor | None) -> Tensor:
-        if statistics is None:
+        if not isinstance(statistics, Tensor):
             raise DeevoError(
                 f"batchnorm={self.batchnorm!r} holds statistics apart from the row: give "
                 "statistics= (such as mean_statistics()), or member= to views"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import usable_device
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.allocation import zero_rows
@@ -145,8 +146,8 @@ def read_members(
         raise DeevoError(
             f"dtype {dtype} of a population; expected torch.float32, bfloat16 or float16"
         )
-    if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
-        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or more")
+    if isinstance(spare, bool) or not isinstance(spare, int) or not 0 <= spare < 2**31:
+        raise DeevoError(f"spare is {spare!r}; expected a whole number of rows, 0 or some more")
     if len(sources) < 2:
         raise DeevoError(
             f"{len(sources)} member ({', '.join(labels)}); expected at least 2: fine-tunings of "
@@ -155,6 +156,7 @@ def read_members(
     layout, statistics_layout = inventory.layout("row"), inventory.layout("statistic")
     if not layout.dim:
         raise DeevoError("nothing to evolve: no floating-point tensor is left; freeze less")
+    device = usable_device(device)
     rows = zero_rows(len(sources) + spare, layout.stride, dtype, device)
     statistics = torch.zeros(
         len(sources) + spare, statistics_layout.stride, dtype=torch.float32, device=device

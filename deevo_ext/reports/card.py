@@ -31,6 +31,7 @@ from deevo_ext.runs import journal
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.state import SOUP
@@ -55,16 +56,20 @@ class Picture(NamedTuple):
 
 
 def write_documents(
-    run: Run, comparison: Comparison | None, about: Mapping[str, str] | None = None
+    run: Run,
+    comparison: Comparison | None,
+    about: Mapping[str, str] | None = None,
+    old: Comparison | None = None,
 ) -> list[Path]:
     """Writes table, card, report and pictures of a finished run into its folder.
 
     Returns their paths. about: further lines for the table "The run", such as the architecture's
-    name and the images. Needs matplotlib.
+    name and the images. old: the comparison on images of the kind trained on, where the others are
+    of another kind. Needs matplotlib.
     """
     folder, about = run.run_dir, dict(about or {})
     assert folder is not None
-    values = contents(run, comparison, about)
+    values = contents(run, comparison, about) | _on_old(old)
     for name in (CARD, REPORT):
         write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
@@ -72,7 +77,8 @@ def write_documents(
     if comparison is not None:
         assert run.chosen is not None
         returned = run.chosen.record()
-        comparison.save(folder / TABLE, returned=returned, about=about)
+        more = {} if old is None else {"old": old.to_json()}
+        comparison.save(folder / TABLE, returned=returned, about=about, **more)
         written.append(folder / TABLE)
     return written
 
@@ -134,6 +140,13 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
     }
+
+
+def _on_old(old: Comparison | None) -> dict[str, Any]:
+    if old is None:
+        return {"old": None}
+    returned = {i for i, network in enumerate(old.networks) if network.returned}
+    return {"old": Table(old.header, old.cells(), bold=returned), "lost": what_was_lost(old)}
 
 
 def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:

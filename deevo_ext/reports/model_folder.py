@@ -24,7 +24,8 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.files import write_whole
 from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR
-from deevo_ext.networks.zoo import Architecture, of_timm
+from deevo_ext.networks.transforms import of_timm
+from deevo_ext.networks.zoo import Architecture
 from deevo_ext.reports.card import render
 
 FORMATS = ("checkpoint", "timm", "hf")
@@ -76,7 +77,14 @@ def write_model_folder(
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     # transformers asks for the metadata to say whose tensors these are.
     write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    values = {"timm": source == "timm", "folder": folder, "card": card, "network": network}
+    values = {
+        "timm": source == "timm",
+        "name": name if source == "timm" else config.get("architectures", [folder.name])[0],
+        "title": folder.name,
+        "classes": len(class_names),
+        "transform": network.transform,
+        "card": card,
+    }
     write_whole(folder / README, render("model_folder.md.j2", values).encode())
 
 

@@ -142,6 +142,10 @@ class Run(ABC):
         if self.treatments is not None and not self.state.treated:
             self.state.treated = self.treatments.of(self.state)
 
+    def choose(self) -> Candidate:
+        """Returns what the run returns, by its scores."""
+        return self.state.chosen()
+
     def _end(self, recording: Recording | None) -> Candidate:
         """Returns what the run returns: by its journal where it was finished, else by its scores.
 
@@ -152,7 +156,7 @@ class Run(ABC):
                 tensors = read_tensors(self.run_dir, recording.returned.tensors_sha256)
                 return self.state.recorded(recording.returned, tensors)
         self.treat()
-        chosen = self.state.chosen()
+        chosen = self.choose()
         if self._journal is not None and self.run_dir is not None:
             returned = chosen.returned()
             if self.evaluator is not None and self.evaluator.policy.recalibrates:

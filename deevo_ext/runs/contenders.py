@@ -70,7 +70,7 @@ def compare(
     rival, evolved = (
         min(
             (one for one in contenders if one.initial == initial),
-            key=lambda one: one.score,
+            key=lambda one: (one.name not in TREATED_NAMES["kept"], one.score),  # as was asked for
             default=None,
         )
         for initial in (True, False)
@@ -146,6 +146,11 @@ def compare_run(run: Run, images: LabelledImages) -> Comparison:
             f"{len(validation.images):,} images, so this metric is saturated there; give more "
             "validation images, or a finer metric, as the loss."
         )
+    if chosen.treatment == "kept":
+        notes.append(
+            "A part of the network that the search began with was to be kept; of the others "
+            f"validation would have chosen the {run.state.chosen().name}."
+        )
     if validation.evaluator.policy.recalibrates:
         notes.append(
             "BatchNorm statistics are re-estimated on calibration images in every network but the "
@@ -172,6 +177,8 @@ def contenders_of(run: Run, chosen: Candidate) -> list[Contender]:
     candidates += [one for one in state.treated if not one.generation]
     candidates += [*state.evolved.values()]
     candidates += [one for one in state.treated if one.generation]
+    if chosen.name not in [one.name for one in candidates]:
+        candidates.append(chosen)
     treated = {} if run.treatments is None else run.treatments.costs
     contenders = []
     for candidate in candidates:

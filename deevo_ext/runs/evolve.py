@@ -31,6 +31,7 @@ from deevo_ext.population.inventory import POLICIES, Inventory
 from deevo_ext.population.population import Population
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.population_place import default_place
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
@@ -60,6 +61,7 @@ class Result:
     state_dict: the evolved network, for model.load_state_dict.
     candidate: which one it is, evolved or initial, and its validation score.
     comparison: the table on the test images; None without them.
+    old: the same on the old images; None without them.
     history: the metrics of each round or generation.
     run: the RecipeRun with the recipe, or the Evolution with its optimizer.
     """
@@ -67,6 +69,7 @@ class Result:
     state_dict: dict[str, torch.Tensor]
     candidate: Candidate
     comparison: Comparison | None
+    old: Comparison | None
     history: list[dict[str, float]]
     run: RecipeRun | Evolution
 
@@ -78,6 +81,8 @@ def evolve(
     validation_images: Images | None = None,
     test_images: Images | None = None,
     *,
+    old_images: Images | None = None,
+    keep: float = 0.0,
     search: str | None = None,
     rounds: int = 6,
     passes: int | None = None,
@@ -140,6 +145,11 @@ def evolve(
     folds, if there are no validation images. The options are:
 
     model: a module of the architecture, which is not modified.
+    old_images: images of the kind that the members were trained on, where the others are of another
+        kind. They choose nothing; a table on them says what was lost there.
+    keep: the share of the network that a search of coefficients begins with that is kept in what it
+        returns: coefficients between those of the first recipe and of the one that validation
+        chose, statistics between those of old and of calibration images.
     paths: the checkpoint files, a folder or a glob.
     search: what is evolved, "coefficients" (of a recipe, the default) or "weights"; preset="paper"
         implies weights.
@@ -226,6 +236,7 @@ def evolve(
             ("fitness", fitness_images),
             ("validation", validation_images),
             ("test", test_images),
+            ("old", old_images),
         )
         if given is not None
     }
@@ -318,14 +329,21 @@ def evolve(
     else:
         budget = Budget(rounds, passes, seconds)
         run = search_coefficients(
-            materials, RoundsOptions(budget, blocks, images_per_round, memory)
+            materials,
+            RoundsOptions(
+                budget,
+                blocks,
+                images_per_round,
+                memory,
+                Keep(keep, sets["old"]) if keep else None,
+            ),
         )
     assert run.chosen is not None
-    comparison = None
-    if "test" in sets:
-        comparison = compare_run(run, sets["test"])
+    comparison, old = (
+        compare_run(run, sets[name]) if name in sets else None for name in ("test", "old")
+    )
     state = run.chosen.state_dict(population)
-    return Result(state, run.chosen, comparison, run.history, run)
+    return Result(state, run.chosen, comparison, old, run.history, run)
 
 
 CALIBRATION_IMAGES = 1000
@@ -334,7 +352,7 @@ _OF_WEIGHTS = (
     *("generations", "images_per_batch", "generations_per_batch", "sampling", "augment"),
     *("label_smoothing", "racing", "racing_first", "validate_every", "inject_soups"),
 )
-_OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory")
+_OF_COEFFICIENTS = ("rounds", "passes", "blocks", "images_per_round", "memory", "keep")
 _LEAST = {
     **dict.fromkeys(("rounds", "passes", "memory", "generations", "chunk", "micro_batch"), 1),
     **{"images_per_round": 10, "seconds": 1e-9, "seed": 0},
@@ -373,6 +391,16 @@ def check_options(given: dict[str, Any]) -> str:
     for name, least in _LEAST.items():
         if (value := options[name]) not in (None, "auto") and not least <= value < math.inf:
             raise DeevoError(f"{name} is {value!r}; expected a finite number, at least {least}")
+    if not 0 <= options["keep"] < 1:
+        raise DeevoError(
+            f"keep is {options['keep']!r}; expected a share from 0 (nothing of the network that "
+            "the search begins with) up to less than 1 (all of it)"
+        )
+    if options["keep"] and options["old_images"] is None:
+        raise DeevoError(
+            f"keep is {options['keep']!r}, but there are no old_images: give some of the kind "
+            "trained on, labelled, which say what is kept (--old)"
+        )
     if options["batchnorm"] not in (None, *POLICIES):
         raise DeevoError(
             f"batchnorm is {options['batchnorm']!r}; expected one of {', '.join(POLICIES)}"

@@ -48,7 +48,8 @@ class Passes:
     def generations_in(self, seconds: float, seconds_per_pass: float) -> int:
         """The number of generations that fit into a time, at least 1."""
         left = seconds - self.initial * seconds_per_pass
-        return max(1, math.floor(left / (self.generation * seconds_per_pass)))
+        fitting = left / (self.generation * seconds_per_pass)
+        return max(1, math.floor(min(fitting, 2**31 - 1)))
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
+from deevo_ext.runs.directions import directed
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
+from deevo_ext.runs.old_images import Keep, between, recipe_between
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
 from deevo_ext.runs.records import BLOCKS, CHANNELS, GenerationRecord, ProposalRecord, RoundRecord
 from deevo_ext.runs.rounds import Outcome, RoundSearch
@@ -48,9 +49,9 @@ class RecipeRun(Run):
     rounds: how a round goes. validation: chooses what is returned. unit: what a block is, for the
     recipe's readers. budget: when it ends, at the latest. Rounds go along coordinates first; after
     one without a step along the others, coordinates or differences. The run ends when neither has
-    given a step twice in a row; where images are few, with the first round without a step. run_dir:
-    the folder for journal.jsonl, recipe.yaml, the weights and metrics; one that holds this run is
-    resumed.
+    given a step twice in a row; where images are few, with the first round without a step. keep:
+    how much of the first network is kept. run_dir: the folder for journal.jsonl, recipe.yaml, the
+    weights and metrics; one that holds this run is resumed.
     """
 
     search = "coefficients"
@@ -67,11 +68,12 @@ class RecipeRun(Run):
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
         journal: Journal | None = None,
+        keep: Keep | None = None,
     ) -> None:
         population = rounds.probing.population
         super().__init__(population, run_dir, validation, progress, callbacks, journal)
         self.configuration, self.seed = rounds.configuration, rounds.seed
-        self.rounds, self.budget, self.unit = rounds, budget, unit
+        self.rounds, self.budget, self.unit, self.keeps = rounds, budget, unit, keep
         self._validation = validation
         self.state = RecipeState(
             population, rounds.probing.blocks, self.seed, validation.evaluator.used_statistics
@@ -84,9 +86,13 @@ class RecipeRun(Run):
     @property
     def recipe(self) -> torch.Tensor:
         """The recipe float32 [blocks, members] of what was returned, or of the present network."""
-        chosen = self.chosen
-        if chosen is None:
-            return self.state.recipe
+        return self.state.recipe if self.chosen is None else self.recipe_of(self.chosen)
+
+    def recipe_of(self, chosen: Candidate) -> torch.Tensor:
+        """Returns the recipe float32 [blocks, members] of a candidate."""
+        if chosen.treatment == "kept":
+            assert self.keeps is not None
+            return recipe_between(self, chosen, self.keeps.share)
         if chosen.generation and self.state.best is not None:
             return self.state.best
         blocks = len(self.state.blocks)
@@ -95,10 +101,14 @@ class RecipeRun(Run):
     @property
     def changes(self) -> torch.Tensor | None:
         """What differences have added to `recipe`, float32 [genes, members], where they have."""
-        chosen = self.chosen
-        if chosen is None:
-            return self.state.changes
-        return self.state.best_changes if chosen.generation else None
+        return self.state.changes if self.chosen is None else self.changes_of(self.chosen)
+
+    def changes_of(self, chosen: Candidate) -> torch.Tensor | None:
+        """Returns the changes float32 [genes, members] to a candidate's recipe, if any."""
+        changes = self.state.best_changes if chosen.generation else None
+        if changes is None or self.keeps is None or chosen.treatment != "kept":
+            return changes
+        return (1.0 - self.keeps.share) * changes
 
     def describe_fitness(self) -> dict[str, Any]:
         """Returns what decides the rounds, as JSON values."""
@@ -117,8 +127,20 @@ class RecipeRun(Run):
             "rounds": self.budget.rounds,
             "passes": self.budget.passes,
             "seconds": self.budget.seconds,
+            **(
+                {}
+                if self.keeps is None
+                else {"keep": self.keeps.share, "old_images": self.keeps.images.digest()}
+            ),
             "evaluator": self.rounds.evaluator.describe(),
         }
+
+    def choose(self) -> Candidate:
+        """Returns what the run returns: by its scores or, where that is asked for, between."""
+        chosen = super().choose()
+        if self.keeps is None or chosen.treatment == "averaged":
+            return chosen
+        return between(self, chosen, self.keeps)
 
     def require_fresh(self) -> None:
         """Raises DeevoError where the population has been evolved, or the run was used."""
@@ -206,16 +228,9 @@ class RecipeRun(Run):
         return self.state.directions is None or (self.rounds.few and failed)
 
     def _round(self, number: int) -> RoundRecord:
-        state, rounds, kept = self.state, self.rounds, None
-        directions, probing = state.directions or BLOCKS, rounds.probing
-        present, parts = state.recipe, len(state.blocks)
-        if directions == CHANNELS:
-            present = state.begun_changes()
-            along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)
-            rounds, parts = replace(rounds, differences=along), along.chunks
-        elif state.changes is not None:
-            probing = replace(probing, genes=state.genes, changes=state.changes)
-            rounds = replace(rounds, probing=probing)
+        state, kept = self.state, None
+        directions = state.directions or BLOCKS
+        rounds, present, parts = directed(self.rounds, state, number)
         if self.run_dir is not None and self._journal is not None:
             kept = KeptProbes(self.run_dir, self._journal.check, parts)
         outcome = rounds.run(present, number, state.paths[directions].radius, kept)
@@ -243,7 +258,7 @@ class RecipeRun(Run):
             gain=outcome.gain,
             standard_error=outcome.standard_error,
             accepted=outcome.accepted,
-            step=step if outcome.accepted else None,
+            step=step.flatten() if outcome.accepted and step is not None else None,
             recipe_sha256=recipe_digest(recipe, changes),
             score=score,
             forward_passes=0,
@@ -257,14 +272,14 @@ class RecipeRun(Run):
     def _score(self, row: torch.Tensor, outcome: Outcome) -> float:
         """A network's score on the validation images.
 
-        Where these are the fitness images, it is the score before less the gain that folds have
-        seen on images that a fit had not.
+        Where these are the fitness images, it is the score before less what the folds' networks
+        gained on images that they knew nothing of.
         """
         if not self._validation.by_folds:
             return self._validation.score(row, None)
         known = self.state.evolved or self.state.initial
         present = min(candidate.score for candidate in known.values())
-        return present - min(outcome.gain, outcome.held_out.gain)
+        return present - outcome.gain
 
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
@@ -275,7 +290,11 @@ class RecipeRun(Run):
             self.state.blocks,
             self.recipe,
             chosen.statistics,
-            {name: tensor - views[name] for name, tensor in chosen.tensors.items()},
+            {
+                name: tensor - views[name]
+                for name, tensor in chosen.tensors.items()
+                if not torch.equal(tensor, views[name])
+            },
             self.changes,
         )
         if not torch.equal(network.row(self.population), chosen.row):

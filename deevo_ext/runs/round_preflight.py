@@ -11,7 +11,7 @@ from deevo_ext.runs.basin import BasinReport, some_images
 from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.preflight import duration_text, member_lines, members_and_time
 from deevo_ext.runs.recipe_run import Budget
-from deevo_ext.runs.rounds import PROPOSALS, RoundSearch
+from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.likeliest import bytes_of_image
 
@@ -74,13 +74,13 @@ def examine_rounds(
     population = evaluator.population
     some = some_images(rounds.images, rounds.seed)
     scored, per_pass = members_and_time(evaluator, some, basin, rounds.probing.chunk)
-    model, choice, test = parts = rounds.sizes()
+    model, *_ = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
     probes = blocks.directions if rounds.few else max(blocks.directions, DIRECTIONS)
     # A user's function has no batch statistics: its probes have theirs re-estimated.
-    passes = (probes + 2) * (model + extra * evaluator.forward.own_engine)
-    passes += (PROPOSALS + 1) * ((choice or model) + extra) + 2 * (test + extra)
+    passes = (probes + 1) * (model + extra * evaluator.forward.own_engine)
+    passes += rounds.proving(extra)
     passes += len(validation.images) + extra
     members = population.initial_size
     probing, directions = rounds.probing, max(len(blocks.blocks) * members, DIRECTIONS)

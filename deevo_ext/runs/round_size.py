@@ -19,6 +19,8 @@ from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.population.allocation import available_bytes
+from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
@@ -40,6 +42,7 @@ class RoundsOptions:
     blocks: str | Sequence[str] = "auto"
     images_per_round: int | Literal["auto"] = "auto"
     memory: int | None = None
+    keep: Keep | None = None
 
 
 def rounds_of(
@@ -79,7 +82,8 @@ def rounds_of(
         dtype = getattr(torch, recorded.fitness["slopes"])
         likeliest = recorded.fitness.get("likeliest")
     probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)
-    return RoundSearch(
+    kind = FewRounds if len(images) <= min(FEW, fit) else RoundSearch
+    return kind(
         probing,
         images,
         metric,

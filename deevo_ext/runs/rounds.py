@@ -1,8 +1,7 @@
 """A round of the coefficients' search: probes, a linear model, proposals from it, verification.
 
 The images that the model is made of, those that choose among real networks, and those that test the
-chosen one are disjoint. Where images are few, all are in the model, and folds of them take the part
-of the others (docs/contract.md, "Rounds").
+chosen one are disjoint (docs/contract.md, "Rounds"). Where images are few, see `runs.few_rounds`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ _TESTS = 8  # images that test, at most, for one in the model: they cost 2 passe
 
 @dataclass(frozen=True)
 class Parts:
-    """The images of a round: `model`; `choice` and `test`, or None where folds do their work."""
+    """The images of a round: those of the model, those that choose, and those that test."""
 
     model: LabelledImages
-    choice: LabelledImages | None
-    test: LabelledImages | None
+    choice: LabelledImages
+    test: LabelledImages
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class RoundSearch:
     fit: int = FEW
     classes: int = 0
     differences: Differences | None = None
+    few: ClassVar[bool] = False
+    """Whether folds choose and test, for want of images."""
 
     @property
     def along(self) -> Probing | Differences:
@@ -122,11 +124,6 @@ class RoundSearch:
     def evaluator(self) -> Evaluator:
         """What evaluates real networks."""
         return self.probing.forward.evaluator
-
-    @property
-    def few(self) -> bool:
-        """Whether folds choose and test, for want of images."""
-        return len(self.images) <= min(FEW, self.fit)
 
     def check(self) -> None:
         """Raises DeevoError for images that rounds cannot work with, before any is evaluated."""
@@ -160,8 +157,6 @@ class RoundSearch:
     def parts(self, number: int) -> Parts:
         """Returns the images of a round: class-balanced, drawn anew for each (purpose 14)."""
         total = len(self.images)
-        if self.few:
-            return Parts(self.images, None, None)
         order = batch_order(self.images.labels, total, number, self.seed, Purpose.PART)
         model, choice, test = self.sizes()
         ends = list(itertools.accumulate((model, choice, test), initial=0))
@@ -172,8 +167,6 @@ class RoundSearch:
 
     def sizes(self) -> tuple[int, int, int]:
         """Returns how many images make a round's model, choose, and test."""
-        if self.few:
-            return len(self.images), 0, 0
         model = min(self.size, len(self.images) // 2)
         choice = min(model, (len(self.images) - model) // 3)
         return model, choice, min(_TESTS * model, len(self.images) - model - choice)
@@ -183,13 +176,14 @@ class RoundSearch:
     ) -> Outcome:
         """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
         parts = self.parts(number)
-        choice = parts.model if parts.choice is None else parts.choice
-        before = self._require_finite(self._scores(recipe[None], choice)[0], choice.labels)
+        before = self._require_finite(
+            self._scores(recipe[None], parts.choice)[0], parts.choice.labels
+        )
         model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
-        with _threads(model):
+        with threads_of(model):
             weights = image_weights(model, self.metric)
             held_out = model.held_out(
                 [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
@@ -202,8 +196,6 @@ class RoundSearch:
         nothing = Outcome(
             None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
         )
-        if self.few and not likely.gain > likely.standard_error:  # NaN is no gain
-            return nothing
         proposals: list[Proposal] = []
         for wave in range(_WAVES):
             if wave:
@@ -213,24 +205,18 @@ class RoundSearch:
                 model.correct(
                     leader.q * leader.length, self.along.logits(list(real), parts.model)[0]
                 )
-            with _threads(model):
+            with threads_of(model):
                 new, evolved = self._propose(model, weights, held_out, radius, (number, wave))
             virtual.append(evolved)
             recipes = self._recipes(recipe, model, new)
-            gains = (self._fitness(recipes, choice) - before).tolist()
+            gains = (self._fitness(recipes, parts.choice) - before).tolist()
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         chosen = proposals[best]
         step = model.step_of(chosen.q).float()
-        if parts.test is None:
-            gain, error = -chosen.score, likely.standard_error
-            accepted = gain > 0.0
-        else:
-            both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
-            start, end = self._scores(both, parts.test)
-            gain, error = gain_of(self.metric, start, end, parts.test.labels)
-            # No more is asked: validation chooses in the end, and late rounds gain little each.
-            accepted = gain > error
+        both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
+        start, end = self._scores(both, parts.test)
+        gain, error = gain_of(self.metric, start, end, parts.test.labels)
         return replace(
             nothing,
             step=step,
@@ -238,7 +224,8 @@ class RoundSearch:
             best=best,
             gain=gain,
             standard_error=error,
-            accepted=accepted,
+            # No more is asked: validation chooses in the end, and late rounds gain little each.
+            accepted=gain > error,
         )
 
     def _propose(
@@ -257,13 +244,11 @@ class RoundSearch:
         lengths: dict[float, list[float]] = {}
         for fit in held_out:
             gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
-            # Where images are few, those that a fit has seen choose: among what folds support.
-            if not self.few or fit.gain > fit.standard_error:
-                lengths.setdefault(fit.ridge, []).append(radius * fit.length)
+            lengths.setdefault(fit.ridge, []).append(radius * fit.length)
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge, weights=weights) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
-        known = [*fits, *self.along.known(model)]
+        known = [*fits, *([] if self.differences is not None else self._known(model))]
         number, wave = draw
         evolved = evolve_virtually(
             guided_fitness(model, self.metric, ridges[0], weights),
@@ -279,6 +264,20 @@ class RoundSearch:
         at_zero = float(score(torch.zeros(1, model.directions))[0])
         predicted = (score(tried.float()) - at_zero).tolist()
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
+
+    def _known(self, model: LinearModel) -> list[Tensor]:
+        """Coordinates of the steps to each member, and to their average."""
+        members = self.probing.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+    def proving(self, networks: int) -> int:
+        """Returns the forward passes of a round's real networks, at most.
+
+        networks: passes of one network for its statistics.
+        """
+        model, choice, test = self.sizes()
+        return (PROPOSALS + 1) * (choice + networks) + 2 * (test + networks) + model
 
     def _require_finite(self, outcomes: Tensor, labels: Tensor) -> Tensor:
         """Returns the fitness of the present network's outcomes [n, ...] on fitness images."""
@@ -318,7 +317,7 @@ class RoundSearch:
 
 
 @contextlib.contextmanager
-def _threads(model: LinearModel) -> Iterator[None]:
+def threads_of(model: LinearModel) -> Iterator[None]:
     """As many threads inside as a linear model of this size is worth."""
     before = torch.get_num_threads()
     if model.slopes.numel() <= _SMALL:

@@ -202,6 +202,7 @@ def search_coefficients(materials: Materials, options: RoundsOptions) -> RecipeR
             validation,
             options.budget,
             unit=blocks.unit,
+            keep=options.keep,
             run_dir=materials.folder,
             progress=materials.progress,
             callbacks=materials.callbacks,

@@ -29,6 +29,7 @@ TREATED_NAMES = {
     "statistics": ("statistics re-estimated", "evolved, statistics re-estimated"),
     "classifier": ("classifier refitted", "evolved and refitted"),
     "averaged": (f"{SOUP}, averaged statistics", "evolved, averaged statistics"),
+    "kept": ("initial, partly kept", "evolved, partly kept"),
 }
 """What tables call treated candidates, by treatment: of the initial population, and later."""
 StatisticsOf = Callable[[torch.Tensor, Inherited | None], Used | None]

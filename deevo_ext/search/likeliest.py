@@ -1,22 +1,26 @@
-"""The linear model of a network with many classes: an image's likeliest ones, and the rest as one.
+"""The linear model of a network with many classes: an image's likeliest ones, and a draw of others.
 
 A network of a thousand classes takes few of them seriously on an image. Of each image the model
-keeps the logits of the true class and of the L others that the present network w finds likeliest;
-all others together are the rest, whose logit is log sum exp of theirs and whose slopes are the mean
-of theirs, weighted by w's odds. So the cross-entropy at w is that of all classes, and so are its
-first derivatives.
+keeps the logits of the true class and of the L others that the present network w finds likeliest.
+All others together are the rest: of them S are drawn by w's odds, and stand for all. Their logits
+are shifted by what makes the cross-entropy and its first derivatives at w those of all classes; its
+second derivatives are those of all in the mean of many images. One column for the rest would have
+the first derivatives, too, but not the second: it promises gains that do not come.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from deevo_ext.search.linear_model import LinearModel
+from deevo_ext.search.linear_model import LinearModel, linear
 
 LIKELIEST = 20
 """L: classes that an image keeps beside its own."""
+DRAWN = 10
+"""S: classes of the rest that stand for all of it."""
 ALL = 100
 """Up to so many classes an image keeps all."""
 
@@ -30,19 +34,19 @@ def bytes_of_image(directions: int, classes: int, likeliest: int | None, slope: 
     """Returns the bytes of an image in a linear model whose slopes have `slope` bytes each."""
     if likeliest is None:
         return directions * classes * slope
-    return directions * ((likeliest + 1) * slope + 4) + 4 * classes
+    return directions * (likeliest + DRAWN + 2) * slope + 4 * classes
 
 
 class LikeliestModel(LinearModel):
     """A linear model of the logits of n images' likeliest classes [d, n, L + 1], and of the rest.
 
     z0: float32 [n, classes], the logits of w. labels: int64 [n]. directions: d. likeliest: L, at
-    most classes - 2. dtype: of the kept classes' slopes; those of the rest are float32.
+    most classes - 2. dtype: of the slopes.
 
-    An image's columns are the logits of the classes that it keeps, in ascending order, then the
-    logit of the rest less the true class's: so a loss is one of `linear_scores` on the kept
-    classes and one more product. The rest takes part in losses alone: no class of it is ranked
-    above the true one. At w, ranks below L are exact, and those from L on are at least L.
+    An image's columns are the logits of the classes that it keeps, in ascending order, then those
+    of the rest less the true class's: so a loss is made of two results of `linear_scores`. The rest
+    takes part in losses alone: no class of it is ranked above the true one, or predicted. At w,
+    ranks below L are exact, and those from L on are L.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class LikeliestModel(LinearModel):
         super().__init__(z0.gather(1, self.kept), labels, directions, dtype)
         self.own = (self.kept == true).int().argmax(dim=1)
         self._all = z0
-        self._rest = self._columns_afar(z0)[:, -1]
-        self._rest_slopes = torch.zeros(directions, len(z0), device=z0.device)
+        self._drawn = _drawn(self._odds())
+        # Column 0 is the true class, less itself.
+        self._rest = torch.zeros(len(z0), 1 + DRAWN, device=z0.device)
+        self._rest[:, 1:] = (self._rest_logit(z0) - math.log(DRAWN))[:, None]
 
     @property
     def classes(self) -> int:
@@ -70,43 +76,49 @@ class LikeliestModel(LinearModel):
     @property
     def present(self) -> Tensor:
         """The columns float32 [n, columns] of the network itself."""
-        return torch.cat([self.z0, self._rest[:, None]], dim=1)
+        return torch.cat([self.z0, self._rest[:, 1:]], dim=1)
 
     def columns(self, logits: Tensor) -> Tensor:
         """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
 
         To first order in what the logits differ by from the network's.
         """
-        odds = self._others(self._all).softmax(dim=1)
-        columns = logits.new_empty(len(logits), len(self.z0), self.z0.shape[1] + 1)
-        for one, into in zip(logits.to(self.z0), columns, strict=True):
+        odds, near = self._odds(), []
+        for one in logits.to(self.z0):
             moved = one - self._all
-            into[:, :-1] = one.gather(1, self.kept)
-            into[:, -1] = self._rest + (moved * odds).sum(dim=1)
-            into[:, -1] -= moved.gather(1, self.labels[:, None])[:, 0]
-        return columns
+            drawn = moved.gather(1, self._drawn)
+            # S drawn ones differ from their mean by less than from that of all.
+            drawn = (drawn - drawn.mean(dim=1, keepdim=True)) * (DRAWN / (DRAWN - 1)) ** 0.5
+            mean = (moved * odds).sum(dim=1, keepdim=True) - moved.gather(1, self.labels[:, None])
+            near.append(torch.cat([one.gather(1, self.kept), self._rest[:, 1:] + drawn + mean], 1))
+        return torch.stack(near)
 
     def slope(self, direction: int) -> Tensor:
         """Returns a direction's slopes as they are kept, scaled: float32 [n, columns]."""
-        rest = self._rest_slopes[direction, :, None]
-        return torch.cat([self.slopes[direction].float(), rest], dim=1)
+        both = [self.slopes[direction], self._rest_slopes[direction, :, 1:]]
+        return torch.cat(both, dim=1).float()
 
     def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images.
 
         The classes of the rest move by one amount, and keep their odds among each other.
         """
-        kept, z0, own = self._kept(q, images), self._all[images], self.own[images, None]
-        own_moved = kept.gather(2, own.expand(len(q), -1, 1)) - self.z0[images].gather(1, own)
-        moved = (q.to(self._rest_slopes) @ self._rest_slopes[:, images])[..., None]
-        logits = z0 + (moved + own_moved)
+        kept = linear(self.z0[images], self.slopes[:, images], q)
+        own = self.own[images, None]
+        moved = kept.gather(2, own.expand(len(q), -1, 1)) - self.z0[images].gather(1, own)
+        rest = self._rest[images]
+        after = linear(rest, self._rest_slopes[:, images], q)[..., 1:].logsumexp(2, keepdim=True)
+        moved = moved + (after - rest[:, 1:].logsumexp(1, keepdim=True))
+        logits = self._all[images] + moved
         return logits.scatter_(2, self.kept[images].expand(len(q), -1, -1), kept)
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, ranks and predicted classes [P, n] of q [P, d]; none of the rest is predicted."""
         losses, ranks, places = super()._scores(q)
-        rest = self._rest + q.to(self._rest_slopes) @ self._rest_slopes
-        losses += softplus(rest - losses)
+        first = torch.zeros_like(self.own)
+        more = self._operator(self._rest, self._rest_slopes, first, q)[0]
+        # exp(loss) - 1 is the sum of what the rest has, less the true class's logit.
+        losses = torch.logaddexp(losses, more + torch.log(-torch.expm1(-more)))
         broken = ~torch.isfinite(losses)
         kept = self.kept.int().expand(len(q), -1, -1)
         predicted = kept.gather(2, places.clamp_min(0).long()[..., None])[..., 0]
@@ -116,32 +128,58 @@ class LikeliestModel(LinearModel):
             predicted.masked_fill_(broken, -1),
         )
 
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        super()._clear(directions)
+        self._rest_slopes = self.slopes.new_zeros(directions, len(self.z0), 1 + DRAWN)
+
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""
-        slope = slope.expand(len(self.z0), self.z0.shape[1] + 1)
-        self.slopes[direction], self._rest_slopes[direction] = slope[:, :-1], slope[:, -1]
+        width = self.z0.shape[1]
+        slope = slope.expand(len(self.z0), width + DRAWN)
+        self.slopes[direction] = slope[:, :width]
+        self._rest_slopes[direction, :, 1:] = slope[:, width:]
 
     def _columns_at(self, q: Tensor, images: slice) -> Tensor:
         """The columns [n, columns] of q [d], by the model."""
-        slopes = self._rest_slopes[:, images]
-        rest = self._rest[images] + q.to(slopes) @ slopes
-        return torch.cat([self._kept(q[None], images)[0], rest[:, None]], dim=1)
+        kept = linear(self.z0[images], self.slopes[:, images], q[None])[0]
+        rest = linear(self._rest[images], self._rest_slopes[:, images], q[None])[0]
+        return torch.cat([kept, rest[:, 1:]], dim=1)
 
     def _columns_afar(self, logits: Tensor) -> Tensor:
         """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
-        rest = self._others(logits).logsumexp(dim=1)
-        rest -= logits.gather(1, self.labels[:, None])[:, 0]
-        return torch.cat([logits.gather(1, self.kept), rest[:, None]], dim=1)
+        columns = self.columns(logits[None])[0]
+        rest = columns[:, self.z0.shape[1] :]
+        rest += (self._rest_logit(logits) - rest.logsumexp(dim=1))[:, None]
+        return columns
 
     def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
         """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
         z0, slopes = self.z0[images], self.slopes[:, images].float()
         own = self.own[images, None]
-        rest = self._rest[images, None] + z0.gather(1, own)
-        rest_slopes = self._rest_slopes[:, images, None]
+        rest = self._rest[images, 1:] + z0.gather(1, own)
+        rest_slopes = self._rest_slopes[:, images, 1:].float()
         rest_slopes = rest_slopes + slopes.gather(2, own.expand(len(slopes), -1, 1))
         return torch.cat([z0, rest], dim=1), torch.cat([slopes, rest_slopes], dim=2)
 
-    def _others(self, logits: Tensor) -> Tensor:
-        """Logits [n, classes] with -inf for the classes that are kept."""
-        return logits.scatter(1, self.kept, -torch.inf)
+    def _odds(self) -> Tensor:
+        """The odds of the rest's classes among each other [n, classes], 0 for those kept."""
+        return self._all.scatter(1, self.kept, -torch.inf).softmax(dim=1)
+
+    def _rest_logit(self, logits: Tensor) -> Tensor:
+        """Log sum exp of the rest, less the true class's logit, [n], of logits [n, classes]."""
+        rest = logits.scatter(1, self.kept, -torch.inf).logsumexp(dim=1)
+        return rest - logits.gather(1, self.labels[:, None])[:, 0]
+
+
+def _drawn(odds: Tensor) -> Tensor:
+    """Draws S classes by odds [n, classes], int64 [n, S]: systematically, each image from its own.
+
+    Where an image begins follows the golden section: the images' beginnings are evenly spread.
+    """
+    ends = odds.double().cumsum(dim=1)
+    begins = torch.arange(len(odds), dtype=torch.float64, device=odds.device) * 0.6180339887498949
+    at = (torch.arange(DRAWN, device=odds.device) + (begins % 1.0)[:, None]) / DRAWN
+    found = torch.searchsorted(ends, at * ends[:, -1:], right=True)
+    last = (odds > 0).int().cumsum(dim=1).argmax(dim=1, keepdim=True)
+    return torch.minimum(found, last)

@@ -13,9 +13,10 @@ that were evaluated are Broyden's (Math. Comp. 19, 1965).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class HeldOut:
     """What a fit gains on images that it was not fitted to.
 
     ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats. gain: that of the metric; standard_error: of it.
+    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
+    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
     """
 
     ridge: float
@@ -44,6 +46,8 @@ class HeldOut:
     loss: float
     gain: float
     standard_error: float
+    images: Tensor = field(repr=False, compare=False)
+    fits: Tensor = field(repr=False, compare=False)
 
 
 class LinearModel:
@@ -60,8 +64,8 @@ class LinearModel:
     ) -> None:
         self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
         self.own = self.labels  # the column of each image's class
-        self.slopes = torch.zeros(directions, *z0.shape, dtype=dtype, device=z0.device)
-        self.scale = torch.zeros(directions, dtype=torch.float64)
+        self._dtype = dtype
+        self._clear(directions)
 
     @property
     def classes(self) -> int:
@@ -110,6 +114,20 @@ class LinearModel:
         self.scale[direction] = 0.0
         self._set(direction, torch.zeros(()))
 
+    def together(self, groups: Tensor) -> LinearModel:
+        """Returns the model of steps that are equal within groups of directions.
+
+        groups: int64 [d], each direction's of those of the model that is returned.
+        """
+        model = copy.copy(self)
+        model._clear(int(groups.max()) + 1)
+        for group in range(model.directions):
+            total = torch.zeros_like(self.present)
+            for k in (groups == group).nonzero().flatten().tolist():
+                total += float(self.scale[k]) * self.slope(k)
+            model.put({group: total})
+        return model
+
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
         used = self.scale > 0
@@ -121,7 +139,7 @@ class LinearModel:
 
     def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images."""
-        return self._kept(q, images)
+        return linear(self.z0[images], self.slopes[:, images], q)
 
     def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
@@ -135,16 +153,21 @@ class LinearModel:
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, ranks and predicted classes [P, n] of q [P, d]."""
-        count, images = len(q), len(self.z0)
-        device = self.z0.device
-        losses = torch.empty(count, images, device=device)
-        ranks = torch.empty(count, images, dtype=torch.int32, device=device)
+        return self._operator(self.z0, self.slopes, self.own, q)
+
+    @staticmethod
+    def _operator(
+        z0: Tensor, slopes: Tensor, labels: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count, images = len(q), len(z0)
+        losses = torch.empty(count, images, device=z0.device)
+        ranks = torch.empty(count, images, dtype=torch.int32, device=z0.device)
         predicted, probability = torch.empty_like(ranks), torch.empty_like(losses)
         torch.ops.deevo.linear_scores(
-            self.z0,
-            self.slopes,
-            q.to(device, torch.float32).contiguous(),
-            self.own,
+            z0,
+            slopes,
+            q.to(z0).contiguous(),
+            labels,
             0.0,
             losses,
             ranks,
@@ -221,14 +244,18 @@ class LinearModel:
         for ridge in RIDGES:
             falls = base.new_empty(len(LENGTHS), len(base))
             after = before.new_empty(len(LENGTHS), *before.shape)
+            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
             for i, fold in enumerate(folds):
                 others = share.clone()
                 others[fold] = 0.0
-                q = starts[i] = self.fit(ridge, starts[i], others)
+                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
                 falls[:, fold] = (base - losses(lengths * q))[:, fold]
                 after[:, fold] = score(lengths * q).cpu()[:, fold]
-            found = zip(LENGTHS, falls.mean(dim=1).tolist(), gains(before, after), strict=True)
-            results += [HeldOut(ridge, length, loss, *gain) for length, loss, gain in found]
+            found = zip(LENGTHS, falls, gains(before, after), strict=True)
+            results += [
+                HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
+                for length, fall, gain in found
+            ]
         return results
 
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
@@ -256,19 +283,20 @@ class LinearModel:
         curvature.diagonal().add_(2 * ridge + 1e-9)
         return gradient, curvature
 
+    def _clear(self, directions: int) -> None:
+        """Leaves out all of so many directions."""
+        n, columns = self.z0.shape
+        device = self.z0.device
+        self.slopes = torch.zeros(directions, n, columns, dtype=self._dtype, device=device)
+        self.scale = torch.zeros(directions, dtype=torch.float64)
+
     def _set(self, direction: int, slope: Tensor) -> None:
         """Keeps a direction's slopes [n, columns], or one number for all."""
         self.slopes[direction] = slope
 
-    def _kept(self, q: Tensor, images: slice) -> Tensor:
-        """z0 + q slopes, float32 [P, n, classes that are kept], of q [P, d]."""
-        z0, slopes = self.z0[images], self.slopes[:, images]
-        flat = slopes.reshape(len(slopes), -1).float()
-        return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
-
     def _columns_at(self, q: Tensor, images: slice) -> Tensor:
         """The columns [n, columns] of q [d], by the model."""
-        return self._kept(q[None], images)[0]
+        return linear(self.z0[images], self.slopes[:, images], q[None])[0]
 
     def _columns_afar(self, logits: Tensor) -> Tensor:
         """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
@@ -285,3 +313,9 @@ class LinearModel:
         size = max(1, held // (4 * max(1, self.directions) * classes))
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
+
+
+def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:
+    """Returns z0 [n, columns] + q slopes, float32 [P, n, columns], of q [P, d]."""
+    flat = slopes.reshape(len(slopes), -1).float()
+    return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)

@@ -271,6 +271,7 @@ class DifferentialEvolution:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned; raises DeevoError before anything is changed."""
+        check_arguments(DifferentialEvolution.load_state_dict, locals())
         identity, tensors = self._identity(), self._tensors()
         missing = [name for name in (*identity, "scored", *tensors) if name not in state]
         if missing:
@@ -279,19 +280,27 @@ class DifferentialEvolution:
                 "DifferentialEvolution gave"
             )
         for name, value in identity.items():
-            same = state[name] in CONTRACTS if name == "contract" else state[name] == value
-            if not same:
+            known = type(state[name]) is type(value)  # a tensor's == is no truth value
+            same = state[name] in CONTRACTS if name == "contract" and known else None
+            if not (known and (state[name] == value if same is None else same)):
                 raise DeevoError(
                     f"the state's {name} differs from this optimizer's: {state[name]!r}, expected "
                     f"{value!r}; make the optimizer with the parameters of the run"
                 )
         for name, tensor in tensors.items():
             saved = state[name]
+            if not isinstance(saved, torch.Tensor):
+                raise DeevoError(
+                    f"the state's {name} is a {type(saved).__name__}; expected a tensor, as "
+                    "state_dict() gave it"
+                )
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise DeevoError(
                     f"the state's {name} is {saved.dtype} of shape {tuple(saved.shape)}; expected "
                     f"{tensor.dtype} of shape {tuple(tensor.shape)}, as this population has"
                 )
+        if not isinstance(state["scored"], bool):
+            raise DeevoError(f"the state's scored is {state['scored']!r}; expected True or False")
         with self._whole():
             self._end_pending()
             for name, tensor in tensors.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from deevo_ext.arguments import check_arguments, usable_device
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.allocation import sent
 from deevo_ext.search.row_source import RowSource, version_of
@@ -73,11 +74,12 @@ class Trials:
         Rows are valid until the next chunk, with which they share a buffer.
         The members yielded are on the CPU, to index with.
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        check_arguments(Trials.chunks, locals())
+        if size < 1:
             raise DeevoError(f"size is {size!r}; expected at least one row per chunk")
         source = self._source
         chosen = self.members if members is None else self._chosen(members)
-        there = source.rows.device if device is None else torch.empty(0, device=device).device
+        there = source.rows.device if device is None else usable_device(device)
         most = min(size, self.members.numel())
         unchanged: list[torch.Tensor] = []
         for some in chosen.split(size):

@@ -8,6 +8,7 @@ does.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -24,10 +25,13 @@ def some(cases: Sequence[Case], count: int) -> list[Case]:
 
 
 class Outcomes:
-    """Counts results and refusals; whatever else happens is a failure, which is kept."""
+    """Counts results and refusals; whatever else happens is a failure, which is kept.
 
-    def __init__(self, campaign: str) -> None:
-        self.campaign = campaign
+    type_errors: the share of cases that may end in a plain TypeError.
+    """
+
+    def __init__(self, campaign: str, type_errors: float = 0.0) -> None:
+        self.campaign, self.type_errors = campaign, type_errors
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
 
@@ -39,8 +43,12 @@ class Outcomes:
         except DeevoError:
             outcome = "refusals"
         except Exception as error:
-            outcome = "failures"
-            self.failures.append(f"{what}: {type(error).__name__}: {str(error)[:160]}")
+            plain = isinstance(error, TypeError) and self.type_errors
+            outcome = "type errors" if plain else "failures"
+            if not plain:
+                self.failures.append(f"{what}: {type(error).__name__}: {str(error)[:160]}")
+            elif FULL:
+                print(f"{what}: TypeError: {str(error)[:160]}", file=sys.stderr)
         self.counts[outcome] += 1
         return outcome
 
@@ -56,3 +64,4 @@ class Outcomes:
         print(f"\n{self.campaign} ({size}): {sum(self.counts.values()):,} cases: {counts}")
         assert sum(self.counts.values()) > 0
         assert not self.failures, "\n".join(self.failures[:40])
+        assert self.counts["type errors"] <= self.type_errors * sum(self.counts.values())

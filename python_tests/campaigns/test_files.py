@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 import deevo_ext as deevo
+from campaigns.interrupted import coefficients, weights
 from campaigns.outcomes import Outcomes, some
-from campaigns.test_kills import coefficients, weights
 from deevo_ext.runs import journal
 from support.networks import Net, members
 from support.recipe_runs import PlainNet, save_checkpoints
@@ -127,48 +126,4 @@ def test_fuzzed_checkpoints_make_a_population_or_an_error(tmp_path: Path, suffix
             now = made[0].state_dict(0)
             if any(not torch.equal(now[name], before[name]) for name in before):
                 outcomes.fail(f"checkpoint {k}: other weights, though a .pth has sums")
-    outcomes.check()
-
-
-def test_ask_tell_save_and_load_in_any_order_end_alike() -> None:
-    """A seeded state machine: whatever is called between, generations are those of a plain run."""
-    from support.evolution import population, sphere
-
-    outcomes = Outcomes("ask, tell, save and load")
-
-    def fitness(de: deevo.DifferentialEvolution) -> list[float]:
-        return [sphere(row) for row in de.ask().rows(range(de.population.size))]
-
-    plain = deevo.DifferentialEvolution(population(), seed=1, generations=20)
-    states = []
-    for _ in range(8):
-        states.append(plain.population.rows.clone())
-        plain.tell(fitness(plain))
-    for seed in some(range(300), 12):
-        drawn = random.Random(seed)
-        de, done, kept = deevo.DifferentialEvolution(population(), seed=1, generations=20), 0, None
-        for step in range(12):
-            action = drawn.choice(("tell", "tell", "ask", "save", "load", "wrong", "new"))
-            what = f"machine {seed}, step {step}, {action}"
-            if action == "tell" and done < 7:
-                outcomes.of(what, lambda d=de: d.tell(fitness(d)))
-                done += 1
-            elif action == "ask":
-                outcomes.of(what, lambda d=de: d.ask().rows([0]))
-            elif action == "save":
-                kept = (copy.deepcopy(de.state_dict()), done)
-            elif action == "load" and kept is not None:
-                outcomes.of(what, lambda d=de, k=kept: d.load_state_dict(copy.deepcopy(k[0])))
-                done = kept[1]
-            elif action == "wrong":
-                bad = drawn.choice(([], [1.0], ["a"] * 8, [None] * 8, None, [[1.0]] * 8))
-                if outcomes.of(what, lambda d=de, b=bad: d.tell(b)) == "results":
-                    outcomes.fail(f"{what}: {bad!r} was taken")
-            elif action == "new" and kept is not None:
-                de = deevo.DifferentialEvolution(population(), seed=1, generations=20)
-                outcomes.of(what, lambda d=de, k=kept: d.load_state_dict(copy.deepcopy(k[0])))
-                done = kept[1]
-            if not torch.equal(de.population.rows, states[done]):
-                outcomes.fail(f"{what}: not the rows of generation {done}")
-                break
     outcomes.check()

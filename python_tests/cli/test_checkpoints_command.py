@@ -94,3 +94,17 @@ def test_a_network_of_timm_with_arguments_becomes_a_folder_for_timm(
     wrong = ("--out", place / "none", "--model-arg", "img_size")
     code, _, err = run(capsys, *options, *wrong)
     assert code == 1 and "model_arg has 'img_size'" in err
+    made = ("--arch", "timm:test_vit", "--model-arg", "img_size=32")
+    code, out, err = run(capsys, "cache", place / "tree", "--out", place / "c.safetensors", *made)
+    assert code == 0 and "3x32x32" in out, err
+    code, out, err = run(
+        capsys,
+        *("populate", *made, "--checkpoint", place / "vit" / "m0.pth", "--members", 2),
+        *("--data", place / "c.safetensors", "--out", place / "members", "--workers", 0),
+        *("--epochs", 0.2, "--batch-size", 16, "--augment", "none"),
+    )
+    assert code == 0, err
+    member = load_file(place / "members" / "member_01.safetensors")
+    assert member["pos_embed"].shape == (1, 5, 64)
+    about = json.loads((place / "members" / "population.json").read_text())
+    assert '"img_size": 32' in json.dumps(about)

@@ -50,14 +50,15 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
         "run_dir": "out",
         "seconds": "time",
         "calibration_images": "calibration",
+        "old_images": "old",
         "basin": "force",
         "overlap": "force",
         "preliminaries": "dry_run",
         "callbacks": "tensorboard",
     }
     own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
-    own |= {"split_seed", "class_order", "train_images", "skip_corrupt"}  # of the images
-    own |= {"model_arg", "form"}  # of the architecture, and of what is written
+    own |= {"split_seed", "class_order", "train_images", "skip_corrupt", "adapt"}  # of the images
+    own |= {"labels", "model_arg", "form"}  # of the architecture, and of what is written
     assert options == {renamed.get(name, name) for name in keywords} | own
     for parameter in command().params:
         name = {option: keyword for keyword, option in renamed.items()}.get(
@@ -183,6 +184,53 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert compared.count(table) == 2 and "against the best initial one" in compared
     code, _, err = run(capsys, *arguments(place, "run", *more, "--dry-run"))
     assert code == 1 and "holds a run already" in err
+
+
+def adapting(place: Path, out: str, **options: object) -> list[str]:
+    given = {
+        "arch": "support.networks:colour_net",
+        "checkpoints": place / "c" / "*.pth",
+        "transform": place / "transform.json",
+        "out": place / out,
+        "rounds": 1,
+        "micro-batch": 16,
+        "engine": "eager",
+        **options,
+    }
+    return ["evolve", *(f"--{name}={value}" for name, value in given.items()), "--force"]
+
+
+def test_images_of_another_kind_and_nothing_else(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEVO_CACHE_DIR", str(place / "cached"))
+    new, old = place / "tree" / "val", place / "tree" / "train"
+    code, out, err = run(capsys, *adapting(place, "new", adapt=new))
+    assert code == 0, err
+    assert "80 labelled images of the new kind, of which folds choose, no test images" in out
+    header = json.loads((place / "new" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["validation"]["by_folds"] and "keep" not in header["fitness"]
+    card = (place / "new" / "model_card.md").read_text()
+    assert "kind trained on" not in card and "## On" not in card
+    code, out, err = run(capsys, *adapting(place, "kept", adapt=new, old=old, keep=0.5))
+    assert code == 0, err
+    (said,) = [line for line in out.splitlines() if "images of the kind trained on" in line]
+    assert said.startswith("Of 120 images of the kind trained on, the initial greedy soup")
+    for name in ("model_card.md", "report.html"):
+        text = (place / "kept" / name).read_text()
+        assert "On images of the kind trained on" in text and said[:60] in text
+    header = json.loads((place / "kept" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["fitness"]["keep"] == 0.5
+    for options, message in (
+        ({"adapt": new, "data": place / "tree"}, "--adapt is all that networks are evolved on"),
+        ({"adapt": place / "tree"}, "has the parts train, val; --adapt is for one folder"),
+        ({"adapt": new, "keep": 0.5}, "keep is 0.5, but there are no old_images"),
+        ({"adapt": new, "old": old, "keep": 1.5}, "keep is 1.5; expected a share"),
+        ({"adapt": place / "c"}, ""),
+    ):
+        code, _, err = run(capsys, *adapting(place, "refused", **options))
+        assert code == 1 and message in " ".join(err.split()), err
+        assert not (place / "refused").exists()
 
 
 def test_kill_minus_nine_in_the_middle_loses_nothing(

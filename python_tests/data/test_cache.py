@@ -21,7 +21,8 @@ from PIL import Image
 from deevo_ext.cli import main
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Slots, open_cache
-from deevo_ext.data.pictures import DatasetPictures, open_pictures
+from deevo_ext.data.opening import open_pictures
+from deevo_ext.data.pictures import DatasetPictures
 from deevo_ext.data.sets import open_data
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError

@@ -10,10 +10,11 @@ from PIL import Image
 
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.classes import class_order_of
-from deevo_ext.data.pictures import open_pictures
+from deevo_ext.data.opening import open_pictures
 from deevo_ext.data.sets import image_sets, open_data
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
+from support import zoo
 
 SMALL = Transform(4, (4, 4), "bilinear", (0.4,) * 3, (0.3,) * 3)
 QUIET = {"workers": 0, "progress": False}
@@ -32,6 +33,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_orders_are_those_of_the_libraries(tree: Path) -> None:
+    zoo.torchvision()
     from timm.data.readers.reader_image_folder import find_images_and_targets
     from torchvision.datasets import ImageFolder
 

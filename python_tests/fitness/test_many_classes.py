@@ -59,7 +59,7 @@ def test_slopes_are_those_of_the_model_of_all_classes() -> None:
         return kept.setdefault(block, compute())
 
     model, left_out = problem.probing(likeliest=5).model(recipe, problem.images, keep)
-    assert not left_out and [tuple(kept[b].shape) for b in (0, 1)] == [(3, 80, 7)] * 2
+    assert not left_out and [tuple(kept[b].shape) for b in (0, 1)] == [(3, 80, 16)] * 2
     step = 0.2 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     exact = whole.logits(whole.coordinates_of(step))
     found = model.logits(model.coordinates_of(step))

@@ -129,6 +129,8 @@ REFUSED = {
     r"gave \[4, 3\] .*floating": broken(lambda z, x, s: z.argsort(dim=1)),
     r"not finite for 4 of 4": broken(lambda z, x, s: z / 0 * 0),
     "not finite for 1 of 4": broken(lambda z, x, s: z.index_fill(0, torch.tensor(2), float("inf"))),
+    "gave ranks of the classes": broken(lambda z, x, s: z.argsort(dim=1).float()),
+    "gave probabilities .* logarithms": broken(lambda z, x, s: torch.softmax(z, dim=1)),
     "depend on chance": broken(lambda z, x, s: z + torch.rand(())),
     "other logits beside other images": broken(lambda z, x, s: (z / z.abs().max() * 127).round()),
     "same logits whatever the weights": of_its_own,

@@ -13,7 +13,8 @@ from torch import nn
 from deevo_ext import ImageSet
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.zoo import _of_torchvision, architecture, check_fit, of_timm
+from deevo_ext.networks.transforms import of_timm, of_torchvision
+from deevo_ext.networks.zoo import architecture, check_fit
 from support import zoo
 from support.convolutional import CifarResNet
 
@@ -59,7 +60,7 @@ def test_torchvisions_transform_is_met_byte_for_byte(name: str) -> None:
     for given in (None, *weights.__members__):
         # Only the transform is of interest here; building every model would take minutes.
         preset = (weights[given] if given else weights.DEFAULT).transforms()
-        transform = _of_torchvision(preset)
+        transform = of_torchvision(preset)
         for picture in _pictures():
             image = Image.fromarray(picture).convert("RGB")
             expected = functional.resize(image, preset.resize_size, preset.interpolation)
@@ -256,5 +257,5 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     with pytest.raises(DeevoError, match=r"3x32x32, but the transform gives 3x224x224; .*label 9"):
         check_fit(odd, images)
     grey = ImageSet(torch.zeros(5, 1, 32, 32), images.labels, "grey")
-    with pytest.raises(DeevoError, match="fails on grey of 1x32x32"):
+    with pytest.raises(DeevoError, match=r"failed on grey of shape \(1, 32, 32\)"):
         check_fit(good, grey)

@@ -111,6 +111,13 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     assert expand_paths(tmp_path) == [tmp_path / "a/last.ckpt", tmp_path / "b/last.ckpt"]
+    (tmp_path / "b/first.ckpt").touch()
+    both = [tmp_path / name for name in ("a/last.ckpt", "b/first.ckpt", "b/last.ckpt")]
+    for pattern in ("*/*", "**/*.ckpt", "**/*", "**"):
+        found = [file for file in expand_paths(f"{tmp_path}/{pattern}") if file.suffix == ".ckpt"]
+        assert found == both, pattern
+    with pytest.raises(DeevoError, match=r"b holds 2 networks \(first.ckpt, last.ckpt\)"):
+        expand_paths(f"{tmp_path}/*")
 
 
 def test_shards_are_one_network(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,47 @@ def test_a_recipes_patterns_find_a_prefix() -> None:
     assert names(["*"]) == list(state)  # nothing tells it
     assert names(["*"], nn.DataParallel(ConvNet()).state_dict()) == list(STATE)
     assert names(["module.fc.bias"], prefixed("module.")) == list(prefixed("module."))
+
+
+def ddp(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return prefixed("module.", state)
+
+
+FRAMEWORKS: dict[str, Any] = {
+    "torchvision references": lambda s: {
+        "model": s,
+        "optimizer": {"state": {}, "param_groups": []},
+        "args": argparse.Namespace(model="resnet50", output_dir=Path("runs")),
+        "epoch": 9,
+    },
+    "timm": lambda s: {"state_dict": s, "arch": "resnet50", "metric": 81.2, "version": 2},
+    "ImageNet example": lambda s: {"state_dict": ddp(s), "best_acc1": torch.tensor(76.0)},
+    "Lightning": lambda s: {
+        "state_dict": {**prefixed("model.", s), "loss.weight": torch.ones(3)},
+        "hyper_parameters": {"lr": 0.1},
+        "callbacks": {"ModelCheckpoint": {"dirpath": Path("runs")}},
+        "loops": {},
+    },
+    "Lightning, compiled": lambda s: {"state_dict": prefixed("model._orig_mod.", s)},
+    "kuangliu's CIFAR": lambda s: {"net": ddp(s), "acc": 95.1, "epoch": 199},
+    "fastai": lambda s: {"model": s, "opt": {"state": [], "hypers": []}},
+    "DeepSpeed": lambda s: {"module": s, "ds_config": {}, "dp_world_size": 1},
+    "OpenCLIP": lambda s: {
+        "epoch": 32,
+        "name": "ViT-B-32",
+        "state_dict": ddp({**prefixed("visual.", s), "transformer.w": torch.ones(9, 9)}),
+    },
+    "DINO": lambda s: {"student": prefixed("module.backbone.", s), "epoch": 3},
+    "MMPretrain": lambda s: {"meta": {"epoch": 3}, "state_dict": prefixed("backbone.", s)},
+    "ModelEmaV3": lambda s: {"state_dict_ema": prefixed("module.", s), "epoch": 3},
+}
+
+
+@pytest.mark.filterwarnings("ignore:tensors outside of the model")
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_files_of_frameworks_are_read_as_they_are(name: str, tmp_path: Path) -> None:
+    for i, state in enumerate(STATES):
+        torch.save(FRAMEWORKS[name](state), tmp_path / f"{i}.ckpt")
+    population = Population.from_checkpoints(ConvNet(), tmp_path)
+    assert_equal(population.state_dict(0), STATES[0])
+    assert torch.equal(population.rows, Population.from_state_dicts(ConvNet(), STATES).rows)

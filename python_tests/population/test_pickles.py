@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import datetime
 import enum
+import functools
 import os
 import pathlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,10 @@ class AttributeDict(dict[str, Any]):
     """As Lightning keeps hyper-parameters."""
 
 
+class Bag(list[int]):
+    """Filled as lists are, by a name that does not tell."""
+
+
 class Runs:
     """Would make a file if it were made again as pickle makes it."""
 
@@ -75,6 +82,11 @@ class Evaluates(Runs):
         AttributeDict(lr=0.1),
         collections.defaultdict(list, a=[1]),
         collections.Counter("aab"),
+        collections.deque([1, 2], 3),
+        datetime.datetime(2025, 1, 1),
+        re.compile("a"),
+        functools.partial(print, 1),
+        np.random.default_rng(0),
         np.float64(71.3),
         np.int32(3),
         np.zeros((2, 3), np.float16),
@@ -148,6 +160,11 @@ def test_pickled_models_are_named_and_not_loaded(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(2, 2), "epoch": 1}, path)
     with pytest.raises(DeevoError, match=r"'model' \(torch.nn.modules.linear.Linear\)"):
         unwrap(read_wrapped(path), None, path)
+    torch.save({"model": STATES[0], "bag": Bag([1, 2])}, path)
+    with pytest.raises(
+        DeevoError, match=r"holds pickled objects.*got <class '.*test_pickles.Bag'>"
+    ):
+        read_wrapped(path)
     torch.save({**STATES[0], "head": Config()}, path)
     with pytest.raises(DeevoError, match=r"beside 15 tensors 'head' is a .*Config"):
         unwrap(read_wrapped(path), None, path)

@@ -313,8 +313,8 @@ def test_mean_statistics() -> None:
         ([0, 3], None, "member 3 of a population of 3"),
         ([-1], None, "member -1"),
         ([0, 1], [1.0], "weights must be 2 finite"),
-        ([0, 1], [1.0, -1.0], "weights must be"),
-        ([0, 1], [1.0, float("nan")], "weights must be"),
+        ([0, 1], [1.0, -1.0], "weights (must be|is)"),
+        ([0, 1], [1.0, float("nan")], "weights (must be|is)"),
         ([0, 1], [0.0, 0.0], "not all 0"),
     ],
 )

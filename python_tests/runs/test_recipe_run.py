@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from deevo_ext.runs.records import (
     to_json,
 )
 from support.killed import run_killed
-from support.rounds import Normed, Plain, Problem
+from support.rounds import Normed, Plain, Problem, copies, labelled, off_centre, teacher
 
 GAINS = {"seed": 1, "generations": 4}  # of a problem where round 1 takes a step
 NORMED: dict[str, Any] = {**GAINS, "seed": 3, "spread": 0.3, "batchnorm": "recalibrate"}
@@ -372,6 +373,27 @@ def test_initial_candidates_are_scored_as_their_recipes_make_them() -> None:
         assert candidate.score == one.evaluator.score(row, one.held_out)
     best = min(run.state.initial.values(), key=lambda candidate: candidate.score)
     assert torch.equal(run.state.recipe, uniform(3, 5, best.members))
+
+
+class Outputs(Normed):
+    """Returns its logits within an output, as networks of transformers do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return types.SimpleNamespace(logits=super().forward(x), hidden_states=None)
+
+
+def test_logits_within_an_output_are_searched_as_plain_ones(tmp_path: Path) -> None:
+    model = teacher(Normed, 0)
+    for i, state in enumerate(off_centre(copies(model, 4, 1), model)):
+        torch.save(state, tmp_path / f"{i}.pth")
+    images, held_out = labelled(model, 300, 2), labelled(model, 200, 3)
+    plain, within = (
+        deevo.evolve(net, tmp_path, images, held_out, rounds=1, engine="eager", progress=False)
+        for net in (Normed(), Outputs())
+    )
+    assert plain.history[0]["accepted"] and plain.candidate.digest == within.candidate.digest
+    for name, tensor in plain.state_dict.items():
+        assert torch.equal(tensor, within.state_dict[name]), name
 
 
 def test_few_labels_score_steps_by_folds() -> None:

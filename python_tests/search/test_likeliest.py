@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +79,49 @@ def test_losses_and_first_derivatives_at_the_network_are_those_of_all_classes(
     assert float((gradient - step.grad[0]).abs().max()) <= bound
 
 
+@pytest.mark.parametrize("likeliest", [1, 5])
+def test_losses_are_those_of_all_classes_to_second_order_in_the_mean(likeliest: int) -> None:
+    """One column for the rest would miss what the rest's classes move apart."""
+    generator = torch.Generator().manual_seed(0)
+    z0 = torch.randn(2000, 100, generator=generator)
+    slopes = torch.randn(3, 2000, 100, generator=generator)
+    labels = torch.multinomial(torch.softmax(z0, dim=1), 1, generator=generator)[:, 0]
+    model = model_of(z0, slopes, labels, likeliest)
+    for step in 0.2 * torch.randn(4, 1, 3, generator=generator):
+        losses, _ = model.losses_and_ranks(model.coordinates_of(step))
+        exact = cross_entropy(full_logits(z0, slopes, step)[0], labels, reduction="none")
+        missed = losses[0] - exact
+        # What one column would miss is half of the variance of the moves within the rest, in the
+        # share that the rest has.
+        odds = torch.softmax(z0.double(), dim=1).scatter(1, model.kept, 0.0)
+        share = odds.sum(dim=1, keepdim=True)
+        moved = full_logits(z0, slopes, step)[0] - z0
+        mean = (moved * odds).sum(dim=1, keepdim=True) / share
+        one = 0.5 * ((moved - mean).square() * odds).sum(dim=1).mean()
+        error = missed.std() / 2000**0.5
+        assert float(one) > 10 * float(error)  # so that the mean tells
+        assert abs(float(missed.mean())) <= 4 * float(error) + 0.1 * float(one)
+
+
+def test_classes_of_the_rest_are_drawn_by_their_odds() -> None:
+    z0 = torch.log(torch.tensor([8.0, 9.0, 4.0, 1e-6, 2.0, 1.0, 1.0])).expand(5000, -1)
+    model = LikeliestModel(z0.contiguous(), torch.zeros(5000, dtype=torch.int64), 1, 1)
+    assert torch.equal(model.kept, torch.tensor([[0, 1]]).expand(5000, -1))
+    # A class alone moves: what that adds to the rest's logit is of second order the variance of
+    # its odds. Draws in order have up to S / (S - 1) times the variance of independent ones.
+    step = torch.tensor([[0.3]])
+    for c, odds in ((2, 0.5), (3, 0.0), (4, 0.25), (5, 0.125), (6, 0.125)):
+        slope = torch.zeros(5000, 7)
+        slope[:, c] = 1.0
+        model = LikeliestModel(z0.contiguous(), torch.zeros(5000, dtype=torch.int64), 1, 1)
+        near = model.columns((z0 + slope)[None]) - model.present
+        model.put({0: near[0]})
+        losses, _ = model.losses_and_ranks(model.coordinates_of(step))
+        exact = math.log((17 + 8 * (1 + odds * math.expm1(0.3))) / 8)
+        second = 0.5 * 0.3**2 * odds * (1 - odds) * 8 / 25
+        assert abs(float(losses.mean()) - exact) <= 0.15 * second + 2e-6
+
+
 def test_with_one_class_in_the_rest_nothing_is_lost(drawn: tuple[Tensor, Tensor, Tensor]) -> None:
     z0, slopes, labels = drawn
     model = model_of(z0, slopes, labels, CLASSES - 2)
@@ -136,9 +181,7 @@ def test_logits_of_all_classes_move_the_rest_by_one_amount(
     for i in range(IMAGES):
         rest = [c for c in range(CLASSES) if c not in model.kept[i].tolist()]
         moved = (found[:, i] - z0[i])[:, rest]
-        odds = torch.softmax(z0[i, rest].double(), dim=0)
-        expected = ((exact[:, i] - z0[i])[:, rest] * odds).sum(dim=1, keepdim=True)
-        assert float((moved - expected).abs().max()) <= bound
+        assert float((moved - moved[:, :1]).abs().max()) <= bound
     losses, _ = model.losses_and_ranks(q)
     expected = cross_entropy(found.mT, labels.expand(3, -1), reduction="none")
     assert float((losses - expected).abs().max()) <= 2 * bound
@@ -238,3 +281,23 @@ def test_predicted_classes_are_the_networks_own_and_the_best_of_those_kept(
     best = model.kept.expand(9, -1, -1).gather(2, kept.argmax(dim=2)[..., None])[..., 0]
     assert predicted[:, sound].tolist() == best[:, sound].tolist()
     assert predicted[:, 3].tolist() == [-1] * 9
+
+
+@pytest.mark.parametrize("likeliest", [6, None])
+def test_directions_that_move_together_are_those_of_equal_steps(
+    drawn: tuple[Tensor, Tensor, Tensor], likeliest: int | None
+) -> None:
+    z0, slopes, labels = drawn
+    if likeliest is None:
+        whole = LinearModel(z0, labels, DIRECTIONS)
+        whole.put(dict(enumerate(slopes)))
+    else:
+        whole = model_of(z0, slopes, labels, likeliest)
+    groups = torch.tensor([0, 1, 0, 1, 1])
+    model = whole.together(groups)
+    step = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    found = model.losses_and_ranks(model.coordinates_of(step).float())[0]
+    expected = whole.losses_and_ranks(whole.coordinates_of(step[:, groups]).float())[0]
+    # Sums of five slopes of size 1 or so, rounded in another order; a loss is 2 logits' difference.
+    assert float((found - expected).abs().max()) <= 64 * ROUNDING * float(z0.abs().max())
+    assert float((found - model.losses_and_ranks(torch.zeros(1, 2))[0]).abs().max()) > 0.1

@@ -217,3 +217,15 @@ def test_slopes_of_16_bits_are_rounded_once_and_after_they_are_scaled(
     bound = torch.einsum("d,dnc->nc", q[0].abs(), share * exact.slopes.abs() + 2.0**-25)
     missed = (rounded.logits(q) - exact.logits(q))[0].abs()
     assert bool((missed <= bound + 20 * ROUNDING * (1 + exact.logits(q)[0].abs())).all())
+
+
+def test_directions_together_are_their_sum() -> None:
+    z0, slopes, labels, _ = drawn()
+    model = model_of(z0, slopes, labels)
+    model.leave_out(3)
+    together = model.together(torch.tensor([0, 1, 0, 1, 1, 0]))
+    assert together.directions == 2 and model.directions == 6
+    q = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    a, b = together.step_of(q)[0].float().tolist()
+    expected = z0 + a * (slopes[0] + slopes[2] + slopes[5]) + b * (slopes[1] + slopes[4])
+    assert torch.allclose(together.logits(q)[0], expected, atol=1e-4)

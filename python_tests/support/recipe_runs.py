@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import deevo_ext as deevo
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.population import Population
+from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
-from deevo_ext.runs.rounds import RoundSearch
+from deevo_ext.runs.replay import write_candidate
+from deevo_ext.runs.rounds import FEW, RoundSearch
+from deevo_ext.runs.state import Candidate
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.configuration import configure
 from deevo_ext.search.optimizer import Callback
 from support.evolution import images
 from support.networks import Net, members
+from support.populations import assert_equal
 
 
 class PlainNet(nn.Module):
@@ -55,6 +62,7 @@ def recipe_run(
     by_folds: bool = False,
     metric: str = "loss",
     callbacks: tuple[Callback, ...] = (),
+    keep: float = 0.0,
 ) -> RecipeRun:
     """A run on `count` images of noise, not begun yet; above 2,000 a round divides them."""
     model = factory()
@@ -64,7 +72,8 @@ def recipe_run(
         model, population, micro_batch=32, calibration=fitness.slice(0, 100), engine="eager"
     )
     found = blocks_of(evaluator.forward, population, fitness.image_shape, "layer")
-    search = RoundSearch(
+    kind = FewRounds if count <= FEW else RoundSearch
+    search = kind(
         Probing(ProbeForward(evaluator), found.blocks, 0.3, 4),
         fitness,
         Metric.of(metric),
@@ -82,4 +91,21 @@ def recipe_run(
         run_dir=run_dir,
         progress=False,
         callbacks=callbacks,
+        keep=Keep(keep, images(150, 3, "old images")) if keep else None,
     )
+
+
+def assert_all_give_the_same_bits(folder: Path, returned: Candidate) -> None:
+    """The folder's network, its replay and the merge of its recipe are the returned candidate."""
+    replayed = deevo.replay(folder)
+    assert replayed.finished and replayed.candidate.record() == returned.record()
+    assert torch.equal(replayed.candidate.row, returned.row)
+    write_candidate(replayed, folder / "again.safetensors")
+    evolved = folder / "evolved.safetensors"
+    assert (folder / "again.safetensors").read_bytes() == evolved.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = deevo.merge(folder / "recipe.yaml", folder / "merged.safetensors")
+    assert made.as_recorded is True
+    merged, ours = load_file(made.path), load_file(evolved)
+    assert_equal({tensor: merged[tensor] for tensor in ours}, ours)

@@ -17,6 +17,7 @@ from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.population.population import Population
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
@@ -146,7 +147,8 @@ class Problem:
 
     def rounds(self, *, size: int = 200, few: bool = False) -> RoundSearch:
         """Rounds with models of `size` images; few: folds of all choose and test."""
-        return RoundSearch(
+        kind = FewRounds if few else RoundSearch
+        return kind(
             probing=self.probing(),
             images=self.images,
             metric=self.metric,

@@ -118,6 +118,11 @@ class FunctionRunner(Runner):
                 "images (with noise on them): check its precision, and images and preprocessing "
                 "against the model"
             )
+        if why := _why_no_logits(logits):
+            raise DeevoError(
+                f"engine {self.name} gave {why}; expected logits, whose softmax is the probability "
+                "of each class: the loss, and fits by it, need them"
+            )
         again = self.logits(state, images)
         if not torch.equal(again, logits):
             raise DeevoError(
@@ -145,3 +150,18 @@ class FunctionRunner(Runner):
                 "compute with the state dict that it is called with, and keep what it makes of one "
                 "no longer than the same dict comes"
             )
+
+
+def _why_no_logits(values: Tensor) -> str:
+    """Says what values [n, classes] are that are no logits; empty where they may be."""
+    classes = values.shape[1]
+    if classes > 1 and torch.equal(values.sort(dim=1).values.unique(dim=0), _ranks(classes)):
+        return "ranks of the classes"
+    ones = float((values.sum(dim=1) - 1.0).abs().max()) < 1e-3
+    if classes > 1 and ones and bool((values >= 0).all()):
+        return "probabilities (of each image they add up to 1), whose logarithms are logits"
+    return ""
+
+
+def _ranks(classes: int) -> Tensor:
+    return torch.arange(classes, dtype=torch.float32)[None]

@@ -1,0 +1,200 @@
+"""Rounds on few images: all of them make the linear model, and folds of them choose and test.
+
+Which blocks move together, which ridge holds a step and how long it is, is chosen by how fits to
+four fifths of the images do on the fifth, on the linear model. What a step gains is then measured
+by five real networks, each made without one fifth of the images, whose choices included, and scored
+on it. So no image tests a network that it was fitted to; the step that is taken is fitted to all.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from deevo_ext.fitness.class_weights import image_weights
+from deevo_ext.fitness.probing import KeepColumns
+from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.resampling import gain_of, gains_of
+from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
+from deevo_ext.population.recipes import after
+from deevo_ext.runs.rounds import Outcome, Proposal, RoundSearch, threads_of
+from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
+
+_WAVES = 2
+
+
+class _Unit:
+    """What moves together in a step: blocks as they are, or all blocks as one.
+
+    whole: the linear model. members: of its recipes; None leaves its directions as they are.
+    """
+
+    def __init__(self, whole: LinearModel, members: int | None) -> None:
+        self.whole = self.model = whole
+        if members is not None:
+            self.model = whole.together(torch.arange(whole.directions) % members)
+
+    def lifted(self, q: Tensor) -> Tensor:
+        """Returns coordinates [..., d] of the whole model for those of the unit's."""
+        if self.model is self.whole:
+            return q
+        blocks = self.whole.directions // self.model.directions
+        step = self.model.step_of(q)
+        return self.whole.coordinates_of(step.repeat(*[1] * (step.dim() - 1), blocks))
+
+
+class FewRounds(RoundSearch):
+    """What all rounds of a run on up to `FEW` fitness images have in common."""
+
+    few = True
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Returns how many images make a round's model, choose, and test."""
+        return len(self.images), 0, 0
+
+    def proving(self, networks: int) -> int:
+        """Returns the forward passes of a round's real networks, at most.
+
+        networks: passes of one network for its statistics.
+        """
+        real = 1 + 2 * _WAVES  # beside those of the folds
+        lengths = len(LENGTHS)
+        return (real + lengths + 1) * len(self.images) + (real + FOLDS * lengths) * networks
+
+    def run(
+        self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
+    ) -> Outcome:
+        """Runs round `number` from a recipe [blocks, members] with steps up to `radius` long."""
+        images, metric = self.images, self.metric
+        labels = images.labels.cpu()
+        present = self._scores(recipe[None], images)[0]
+        before = self._require_finite(present, labels)
+        model, left_out = self.probing.model(recipe, images, keep)
+        none = torch.zeros(1, model.directions)
+        self._require_finite(virtual_scores(model, metric, none)[0], labels)
+        numbers = fold_numbers(images.labels, FOLDS, self.seed)
+        folds = [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
+        with threads_of(model):
+            weights = image_weights(model, metric)
+            found = [
+                (unit, fit)
+                for unit in self._units(model, recipe)
+                for fit in unit.model.held_out(
+                    folds,
+                    functools.partial(virtual_scores, unit.model, metric),
+                    lambda before, after: gains_of(metric, before, after, labels),
+                    weights,
+                )
+            ]
+        unit, likely = max(found, key=lambda one: one[1].loss)
+        nothing = Outcome(
+            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, []
+        )
+        if not likely.gain > likely.standard_error:  # NaN is no gain
+            return nothing
+        tested, length = self._nested(recipe, found, folds, radius, present)
+        gain, error = gain_of(metric, present, tested, labels)
+        nothing = replace(nothing, gain=gain, standard_error=error)
+        if not gain > error:
+            return nothing
+        proposals: list[Proposal] = []
+        virtual: list[Virtual] = []
+        for wave in range(_WAVES):
+            if wave:
+                leader = min(proposals, key=lambda proposal: _finite(proposal.score))
+                real = self._recipes(recipe, model, [leader])
+                model.correct(leader.q * leader.length, self.probing.logits(list(real), images)[0])
+                unit = _Unit(model, None if unit.model is unit.whole else recipe.shape[1])
+            with threads_of(model):
+                new, evolved = self._likeliest(
+                    unit, weights, likely.ridge, length, 2 * number + wave
+                )
+            virtual.append(evolved)
+            changes = (self._fitness(self._recipes(recipe, model, new), images) - before).tolist()
+            proposals += [replace(p, score=one) for p, one in zip(new, changes, strict=True)]
+        best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
+        return replace(
+            nothing,
+            step=model.step_of(proposals[best].q).reshape(recipe.shape).float(),
+            proposals=proposals,
+            best=best,
+            accepted=proposals[best].score < 0.0,
+            virtual=virtual,
+        )
+
+    def _units(self, model: LinearModel, recipe: Tensor) -> list[_Unit]:
+        blocks, members = recipe.shape
+        return [_Unit(model, None), *([_Unit(model, members)] if blocks > 1 else [])]
+
+    def _nested(
+        self,
+        recipe: Tensor,
+        found: list[tuple[_Unit, HeldOut]],
+        folds: list[Tensor],
+        radius: float,
+        present: Tensor,
+    ) -> tuple[Tensor, float]:
+        """Returns each image's outcome [n, ...] by a network that was not fitted to it.
+
+        A fold's network is the fit to the other folds whose unit and ridge did best on these by the
+        linear model, at the length that did best on these by real networks. The other result is
+        the length that did best on all.
+        """
+        lengths = [radius * length for length in LENGTHS]
+        every = present.new_empty(len(lengths), *present.shape)
+        for k, fold in enumerate(folds):
+            rest = numbers_but(fold, len(present))
+            unit, fit = max(found, key=lambda one: float(one[1].images[rest].mean()))
+            step = unit.whole.step_of(unit.lifted(fit.fits[k])).reshape(recipe.shape).float()
+            made = torch.stack([after(recipe, step, length) for length in lengths])
+            every[:, fold] = self._scores(made, self.images.subset(fold))
+        labels = self.images.labels.cpu()
+        outcomes = torch.empty_like(present)
+        for fold in folds:
+            rest = numbers_but(fold, len(present))
+            best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
+            outcomes[fold] = every[best, fold]
+        return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
+
+    def _likeliest(
+        self, unit: _Unit, weights: Tensor | None, ridge: float, length: float, number: int
+    ) -> tuple[list[Proposal], Virtual]:
+        """The convex fit to all images, and a virtual evolution, as the folds would have them.
+
+        weights: of the images in the cross-entropy.
+        """
+        model = unit.model
+        fit = model.fit(ridge, weights=weights)
+        evolved = evolve_virtually(
+            guided_fitness(model, self.metric, ridge, weights),
+            first_individuals([fit, *self._known(model)], number, self.seed),
+            self.configuration,
+            number,
+            self.seed,
+        )
+        qs = torch.stack([fit, evolved.best])
+        score = virtual_fitness(model, self.metric, 0.0)
+        at_zero = float(score(torch.zeros(1, model.directions))[0])
+        predicted = (score((length * qs).float()) - at_zero).tolist()
+        lifted = unit.lifted(qs)
+        return [
+            Proposal(name, ridge, length, q, gain)
+            for name, q, gain in zip(("convex", "de"), lifted, predicted, strict=True)
+        ], evolved
+
+
+def numbers_but(some: Tensor, count: int) -> Tensor:
+    """Returns the numbers below count that are not among some."""
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[some] = False
+    return rest.nonzero().flatten()
+
+
+def _finite(score: float) -> float:
+    return score if math.isfinite(score) else math.inf
