@@ -173,7 +173,7 @@ class FewRounds(RoundSearch):
         fit = model.fit(ridge, weights=weights)
         evolved = evolve_virtually(
             guided_fitness(model, self.metric, ridge, weights),
-            first_individuals([fit, *self.probing.known(model)], number, self.seed),
+            first_individuals([fit, *self._known(model)], number, self.seed),
             self.configuration,
             number,
             self.seed,

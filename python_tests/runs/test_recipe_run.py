@@ -25,6 +25,7 @@ from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import journal, kept_probes
 from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
+from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
 from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
 from deevo_ext.runs.records import (
@@ -136,6 +137,18 @@ def test_rounds_of_differences_resume_replay_and_merge_to_the_same_bits(
         again = problem(seed=seed).run(folder, budget=Budget(rounds))
         assert again.run().digest == chosen.digest
         assert lines(folder) == lines(whole) and files(folder) == files(whole)
+
+
+def test_half_way_back_keeps_half_of_what_differences_added(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    one = problem(seed=8)
+    run = one.run(folder, budget=Budget(5), keep=Keep(0.5, one.held_out))
+    chosen = run.run()
+    assert chosen.treatment == "kept" and run.changes is not None
+    assert run.state.best_changes is not None
+    assert torch.equal(2.0 * run.changes, run.state.best_changes)
+    assert deevo.merge(folder / RECIPE_FILE, tmp_path / "out.safetensors").as_recorded
+    assert deevo.replay(folder).candidate.digest == chosen.digest
 
 
 KILLED = """
