@@ -61,11 +61,6 @@ class Differences:
         """Rows that are made at a time."""
         return self.probing.chunk
 
-    @property
-    def chunks(self) -> int:
-        """How many chunks of probes there are."""
-        return -(-len(self.drawn) // self.chunk)
-
     def model(
         self, changes: Tensor, images: LabelledImages, keep: KeepColumns | None = None
     ) -> tuple[LinearModel, list[int]]:
@@ -79,13 +74,14 @@ class Differences:
         least = ROUNDING * float(z0.square().mean().sqrt())
         each = torch.eye(len(self.drawn))
         finite = False
-        for i, some in enumerate(chunks(range(len(self.drawn)), self.chunk)):
+        for start in range(0, len(self.drawn), self.chunk):
+            some = range(start, min(start + self.chunk, len(self.drawn)))
 
-            def probes(some: Sequence[int] = some) -> Tensor:
+            def probes(some: range = some) -> Tensor:
                 near = [self.after(changes, each[k], 1.0) for k in some]
                 return model.columns(self.logits(near, images))
 
-            columns = probes() if keep is None else keep(i, probes)
+            columns = probes() if keep is None else keep(some, probes)
             columns = columns.to(model.present)
             slopes = {k: one - model.present for k, one in zip(some, columns, strict=True)}
             finite = model.put(slopes, least) or finite
@@ -109,3 +105,7 @@ class Differences:
             for some in chunks(changes, self.chunk)
         ]
         return torch.cat(parts)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns no steps [K]: none of these directions is worth a trial more than others."""
+        return []

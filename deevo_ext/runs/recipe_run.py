@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
-from deevo_ext.runs.directions import directed
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
@@ -104,10 +104,11 @@ class RecipeRun(Run):
         return self.state.changes if self.chosen is None else self.changes_of(self.chosen)
 
     def changes_of(self, chosen: Candidate) -> torch.Tensor | None:
-        """Returns the changes float32 [genes, members] to a candidate's recipe, if any."""
+        """Returns what differences have added to a candidate's recipe, float32 [genes, members]."""
         changes = self.state.best_changes if chosen.generation else None
-        if changes is None or self.keeps is None or chosen.treatment != "kept":
+        if changes is None or chosen.treatment != "kept":
             return changes
+        assert self.keeps is not None
         return (1.0 - self.keeps.share) * changes
 
     def describe_fitness(self) -> dict[str, Any]:
@@ -228,9 +229,16 @@ class RecipeRun(Run):
         return self.state.directions is None or (self.rounds.few and failed)
 
     def _round(self, number: int) -> RoundRecord:
-        state, kept = self.state, None
-        directions = state.directions or BLOCKS
-        rounds, present, parts = directed(self.rounds, state, number)
+        state, rounds, kept = self.state, self.rounds, None
+        directions, probing = state.directions or BLOCKS, rounds.probing
+        present, parts = state.recipe, len(state.blocks)
+        if directions == CHANNELS:
+            present = state.begun_changes()
+            along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)
+            rounds, parts = replace(rounds, differences=along), len(along.drawn)
+        elif state.changes is not None:
+            probing = replace(probing, genes=state.genes, changes=state.changes)
+            rounds = replace(rounds, probing=probing)
         if self.run_dir is not None and self._journal is not None:
             kept = KeptProbes(self.run_dir, self._journal.check, parts)
         outcome = rounds.run(present, number, state.paths[directions].radius, kept)
@@ -258,7 +266,7 @@ class RecipeRun(Run):
             gain=outcome.gain,
             standard_error=outcome.standard_error,
             accepted=outcome.accepted,
-            step=step.flatten() if outcome.accepted and step is not None else None,
+            step=step if outcome.accepted else None,
             recipe_sha256=recipe_digest(recipe, changes),
             score=score,
             forward_passes=0,

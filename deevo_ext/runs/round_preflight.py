@@ -77,9 +77,13 @@ def examine_rounds(
     model, *_ = parts = rounds.sizes()
     policy = evaluator.policy
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
-    probes = blocks.directions if rounds.few else max(blocks.directions, DIRECTIONS)
+    some_of = rounds.images.slice(0, model)
+    passes = rounds.probing.passes(population.initial_size, some_of, rounds.classes)
+    probes = blocks.directions
+    if not rounds.few:  # a round along differences may follow, and its probes share nothing
+        passes, probes = max(passes, (DIRECTIONS + 1) * model), max(probes, DIRECTIONS)
     # A user's function has no batch statistics: its probes have theirs re-estimated.
-    passes = (probes + 1) * (model + extra * evaluator.forward.own_engine)
+    passes += (probes + 1) * extra * evaluator.forward.own_engine
     passes += rounds.proving(extra)
     passes += len(validation.images) + extra
     members = population.initial_size

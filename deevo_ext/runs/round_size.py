@@ -77,8 +77,8 @@ def rounds_of(
         size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, options.memory)
     else:
         said = options.images_per_round
-        size = recorded.fitness["images_per_round"] if said == "auto" else said
         fit = recorded.fitness["images_in_memory"]
+        size = recorded.fitness["images_per_round"] if said == "auto" else min(said, fit)
         dtype = getattr(torch, recorded.fitness["slopes"])
         likeliest = recorded.fitness.get("likeliest")
     probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)

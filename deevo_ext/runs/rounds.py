@@ -248,7 +248,7 @@ class RoundSearch:
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge, weights=weights) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
-        known = [*fits, *([] if self.differences is not None else self._known(model))]
+        known = [*fits, *self.along.known(model)]
         number, wave = draw
         evolved = evolve_virtually(
             guided_fitness(model, self.metric, ridges[0], weights),
@@ -264,12 +264,6 @@ class RoundSearch:
         at_zero = float(score(torch.zeros(1, model.directions))[0])
         predicted = (score(tried.float()) - at_zero).tolist()
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
-
-    def _known(self, model: LinearModel) -> list[Tensor]:
-        """Coordinates of the steps to each member, and to their average."""
-        members = self.probing.population.initial_size
-        whole = torch.eye(members).repeat(1, model.directions // members)
-        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
 
     def proving(self, networks: int) -> int:
         """Returns the forward passes of a round's real networks, at most.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness import probing
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.population.genes import Drawn
 from deevo_ext.population.recipes import after, uniform
@@ -175,11 +176,11 @@ def test_kill_minus_nine_loses_at_most_the_round_in_flight(tmp_path: Path) -> No
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     chosen = problem().run(whole).run()
     probe = ("deevo_ext.fitness.probes.ProbeForward", "__call__", False)
-    # A round calls it 5 times: at the present network, for 3 blocks, and to correct the model.
+    # A round calls it 4 times: at the present network, twice for probes, to correct the model.
     moments = [
         (*probe, 3, 2),  # within round 1: header and initial candidates are there
         ("deevo_ext.runs.journal.Journal", "append", True, 1, 3),  # round 1 was just recorded
-        (*probe, 5, 3),  # within round 2
+        (*probe, 4, 3),  # within round 2
         ("deevo_ext.runs.recipe_run.RecipeRun", "write_more", False, 1, 5),  # at the end
     ]
     for kind, name, done, count, recorded in moments:
@@ -279,23 +280,24 @@ def test_long_rounds_go_on_without_the_blocks_that_were_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
+    monkeypatch.setattr(probing, "_TOGETHER", 1)  # a block at a time
     whole, folder = tmp_path / "whole", tmp_path / "run"
     chosen = problem().run(whole).run()
     assert not (whole / kept_probes.FOLDER).exists()
     run, computed = problem().run(folder), []
     keep = KeptProbes.__call__
 
-    def interrupted(kept: KeptProbes, block: int, compute: Callable[[], Tensor]) -> Tensor:
-        if block == 2:
+    def interrupted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+        if 2 in blocks:
             raise KeyboardInterrupt
-        return keep(kept, block, compute)
+        return keep(kept, blocks, compute)
 
-    def counted(kept: KeptProbes, block: int, compute: Callable[[], Tensor]) -> Tensor:
+    def counted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
         def noted() -> Tensor:
-            computed.append(block)
+            computed.extend(blocks)
             return compute()
 
-        return keep(kept, block, noted)
+        return keep(kept, blocks, noted)
 
     monkeypatch.setattr(KeptProbes, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -315,21 +317,23 @@ def test_only_whole_files_of_the_same_round_of_the_same_run_are_taken(
 ) -> None:
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
     first, second = torch.ones(3, 5, 4), torch.full((3, 5, 4), 2.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: first), first)
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
     [path] = (tmp_path / kept_probes.FOLDER).iterdir()
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: second), first)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(2, lambda: second), second)  # another block
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), first)
+    assert torch.equal(
+        KeptProbes(tmp_path, "ab", 7)(range(2, 3), lambda: second), second
+    )  # another block
     data = path.read_bytes()
     for broken in (data[:-1], data[:20], b"", b"\xff" * 100):
         path.write_bytes(broken)
-        assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: second), second)
+        assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), second)
         path.write_bytes(data)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(1, lambda: second), second)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(1, lambda: first), second)
+    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: second), second)
+    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: first), second)
     kept_probes.remove_kept(tmp_path)
     kept_probes.remove_kept(tmp_path)
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", 600.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(1, lambda: first), first)
+    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
     assert list(tmp_path.iterdir()) == []  # a short round keeps nothing
 
 
