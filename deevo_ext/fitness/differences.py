@@ -105,3 +105,7 @@ class Differences:
             for some in chunks(changes, self.chunk)
         ]
         return torch.cat(parts)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns no steps [K]: none of these directions is worth a trial more than others."""
+        return []
