@@ -1,13 +1,19 @@
-"""Logits of many rows on the same images, as a linear model of the population asks for them.
+"""Logits of many networks on the same images, as a linear model of the population asks for them.
 
 A network with BatchNorm is evaluated with the statistics of fixed groups of images, not with
 running ones: a step of the weights moves the statistics with it, and probes that do not show this
 predict what does not come (docs/contract.md, "Rounds").
+
+A probe differs from the present network in one block. What lies before it is computed once for all
+probes, where there is a network graph to cut; each gets the bits that it would have alone.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,76 +22,215 @@ from torch.func import functional_call
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import group_size, norms_in_training
-from deevo_ext.networks.execution.feed import slices
+from deevo_ext.networks.build import DEVIATION, Built
+from deevo_ext.networks.execution.feed import MicroBatch, slices
+from deevo_ext.networks.execution.prefixes import Changed, PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
-from deevo_ext.networks.execution.runner import logits_of
-from deevo_ext.networks.execution.workers import Modules, Workers
+from deevo_ext.networks.execution.runner import MemberRunner, Runner
+from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink
+from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.population.allocation import sent
+from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.layout import Layout
+
+Moved = Mapping[int, Sequence[Tensor]]
+"""Recipes [blocks, members] by the one block in which they differ from another recipe."""
+Compose = Callable[[Tensor, Layout | None], Tensor]
+"""function(recipes [K, blocks, members], part) -> rows [K, D], or those of a part of the layout."""
 
 
 class ProbeForward:
-    """Puts images through rows of an evaluator's population and keeps the logits.
+    """Puts images through networks of an evaluator's population and keeps the logits.
 
     Under the policy "recalibrate" norm layers use the statistics of each group of images; the
     groups are equal parts of the images, of about `statistics.group_size`. A user's function has no
     such mode: its probes have their statistics re-estimated, like networks that are scored.
-    Otherwise rows are evaluated as they are, in micro-batches. forward_passes are counted by the
-    evaluator.
+    Otherwise networks are evaluated as they are, in micro-batches. forward_passes are counted by
+    the evaluator.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
         self._by_groups = evaluator.policy.recalibrates and not evaluator.forward.own_engine
-        self._workers = Workers(evaluator.device)
         if self._by_groups:
-            self._modules = Modules(evaluator.forward.module, self._workers.count)
+            self._in_training = _InTraining(evaluator)
 
     def __call__(self, rows: Tensor, images: LabelledImages) -> Tensor:
         """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device."""
-        rows = sent(rows, self.evaluator.device)
-        logits = self._grouped(rows, images) if self._by_groups else self._plain(rows, images)
+        rows, logits = sent(rows, self.evaluator.device), _Logits(len(rows))
+        if self._by_groups:
+            for group in self._groups(images):
+                built = self._checked(images, rows[0], group)
+                built.runner.run(rows, None, [[group]], FunctionSink(logits.take))
+        else:
+            self.evaluator.settle(images)
+            used = self.evaluator.used_statistics(rows, None)  # which a user's function is to have
+            self.evaluator.forward.each(rows, images, used, logits.take)
         self.evaluator.count(len(rows) * len(images))
-        return logits
+        return logits.all()
 
-    def _plain(self, rows: Tensor, images: LabelledImages) -> Tensor:
-        parts: dict[tuple[int, int], Tensor] = {}
+    def shares(self, images: LabelledImages) -> bool:
+        """Whether networks that differ in a block share what lies before it."""
+        return bool(self._prefixes(images))
 
-        def take(k: int, start: int, logits: Tensor) -> None:
-            parts[k, start] = logits.float().clone()
+    def by_blocks(
+        self,
+        blocks: Blocks,
+        compose: Compose,
+        recipe: Tensor,
+        moved: Moved,
+        images: LabelledImages,
+    ) -> Tensor:
+        """Returns logits float32 [K, N, classes] of networks that differ from one in a block each.
 
-        self.evaluator.settle(images)
-        used = self.evaluator.used_statistics(rows, None)  # which a user's function is to have
-        self.evaluator.forward.each(rows, images, used, take)
-        starts = sorted({start for _, start in parts})
-        return torch.stack(
-            [torch.cat([parts[k, start] for start in starts]) for k in range(len(rows))]
+        compose: makes their rows. recipe: of that network. The others are numbered in the order of
+        `moved`; their bits are those of their rows. Networks must share something, as `shares` says
+        once rows have been evaluated on the images. The passes that are counted are those of
+        `passes`.
+        """
+        device = self.evaluator.device
+        row = sent(compose(recipe[None], None)[0], device)
+        logits = _Logits(sum(map(len, moved.values())))
+
+        def changed(runner: PrefixRunner, b: int) -> Changed:
+            change = runner.change(blocks.tensors[b])
+
+            def rows() -> Tensor:
+                return sent(compose(torch.stack([*moved[b]]), change.layout), device)
+
+            return Changed(change, rows, len(moved[b]))
+
+        def run(runner: PrefixRunner, batches: Callable[[int], Iterator[list[MicroBatch]]]) -> None:
+            changes = [changed(runner, b) for b in moved]
+            runner.run(row, changes, batches, FunctionSink(logits.take))
+
+        if self._by_groups:
+            for group in self._groups(images):
+                runner = self._built(images, group.size).prefixes
+                assert runner is not None
+                run(runner, functools.partial(_alone, group))
+        else:
+            (runner,) = self._prefixes(images)
+            run(runner, lambda most: self.evaluator.forward.micro_batches(images, most))
+        counts = {b: len(recipes) for b, recipes in moved.items()}
+        self.evaluator.count(self.passes(blocks, counts, images))
+        return logits.all()
+
+    def passes(self, blocks: Blocks, counts: Mapping[int, int], images: LabelledImages) -> int:
+        """Returns the forward passes of networks that differ from one in a block each.
+
+        counts: of networks, by block. A pass that begins at a block's entry counts as its share of
+        the network's FLOPs; to them comes what is shared, up to the last entry. Sums are rounded
+        up. Where nothing is shared, they are all the networks' passes.
+        """
+        runners = self._prefixes(images)
+        flops = runners[0].program.graph.flops if runners else 0
+        if not flops:
+            return sum(counts.values()) * len(images)
+        behind = {b: runners[0].flops_behind(blocks.tensors[b]) for b in counts}
+        spent = flops - min(behind.values()) + sum(behind[b] * n for b, n in counts.items())
+        return -(-len(images) * spent // flops)
+
+    def _prefixes(self, images: LabelledImages) -> list[PrefixRunner]:
+        """What runs networks that share prefixes, for each size of groups; empty: nothing does."""
+        shape, dtype = images.image_shape, self.evaluator.population.rows.dtype
+        if self._by_groups:
+            sizes = {stop - start for start, stop in self._edges(images)}
+            found = [self._built(images, size).prefixes for size in sorted(sizes)]
+        else:
+            found = [self.evaluator.forward.prefixes(shape, dtype)]
+        runners = [one for one in found if one is not None]
+        return runners if len(runners) == len(found) else []
+
+    def _built(self, images: LabelledImages, size: int) -> Built:
+        """A runner of networks with the statistics of a group."""
+        dtype = self.evaluator.population.rows.dtype
+        statistics = [n for tensor in self.evaluator.policy.statistics() for n in tensor.names]
+        found = self.evaluator.forward.with_batch_statistics(
+            statistics, size, images.image_shape, dtype
         )
+        return Built(self._module(size), None, checked=True) if found is None else found
 
-    def _grouped(self, rows: Tensor, images: LabelledImages) -> Tensor:
+    def _module(self, size: int) -> Runner:
+        run = self.evaluator.forward.execution.in_float32(size)
+        return MemberRunner(self._in_training, run)
+
+    def _checked(self, images: LabelledImages, row: Tensor, group: MicroBatch) -> Built:
+        """Likewise, and seen to give the module's logits of a row; else it is the module."""
+        built = self._built(images, group.size)
+        if not built.checked:
+            module, both = self._module(group.size), list[Tensor]()
+            for runner in (built.runner, module):
+                sink = LogitsSink()
+                runner.run(row[None], None, [[group]], sink)
+                both.append(sink.logits())
+            apart, size = float((both[0] - both[1]).abs().max()), float(both[1].abs().max())
+            # An overflow is the network's own.
+            if apart > DEVIATION[built.runner.execution.precision] * size:
+                warnings.warn(
+                    "the network graph with batch statistics gives logits that differ from the "
+                    f"module's by {apart:.3g} (largest logit {size:.3g}); probes are served by "
+                    "functional_call: please report this network",
+                    stacklevel=2,
+                )
+                built.runner, built.graph, built.prefixes = module, None, None
+            built.checked = True
+        return built
+
+    def _edges(self, images: LabelledImages) -> list[tuple[int, int]]:
         count = len(images) // group_size(images, self.evaluator.micro_batch)
         edges = [len(images) * i // count for i in range(count + 1)]
-        groups = list(itertools.pairwise(edges))
+        return list(itertools.pairwise(edges))
+
+    def _groups(self, images: LabelledImages) -> Iterator[MicroBatch]:
         device = self.evaluator.device
         preprocessing = Preprocessing(images.mean, images.std)
-        parts: dict[tuple[int, int], Tensor] = {}
-
-        def run(k: int, start: int, pixels: Tensor) -> None:
-            apart = torch.zeros(self.evaluator.population.statistics_layout.dim, device=device)
-            row = rows[k].float()
-            tensors, norms = self.evaluator.policy.tensors_in_training(row, apart)
-            with self._modules.take() as model, norms_in_training(model, norms):
-                logits = logits_of(
-                    lambda x: functional_call(model, tensors, (x,)), pixels, images.name
-                )
-                parts[k, start] = logits.float()
-
         placed = self.evaluator.policy.placement.of(images)
-        for start, read in slices(placed, groups, device):
+        for start, read in slices(placed, self._edges(images), device):
             pixels = preprocessing.normalise(read, device)
-            tasks = [
-                (lambda k=k, at=start, part=pixels: run(k, at, part)) for k in range(len(rows))
-            ]
-            self._workers.run(tasks)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            yield MicroBatch(pixels, start, len(pixels), images.name)
+
+
+def _alone(group: MicroBatch, most: int) -> Iterator[list[MicroBatch]]:
+    yield [group]
+
+
+class _InTraining:
+    """The module itself, its norm layers with batch statistics, for networks without a graph."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._policy = evaluator.policy
+        self._dim = evaluator.population.statistics_layout.dim
+        forward = evaluator.forward
+        self._modules = Modules(forward.module, forward.execution.workers.count)
+
+    def prepare(self, row: Tensor, statistics: Tensor | None) -> tuple[dict[str, Tensor], set[str]]:
+        """The network's tensors, and its norm layers."""
+        apart = torch.zeros(self._dim, device=row.device)
+        return self._policy.tensors_in_training(row.float(), apart)
+
+    def run(self, prepared: tuple[dict[str, Tensor], set[str]], images: Tensor) -> Tensor:
+        """Logits of one group."""
+        tensors, norms = prepared
+        with self._modules.take() as model, norms_in_training(model, norms):
+            return functional_call(model, tensors, (images,))
+
+
+class _Logits:
+    """Keeps the logits of several networks."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._parts: dict[tuple[int, int], Tensor] = {}
+
+    def take(self, k: int, start: int, logits: Tensor) -> None:
+        """Copies the k-th network's logits of the images from `start` on."""
+        self._parts[k, start] = logits.float().clone()
+
+    def all(self) -> Tensor:
+        """Logits float32 [K, N, classes]."""
+        starts = sorted({start for _, start in self._parts})
         return torch.stack(
-            [torch.cat([parts[k, start] for start, _ in groups]) for k in range(len(rows))]
+            [torch.cat([self._parts[k, start] for start in starts]) for k in range(self._count)]
         )

@@ -8,6 +8,7 @@ all slopes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import ProbeForward
-from deevo_ext.population.blocks import Blocks
+from deevo_ext.fitness.probes import Moved, ProbeForward
+from deevo_ext.population.blocks import Blocks, columns_of
+from deevo_ext.population.genes import Genes
+from deevo_ext.population.layout import Layout
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
 from deevo_ext.search.likeliest import LikeliestModel
@@ -29,11 +32,18 @@ from deevo_ext.search.linear_model import LinearModel
 _LARGE, _DISAGREEMENT = 3.0, 0.5
 # A probe that moves the logits by less than this share of their size shows float32's rounding.
 # Scaled up, such a direction would ask for steps that no network follows.
-_ROUNDING = 2.0**-17
+ROUNDING = 2.0**-17
 
 T = TypeVar("T")
-KeepColumns = Callable[[int, Callable[[], Tensor]], Tensor]
-"""function(block, compute) -> columns: those of compute(), or what was kept of an earlier start."""
+# Networks that share what lies before their blocks, at most: it is computed once for so many, and
+# costs a pass or less; and bytes of logits that they give before these become slopes.
+_TOGETHER, _LOGITS_BYTES = 64, 256 << 20
+
+KeepColumns = Callable[[range, Callable[[], Tensor]], Tensor]
+"""function(parts, compute) -> columns: compute()'s, or what was kept of an earlier start.
+
+parts: the blocks, or the directions, whose probes they are.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,8 @@ class Probing:
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
     goes. chunk: rows that are made at a time. dtype: of the slopes. likeliest: how many classes
-    besides the true one an image keeps in the model, None for all.
+    besides the true one an image keeps in the model, None for all. genes, changes: what rows have
+    beside their recipes, float32 [genes, members], if anything (`Genes`).
     """
 
     forward: ProbeForward
@@ -51,6 +62,8 @@ class Probing:
     chunk: int
     dtype: torch.dtype = torch.float32
     likeliest: int | None = None
+    genes: Genes | None = None
+    changes: Tensor | None = None
 
     @property
     def population(self) -> Population:
@@ -62,8 +75,9 @@ class Probing:
     ) -> tuple[LinearModel, list[int]]:
         """Returns the linear model at a recipe [blocks, members], and the directions left out.
 
-        Direction b * members + m is member m on block b. keep: keeps the columns of a block's
-        probes, where a round takes long. Raises DeevoError where no probe gives finite logits.
+        Direction b * members + m is member m on block b. keep: keeps the columns of some blocks'
+        probes [blocks * (members - 1), n, columns], where a round takes long. Raises DeevoError
+        where no probe gives finite logits.
         """
         blocks, members = recipe.shape
         z0 = self.logits([recipe], images)[0]
@@ -72,22 +86,16 @@ class Probing:
                 "the present network gives logits that are not finite on the fitness images: check "
                 "images and preprocessing against the model"
             )
-        model = self._empty(z0, images.labels, blocks * members)
-        least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        model = self.empty(z0, images.labels, blocks * members)
+        least = ROUNDING * float(z0.square().mean().sqrt()) / self.eps
         present = model.present
         dependent = recipe.abs().argmax(dim=1).tolist()
+        others = [[m for m in range(members) if m != d] for d in dependent]
         finite = False
-        for b in range(blocks):
-            others = [m for m in range(members) if m != dependent[b]]
-
-            def probes(b: int = b, others: list[int] = others) -> Tensor:
-                near = [self._probe(recipe, b, m, self.eps) for m in others]
-                return self._columns(model, near, images)
-
-            columns = probes() if keep is None else keep(b, probes)
+        for b, columns in self._of_blocks(model, recipe, others, images, keep):
             weights = recipe[b] / -recipe[b, dependent[b]]
             combined, slopes = torch.zeros_like(present), dict[int, Tensor]()
-            for m, probe in zip(others, columns.to(present), strict=True):
+            for m, probe in zip(others[b], columns.to(present), strict=True):
                 slope = slopes[b * members + m] = (probe - present) / self.eps
                 if float(weights[m]) != 0.0:
                     combined += float(weights[m]) * slope
@@ -97,6 +105,53 @@ class Probing:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")
         self._leave_out_kinks(model, recipe, images, dependent)
         return model, (model.scale == 0).nonzero().flatten().tolist()
+
+    def passes(self, members: int, images: LabelledImages, classes: int) -> int:
+        """Returns the forward passes of a linear model's probes and of the present network.
+
+        images: as many, and of the shape, as those of the model. What second probes cost comes to
+        them, where there are any.
+        """
+        parts = self._groups(members, images, classes)
+        counts = [dict.fromkeys(part, members - 1) for part in parts]
+        return len(images) + sum(self.forward.passes(self.blocks, n, images) for n in counts)
+
+    def _of_blocks(
+        self,
+        model: LinearModel,
+        recipe: Tensor,
+        others: list[list[int]],
+        images: LabelledImages,
+        keep: KeepColumns | None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields each block with the columns [members - 1, n, columns] of its probes."""
+        for part in self._groups(recipe.shape[1], images, model.classes):
+
+            def probes(part: range = part) -> Tensor:
+                moved = {b: [self._probe(recipe, b, m, self.eps) for m in others[b]] for b in part}
+                return self._moved(model, recipe, moved, images)
+
+            columns = probes() if keep is None else keep(part, probes)
+            yield from zip(part, columns.split(recipe.shape[1] - 1), strict=True)
+
+    def _groups(self, members: int, images: LabelledImages, classes: int) -> list[range]:
+        """Blocks whose probes are evaluated together."""
+        count = len(self.blocks)
+        size = max(1, self._together(images, classes) // (members - 1))
+        return [range(b, min(b + size, count)) for b in range(0, count, size)]
+
+    def _together(self, images: LabelledImages, classes: int) -> int:
+        """How many probes are evaluated together, one at least."""
+        return max(1, min(_TOGETHER, _LOGITS_BYTES // (4 * len(images) * classes)))
+
+    def _moved(
+        self, model: LinearModel, recipe: Tensor, moved: Moved, images: LabelledImages
+    ) -> Tensor:
+        """The model's columns of networks that differ from a recipe's in a block each."""
+        if self.forward.shares(images):
+            logits = self.forward.by_blocks(self.blocks, self.compose, recipe, moved, images)
+            return model.columns(logits)
+        return self._columns(model, [*itertools.chain.from_iterable(moved.values())], images)
 
     def _leave_out_kinks(
         self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
@@ -131,10 +186,13 @@ class Probing:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
         present = model.present
-        for some in _chunks(probes, self.chunk):
-            near = [self._probe(recipe, *divmod(k, members), eps) for k, eps in some]
+        for some in chunks(probes, self._together(images, model.classes)):
+            moved: dict[int, list[Tensor]] = {}
+            for k, eps in some:  # in the order of blocks
+                b, m = divmod(k, members)
+                moved.setdefault(b, []).append(self._probe(recipe, b, m, eps))
             missed = []
-            for (k, eps), one in zip(some, self._columns(model, near, images), strict=True):
+            for (k, eps), one in zip(some, self._moved(model, recipe, moved, images), strict=True):
                 slope = (one - present) / (eps * float(model.scale[k]))
                 missed.append((slope - model.slope(k)).square().mean().sqrt())
             sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1
@@ -158,17 +216,39 @@ class Probing:
         return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
 
     def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
-        for some in _chunks(recipes, self.chunk):
-            yield self.forward(
-                self.blocks.compose(self.population, torch.stack(list(some))), images
-            )
+        for some in chunks(recipes, self.chunk):
+            yield self.forward(self.compose(torch.stack(list(some))), images)
 
-    def _empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+    def empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+        """Returns a linear model of logits z0 [n, classes] that has no slopes yet."""
         if self.likeliest is None:
             return LinearModel(z0, labels, directions, self.dtype)
         return LikeliestModel(z0, labels, directions, self.likeliest, self.dtype)
 
+    def compose(self, recipes: Tensor, part: Layout | None = None) -> Tensor:
+        """Returns the rows [K, D] of recipes [K, blocks, members], with the changes.
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+        part: of the population's layout, for rows of that part alone, with the same bits.
+        """
+        if self.genes is None or self.changes is None:
+            if part is None:
+                return self.blocks.compose(self.population, recipes)
+            return self.blocks.compose_part(self.population, part, recipes)
+        changes = self.changes.expand(len(recipes), -1, -1)
+        rows = self.genes.compose(self.population, recipes, changes)
+        return rows if part is None else columns_of(self.population.layout, part, rows)
+
+    def after(self, recipe: Tensor, step: Tensor, length: float) -> Tensor:
+        """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
+        return after(recipe, step.reshape(recipe.shape).float(), length)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns steps [d] worth a virtual trial: the whole network to each member, and to all."""
+        members = self.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

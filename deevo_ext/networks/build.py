@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,14 @@ from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import Chooser, EngineTable
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
 from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
 from deevo_ext.networks.execution.sinks import LogitsSink
 from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
+from deevo_ext.networks.graph.batch_statistics import with_batch_statistics
 from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph
@@ -33,7 +35,7 @@ CHECKED = 8
 # roundings of 2^-24, 2^-11 (float16, tf32) or 2^-8 each, with room for networks that amplify. A
 # wrong graph is off by the order of 1. Networks that amplify more are off in the module's own
 # arithmetic too: up to _AMPLIFIED of its deviation is rounding.
-_DEVIATION = {"float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.5}
+DEVIATION = {"float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.5}
 _AMPLIFIED = 2.0
 # Largest deviation of the module's logits between two batches that hold an image, likewise.
 _BATCHES = {"float32": 1e-3, "tf32": 0.1, "float16": 1e-3, "bfloat16": 1e-3}
@@ -43,13 +45,15 @@ _BATCHES = {"float32": 1e-3, "tf32": 0.1, "float16": 1e-3, "bfloat16": 1e-3}
 class Built:
     """A runner with its network graph, or with the reason why there is none.
 
-    checked: whether `Builder.check` has seen it right.
+    checked: whether `Builder.check` has seen it right. prefixes: runs networks that share
+    prefixes, where there is a graph whose members are run one by one.
     """
 
     runner: Runner
     graph: NetworkGraph | None
     why_unfused: str = ""
     checked: bool = False
+    prefixes: PrefixRunner | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Builder:
             except NotExportable as error:
                 why = str(error)
             else:
-                return Built(self._fused(graph, row_dtype), graph)
+                return self._fused(graph, row_dtype)
             if self.engine == "triton":
                 raise DeevoError(f'engine="triton" cannot run {name}, which has no graph: {why}')
             warnings.warn(f"{name} is served unfused, by functional_call: {why}", stacklevel=2)
@@ -162,7 +166,7 @@ class Builder:
         size = float(expected[sound].abs().max())
         # An overflow is the network's, and its loss is +inf.
         overflow = precision == "float16" and not math.isfinite(deviation)
-        if overflow or deviation <= _DEVIATION[precision] * size:
+        if overflow or deviation <= DEVIATION[precision] * size:
             return None
         if self.execution.dtype != torch.float32:
             module = as_dtype(self.module, self.execution.dtype, self.execution.device)
@@ -213,18 +217,30 @@ class Builder:
             "evaluate images one by one with micro_batch=1"
         )
 
-    def _fused(self, graph: NetworkGraph, row_dtype: torch.dtype) -> Runner:
+    def _fused(self, graph: NetworkGraph, row_dtype: torch.dtype) -> Built:
         run = self.execution
-        stager = functools.partial(Stager, graph, self.tensors, row_dtype, run.device)
         if self.engine == "triton":
-            return BatchedRunner(graph, stager, run)
+            stager = functools.partial(Stager, graph, self.tensors, row_dtype, run.device)
+            return Built(BatchedRunner(graph, stager, run), graph)
+        assert isinstance(self.engine, str)
+        forced = None if self.engine == "auto" else self.engine
+        program = self._program(graph, row_dtype, forced)
+        prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
+        if run.device.type == "cuda":
+            graphed = GraphedProgram(program, self.tensors.layout.stride, row_dtype)
+            return Built(MemberRunner(graphed, run), graph, prefixes=prefixes)
+        return Built(MemberRunner(program, run), graph, prefixes=prefixes)
+
+    def _program(
+        self, graph: NetworkGraph, row_dtype: torch.dtype, forced: str | None
+    ) -> FusedProgram:
+        """A graph with engines, which are chosen if they are not yet."""
+        run = self.execution
 
         def measure(task: Callable[[], float]) -> float:
             with run.float32_products():
                 return run.workers.run([task])[0]
 
-        assert isinstance(self.engine, str)
-        forced = None if self.engine == "auto" else self.engine
         chooser = Chooser(run.device, self.table, forced, measure)
         bounds = {}
         for index, layer in enumerate(graph.layers):
@@ -233,7 +249,26 @@ class Builder:
                 layer.engine = chosen.name
                 bounds[index] = chosen.bind(layer)
         chooser.save()
-        program = FusedProgram(graph, stager(), bounds)
-        if run.device.type == "cuda":
-            return MemberRunner(GraphedProgram(program, self.tensors.layout.stride, row_dtype), run)
-        return MemberRunner(program, run)
+        return FusedProgram(graph, Stager(graph, self.tensors, row_dtype, run.device), bounds)
+
+    def with_batch_statistics(
+        self, image_shape: tuple[int, ...], row_dtype: torch.dtype, statistics: Collection[str]
+    ) -> Built | None:
+        """The runner whose BatchNorms use each micro-batch's statistics, in float32.
+
+        statistics: running means and variances, which are not used. None where the network is to be
+        served without a graph, or has none with norms that are known.
+        """
+        run = self.execution
+        if self.engine not in ("auto", "fused", "triton"):
+            return None
+        try:
+            captured = capture(self.module, (run.micro_batch, *image_shape), run.dtype)
+            graph = fuse(with_batch_statistics(captured, statistics), run.dtype)
+        except NotExportable:
+            return None
+        # On a CPU some hundred images a layer take too long for timing, and oneDNN is the fastest.
+        forced = "fused" if run.device.type == "cpu" or self.engine == "fused" else None
+        program = self._program(graph, row_dtype, forced)
+        prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
+        return Built(MemberRunner(program, run), graph, prefixes=prefixes)

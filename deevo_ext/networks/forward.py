@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from deevo_ext.networks.arguments import (
 )
 from deevo_ext.networks.build import Builder, Built
 from deevo_ext.networks.engines.choose import EngineTable
-from deevo_ext.networks.execution.feed import ImageFeed, Images, TensorImages
+from deevo_ext.networks.execution.feed import ImageFeed, Images, MicroBatch, TensorImages
+from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import DTYPES, Execution
 from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, LossSink, Sink, TakeLogits
@@ -102,6 +104,7 @@ class PopulationForward:
         self._feed = ImageFeed(self.device, micro_batch, Preprocessing(mean, std))
         self._precision = precision
         self._runners: dict[tuple[tuple[int, ...], torch.dtype], Built] = {}
+        self._with_statistics: dict[tuple[Hashable, ...], Built | None] = {}
         self.use_table(EngineTable(self.device) if table is None else table)
         self._model = as_dtype(model, torch.float32, self.device)
         state = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
@@ -139,6 +142,7 @@ class PopulationForward:
             )
         self.table = table
         self._runners.clear()
+        self._with_statistics.clear()
         if self.precision != "auto":
             table.save()
 
@@ -161,6 +165,35 @@ class PopulationForward:
         """Returns what `graph` does, or None where the network is served unfused."""
         check_arguments(PopulationForward.find_graph, locals())
         return self._built(tuple(image_shape), row_dtype).graph
+
+    def prefixes(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> PrefixRunner | None:
+        """Returns what runs networks that share prefixes, or None where nothing can be shared."""
+        return self._built(tuple(image_shape), row_dtype).prefixes
+
+    def micro_batches(self, images: LabelledImages, most: int) -> Iterator[list[MicroBatch]]:
+        """Yields the micro-batches that networks see, in order, at most so many together."""
+        return self._feed.read(images, DTYPES[self.precision], most)
+
+    def with_batch_statistics(
+        self,
+        statistics: Collection[str],
+        size: int,
+        image_shape: tuple[int, ...],
+        row_dtype: torch.dtype,
+    ) -> Built | None:
+        """Returns a runner of micro-batches of `size` images, with their own batch statistics.
+
+        statistics: the running means and variances that these replace. It computes in float32, or
+        tf32 where the precision is not float32. None where there is no graph for it.
+        """
+        run = self.execution.in_float32(size)
+        key = (frozenset(statistics), run.precision, size, tuple(image_shape), row_dtype)
+        if key not in self._with_statistics:
+            tensors = replace(self._tensors, statistics_layout=None)
+            builder = replace(self._builder(), tensors=tensors, execution=run)
+            built = builder.with_batch_statistics(tuple(image_shape), row_dtype, statistics)
+            self._with_statistics[key] = built
+        return self._with_statistics[key]
 
     @torch.no_grad()
     def __call__(
@@ -318,10 +351,13 @@ class PopulationForward:
             self._runners[images.image_shape, rows.dtype] = built
         built.runner.run(rows, statistics, self._feed.batches(images, dtype), sink)
 
+    @property
+    def execution(self) -> Execution:
+        """Where and how networks run, once the precision is decided."""
+        return Execution(self.device, self.precision, self.micro_batch, self._workers)
+
     def _builder(self) -> Builder:
-        """Makes runners, once the precision is decided."""
-        execution = Execution(self.device, self.precision, self.micro_batch, self._workers)
-        return Builder(self._model, self._tensors, self.engine, self.table, execution)
+        return Builder(self._model, self._tensors, self.engine, self.table, self.execution)
 
     def _built(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> Built:
         key = (image_shape, row_dtype)

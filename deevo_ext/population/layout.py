@@ -103,6 +103,19 @@ class Layout:
             end = _round_up(entries[-1].end, cls.align)
         return cls(tuple(entries), end, end if nonneg_start is None else nonneg_start)
 
+    def part(self, names: Collection[str]) -> Layout:
+        """Returns a layout of these tensors alone (aliases too), in the same order."""
+        entries: list[Entry] = []
+        end = 0
+        nonneg_start: int | None = None
+        for entry in self.entries:
+            if any(name in names for name in entry.names):
+                if entry.offset >= self.nonneg_start and nonneg_start is None:
+                    nonneg_start = end
+                entries.append(dataclasses.replace(entry, offset=end))
+                end = _round_up(entries[-1].end, self.align)
+        return Layout(tuple(entries), end, end if nonneg_start is None else nonneg_start)
+
     @property
     def stride(self) -> int:
         """Elements from one row to the next: `dim` rounded up to a multiple of 64."""

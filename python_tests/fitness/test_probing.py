@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -235,13 +236,14 @@ def test_what_was_kept_takes_the_place_of_probes() -> None:
     problem = Problem(members=4, images=60)
     recipe, kept = recipe_of(3, 4), {}
 
-    def keep(block: int, compute: Callable[[], Tensor]) -> Tensor:
-        return kept.setdefault(block, compute())
+    def keep(blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+        return kept.setdefault(blocks, compute())
 
     model, _ = problem.probing().model(recipe, problem.images, keep)
-    assert list(kept) == [0, 1, 2] and all(one.shape == (3, 60, 4) for one in kept.values())
+    assert {*itertools.chain(*kept)} == {0, 1, 2}
+    assert all(one.shape == (3 * len(blocks), 60, 4) for blocks, one in kept.items())
     passes = problem.evaluator.forward_passes
-    again, _ = problem.probing().model(recipe, problem.images, lambda block, _: kept[block])
+    again, _ = problem.probing().model(recipe, problem.images, lambda blocks, _: kept[blocks])
     assert torch.equal(again.slopes, model.slopes)
     assert problem.evaluator.forward_passes - passes == passes - 60 * 9
 

@@ -98,12 +98,15 @@ class ImageFeed:
         """
         return _Batches(self, images, dtype)
 
-    def read(self, images: Images, dtype: torch.dtype) -> Iterator[list[MicroBatch]]:
-        """Yields what `batches` returns."""
+    def read(
+        self, images: Images, dtype: torch.dtype, most: int | None = None
+    ) -> Iterator[list[MicroBatch]]:
+        """Yields what `batches` returns; most: micro-batches of a list, if they are to be fewer."""
         if isinstance(images, LabelledImages):
             images = self._placement.of(images)
         one = math.prod(images.image_shape) * dtype.itemsize * self.micro_batch
-        size = self.micro_batch * max(1, SLICE_BYTES[self.device.type] // one)
+        fit = max(1, SLICE_BYTES[self.device.type] // one)
+        size = self.micro_batch * (fit if most is None else min(most, fit))
         parts = [(at, min(at + size, len(images))) for at in range(0, len(images), size)]
         for start, pixels in slices(images, parts, self.device):
             yield self._micro_batches(images, start, pixels, dtype)

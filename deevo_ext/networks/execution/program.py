@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,11 @@ class FusedProgram:
         self.graph, self.stager, self.bounds = graph, stager, bounds
         self._prologue = [_aten_step(layer) for layer in graph.prologue if isinstance(layer, Aten)]
         self._steps = [self._step(index, layer) for index, layer in enumerate(graph.layers)]
+        self._keeping = [
+            _aten_step(layer, in_place=False) if isinstance(layer, Aten) else step
+            for layer, step in zip(graph.layers, self._steps, strict=True)
+        ]
+        self._made = _makers(graph)
 
     def prepare(
         self,
@@ -67,18 +72,41 @@ class FusedProgram:
         for index, bound in self.bounds.items():
             ready[index] = bound.prepare(*staged.layers[index])
         registers: Registers = [None] * self.graph.registers
-        for step in self._prologue:
-            step(registers, ready, staged.parameters)
+        self.prologue(registers, ready, staged.parameters, range(len(self._prologue)))
         return FoldedWeights(ready, staged, registers)
+
+    def prologue(
+        self,
+        registers: Registers,
+        ready: list[Any],
+        parameters: Mapping[Parameter, Tensor],
+        layers: Iterable[int],
+    ) -> None:
+        """Runs layers of the prologue, by their positions there, into registers."""
+        for index in layers:
+            self._prologue[index](registers, ready, parameters)
 
     def run(self, prepared: Any, images: Tensor) -> Tensor:
         """Logits of one micro-batch."""
-        ready, parameters = prepared.layers, prepared.staged.parameters
+        registers = self.begin(prepared, images)
+        self.advance(registers, prepared, 0, len(self._steps))
+        return registers[self.graph.output]
+
+    def begin(self, prepared: FoldedWeights, images: Tensor) -> Registers:
+        """Registers before the first layer."""
         registers = list(prepared.registers)
         registers[self.graph.image] = images
-        for step in self._steps:
-            step(registers, ready, parameters)
-        return registers[self.graph.output]
+        return registers
+
+    def advance(self, registers: Registers, prepared: FoldedWeights, first: int, stop: int) -> None:
+        """Runs the layers from `first` to `stop` - 1, which change the list of registers.
+
+        Values that were made before `first` are read and not written to: others may hold them.
+        """
+        ready, parameters = prepared.layers, prepared.staged.parameters
+        for index in range(first, stop):
+            steps = self._steps if self._made[index] >= first else self._keeping
+            steps[index](registers, ready, parameters)
 
     def _step(self, index: int, layer: Layer) -> Callable[..., None]:
         if isinstance(layer, Aten):
@@ -97,8 +125,22 @@ class FusedProgram:
         return step
 
 
-def _aten_step(layer: Aten) -> Callable[..., None]:
-    target, writes = layer.in_place or layer.target, layer.writes
+def _makers(graph: NetworkGraph) -> list[int]:
+    """Of each layer that writes into its input, which layer made that memory; else the layer."""
+    maker: dict[int, int] = {}
+    found = []
+    for index, layer in enumerate(graph.layers):
+        made = index
+        if isinstance(layer, Aten) and layer.in_place is not None:
+            made = maker.get(layer.args[0].number, -1)
+        found.append(made)
+        shown = layer.operation == "getitem"  # of a norm's outputs: their memory
+        maker[layer.writes] = maker.get(layer.reads[0], -1) if shown else index
+    return found
+
+
+def _aten_step(layer: Aten, *, in_place: bool = True) -> Callable[..., None]:
+    target, writes = (layer.in_place if in_place else None) or layer.target, layer.writes
     frees = layer.frees
     places = [_resolver(value) for value in layer.args]
     named = {name: _resolver(value) for name, value in layer.kwargs.items()}

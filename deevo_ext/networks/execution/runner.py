@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,11 @@ class Execution:
     def dtype(self) -> torch.dtype:
         """The dtype of images, activations and weights."""
         return DTYPES[self.precision]
+
+    def in_float32(self, micro_batch: int) -> Execution:
+        """Returns the same for float32 tensors: tf32, unless the precision is float32."""
+        precision = "float32" if self.precision == "float32" else "tf32"
+        return replace(self, precision=precision, micro_batch=micro_batch)
 
     @contextlib.contextmanager
     def float32_products(self) -> Iterator[None]:

@@ -51,7 +51,7 @@ def parts_of(graph: NetworkGraph) -> list[Part]:
     the one before. What is made of weights alone belongs to the layers that read it: a tensor may
     be in several parts.
     """
-    tensors = _tensors(graph)
+    tensors = tensors_of(graph)[1]
     modules = _modules(graph)
     owners = [i for i, layer in enumerate(graph.layers) if tensors[i] and _is_product(layer)]
     if not owners:
@@ -121,21 +121,27 @@ def _is_product(layer: Layer) -> bool:
     )
 
 
-def _tensors(graph: NetworkGraph) -> list[list[str]]:
-    """The names of the tensors that each layer is made of, by way of the prologue too."""
+def tensors_of(graph: NetworkGraph) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns the names of the tensors that each layer is made of, by way of the prologue too.
+
+    First for the layers of the prologue, then for those of the graph.
+    """
     made: dict[int, list[str]] = {}
     for layer in graph.prologue:
         made[layer.writes] = _names(layer, made)
-    return [_names(layer, made) for layer in graph.layers]
+    return list(made.values()), [_names(layer, made) for layer in graph.layers]
 
 
 def _names(layer: Layer, made: dict[int, list[str]]) -> list[str]:
     names = [name for register in layer.reads for name in made.get(register, ())]
+    return list(dict.fromkeys((*names, *own_tensors(layer))))
+
+
+def own_tensors(layer: Layer) -> list[str]:
+    """Returns the names of the tensors that a layer reads itself."""
     if isinstance(layer, (Convolution, Linear)):
-        names += layer.weights.names
-    elif isinstance(layer, Aten):
-        names += [parameter.name for parameter in layer.parameters]
-    return list(dict.fromkeys(names))
+        return list(layer.weights.names)
+    return [parameter.name for parameter in layer.parameters] if isinstance(layer, Aten) else []
 
 
 def _modules(graph: NetworkGraph) -> list[int]:
