@@ -58,7 +58,8 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     folder = tmp_path / "run"
     (tmp_path / "c").mkdir()
     for i, state in enumerate(members(Net, 6)):
-        save_file(state, tmp_path / "c" / f"m{i}.safetensors")
+        name = f"m{i}" if i else "m<script>x|\n[a](b)"
+        save_file(state, tmp_path / "c" / f"{name}.safetensors")
     result = deevo.evolve(
         Net(),
         tmp_path / "c",
@@ -96,6 +97,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     reader = Reader()
     reader.feed(page)
     assert reader.open == [] and "Net <tiny> | one" in reader.cells
+    assert "<script>" not in card + page and "&lt;script&gt;" in card
     assert "| Net &lt;tiny&gt; \\| one |" in card
     assert reader.outside == ["data:image/png;base64,"]
     assert reader.pictures == [(folder / "evolution.png").read_bytes()]
