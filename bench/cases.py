@@ -42,6 +42,7 @@ _WORDS = {
     "tens": tuple(str(10**power) for power in range(4, 9)),
     "twos": tuple(str(2**power) for power in range(3, 10)),
     "operators": OPERATORS,
+    "no-cuda": ("reference", "cpu", "triton"),
     "networks": (*ENGINES, *FORWARD_PEERS),
     "anyone": (*OPERATORS, *DE_PEERS),
     "peers": tuple(name for name in DE_PEERS if name != "evox-jade"),
@@ -81,7 +82,7 @@ head         evaluation  head           operators    pooling, classifier, loss, 
 memory       memory      weights        operators    peak of a run's loop, and against the members
 scaling      operators   weights        operators    a generation against weights and members
 compose      recipes     weights        operators    rows of 8 recipes, from the members
-linear_scores recipes    classes        operators     losses of 64 candidates; np stands for classes
+linear_scores recipes    classes       no-cuda      losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of a network graph, on one thread

@@ -23,6 +23,7 @@ CANDIDATES = 64
 # Classes -> directions and images of a linear model: a ResNet-8's layers by 8 members, a
 # ResNet-50's modules by 12.
 MODELS = {10: (88, 1000), 1000: (216, 256)}
+IMAGES_ON_GPUS = 6400  # with 1000 classes: slopes of 2.8 GB in 16 bits
 
 Compose = tuple[Any, ...]
 
@@ -88,12 +89,17 @@ def time_linear_scores(job: Job) -> Row:
     if classes not in MODELS:
         raise Skipped(f"{classes} classes; there are models of {', '.join(map(str, MODELS))}")
     directions, images = MODELS[classes]
-    draw = torch.Generator().manual_seed(job.seed)
-    z0 = torch.randn(images, classes, generator=draw)
-    slopes = torch.randn(directions, images, classes, generator=draw)
-    coefficients = torch.randn(CANDIDATES, directions, generator=draw) * 0.1
-    labels = torch.randint(0, classes, (images,), generator=draw)
-    model = [t.to(job.device) for t in (z0, slopes.to(job.dtype), coefficients, labels)]
+    if job.device == "cuda" and classes == 1000:
+        images = IMAGES_ON_GPUS
+    source = torch.Generator(job.device).manual_seed(job.seed)
+    draw: dict[str, Any] = {"generator": source, "device": job.device}
+    z0 = torch.randn(images, classes, **draw)
+    slopes = torch.empty(directions, images, classes, dtype=job.dtype, device=job.device)
+    for slope in slopes:
+        slope.copy_(torch.randn(images, classes, **draw))
+    coefficients = torch.randn(CANDIDATES, directions, **draw) * 0.1
+    labels = torch.randint(0, classes, (images,), **draw)
+    model = [z0, slopes, coefficients, labels]
     outputs = [
         torch.zeros(CANDIDATES, images, dtype=dtype, device=job.device)
         for dtype in (torch.float32, torch.int32, torch.int32, torch.float32)

@@ -37,9 +37,10 @@ MICRO_BATCH = 500
 NETWORKS = "networks"
 """The name of a run's lines that go into its setting's file."""
 # The metrics of a round that are kept, and their names; which of them are whole numbers.
-_WHOLE = ("round", "accepted", "by_de", "left_out", "forward_passes")
+_WHOLE = ("round", "by_channel", "accepted", "by_de", "left_out", "forward_passes")
 _OF_A_ROUND = {
-    **{name: name for name in ("round", "accepted", "by_de", "left_out", "radius", "length")},
+    **{name: name for name in ("round", "by_channel", "accepted", "by_de", "left_out")},
+    **{name: name for name in ("radius", "length")},
     **{name: name for name in ("predicted_gain", "gain", "standard_error")},
     "validation/recipe": "validation_loss",
     "round_passes": "forward_passes",

@@ -54,3 +54,13 @@ def test_blurred(folder: Path) -> None:
         float(found) for found in re.findall(r"right \(loss \S+\), the network.* \((\S+)\):", text)
     ]
     assert len(lost) == 2 and lost[1] < lost[0]
+
+
+def test_worst_class(folder: Path) -> None:
+    text = printed("worst_class", folder)
+    gain = re.search(r"Worst class: (\S+)% -> (\S+)% by the", text)
+    assert gain is not None and float(gain[2]) > float(gain[1])
+    per_class = re.findall(r"soup (\S+)%  evolved (\S+)%", text)
+    assert len(per_class) == 10
+    for i in range(2):
+        assert float(gain[i + 1]) == min(float(shares[i]) for shares in per_class)

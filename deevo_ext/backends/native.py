@@ -5,9 +5,9 @@ extension as they are, behind the place where the work is done: a number of thre
 a stream. The extension asks the tensors for their addresses, sizes, strides and dtypes
 (csrc/python), so that no list of arguments is written here.
 
-On CUDA nothing but `linear_scores` (`products`) allocates, and nothing waits or reads a value off
-the device, so calls can be captured in a CUDA graph. Values lie on the device and are checked by
-the kernels, where a failed check is a device-side assert, as for an index in torch. `head` refuses
+On CUDA nothing allocates, waits or reads a value off the device, so calls can be captured in a CUDA
+graph; `linear_scores` is Triton's alone there. Values lie on the device and are checked by the
+kernels, where a failed check is a device-side assert, as for an index in torch. `head` refuses
 channels that a block's shared memory cannot hold in float32: about 25,000 on a GPU with 99 KiB.
 """
 
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from deevo_ext import _extension
-from deevo_ext.backends.products import linear_scores_with
 from deevo_ext.errors import DeevoError
 
 OPERATORS = ("plan", "trials", "tell", "commit", "compose", "fold", "head", "loss_and_rank")
@@ -53,12 +52,6 @@ def backend(
     return SimpleNamespace(**{name: operator(name) for name in operators})
 
 
-def with_products(compiled: SimpleNamespace) -> SimpleNamespace:
-    """Gives a backend for devices linear_scores, by torch's products and its loss_and_rank."""
-    compiled.linear_scores = linear_scores_with(compiled.loss_and_rank)
-    return compiled
-
-
 def _queue(tensor: torch.Tensor) -> tuple[int, int]:
     device = tensor.device
     return device.index, torch.cuda.current_stream(device).cuda_stream
@@ -71,5 +64,5 @@ cpu = backend(
 )
 """On torch.get_num_threads() threads."""
 
-cuda = with_products(backend(lambda: _extension.load().cuda, _queue))
+cuda = backend(lambda: _extension.load().cuda, _queue)
 """On the current stream of the tensors' device."""

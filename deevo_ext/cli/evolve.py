@@ -138,8 +138,9 @@ def evolve(
     metric: Annotated[
         str,
         _images(
-            help='The score of an image: "loss", "top1" or package.module:function. The function '
-            "is called with logits and labels."
+            help='What is asked for: "loss", "top1", "top5", "worst-class", "macro-f1", or '
+            "package.module:name of a function of logits and labels, or of a metric of "
+            "torchmetrics."
         ),
     ] = "loss",
     calibration: Annotated[

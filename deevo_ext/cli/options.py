@@ -28,6 +28,7 @@ PANELS: dict[str | None, tuple[str, ...]] = {
         "generations_per_batch",
         "sampling",
         "augment",
+        "metric_name",
         "label_smoothing",
         "metric_name",
         "racing",

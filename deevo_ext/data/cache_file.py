@@ -4,11 +4,12 @@ A safetensors file of three tensors, N slots each: labels int64 [N] (-1: no pict
 uint8 [N, 32] (SHA-256 of a slot's pixels and its label), pixels uint8 [N, H, W, C]. Its metadata
 says what was done to which source. While it is built it is called FILE.partial and slots fill in
 any order: pixels first, then label, then digest, so that a slot whose digest is right is whole,
-whatever interrupted. No header changes after the first.
+whatever interrupted. No header changes after the first; its metadata have a checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import stat
 import struct
 import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,17 +63,17 @@ class Description:
     def header(self) -> bytes:
         """Returns the safetensors header, padded so that tensors begin on a page."""
         count = self.shape[0]
-        entries: dict[str, Any] = {
-            "__metadata__": {
-                "format": FORMAT,
-                "version": str(VERSION),
-                "name": self.name,
-                "source": self.source,
-                "pixels": json.dumps(self.pixels),
-                "parts": json.dumps(self.parts),
-                "class_names": json.dumps(self.class_names),
-            }
+        metadata = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "name": self.name,
+            "source": self.source,
+            "pixels": json.dumps(self.pixels),
+            "parts": json.dumps(self.parts),
+            "class_names": json.dumps(self.class_names),
         }
+        metadata["check"] = _check_of(metadata, self.shape)
+        entries: dict[str, Any] = {"__metadata__": metadata}
         tensors = {
             "labels": ("I64", (count,)),
             "digests": ("U8", (count, DIGEST_BYTES)),
@@ -85,6 +87,12 @@ class Description:
         text = json.dumps(entries).encode()
         text += b" " * (-(8 + len(text)) % _PAGE)
         return struct.pack("<Q", len(text)) + text
+
+
+def _check_of(metadata: Mapping[str, str], shape: Sequence[int]) -> str:
+    """The SHA-256 of a header: a digest vouches for pixels and label, not for what these mean."""
+    said = {name: text for name, text in metadata.items() if name != "check"}
+    return hashlib.sha256(repr((sorted(said.items()), *shape)).encode()).hexdigest()
 
 
 class Slots:
@@ -232,6 +240,10 @@ def open_cache(path: str | Path) -> Cache:
                 )
             labels = file.get_tensor("labels").clone()
             digests, pixels = file.get_tensor("digests"), file.get_tensor("pixels")
+        if metadata["check"] != _check_of(metadata, pixels.shape):
+            raise ValueError("its header was changed")
+        if digests.shape != (len(pixels), DIGEST_BYTES) or labels.shape != (len(pixels),):
+            raise ValueError("it has not a label and a digest for each image")
         parts = {name: tuple(ends) for name, ends in json.loads(metadata["parts"]).items()}
         description = Description(
             metadata["name"],

@@ -68,6 +68,12 @@ def _open_folders(root: Path, class_order: ClassOrder) -> FolderPictures:
         {(part, name): tree[part] / name for part, names in classes.items() for name in names},
     )
     problems = trees.problems
+    if trees.others:
+        counted = ", ".join(f"{count:,} {suffix}" for suffix, count in trees.others.most_common(5))
+        warnings.warn(
+            f"{root}: files in class folders that are not read, by their names: {counted}",
+            stacklevel=3,
+        )
     for part, folder in tree.items():
         start = len(files)
         for label, name in enumerate(class_names):

@@ -10,6 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from deevo_ext.arguments import check_arguments
+from deevo_ext.errors import DeevoError
+
 PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),

@@ -8,6 +8,7 @@ systems leave behind, are left out.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,9 @@ SUFFIXES = frozenset(
 Of a moving picture it is the first frame.
 """
 
-_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"))
+_SYSTEMS = frozenset(
+    ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
+)
 _Identity = tuple[int, int]
 """Device and inode of a file or folder."""
 
@@ -37,12 +40,14 @@ class Trees:
     """Finds the pictures below class folders.
 
     roots: the class folders by a key of the caller's. files: paths of the pictures by the same key,
-    sorted. problems: sentences about what was left out, and folders that cannot be read.
+    sorted. problems: sentences about what was left out, and folders that cannot be read. others:
+    how many files have names that are no picture's, by suffix.
     """
 
     def __init__(self, parents: list[Path], roots: Mapping[tuple[str, str], Path]) -> None:
         self.problems: list[str] = []
         self.files: dict[tuple[str, str], list[str]] = {key: [] for key in roots}
+        self.others: Counter[str] = Counter()
         self._seen: dict[_Identity, str] = {}
         for parent in parents:  # a link to one of these would hold every class
             status = os.stat(parent)
@@ -88,10 +93,10 @@ class Trees:
                 elif entry.is_dir():
                     if self._is_new(entry.path, entry.stat()):  # bind mounts make loops, too
                         folders.append(entry.path)
-                elif (
-                    is_picture(entry.name)
-                    and self._is_file(entry.path)
-                    and self._is_first(entry.path, (device, entry.inode()))
+                elif not is_picture(entry.name):
+                    self.others[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
+                elif self._is_file(entry.path) and self._is_first(
+                    entry.path, (device, entry.inode())
                 ):
                     self.files[key].append(entry.path)
         return links

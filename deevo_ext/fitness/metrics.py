@@ -162,6 +162,11 @@ class Metric:
         """Returns outcomes of logits float32 [n, classes], whatever the metric."""
         if not self.by_ranks:
             return self.of_logits(logits, labels)
+        if self.name != "loss":  # no loss is needed, which takes ten times as long
+            own, places = logits.gather(1, labels[:, None]), labels[:, None]
+            ties = (logits == own) & (torch.arange(logits.shape[1], device=own.device) < places)
+            ranks = ((logits > own) | ties).sum(dim=1)
+            return self.of_results(logits.sum(dim=1), ranks)
         losses = torch.empty(1, len(labels), device=logits.device)
         ranks = torch.empty(1, len(labels), dtype=torch.int32, device=logits.device)
         torch.ops.deevo.loss_and_rank(

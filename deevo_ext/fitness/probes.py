@@ -31,9 +31,12 @@ from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink
 from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.layout import Layout
 
 Moved = Mapping[int, Sequence[Tensor]]
 """Recipes [blocks, members] by the one block in which they differ from another recipe."""
+Compose = Callable[[Tensor, Layout | None], Tensor]
+"""function(recipes [K, blocks, members], part) -> rows [K, D], or those of a part of the layout."""
 
 
 class ProbeForward:
@@ -71,24 +74,29 @@ class ProbeForward:
         return bool(self._prefixes(images))
 
     def by_blocks(
-        self, blocks: Blocks, recipe: Tensor, moved: Moved, images: LabelledImages
+        self,
+        blocks: Blocks,
+        compose: Compose,
+        recipe: Tensor,
+        moved: Moved,
+        images: LabelledImages,
     ) -> Tensor:
         """Returns logits float32 [K, N, classes] of networks that differ from one in a block each.
 
-        recipe: of that network. The others are numbered in the order of `moved`; their bits are
-        those of their rows. Networks must share something, as `shares` says once rows have been
-        evaluated on the images. The passes that are counted are those of `passes`.
+        compose: makes their rows. recipe: of that network. The others are numbered in the order of
+        `moved`; their bits are those of their rows. Networks must share something, as `shares` says
+        once rows have been evaluated on the images. The passes that are counted are those of
+        `passes`.
         """
-        population, device = self.evaluator.population, self.evaluator.device
-        row = sent(blocks.compose(population, recipe[None])[0], device)
+        device = self.evaluator.device
+        row = sent(compose(recipe[None], None)[0], device)
         logits = _Logits(sum(map(len, moved.values())))
 
         def changed(runner: PrefixRunner, b: int) -> Changed:
             change = runner.change(blocks.tensors[b])
 
             def rows() -> Tensor:
-                part = blocks.compose_part(population, change.layout, torch.stack([*moved[b]]))
-                return sent(part, device)
+                return sent(compose(torch.stack([*moved[b]]), change.layout), device)
 
             return Changed(change, rows, len(moved[b]))
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.probes import Moved, ProbeForward
-from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.blocks import Blocks, columns_of
+from deevo_ext.population.genes import Genes
+from deevo_ext.population.layout import Layout
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after
 from deevo_ext.search.likeliest import LikeliestModel
@@ -30,7 +32,7 @@ from deevo_ext.search.linear_model import LinearModel
 _LARGE, _DISAGREEMENT = 3.0, 0.5
 # A probe that moves the logits by less than this share of their size shows float32's rounding.
 # Scaled up, such a direction would ask for steps that no network follows.
-_ROUNDING = 2.0**-17
+ROUNDING = 2.0**-17
 
 T = TypeVar("T")
 # Networks that share what lies before their blocks, at most: it is computed once for so many, and
@@ -38,7 +40,10 @@ T = TypeVar("T")
 _TOGETHER, _LOGITS_BYTES = 64, 256 << 20
 
 KeepColumns = Callable[[range, Callable[[], Tensor]], Tensor]
-"""function(blocks, compute) -> columns: compute()'s, or what was kept of an earlier start."""
+"""function(parts, compute) -> columns: compute()'s, or what was kept of an earlier start.
+
+parts: the blocks, or the directions, whose probes they are.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Probing:
 
     forward: evaluates them. blocks: of the recipes. eps: the share of a direction that a probe
     goes. chunk: rows that are made at a time. dtype: of the slopes. likeliest: how many classes
-    besides the true one an image keeps in the model, None for all.
+    besides the true one an image keeps in the model, None for all. genes, changes: what rows have
+    beside their recipes, float32 [genes, members], if anything (`Genes`).
     """
 
     forward: ProbeForward
@@ -56,6 +62,8 @@ class Probing:
     chunk: int
     dtype: torch.dtype = torch.float32
     likeliest: int | None = None
+    genes: Genes | None = None
+    changes: Tensor | None = None
 
     @property
     def population(self) -> Population:
@@ -78,8 +86,8 @@ class Probing:
                 "the present network gives logits that are not finite on the fitness images: check "
                 "images and preprocessing against the model"
             )
-        model = self._empty(z0, images.labels, blocks * members)
-        least = _ROUNDING * float(z0.square().mean().sqrt()) / self.eps
+        model = self.empty(z0, images.labels, blocks * members)
+        least = ROUNDING * float(z0.square().mean().sqrt()) / self.eps
         present = model.present
         dependent = recipe.abs().argmax(dim=1).tolist()
         others = [[m for m in range(members) if m != d] for d in dependent]
@@ -141,7 +149,8 @@ class Probing:
     ) -> Tensor:
         """The model's columns of networks that differ from a recipe's in a block each."""
         if self.forward.shares(images):
-            return model.columns(self.forward.by_blocks(self.blocks, recipe, moved, images))
+            logits = self.forward.by_blocks(self.blocks, self.compose, recipe, moved, images)
+            return model.columns(logits)
         return self._columns(model, [*itertools.chain.from_iterable(moved.values())], images)
 
     def _leave_out_kinks(
@@ -177,7 +186,7 @@ class Probing:
         """Returns the directions whose probes of some eps contradict their slopes."""
         found, members = list[int](), recipe.shape[1]
         present = model.present
-        for some in _chunks(probes, self._together(images, model.classes)):
+        for some in chunks(probes, self._together(images, model.classes)):
             moved: dict[int, list[Tensor]] = {}
             for k, eps in some:  # in the order of blocks
                 b, m = divmod(k, members)
@@ -207,17 +216,39 @@ class Probing:
         return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
 
     def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
-        for some in _chunks(recipes, self.chunk):
-            yield self.forward(
-                self.blocks.compose(self.population, torch.stack(list(some))), images
-            )
+        for some in chunks(recipes, self.chunk):
+            yield self.forward(self.compose(torch.stack(list(some))), images)
 
-    def _empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+    def empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
+        """Returns a linear model of logits z0 [n, classes] that has no slopes yet."""
         if self.likeliest is None:
             return LinearModel(z0, labels, directions, self.dtype)
         return LikeliestModel(z0, labels, directions, self.likeliest, self.dtype)
 
+    def compose(self, recipes: Tensor, part: Layout | None = None) -> Tensor:
+        """Returns the rows [K, D] of recipes [K, blocks, members], with the changes.
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+        part: of the population's layout, for rows of that part alone, with the same bits.
+        """
+        if self.genes is None or self.changes is None:
+            if part is None:
+                return self.blocks.compose(self.population, recipes)
+            return self.blocks.compose_part(self.population, part, recipes)
+        changes = self.changes.expand(len(recipes), -1, -1)
+        rows = self.genes.compose(self.population, recipes, changes)
+        return rows if part is None else columns_of(self.population.layout, part, rows)
+
+    def after(self, recipe: Tensor, step: Tensor, length: float) -> Tensor:
+        """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
+        return after(recipe, step.reshape(recipe.shape).float(), length)
+
+    def known(self, model: LinearModel) -> list[Tensor]:
+        """Returns steps [d] worth a virtual trial: the whole network to each member, and to all."""
+        members = self.population.initial_size
+        whole = torch.eye(members).repeat(1, model.directions // members)
+        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

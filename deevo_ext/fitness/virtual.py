@@ -42,18 +42,31 @@ def guided_fitness(
     its share is such that at no step it counts twice as much as the metric. weights: of the images
     in the cross-entropy, float32 [n].
     """
-    fitness = virtual_fitness(model, metric, ridge)
+    unguided = virtual_fitness(model, metric, 0.0)
     if metric.name == "loss" and metric.function is None:
-        return fitness
+        return virtual_fitness(model, metric, ridge)
     share = 1.0 if weights is None else weights.to(model.z0.device)
 
-    def loss(q: Tensor) -> Tensor:
-        losses = model.losses_and_ranks(q)[0] * share
-        return losses.mean(dim=1, dtype=torch.float64).cpu()
+    def both(q: Tensor) -> tuple[Tensor, Tensor]:
+        """The fitness and the cross-entropy, of one look at the model where that gives both."""
+        if metric.function is None and metric.by_ranks:
+            losses, ranks = model.losses_and_ranks(q)
+            fitness = metric.fitness(metric.of_results(losses, ranks), model.labels)
+        elif metric.function is None:
+            losses, predicted = model.losses_and_predictions(q)
+            fitness = metric.fitness(metric.of_predictions(losses, predicted), model.labels)
+        else:
+            losses, fitness = model.losses_and_ranks(q)[0], unguided(q)
+        return fitness, (losses * share).mean(dim=1, dtype=torch.float64).cpu()
 
-    none = torch.zeros(1, model.directions)
-    guide = _GUIDE * abs(float(fitness(none))) / max(float(loss(none)), 1e-30)
-    return lambda q: fitness(q) + guide * loss(q)
+    present, loss = (float(one) for one in both(torch.zeros(1, model.directions)))
+    guide = _GUIDE * abs(present) / max(loss, 1e-30)
+
+    def fitness(q: Tensor) -> Tensor:
+        found, losses = both(q)
+        return found + guide * losses + ridge * q.double().square().sum(dim=1).cpu()
+
+    return fitness
 
 
 def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callable[[Tensor], Tensor]:

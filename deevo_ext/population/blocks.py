@@ -127,27 +127,40 @@ class Blocks:
         """
         held = set(part.names)
         tensors = tuple(tuple(name for name in names if name in held) for names in self.tensors)
-        place = {entry.name: entry.offset for entry in population.layout.entries}
-        rows = population.rows[: population.initial_size]
-        pieces = [
-            rows[:, place[entry.name] :][:, : following - entry.offset]
-            for entry, following in zip(
-                part.entries, [*(e.offset for e in part.entries[1:]), part.dim], strict=True
-            )
-        ]
-        return Blocks(self.names, tensors).compose_rows(part, torch.cat(pieces, dim=1), recipes)
+        rows = columns_of(population.layout, part, population.rows[: population.initial_size])
+        return Blocks(self.names, tensors).compose_rows(part, rows, recipes)
 
     def compose_rows(self, layout: Layout, rows: Tensor, recipes: Tensor) -> Tensor:
         """Does the same for any rows [members, D] of a layout, such as separate statistics."""
-        starts, index = self.segments(layout)
-        out = torch.zeros(len(recipes), layout.stride, dtype=rows.dtype, device=rows.device)
-        out = out[:, : layout.dim]
-        torch.ops.deevo.compose(
-            rows,
-            recipes.to(rows.device, torch.float32).contiguous(),
-            starts.to(rows.device),
-            index.to(rows.device),
-            layout.nonneg_start,
-            out,
-        )
-        return out
+        return compose_segments(layout, rows, *self.segments(layout), recipes)
+
+
+def columns_of(layout: Layout, part: Layout, rows: Tensor) -> Tensor:
+    """Returns the columns of rows [K, D] of a layout that a part of it has, as rows of the part."""
+    place = {entry.name: entry.offset for entry in layout.entries}
+    ends = [*(entry.offset for entry in part.entries[1:]), part.dim]
+    pieces = [
+        rows[:, place[entry.name] :][:, : end - entry.offset]
+        for entry, end in zip(part.entries, ends, strict=True)
+    ]
+    return torch.cat(pieces, dim=1)
+
+
+def compose_segments(
+    layout: Layout, rows: Tensor, starts: Tensor, index: Tensor, recipes: Tensor
+) -> Tensor:
+    """Returns rows [K, D] of recipes [K, parts, members] for segments of a layout.
+
+    starts int64 [S], index int32 [S]: where each segment begins, and the part it belongs to.
+    """
+    out = torch.zeros(len(recipes), layout.stride, dtype=rows.dtype, device=rows.device)
+    out = out[:, : layout.dim]
+    torch.ops.deevo.compose(
+        rows,
+        recipes.to(rows.device, torch.float32).contiguous(),
+        starts.to(rows.device),
+        index.to(rows.device),
+        layout.nonneg_start,
+        out,
+    )
+    return out

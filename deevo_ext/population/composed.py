@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import check_recipe
 
@@ -22,13 +23,15 @@ class ComposedNetwork:
     blocks, coefficients: the recipe, float32 [blocks, members] of the members that were read.
     statistics: BatchNorm's, float32 [S], where the population holds them apart; None where not.
     classifier: what a refit of the last layer adds to its tensors, float32 by name; and where rows
-    hold BatchNorm's statistics, what re-estimation adds to those.
+    hold BatchNorm's statistics, what re-estimation adds to those. changes: float32 [genes,
+    members], what differences add to the coefficients, gene by gene (`Genes`).
     """
 
     blocks: Blocks
     coefficients: Tensor
     statistics: Tensor | None = None
     classifier: Mapping[str, Tensor] = field(default_factory=dict)
+    changes: Tensor | None = None
 
     def check(self, population: Population) -> None:
         """Raises DeevoError for what does not fit the population, naming it."""
@@ -50,6 +53,13 @@ class ComposedNetwork:
             )
         check_recipe(self.coefficients, self.blocks.names)
         self.blocks.segments(population.layout)
+        if self.changes is not None:
+            genes = [len(Genes.of(population.layout, self.blocks)), population.initial_size]
+            if list(self.changes.shape) != genes:
+                raise DeevoError(
+                    f"changes have shape {list(self.changes.shape)}; expected [genes, members], "
+                    f"{genes}"
+                )
         if self.statistics is not None:
             population.statistics_layout.check_values(self.statistics, source="statistics")
         entries = {name: entry for entry in population.layout.entries for name in entry.names}
@@ -64,7 +74,11 @@ class ComposedNetwork:
     def row(self, population: Population) -> Tensor:
         """Returns the network's row float32 [D]: as composed in the rows' dtype, then changed."""
         self.check(population)
-        composed = self.blocks.compose(population, self.coefficients[None])[0]
+        if self.changes is None:
+            composed = self.blocks.compose(population, self.coefficients[None])[0]
+        else:
+            genes = Genes.of(population.layout, self.blocks)
+            composed = genes.compose(population, self.coefficients[None], self.changes[None])[0]
         row = changed(population, composed.float(), self.classifier)
         population.layout.check_values(row, source="the recipe's network")
         return row

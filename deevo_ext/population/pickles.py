@@ -55,7 +55,7 @@ class _Sequence:
 
 def _real() -> dict[str, Any]:
     """What is made as it is, by its name in files; NumPy 1 and 2 give theirs other ones."""
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    multiarray: Any = (getattr(np, "_core", None) or np.core).multiarray
     functions = {"scalar": multiarray.scalar, "_reconstruct": multiarray._reconstruct}
     names: dict[str, Any] = {
         f"{module}.{name}": function

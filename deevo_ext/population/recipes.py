@@ -17,7 +17,7 @@ def uniform(blocks: int, size: int, members: Sequence[int]) -> Tensor:
     """Returns the recipe float32 [blocks, size] of the plain average of some members."""
     recipe = torch.zeros(blocks, size, dtype=torch.float64)
     recipe[:, list(members)] = 1.0 / len(members)
-    return _closed(recipe)
+    return closed(recipe)
 
 
 def after(recipe: Tensor, step: Tensor, length: float) -> Tensor:
@@ -30,7 +30,7 @@ def after(recipe: Tensor, step: Tensor, length: float) -> Tensor:
     total = torch.zeros(len(a), dtype=torch.float64)
     for m in range(a.shape[1]):
         total = total + c[:, m]
-    return _closed((1.0 - length * total)[:, None] * a + length * c)
+    return closed((1.0 - length * total)[:, None] * a + length * c)
 
 
 def normalised(coefficients: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -45,10 +45,10 @@ def normalised(coefficients: Tensor, names: tuple[str, ...]) -> Tensor:
                 f"block {names[b]!r}: its coefficients add up to {totals[b]:.6g}, by which "
                 '"normalise: true" cannot divide them; expected a sum above 0'
             )
-    return _closed(coefficients / totals[:, None])
+    return closed(coefficients / totals[:, None])
 
 
-def _closed(recipe: Tensor) -> Tensor:
+def closed(recipe: Tensor) -> Tensor:
     """Rounds to float32 and makes every row's first coefficient 1 minus the others."""
     rounded = recipe.float()
     others = torch.zeros(len(rounded), dtype=torch.float64)

@@ -13,8 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from deevo_ext import _version
 from deevo_ext.files import write_whole
+from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.population.finding import sha256
 from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
 from deevo_ext.reports.tables import (
@@ -193,14 +196,17 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
     images = f"{model:,} make the model, {choice:,} choose, {test:,} test"
     if run.rounds.few:
         images = f"all {model:,} make the model; folds of them choose and test"
-    directions = len(blocks) * (len(members) - 1)
+    probes = len(blocks) * (len(members) - 1)
+    directions = f"{probes:,}: towards a member, in one block; a probe each a round"
+    if any(metrics["by_channel"] for metrics in history):
+        directions += f"; or {DIRECTIONS}: differences of two members drawn for each channel"
     return {
         "details": {
             "rounds": steps_taken(history),
             "blocks": f"{len(blocks)} by {run.unit}",
-            "directions": f"{directions:,}: towards a member, in one block; a probe each a round",
+            "directions": directions,
             "images of a round": images,
-            "recipe": RECIPE_FILE,
+            "recipe": RECIPE_FILE + _varied(run.changes),
         },
         "pictures": [
             Picture.of(folder / PICTURE, "Score by round, and its virtual generations"),
@@ -211,6 +217,16 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
         "validation": None,
         "share_evaluated": None,
     }
+
+
+def _varied(changes: Tensor | None) -> str:
+    """Says how far channels are from the coefficients of their blocks."""
+    if changes is None:
+        return ""
+    size = float(changes.square().mean().sqrt())
+    return (
+        f"; in its channels coefficients differ by {size:.2g} (root mean square) from the block's"
+    )
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -53,9 +53,22 @@ def validation_table(history: Sequence[Metrics]) -> Table:
 
 
 def rounds_table(history: Sequence[Metrics], initial_seconds: float) -> Table:
-    """Returns the rounds of a search of coefficients; those whose step was taken are bold."""
+    """Returns the rounds of a search of coefficients; those whose step was taken are bold.
+
+    Steps go along members, block by block, or along differences of members, channel by channel.
+    """
     header = (
-        *("round", "predicted gain", "gain", "standard error", "step", "by", "length", "radius"),
+        *(
+            "round",
+            "along",
+            "predicted gain",
+            "gain",
+            "standard error",
+            "step",
+            "by",
+            "length",
+            "radius",
+        ),
         *("left out", "passes", "seconds", "validation score"),
     )
     lines, before = [], initial_seconds
@@ -63,6 +76,7 @@ def rounds_table(history: Sequence[Metrics], initial_seconds: float) -> Table:
         lines.append(
             (
                 f"{m['round']:.0f}",
+                "channels" if m["by_channel"] else "blocks",
                 _or_dash(m["predicted_gain"], ".5f"),
                 f"{m['gain']:.5f}",
                 f"{m['standard_error']:.5f}",

@@ -121,7 +121,7 @@ class FewRounds(RoundSearch):
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         return replace(
             nothing,
-            step=model.step_of(proposals[best].q).reshape(recipe.shape).float(),
+            step=model.step_of(proposals[best].q).float(),
             proposals=proposals,
             best=best,
             accepted=proposals[best].score < 0.0,
@@ -173,7 +173,7 @@ class FewRounds(RoundSearch):
         fit = model.fit(ridge, weights=weights)
         evolved = evolve_virtually(
             guided_fitness(model, self.metric, ridge, weights),
-            first_individuals([fit, *self._known(model)], number, self.seed),
+            first_individuals([fit, *self.probing.known(model)], number, self.seed),
             self.configuration,
             number,
             self.seed,

@@ -20,24 +20,25 @@ LONG_SECONDS = 600.0
 
 
 class KeptProbes:
-    """Gives the columns of some blocks' probes: those kept of an earlier start, or new ones.
+    """Gives the columns of some of a round's probes: those kept of an earlier start, or new ones.
 
     run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
-    the round that asks: what was kept of another is not taken. blocks: of the recipe.
+    the round that asks: what was kept of another is not taken. parts: of the round: blocks of the
+    recipe, or directions.
     """
 
-    def __init__(self, run_dir: Path, check: str, blocks: int) -> None:
-        self._folder, self._blocks = run_dir / FOLDER, blocks
+    def __init__(self, run_dir: Path, check: str, parts: int) -> None:
+        self._folder, self._parts = run_dir / FOLDER, parts
         self._about = {"check": check}
 
-    def __call__(self, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns the columns float32 [len(blocks) * (members - 1), n, columns] of probes."""
-        path = self._folder / f"blocks_{blocks.start:04d}_{blocks.stop:04d}.safetensors"
+    def __call__(self, some: range, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns the columns float32 [probes, n, columns] of the probes of some parts."""
+        path = self._folder / f"{some.start:04d}_{some.stop:04d}.safetensors"
         if (columns := self._kept(path)) is not None:
             return columns
         started = time.perf_counter()
         columns = compute()
-        if (time.perf_counter() - started) * self._blocks > LONG_SECONDS * len(blocks):
+        if (time.perf_counter() - started) * self._parts > LONG_SECONDS * len(some):
             self._folder.mkdir(exist_ok=True)
             write_whole(path, save({"columns": columns.cpu().contiguous()}, self._about))
         return columns

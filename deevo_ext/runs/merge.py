@@ -24,6 +24,7 @@ from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.checkpoint_file import read_wrapped
 from deevo_ext.population.composed import ComposedNetwork, network_digest
 from deevo_ext.population.finding import sha256
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.inventory import STATISTICS, Inventory
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.naming import Naming
@@ -52,8 +53,9 @@ def write_recipe(
 ) -> None:
     """Writes a network as a recipe, from which `merge` makes every bit of it again.
 
-    Statistics and classifier go into a .safetensors file beside it; members that were read from no
-    file are written, too. unit: of the blocks. fitted_on, scores: plain values, for readers.
+    Statistics and classifier go into a .safetensors file beside it, changes by channel into a
+    second; members that were read from no file are written, too. unit: of the blocks. fitted_on,
+    scores: plain values, for readers.
     """
     path = Path(path)
     if population.statistics_layout.dim and network.statistics is None:
@@ -71,6 +73,11 @@ def write_recipe(
     side = path.with_suffix(".safetensors")
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     beside = Named(side.name, hashlib.sha256(data).hexdigest())
+    channels, moves = path.with_name(f"{path.stem}_channels.safetensors"), b""
+    if network.changes is not None:
+        genes = Genes.of(population.layout, network.blocks)
+        parts = genes.by_tensor(network.changes.cpu())
+        moves = save({name: part.contiguous() for name, part in parts.items() if part.any()})
     inventory, first = population.inventory, Naming.of_population(population)
     counters = [tensor.name for tensor in inventory.tensors if tensor.counter is not None]
     absent = [name for name in counters if name not in first.names]
@@ -87,6 +94,7 @@ def write_recipe(
         frozen=(*inventory.frozen, *_kept(inventory)),
         tied={alias: tensor.name for tensor in inventory.tensors for alias in tensor.aliases},
         counters={name: int(population.fixed[name]) for name in absent},
+        channels=Named(channels.name, hashlib.sha256(moves).hexdigest()) if moves else None,
         statistics=beside if population.statistics_layout.dim else None,
         classifier=beside if network.classifier else None,
         unit=unit,
@@ -98,6 +106,8 @@ def write_recipe(
     write_initial(population, path.parent, files)
     if tensors:
         write_whole(side, data)
+    if moves:
+        write_whole(channels, moves)
     write_whole(path, text.encode())
 
 
@@ -146,7 +156,8 @@ def merge(recipe: str | Path, out: str | Path, checkpoint_dir: str | Path | None
     if not out.parent.is_dir():
         raise DeevoError(f"the output file is {out}, but there is no folder {out.parent}; make it")
     files = _members(said, path.parent, checkpoint_dir)
-    side = [path.parent / each.file for each in (said.statistics, said.classifier) if each]
+    beside = (said.channels, said.statistics, said.classifier)
+    side = [path.parent / each.file for each in beside if each]
     if any(out.exists() and each.exists() and out.samefile(each) for each in (*files, *side)):
         raise DeevoError(f"the output file {out} is a part of the recipe; choose another name")
     population, network, statistics = _rebuild(said, path.parent, files)
@@ -211,7 +222,13 @@ def _rebuild(
         origin = "combined"
         statistics = blocks.compose_rows(apart, population.statistics, recipe[None])[0]
     blocks, recipe = recipe_in(population.layout)
-    return population, ComposedNetwork(blocks, recipe, statistics, classifier), origin
+    changes = None
+    if said.channels:
+        genes = Genes.of(population.layout, blocks)
+        changes = genes.from_tensors(
+            _tensors(said.channels, folder), len(files), said.channels.file
+        )
+    return population, ComposedNetwork(blocks, recipe, statistics, classifier, changes), origin
 
 
 def _statistic(name: str) -> bool:

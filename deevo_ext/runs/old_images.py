@@ -54,8 +54,9 @@ def between(run: RecipeRun, chosen: Candidate, keep: Keep) -> Candidate:
     """
     state, evaluator = run.state, run.rounds.evaluator
     views = run.population.layout.views
-    row = state.row(recipe_between(run, chosen, keep.share))
-    evolved = views(state.row(run.recipe_of(replace(chosen, treatment=""))))
+    there, last = (replace(chosen, treatment=treatment) for treatment in ("kept", ""))
+    row = state.row(run.recipe_of(there), run.changes_of(there))
+    evolved = views(state.row(run.recipe_of(last), run.changes_of(last)))
     changed = {name: view.clone() for name, view in views(row).items()}
     for name, tensor in chosen.tensors.items():
         change = (1.0 - keep.share) * (tensor - evolved[name])

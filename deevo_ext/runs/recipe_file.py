@@ -27,7 +27,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _KEYS = (
     *("version", "unit", "dtype", "batchnorm", "checkpoint_key", "prefix", "key_map", "ignore"),
     *("frozen", "tied", "counters"),
-    *("members", "normalise", "blocks", "coefficients", "statistics", "classifier"),
+    *("members", "normalise", "blocks", "coefficients", "channels", "statistics", "classifier"),
     *("fitted_on", "scores", "network_sha256"),
 )
 _TITLE = """\
@@ -60,9 +60,10 @@ class RecipeFile:
     float32 [blocks, members], normalised already. dtype: that of the rows. batchnorm: "evolve", or
     "recalibrate" for statistics apart. options, frozen: as of a population; the recipe says each
     option by its name. tied: the first name of each further name of a tensor. counters: values of
-    num_batches_tracked that the first member's file lacks. statistics, classifier: the files with
-    what was made for this network alone: statistics, and what the refit of its last layer adds to
-    that. unit, fitted_on, scores: for readers; numbers in them are texts once they are read.
+    num_batches_tracked that the first member's file lacks. channels: the file with what differences
+    add to the coefficients, channel by channel. statistics, classifier: the files with what was
+    made for this network alone: statistics, and what the refit of its last layer adds to that.
+    unit, fitted_on, scores: for readers; numbers in them are texts once they are read.
     network_sha256: `network_digest` of the whole network.
     """
 
@@ -75,6 +76,7 @@ class RecipeFile:
     frozen: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    channels: Named | None = None
     statistics: Named | None = None
     classifier: Named | None = None
     unit: str | None = None
@@ -104,6 +106,7 @@ class RecipeFile:
                 }
                 for (block, tensors), row in zip(self.blocks.items(), rows, strict=True)
             ],
+            "channels": self.channels.said() if self.channels else None,
             "statistics": self.statistics.said() if self.statistics else None,
             "classifier": self.classifier.said() if self.classifier else None,
             "fitted_on": dict(self.fitted_on),
@@ -137,9 +140,9 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
     recipe = normalised(values, names) if normalise == "true" else values.float()
     check_recipe(recipe, names)
     batchnorm = choice(content.get("batchnorm", "evolve"), "batchnorm", POLICIES)
-    statistics, classifier = (
+    channels, statistics, classifier = (
         _named(content[key], key) if key in content else None
-        for key in ("statistics", "classifier")
+        for key in ("channels", "statistics", "classifier")
     )
     if statistics is not None and batchnorm == "evolve":
         raise DeevoError(
@@ -164,6 +167,7 @@ def _recipe(content: dict[str, Any]) -> RecipeFile:
         frozen=texts(content.get("frozen", []), "frozen"),
         tied={alias: text(name, f"tied: {alias}") for alias, name in tied.items()},
         counters={name: count(value, f"counters: {name}") for name, value in counters.items()},
+        channels=channels,
         statistics=statistics,
         classifier=classifier,
         unit=unit,

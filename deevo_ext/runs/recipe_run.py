@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.population.composed import ComposedNetwork
-from deevo_ext.population.recipes import after, uniform
+from deevo_ext.population.recipes import uniform
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
@@ -22,7 +23,7 @@ from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
 from deevo_ext.runs.old_images import Keep, between, recipe_between
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
-from deevo_ext.runs.records import GenerationRecord, ProposalRecord, RoundRecord
+from deevo_ext.runs.records import BLOCKS, CHANNELS, GenerationRecord, ProposalRecord, RoundRecord
 from deevo_ext.runs.rounds import Outcome, RoundSearch
 from deevo_ext.runs.soups import candidates_of
 from deevo_ext.runs.state import Candidate
@@ -31,7 +32,6 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.search.optimizer import Callback
 
 RECIPE_FILE = "recipe.yaml"
-_FAILURES = 2  # rounds without a step that end a run
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class RecipeRun(Run):
     """Runs the search of coefficients to its end.
 
     rounds: how a round goes. validation: chooses what is returned. unit: what a block is, for the
-    recipe's readers. budget: when it ends; it also ends after two rounds without a step, or one
-    where images are few. keep: how much of the first network is kept. run_dir: the folder for
-    journal.jsonl, recipe.yaml, the weights and metrics; one that holds this run is resumed.
+    recipe's readers. budget: when it ends, at the latest. Rounds go along coordinates first; after
+    one without a step along the others, coordinates or differences. The run ends when neither has
+    given a step twice in a row; where images are few, with the first round without a step. keep:
+    how much of the first network is kept. run_dir: the folder for journal.jsonl, recipe.yaml, the
+    weights and metrics; one that holds this run is resumed.
     """
 
     search = "coefficients"
@@ -74,7 +76,7 @@ class RecipeRun(Run):
         self.rounds, self.budget, self.unit, self.keeps = rounds, budget, unit, keep
         self._validation = validation
         self.state = RecipeState(
-            population, rounds.probing.blocks, validation.evaluator.used_statistics
+            population, rounds.probing.blocks, self.seed, validation.evaluator.used_statistics
         )
         self.treatments = Treatments(validation, rounds.images, rounds.seed)
         self.virtual: list[list[dict[str, float]]] = []
@@ -95,6 +97,19 @@ class RecipeRun(Run):
             return self.state.best
         blocks = len(self.state.blocks)
         return uniform(blocks, self.population.initial_size, chosen.members)
+
+    @property
+    def changes(self) -> torch.Tensor | None:
+        """What differences have added to `recipe`, float32 [genes, members], where they have."""
+        return self.state.changes if self.chosen is None else self.changes_of(self.chosen)
+
+    def changes_of(self, chosen: Candidate) -> torch.Tensor | None:
+        """Returns what differences have added to a candidate's recipe, float32 [genes, members]."""
+        changes = self.state.best_changes if chosen.generation else None
+        if changes is None or chosen.treatment != "kept":
+            return changes
+        assert self.keeps is not None
+        return (1.0 - self.keeps.share) * changes
 
     def describe_fitness(self) -> dict[str, Any]:
         """Returns what decides the rounds, as JSON values."""
@@ -203,29 +218,44 @@ class RecipeRun(Run):
         last = self.history[-1]["round_passes"] if self.history else 0.0
         return (
             state.round >= budget.rounds
-            or state.failures >= (1 if self.rounds.few else _FAILURES)
+            or self._exhausted()
             or (budget.passes is not None and self.forward_passes + last > budget.passes)
             or (budget.seconds is not None and self.seconds >= budget.seconds)
         )
 
+    def _exhausted(self) -> bool:
+        """Whether no directions are left that may give a step."""
+        failed = any(path.failures for path in self.state.paths.values())
+        return self.state.directions is None or (self.rounds.few and failed)
+
     def _round(self, number: int) -> RoundRecord:
-        state, kept = self.state, None
+        state, rounds, kept = self.state, self.rounds, None
+        directions, probing = state.directions or BLOCKS, rounds.probing
+        present, parts = state.recipe, len(state.blocks)
+        if directions == CHANNELS:
+            present = state.begun_changes()
+            along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)
+            rounds, parts = replace(rounds, differences=along), len(along.drawn)
+        elif state.changes is not None:
+            probing = replace(probing, genes=state.genes, changes=state.changes)
+            rounds = replace(rounds, probing=probing)
         if self.run_dir is not None and self._journal is not None:
-            kept = KeptProbes(self.run_dir, self._journal.check, len(state.blocks))
-        outcome = self.rounds.run(state.recipe, number, state.radius, kept)
-        recipe, step, score = state.recipe, None, None
+            kept = KeptProbes(self.run_dir, self._journal.check, parts)
+        outcome = rounds.run(present, number, state.paths[directions].radius, kept)
+        recipe, changes, step, score = state.recipe, state.changes, outcome.step, None
         if outcome.accepted:
-            assert outcome.step is not None
-            step = outcome.step
-            recipe = after(recipe, step, outcome.proposals[outcome.best].length)
-            score = self._score(recipe, outcome)
+            assert step is not None
+            after = rounds.along.after(present, step, outcome.proposals[outcome.best].length)
+            recipe, changes = (recipe, after) if directions == CHANNELS else (after, changes)
+            score = self._score(state.row(recipe, changes), outcome)
         self.virtual.append(virtual_files.lines_of(outcome.virtual))
         if self.run_dir is not None:
             virtual_files.write(self.run_dir, number, self.virtual[-1])
         return RoundRecord(
             round=number,
+            directions=CHANNELS if directions == CHANNELS else None,
             images=list(self.rounds.sizes()),
-            radius=state.radius,
+            radius=state.paths[directions].radius,
             left_out=outcome.left_out,
             held_out=outcome.held_out.gain,
             proposals=[
@@ -236,8 +266,8 @@ class RecipeRun(Run):
             gain=outcome.gain,
             standard_error=outcome.standard_error,
             accepted=outcome.accepted,
-            step=None if step is None else step.flatten(),
-            recipe_sha256=recipe_digest(recipe),
+            step=step if outcome.accepted else None,
+            recipe_sha256=recipe_digest(recipe, changes),
             score=score,
             forward_passes=0,
             seconds=0.0,
@@ -247,14 +277,14 @@ class RecipeRun(Run):
         if self.run_dir is not None:
             remove_kept(self.run_dir)
 
-    def _score(self, recipe: torch.Tensor, outcome: Outcome) -> float:
-        """The network's score on the validation images.
+    def _score(self, row: torch.Tensor, outcome: Outcome) -> float:
+        """A network's score on the validation images.
 
         Where these are the fitness images, it is the score before less what the folds' networks
         gained on images that they knew nothing of.
         """
         if not self._validation.by_folds:
-            return self._validation.score(self.state.row(recipe), None)
+            return self._validation.score(row, None)
         known = self.state.evolved or self.state.initial
         present = min(candidate.score for candidate in known.values())
         return present - outcome.gain
@@ -263,7 +293,7 @@ class RecipeRun(Run):
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
         shown = self._validation.metric.shown
-        views = self.population.layout.views(self.state.row(self.recipe))
+        views = self.population.layout.views(self.state.row(self.recipe, self.changes))
         network = ComposedNetwork(
             self.state.blocks,
             self.recipe,
@@ -273,6 +303,7 @@ class RecipeRun(Run):
                 for name, tensor in chosen.tensors.items()
                 if not torch.equal(tensor, views[name])
             },
+            self.changes,
         )
         if not torch.equal(network.row(self.population), chosen.row):
             raise DeevoError("the recipe does not give the network that was chosen")
@@ -299,6 +330,7 @@ class RecipeRun(Run):
         shown = self._validation.metric.shown
         metrics = {
             "round": float(record.round),
+            "by_channel": float(record.directions == CHANNELS),
             "accepted": float(record.accepted),
             "radius": record.radius,
             "gain": record.gain,

@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.genes import Drawn, Genes
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after, uniform
-from deevo_ext.runs.records import GenerationRecord, RoundRecord
+from deevo_ext.runs.records import BLOCKS, CHANNELS, GenerationRecord, RoundRecord
 from deevo_ext.runs.state import Candidate, Candidates, StatisticsOf
 
 RECIPE = "recipe"
 """The kind of the candidates that rounds make."""
+FAILURES = 2
+"""Rounds without a step, in a row, after which a kind of directions is asked no more."""
 _TRUSTED = 0.75  # share of the predicted gain from which on the radius grows
+
+
+@dataclass
+class Progress:
+    """Rounds along one kind of directions.
+
+    failures: how many there were since the last step that was taken. radius: of the next step.
+    """
+
+    failures: int = 0
+    radius: float = 1.0
 
 
 class RecipeState(Candidates):
     """The present recipe, and the candidates so far.
 
     blocks: of the recipes. recipe: float32 [blocks, members] of the present network; at first that
-    of the initial candidate of least score. round: the rounds done. radius: of the next steps.
-    failures: rounds since the last step that was taken. best: the recipe of the evolved candidate.
+    of the initial candidate of least score. genes: what differences move. changes: float32 [genes,
+    members], what differences have added to the recipe; None before they have. seed: of the run,
+    by which they are drawn. round: the rounds done. paths: how it went along coordinates ("blocks")
+    and differences ("channels"). best, best_changes: recipe and changes of the evolved candidate.
     """
 
     def __init__(
-        self, population: Population, blocks: Blocks, statistics_of: StatisticsOf | None = None
+        self,
+        population: Population,
+        blocks: Blocks,
+        seed: int,
+        statistics_of: StatisticsOf | None = None,
     ) -> None:
         super().__init__(population, statistics_of)
-        self.blocks = blocks
+        self.blocks, self.seed = blocks, seed
         self.recipe = torch.empty(0)
+        self.changes: torch.Tensor | None = None
         self.best: torch.Tensor | None = None
-        self.round, self.failures, self.radius = 0, 0, 1.0
-        self._score: float = 0.0
+        self.best_changes: torch.Tensor | None = None
+        self.round = 0
+        self.paths = {BLOCKS: Progress(), CHANNELS: Progress()}
+        self._last = BLOCKS
+
+    @functools.cached_property
+    def genes(self) -> Genes:
+        """The channels that differences move."""
+        return Genes.of(self.population.layout, self.blocks)
+
+    def begun_changes(self) -> torch.Tensor:
+        """Returns the present changes, none at first."""
+        if self.changes is None:
+            return torch.zeros(len(self.genes), self.recipe.shape[1])
+        return self.changes
 
     def apply(self, record: GenerationRecord | RoundRecord) -> None:
         """Applies generation 0, whose best candidate is where rounds begin, or the next round."""
@@ -52,34 +88,61 @@ class RecipeState(Candidates):
         size = self.population.initial_size
         self.recipe = uniform(len(self.blocks), size, start.members)
 
+    @property
+    def directions(self) -> str | None:
+        """What the next round goes along: "blocks" or "channels"; None where nothing is left.
+
+        The same as before after a step that was taken, else the other, while it is not exhausted.
+        """
+        left = [kind for kind, path in self.paths.items() if path.failures < FAILURES]
+        if self._last in left and not self.paths[self._last].failures:
+            return self._last
+        return next((kind for kind in left if kind != self._last), left[0] if left else None)
+
     def _apply_round(self, record: RoundRecord) -> None:
-        if record.radius != self.radius:
+        kind = record.directions or BLOCKS
+        path = self.paths[kind]
+        if record.radius != path.radius:
             raise ValueError(
-                f"its radius is {record.radius}, that of the rounds before gives {self.radius}"
+                f"its radius is {record.radius}, that of the rounds before gives {path.radius}"
             )
-        self.round = record.round
+        self.round, self._last = record.round, kind
         if record.step is None:
-            self.failures += 1
-            self.radius /= 2
+            path.failures += 1
+            path.radius /= 2
         else:
             assert record.best is not None and record.score is not None
             taken = record.proposals[record.best]
-            if record.step.numel() != self.recipe.numel():
+            if kind == CHANNELS:
+                self.changes = self._moved(record.step, taken.length)
+            elif record.step.numel() != self.recipe.numel():
                 raise ValueError("its step has another size than the recipe")
-            self.recipe = after(self.recipe, record.step.reshape(self.recipe.shape), taken.length)
-            self.failures = 0
+            else:
+                step = record.step.reshape(self.recipe.shape)
+                self.recipe = after(self.recipe, step, taken.length)
+            path.failures = 0
             if taken.score <= _TRUSTED * taken.predicted:
-                self.radius = min(1.0, 2 * self.radius)
+                path.radius = min(1.0, 2 * path.radius)
             self._consider(record)
-        if recipe_digest(self.recipe) != record.recipe_sha256:
+        digest = recipe_digest(self.recipe, self.changes)
+        if digest != record.recipe_sha256:
             raise DeevoError(
-                f"the recipe has SHA-256 {recipe_digest(self.recipe)} after the round, the journal "
-                f"says {record.recipe_sha256}: journal or package differ from those of the run"
+                f"the recipe has SHA-256 {digest} after the round, the journal says "
+                f"{record.recipe_sha256}: journal or package differ from those of the run"
             )
 
-    def row(self, recipe: torch.Tensor) -> torch.Tensor:
-        """Returns the row float32 [D] of a recipe."""
-        return self.blocks.compose(self.population, recipe[None])[0].float()
+    def _moved(self, step: torch.Tensor, length: float) -> torch.Tensor:
+        """The changes after a step [K] along the present round's differences."""
+        changes = self.begun_changes()
+        genes, members = changes.shape
+        drawn = Drawn.of(self.round, len(step), genes, members, self.seed)
+        return drawn.after(changes, step, length)
+
+    def row(self, recipe: torch.Tensor, changes: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the row float32 [D] of a recipe, with changes or without."""
+        if changes is None:
+            return self.blocks.compose(self.population, recipe[None])[0].float()
+        return self.genes.compose(self.population, recipe[None], changes[None])[0].float()
 
     def average(self, members: Sequence[int]) -> tuple[torch.Tensor, None]:
         """Returns the row float32 [D] of the uniform recipe of some members, even of one.
@@ -97,14 +160,17 @@ class RecipeState(Candidates):
         assert record.score is not None
         if RECIPE in self.evolved and self.evolved[RECIPE].score <= record.score:
             return
-        row = self.row(self.recipe)
+        row = self.row(self.recipe, self.changes)
         everyone = tuple(range(self.population.initial_size))
-        self.best = self.recipe
+        self.best, self.best_changes = self.recipe, self.changes
         self.evolved[RECIPE] = Candidate(
             RECIPE, record.round, everyone, record.score, row, self._statistics_of(row, None)
         )
 
 
-def recipe_digest(recipe: torch.Tensor) -> str:
-    """Returns the SHA-256 (hex) of a recipe's float32 bytes."""
-    return hashlib.sha256(recipe.contiguous().numpy().data).hexdigest()
+def recipe_digest(recipe: torch.Tensor, changes: torch.Tensor | None = None) -> str:
+    """Returns the SHA-256 (hex) of the float32 bytes of a recipe and, where there are, changes."""
+    digest = hashlib.sha256(recipe.contiguous().numpy().data)
+    if changes is not None:
+        digest.update(changes.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -21,6 +21,8 @@ from deevo_ext.fitness.scoring import Race
 
 DECIMAL = {"decimal": True}
 SEARCHES = ("weights", "coefficients")
+BLOCKS, CHANNELS = "blocks", "channels"
+"""What a round's directions are: a member on a block each, or differences of members by channel."""
 _T = TypeVar("_T")
 
 
@@ -140,14 +142,16 @@ class ProposalRecord:
 class RoundRecord:
     """One round of the coefficients' search, as `runs.rounds.Outcome` explains it.
 
+    directions: "channels" where they are differences by channel, None where they are blocks.
     images: how many made the model, chose and tested. radius: of its steps. left_out: directions
     without slopes. held_out: the greatest gain of the fits on held-out images, in nats. proposals,
-    best, gain, standard_error, accepted: the outcome; step: float32 [blocks * members], where it
-    was taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
+    best, gain, standard_error, accepted: the outcome; step: float32 [directions], where it was
+    taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
     images, where it is new. engines, forward_passes, seconds: as of a generation.
     """
 
     round: int
+    directions: str | None = None
     images: list[int]
     radius: float
     left_out: list[int]
@@ -173,6 +177,8 @@ class RoundRecord:
             raise ValueError("no proposal was accepted")
         if self.round < 1 or not 0 < self.radius <= 1:
             raise ValueError(f"round {self.round} with radius {self.radius}")
+        if self.directions not in (None, CHANNELS):
+            raise ValueError(f"there are no directions {self.directions!r}")
         _require_costs(self.forward_passes, self.seconds)
 
 

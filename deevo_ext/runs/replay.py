@@ -115,7 +115,7 @@ def _begun(
     tensors = tuple(map(tuple, header.fitness["blocks"]))
     blocks = Blocks(tuple(names[0] for names in tensors), tensors)
     blocks.segments(population.layout)  # which refuses others
-    return RecipeState(population, blocks)
+    return RecipeState(population, blocks, header.seed)
 
 
 def write_candidate(result: Replay, path: Path) -> None:

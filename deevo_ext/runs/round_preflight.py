@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.fitness.evaluator import Score
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.runs.basin import BasinReport, some_images
@@ -78,12 +79,15 @@ def examine_rounds(
     extra = len(policy.calibration or ()) if policy.recalibrates else 0
     some_of = rounds.images.slice(0, model)
     passes = rounds.probing.passes(population.initial_size, some_of, rounds.classes)
+    probes = blocks.directions
+    if not rounds.few:  # a round along differences may follow, and its probes share nothing
+        passes, probes = max(passes, (DIRECTIONS + 1) * model), max(probes, DIRECTIONS)
     # A user's function has no batch statistics: its probes have theirs re-estimated.
-    passes += (blocks.directions + 1) * extra * evaluator.forward.own_engine
+    passes += (probes + 1) * extra * evaluator.forward.own_engine
     passes += rounds.proving(extra)
     passes += len(validation.images) + extra
     members = population.initial_size
-    probing, directions = rounds.probing, len(blocks.blocks) * members
+    probing, directions = rounds.probing, max(len(blocks.blocks) * members, DIRECTIONS)
     slope = probing.dtype.itemsize
     each = bytes_of_image(directions, rounds.classes, probing.likeliest, slope)
     return RoundPreflight(

@@ -11,6 +11,7 @@ import torch
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import first_logits
 from deevo_ext.fitness.metrics import Metric
@@ -71,13 +72,13 @@ def rounds_of(
         auto = min(_MOST, max(_LEAST, a_class * classes))
         wanted = auto if options.images_per_round == "auto" else options.images_per_round
         likeliest = likeliest_of(classes)
-        directions = len(blocks.blocks) * blocks.members
+        directions = max(len(blocks.blocks) * blocks.members, DIRECTIONS)
         bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
         size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, options.memory)
     else:
         said = options.images_per_round
-        size = recorded.fitness["images_per_round"] if said == "auto" else said
         fit = recorded.fitness["images_in_memory"]
+        size = recorded.fitness["images_per_round"] if said == "auto" else min(said, fit)
         dtype = getattr(torch, recorded.fitness["slopes"])
         likeliest = recorded.fitness.get("likeliest")
     probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)

@@ -20,6 +20,7 @@ from torch import Tensor
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.class_weights import image_weights
+from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probing import KeepColumns, Probing
@@ -29,7 +30,6 @@ from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
-from deevo_ext.population.recipes import after
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
@@ -76,7 +76,7 @@ class Proposal:
 class Outcome:
     """What a round came to.
 
-    step: float32 [blocks, members] of the best proposal, None where there was none. proposals: all
+    step: float32 [directions] of the best proposal, None where there was none. proposals: all
     of them, in order; best: its place. gain, standard_error: of the mean score on the images that
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
     slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
@@ -99,7 +99,8 @@ class RoundSearch:
 
     probing: makes linear models. images: the fitness images. metric: what is minimised. size: the
     number of images of a model. configuration: of the virtual evolution. seed: of the run. fit: the
-    images whose slopes memory holds. classes: the network's.
+    images whose slopes memory holds. classes: the network's. differences: the directions of a
+    round that goes on where coordinates give no more; what is a recipe below, are changes then.
     """
 
     probing: Probing
@@ -110,8 +111,14 @@ class RoundSearch:
     seed: int
     fit: int = FEW
     classes: int = 0
+    differences: Differences | None = None
     few: ClassVar[bool] = False
     """Whether folds choose and test, for want of images."""
+
+    @property
+    def along(self) -> Probing | Differences:
+        """What the steps of a round go along."""
+        return self.probing if self.differences is None else self.differences
 
     @property
     def evaluator(self) -> Evaluator:
@@ -172,7 +179,7 @@ class RoundSearch:
         before = self._require_finite(
             self._scores(recipe[None], parts.choice)[0], parts.choice.labels
         )
-        model, left_out = self.probing.model(recipe, parts.model, keep)
+        model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
         numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
@@ -196,7 +203,7 @@ class RoundSearch:
                 leader = min(proposals, key=lambda proposal: _finite(proposal.score))
                 real = self._recipes(recipe, model, [leader])
                 model.correct(
-                    leader.q * leader.length, self.probing.logits(list(real), parts.model)[0]
+                    leader.q * leader.length, self.along.logits(list(real), parts.model)[0]
                 )
             with threads_of(model):
                 new, evolved = self._propose(model, weights, held_out, radius, (number, wave))
@@ -206,7 +213,7 @@ class RoundSearch:
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
         best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
         chosen = proposals[best]
-        step = model.step_of(chosen.q).reshape(recipe.shape).float()
+        step = model.step_of(chosen.q).float()
         both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
         start, end = self._scores(both, parts.test)
         gain, error = gain_of(self.metric, start, end, parts.test.labels)
@@ -241,7 +248,7 @@ class RoundSearch:
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
         fits = [model.fit(ridge, weights=weights) for ridge in ridges]
         score = virtual_fitness(model, self.metric, 0.0)
-        known = [*fits, *self._known(model)]
+        known = [*fits, *self.along.known(model)]
         number, wave = draw
         evolved = evolve_virtually(
             guided_fitness(model, self.metric, ridges[0], weights),
@@ -257,12 +264,6 @@ class RoundSearch:
         at_zero = float(score(torch.zeros(1, model.directions))[0])
         predicted = (score(tried.float()) - at_zero).tolist()
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
-
-    def _known(self, model: LinearModel) -> list[Tensor]:
-        """Coordinates of the steps to each member, and to their average."""
-        members = self.probing.population.initial_size
-        whole = torch.eye(members).repeat(1, model.directions // members)
-        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
 
     def proving(self, networks: int) -> int:
         """Returns the forward passes of a round's real networks, at most.
@@ -286,7 +287,8 @@ class RoundSearch:
         return fitness
 
     def _recipes(self, recipe: Tensor, model: LinearModel, proposals: list[Proposal]) -> Tensor:
-        steps = [model.step_of(p.q).reshape(recipe.shape).float() for p in proposals]
+        steps = [model.step_of(p.q) for p in proposals]
+        after = self.along.after
         return torch.stack(
             [after(recipe, s, p.length) for s, p in zip(steps, proposals, strict=True)]
         )
@@ -302,8 +304,7 @@ class RoundSearch:
         """Outcomes [K, n, ...] on the CPU of real networks, their statistics re-estimated."""
         evaluator, parts = self.evaluator, []
         for some in recipes.split(self.probing.chunk):
-            rows = self.probing.blocks.compose(self.probing.population, some)
-            rows = sent(rows, evaluator.device)
+            rows = sent(self.along.compose(some), evaluator.device)
             used = evaluator.used_statistics(rows, None)
             parts.append(evaluator.image_scores(rows, images, self.metric, used).cpu())
         return torch.cat(parts)

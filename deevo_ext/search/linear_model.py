@@ -112,7 +112,7 @@ class LinearModel:
     def leave_out(self, direction: int) -> None:
         """Leaves a direction out: no step goes along it."""
         self.scale[direction] = 0.0
-        self._set(direction, torch.zeros(()))
+        self._set(direction, self.z0.new_zeros(()))
 
     def together(self, groups: Tensor) -> LinearModel:
         """Returns the model of steps that are equal within groups of directions.

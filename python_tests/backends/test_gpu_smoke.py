@@ -10,6 +10,7 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 from support.convolutional import CifarResNet
 from support.folding import DTYPES, varied
@@ -74,19 +75,25 @@ def test_recipes(backend: str, dtype: torch.dtype) -> None:
         assert same_bits(out.cpu().contiguous(), expected)
 
 
-def test_a_linear_model_of_logits(backend: str) -> None:
+@pytest.mark.parametrize("likeliest", [None, 5])
+def test_a_linear_model_of_logits(likeliest: int | None) -> None:
     """Scores and the convex fit on the GPU come close to the CPU's."""
     draw = torch.Generator().manual_seed(0)
-    z0, slopes = torch.randn(300, 10, generator=draw), torch.randn(12, 300, 10, generator=draw)
-    labels = torch.arange(300) % 10
+    classes = 10 if likeliest is None else 40
+    z0 = torch.randn(300, classes, generator=draw)
+    slopes = torch.randn(12, 300, classes, generator=draw)
+    labels = torch.arange(300) % classes
     q = torch.randn(70, 12, generator=draw).double() / 4
     results = []
-    for device, name in (("cpu", "cpu"), ("cuda", backend)):
-        with backends.use(name):
-            model = LinearModel(z0.to(device), labels, 12)
-            for k, slope in enumerate(slopes.to(device)):
-                model.put({k: slope})
-            results.append((model.losses_and_ranks(q)[0].cpu(), model.fit(0.1)))
+    for device in ("cpu", "cuda"):
+        at, moves = z0.to(device), slopes.to(device)
+        model = LinearModel(at, labels, 12)
+        if likeliest is not None:
+            model = LikeliestModel(at, labels, 12, likeliest)
+        model.put(dict(enumerate(model.columns(at + moves) - model.present)))
+        model.correct(q[0], at + moves[0])
+        model.leave_out(3)
+        results.append((model.losses_and_ranks(q)[0].cpu(), model.fit(0.1)))
     (losses, fitted), (on_gpu, fitted_on_gpu) = results
     assert torch.allclose(on_gpu, losses, atol=1e-4)
     assert torch.allclose(fitted_on_gpu, fitted, atol=1e-3)

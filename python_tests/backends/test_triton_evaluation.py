@@ -1,4 +1,7 @@
-"""fold, head and loss_and_rank as Triton kernels: against reference, and compiled ahead."""
+"""fold, head and loss_and_rank as Triton kernels: against reference, and compiled ahead.
+
+linear_scores, whose own tests run it in the interpreter, is compiled here.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +173,12 @@ def test_the_interpreter_refuses_bfloat16_features() -> None:
 def test_compiled_ahead(architecture: int, version: str) -> None:
     """Nothing spills; tensor cores for 16-bit heads; the exact arithmetic stays what it is."""
     kernels = {r["kernel"]: r for r in compiled("compile_evaluation", version, architecture)}
-    assert len(kernels) == 6
+    scores = {name: kernels.pop(name) for name in list(kernels) if name.startswith("linear")}
+    assert len(kernels) == 6 + 3 and len(scores) == 5
+    for name, kernel in scores.items():
+        assert kernel["spills"] == 0 and kernel["mma"] > 0, name
+        if name.endswith("1000"):
+            assert kernel["narrow_loads"] == 0, name
     for name, kernel in kernels.items():
         assert kernel["spills"] == 0, name
         assert kernel["flushes"] == kernel["approximate"] == 0, name

@@ -34,7 +34,7 @@ VALUES = [
     ),
     *("[", "{}", "1h1h", "ü", "--", "*", "..", "/dev/null", "/proc/self/mem", "~", "\udcff"),
 ]
-COMMANDS = ["evolve", "populate", "cache", "replay", "merge", "compare", "info", "demo"]
+COMMANDS = ["evolve", "populate", "average", "cache", "replay", "merge", "compare", "info", "demo"]
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def usual(command: str) -> dict[str, str]:
     return {
         "evolve": {**network, "--checkpoints": "runs", "--out": "out", "--device": "cpu"},
         "populate": {**network, "--out": "out", "--base-epochs": "1"},
+        "average": {"": "runs", "--output": "m.pth", "--out": "out"},
         "cache": {"": "empty", "--out": "c.safetensors", "--transform": "t.json"},
         "replay": {"": "empty"},
         "merge": {"": "t.json", "--out": "m.pth"},

@@ -1,18 +1,23 @@
-"""Journals, recipes, checkpoints with bytes changed or missing, and calls in any order."""
+"""Journals, recipes, checkpoints, caches, pictures and formulas with bytes changed or missing."""
 
 from __future__ import annotations
 
 import random
+import struct
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import deevo_ext as deevo
 from campaigns.interrupted import coefficients, weights
 from campaigns.outcomes import Outcomes, some
+from deevo_ext.data import Transform, build_cache, open_cache, open_pictures
 from deevo_ext.runs import journal
+from deevo_ext.search.strategies import ROWS, Strategy, compile_pool, parse
 from support.networks import Net, members
 from support.recipe_runs import PlainNet, save_checkpoints
 
@@ -126,4 +131,104 @@ def test_fuzzed_checkpoints_make_a_population_or_an_error(tmp_path: Path, suffix
             now = made[0].state_dict(0)
             if any(not torch.equal(now[name], before[name]) for name in before):
                 outcomes.fail(f"checkpoint {k}: other weights, though a .pth has sums")
+    outcomes.check()
+
+
+def test_no_changed_byte_of_a_cache_is_believed(tmp_path: Path) -> None:
+    """Bytes that no image comes from, such as blanks after the header, may be anything."""
+    made = Transform(2, (2, 2), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "tree" / part / name).mkdir(parents=True)
+            for k in range(2):
+                shade = (100 * k, 90, 80 * (name == "cat"))
+                Image.new("RGB", (2, 2), shade).save(tmp_path / "tree" / part / name / f"{k}.png")
+    path = tmp_path / "c.safetensors"
+    build_cache(open_pictures(tmp_path / "tree"), path, made, workers=0, progress=False)
+
+    def read() -> tuple[list[str], list[torch.Tensor]]:
+        cache = open_cache(path)
+        sets = [cache.images(part, made) for part in ("train", "val")]
+        pixels = [images.pixels(0, len(images)) for images in sets]
+        return cache.class_names, [*pixels, *(images.labels for images in sets)]
+
+    expected, data = read(), path.read_bytes()
+    outcomes = Outcomes("changed bytes of a cache")
+    for at in some(range(len(data)), 250):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        found: list[tuple[list[str], list[torch.Tensor]]] = []
+        if outcomes.of(f"byte {at}", lambda: found.append(read())) == "results":  # noqa: B023
+            names, tensors = found[0]
+            same = all(map(torch.equal, tensors, expected[1]))
+            if not same or names != expected[0]:
+                outcomes.fail(f"byte {at}: believed, though its images are others")
+    outcomes.check()
+
+
+@pytest.mark.parametrize("kind", ["png", "idx"])
+def test_fuzzed_pictures_make_a_cache_or_an_error(tmp_path: Path, kind: str) -> None:
+    channels = (0.5,) * (3 if kind == "png" else 1)
+    made = Transform(None, None, "bilinear", channels, channels)
+    source = tmp_path / "source"
+    if kind == "png":
+        (source / "a").mkdir(parents=True)
+        (source / "b").mkdir()
+        pixels = np.random.default_rng(0).integers(0, 2**16, (6, 6), np.uint16)
+        path = source / "a" / "0.png"
+        for file in (path, source / "b" / "1.png"):
+            Image.fromarray(pixels).save(file)
+    else:
+        source.mkdir()
+        path = source / "train-images-idx3-ubyte"
+        for part in ("train", "t10k"):
+            images = struct.pack(">4B3I", 0, 0, 8, 3, 4, 3, 3) + bytes(range(36))
+            (source / f"{part}-images-idx3-ubyte").write_bytes(images)
+            labels = struct.pack(">4BI", 0, 0, 8, 1, 4) + bytes([0, 1, 0, 1])
+            (source / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    outcomes = Outcomes(f"fuzzed pictures, {kind}")
+    for k, changed in enumerate(some(mutations(path.read_bytes(), 1500, 4), 60)):
+        path.write_bytes(changed)
+        target = tmp_path / "c.safetensors"
+
+        def build(into: Path = target) -> None:
+            build_cache(open_pictures(source), into, made, workers=0, progress=False)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcomes.of(f"picture {k}", build)
+        for left in tmp_path.glob("c.safetensors*"):
+            left.unlink()
+    outcomes.check()
+
+
+def test_fuzzed_formulas_mean_what_they_say_or_are_refused() -> None:
+    """A formula that is taken has, as base and differences, the value that Python gives it."""
+    words = ["target", "best", "pbest", "r1", "r2", "r5", "archive", "F", "U", "0.5", "2", "1e9"]
+    words += [*("+-*/(),+-*+-*("), "**", ".", "lambda:", "[", "0x", "é", "\0", "rand", "trig"]
+    drawn = random.Random(6)
+    right = [b"target + F*(best - target) + F*(r1 - r2)", b"r1 + 2*F*U*(r2 - archive)*(0.5 - U)"]
+    texts = [" ".join(drawn.choices(words, k=drawn.randrange(1, 12))) for _ in range(4000)]
+    for seed, formula in enumerate(right):
+        texts += [t.decode(errors="replace") for t in mutations(formula, 2500, seed)]
+    values: dict[str, float] = {row: drawn.uniform(-1, 1) for row in ROWS}
+    values |= {"F": 0.7, "U": 0.3}
+    factors = (1.0, values["F"], values["U"], values["F"] * values["U"])
+    outcomes = Outcomes("fuzzed formulas")
+    for text in some(texts, 400):
+        if outcomes.of(repr(text), lambda t=text: compile_pool([Strategy("a", t)])) != "results":
+            continue
+        terms = parse(text)
+        if terms.trigonometric:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            meant = eval(text.strip(), {"__builtins__": {}}, values)
+        base, found = values[terms.base], values[terms.base]
+        largest = 1.0  # which decides how much the sum is rounded
+        for row, factor in zip(terms.rows, terms.coefficients, strict=True):
+            c = sum(a * b for a, b in zip(factor, factors, strict=True))
+            found += c * (values[row] - base)
+            largest = max(largest, *map(abs, factor))
+        if abs(found - meant) > 1e-9 * largest:
+            outcomes.fail(f"{text!r}: {found} instead of {meant}")
     outcomes.check()

@@ -178,7 +178,10 @@ def test_further_formats_are_read(tmp_path: Path) -> None:
         Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / "a" / f"x{suffix}", form)
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     frames[0].save(tmp_path / "a" / "moving.gif", save_all=True, append_images=frames[1:])
-    pictures = open_pictures(tmp_path)
+    for name in ("x.heic", "y.HEIC", "notes.txt", "README", "Thumbs.db", ".hidden"):
+        (tmp_path / "a" / name).touch()
+    with pytest.warns(UserWarning, match=r"by their names: 2 \.heic, 1 no suffix, 1 \.txt$"):
+        pictures = open_pictures(tmp_path)
     assert len(pictures) == 5 and not pictures.problems
     for i in range(5):
         red, green, blue = PLAIN.apply(pictures.read(i)[0])[8, 8].tolist()

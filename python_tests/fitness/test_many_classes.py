@@ -108,7 +108,7 @@ def test_a_round_gains_as_much_with_the_likeliest_classes(few: bool) -> None:
         )
         outcome = search.run(recipe, 1, 1.0)
         assert outcome.accepted and outcome.step is not None
-        made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+        made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
         for one in (recipe, made):
             row = problem.blocks.blocks.compose(problem.population, one[None])[0]
             losses.append(problem.evaluator.score(row, new))

@@ -50,6 +50,18 @@ ORACLES: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 
 
+def test_ranks_are_the_operators_own_where_logits_tie() -> None:
+    logits, labels = case(6)
+    logits = (logits * 2).round()
+    losses = torch.empty(1, len(labels))
+    ranks = torch.empty(1, len(labels), dtype=torch.int32)
+    torch.ops.deevo.loss_and_rank(logits[None], labels, 0.0, losses, ranks)
+    for name in ("top1", "top5", "worst-class"):
+        metric = Metric.of(name)
+        expected = metric.of_results(losses[0], ranks[0])
+        assert torch.equal(metric.of_images(logits, labels), expected)
+
+
 def test_there_is_an_oracle_for_every_metric() -> None:
     assert tuple(ORACLES) == METRICS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from deevo_ext.networks.execution import prefixes
 from deevo_ext.networks.graph.batch_statistics import batch_norm
 from deevo_ext.networks.graph.export import Capture
 from deevo_ext.population.blocks import Blocks
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after, uniform
 from support import convolutional as nets
@@ -74,6 +76,13 @@ class Case:
         self.probes = ProbeForward(self.evaluator)
         step = 0.3 * torch.randn(len(self.blocks), MEMBERS, generator=generator)
         self.recipe = after(uniform(len(self.blocks), MEMBERS, range(MEMBERS)), step, 1.0)
+        self.probing = Probing(self.probes, self.blocks, 0.3, 4)
+
+    def change(self) -> None:
+        """Lets differences add to the coefficients of every channel."""
+        genes = Genes.of(self.population.layout, self.blocks)
+        changes = 0.1 * torch.randn(len(genes), MEMBERS, generator=torch.Generator().manual_seed(5))
+        self.probing = replace(self.probing, genes=genes, changes=changes)
 
     def moved(self) -> dict[int, list[Tensor]]:
         """Two recipes a block, the last block first."""
@@ -88,11 +97,13 @@ class Case:
     def alone(self, moved: Moved) -> Tensor:
         """Logits of the same networks, evaluated one by one."""
         recipes = torch.stack([recipe for some in moved.values() for recipe in some])
-        return self.probes(self.blocks.compose(self.population, recipes), self.images)
+        return self.probes(self.probing.compose(recipes), self.images)
 
     def together(self, moved: Moved) -> Tensor:
         """Logits of networks that share prefixes."""
-        return self.probes.by_blocks(self.blocks, self.recipe, moved, self.images)
+        return self.probes.by_blocks(
+            self.blocks, self.probing.compose, self.recipe, moved, self.images
+        )
 
 
 @pytest.mark.parametrize("unit", ["layer", "tensor"])
@@ -107,6 +118,17 @@ def test_networks_that_share_prefixes_have_the_bits_they_have_alone(
     assert case.probes.shares(case.images)
     assert torch.equal(case.together(moved), alone)
     assert float((alone[0] - alone[-1]).abs().max()) > 1e-3 * float(alone.abs().max())
+
+
+@pytest.mark.parametrize("batchnorm", ["evolve", "recalibrate"])
+def test_so_have_networks_that_differences_have_changed(batchnorm: str) -> None:
+    case = Case(nets.Residual, batchnorm, "layer")
+    moved = case.moved()
+    before = case.alone(moved)
+    case.change()
+    alone = case.alone(moved)
+    assert torch.equal(case.together(moved), alone)
+    assert float((alone - before).abs().max()) > 1e-3 * float(alone.abs().max())
 
 
 @pytest.mark.parametrize("factory", [nets.Residual, nets.NormFirst, SmallResNet])

@@ -173,6 +173,7 @@ def check_rounds(folder: Path, card: str, cells: list[str]) -> int:
         score = f"{float.fromhex(record['score']):.5f}" if record["accepted"] else "-"
         expected = [
             str(record["round"]),
+            record.get("directions", "blocks"),
             f"{-float.fromhex(best['predicted']):.5f}" if best else "-",
             f"{float.fromhex(record['gain']):.5f}",
             f"{float.fromhex(record['standard_error']):.5f}",
@@ -187,8 +188,8 @@ def check_rounds(folder: Path, card: str, cells: list[str]) -> int:
         ]
         if record["accepted"]:
             taken[best["proposer"]] += 1
-        at = cells.index(expected[2])
-        assert cells[at - 2 : at + 10] == expected
+        at = cells.index(expected[3])
+        assert cells[at - 3 : at + 10] == expected
         mark = "**" if record["accepted"] else ""
         assert "| " + " | ".join(f"{mark}{cell}{mark}" for cell in expected) + " |" in card
     said = f"{taken['convex']} by the convex fit, {taken['de']} by the differential evolution"

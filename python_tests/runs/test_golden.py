@@ -18,7 +18,7 @@ import deevo_ext as deevo
 from deevo_ext import backends, replay
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.runs import journal
-from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
 from support.golden import GOLDEN, PRESENT, ROUNDS, digest_of
 from support.operators import BACKENDS
 
@@ -79,7 +79,7 @@ def test_golden_rounds_replay_to_the_golden_recipe(backend: str) -> None:
         result = replay(ROUNDS)
     state = result.state
     assert result.finished and isinstance(state, RecipeState)
-    assert (state.round, state.failures, state.radius) == (5, 2, 0.25)
+    assert (state.round, state.paths["blocks"]) == (5, Progress(2, 0.25))
     assert recipe_digest(state.recipe) == (
         "d3bfc7e56e8d98603365cdc102c91a281906b1e029f76a5aa7a9f5e5bcdc6823"
     )

@@ -20,12 +20,13 @@ import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import probing
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.population.genes import Drawn
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import journal, kept_probes
 from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
 from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
-from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
 from deevo_ext.runs.records import (
     CandidateRecord,
     GenerationRecord,
@@ -94,6 +95,47 @@ def test_every_prefix_of_the_journal_resumes_to_the_same_bits(
             del one["seconds"], other["seconds"]
             assert json.dumps(one) == json.dumps(other)  # NaN differs from itself
             other["seconds"] = 0.0
+
+
+@pytest.mark.parametrize("seed, rounds", [(4, 5), (8, 5)])
+def test_rounds_of_differences_resume_replay_and_merge_to_the_same_bits(
+    tmp_path: Path, seed: int, rounds: int
+) -> None:
+    """Of seed 4 the refitted network is returned, of seed 8 the evolved one."""
+    whole = tmp_path / "whole"
+    run = problem(seed=seed).run(whole, budget=Budget(rounds))
+    chosen = run.run()
+    assert any(m["by_channel"] and m["accepted"] for m in run.history)
+    assert run.changes is not None and run.changes.any() and chosen.generation
+    made = deevo.merge(whole / RECIPE_FILE, tmp_path / "out.safetensors")
+    assert made.as_recorded
+    # Without its entry of channels, the recipe is what coordinates have found.
+    path = whole / RECIPE_FILE
+    text = path.read_text()
+    said = [line for line in text.splitlines() if line.startswith("channels:")]
+    assert len(said) == 1 and "recipe_channels.safetensors" in said[0]
+    path.write_text(text.replace(said[0] + "\n", ""))
+    assert deevo.merge(path, tmp_path / "without.safetensors").as_recorded is False
+    path.write_text(text)
+    moves = whole / "recipe_channels.safetensors"
+    data = moves.read_bytes()
+    moves.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DeevoError, match=r"recipe_channels\.safetensors"):
+        deevo.merge(path, tmp_path / "damaged.safetensors")
+    moves.write_bytes(data)
+    replayed = deevo.replay(whole)
+    assert replayed.candidate.digest == chosen.digest
+    assert isinstance(replayed.state, RecipeState)
+    assert torch.equal(replayed.state.begun_changes(), run.state.begun_changes())
+    parts = (whole / journal.FILE_NAME).read_bytes().splitlines(keepends=True)
+    for kept in range(rounds, len(parts)):
+        folder = tmp_path / f"cut{kept}"
+        folder.mkdir()
+        shutil.copytree(whole / VIRTUAL, folder / VIRTUAL)
+        (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]))
+        again = problem(seed=seed).run(folder, budget=Budget(rounds))
+        assert again.run().digest == chosen.digest
+        assert lines(folder) == lines(whole) and files(folder) == files(whole)
 
 
 KILLED = """
@@ -309,12 +351,13 @@ def test_budgets_of_passes_and_seconds_end_a_run() -> None:
 def test_rounds_without_a_step_end_a_run_and_the_best_initial_network_is_returned(
     tmp_path: Path,
 ) -> None:
-    for few, ends in ((False, 2), (True, 1)):
+    for few, ends in ((False, 4), (True, 1)):
         folder = tmp_path / f"run{few}"
         run = problem(seed=5, centred=True, spread=0.2).run(folder, budget=Budget(6), few=few)
         chosen = run.run()
         assert [m["accepted"] for m in run.history] == [0.0] * ends
-        assert [m["radius"] for m in run.history] == [1.0, 0.5][:ends]
+        assert [m["radius"] for m in run.history] == [1.0, 1.0, 0.5, 0.5][:ends]
+        assert [m["by_channel"] for m in run.history] == [0.0, 1.0, 0.0, 1.0][:ends]
         assert not run.state.evolved and chosen.generation == 0
         scores = [*run.state.initial.values(), *run.state.treated]
         assert chosen.score == min(one.score for one in scores)
@@ -386,7 +429,7 @@ def record(
     options: dict[str, Any] = {
         "round": state.round + 1,
         "images": [10, 5, 5],
-        "radius": state.radius,
+        "radius": state.paths["blocks"].radius,
         "left_out": [],
         "held_out": 0.5,
         "proposals": [proposal],
@@ -405,7 +448,7 @@ def record(
 
 def begun() -> RecipeState:
     one = problem()
-    state = RecipeState(one.population, one.blocks.blocks)
+    state = RecipeState(one.population, one.blocks.blocks, seed=7)
     best, everyone = CandidateRecord([2], 2.0), CandidateRecord([0, 1, 2, 3], 1.5)
     state.apply(
         GenerationRecord(
@@ -427,22 +470,58 @@ def test_the_recipe_and_the_radius_follow_the_rounds() -> None:
     # A' = (1 - l * sum C) A + l C, by hand in float64.
     made = (1 - 0.5 * step.double().sum(dim=1, keepdim=True)) * before + 0.5 * step.double()
     torch.testing.assert_close(state.recipe.double(), made, rtol=2.0**-23, atol=2.0**-23)
-    assert (state.round, state.failures, state.radius) == (1, 0, 1.0)
+    path = state.paths["blocks"]
+    assert (state.round, path) == (1, Progress())
     for radius in (0.5, 0.25):
         state.apply(record(state, None))
-        assert state.radius == radius
-    assert state.failures == 2
+        assert path.radius == radius
+    assert path.failures == 2
     state.apply(record(state, step, real=-0.7))  # less than 0.75 of the promise: no larger radius
-    assert (state.failures, state.radius) == (0, 0.25)
+    assert path == Progress(0, 0.25)
     for radius in (0.5, 1.0, 1.0):
         state.apply(record(state, step, real=-0.8))
-        assert state.radius == radius
+        assert path.radius == radius
     assert state.round == 7 and torch.equal(state.evolved["recipe"].row, state.row(state.recipe))
     assert state.best is not None and torch.equal(state.best, state.recipe)
     worse = record(state, step, score=9.0)
     state.apply(worse)
     assert state.evolved["recipe"].generation == 7  # the best by validation is kept
     assert not torch.equal(state.best, state.recipe)
+
+
+def test_a_round_without_a_step_hands_over_to_the_other_directions() -> None:
+    state = begun()
+    changes = torch.zeros(len(state.genes), 4)
+
+    def round_of(kind: str, taken: bool) -> None:
+        assert state.directions == kind
+        nonlocal changes
+        channels = kind == "channels"
+        values: dict[str, Any] = {"radius": state.paths[kind].radius}
+        if channels:
+            step = torch.ones(5) if taken else None
+            if taken:
+                drawn = Drawn.of(state.round + 1, 5, len(changes), 4, seed=7)
+                changes = drawn.after(changes, torch.ones(5), 0.5)
+            values |= {"directions": kind, "accepted": taken, "step": step}
+            values["score"] = 1.0 / (state.round + 2) if taken else None
+        else:
+            step = torch.full((3, 4), 0.1) if taken else None
+        recipe = state.recipe if channels or step is None else after(state.recipe, step, 0.5)
+        begun_ones = changes if state.changes is not None or (channels and taken) else None
+        values["recipe_sha256"] = recipe_digest(recipe, begun_ones)
+        state.apply(record(state, None if channels else step, **values))
+
+    for kind, taken in (
+        *(("blocks", True), ("blocks", False), ("channels", True), ("channels", False)),
+        *(("blocks", True), ("blocks", False), ("channels", True), ("channels", False)),
+        *(("blocks", False), ("channels", True), ("channels", False), ("channels", False)),
+    ):
+        round_of(kind, taken)
+    assert state.directions is None  # each has failed twice in a row, and none is asked again
+    assert torch.equal(state.begun_changes(), changes)
+    best = state.evolved["recipe"]  # its coordinates too
+    assert torch.equal(best.row, state.row(state.recipe, changes))
 
 
 def test_rounds_that_do_not_follow_are_refused() -> None:
@@ -454,6 +533,8 @@ def test_rounds_that_do_not_follow_are_refused() -> None:
         state.apply(record(state, step, step=step[:2].flatten()))
     with pytest.raises(DeevoError, match="the recipe has SHA-256"):
         state.apply(record(state, step, recipe_sha256="0" * 64))
+    with pytest.raises(ValueError, match="no directions 'tensors'"):
+        record(state, None, directions="tensors")
 
 
 def test_records_of_rounds_are_read_as_they_were_written() -> None:

@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.differences import DIRECTIONS, Differences
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.population.genes import Genes
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import few_rounds
 from deevo_ext.runs import rounds as module
@@ -69,7 +71,7 @@ def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
     assert outcome.accepted and outcome.step is not None and not outcome.left_out
     taken = outcome.proposals[outcome.best]
     assert taken.score == min(one.score for one in outcome.proposals)
-    made = after(recipe, outcome.step, taken.length)
+    made = after(recipe, outcome.step.view_as(recipe), taken.length)
     new = labelled(problem.model, 4000, 77)
     before, then = (held_out_loss(problem, one, new) for one in (recipe, made))
     with torch.no_grad():
@@ -88,6 +90,20 @@ def test_a_round_gains_on_images_that_it_has_not_seen(few: bool) -> None:
     for one, other in zip(again.proposals, outcome.proposals, strict=True):
         assert torch.equal(one.q, other.q)
         assert (one.predicted, one.score) == (other.predicted, other.score)
+
+
+def test_a_round_along_differences_gains_on_images_that_it_has_not_seen() -> None:
+    problem = Problem(seed=1, images=900)
+    recipe, probing = uniform(3, 4, range(4)), problem.probing()
+    genes = Genes.of(problem.population.layout, probing.blocks)
+    along = Differences.of(probing, genes, recipe, 1, problem.seed)
+    changes = torch.zeros(len(genes), 4)
+    outcome = replace(problem.rounds(size=300), differences=along).run(changes, 1, 1.0)
+    assert outcome.accepted and outcome.step is not None and outcome.step.shape == (DIRECTIONS,)
+    made = along.after(changes, outcome.step, outcome.proposals[outcome.best].length)
+    new = labelled(problem.model, 4000, 77)
+    before, then = along.compose(torch.stack([changes, made]))
+    assert problem.evaluator.score(then, new) < problem.evaluator.score(before, new)
 
 
 def test_a_round_on_a_small_model_does_not_depend_on_threads() -> None:
@@ -114,7 +130,7 @@ def test_a_round_with_batch_statistics_gains_too() -> None:
     recipe = uniform(2, 4, range(4))
     outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
     new = labelled(problem.model, 4000, 77)
     assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
 
@@ -202,7 +218,7 @@ def test_what_few_images_say_of_a_step_is_what_new_ones_say_in_the_mean() -> Non
         outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
         if outcome.step is None:
             continue
-        made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+        made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
         new = labelled(problem.model, 4000, 77)
         before, then = (held_out_loss(problem, one, new) for one in (recipe, made))
         said.append(outcome.gain)
@@ -220,7 +236,8 @@ def test_all_blocks_may_move_together(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(seed=2, images=200, centred=True, spread=0.6)
     outcome = problem.rounds(few=True).run(uniform(3, 4, [0]), 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    assert torch.allclose(outcome.step, outcome.step[:1].expand(3, -1), rtol=1e-5)
+    steps = outcome.step.view(3, 4)
+    assert torch.allclose(steps, steps[:1].expand(3, -1), rtol=1e-5)
     for one in outcome.proposals[2:]:  # after the correction
         assert one.predicted < 0 and abs(one.score - one.predicted) < -0.3 * one.predicted
 
@@ -296,7 +313,7 @@ def test_networks_without_a_finite_score_are_never_taken(few: bool) -> None:
     outcome = problem.rounds(size=100, few=few).run(recipe, 1, 1.0)
     if outcome.accepted:
         assert outcome.step is not None and 0 < outcome.gain < torch.inf
-        made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+        made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
         row = problem.blocks.blocks.compose(problem.population, made[None])
         images = problem.images if few else problem.rounds(size=100).parts(1).test
         assert float(problem.evaluator.losses(row, images).losses.max()) <= limit
@@ -321,8 +338,8 @@ def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str)
     recipe = after(uniform(blocks, members, [0]), torch.zeros(blocks, members), 0.0)
     outcome = problem.rounds(few=True).run(recipe, 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    assert outcome.step.shape == (blocks, members)
-    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    assert outcome.step.shape == (blocks * members,)
+    made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
     totals = made.double().sum(dim=1)
     assert bool(((totals - 1).abs() <= 1e-5 * made.abs().sum(dim=1).clamp_min(1)).all())
     new = labelled(problem.model, 4000, 77)

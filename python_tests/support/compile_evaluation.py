@@ -1,4 +1,4 @@
-"""Compiles fold's, head's and the pool's Triton kernels with no GPU.
+"""Compiles fold's, head's, the pool's and linear_scores' Triton kernels with no GPU.
 
 Prints the version of Triton, then a JSON line for each.
 Run without TRITON_INTERPRET: python -m support.compile_evaluation ARCHITECTURE
@@ -28,6 +28,16 @@ from deevo_ext.backends.triton.head import (
     sums,
 )
 from deevo_ext.backends.triton.launch import OPTIONS
+from deevo_ext.backends.triton.linear_scores import (
+    PARTS,
+    REGISTERS,
+    SPLIT_BLOCK,
+    score_tiles,
+    scores_kernel,
+    split_kernel,
+)
+from deevo_ext.backends.triton.linear_scores import STAGES as SCORE_STAGES
+from deevo_ext.backends.triton.linear_scores import WARPS as SCORE_WARPS
 from deevo_ext.backends.triton.pooling import mean_kernel
 from support.compile_convolutions import narrow_loads, resources
 
@@ -61,13 +71,34 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     ),
     "mean float16": (mean_kernel, {"x": "*fp16"}, {"BLOCK_P": 16, "BLOCK_C": 128}),
 }
-POINTERS = ("rows", "statistics", "constants", "table", "eps", "weights", "vectors", "workspace",
+# Types in Triton and torch, and classes: a tile of several images, and tiles of one, whose classes
+# are a multiple of 8.
+SCORES = (
+    *(("fp16", torch.float16, 10), ("fp16", torch.float16, 1000), ("bf16", torch.bfloat16, 1000)),
+    *(("fp32", torch.float32, 10), ("fp32", torch.float32, 1000)),
+)
+POINTERS = ("coefficients", "z0", "slopes", "parts", "inverses", "predicted", "probability",
+            "rows", "statistics", "constants", "table", "eps", "weights", "vectors", "workspace",
             "x", "weight", "bias", "labels", "losses", "ranks", "logits", "out")  # fmt: skip
+
+
+def score_kernels(architecture: int) -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
+    """linear_scores for an architecture, as KERNELS."""
+    integers = {"labels": "*i64", "ranks": "*i32", "predicted": "*i32", "smoothing": "fp32"}
+    result = {}
+    for stored, dtype, classes in SCORES:
+        tiles = score_tiles(classes, dtype, architecture // 10 == 9)
+        constants = {**tiles, "WIDE": classes % 8 == 0, "SMOOTHING": True}
+        types = {"slopes": f"*{stored}", "parts": f"*{stored}", **integers}
+        result[f"linear_scores {stored} {classes}"] = (scores_kernel, types, constants)
+        constants = {"PARTS": PARTS[dtype], "BLOCK": SPLIT_BLOCK}
+        result[f"split {stored}"] = (split_kernel, {"parts": f"*{stored}"}, constants)
+    return result
 
 
 def main(architecture: int) -> None:
     print(json.dumps({"triton": triton.__version__}))
-    for name, (kernel, types, constants) in KERNELS.items():
+    for name, (kernel, types, constants) in (KERNELS | score_kernels(architecture)).items():
         names = list(inspect.signature(kernel.fn).parameters)
         signature, attributes = {}, {}
         for i, argument in enumerate(names):
@@ -76,18 +107,21 @@ def main(architecture: int) -> None:
                 continue
             default = "*fp32" if argument in POINTERS else "i32"
             signature[argument] = types.get(argument, "fp32" if argument == "inverse" else default)
-            if argument in POINTERS or argument in ("channels", "weight_member", "x_member"):
+            if argument in POINTERS or argument in (
+                *("channels", "weight_member", "x_member", "padded", "part"),
+            ):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         values = {(names.index(n),): value for n, value in constants.items()}
         source = ASTSource(kernel, signature, values, attributes)
         target = GPUTarget("cuda", architecture, 32)
-        ptx = triton.compile(
-            source, target, {"num_warps": WARPS, "num_stages": STAGES, **OPTIONS}
-        ).asm["ptx"]
+        options = {"num_warps": WARPS, "num_stages": STAGES}
+        if kernel is scores_kernel:
+            options = {"num_warps": SCORE_WARPS, "num_stages": SCORE_STAGES, "maxnreg": REGISTERS}
+        ptx = triton.compile(source, target, {**options, **OPTIONS}).asm["ptx"]
         registers, spills = resources(ptx, architecture)
         record = {
             "kernel": name,
-            "mma": len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", ptx)),
+            "mma": len(re.findall(r"\b(?:(?:wgmma\.mma_async|mma)\.sync|tcgen05\.mma)", ptx)),
             "fused": len(re.findall(r"\bfma\.rn\.f(?:32|64)", ptx)),
             "approximate": len(re.findall(r"\b(?:div\.full|sqrt\.approx|ex2|lg2)\b", ptx)),
             "flushes": ptx.count(".ftz"),

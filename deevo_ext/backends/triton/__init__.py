@@ -3,18 +3,15 @@
 On CPU tensors they run in Triton's interpreter only (TRITON_INTERPRET=1), which is how they are
 tested without a GPU. Needs the package `triton`, which torch's CUDA builds bring. plan and tell,
 which move a few kilobytes, have no kernels: the compiled CPU backend serves them (`adaptation`).
-linear_scores is torch's matrix product with the kernel of loss_and_rank behind it (`products`).
 """
 
-from deevo_ext.backends.products import linear_scores_with
 from deevo_ext.backends.triton.adaptation import plan, tell
 from deevo_ext.backends.triton.commit import commit
 from deevo_ext.backends.triton.compose import compose
 from deevo_ext.backends.triton.fold import fold
 from deevo_ext.backends.triton.head import head, loss_and_rank
+from deevo_ext.backends.triton.linear_scores import linear_scores
 from deevo_ext.backends.triton.trials import trials
-
-linear_scores = linear_scores_with(loss_and_rank)
 
 __all__ = [
     "commit",
