@@ -58,7 +58,7 @@ _WORDS = {
 }
 """Words of the tables below that stand for several."""
 
-BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed")
+BY_NAME = ("plan+tell", "trials-six", "graph", "decode", "feed", "round")
 """Cases that are measured only where they are asked for."""
 CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
 """Cases that are not measured on GPUs."""
@@ -87,6 +87,7 @@ evolve       evolve      runs           fused,eager  a generation of a user's ru
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
+round        probes      runs           fused,eager  a round's probes, which share prefixes
 decode       cache       threads        cpu          pictures into a cache by worker processes
 feed         cache       fed            fused        losses on images from a cache, or in memory
 """
@@ -126,6 +127,8 @@ forward        5     all      best           8          two      fused          
 forward        5     all      best           8          float32  eager,compile        resnet50
 forward        5     all      best           32         two      fused                resnet20
 forward        5     all      best           32         float32  eager                resnet20
+round          3     all      best           12         float32  fused,eager          resnet8
+round          1     all      best           12         float32  fused,eager          resnet18
 decode         5     all,1    best           1          float64  cpu                  -
 feed           9     all      best           2          float32  fused                resnet18
 """
@@ -143,6 +146,7 @@ scaling           5     all      best  8   float32  cpu          3000,30000
 evolve,racing     5     all      best  6   float32  fused        resnet8
 layers            5     1        best  1   float32  fused        resnet8
 forward           5     all      best  2   float32  fused,eager  resnet8
+round             3     all      best  3   float32  fused        resnet8
 decode            5     1        best  1   float64  cpu          -
 feed              5     all      best  2   float32  fused        resnet8
 """

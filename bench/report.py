@@ -33,7 +33,7 @@ SECTIONS = {
     "Growth": ("scaling",),
     "Memory": ("memory",),
     "What an evaluation needs beside the network": ("fold", "head"),
-    "What a search of recipes needs": ("compose", "linear_scores"),
+    "What a search of recipes needs": ("compose", "linear_scores", "round"),
     "Populations of networks": ("forward",),
     "Layers of the network graph": ("layers",),
     "Whole generations of a run": ("evolve", "racing"),

@@ -419,6 +419,14 @@ def test_cases_that_are_measured_by_name_alone(tmp_path):
     assert [row["case"] for row in rows] == ["plan+tell", "trials-six"]  # the CPU has no graphs
 
 
+def test_probes_of_a_round_share_prefixes_or_run_whole(tmp_path):
+    shared, whole = rows_of(tmp_path, "--case", "round", "--backend", "fused,eager", "--np", 3)
+    assert (shared["backend"], whole["backend"]) == ("fused", "eager")
+    assert 0.4 < shared["image_share"] < 0.65 and whole["image_share"] == 1.0
+    assert shared["flops"] == pytest.approx(whole["flops"] * shared["image_share"])
+    assert "20 probes of 10 blocks, 32 images; alone" in shared["note"]
+
+
 def test_images_are_decoded_and_fed(tmp_path):
     decode, feed = rows_of(tmp_path, "--case", "decode,feed")
     assert decode["bytes"] == decode["batch"] * 224 * 224 * 3 and decode["images_per_s"] > 0
