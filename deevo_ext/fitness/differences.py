@@ -105,7 +105,3 @@ class Differences:
             for some in chunks(changes, self.chunk)
         ]
         return torch.cat(parts)
-
-    def known(self, model: LinearModel) -> list[Tensor]:
-        """Returns no steps [K]: none of these directions is worth a trial more than others."""
-        return []

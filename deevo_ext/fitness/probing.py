@@ -242,12 +242,6 @@ class Probing:
         """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
         return after(recipe, step.reshape(recipe.shape).float(), length)
 
-    def known(self, model: LinearModel) -> list[Tensor]:
-        """Returns steps [d] worth a virtual trial: the whole network to each member, and to all."""
-        members = self.population.initial_size
-        whole = torch.eye(members).repeat(1, model.directions // members)
-        return [*model.coordinates_of(whole), model.coordinates_of(whole.mean(dim=0))]
-
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):

@@ -84,7 +84,7 @@ def evolve(
     old_images: Images | None = None,
     keep: float = 0.0,
     search: str | None = None,
-    rounds: int = 6,
+    rounds: int = 12,
     passes: int | None = None,
     blocks: str | Sequence[str] = "auto",
     images_per_round: int | Literal["auto"] = "auto",
