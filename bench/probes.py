@@ -18,12 +18,13 @@ from bench.row import Row
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.probes import ProbeForward
+from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import after, uniform
 
 IMAGES = {"resnet8": 2000, "resnet18": 500}
-_EPS = 0.3
+_EPS, _CHUNK = 0.3, 8
 
 
 def run_job(job: Job) -> Row:
@@ -35,21 +36,22 @@ def run_job(job: Job) -> Row:
     shape = tuple(subject.images.shape[1:])
     blocks = blocks_of(evaluator.forward, evaluator.population, shape, "layer").blocks
     forward = ProbeForward(evaluator)
+    compose = Probing(forward, blocks, _EPS, _CHUNK).compose
     recipe = uniform(len(blocks), job.members, range(job.members))
     moved = {b: _probes(recipe, b, job.members) for b in range(len(blocks))}
     rows = [recipe for some in moved.values() for recipe in some]
 
     def alone() -> torch.Tensor:
         parts = [
-            forward(blocks.compose(evaluator.population, torch.stack(rows[i : i + 8])), images)
-            for i in range(0, len(rows), 8)
+            forward(compose(torch.stack(rows[i : i + _CHUNK]), None), images)
+            for i in range(0, len(rows), _CHUNK)
         ]
         return torch.cat(parts)
 
     def shared() -> torch.Tensor:
-        return forward.by_blocks(blocks, recipe, moved, images)
+        return forward.by_blocks(blocks, compose, recipe, moved, images)
 
-    forward(blocks.compose(evaluator.population, recipe[None]), images)  # builds and checks it
+    forward(compose(recipe[None], None), images)  # builds and checks it
     note = f"{len(rows)} probes of {len(blocks)} blocks, {count} images"
     run, share = alone, 1.0
     if job.backend == "fused":
