@@ -173,7 +173,7 @@ def test_a_round_gains_in_a_metric_of_whole_sets(metric: Any) -> None:
     recipe = uniform(3, 4, range(4))
     outcome = problem.rounds(size=400).run(recipe, 1, 1.0)
     assert outcome.accepted and outcome.step is not None
-    made = after(recipe, outcome.step, outcome.proposals[outcome.best].length)
+    made = after(recipe, outcome.step.view_as(recipe), outcome.proposals[outcome.best].length)
     new = labelled(problem.model, 4000, 77)
     fitness = [
         problem.evaluator.score(
