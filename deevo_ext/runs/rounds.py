@@ -140,11 +140,6 @@ class RoundSearch:
                 f"its {FOLDS} folds need at least {2 * FOLDS}: give more images or memory"
             )
         counts = labels.bincount(minlength=self.classes)
-        if self.classes and len(counts) > self.classes:
-            raise DeevoError(
-                f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
-                f"{self.classes} classes"
-            )
         absent = (counts == 0).nonzero().flatten().tolist()
         if len(absent) > _absent_by_chance(counts):
             warnings.warn(

@@ -260,7 +260,6 @@ def test_images_that_rounds_cannot_work_with_are_refused_before_any_pass() -> No
         replace(search, images=images.subset((images.labels != 2).nonzero()[:, 0])).check()
     with pytest.warns(UserWarning, match="none of 996 of 1000 classes, as class 4: "):
         replace(search, classes=1000).check()
-    refused("go up to 3, but the network has 3 classes", replace(search, classes=3))
     refused("made of 5 of 200", replace(problem.rounds(size=5), images=images))
     inherits = Problem(Normed, images=200, batchnorm="inherit")
     refused('batchnorm="inherit" is for search="weights"', inherits.rounds(few=True))
