@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import typer
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+import deevo_ext
 from deevo_ext.cli import app
 from support.paths import ROOT
 
@@ -106,6 +108,23 @@ def test_commands_of_the_pages_exist(page: Path) -> None:
         name, *arguments = shlex.split(call, comments=True)
         options = {option for parameter in commands[name].params for option in parameter.opts}
         assert {word for word in arguments if word.startswith("-")} <= options, line
+
+
+def test_the_reference_has_all_that_is_public() -> None:
+    listed = re.findall(r"^::: deevo_ext\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted(listed) == sorted(set(deevo_ext.__all__) - {"__version__"})
+
+
+def test_options_become_lists_and_prose_stays() -> None:
+    pytest.importorskip("griffe", reason="the extra docs is not installed")
+    spec = importlib.util.spec_from_file_location("option_lists", ROOT / "docs/option_lists.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    options = "a: one: two\n    and b: three\nb, **c: four"
+    assert module.as_list(options) == "- `a`: one: two\n    and b: three\n- `b, **c`: four"
+    for prose in ("a: one\nis prose", "Prose that says\na: one", "    code: 1", ""):
+        assert module.as_list(prose) == prose
 
 
 def test_the_readme_is_short() -> None:
