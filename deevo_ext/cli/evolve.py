@@ -104,8 +104,8 @@ def evolve(
     labels: Annotated[
         Path | None,
         _images(
-            help="A CSV with the columns file, label and, if --data has parts, split: of a folder "
-            "without class folders."
+            help="A CSV with the columns file, label and, if --data has parts, split: of --data or "
+            "--adapt, where that is a folder without class folders."
         ),
     ] = None,
     train_images: Annotated[
@@ -297,7 +297,6 @@ def evolve(
     opening: dict[str, Any] = {
         "seed": split_seed,
         "class_order": order,
-        "labels": labels,
         "classes": network.classes(),
         "skip_corrupt": skip_corrupt,
         "progress": parameters["progress"],
@@ -312,10 +311,13 @@ def evolve(
             fitness=fitness,
             validation=validation,
             test=test,
+            labels=labels,
             **opening,
         )
     else:
-        sets = new_kind(adapt, pixels, by_folds=FEW, test=test, cache=cache, **opening)
+        sets = new_kind(
+            adapt, pixels, by_folds=FEW, test=test, cache=cache, labels=labels, **opening
+        )
     if old is not None:
         keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
     check_fit(network, sets.fitness, sets.class_names)

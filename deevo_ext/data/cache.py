@@ -127,10 +127,13 @@ def _image_size(pictures: Pictures, transform: Transform) -> tuple[int, int]:
     """The size of every image: the transform's, or else the first readable picture's."""
     if transform.crop is not None:
         return transform.crop
+    first = ""
     for index in range(min(len(pictures), 100)):
-        with contextlib.suppress(Exception):
+        try:
             return transform.apply(pictures.read(index)[0]).shape[:2]
-    raise DeevoError(f"{pictures.name}: none of the first pictures can be read")
+        except Exception as error:  # a damaged file raises nearly anything
+            first = first or _reported(pictures, index, f"{type(error).__name__}: {error}")
+    raise DeevoError(f"{pictures.name}: none of the first pictures can be read; {first}")
 
 
 def _is_stale(path: Path, expected: Description) -> bool:

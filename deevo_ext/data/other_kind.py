@@ -46,15 +46,16 @@ def new_kind(
     test: str | os.PathLike[str] | None = None,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     **opening: Any,
 ) -> NewKind:
     """Returns the images of a folder or cache of one kind, and those of `test`, if that is given.
 
-    More than `by_folds` are divided, class-balanced: a part chooses (`validation_size`). opening:
-    of `open_data`, which says what is read and raised. Raises DeevoError: a tree with several
-    parts; class names that differ.
+    More than `by_folds` are divided, class-balanced: a part chooses (`validation_size`). labels: a
+    table of those of `source`. opening: further arguments of `open_data`, which says what is read
+    and raised. Raises DeevoError: a tree with several parts; class names that differ.
     """
-    opened = open_data(source, transform, seed=seed, cache=cache, **opening)
+    opened = open_data(source, transform, seed=seed, cache=cache, labels=labels, **opening)
     parts = list(opened.description.parts)
     if len(parts) > 1:
         raise DeevoError(

@@ -165,6 +165,11 @@ def image_sets(
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
+    if data is None and labels is not None:
+        raise DeevoError(
+            f"labels are {labels}, but there is no data that they are of; give --data, or leave "
+            "--labels out"
+        )
     open_one = functools.partial(
         open_data,
         transform=transform,

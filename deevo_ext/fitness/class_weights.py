@@ -24,7 +24,7 @@ def image_weights(model: LinearModel, metric: Metric) -> Tensor | None:
 
     They are for "worst-class" alone, and no other metric asks for any.
     """
-    if metric.name != "worst-class" or not metric.of_classes:
+    if metric.name != "worst-class":
         return None
     labels = model.labels
     counts = labels.bincount().clamp_min(1)

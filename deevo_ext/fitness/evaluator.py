@@ -141,13 +141,10 @@ class Evaluator:
             )
 
     @torch.no_grad()
-    def classes(self, images: LabelledImages) -> int:
-        """Returns the number of logits that the network gives for images of this shape.
-
-        Two blank ones are put through it. Raises DeevoError where it fails on them.
-        """
+    def require_fit(self, images: LabelledImages) -> None:
+        """Raises DeevoError where the network fails on two blank images of this shape."""
         blank = torch.zeros(min(2, self.micro_batch), *images.image_shape, device=self.device)
-        return logits_of(self.forward.module, blank, images.name).shape[1]
+        logits_of(self.forward.module, blank, images.name)
 
     def used_statistics(self, rows: Tensor, inherited: Inherited | None) -> Used | None:
         """Returns the statistics [K, S] that rows [K, D] are evaluated with, or [S] of a row [D].

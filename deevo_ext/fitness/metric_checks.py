@@ -67,7 +67,7 @@ def check_classes(metric: Metric, images: LabelledImages, classes: int) -> None:
             f"labels of the {images.name} go up to {len(counts) - 1}, but the network has "
             f"{classes} classes; expected 0 to {classes - 1}"
         )
-    if metric.name == "top5" and metric.function is None and classes <= 5:
+    if metric.name == "top5" and classes <= 5:
         raise DeevoError(
             f"metric is top5, but the network has {classes} classes, so that every image is right; "
             "expected more classes, or top1"

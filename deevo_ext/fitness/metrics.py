@@ -82,6 +82,11 @@ class Metric:
         named = isinstance(metric, Metric) and (metric.function is None or given != ["name"])
         if given and (named or isinstance(metric, str) or not callable(metric)):
             raise DeevoError(f"{given[0]} is for a metric that is a function, not for {metric!r}")
+        if name in METRICS:
+            raise DeevoError(
+                f"the name of metric {metric!r} is {name!r}, which is another metric's; expected a "
+                "name of its own (metric_name=)"
+            )
         if isinstance(metric, Metric):
             if name is not None:
                 return replace(metric, name=name, identity=None)

@@ -29,8 +29,8 @@ class Refit:
     """A change of a classifier's weight and bias, and what the folds say of it.
 
     weight: float32 [C, k], added to the layer's; bias: float32 [C], likewise, 0 where the layer has
-    none. ridge: what held the change small; None: only biases were tuned, by evolution. gain: the
-    by which the fitness of the folds' unseen images falls; standard_error: of that fall, of images
+    none. ridge: what held the change small; None: only biases were tuned, by evolution. gain: by
+    how much the fitness of the folds' unseen images falls; standard_error: of that fall, of images
     in pairs.
     """
 

@@ -43,7 +43,7 @@ def guided_fitness(
     in the cross-entropy, float32 [n].
     """
     unguided = virtual_fitness(model, metric, 0.0)
-    if metric.name == "loss" and metric.function is None:
+    if metric.name == "loss":
         return virtual_fitness(model, metric, ridge)
     share = 1.0 if weights is None else weights.to(model.z0.device)
 

@@ -285,14 +285,8 @@ def evolve(
         engine=engine,
         force_precision=force_precision,
     )
-    for given in sets.values():
-        classes, highest = evaluator.classes(given), int(given.labels.max())
-        if highest >= classes:
-            raise DeevoError(
-                f"labels of {given.name} go up to {highest}, but the network has {classes} "
-                "classes, 0 up to one less; give labels of the network's classes"
-            )
-    evaluator.classes(calibration)
+    for given in (*sets.values(), calibration):
+        evaluator.require_fit(given)
     materials = Materials(
         evaluator=evaluator,
         images=images,

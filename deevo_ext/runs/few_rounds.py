@@ -8,8 +8,6 @@ on it. So no image tests a network that it was fitted to; the step that is taken
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import replace
 
 import torch
@@ -18,15 +16,13 @@ from torch import Tensor
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.probing import KeepColumns
 from deevo_ext.fitness.refit import FOLDS
-from deevo_ext.fitness.resampling import gain_of, gains_of
-from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.fitness.resampling import gain_of
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.population.recipes import after
-from deevo_ext.runs.rounds import Outcome, Proposal, RoundSearch, threads_of
+from deevo_ext.runs.proposals import Outcome, Proposal, best_of
+from deevo_ext.runs.rounds import WAVES, RoundSearch, threads_of
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
-
-_WAVES = 2
 
 
 class _Unit:
@@ -63,7 +59,7 @@ class FewRounds(RoundSearch):
 
         networks: passes of one network for its statistics.
         """
-        real = 1 + 2 * _WAVES  # beside those of the folds
+        real = 1 + 2 * WAVES  # beside those of the folds
         lengths = len(LENGTHS)
         return (real + lengths + 1) * len(self.images) + (real + FOLDS * lengths) * networks
 
@@ -78,19 +74,13 @@ class FewRounds(RoundSearch):
         model, left_out = self.probing.model(recipe, images, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, metric, none)[0], labels)
-        numbers = fold_numbers(images.labels, FOLDS, self.seed)
-        folds = [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
+        folds = self._folds(labels)
         with threads_of(model):
             weights = image_weights(model, metric)
             found = [
                 (unit, fit)
                 for unit in self._units(model, recipe)
-                for fit in unit.model.held_out(
-                    folds,
-                    functools.partial(virtual_scores, unit.model, metric),
-                    lambda before, after: gains_of(metric, before, after, labels),
-                    weights,
-                )
+                for fit in self._held_out(unit.model, folds, weights)
             ]
         unit, likely = max(found, key=lambda one: one[1].loss)
         nothing = Outcome(
@@ -105,11 +95,9 @@ class FewRounds(RoundSearch):
             return nothing
         proposals: list[Proposal] = []
         virtual: list[Virtual] = []
-        for wave in range(_WAVES):
+        for wave in range(WAVES):
             if wave:
-                leader = min(proposals, key=lambda proposal: _finite(proposal.score))
-                real = self._recipes(recipe, model, [leader])
-                model.correct(leader.q * leader.length, self.probing.logits(list(real), images)[0])
+                self._correct(model, recipe, proposals[best_of(proposals)], images)
                 unit = _Unit(model, None if unit.model is unit.whole else recipe.shape[1])
             with threads_of(model):
                 new, evolved = self._likeliest(
@@ -118,7 +106,7 @@ class FewRounds(RoundSearch):
             virtual.append(evolved)
             changes = (self._fitness(self._recipes(recipe, model, new), images) - before).tolist()
             proposals += [replace(p, score=one) for p, one in zip(new, changes, strict=True)]
-        best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
+        best = best_of(proposals)
         return replace(
             nothing,
             step=model.step_of(proposals[best].q).float(),
@@ -194,7 +182,3 @@ def numbers_but(some: Tensor, count: int) -> Tensor:
     rest = torch.ones(count, dtype=torch.bool)
     rest[some] = False
     return rest.nonzero().flatten()
-
-
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else math.inf

@@ -30,6 +30,7 @@ from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
+from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
@@ -37,8 +38,9 @@ from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individual
 FEW = 2000
 """Up to so many fitness images all are in the model, and folds of them choose and test."""
 _RIDGES = 3  # fits that propose, beside one virtual evolution
-_WAVES = 2
-PROPOSALS = _WAVES * (_RIDGES + 1) * len(LENGTHS)
+WAVES = 2
+"""How often a round proposes steps: after the first time real networks correct the model."""
+PROPOSALS = WAVES * (_RIDGES + 1) * len(LENGTHS)
 """Steps that a round proves with real networks, at most."""
 # Slopes up to which one thread works on a linear model: on a busy machine several wait for each
 # other at every operation, ten times as long as they work.
@@ -53,44 +55,6 @@ class Parts:
     model: LabelledImages
     choice: LabelledImages
     test: LabelledImages
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A step for real networks to prove.
-
-    proposer: "convex" or "de". ridge: of its fitness. length: the share of the step that is taken.
-    q: scaled coordinates float64 [d]. predicted: the mean score less the present network's on the
-    model's images, by the model; score: the same for real networks on the choice images.
-    """
-
-    proposer: str
-    ridge: float
-    length: float
-    q: Tensor
-    predicted: float
-    score: float = math.nan
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a round came to.
-
-    step: float32 [directions] of the best proposal, None where there was none. proposals: all
-    of them, in order; best: its place. gain, standard_error: of the mean score on the images that
-    tested it. accepted: whether the step is taken, at best's length. left_out: directions without
-    slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
-    """
-
-    step: Tensor | None
-    proposals: list[Proposal]
-    best: int
-    gain: float
-    standard_error: float
-    accepted: bool
-    left_out: list[int]
-    held_out: HeldOut
-    virtual: list[Virtual]
 
 
 @dataclass(frozen=True)
@@ -140,11 +104,6 @@ class RoundSearch:
                 f"its {FOLDS} folds need at least {2 * FOLDS}: give more images or memory"
             )
         counts = labels.bincount(minlength=self.classes)
-        if self.classes and len(counts) > self.classes:
-            raise DeevoError(
-                f"labels of the fitness images go up to {len(counts) - 1}, but the network has "
-                f"{self.classes} classes"
-            )
         absent = (counts == 0).nonzero().flatten().tolist()
         if len(absent) > _absent_by_chance(counts):
             warnings.warn(
@@ -182,36 +141,25 @@ class RoundSearch:
         model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
-        numbers = fold_numbers(parts.model.labels, FOLDS, self.seed)
         with threads_of(model):
             weights = image_weights(model, self.metric)
-            held_out = model.held_out(
-                [(numbers == k).nonzero().flatten() for k in range(FOLDS)],
-                lambda q: virtual_scores(model, self.metric, q),
-                lambda before, after: gains_of(self.metric, before, after, parts.model.labels),
-                weights,
-            )
+            held_out = self._held_out(model, self._folds(parts.model.labels), weights)
         virtual: list[Virtual] = []
         likely = max(held_out, key=lambda fit: fit.loss)
         nothing = Outcome(
             None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
         )
         proposals: list[Proposal] = []
-        for wave in range(_WAVES):
+        for wave in range(WAVES):
             if wave:
-                # The best network so far corrects the model before the next ones are proposed.
-                leader = min(proposals, key=lambda proposal: _finite(proposal.score))
-                real = self._recipes(recipe, model, [leader])
-                model.correct(
-                    leader.q * leader.length, self.along.logits(list(real), parts.model)[0]
-                )
+                self._correct(model, recipe, proposals[best_of(proposals)], parts.model)
             with threads_of(model):
                 new, evolved = self._propose(model, weights, held_out, radius, (number, wave))
             virtual.append(evolved)
             recipes = self._recipes(recipe, model, new)
             gains = (self._fitness(recipes, parts.choice) - before).tolist()
             proposals += [replace(p, score=gain) for p, gain in zip(new, gains, strict=True)]
-        best = min(range(len(proposals)), key=lambda i: _finite(proposals[i].score))
+        best = best_of(proposals)
         chosen = proposals[best]
         step = model.step_of(chosen.q).float()
         both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
@@ -226,6 +174,23 @@ class RoundSearch:
             standard_error=error,
             # No more is asked: validation chooses in the end, and late rounds gain little each.
             accepted=gain > error,
+        )
+
+    def _folds(self, labels: Tensor) -> list[Tensor]:
+        """The positions int64 of the images of each fold."""
+        numbers = fold_numbers(labels, FOLDS, self.seed)
+        return [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
+
+    def _held_out(
+        self, model: LinearModel, folds: Sequence[Tensor], weights: Tensor | None
+    ) -> list[HeldOut]:
+        """What fits gain on images that they were not fitted to, by the run's metric."""
+        labels = model.labels.cpu()
+        return model.held_out(
+            folds,
+            lambda q: virtual_scores(model, self.metric, q),
+            lambda before, after: gains_of(self.metric, before, after, labels),
+            weights,
         )
 
     def _propose(
@@ -264,6 +229,13 @@ class RoundSearch:
         at_zero = float(score(torch.zeros(1, model.directions))[0])
         predicted = (score(tried.float()) - at_zero).tolist()
         return [Proposal(*one, gain) for one, gain in zip(every, predicted, strict=True)], evolved
+
+    def _correct(
+        self, model: LinearModel, recipe: Tensor, leader: Proposal, images: LabelledImages
+    ) -> None:
+        """Corrects the model by the best network so far, before the next ones are proposed."""
+        real = self._recipes(recipe, model, [leader])
+        model.correct(leader.q * leader.length, self.along.logits(list(real), images)[0])
 
     def _known(self, model: LinearModel) -> list[Tensor]:
         """Coordinates of the steps to each member, and to their average."""
@@ -326,10 +298,6 @@ def threads_of(model: LinearModel) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else math.inf
 
 
 def _absent_by_chance(counts: Tensor) -> float:

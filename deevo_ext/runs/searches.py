@@ -191,12 +191,6 @@ def search_coefficients(materials: Materials, options: RoundsOptions) -> RecipeR
             chunk=materials.chunk,
             recorded=recorded,
         )
-        rounds.check()
-        if recorded is None:
-            report = materials.check_basin()
-            if materials.show is not None:
-                materials.show(examine_rounds(rounds, validation, blocks, report, options.budget))
-            materials.judge_basin(report)
         run = RecipeRun(
             rounds,
             validation,
@@ -208,5 +202,10 @@ def search_coefficients(materials: Materials, options: RoundsOptions) -> RecipeR
             callbacks=materials.callbacks,
             journal=journal,
         )
+        if recorded is None:
+            report = materials.check_basin()
+            if materials.show is not None:
+                materials.show(examine_rounds(rounds, validation, blocks, report, options.budget))
+            materials.judge_basin(report)
         run.run()
     return run

@@ -212,7 +212,11 @@ def test_images_of_another_kind_and_nothing_else(
     assert header["validation"]["by_folds"] and "keep" not in header["fitness"]
     card = (place / "new" / "model_card.md").read_text()
     assert "kind trained on" not in card and "## On" not in card
-    code, out, err = run(capsys, *adapting(place, "kept", adapt=new, old=old, keep=0.5))
+    files = [path.relative_to(new) for path in sorted(new.rglob("*.*"))]
+    table = place / "new.csv"  # of the new images alone
+    table.write_text("\n".join(["file,label", *(f"{path},{path.parent}" for path in files)]))
+    options = {"adapt": new, "labels": table, "old": old, "keep": 0.5}
+    code, out, err = run(capsys, *adapting(place, "kept", **options))
     assert code == 0, err
     (said,) = [line for line in out.splitlines() if "images of the kind trained on" in line]
     assert said.startswith("Of 120 images of the kind trained on, the initial greedy soup")

@@ -457,3 +457,10 @@ def test_idx_files_keep_their_size(tmp_path: Path) -> None:
     picture = Image.fromarray(train.pixels(3, 4)[0, 0].numpy())
     found = (pictures.images[:60_000] == np.asarray(picture)).all((1, 2))
     assert found.any()
+
+
+def test_pictures_of_no_certain_range_are_named(tmp_path: Path) -> None:
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "tree" / "a" / "f.tiff")
+    with pytest.raises(DeevoError, match=r"none of the first pictures .*f\.tiff: .* its mode is F"):
+        _build(tmp_path / "tree", tmp_path / "c.safetensors", GREY)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from deevo_ext.data import Transform, image_sets, open_pictures
+from deevo_ext.data.other_kind import new_kind
 from deevo_ext.data.pictures import Pictures
 from deevo_ext.errors import DeevoError
 
@@ -100,6 +101,19 @@ def test_metadata_of_hugging_face(tmp_path: Path, kind: str) -> None:
     assert pictures.parts == {"train": (0, 6), "val": (6, 12)}
     assert colours(pictures) == labelled(pictures)
     assert pictures.name_of(6).startswith(str(tmp_path / "validation"))
+
+
+def test_a_table_is_of_one_folder_alone(tmp_path: Path) -> None:
+    table = csv_of(tmp_path / "l.csv", "file,label", write(tmp_path / "flat", 20))
+    for number, (name, label) in enumerate(write(tmp_path / "loose", 12)):
+        (tmp_path / "tree" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loose" / name).rename(tmp_path / "tree" / label / f"{number}.png")
+    options = {"cache": tmp_path / "c.safetensors", "workers": 0, "progress": False}
+    tested = tmp_path / "tree"
+    sets = new_kind(tmp_path / "flat", PLAIN, by_folds=50, test=tested, labels=table, **options)
+    assert sets.test is not None and (len(sets.fitness), len(sets.test)) == (20, 12)
+    with pytest.raises(DeevoError, match=r"labels are .*l\.csv, but there is no data"):
+        image_sets(None, PLAIN, fitness=tested, validation=tested, test=tested, labels=table)
 
 
 def test_metadata_in_one_folder_and_captions(tmp_path: Path) -> None:

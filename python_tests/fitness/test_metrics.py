@@ -279,6 +279,8 @@ def test_a_lambda_has_no_identity_but_a_name_that_is_given() -> None:
         Metric.of(lambda logits, labels: logits[:, 0]).describe()
     named = Metric.of(lambda logits, labels: logits[:, 0], name="first, version 2")
     assert named.describe() == {"metric": "first, version 2"}
+    with pytest.raises(DeevoError, match="is 'loss', which is another metric's"):
+        Metric.of(top2, name="loss")  # tables and fits would take it for the cross-entropy
     assert Metric.of(top2).describe()["metric"].keys() == {"function", "sha256"}
     assert Metric.of(made(2.0)).describe() == Metric.of(made(2.0)).describe()
     assert Metric.of(made(2.0)).describe() != Metric.of(made(3.0)).describe()

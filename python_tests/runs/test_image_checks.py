@@ -43,6 +43,6 @@ def test_every_set_is_looked_at_before_the_run(tmp_path: Path, search: str) -> N
             evolve(**{f"{name}_images": (pixels.repeat(1, 3, 1, 1), labels)})
         if name != "calibration":  # whose labels nothing reads
             with pytest.raises(
-                deevo.DeevoError, match=f"labels of {name} images go up to 3, .* 3 "
+                deevo.DeevoError, match=f"labels of the {name} images go up to 3, .* 3 "
             ):
                 evolve(**{f"{name}_images": (pixels, torch.full_like(labels, 3))})

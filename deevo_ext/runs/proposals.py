@@ -1,0 +1,56 @@
+"""What a round proposes, and what it came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deevo_ext.search.linear_model import HeldOut
+from deevo_ext.search.virtual import Virtual
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A step for real networks to prove.
+
+    proposer: "convex" or "de". ridge: of its fitness. length: the share of the step that is taken.
+    q: scaled coordinates float64 [d]. predicted: the mean score less the present network's on the
+    model's images, by the model; score: the same for real networks on the choice images.
+    """
+
+    proposer: str
+    ridge: float
+    length: float
+    q: Tensor
+    predicted: float
+    score: float = math.nan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round came to.
+
+    step: float32 [directions] of the best proposal, None where there was none. proposals: all
+    of them, in order; best: its place. gain, standard_error: of the mean score on the images that
+    tested it. accepted: whether the step is taken, at best's length. left_out: directions without
+    slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
+    """
+
+    step: Tensor | None
+    proposals: list[Proposal]
+    best: int
+    gain: float
+    standard_error: float
+    accepted: bool
+    left_out: list[int]
+    held_out: HeldOut
+    virtual: list[Virtual]
+
+
+def best_of(proposals: Sequence[Proposal]) -> int:
+    """Returns the place of the proposal of least score; one that is not finite is the worst."""
+    scores = [one.score if math.isfinite(one.score) else math.inf for one in proposals]
+    return scores.index(min(scores))
