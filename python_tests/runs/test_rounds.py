@@ -19,6 +19,8 @@ from deevo_ext.population.genes import Genes
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import rounds as module
 from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.recipe_run import Budget
+from deevo_ext.runs.round_preflight import examine_rounds
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.search import linear_model
 from support.evolution import top2
@@ -342,3 +344,12 @@ def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str)
     assert bool(((totals - 1).abs() <= 1e-5 * made.abs().sum(dim=1).clamp_min(1)).all())
     new = labelled(problem.model, 4000, 77)
     assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
+
+
+def test_what_is_known_before_a_run_holds_differences_only_where_there_may_be_some() -> None:
+    problem = Problem(images=600)
+    for few, images, directions in ((True, 600, 3 * 4), (False, 200, DIRECTIONS)):
+        rounds, validation = problem.rounds(few=few), problem.run(few=few).validation
+        assert validation is not None
+        known = examine_rounds(rounds, validation, problem.blocks, None, Budget(1))
+        assert known.bytes == images * directions * 4 * 4  # four classes in float32
