@@ -1,7 +1,7 @@
-"""All stored results as one page: `python -m bench.report` writes REPORT.md, plots, the README.
+"""All stored results as one page: `python -m bench.report` writes REPORT.md and plots.
 
 Reads bench/results/*/*.json, as --json writes them. `--check` writes nothing, and fails where the
-page or the README's excerpt is not what the stored rows give.
+page is not what the stored rows give.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from bench.table import table  # noqa: E402
 from deevo_ext.text import markdown_table  # noqa: E402
 
 RESULTS = bench.ROOT / "bench" / "results"
-README = bench.ROOT / "README.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SECTIONS = {
     "The machine": ("copy", "matmul"),
     "Operators": ("plan", "tell", "plan+tell", "trials", "trials-six", "commit", "step", "graph"),
@@ -42,11 +40,10 @@ SECTIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the page, the plots and the README's excerpt; with --check 1 where they are stale."""
+    """Writes the page and the plots; with --check 1 where the page is stale."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only fail where a file is stale")
+    parser.add_argument("--check", action="store_true", help="only fail where the page is stale")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    parser.add_argument("--readme", type=Path, default=README, help=f"default {README}")
     parser.add_argument("--no-plots", action="store_true", help="leave the PNG files as they are")
     options = parser.parse_args(arguments)
     devices = stored(options.results)
@@ -57,19 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in plots.write(rows, options.results / name):
                 print(f"wrote {path}", file=sys.stderr)
     page = options.results / "REPORT.md"
-    readme = options.readme.read_text()
-    texts = {
-        page: report(devices, options.results),
-        options.readme: with_excerpt(readme, excerpt(devices)),
-    }
+    text = report(devices, options.results)
     if options.check:
-        stale = [str(p) for p, text in texts.items() if not p.exists() or p.read_text() != text]
-        for path in stale:
-            print(f"{path} is not what the stored rows give: run python -m bench.report")
-        return 1 if stale else 0
-    for path, text in texts.items():
-        path.write_text(text)
-        print(f"wrote {path}", file=sys.stderr)
+        stale = not page.exists() or page.read_text() != text
+        if stale:
+            print(f"{page} is not what the stored rows give: run python -m bench.report")
+        return int(stale)
+    page.write_text(text)
+    print(f"wrote {page}", file=sys.stderr)
     return 0
 
 
@@ -123,27 +115,6 @@ def _machine(rows: list[Row]) -> list[str]:
     lines.append(("date", f"{dates[0]} to {dates[-1]}"))
     lines.append(("load average", f"{min(loads)} to {max(loads)}, the benchmark's own included"))
     return markdown_table(("machine", ""), lines, "<").splitlines()
-
-
-def excerpt(devices: dict[str, list[Row]]) -> str:
-    """The README's few lines: the headlines of each device."""
-    parts = []
-    for name, rows in devices.items():
-        lines = headlines(rows)
-        if lines:
-            where = rows[0].get("gpu") or f"{rows[0]['cores']} cores of {rows[0]['cpu']}"
-            header = (f"on {where} ([all rows](bench/results/REPORT.md#{name}))", "", "beside it")
-            parts.append(markdown_table(header, lines, "<", markup=True))
-    return "\n\n".join(parts) or "Nothing has been measured yet."
-
-
-def with_excerpt(readme: str, text: str) -> str:
-    """The README with the text between its two marks."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"bench.report: the README lacks the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 if __name__ == "__main__":

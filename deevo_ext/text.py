@@ -31,21 +31,16 @@ def markdown_table(
     lines: Lines,
     align: str = "<>",
     bold: Container[int] = (),
-    *,
-    markup: bool = False,
 ) -> str:
     """Returns the table as Markdown; bold: the numbers of the lines that are set in bold type.
 
-    markup: whether cells are Markdown already; otherwise they are shown as they are, whatever tags,
-    links, code or lines they hold.
+    Cells are shown as they are, whatever tags, links, code or lines they hold.
     """
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     def shown(cell: str) -> str:
-        if markup:
-            return cell.replace("|", "\\|")
         one_line = html.escape(" ".join(cell.splitlines()), quote=False)
         return re.sub(r"([\\|`\[\]])", r"\\\1", one_line)
 

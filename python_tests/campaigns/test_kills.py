@@ -31,6 +31,8 @@ def test_a_run_stopped_at_any_call_goes_on_to_the_same_end(
 ) -> None:
     command = [sys.executable, "-m", "campaigns.interrupted", search, str(tmp_path)]
     environment = child_environment(LD_PRELOAD=str(file_layer))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(  # elsewhere than in a checkout, whose sources hide what is installed
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from deevo_ext import backends
+from deevo_ext import arguments, backends
 from deevo_ext.networks.build import Builder, Built
-from deevo_ext.networks.execution import feed
+from deevo_ext.networks.execution import feed, prefixes
 from deevo_ext.ops.checks import Checker
 from deevo_ext.population import reading
 from deevo_ext.population.layout import Layout
@@ -120,8 +120,10 @@ def second_device() -> Iterator[Reads]:
         patch.setattr(config, "meta_nonzero_assume_all_nonzero", True, raising=False)
         patch.setattr(backends, "select", selected)
         patch.setitem(feed.SLICE_BYTES, "meta", 1 << 20)
+        patch.setitem(prefixes.KEPT_BYTES, "meta", 1 << 20)
         # What looks at values would find all of them equal, and memory would overlap.
         patch.setattr(Builder, "check", unchecked)
+        patch.setattr(arguments, "_is_device", lambda _: True)  # it refuses meta
         patch.setattr(Checker, "disjoint", lambda *_: None)
         patch.setattr(reading, "_check_duplicates", lambda *_: None)
         patch.setattr(Layout, "check_values", lambda *_, **__: None)
