@@ -83,10 +83,13 @@ def examine_rounds(
     if not rounds.few:  # a round along differences may follow, and its probes share nothing
         passes, probes = max(passes, (DIRECTIONS + 1) * model), max(probes, DIRECTIONS)
         directions = max(directions, DIRECTIONS)
-    # A user's function has no batch statistics: its probes have theirs re-estimated.
-    passes += (probes + 1) * extra * evaluator.forward.own_engine
+    # A user's function has no batch statistics: probes, the present network and the one that
+    # corrects the model have theirs re-estimated.
+    passes += (probes + 2) * extra * evaluator.forward.own_engine
     passes += rounds.proving(extra)
-    passes += len(validation.images) + extra
+    passes += extra  # of the network that is kept
+    if not validation.by_folds:
+        passes += len(validation.images) + extra
     probing = rounds.probing
     each = bytes_of_image(directions, rounds.classes, probing.likeliest, probing.dtype.itemsize)
     return RoundPreflight(
