@@ -155,7 +155,8 @@ def evolve(
         implies weights.
     rounds: the number of rounds of a search of coefficients, at most; it ends by itself where
         nothing is gained.
-    passes: a number of forward passes after which no round of that search begins.
+    passes: a number of forward passes beyond which no round of that search begins, nor one that
+        would go beyond if it took as many as the round before.
     blocks: what a recipe weighs together: "layer" (with its norm), "module" (a residual block, the
         stem, the classifier), "tensor", "member" (the whole network), a list of patterns of
         tensors' names, or "auto", layers as long as they are few.

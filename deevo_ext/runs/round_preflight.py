@@ -90,21 +90,23 @@ def examine_rounds(
     some = some_images(rounds.images, rounds.seed)
     scored, per_pass = members_and_time(evaluator, some, basin, rounds.probing.chunk)
     model, *_ = parts = rounds.sizes()
-    policy = evaluator.policy
-    extra = len(policy.calibration or ()) if policy.recalibrates else 0
+    extra = evaluator.policy.passes
     some_of = rounds.images.slice(0, model)
-    passes = rounds.probing.passes(population.initial_size, some_of, rounds.classes)
-    probes = blocks.directions
+    members = population.initial_size
+    passes = rounds.probing.passes(members, some_of, rounds.classes)
+    probes, directions = blocks.directions, len(blocks.blocks) * members
     if not rounds.few:  # a round along differences may follow, and its probes share nothing
         passes, probes = max(passes, (DIRECTIONS + 1) * model), max(probes, DIRECTIONS)
-    # A user's function has no batch statistics: its probes have theirs re-estimated.
-    passes += (probes + 1) * extra * evaluator.forward.own_engine
+        directions = max(directions, DIRECTIONS)
+    # A user's function has no batch statistics: probes, the present network and the one that
+    # corrects the model have theirs re-estimated.
+    passes += (probes + 2) * extra * evaluator.forward.own_engine
     passes += rounds.proving(extra)
-    passes += len(validation.images) + extra
-    members = population.initial_size
-    probing, directions = rounds.probing, max(len(blocks.blocks) * members, DIRECTIONS)
-    slope = probing.dtype.itemsize
-    each = bytes_of_image(directions, rounds.classes, probing.likeliest, slope)
+    passes += extra  # of the network that is kept
+    if not validation.by_folds:
+        passes += len(validation.images) + extra
+    probing = rounds.probing
+    each = bytes_of_image(directions, rounds.classes, probing.likeliest, probing.dtype.itemsize)
     return RoundPreflight(
         members=scored,
         images=len(some),
