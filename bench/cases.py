@@ -31,7 +31,8 @@ DE_PEERS = (
 )  # fmt: skip
 FORWARD_PEERS = ("eager", "channels-last", "compile", "compile-max", "vmap")
 ENGINES = ("fused", "members")
-BACKENDS = (*OPERATORS, *ENGINES, *DE_PEERS, *FORWARD_PEERS)
+PROBES = ("fused", "unshared", "eager", "compile")
+BACKENDS = (*OPERATORS, *ENGINES, *DE_PEERS, *FORWARD_PEERS, "unshared")
 
 
 _WORDS = {
@@ -44,6 +45,7 @@ _WORDS = {
     "operators": OPERATORS,
     "no-cuda": ("reference", "cpu", "triton"),
     "networks": (*ENGINES, *FORWARD_PEERS),
+    "ways": PROBES,
     "anyone": (*OPERATORS, *DE_PEERS),
     "peers": tuple(name for name in DE_PEERS if name != "evox-jade"),
     "runs": ("size", "np", "dtype", "backend", "threads"),
@@ -87,7 +89,7 @@ evolve       evolve      runs           fused,eager  a generation of a user's ru
 racing       evolve      runs           fused        the same where losing trials see fewer images
 layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
-round        probes      runs           fused,eager  a round's probes, which share prefixes
+round        probes      runs           ways         a round's probes, which share prefixes
 decode       cache       threads        cpu          pictures into a cache by worker processes
 feed         cache       fed            fused        losses on images from a cache, or in memory
 """
@@ -127,8 +129,8 @@ forward        5     all      best           8          two      fused          
 forward        5     all      best           8          float32  eager,compile        resnet50
 forward        5     all      best           32         two      fused                resnet20
 forward        5     all      best           32         float32  eager                resnet20
-round          3     all      best           12         float32  fused,eager          resnet8
-round          1     all      best           12         float32  fused,eager          resnet18
+round          3     all      best           12         float32  ways                 resnet8
+round          3     all      best           12         float32  ways                 resnet18
 decode         5     all,1    best           1          float64  cpu                  -
 feed           9     all      best           2          float32  fused                resnet18
 """

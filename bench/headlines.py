@@ -34,7 +34,7 @@ def headlines(rows: list[Row]) -> list[Line]:
     lines += _generation(most)
     for size in ("resnet18", "resnet50", "resnet20"):
         lines += _networks(_with_most_threads(_select(timed, case="forward", size=size)))
-    return lines + _runs(timed)
+    return lines + _runs(timed) + _rounds(timed)
 
 
 def _generation(rows: list[Row]) -> list[Line]:
@@ -81,6 +81,27 @@ def _runs(rows: list[Row]) -> list[Line]:
         members = f"{mine['np']} members of {mine['size']}, {mine['batch']} images"
         what = f"a generation of a run: {members}"
         lines.append((what, seconds(mine["median_s"]), ", ".join(beside)))
+    return lines
+
+
+def _rounds(rows: list[Row]) -> list[Line]:
+    """What a round of the search of recipes takes: its probes, and virtual evaluations."""
+    lines: list[Line] = []
+    for mine in _select(rows, case="round", backend="fused"):
+        same = {name: mine[name] for name in ("case", "size", "np", "batch", "threads")}
+        others = {
+            "each whole": _fastest(rows, backend="unshared", **same),
+            "by functional_call": _fastest(rows, backend="eager", **same),
+            "by torch.compile": _fastest(rows, backend="compile", **same),
+        }
+        beside = [f"{words} {row['of_fused']:.1f} x" for words, row in others.items() if row]
+        members = f"{mine['np']} members of {mine['size']}, {mine['batch']} images"
+        lines.append((f"a round's probes: {members}", seconds(mine["median_s"]), ", ".join(beside)))
+    for mine in rows:
+        if "virtual_per_s" in mine:
+            what = f"virtual evaluations, {mine['note'].partition(';')[0]}"
+            real = f"real ones on as many images {mine['real_per_s']:.2g} / s"
+            lines.append((what, f"{mine['virtual_per_s']:,.0f} / s", real))
     return lines
 
 

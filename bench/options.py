@@ -128,7 +128,7 @@ def _job(
         device = "cpu" if backend in ("cpu", "reference") else options.device
     if name in ("copy", "matmul") and options.device == "cuda":
         backend = device = "cuda"
-    runs_networks = case.module in ("layers", "forward", "evolve") or name == "feed"
+    runs_networks = case.module in ("layers", "forward", "evolve", "probes") or name == "feed"
     if (
         backend not in case.backends
         or (device == "cuda" and name in CPU_ALONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from bench import measure
 from bench.inputs import CHECKED, fill, new_rows, nonneg_start
 from bench.job import Job, Skipped, check_close
+from bench.networks import subject_of
 from bench.operators import how, same, timed
 from bench.row import Row, against_copy
 from deevo_ext import backends
@@ -20,9 +22,11 @@ BLOCKS = 18  # residual blocks, the stem and the classifier of a ResNet-50
 SEGMENTS = 62  # tensors of a ResNet-18
 
 CANDIDATES = 64
-# Classes -> directions and images of a linear model: a ResNet-8's layers by 8 members, a
-# ResNet-50's modules by 12.
-MODELS = {10: (88, 1000), 1000: (216, 256)}
+# Classes -> directions and images of a linear model: seven layers by 12 members, a ResNet-50's
+# modules by 12.
+MODELS = {10: (84, 2000), 1000: (216, 256)}
+REAL = "resnet8"
+"""The network whose losses of the images of 10 classes virtual ones are held against."""
 IMAGES_ON_GPUS = 6400  # with 1000 classes: slopes of 2.8 GB in 16 bits
 
 Compose = tuple[Any, ...]
@@ -83,7 +87,8 @@ def time_linear_scores(job: Job) -> Row:
     """Losses of 64 candidates, held against a product of matrices; np is the number of classes.
 
     The note says how long plain torch takes: candidate by candidate, and as one product whose
-    logits are stored.
+    logits are stored. Of 10 classes it says how many virtual evaluations that is a second, and how
+    many real ones a network gives on as many images, timed in turn.
     """
     classes = job.members
     if classes not in MODELS:
@@ -108,21 +113,40 @@ def time_linear_scores(job: Job) -> Row:
     with backends.use(job.backend):
         run()
         check_close("losses", outputs[0].cpu(), _losses_of_torch(model, CANDIDATES).cpu(), 1e-4)
-        times, _ = measure.interleaved(run, effort=job.effort())
+        real = _real(job, images) if classes == 10 else measure.nothing
+        times, others = measure.interleaved(run, real, effort=job.effort())
     torch_s = {}
     for what, at_once in (("candidates in turn", 1), ("at once", CANDIDATES)):
         plain = partial(_losses_of_torch, model, at_once)
         seconds, _ = measure.interleaved(plain, effort=measure.Effort(5, job.device))
         torch_s[what] = measure.summary(seconds)["median_s"]
     words = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in torch_s.items())
+    note = f"{directions} directions, {images} images; torch: {words}"
+    summary, rates = measure.summary(times), {}
+    if classes == 10:
+        rates["virtual_per_s"] = CANDIDATES / summary["median_s"]
+        rates["real_per_s"] = 1 / measure.summary(others)["median_s"]
+        note = (
+            f"{note}; {rates['virtual_per_s']:,.0f} virtual evaluations/s, of a real {REAL} "
+            f"{rates['real_per_s']:.2g}/s in turn, {rates['real_per_s'] * images:,.0f} "
+            "member-images/s"
+        )
     traffic = sum(t.numel() * t.element_size() for t in (*model, *outputs))
     return {
-        **measure.summary(times),
+        **summary,
+        **rates,
         "bytes": traffic,
         "flops": 2 * CANDIDATES * directions * images * classes,
         **measure.how(job.device),
-        "note": f"{directions} directions, {images} images; torch: {words}",
+        "note": note,
     }
+
+
+def _real(job: Job, images: int) -> Callable[[], Any]:
+    """Evaluates a real network on as many images."""
+    subject = subject_of(replace(job, size=REAL, members=1), images)
+    forward = subject.forward("auto", "float32")
+    return partial(forward, subject.rows, subject.images, subject.labels)
 
 
 def _losses_of_torch(model: Sequence[torch.Tensor], at_once: int) -> torch.Tensor:

@@ -416,11 +416,27 @@ def test_cases_that_are_measured_by_name_alone(tmp_path):
 
 
 def test_probes_of_a_round_share_prefixes_or_run_whole(tmp_path):
-    shared, whole = rows_of(tmp_path, "--case", "round", "--backend", "fused,eager", "--np", 3)
-    assert (shared["backend"], whole["backend"]) == ("fused", "eager")
-    assert 0.4 < shared["image_share"] < 0.65 and whole["image_share"] == 1.0
-    assert shared["flops"] == pytest.approx(whole["flops"] * shared["image_share"])
-    assert "20 probes of 10 blocks, 32 images; alone" in shared["note"]
+    ways = "fused,unshared,eager"
+    shared, *others = rows_of(tmp_path, "--case", "round", "--backend", ways, "--np", 3)
+    assert 0.4 < shared["image_share"] < 0.65
+    assert shared["note"] == "20 probes of 10 blocks, 32 images"
+    assert [row["backend"] for row in others] == ["unshared", "eager"]
+    for whole in others:
+        assert whole["image_share"] == 1.0
+        assert shared["flops"] == pytest.approx(whole["flops"] * shared["image_share"])
+        assert whole["note"].startswith(shared["note"])
+
+
+@pytest.mark.slow
+def test_probes_of_a_round_by_torch_compile(tmp_path):
+    (row,) = rows_of(tmp_path, "--case", "round", "--backend", "compile", "--np", 3)
+    assert "skipped" in row or row["image_share"] == 1.0
+
+
+def test_virtual_evaluations_stand_beside_real_ones(tmp_path):
+    (row,) = rows_of(tmp_path, "--case", "linear_scores")
+    assert row["virtual_per_s"] == pytest.approx(64 / row["median_s"])
+    assert 0 < row["real_per_s"] < row["virtual_per_s"]
 
 
 def test_images_are_decoded_and_fed(tmp_path):

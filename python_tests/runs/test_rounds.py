@@ -378,3 +378,4 @@ def test_a_round_takes_no_more_passes_than_was_said_before(
     run.run()
     (first,) = run.history
     assert 0.25 * known.passes < first["round_passes"] <= known.passes
+    assert known.seconds_beside > 0.0  # of virtual evolutions
