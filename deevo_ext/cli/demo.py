@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +22,7 @@ from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
 from deevo_ext.runs.state import PARENT, Candidate
+from deevo_ext.threads import one_thread
 from deevo_ext.training.few_labels import logits_of, train_on_labels
 from deevo_ext.training.hyper_parameters import Choices, derived_seed
 from deevo_ext.training.populate import populate
@@ -160,7 +159,8 @@ def members(
     generator = torch.Generator().manual_seed(trainings.base.seed)
     model = SmallVGG(train.image_shape[0], len(sets.class_names), setting.width, generator)
     origin = {"data": sets.name, "width": setting.width, "seed": seed}
-    with tqdm(unit="step", disable=None) as bar, _one_thread():
+    # For networks this small more threads cost more than they save.
+    with tqdm(unit="step", disable=None) as bar, one_thread():
 
         def show(what: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -181,7 +181,7 @@ def _with_yardstick(
     started = time.perf_counter()
     evaluator, soup = run.rounds.evaluator, run.state.initial["soup"]
     model.load_state_dict(soup.state_dict(run.population))
-    with _one_thread():
+    with one_thread():
         trained = train_on_labels(model, labelled, run.seed)
     seconds = time.perf_counter() - started
     logits = logits_of(trained.network, test)
@@ -210,14 +210,3 @@ def _with_yardstick(
 
 def _predicted(evaluator: Evaluator, candidate: Candidate, images: ImageSet) -> torch.Tensor:
     return evaluator.logits(candidate.row, images, candidate.statistics).argmax(dim=1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Trains with one thread: for small networks more of them cost more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

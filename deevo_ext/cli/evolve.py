@@ -274,8 +274,7 @@ def evolve(
             f"adapt is {adapt}, and other images, {other}, are given too: --adapt is all that "
             "networks are evolved on; leave the others out, or give them without --adapt"
         )
-    # Old images are a folder's name so far.
-    check_options(keywords | {"keep": 0.0 if old else keywords["keep"]})
+    check_options(keywords | {"old_images": old})
     files = expand_paths(checkpoints)
     options = NameOptions.of(
         parameters["checkpoint_key"], parameters["prefix"], key_map_of(key_map), ignore or ()

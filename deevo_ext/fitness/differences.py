@@ -14,10 +14,8 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import ROUNDING, KeepColumns, Probing, chunks
 from deevo_ext.population.genes import Drawn, Genes
-from deevo_ext.population.population import Population
 from deevo_ext.search.linear_model import LinearModel
 
 DIRECTIONS = 48
@@ -46,21 +44,6 @@ class Differences:
         members = recipe.shape[1]
         return cls(probing, genes, recipe, Drawn.of(number, DIRECTIONS, len(genes), members, seed))
 
-    @property
-    def forward(self) -> ProbeForward:
-        """What evaluates probes."""
-        return self.probing.forward
-
-    @property
-    def population(self) -> Population:
-        """The members."""
-        return self.probing.population
-
-    @property
-    def chunk(self) -> int:
-        """Rows that are made at a time."""
-        return self.probing.chunk
-
     def model(
         self, changes: Tensor, images: LabelledImages, keep: KeepColumns | None = None
     ) -> tuple[LinearModel, list[int]]:
@@ -74,8 +57,8 @@ class Differences:
         least = ROUNDING * float(z0.square().mean().sqrt())
         each = torch.eye(len(self.drawn))
         finite = False
-        for start in range(0, len(self.drawn), self.chunk):
-            some = range(start, min(start + self.chunk, len(self.drawn)))
+        for start in range(0, len(self.drawn), self.probing.chunk):
+            some = range(start, min(start + self.probing.chunk, len(self.drawn)))
 
             def probes(some: range = some) -> Tensor:
                 near = [self.after(changes, each[k], 1.0) for k in some]
@@ -96,12 +79,12 @@ class Differences:
     def compose(self, changes: Tensor) -> Tensor:
         """Returns the rows [n, D] of changes [n, G, members] to the recipe."""
         recipes = self.recipe.expand(len(changes), -1, -1)
-        return self.genes.compose(self.population, recipes, changes)
+        return self.genes.compose(self.probing.population, recipes, changes)
 
     def logits(self, changes: Sequence[Tensor], images: LabelledImages) -> Tensor:
         """Returns logits float32 [n, images, classes] of n changes to the recipe."""
         parts = [
-            self.forward(self.compose(torch.stack(list(some))), images)
-            for some in chunks(changes, self.chunk)
+            self.probing.forward(self.compose(torch.stack(list(some))), images)
+            for some in chunks(changes, self.probing.chunk)
         ]
         return torch.cat(parts)

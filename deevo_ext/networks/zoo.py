@@ -93,11 +93,11 @@ def architecture(
     """Makes the network called `arch`, a name as the module describes it.
 
     checkpoint: one that must fit the network; its classifier says the number of classes. options:
-    how weights are found in it. num_classes: that number, if not
-    the checkpoint's or the architecture's own. model_args: what else the network is made with, as
-    {"img_size": 96}. transform: a Transform, a JSON or TOML file, the
-    name of torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the
-    model's own. seed: of the initial weights; the global generators are left as they are.
+    how weights are found in it. num_classes: that number, if not the checkpoint's or the
+    architecture's own. model_args: what else the network is made with, as {"img_size": 96}.
+    transform: a Transform, a JSON or TOML file, the name of torchvision weights ("IMAGENET1K_V1";
+    without it their default ones), or None for the model's own. seed: of the initial weights; the
+    global generators are left as they are.
 
     Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform, a
     checkpoint whose tensors are not the network's.

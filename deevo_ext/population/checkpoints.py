@@ -28,16 +28,6 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_
 """Keys under which training scripts keep the weights, in order of preference."""
 
 
-def load_checkpoint(
-    path: PathLike, expected: Collection[str], options: NameOptions | None = None
-) -> dict[str, Tensor]:
-    """Reads one file to a flat state dict of CPU tensors with the dtypes of the file.
-
-    It has the model's names, `expected`, found as `load_matched` says.
-    """
-    return load_matched(path, expected, options or NameOptions())[0]
-
-
 def load_matched(
     path: PathLike,
     expected: Collection[str],
@@ -48,9 +38,10 @@ def load_matched(
 ) -> tuple[dict[str, Tensor], Match]:
     """Reads one file; returns its tensors under the model's names, and how names were matched.
 
-    expected, options, patterns: as in `matching.match`. mapped: as in `read_wrapped`, for those who
-    ask for shapes alone. Raises DeevoError, naming the file, when it
-    cannot be read, or has no state dict where it was looked for.
+    The tensors lie on the CPU and have the file's dtypes. expected, options, patterns: as in
+    `matching.match`. mapped: as in `read_wrapped`, for those who ask for shapes alone. Raises
+    DeevoError, naming the file, when it cannot be read, or has no state dict where it was looked
+    for.
     """
     path = Path(path)
     state, _ = unwrap(read_wrapped(path, mapped=mapped), options.checkpoint_key, path)

@@ -155,7 +155,8 @@ def evolve(
         implies weights.
     rounds: the number of rounds of a search of coefficients, at most; it ends by itself where
         nothing is gained.
-    passes: a number of forward passes after which no round of that search begins.
+    passes: a number of forward passes beyond which no round of that search begins, nor one that
+        would go beyond if it took as many as the round before.
     blocks: what a recipe weighs together: "layer" (with its norm), "module" (a residual block, the
         stem, the classifier), "tensor", "member" (the whole network), a list of patterns of
         tensors' names, or "auto", layers as long as they are few.
@@ -360,8 +361,9 @@ def check_options(given: dict[str, Any]) -> str:
     DeevoError for an option that is none, or that belongs to the other search.
     """
     defaults = {name: p.default for name, p in inspect.signature(evolve).parameters.items()}
-    # What paths are is said where they are found.
-    check_arguments(evolve, {name: given[name] for name in given if name != "paths"})
+    # What paths and images are is said where they are found; old ones may be a folder's name yet.
+    known = {name: given[name] for name in given if name not in ("paths", "old_images")}
+    check_arguments(evolve, known)
     parameters = given.get("parameters", {}) | {n: v for n, v in given.items() if n not in defaults}
     options = defaults | given | {"parameters": parameters}
     search: str = options["search"] or (

@@ -22,8 +22,9 @@ LONG_SECONDS = 600.0
 class KeptProbes:
     """Gives the columns of some of a round's probes: those kept of an earlier start, or new ones.
 
-    run_dir: the run folder; check: of the last line of its journal, which tells the whole run up to
-    the round that asks: what was kept of another is not taken. parts: of the round: blocks of the
+    run_dir: the run folder. check: tells what is kept from all else, which is not taken: the check
+    of the journal's last line stands for the whole run up to the round that asks, and the device
+    for last bits, by which other classes may be the likeliest. parts: of the round: blocks of the
     recipe, or directions.
     """
 

@@ -13,6 +13,7 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs import virtual_files
@@ -233,7 +234,8 @@ class RecipeRun(Run):
         directions = state.directions or BLOCKS
         rounds, present, parts = directed(self.rounds, state, number)
         if self.run_dir is not None and self._journal is not None:
-            kept = KeptProbes(self.run_dir, self._journal.check, parts)
+            here = device_name(self.rounds.evaluator.device)
+            kept = KeptProbes(self.run_dir, f"{self._journal.check} on {here}", parts)
         outcome = rounds.run(present, number, state.paths[directions].radius, kept)
         recipe, changes, step, score = state.recipe, state.changes, outcome.step, None
         if outcome.accepted:

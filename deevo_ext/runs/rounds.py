@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -34,6 +34,7 @@ from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
+from deevo_ext.threads import one_thread
 
 FEW = 2000
 """Up to so many fitness images all are in the model, and folds of them choose and test."""
@@ -288,16 +289,9 @@ class RoundSearch:
         return torch.cat(parts)
 
 
-@contextlib.contextmanager
-def threads_of(model: LinearModel) -> Iterator[None]:
+def threads_of(model: LinearModel) -> contextlib.AbstractContextManager[None]:
     """As many threads inside as a linear model of this size is worth."""
-    before = torch.get_num_threads()
-    if model.slopes.numel() <= _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return one_thread(model.slopes.numel() <= _SMALL)
 
 
 def _absent_by_chance(counts: Tensor) -> float:

@@ -31,10 +31,8 @@ class Virtual:
     history: list[dict[str, float]]
 
 
-def first_individuals(
-    known: Sequence[Tensor], number: int, seed: int, count: int = INDIVIDUALS
-) -> Tensor:
-    """Returns float32 [count, d]: no step, the steps that are known, then random ones.
+def first_individuals(known: Sequence[Tensor], number: int, seed: int) -> Tensor:
+    """Returns float32 [INDIVIDUALS, d]: no step, the steps that are known, then random ones.
 
     known: steps [d], the convex fit first; of equal ones the first is taken, and no more than there
     is room for. Half of the random ones lie around no step and half around the convex fit, normal,
@@ -47,11 +45,11 @@ def first_individuals(
         if not any(torch.equal(q, other) for other in first):
             first.append(q)
     spread = max(float(centre.square().mean().sqrt()), 1e-3)
-    for i in range(len(first), count):
+    for i in range(len(first), INDIVIDUALS):
         uniform = (words(Purpose.FIRST_VIRTUAL, number, i, len(centre), seed) + 0.5) * 2.0**-32
         normal = torch.special.ndtri(torch.from_numpy(uniform)).float()
         first.append(spread * normal + (centre if i % 2 else 0.0))
-    return torch.stack(first[:count])
+    return torch.stack(first[:INDIVIDUALS])
 
 
 def evolve_virtually(

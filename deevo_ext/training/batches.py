@@ -19,6 +19,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.fitness.augmentation import Augmentation, image_words
+from deevo_ext.threads import one_thread
 from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derived_seed
 
 _PICTURES = ("crop", "jitter", "trivial", "erase")  # each changes an image on its own
@@ -89,16 +90,12 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def _each(transform: Callable[[Tensor], Tensor], pixels: Tensor, seeds: list[int]) -> Tensor:
     """Every image transformed under its own seed; the global generator is left as it was."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a DataLoader's worker: sums depend on the number of threads
-    try:
-        with torch.random.fork_rng(devices=[]):
-            changed = []
-            for image, seed in zip(pixels, seeds, strict=True):
-                torch.default_generator.manual_seed(seed)
-                changed.append(transform(image.contiguous()))
-    finally:
-        torch.set_num_threads(threads)
+    # One thread, as in a DataLoader's worker: sums depend on their number.
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        changed = []
+        for image, seed in zip(pixels, seeds, strict=True):
+            torch.default_generator.manual_seed(seed)
+            changed.append(transform(image.contiguous()))
     return torch.stack(changed)
 
 

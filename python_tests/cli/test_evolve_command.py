@@ -229,7 +229,8 @@ def test_images_of_another_kind_and_nothing_else(
         ({"adapt": new, "data": place / "tree"}, "--adapt is all that networks are evolved on"),
         ({"adapt": place / "tree"}, "has the parts train, val; --adapt is for one folder"),
         ({"adapt": new, "keep": 0.5}, "keep is 0.5, but there are no old_images"),
-        ({"adapt": new, "old": old, "keep": 1.5}, "keep is 1.5; expected a share"),
+        # Before any images are looked for.
+        ({"adapt": new, "old": place / "none", "keep": 1.5}, "keep is 1.5; expected a share"),
         ({"adapt": place / "c"}, ""),
     ):
         code, _, err = run(capsys, *adapting(place, "refused", **options))

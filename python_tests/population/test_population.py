@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints, finding
+from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.population import Population
 from support.networks import IMAGES, ConvNet, MaskedNet, TiedNet, members
 from support.populations import (
@@ -361,6 +362,6 @@ def test_a_layout_alone_rebuilds_the_rows(tmp_path: Path) -> None:
     for i, (path, digest) in enumerate(population.sources):
         assert finding.sha256(path) == digest
         row = layout.flatten(
-            checkpoints.load_checkpoint(path, layout.names), torch.empty(layout.dim)
+            checkpoints.load_matched(path, layout.names, NameOptions())[0], torch.empty(layout.dim)
         )
         assert torch.equal(row, population.rows[i])

@@ -22,7 +22,7 @@ from deevo_ext.fitness import probing
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.population.genes import Drawn
 from deevo_ext.population.recipes import after, uniform
-from deevo_ext.runs import journal, kept_probes
+from deevo_ext.runs import journal, kept_probes, recipe_run
 from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
 from deevo_ext.runs.old_images import Keep
@@ -276,9 +276,11 @@ def test_runs_of_another_configuration_are_refused(tmp_path: Path) -> None:
 # Probes of long rounds
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_long_rounds_go_on_without_the_blocks_that_were_probed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
+    """On another device all are probed anew: its last bits are others."""
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
     monkeypatch.setattr(probing, "_TOGETHER", 1)  # a block at a time
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -304,11 +306,14 @@ def test_long_rounds_go_on_without_the_blocks_that_were_probed(
         run.run()
     assert len(list((folder / kept_probes.FOLDER).iterdir())) == 2
     monkeypatch.setattr(KeptProbes, "__call__", counted)
+    if elsewhere:
+        monkeypatch.setattr(recipe_run, "device_name", lambda _: "another")
     again = problem().run(folder)
     assert again.run().digest == chosen.digest
-    assert computed == [2, 0, 1, 2]  # of round 1 the last block, then round 2
+    first = [0, 1, 2] if elsewhere else [2]
+    assert computed == [*first, 0, 1, 2]  # of round 1 what was not kept, then round 2
     saved = lines(whole)[2]["forward_passes"] - lines(folder)[2]["forward_passes"]
-    assert saved == 200 * 2 * 3  # images of the model, probes of two blocks
+    assert saved == 200 * (3 - len(first)) * 3  # images of the model, probes of two blocks
     assert files(folder) == files(whole)
 
 

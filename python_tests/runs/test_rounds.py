@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness import probing
 from deevo_ext.fitness.differences import DIRECTIONS, Differences
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.population.genes import Genes
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs import rounds as module
 from deevo_ext.runs.few_rounds import FewRounds
+from deevo_ext.runs.recipe_run import Budget, RecipeRun
+from deevo_ext.runs.round_preflight import examine_rounds
 from deevo_ext.runs.rounds import RoundSearch
+from deevo_ext.runs.validation import Validation
 from deevo_ext.search import linear_model
 from support.evolution import top2
 from support.operators import num_threads
@@ -342,3 +349,33 @@ def test_populations_of_any_size_and_blocks_of_any_kind(members: int, unit: str)
     assert bool(((totals - 1).abs() <= 1e-5 * made.abs().sum(dim=1).clamp_min(1)).all())
     new = labelled(problem.model, 4000, 77)
     assert held_out_loss(problem, made, new) < held_out_loss(problem, recipe, new)
+
+
+def test_what_is_known_before_a_run_holds_differences_only_where_there_may_be_some() -> None:
+    problem = Problem(images=600)
+    for few, images, directions in ((True, 600, 3 * 4), (False, 200, DIRECTIONS)):
+        rounds, validation = problem.rounds(few=few), problem.run(few=few).validation
+        assert validation is not None
+        known = examine_rounds(rounds, validation, problem.blocks, None, Budget(1))
+        assert known.bytes == images * directions * 4 * 4  # four classes in float32
+
+
+def module_engine(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return functional_call(Normed().eval(), state, (pixels,))
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused", module_engine])
+@pytest.mark.parametrize("few", [True, False])
+def test_a_round_takes_no_more_passes_than_was_said_before(
+    few: bool, engine: str | EngineFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_LARGE", math.inf)  # second probes come to what is said
+    problem = Problem(Normed, seed=3, spread=0.3, batchnorm="recalibrate", engine=engine)
+    validation = Validation(problem.evaluator, problem.held_out, problem.metric)
+    run = RecipeRun(problem.rounds(few=few), validation, Budget(1), unit="layer", progress=False)
+    known = examine_rounds(run.rounds, validation, problem.blocks, None, run.budget)
+    run.run()
+    (first,) = run.history
+    assert 0.25 * known.passes < first["round_passes"] <= known.passes
+    assert known.seconds_beside > 0.0  # of virtual evolutions
