@@ -155,25 +155,27 @@ class Builder:
     ) -> str | None:
         """Why a graph's logits are not those that are expected, where these are sound."""
         name, precision = type(self.module).__name__, self.execution.precision
-        sink = LogitsSink()
+        run = self.execution
         apart = None if statistics is None else statistics[None]
         whole = MicroBatch(images, 0, len(images), "images")
+
+        def deviation_of(runner: Runner) -> float:
+            sink = LogitsSink()
+            runner.run(row[None], apart, [[whole]], sink)
+            return float((sink.logits()[: len(expected)] - expected)[sound].abs().max())
+
         try:
-            built.runner.run(row[None], apart, [[whole]], sink)
+            deviation = deviation_of(built.runner)
         except DeevoError as error:
             return f"the network graph of {name} fails ({error})"
-        deviation = float((sink.logits()[: len(expected)] - expected)[sound].abs().max())
         size = float(expected[sound].abs().max())
         # An overflow is the network's, and its loss is +inf.
         overflow = precision == "float16" and not math.isfinite(deviation)
         if overflow or deviation <= DEVIATION[precision] * size:
             return None
-        if self.execution.dtype != torch.float32:
-            module = as_dtype(self.module, self.execution.dtype, self.execution.device)
-            alone = LogitsSink()
-            self._unfused(module, "").runner.run(row[None], apart, [[whole]], alone)
-            own = float((alone.logits()[: len(expected)] - expected)[sound].abs().max())
-            if deviation <= _AMPLIFIED * own:
+        if run.dtype != torch.float32:
+            module = as_dtype(self.module, run.dtype, run.device)
+            if deviation <= _AMPLIFIED * deviation_of(self._unfused(module, "").runner):
                 return None
         return (
             f"the network graph of {name} gives logits that differ from the module's by "

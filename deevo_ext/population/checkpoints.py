@@ -24,7 +24,7 @@ from deevo_ext.population.checkpoint_file import read_wrapped
 from deevo_ext.population.finding import PathLike
 from deevo_ext.population.matching import Match, NameOptions, match
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 """Keys under which training scripts keep the weights, in order of preference."""
 
 
@@ -90,7 +90,7 @@ def unwrap(
         inside.append(id(value))
         present: list[str] = []
         if isinstance(value, Mapping):
-            present = [k for k in WRAPPERS if isinstance(value.get(k), Mapping)]
+            present = [k for k in WEIGHTS_KEYS if isinstance(value.get(k), Mapping)]
             states = [] if present else [k for k, v in value.items() if _is_state_dict(v)]
             present = present or (states if len(states) == 1 else [])
         key = present[0] if present else None
@@ -104,7 +104,7 @@ def unwrap(
             where = "" if checkpoint_key is None else f" under checkpoint_key {checkpoint_key!r}"
             raise DeevoError(
                 f"{path}: no state dict (names to tensors){where}; {_describe(value)}; "
-                f"looked for {', '.join(WRAPPERS)}: name the right one with checkpoint_key="
+                f"looked for {', '.join(WEIGHTS_KEYS)}: name the right one with checkpoint_key="
             )
         value = value[key]
         keys.append(key)
