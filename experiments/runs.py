@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def _evolved(case: Case, name: str) -> Lines:
             "generations_per_batch": GENERATIONS_PER_BATCH,
             "validate_every": VALIDATE_EVERY,
         }
+    began = time.process_time()
     result = evolve(case, name, options | VARIANTS[name].options)
+    seconds = round(time.process_time() - began, 1)
     comparison = result.comparison
     assert comparison is not None
     state, networks = result.run.state, []
@@ -147,6 +150,7 @@ def _evolved(case: Case, name: str) -> Lines:
                 "low": rival.interval[0] if rival else None,
                 "high": rival.interval[1] if rival else None,
                 "generation": candidate.generation if candidate and counts else None,
+                "seconds": seconds if counts else None,
             }
         )
     lines = {NETWORKS: networks}
