@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from . import csv_files, policies, populations, racing, runs
+from . import adaptation, csv_files, kinds, policies, populations, racing, runs
 from .populations import SETTINGS
 from .variants import BOUNDS, PEERS, VARIANTS
 
@@ -60,6 +61,35 @@ def run(
         for name in chosen
         for seed in _numbers(seeds)
         if (what, seed) not in done[name]
+    ]
+    _all(jobs, processes)
+
+
+@app.command("adapt")
+def adapt(
+    setting: Names = None,
+    kind: Names = None,
+    severity: Annotated[str, typer.Option(help="1 for mild, 2 for strong.")] = "2",
+    labels: Annotated[str, typer.Option(help="How many images are labelled.")] = "500",
+    draws: Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")] = "0",
+    seeds: Seeds = "0-11",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Evolve populations on labelled images of a kind, and train on the same labels."""
+    done = _recorded("adaptation")
+    each = itertools.product(
+        _numbers(seeds),
+        _of(setting, SETTINGS) if setting else [name for name in SETTINGS if "tight" in name],
+        _of(kind, [*kinds.KINDS, kinds.SAME]) if kind else list(kinds.KINDS),
+        _numbers(severity),
+        _numbers(labels),
+        _numbers(draws),
+    )
+    jobs = [
+        partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
+        for seed, name, *what in each
+        if (name, seed, *what) not in done
     ]
     _all(jobs, processes)
 

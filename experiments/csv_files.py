@@ -21,6 +21,7 @@ Lines = dict[str, list[Line]]
 """Lines of one run, by the name of the file that they belong to."""
 
 _KEYS = {
+    "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
     "curves": ("setting", "variant", "population"),
     "policies": ("setting", "population", "policy"),
     "rounds": ("setting", "variant", "population"),
