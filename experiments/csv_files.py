@@ -23,8 +23,11 @@ Lines = dict[str, list[Line]]
 _KEYS = {
     "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
     "curves": ("setting", "variant", "population"),
+    "linearity": ("setting", "population"),
+    "metrics": ("setting", "population", "kind", "metric"),
     "policies": ("setting", "population", "policy"),
     "rounds": ("setting", "variant", "population"),
+    "virtual": ("setting", "population"),
     "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
 }
 _OF_A_SETTING = ("variant", "population")
