@@ -26,6 +26,7 @@ _KEYS = {
     "linearity": ("setting", "population"),
     "metrics": ("setting", "population", "kind", "metric"),
     "policies": ("setting", "population", "policy"),
+    "recipes": ("setting", "variant", "population"),
     "rounds": ("setting", "variant", "population"),
     "virtual": ("setting", "population"),
     "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
