@@ -15,6 +15,7 @@ from typing import Any
 from bench.cases import ALL, BACKENDS, BY_NAME, CASES, CPU_ALONE, NETWORKS, SIZES, standard
 from bench.job import Job
 from bench.measure import LEAST_REPETITIONS
+from deevo_ext.backends import DEVICES
 
 _DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
 
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, (convert, help_) in {"case": (_one_of(*CASES), "see below"), **AXES}.items():
         several = partial(_several, convert)
         add(f"--{name}", action="extend", type=several, help=help_)
-    device = "where networks and peers run; backends cuda and triton are always on cuda"
+    device = "where networks and peers run; operators run on their backend's device"
     add("--batch", type=_number, help="the number of images, where networks are run")
     add("--device", choices=("cpu", "cuda"), default="cpu", help=device)
     add("--repetitions", type=_number, help=f"repetitions of a row, at least {LEAST_REPETITIONS}")
@@ -122,10 +123,7 @@ def _job(
 ) -> Job | None:
     """The job of a case with one value for each axis; None where they do not go together."""
     case, size, backend = CASES[name], chosen["size"], chosen["backend"]
-    if backend in ("cuda", "triton"):
-        device = "cuda"
-    else:
-        device = "cpu" if backend in ("cpu", "reference") else options.device
+    device = DEVICES.get(backend, (options.device,))[0]
     if name in ("copy", "matmul") and options.device == "cuda":
         backend = device = "cuda"
     runs_networks = case.module in ("layers", "forward", "evolve", "probes") or name == "feed"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deevo_ext import backends
+from deevo_ext.errors import DeevoError
 from deevo_ext.ops.checks import Checker
 
 # Kept for the process's lifetime: the operators vanish with it.
@@ -77,6 +78,15 @@ def register(name: str, check: Callable[..., None], mutated: tuple[str, ...]) ->
 
     # A single tensor on the meta device is enough for torch to call this and nothing else.
     torch.library.register_fake(f"deevo::{name}", fake, lib=LIBRARY)
+
+
+def argument_names(operator: str) -> tuple[str, ...]:
+    """Returns the names of an operator's arguments in order; DeevoError where there is none."""
+    if operator not in _operators:
+        raise DeevoError(
+            f"there is no operator deevo::{operator}; expected one of {', '.join(_operators)}"
+        )
+    return _operators[operator].arguments
 
 
 class BoundOperator:
