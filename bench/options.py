@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Measures deevo_ext beside the machine's limits and beside what else one could "
         "use.\nWithout options: everything. Options that are given several times or as comma "
         "lists make\na product; what they leave open is the case's own.",
-        epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option, "
-        "3 where --compare finds something slower",
+        epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option\n\n"
+        "two versions in turn: python -m bench compare --help",
     )
     add = parser.add_argument
     for name, (convert, help_) in {"case": (_one_of(*CASES), "see below"), **AXES}.items():
@@ -79,7 +79,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="measure small cases, to see whether they run")
     add("--json", type=Path, metavar="FILE", help="write the rows")
     add("--markdown", type=Path, metavar="FILE", help="write the table")
-    add("--compare", type=Path, metavar="OLD", help="say what is slower than in an older --json")
     options = parser.parse_args(arguments)
     if options.repetitions is not None and options.repetitions < LEAST_REPETITIONS:
         parser.error(f"--repetitions: at least {LEAST_REPETITIONS}")
