@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     options, others = parser.parse_known_args(arguments)
     if options.pairs < 3:
         parser.error("--pairs: at least 3")
+    refuse_company()
     trees = [tree_of(version) for version in (options.a, options.b)]
     pairs = []
     for pair in range(options.pairs):
