@@ -113,6 +113,12 @@ class BoundOperator:
         self._operator.check(self._arguments)
         self._positions = {name: i for i, name in enumerate(self._operator.arguments)}
 
+    def release(self, *names: str) -> BoundOperator:
+        """Lets go of arguments that every call will replace, and returns the operator."""
+        for name in names:
+            self._arguments[self._positions[name]] = None
+        return self
+
     def __call__(self, **replacements: Any) -> None:
         """Runs the operator on the backend in force, with replacements for some of its arguments.
 
