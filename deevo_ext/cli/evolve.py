@@ -15,7 +15,6 @@ from deevo_ext.cli.options import IMAGES, NETWORKS, RUNNING, with_options
 from deevo_ext.cli.parameters import (
     bytes_of,
     class_order_shown,
-    function_of,
     images_per_batch_of,
     images_per_round_of,
     key_map_of,
@@ -28,6 +27,7 @@ from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_named
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
 from deevo_ext.population.finding import expand_paths
@@ -247,7 +247,7 @@ def evolve(
     """
     seconds = None if time is None else seconds_of(time)
     per_batch = images_per_batch_of(images_per_batch)
-    image_metric = metric if ":" not in metric else function_of(metric)
+    image_metric = metric if ":" not in metric else import_named(metric, "metric")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise DeevoError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
     keywords: dict[str, Any] = {
@@ -268,7 +268,7 @@ def evolve(
         **without_defaults(parameters),
     }
     if ":" in parameters["engine"]:
-        keywords["engine"] = function_of(parameters["engine"], "engine")
+        keywords["engine"] = import_named(parameters["engine"], "engine")
     if adapt is not None and (other := data or fitness or validation) is not None:
         raise DeevoError(
             f"adapt is {adapt}, and other images, {other}, are given too: --adapt is all that "

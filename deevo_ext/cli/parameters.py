@@ -1,8 +1,7 @@
 """Values of options that are texts on the command line and something else for the library."""
 
-import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import typer
@@ -30,19 +29,6 @@ def class_order_shown(
     elif own is not None:
         own.require_same(order, action)
     return order
-
-
-def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names, for an option."""
-    module, _, attribute = name.partition(":")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise DeevoError(
-            f"{option} is {name!r}, which cannot be had: {error}; expected "
-            "package.module:function, importable from here"
-        ) from None
-    return function
 
 
 def images_per_batch_of(text: str) -> int | Literal["auto"] | None:

@@ -11,7 +11,6 @@ imported when a name needs them.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.extras import import_extra
+from deevo_ext.extras import import_extra, import_named
 from deevo_ext.networks import hugging_face
 from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.transforms import transform_of
@@ -222,13 +221,7 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
 
 
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise DeevoError(f"arch {module}:{name}: cannot import {module} ({error})") from error
-    make = getattr(imported, name, None)
-    if not callable(make):
-        raise DeevoError(f"arch {module}:{name}: {module} has no function {name}")
+    make = import_named(f"{module}:{name}", "arch")
 
     def call(**options: Any) -> nn.Module:
         parameters = inspect.signature(make).parameters

@@ -22,7 +22,7 @@ import deevo_ext
 from deevo_ext.cli import app, main
 from deevo_ext.cli.evolve import evolve
 from deevo_ext.cli.options import described
-from deevo_ext.cli.parameters import function_of, without_defaults
+from deevo_ext.cli.parameters import without_defaults
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
@@ -72,13 +72,6 @@ def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> No
         assert inspect.signature(evolve).parameters[str(parameter.name)].default == shown, name
     texts = described(deevo_ext.Configuration.__doc__ or "")
     assert texts.keys() == {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
-
-
-def test_functions_are_found_by_name() -> None:
-    assert function_of("torch.nn.functional:cross_entropy") is torch.nn.functional.cross_entropy
-    for name in ("no.such.module:f", "torch:nothing_here"):
-        with pytest.raises(deevo_ext.DeevoError, match="which cannot be had"):
-            function_of(name)
 
 
 @pytest.fixture(scope="module")
