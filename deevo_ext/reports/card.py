@@ -29,7 +29,7 @@ from deevo_ext.reports.tables import (
 )
 from deevo_ext.runs import journal
 from deevo_ext.runs.base import Run
-from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.comparison import LEGEND, Comparison
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
@@ -139,6 +139,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "images": f"{comparison.networks[0].images:,}",
         "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
+        "legend": LEGEND,
     }
 
 

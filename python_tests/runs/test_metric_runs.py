@@ -20,7 +20,8 @@ from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.reports.card import CARD, write_documents
 from deevo_ext.runs import searches
-from deevo_ext.runs.comparison import Comparison, Difference
+from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.paired import Difference
 from deevo_ext.search.linear_model import LinearModel
 from support.evolution import images, save_members
 from support.metrics import brier_of_set, gap_of_classes, mean_f1, worst_recall
