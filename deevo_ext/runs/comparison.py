@@ -15,7 +15,7 @@ from typing import Any
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.fitness.metrics import LABELS
+from deevo_ext.fitness.metrics import label_of
 from deevo_ext.runs.paired import Difference, mcnemar, number
 from deevo_ext.runs.state import PARENT, SOUP
 from deevo_ext.text import text_table
@@ -87,14 +87,9 @@ class Comparison:
     note: str = ""
 
     @property
-    def label(self) -> str:
-        """What tables call the metric."""
-        return LABELS.get(self.metric, self.metric.rpartition(".")[2])
-
-    @property
     def verdict(self) -> str:
         """What was gained, in the table's metric; "no measurable difference" if that may be 0."""
-        rival, what = self.rival, self.label
+        rival, what = self.rival, label_of(self.metric)
         returned = next(network.name for network in self.networks if network.returned)
         if rival is None:
             text = f"No step of the search was taken; the {returned} is returned"
@@ -191,7 +186,7 @@ class Comparison:
     @property
     def header(self) -> tuple[str, ...]:
         """The table's header: HEADER, with the user's metric where it is neither loss nor top-1."""
-        more = () if self.metric in IN_EVERY_TABLE else (self.label,)
+        more = () if self.metric in IN_EVERY_TABLE else (label_of(self.metric),)
         return (*HEADER[:3], *more, *HEADER[3:])
 
     def cells(self) -> list[tuple[str, ...]]:
