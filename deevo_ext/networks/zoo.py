@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Architecture:
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
     num_classes: logits it gives, where that is known. transform: the one that was chosen, or that
     of the model's metadata; None where there is neither. names: how the checkpoint's names were
-    made the model's, as a sentence; "" where they are the same.
+    made the model's, as a sentence; "" where they are the same. arguments: what the model was made
+    with.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Architecture:
     num_classes: int | None
     transform: Transform | None
     names: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def needs_transform(self) -> Transform:
         """The transform; DeevoError that says how to give one where there is none."""
@@ -121,7 +123,9 @@ def architecture(
         names = matched.describe()
     size = given.get("img_size")
     chosen = transform_of(source, name, model, transform, size)
-    return Architecture(full_name, model, num_classes, chosen, names)
+    if num_classes is not None:
+        given["num_classes"] = num_classes
+    return Architecture(full_name, model, num_classes, chosen, names, given)
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:

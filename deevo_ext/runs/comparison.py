@@ -30,6 +30,7 @@ LEGEND = (
     "were spent to find the network."
 )
 """What the table's columns mean, for its readers."""
+_INTERVAL = "the 95 % paired bootstrap interval in brackets"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Comparison:
             if returned != PARENT:
                 text += (
                     f", which {self.parent.finding} the {PARENT} on {self.images}: "
-                    f"{what} {self._against(self.parent, returned)}"
+                    f"{what} {self._against(self.parent, returned)}, {_INTERVAL}"
                 )
             return f"{text}.{self._ensemble}"
         assert self.evolved is not None
@@ -111,7 +112,7 @@ class Comparison:
             )
         text = (
             f"{start} {rival.finding} the best initial one by validation, the {rival.name}, on "
-            f"{self.images}: {what} {self._against(rival, self.evolved)}"
+            f"{self.images}: {what} {self._against(rival, self.evolved)}, {_INTERVAL}"
         )
         if self.parent.name != rival.name:
             text += (
@@ -123,7 +124,8 @@ class Comparison:
     def _against(self, difference: Difference, name: str) -> str:
         """What a network and the other one of a difference come to, and the difference."""
         values = {network.name: network.by(self.metric) for network in self.networks}
-        return f"{values[name]:.4f} against {values[difference.name]:.4f} ({difference.figures})"
+        both = f"{values[name]:.4f} against {values[difference.name]:.4f}"
+        return f"{both}, a difference of {difference.figures}"
 
     @property
     def _ensemble(self) -> str:

@@ -68,7 +68,7 @@ class Difference:
     def figures(self) -> str:
         """The difference and its interval as text."""
         low, high = self.interval
-        return f"{self.mean:+.5f}; 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]"
+        return f"{self.mean:+.5f} [{low:+.5f}, {high:+.5f}]"
 
 
 def number(value: Any) -> Any:

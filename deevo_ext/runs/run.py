@@ -16,6 +16,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.progress import Progress
 from deevo_ext.runs.base import Run, evaluators_of
@@ -196,7 +197,7 @@ class Evolution(Run):
         metrics = generation.metrics()
         metrics["batch"] = float(record.batch or 0)
         metrics["diversity"] = diversity(self.de.population.rows, self.de.living)
-        said = [f"best {metrics['best_fitness']:.4g}"]
+        said = [f"best {self._shown(metrics['best_fitness'])}"]
         if record.parents is not None and record.generation > 1:
             said[0] += " (on a new batch of images)"
         said.append(f"accepted {metrics['success_rate']:.0%}")
@@ -218,3 +219,9 @@ class Evolution(Run):
             metrics[f"validation/{kind}"] = score if shown is None else shown(score)
         self.observe(metrics)
         return ", ".join(said)
+
+    def _shown(self, fitness: float) -> str:
+        if not isinstance(self.fitness, ClassificationFitness):
+            return f"{fitness:.4g}"
+        metric = self.fitness.metric
+        return f"{label_of(metric.name)} {metric.shown(fitness):.4g}"

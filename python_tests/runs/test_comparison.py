@@ -65,10 +65,10 @@ def test_verdicts() -> None:
     better = comparison(-0.2, -0.1)
     assert better.verdict == (
         "The network that was evolved (evolved soup) is better than the best initial one by "
-        "validation, the classifier refitted, on test: loss 0.2500 against 0.4000 (-0.15000; 95 % "
-        "paired bootstrap interval [-0.20000, -0.10000]); it is better than the best parent: "
-        "0.2500 against 0.5500 (-0.30000; 95 % paired bootstrap interval [-0.40000, -0.20000])."
-        + ENSEMBLE
+        "validation, the classifier refitted, on test: loss 0.2500 against 0.4000, a "
+        "difference of -0.15000 [-0.20000, -0.10000], the 95 % paired bootstrap interval in "
+        "brackets; it is better than the best parent: 0.2500 against 0.5500, a difference of "
+        "-0.30000 [-0.40000, -0.20000]." + ENSEMBLE
     )
     same = dataclasses.replace(better, rival=better.parent)
     assert same.verdict.count("best parent") == 1
@@ -82,8 +82,8 @@ def test_verdicts() -> None:
     nothing = dataclasses.replace(better, evolved=None, rival=None).verdict
     assert nothing == (
         "No step of the search was taken; the evolved soup is returned, which is better than the "
-        "best parent on test: loss 0.2500 against 0.5500 (-0.30000; 95 % paired bootstrap interval "
-        "[-0.40000, -0.20000])." + ENSEMBLE
+        "best parent on test: loss 0.2500 against 0.5500, a difference of -0.30000 [-0.40000, "
+        "-0.20000], the 95 % paired bootstrap interval in brackets." + ENSEMBLE
     )
 
 
@@ -97,8 +97,13 @@ def test_verdicts_are_in_the_users_metric() -> None:
     own = dataclasses.replace(
         of_loss, networks=rows, rival=rival, parent=parent, metric="worst-class"
     )
-    assert "the classifier refitted, on test: worst class 0.8000 against 0.7000 (+" in own.verdict
-    assert "is better than the best parent: 0.8000 against 0.6000 (+0.2" in own.verdict
+    assert (
+        "the classifier refitted, on test: worst class 0.8000 against 0.7000, a difference of +"
+        in own.verdict
+    )
+    assert (
+        "is better than the best parent: 0.8000 against 0.6000, a difference of +0.2" in own.verdict
+    )
     assert own.verdict.endswith("7 comes to 0.8200 at 7 times its cost per image.")
     shares = dataclasses.replace(own, metric="top1").verdict
     assert "top-1 0.9000 against 0.8500" in shares
