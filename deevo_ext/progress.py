@@ -1,65 +1,52 @@
-"""How far something is: a bar on a terminal or in a notebook, else a plain line now and then."""
+"""How far something is: a bar on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
-EVERY = 5.0
-"""Seconds from one plain line to the next."""
+SECONDS = 5.0
+"""The time between two lines."""
 
 
-class Progress:
-    """Shows steps as they are done; used by `with`.
+def progress_bar(total: int | None = None, *, unit: str, shown: bool = True) -> Any:
+    """Returns a bar of tqdm's for a with statement, which shows nothing unless it is `shown`.
 
-    total: the number of steps; unit: what one is called; shown: whether anything is to be seen.
-    Where standard error is no terminal, the first step, the last one, and one every few seconds are
-    a line of their own, so that a log stays readable.
+    On a terminal and in a notebook it is drawn; elsewhere, as in a batch system's log, plain lines
+    are written to stderr, the last one at the end.
     """
+    from tqdm.auto import tqdm  # not needed by an import of the package
+    from tqdm.std import tqdm as plain
 
-    def __init__(self, total: int, unit: str, shown: bool = True) -> None:
-        self.total, self.unit, self.shown = total, unit, shown
-        self.done = 0
-        self._bar: Any = None
-        self._started = self._last = -EVERY
+    if sys.stderr.isatty() or "ipykernel" in sys.modules or not shown:
+        return tqdm(total=total, unit=unit, disable=not shown)
 
-    def __enter__(self) -> Progress:
-        return self
+    class Lines(plain):
+        due = 0.0
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if msg != "" and self.n and time.monotonic() >= self.due:
+                self.due = time.monotonic() + SECONDS
+                self.fp.write(f"{self}\n".lstrip())
 
-    def begin(self, done: int = 0) -> None:
-        """Starts with so many steps done already, which do not count for speed and time left."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
+        def close(self) -> None:
+            if not self.disable:
+                self.due, self.leave = 0.0, False
+                self.display()
+            super().close()
 
-        self.done, self._started = done, time.monotonic()
-        if self.shown and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            self._bar = tqdm(total=self.total, initial=done, unit=self.unit)
+    return Lines(total=total, unit=unit, ncols=0)
 
-    def step(self, text: str = "") -> None:
-        """Counts a step; text: what there is to say of it."""
-        self.done += 1
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(1)
-            return
-        now = time.monotonic()
-        if self.shown and (now - self._last >= EVERY or self.done == self.total):
-            self._last = now
-            say(f"{self.unit} {self.done} of {self.total}, {now - self._started:.0f} s: {text}")
+
+def begin_at(bar: Any, done: int) -> None:
+    """Makes a bar begin at so many steps, which count for neither speed nor time left."""
+    bar.initial = bar.n = bar.last_print_n = done
+    bar.start_t = bar.last_print_t = time.time()
 
 
 def say(text: str) -> None:
-    """Prints a line on standard error, above the bar where there is one."""
+    """Writes a line to stderr, above a bar that is drawn there."""
     from tqdm.auto import tqdm
 
     tqdm.write(text, file=sys.stderr)

@@ -16,7 +16,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
-from deevo_ext.progress import Progress
+from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.directions import directed
@@ -159,21 +159,22 @@ class RecipeRun(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last round."""
-        with Progress(self.budget.rounds, "round", self.progress) as bar:
+        with progress_bar(self.budget.rounds, unit="round", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording)
                 self.say_resumed(self.budget.rounds, self._done())
             self.new_passes()
             if not self.state.initial:
                 self._first()
-            bar.begin(self.state.round)
+            begin_at(bar, self.state.round)
             while not self._done():
                 started = time.perf_counter()
                 record = self._round(self.state.round + 1)
                 self.state.apply(record)  # which may re-estimate statistics
                 record = replace(record, **self._costs(started))
                 self.keep(record)
-                bar.step(self._observe(record))
+                bar.set_postfix_str(self._observe(record), refresh=False)
+                bar.update(1)
                 self._remove_kept()
             self._remove_kept()  # a kill may have come between
 

@@ -18,7 +18,7 @@ from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
-from deevo_ext.progress import Progress
+from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import GenerationRecord
@@ -94,18 +94,19 @@ class Evolution(Run):
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last generation."""
         total = self.de.configuration.generations
-        with Progress(total, "generation", self.progress) as bar:
+        with progress_bar(total, unit="generation", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording)
                 self.say_resumed(total, self.de.generation >= total)
             self.new_passes()
             if recording is None or not recording.generations:
                 self._first()
-            bar.begin(self.de.generation)
+            begin_at(bar, self.de.generation)
             while self.de.generation < total:
                 record, generation = self._generation(self.de.generation + 1)
                 self._keep(record)
-                bar.step(self._observe(generation, record))
+                bar.set_postfix_str(self._observe(generation, record), refresh=False)
+                bar.update(1)
 
     def _resume(self, recording: Recording) -> None:
         """Applies what the journal holds, and scores again what it does not keep of a race."""
