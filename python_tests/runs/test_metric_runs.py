@@ -90,9 +90,9 @@ def test_runs_by_metrics_of_whole_sets_resume_replay_and_tell_them(
     assert torch.equal(deevo.replay(tmp_path / "run").candidate.row, candidate.row)
     write_documents(result.run, comparison)
     card = (tmp_path / "run" / CARD).read_text()
-    assert f"validation score {validation.metric.shown(candidate.score):.5g}" in card
-    assert Comparison.load(tmp_path / "run" / "table.json") == comparison
     label = {"worst-class": "worst class", "macro-f1": "macro F1"}.get(metric, "brier_of_set")
+    assert f"validation {label} {validation.metric.shown(candidate.score):.5g}" in card
+    assert Comparison.load(tmp_path / "run" / "table.json") == comparison
     assert comparison.header[3] == label and label in card
     text = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])
     told = text["fitness"]["metric"]
