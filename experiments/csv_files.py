@@ -23,6 +23,7 @@ Lines = dict[str, list[Line]]
 _KEYS = {
     "curves": ("setting", "variant", "population"),
     "policies": ("setting", "population", "policy"),
+    "functions": ("year", "function", "evaluations"),
     "rounds": ("setting", "variant", "population"),
     "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
 }

@@ -27,7 +27,11 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         Variant("paper", "the authors' last programs", dict(preset="paper")),
         Variant("default", "what this table supports"),
-        Variant("coefficients", "a recipe in place of weights", dict(search="coefficients", passes=1_300_000)),
+        Variant(
+            "coefficients",
+            "a recipe in place of weights",
+            dict(search="coefficients", passes=1_300_000),
+        ),
         Variant("no-soups", "does it matter that soups are members?", dict(inject_soups=False)),
         Variant(
             "paper-soups",

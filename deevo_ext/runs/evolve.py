@@ -167,7 +167,7 @@ def evolve(
     seconds: a time for evaluation. A search of coefficients begins no round after it; of a search
         of weights it decides the number of generations by a calibration, in place of `generations`,
         and a run folder keeps that number.
-    preset: the parameters to begin with, "sa-shade-tri-ensin" or "paper".
+    preset: the parameters to begin with, "sa-shade-tri-ensin", "paper", "shade" or "l-shade".
     seed: the seed of the evolution and of the fitness batches.
     run_dir: the folder that makes the run resumable, and replayable on any device.
     images_per_batch: the number of fitness images per generation of a search of weights. A new

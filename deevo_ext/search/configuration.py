@@ -16,7 +16,7 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
-from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
+from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of, shade_pool
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
@@ -86,8 +86,12 @@ class Configuration:
     lower, upper: bounds around 0 of every weight but BatchNorm variances; None (D/E) sets no bound.
         A mutant beyond a bound is put half way to it from its parent (SHADE). Bounds are rounded
         towards 0 to what the rows hold.
-    population_min: the number of members left after the last generation by L-SHADE's linear
-        reduction, in which the worst go first; at 0 (D/E) all stay.
+    population_min: the number of members left in the end by L-SHADE's linear reduction, in which
+        the worst go first; at 0 (D/E) all stay.
+    evaluations: the number of evaluations in which that reduction comes to its end, parents' first
+        scores included (L-SHADE); the archive shrinks in proportion. At 0 it falls by generations,
+        with the last one as its end, and the archive keeps its size: the population is then large
+        for longer and has fewer generations for the same evaluations.
     """
 
     strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)
@@ -124,6 +128,7 @@ class Configuration:
     lower: float | None = None
     upper: float | None = None
     population_min: int = _number(0, 0, 10**6)
+    evaluations: int = _number(0, 0, 2**53)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", pool_of(self.strategies))
@@ -133,10 +138,17 @@ class Configuration:
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
                 f"{max(self.members_needed, 4)}, which the strategies need"
             )
+        if self.evaluations and not self.population_min:
+            raise DeevoError(
+                f"evaluations is {self.evaluations} without population_min; they are the clock of "
+                "the population's reduction: give the number of members to be left, too (L-SHADE: "
+                "4), or limit a run by generations"
+            )
         uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
         if uses_archive and self.archive_size == 0:
             raise DeevoError(
-                "a strategy names archive, but archive_size is 0; give a size (SHADE: NP)"
+                "a strategy names archive, but archive_size is 0; give its number of rows, each as "
+                "large as a member (SHADE: as many as members; L-SHADE: 2.6 times as many)"
             )
         compile_pool(self.strategies)
 
@@ -189,6 +201,7 @@ class Configuration:
             Setting.ARCHIVE_CAPACITY: self.archive_size,
             Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
             Setting.GENES: genes,
+            Setting.ARCHIVE_SHRINKS: self.evaluations > 0,
         }
         values = [
             float(others[setting] if setting in others else getattr(self, setting.name.lower()))
@@ -219,6 +232,24 @@ class Configuration:
         return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
 
 
+# SHADE 1.1 with the constants that L-SHADE has; only a trial that is better replaces its parent.
+_SHADE: dict[str, Any] = {
+    "strategies": shade_pool(),
+    "sinusoid": "none",
+    "memory_size": 6,
+    "f_distribution": "cauchy",
+    "f_init": 0.5,
+    "f_std": 0.1,
+    "f_min": 0.0,
+    "f_max": 1.0,
+    "cr_init": 0.5,
+    "cr_std": 0.1,
+    "cr_max": 1.0,
+    "pbest_min": 0.11,
+    "pbest_max": 0.11,
+    "j_rand": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
     # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
@@ -235,6 +266,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sinusoid_1_frequency": 0.1,
         "best_excludes_target": True,
     },
+    "shade": _SHADE,
+    "l-shade": {**_SHADE, "population_min": 4},
 }
 
 
@@ -251,5 +284,11 @@ def configure(preset: str | Configuration, **changes: Any) -> Configuration:
         raise DeevoError(
             f"unknown parameter {unknown[0]!r}; expected one of {', '.join(sorted(known))}"
         )
-    start = preset if isinstance(preset, Configuration) else Configuration(**PRESETS[preset])
-    return replace(start, **changes)
+    if preset == "l-shade" and "evaluations" not in changes:
+        raise DeevoError(
+            'preset "l-shade" shrinks the population as evaluations are spent; give their number '
+            "as evaluations"
+        )
+    if isinstance(preset, Configuration):
+        return replace(preset, **changes)
+    return Configuration(**{**PRESETS[preset], **changes})
