@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.runs.soups import greedy_soup
 from deevo_ext.runs.state import SOUP
 
+from . import recipes
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Line, Lines
 from .populations import Setting, folder_of, images_of, make, new_network
-from .variants import PEERS, PLOTTED, RATED, RECIPE, VARIANTS
+from .variants import PEERS, PLOTTED, RATED, RECIPES, VARIANTS
 
 # Common to all variants that search weights: what a run costs, and how its result is chosen.
 GENERATIONS = 30
@@ -72,6 +73,8 @@ def case_of(root: Path, setting: Setting, seed: int) -> Case:
 def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     """Runs a variant, peer or bound on a population and returns its lines of the records."""
     case = case_of(root, setting, seed)
+    if what in VARIANTS:
+        case = replace(case, paths=case.paths[: VARIANTS[what].members])
     about = {"variant": what, "population": seed}
     lines = _evolved(case, what) if what in VARIANTS else {NETWORKS: _fitted(case, what)}
     return {
@@ -116,7 +119,7 @@ def _evolved(case: Case, name: str) -> Lines:
         "precision": "float32",
         "chunk": len(case.paths) + 2,
     }
-    if name != RECIPE:
+    if name not in RECIPES:
         options |= {
             "generations": GENERATIONS,
             "images_per_batch": IMAGES_PER_BATCH,
@@ -154,8 +157,11 @@ def _evolved(case: Case, name: str) -> Lines:
             }
         )
     lines = {NETWORKS: networks}
-    if name == RECIPE:
+    if name in RECIPES:
         lines["rounds"] = [_round(metrics) for metrics in result.history]
+        folder = case.folder / "runs" / name
+        lines["recipes"] = recipes.coefficients(folder)
+        lines["curves"] = recipes.generations(folder, len(result.history))
     elif name in PLOTTED:
         lines["curves"] = [_generation(metrics, name in RATED) for metrics in result.history]
     return lines

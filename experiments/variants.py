@@ -1,6 +1,6 @@
 """What is compared: keywords of `deevo.evolve` that change one thing, with the question asked.
 
-All variants search weights but `coefficients`, which is the other search as it stands.
+All variants search weights but `RECIPES`, which are the other search as it stands.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ TO_PBEST, RAND_1, TRIG = difference_pool()
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: options of `deevo.evolve`, and the question they answer."""
+    """What differs from the default: options of `deevo.evolve`, and the question they answer.
+
+    members: how many of the population's, the first ones.
+    """
 
     name: str
     question: str
     options: dict[str, Any] = field(default_factory=dict)
+    members: int = 12
 
+
+_RECIPE = dict(search="coefficients", passes=1_300_000)
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("paper", "the authors' last programs", dict(preset="paper")),
         Variant("default", "what this table supports"),
-        Variant(
-            "coefficients",
-            "a recipe in place of weights",
-            dict(search="coefficients", passes=1_300_000),
-        ),
+        Variant("coefficients", "a recipe in place of weights", _RECIPE),
+        Variant("coefficients-8", "how many members does it take?", _RECIPE, members=8),
+        Variant("coefficients-4", "fewer still", _RECIPE, members=4),
         Variant("no-soups", "does it matter that soups are members?", dict(inject_soups=False)),
         Variant(
             "paper-soups",
@@ -98,5 +102,6 @@ PEERS = ("random-soups",)
 # The variants whose generations are kept for the plot of diversity, which has room for a few, and
 # those whose successes by strategy are kept too.
 DEFAULT, PAPER, RECIPE = "default", "paper", "coefficients"
+RECIPES = (RECIPE, "coefficients-8", "coefficients-4")
 PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 RATED = (PAPER, DEFAULT)
