@@ -23,9 +23,9 @@ Lines = dict[str, list[Line]]
 _KEYS = {
     "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
     "curves": ("setting", "variant", "population"),
+    "functions": ("year", "function", "evaluations"),
     "linearity": ("setting", "population"),
     "metrics": ("setting", "population", "kind", "metric"),
-    "functions": ("year", "function", "evaluations"),
     "policies": ("setting", "population", "policy"),
     "recipes": ("setting", "variant", "population"),
     "rounds": ("setting", "variant", "population"),
