@@ -119,7 +119,7 @@ class SparseMutations(Rival):
     waves are children of the greedy soup. The parent is scored in each wave.
     """
 
-    SIGMA = 1.0  # in units of the spread
+    SIGMA = 0.5  # in units of the spread
 
     def __init__(self, start: Start, iterated: bool) -> None:
         super().__init__(start)
