@@ -24,6 +24,7 @@ from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 from deevo_ext.runs.evolve import Result, evolve
 from deevo_ext.runs.merge import Merged, merge
+from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.replay import replay
 from deevo_ext.runs.run import Evolution
 from deevo_ext.search.configuration import PRESETS, Configuration
@@ -40,17 +41,21 @@ __all__ = [
     "Configuration",
     "DeevoError",
     "DifferentialEvolution",
+    "EvaluationOptions",
     "Evaluator",
     "Evolution",
     "Fitness",
+    "FitnessOptions",
     "ImageSet",
     "LabelledImages",
     "Losses",
+    "MemberOptions",
     "Merged",
     "Metric",
     "Population",
     "PopulationForward",
     "Result",
+    "RunOptions",
     "Strategy",
     "Trials",
     "__version__",

@@ -17,6 +17,7 @@ from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.scoring import Scoring
+from deevo_ext.progress import progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import GenerationRecord
@@ -91,10 +92,8 @@ class Evolution(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last generation."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
-
         total = self.de.configuration.generations
-        with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
+        with progress_bar(total, unit="generation", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording, bar)
             self.new_passes()
