@@ -195,7 +195,7 @@ def compare_on_functions(
 @app.command()
 def report() -> None:
     """Write docs/evidence-tables.md and the plots from the committed records."""
-    from .report import write
+    from .reports import write
 
     write(RECORDS, HERE.parent / "docs")
 
