@@ -173,6 +173,25 @@ def compare_policies(
     _all(jobs, processes)
 
 
+@app.command("functions")
+def compare_on_functions(
+    runs: Annotated[int, typer.Option(min=2)] = 21,
+    evaluations: Annotated[int, typer.Option(min=1000)] = 20_000,
+    processes: Processes = 2,
+) -> None:
+    """Compare presets "shade" and "l-shade" with minionpy's L-SHADE; print tables."""
+    from . import functions
+
+    done = _recorded("functions")
+    jobs = [
+        partial(functions.measure, year, number, runs, evaluations)
+        for year, number in functions.FUNCTIONS
+        if (year, number, evaluations) not in done
+    ]
+    _all(jobs, processes)
+    typer.echo(functions.table(csv_files.read(RECORDS, "functions")))
+
+
 @app.command()
 def report() -> None:
     """Write docs/evidence-tables.md and the plots from the committed records."""

@@ -23,6 +23,7 @@ Lines = dict[str, list[Line]]
 _KEYS = {
     "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
     "curves": ("setting", "variant", "population"),
+    "functions": ("year", "function", "evaluations"),
     "linearity": ("setting", "population"),
     "metrics": ("setting", "population", "kind", "metric"),
     "policies": ("setting", "population", "policy"),

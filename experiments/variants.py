@@ -10,7 +10,18 @@ from typing import Any
 
 from deevo_ext.search.pools import difference_pool, sade_pool, shade_pool, trigonometric
 
+from .rivals import RIVALS
+
 TO_PBEST, RAND_1, TRIG = difference_pool()
+
+
+SADE_2009 = (
+    ("rand/1", "r1 + F*(r2 - r3)", "bin"),
+    ("rand-to-best/2", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)", "bin"),
+    ("rand/2", "r1 + F*(r2 - r3) + F*(r4 - r5)", "bin"),
+    ("current-to-rand/1", "target + U*(r1 - target) + F*(r2 - r3)", "none"),
+)
+"""Qin et al.'s whole pool."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,36 @@ VARIANTS: dict[str, Variant] = {
         ),
         Variant("sade", "SaDE's pool", dict(strategies=sade_pool())),
         Variant(
+            "de-rand-1",
+            "the classic: DE/rand/1/bin with F = 0.5 and CR = 0.9",
+            dict(strategies=[RAND_1], adapt_memories=False, sinusoid="none", f_std=0.0, cr_std=0.0),
+        ),
+        Variant(
+            "sade-2009",
+            "SaDE's four strategies with its F, CR and odds; SHADE's memories",
+            dict(
+                strategies=list(SADE_2009),
+                sinusoid="none",
+                adapt_start=10,
+                **{"f_init": 0.5, "f_std": 0.3, "f_min": -0.4, "f_max": 1.4},
+                **{"cr_init": 0.5, "cr_std": 0.1, "cr_max": 1.0},
+            ),
+        ),
+        Variant(
+            "shade",
+            "SHADE, with an archive of replaced parents",
+            dict(preset="shade", archive_size=14),
+        ),
+        Variant(
+            "l-shade",
+            "L-SHADE: as many passes in more generations of fewer members",
+            dict(
+                preset="l-shade",
+                **{"archive_size": 36, "evaluations": 434},
+                **{"generations": 53, "validate_every": 27},
+            ),
+        ),
+        Variant(
             "archive",
             "differences to replaced parents",
             dict(strategies=[TO_PBEST, *shade_pool(), TRIG], archive_size=12),
@@ -96,8 +137,8 @@ VARIANTS: dict[str, Variant] = {
 # What gradients on the fitness images reach; `experiments.bounds`.
 BOUNDS = ("learned-member", "learned-tensor", "tuned-soup")
 
-# Search without evolution, at the same number of forward passes; `experiments.runs`.
-PEERS = ("random-soups",)
+# Other searches at the same number of forward passes; `experiments.runs` and `experiments.rivals`.
+PEERS = ("random-soups", *RIVALS)
 
 # The variants whose generations are kept for the plot of diversity, which has room for a few, and
 # those whose successes by strategy are kept too.
