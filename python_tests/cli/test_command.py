@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transform = {"resize": 24, "crop": 20, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     (folder / "t.json").write_text(json.dumps(transform))
     options = {
-        "arch": "support.networks:colour_net",
+        "arch": "own_module:net",
         "checkpoints": "c/*.safetensors",
         "data": "tree",
         "transform": "t.json",
@@ -51,6 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "memory": "1GiB",
         "f_init": 0.4,
     }
+    (folder / "own_module.py").write_text("from support.networks import colour_net as net\n")
     (folder / "options.yaml").write_text(yaml.safe_dump(options))
     return folder
 
@@ -67,6 +68,8 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
+    found_in = [folder for folder in sys.path if folder]  # where own_module is not
+    monkeypatch.setattr(sys, "path", list(found_in))
     start = ("evolve", "--config", "options.yaml", "--run-dir", "run", "--rounds", 2)
     code, out, err = run(capsys, *start, "--json", "result.json", "--seed", "3")
     assert code == 0, err
@@ -92,6 +95,8 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     (moved / "journal.jsonl").write_bytes(b"".join(lines[:2]))
     (moved / "evolved.safetensors").unlink()
     monkeypatch.chdir(moved.parent)
+    monkeypatch.setattr(sys, "path", list(found_in))
+    monkeypatch.delitem(sys.modules, "own_module")
     code, out, err = run(capsys, "evolve", "--resume", "moved")
     assert code == 0, err
     assert "moved/evolved.safetensors" in out
