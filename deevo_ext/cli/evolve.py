@@ -249,6 +249,13 @@ def evolve(
             raise typer.Exit()
         write_options(folder, effective)
 
+    kept: list[bool] = []
+
+    def keep(_: dict[str, float]) -> None:  # a run that goes on may have other options than before
+        if not kept:
+            write_options(folder, effective)
+            kept.append(True)
+
     writer = TensorBoard(folder / "tensorboard") if tensorboard else None
     try:
         result = run_evolve(
@@ -257,7 +264,7 @@ def evolve(
             sets.fitness,
             sets.validation,
             sets.test,
-            callbacks=() if writer is None else (writer,),
+            callbacks=(keep,) if writer is None else (keep, writer),
             preliminaries=show,
             **keywords,
         )
@@ -267,7 +274,6 @@ def evolve(
         raise DeevoError(f"{folder} holds a run already; --dry-run needs a new folder")
     if writer is not None:
         writer.close()
-    write_options(folder, effective)  # a run that went on may have had others
     about = {"architecture": network.name, "images": sets.describe()}
     if network.names:
         about["names in checkpoints"] = network.names
