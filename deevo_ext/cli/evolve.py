@@ -279,8 +279,8 @@ def evolve(
         about["names in checkpoints"] = network.names
     write_documents(result.run, result.comparison, about, result.old, network)
     if form != "checkpoint":
-        card = (folder / CARD).read_text(encoding="utf-8")
-        write_model_folder(folder / form, network, result.state_dict, sets.class_names, card)
+        classes, card = sets.class_names, folder / CARD
+        write_model_folder(folder / form, network, result.state_dict, classes, card)
     return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
