@@ -27,6 +27,7 @@ from deevo_ext.data import ImageSets, image_sets
 from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
@@ -341,7 +342,7 @@ def evolve(
         if dry_run:
             raise typer.Exit()
 
-    writer = TensorBoard(out / "tensorboard") if tensorboard else None
+    writer = TensorBoard(out / "tensorboard") if tensorboard and ranks().leads else None
     result = run_evolve(
         network.model,
         files,
@@ -355,6 +356,8 @@ def evolve(
     )
     if dry_run:  # a run folder that has begun shows no preliminaries
         raise DeevoError(f"{out} holds a run already; --dry-run needs a new folder")
+    if not ranks().leads:
+        return
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}

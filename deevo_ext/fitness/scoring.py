@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.shares import share
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.racing import Look, Racing
@@ -56,7 +60,7 @@ class Scoring:
         if not self.races:
             return self._whole(waiting, batch)
         values, self._parents, _ = self._in_parts(waiting, batch, None)
-        return values
+        return ranks().lead(lambda: values)
 
     def trials(self, batch: int) -> tuple[list[float], Race | None]:
         """Returns the fitness of the next generation's trials, and their race if it is one.
@@ -67,7 +71,7 @@ class Scoring:
         if not self.races:
             return self._whole(waiting, batch), None
         values, self._trials, race = self._in_parts(waiting, batch, self.fitness.racing)
-        return values, race
+        return ranks().lead(lambda: (values, race))
 
     def settle(self, generation: Generation) -> None:
         """Makes scores of accepted trials those of the parents that they are now."""
@@ -82,7 +86,28 @@ class Scoring:
             self.parents(batch)
 
     def _whole(self, waiting: Trials, batch: int) -> list[float]:
-        values = [math.inf] * waiting.size
+        """The fitness of all members that are waited for.
+
+        An evaluator shares micro-batches among ranks. Where there is none, members are shared: the
+        fitness of each comes from the rank that evaluated it.
+        """
+        values, group, members = [math.inf] * waiting.size, ranks(), waiting.members
+        if self.fitness.evaluator is not None:
+            self._evaluate(waiting, batch, members, values)
+            return group.lead(lambda: values)
+        own = share(len(members), group.rank, group.count)
+        self._evaluate(waiting, batch, members[own.start : own.stop], values)
+        found = group.gather([values[m] for m in members[own.start : own.stop].tolist()])
+        for member, value in zip(members.tolist(), itertools.chain(*found), strict=True):
+            values[member] = value
+        return values
+
+    def _evaluate(
+        self, waiting: Trials, batch: int, some: torch.Tensor, values: list[float]
+    ) -> None:
+        """Puts the fitness of some members in its places."""
+        if not len(some):  # there are more ranks than members
+            return
         begun: tuple[torch.Tensor, Callable[[], Sequence[float]]] | None = None
 
         def finish() -> None:
@@ -91,12 +116,11 @@ class Scoring:
                     values[member] = _score(float(score), member)
 
         # A chunk is waited for when the next one has begun: a GPU need not wait for the host.
-        for members, rows in waiting.chunks(self.chunk, self.fitness.device):
+        for members, rows in waiting.chunks(self.chunk, self.fitness.device, members=some):
             following = members, self._begin(rows, members, batch)
             finish()
             begun = following
         finish()
-        return values
 
     def _begin(
         self, rows: torch.Tensor, members: torch.Tensor, batch: int
@@ -133,12 +157,8 @@ class Scoring:
             if racing is not None and look < len(looks) - 1:
                 parents = torch.stack([self._parents[m] for m in waiting.members.tolist()])
                 at = Look(racing, parents, end, len(looks) - 1)
-                lost = {
-                    m
-                    for m in racers.tolist()
-                    if at.loses(scores[m], self._parents[m][:end])
-                    or (look == 0 and self._is_its_parent(waiting, m, scores[m]))
-                }
+                drop = functools.partial(self._lost, waiting, racers, at, scores, end, look)
+                lost = ranks().lead(drop)
                 non_finite += sum(not bool(scores[m].isfinite().all()) for m in lost)
                 racers = torch.tensor([m for m in racers.tolist() if m not in lost])
             if not racers.numel():
@@ -149,6 +169,23 @@ class Scoring:
             non_finite += math.isinf(values[member])
         finished = {member: scores[member] for member in racers.tolist()}
         return values, finished, Race(looks[-1], list(seen.values()), non_finite)
+
+    def _lost(
+        self,
+        waiting: Trials,
+        racers: torch.Tensor,
+        at: Look,
+        scores: dict[int, torch.Tensor],
+        end: int,
+        look: int,
+    ) -> set[int]:
+        """The racers that a look drops."""
+        return {
+            m
+            for m in racers.tolist()
+            if at.loses(scores[m], self._parents[m][:end])
+            or (look == 0 and self._is_its_parent(waiting, m, scores[m]))
+        }
 
     def _is_its_parent(self, waiting: Trials, member: int, scores: torch.Tensor) -> bool:
         """Whether a trial is its parent bit for bit, as a population that has converged makes them.

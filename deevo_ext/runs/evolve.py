@@ -17,6 +17,8 @@ from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
+from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.evaluator import Evaluator
@@ -74,6 +76,7 @@ class Result:
     run: RecipeRun | Evolution
 
 
+@joined()
 def evolve(
     model: nn.Module,
     paths: PathLike | Sequence[PathLike],
@@ -256,19 +259,20 @@ def evolve(
         )
     if basin != "ignore":
         class_map_of(expand_paths(paths), basin)
-    population = Population.from_checkpoints(
-        model,
-        paths,
-        dtype=dtype,
-        frozen=frozen,
-        batchnorm=batchnorm,
-        checkpoint_key=checkpoint_key,
-        prefix=prefix,
-        key_map=key_map,
-        ignore=ignore,
-        device=population_device,
-        spare=spare,
-    )
+    with ranks().one_a_node_first():
+        population = Population.from_checkpoints(
+            model,
+            paths,
+            dtype=dtype,
+            frozen=frozen,
+            batchnorm=batchnorm,
+            checkpoint_key=checkpoint_key,
+            prefix=prefix,
+            key_map=key_map,
+            ignore=ignore,
+            device=population_device,
+            spare=spare,
+        )
     images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))

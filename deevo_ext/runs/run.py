@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deevo_ext.arguments import check_arguments
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -25,6 +26,8 @@ from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
+
+_GENERATIONS_A_CHECK = 10  # after so many, ranks compare their members
 
 
 class Evolution(Run):
@@ -102,6 +105,7 @@ class Evolution(Run):
                 self._first()
             while self.de.generation < total:
                 record, generation = self._generation(self.de.generation + 1)
+                self._require_same_population()
                 self._keep(record)
                 self._observe(generation, record, bar)
 
@@ -173,14 +177,21 @@ class Evolution(Run):
         )
         return record, generation
 
+    def _require_same_population(self) -> None:
+        """Raises RankError, from time to time, where ranks hold other members than rank 0."""
+        last = self.de.generation == self.de.configuration.generations
+        if ranks().count > 1 and (last or self.de.generation % _GENERATIONS_A_CHECK == 0):
+            ranks().require_same(f"generation {self.de.generation}", checksums_of(self.de))
+
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs and the engines that are new."""
-        return GenerationRecord(
+        """Makes a generation's record, with its costs and the engines that are new: rank 0's."""
+        own = GenerationRecord(
             **values,
             engines=self.new_engines(),
             forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
+        return ranks().lead(lambda: own)
 
     def _keep(self, record: GenerationRecord) -> None:
         self.keep(record)
@@ -214,3 +225,15 @@ class Evolution(Run):
             f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}, "
             f"{rate:,.0f} member-images/s{saved}"
         )
+
+
+def checksums_of(de: DifferentialEvolution) -> dict[str, str]:
+    """Returns a text by member that differs where its weights or its fitness do.
+
+    The sum of the bits of all weights as whole numbers: any one that differs shows.
+    """
+    rows = de.population.rows
+    whole = torch.int32 if rows.dtype == torch.float32 else torch.int16
+    sums = rows.view(whole).sum(dim=1, dtype=torch.int64).tolist()
+    each = zip(sums, de.fitness.tolist(), strict=True)
+    return {f"member {i}": f"{total} {value.hex()}" for i, (total, value) in enumerate(each)}
