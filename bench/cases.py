@@ -24,7 +24,7 @@ NETWORKS = ("resnet8", "resnet20", "resnet18", "resnet50")
 ALL = 0
 """Threads: as many as there are usable cores."""
 
-OPERATORS = tuple(backends.NAMES)
+OPERATORS = tuple(backends.DEVICES)
 DE_PEERS = (
     "torch-loop", "torch-vectorised", "torch-compile", "evox-de", "evox-jade", "evox-shade",
     "evosax-de",
@@ -43,7 +43,7 @@ _WORDS = {
     "tens": tuple(str(10**power) for power in range(4, 9)),
     "twos": tuple(str(2**power) for power in range(3, 10)),
     "operators": OPERATORS,
-    "no-cuda": ("reference", "cpu", "triton"),
+    "no-cuda": tuple(name for name in OPERATORS if name != "cuda"),
     "networks": (*ENGINES, *FORWARD_PEERS),
     "ways": PROBES,
     "anyone": (*OPERATORS, *DE_PEERS),
@@ -69,7 +69,8 @@ CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
 _CASES = """
 case         module      axes           backends     what
 copy         limits      threads        cpu,cuda     the machine's copy bandwidth
-matmul       limits      dtype,threads  cpu,cuda     the machine's rate of matrix products
+peak         limits      dtype,threads  cpu          the CPU's rate of multiply-adds in registers
+matmul       limits      dtype,threads  cpu,cuda     the rate of torch's products of matrices
 plan         operators   numbers        operators    strategies, F, CR and parents of a generation
 tell         operators   numbers        operators    selection and adaptation of a generation
 plan+tell    operators   numbers        operators    both, one after the other
@@ -87,6 +88,7 @@ compose      recipes     weights        operators    rows of 8 recipes, from the
 linear_scores recipes    classes       no-cuda      losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
+ranks        evolve      runs           fused        the same by two ranks, of so many threads each
 layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
 round        probes      runs           ways         a round's probes, which share prefixes
@@ -98,6 +100,7 @@ feed         cache       fed            fused        losses on images from a cac
 _STANDARD = """
 cases          reps  threads  isa            np         dtype    backend              size
 copy           15    all,1    best           1          float32  cpu                  -
+peak           15    all,1    best           1          two      cpu                  -
 matmul         9     all,1    best           1          two      cpu                  -
 tables         300   all      best           20,50,100  float64  cpu                  -
 on-weights     15    all      best           20         each     cpu                  resnet18
@@ -122,6 +125,7 @@ scaling        7     all      best           twos       float32  cpu            
 evolve         5     all      best           12         float32  fused,eager          resnet8
 evolve         5     all      best           12         float32  fused                resnet18
 racing         5     all      best           12         float32  fused                resnet8
+evolve,ranks   5     1        best           12         float32  fused                resnet8
 layers         7     1        best           1          float32  fused                resnet50
 forward        7     all      best           8          two      fused,eager,compile  resnet18
 forward        5     all      best           8          float32  channels-last,vmap   resnet18
@@ -137,7 +141,7 @@ feed           9     all      best           2          float32  fused          
 # What --quick measures.
 _QUICK = """
 cases             reps  threads  isa   np  dtype    backend      size
-copy,matmul,head  5     all      best  1   float32  cpu          -
+copy,peak,matmul,head  5     all      best  1   float32  cpu          -
 tables            100   all      best  20  float64  cpu          -
 on-weights        5     all      best  20  float32  cpu          resnet8
 compose           5     all      best  4   float32  cpu          resnet8
@@ -146,6 +150,7 @@ step              100   all      best  20  float32  cpu          30
 memory            1     all      best  8   float32  cpu          resnet8
 scaling           5     all      best  8   float32  cpu          3000,30000
 evolve,racing     5     all      best  6   float32  fused        resnet8
+ranks             5     1        best  6   float32  fused        resnet8
 layers            5     1        best  1   float32  fused        resnet8
 forward           5     all      best  2   float32  fused,eager  resnet8
 round             3     all      best  3   float32  fused        resnet8

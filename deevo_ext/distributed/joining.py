@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from deevo_ext.distributed.connection import Connection
 from deevo_ext.distributed.ranks import Ranks, active, ranks
@@ -91,7 +92,12 @@ def _connected(timeout: float) -> Connection:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
-            dist.init_process_group("gloo", timeout=limit)
+            store, rank, count = next(rendezvous("env://", timeout=limit))
+            # torchrun keeps its store when it starts ranks again: what the last ones left there,
+            # addresses among it, would be taken for the new ones'.
+            start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {count}"
+            store = PrefixStore(f"deevo/{start}", store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
         store = distributed_c10d._get_default_store()
         # Its own, with its own timeout, whatever backend and timeout the process group has.
         group = dist.new_group(backend="gloo", timeout=limit)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 _OUTCOME, _NUMBER = 4, 8  # bytes of an image's outcome or a logit, and of a fitness
 # What a message has beside its numbers: an array's header, a rank's list.
-_OVERHEAD = 512
-_VIRTUAL = 60_000  # bytes of what one virtual evolution did, generation by generation
+_OVERHEAD = 256
+_VIRTUAL = 320_000  # bytes of what one virtual evolution did, generation by generation
 _RIDGES, _FOLDS, _WAVES, _PROPOSALS = 27, 5, 2, 24
 
 
@@ -52,10 +52,9 @@ def of_generation(sizes: Sizes, ranks: int, weight: int = 4) -> Scaling:
     weight: bytes of one. Each image's outcome is gathered, so that races and metrics of whole sets
     have it; D is not in it.
     """
-    exchanges = -(-sizes.members // sizes.chunk)
-    units = sizes.chunk * -(-sizes.images // sizes.micro_batch)
+    units = sizes.members * -(-sizes.images // sizes.micro_batch)
     outcomes = _OUTCOME * sizes.members * sizes.images
-    overhead = (3 * exchanges * ranks + 2) * _OVERHEAD + _NUMBER * sizes.members
+    overhead = (2 * ranks + 2) * _OVERHEAD + _NUMBER * sizes.members
     # Two rows that are made while two are evaluated.
     rows = sizes.members + 2 * sizes.chunk
     return Scaling(
@@ -84,7 +83,7 @@ def of_round(sizes: Sizes, ranks: int, weight: int = 4) -> Scaling:
     together = min(64, probes)
     exchanges = -(-probes // together) + _PROPOSALS + 8
     units = together * -(-sizes.images // sizes.micro_batch)
-    gathered = model + proved + statistics + 3 * exchanges * ranks * _OVERHEAD
+    gathered = model + proved + statistics + 2 * exchanges * ranks * _OVERHEAD
     held = _OUTCOME * directions * sizes.images * columns
     return Scaling(
         _of_others(gathered, ranks) + (led if ranks > 1 else 0),

@@ -45,7 +45,8 @@ class Run(ABC):
 
     population: as it was read. configuration, seed: of the differential evolution. state: its
     candidates. history: the metrics of each generation or round. chosen: what was returned; None
-    before the end. forward_passes, seconds: of the whole run, resumed parts included;
+    before the end. traffic: bytes that rank 0 received, where there are several; forward_passes,
+    seconds: of the whole run, resumed parts included;
     initial_forward_passes, initial_seconds: those of the initial candidates.
     """
 
@@ -74,7 +75,7 @@ class Run(ABC):
         self.history: list[dict[str, float]] = []
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
-        self._passes_before = 0
+        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
         self._engines: list[dict[str, Any]] | None = None
         self._journal = journal
         self._metrics: MetricsFile | None = None
@@ -206,10 +207,16 @@ class Run(ABC):
         before, self._passes_before = self._passes_before, self.passes()
         return self._passes_before - before
 
+    def new_traffic(self) -> int | None:
+        """Bytes that this rank received since this was asked last; None where it is alone."""
+        before, self._traffic_before = self._traffic_before, ranks().traffic
+        return self._traffic_before - before if ranks().count > 1 else None
+
     def account(self, record: GenerationRecord | RoundRecord) -> None:
         """Adds a record's costs."""
         self.forward_passes += record.forward_passes
         self.seconds += record.seconds
+        self.traffic += record.traffic or 0
         if isinstance(record, GenerationRecord) and record.generation == 0:
             self.initial_forward_passes = self.forward_passes
             self.initial_seconds = self.seconds

@@ -237,7 +237,7 @@ def seconds_of(text: str) -> float:
     compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
     total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(part, compact))
     if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
-        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"')
+        raise DeevoError(f'seconds is {text!r}; expected a duration such as "8h" or "1h30m"')
     return total
 
 

@@ -18,6 +18,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
+from deevo_ext.progress import progress_bar
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.directions import directed
@@ -161,9 +162,7 @@ class RecipeRun(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last round."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
-
-        with tqdm(total=self.budget.rounds, disable=not self.progress, unit="round") as bar:
+        with progress_bar(self.budget.rounds, unit="round", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording, bar)
             self.new_passes()
@@ -217,6 +216,7 @@ class RecipeRun(Run):
         own = replace(
             record,
             engines=self.new_engines(),
+            traffic=self.new_traffic(),
             forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
@@ -344,6 +344,7 @@ class RecipeRun(Run):
             "left_out": float(len(record.left_out)),
             "validation/recipe": math.nan if record.score is None else shown(record.score),
             **virtual_files.summary(self.virtual[-1], strategies),
+            "traffic": float(record.traffic or 0),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),
             "seconds": self.seconds,

@@ -18,6 +18,7 @@ from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.scoring import Scoring
+from deevo_ext.progress import progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import GenerationRecord
@@ -94,10 +95,8 @@ class Evolution(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last generation."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
-
         total = self.de.configuration.generations
-        with tqdm(total=total, disable=not self.progress, unit="generation") as bar:
+        with progress_bar(total, unit="generation", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording, bar)
             self.new_passes()
@@ -188,6 +187,7 @@ class Evolution(Run):
         own = GenerationRecord(
             **values,
             engines=self.new_engines(),
+            traffic=self.new_traffic(),
             forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
@@ -211,6 +211,7 @@ class Evolution(Run):
             metrics["racing/images"] = sum(race.images) / (race.of * len(race.images))
             metrics["racing/dropped"] = float(sum(n < race.of for n in race.images))
             saved = f", {metrics['racing/images']:.0%} evaluated"
+        metrics["traffic"] = float(record.traffic or 0)
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         candidates = {} if record.validation is None else record.validation.candidates

@@ -10,7 +10,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -21,6 +21,7 @@ from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
 from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.generation import Generation
+from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.row_source import RowSource
 from deevo_ext.search.trials import Trials
 
@@ -53,7 +54,7 @@ class DifferentialEvolution:
         *,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
-        **parameters: Any,
+        **parameters: Unpack[Parameters],
     ) -> None:
         check_arguments(DifferentialEvolution.__init__, locals())
         configuration = configure(preset, **parameters)

@@ -157,7 +157,7 @@ def test_command_prints_the_report(arguments, tmp_path):
 
 
 def test_json_is_the_same_report(tmp_path, report):
-    result = python("-m", "deevo_ext", "info", "--json", cwd=tmp_path)
+    result = python("-m", "deevo_ext", "info", "--json", "-", cwd=tmp_path)
     printed = json.loads(result.stdout)
     assert printed["packages"] == report["packages"]
     assert printed["extension"] == report["extension"]

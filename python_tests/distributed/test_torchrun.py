@@ -29,9 +29,10 @@ def killed(self, number):
         os.kill(os.getpid(), signal.SIGKILL)
     return generation(self, number)
 
-if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
-    Evolution._generation = killed
-main(sys.argv[1:])
+if __name__ == "__main__":  # not in the processes that read pictures
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        Evolution._generation = killed
+    main(sys.argv[1:])
 """
 
 

@@ -166,5 +166,5 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["8", "h", "-1h", "0s", "eight", "1h30", ""])
 def test_what_is_no_duration_is_named(text: str) -> None:
-    with pytest.raises(deevo.DeevoError, match="time is"):
+    with pytest.raises(deevo.DeevoError, match="seconds is"):
         seconds_of(text)

@@ -89,10 +89,10 @@ def test_j_rand_is_drawn_among_weights_or_genes(weights: int, genes: int, expect
     [
         ({"lower": 0.5}, "lower is 0.5; expected None or a number in"),
         ({"upper": -1.0}, "upper is -1.0; expected None or a number in"),
-        ({"upper": math.nan}, "upper is nan; expected None or a number in"),
+        ({"upper": math.nan}, "upper is nan, of type float; expected a number or None"),
         ({"population_min": 3}, "population_min is 3; expected 0"),
         ({"crossover_unit": "layer"}, "crossover_unit is 'layer'; expected one of weight, channel"),
-        ({"j_rand": 1}, "j_rand is 1; expected True or False"),
+        ({"j_rand": 1}, "j_rand is 1, of type int; expected True or False"),
     ],
 )
 def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:

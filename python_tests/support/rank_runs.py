@@ -182,7 +182,7 @@ def traffic_of_a_generation() -> tuple[Sizes, int]:
 def traffic_of_a_round() -> tuple[Sizes, int]:
     """Likewise, of a round."""
     members = population(5, batchnorm="recalibrate")
-    some = images(3000, 1)
+    some = images(3600, 1)  # 300 make the model, as many choose, 2,400 test
     evaluator = Evaluator(
         Net(), members, micro_batch=32, calibration=some.slice(0, 100), engine="eager"
     )
@@ -191,7 +191,7 @@ def traffic_of_a_round() -> tuple[Sizes, int]:
         Probing(ProbeForward(evaluator), blocks, 0.3, 4),
         some,
         Metric("loss"),
-        1500,
+        300,
         configure("sa-shade-tri-ensin", generations=300),
         0,
     )
@@ -199,4 +199,4 @@ def traffic_of_a_round() -> tuple[Sizes, int]:
         rounds.run(uniform(len(blocks), 5, range(5)), 1, 1.0)
         received = ranks().traffic
     statistics = members.statistics_layout.dim
-    return Sizes(members.dim, statistics, 3, 5, 1500, 32, 4, len(blocks)), received
+    return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received
