@@ -37,3 +37,16 @@ def progress_bar(total: int | None = None, *, unit: str, shown: bool = True) -> 
             super().close()
 
     return Lines(total=total, unit=unit, ncols=0)
+
+
+def begin_at(bar: Any, done: int) -> None:
+    """Makes a bar begin at so many steps, which count for neither speed nor time left."""
+    bar.initial = bar.n = bar.last_print_n = done
+    bar.start_t = bar.last_print_t = time.time()
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, above a bar that is drawn there."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(text, file=sys.stderr)

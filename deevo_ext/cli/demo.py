@@ -17,7 +17,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.small_vgg import SmallVGG
 from deevo_ext.progress import progress_bar
 from deevo_ext.reports.card import CARD, HEAT_MAP, REPORT, write_documents
-from deevo_ext.reports.plots import plot_changes
+from deevo_ext.reports.pictures import plot_changes
 from deevo_ext.runs.comparison import Comparison, Measured
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.folder import EVOLVED

@@ -269,7 +269,7 @@ def evolve(
     about = {"architecture": network.name, "images": sets.describe()}
     if network.names:
         about["names in checkpoints"] = network.names
-    write_documents(result.run, result.comparison, about, result.old)
+    write_documents(result.run, result.comparison, about, result.old, network)
     if form != "checkpoint":
         card = (folder / CARD).read_text(encoding="utf-8")
         write_model_folder(folder / form, network, result.state_dict, sets.class_names, card)

@@ -1,6 +1,5 @@
 """Values of options that are texts on the command line and something else for the library."""
 
-import importlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import yaml
 from deevo_ext.data.class_maps import ClassMap
 from deevo_ext.data.classes import ClassOrder, class_order_of
 from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_named
 from deevo_ext.networks.blocks import UNITS
 from deevo_ext.runs.preflight import seconds_of
 from deevo_ext.search.pools import POOLS
@@ -36,19 +36,6 @@ def class_order_shown(
     elif own is not None:
         own.require_same(order, action)
     return order
-
-
-def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names, for an option."""
-    module, _, attribute = name.partition(":")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise DeevoError(
-            f"{option} is {name!r}, which cannot be had: {error}; expected "
-            "package.module:function, importable from here"
-        ) from None
-    return function
 
 
 def count_of(name: str, *words: str) -> Callable[[str], Any]:
@@ -155,7 +142,7 @@ class Text:
 
 
 def _named(option: str) -> Callable[[str], Any]:
-    return lambda text: function_of(text, option) if ":" in text else text
+    return lambda text: import_named(text, option) if ":" in text else text
 
 
 TEXTS = {

@@ -242,7 +242,7 @@ class RunOptions:
     seed: int = option(0, "the seed of the evolution and of the fitness batches", least=0)
     preset: str = option(
         "sa-shade-tri-ensin",
-        'the parameters to begin with, "sa-shade-tri-ensin" or "paper"',
+        'the parameters to begin with, "sa-shade-tri-ensin", "paper", "shade" or "l-shade"',
         choices=PRESETS,
     )
     run_dir: str | Path | None = option(

@@ -17,7 +17,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
 from deevo_ext.options import check_options, documented, nearest, option
 from deevo_ext.search.parameters import Parameters
-from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
+from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of, shade_pool
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
@@ -185,10 +185,19 @@ class Configuration:
     upper: float | None = option(None, "the bound above 0 of the same weights, likewise")
     population_min: int = option(
         0,
-        "the number of members left after the last generation by a linear reduction, in which the"
-        " worst go first; at 0, as in D/E, all stay",
+        "the number of members left in the end by a linear reduction, in which the worst go first; "
+        "at 0, as in D/E, all stay",
         "L-SHADE",
         within=(0, 10**6),
+    )
+    evaluations: int = option(
+        0,
+        "the number of evaluations in which that reduction comes to its end, the parents' first "
+        "scores included; the archive shrinks in proportion. At 0 generations are its clock, the "
+        "last one its end, and the archive keeps its size: the population is then large for longer "
+        "and has fewer generations for as many evaluations",
+        "L-SHADE",
+        within=(0, 2**53),
     )
 
     def __post_init__(self) -> None:
@@ -200,10 +209,17 @@ class Configuration:
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
                 f"{max(self.members_needed, 4)}, which the strategies need"
             )
+        if self.evaluations and not self.population_min:
+            raise DeevoError(
+                f"evaluations is {self.evaluations} without population_min; they are the clock of "
+                "the population's reduction: give the number of members to be left, too (L-SHADE: "
+                "4), or limit a run by generations"
+            )
         uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
         if uses_archive and self.archive_size == 0:
             raise DeevoError(
-                "a strategy names archive, but archive_size is 0; give a size (SHADE: NP)"
+                "a strategy names archive, but archive_size is 0; give its number of rows, each as "
+                "large as a member (SHADE: as many as members; L-SHADE: 2.6 times as many)"
             )
         compile_pool(self.strategies)
 
@@ -240,6 +256,7 @@ class Configuration:
             Setting.ARCHIVE_CAPACITY: self.archive_size,
             Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
             Setting.GENES: genes,
+            Setting.ARCHIVE_SHRINKS: self.evaluations > 0,
         }
         values = [
             float(others[setting] if setting in others else getattr(self, setting.name.lower()))
@@ -270,6 +287,24 @@ class Configuration:
         return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
 
 
+# SHADE 1.1 with the constants that L-SHADE has; only a trial that is better replaces its parent.
+_SHADE: dict[str, Any] = {
+    "strategies": shade_pool(),
+    "sinusoid": "none",
+    "memory_size": 6,
+    "f_distribution": "cauchy",
+    "f_init": 0.5,
+    "f_std": 0.1,
+    "f_min": 0.0,
+    "f_max": 1.0,
+    "cr_init": 0.5,
+    "cr_std": 0.1,
+    "cr_max": 1.0,
+    "pbest_min": 0.11,
+    "pbest_max": 0.11,
+    "j_rand": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
     # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
@@ -286,6 +321,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sinusoid_1_frequency": 0.1,
         "best_excludes_target": True,
     },
+    "shade": _SHADE,
+    "l-shade": {**_SHADE, "population_min": 4},
 }
 
 
@@ -299,5 +336,11 @@ def configure(preset: str | Configuration, **changes: Unpack[Parameters]) -> Con
     known = {part.name for part in fields(Configuration)}
     for name in changes.keys() - known:
         raise DeevoError(f"unknown parameter {name!r}; the nearest is {nearest(name, known)!r}")
-    start = preset if isinstance(preset, Configuration) else Configuration(**PRESETS[preset])
-    return replace(start, **changes)  # type: ignore[arg-type]  # strategies in any form
+    if isinstance(preset, Configuration):
+        return replace(preset, **changes)  # type: ignore[arg-type]  # strategies in any form
+    if preset == "l-shade" and "evaluations" not in changes:
+        raise DeevoError(
+            'preset "l-shade" shrinks the population as evaluations are spent; give their number '
+            "as evaluations"
+        )
+    return Configuration(**{**PRESETS[preset], **changes})

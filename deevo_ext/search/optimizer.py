@@ -32,9 +32,9 @@ class DifferentialEvolution:
     """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
 
     population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin",
-    "paper" or a whole `Configuration`. seed: 0..2^63-1. callbacks: called with a generation's
-    metrics (dict of floats) after each `tell` of trials. parameters: fields of `Configuration` in
-    place of the preset's, each documented there with its source.
+    "paper", "shade", "l-shade" or a whole `Configuration`. seed: 0..2^63-1. callbacks: called with
+    a generation's metrics (dict of floats) after each `tell` of trials. parameters: fields of
+    `Configuration` in place of the preset's, each documented there with its source.
 
         de = DifferentialEvolution(population, generations=100)
         trials = de.ask()                        # first the parents themselves: they need scores
@@ -69,6 +69,11 @@ class DifferentialEvolution:
             raise DeevoError(
                 f"population_min is {configuration.population_min}, above the population's "
                 f"{population.size} members; expected at most that"
+            )
+        if 0 < configuration.evaluations < population.size:
+            raise DeevoError(
+                f"evaluations is {configuration.evaluations}, fewer than the population's "
+                f"{population.size} members, whose first scores count; expected more"
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")

@@ -45,3 +45,4 @@ class Parameters(TypedDict, total=False):
     lower: float | None
     upper: float | None
     population_min: int
+    evaluations: int

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import deevo_ext
 from deevo_ext.cli import app, main
-from deevo_ext.cli.parameters import function_of, keywords_of
+from deevo_ext.cli.parameters import keywords_of
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
@@ -77,13 +77,6 @@ def test_the_help_begins_with_an_example_and_the_ten_options_that_people_use(
     first = out[example : out.index(headings[1])]
     assert len(re.findall(r"^│ [ *] +--\w", first, re.M)) == 10 + 1  # and --help
     assert "[default: 12]" in first and "greedy soup: Wortsman et al. 2022" in out
-
-
-def test_functions_are_found_by_name() -> None:
-    assert function_of("torch.nn.functional:cross_entropy") is torch.nn.functional.cross_entropy
-    for name in ("no.such.module:f", "torch:nothing_here"):
-        with pytest.raises(deevo_ext.DeevoError, match="which cannot be had"):
-            function_of(name)
 
 
 @pytest.fixture(scope="module")
