@@ -91,10 +91,19 @@ def runs_of(folder: Path, checkpoints: Path, plain: Path) -> dict[str, Callable[
         ),
         "function": lambda: function_run(folder / "function"),
         "few": lambda: recipe_run(checkpoints, folder / "few", count=150, by_folds=True, rounds=1),
+        # Their probes share what lies before their blocks, in micro-batches and in groups.
         "rounds": lambda: recipe_run(
-            plain, folder / "rounds", PlainNet, batchnorm="evolve", count=2100, rounds=1
+            plain,
+            folder / "rounds",
+            PlainNet,
+            batchnorm="evolve",
+            count=2100,
+            rounds=1,
+            engine="fused",
         ),
-        "groups": lambda: recipe_run(checkpoints, folder / "groups", count=2300, rounds=1),
+        "groups": lambda: recipe_run(
+            checkpoints, folder / "groups", count=2300, rounds=1, engine="auto"
+        ),
     }
 
 
