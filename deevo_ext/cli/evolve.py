@@ -31,6 +31,7 @@ from deevo_ext.data import ImageSets, image_sets
 from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.zoo import architecture, check_fit
@@ -207,24 +208,25 @@ def evolve(
         "progress": settled.run.progress,
     }
     sets: ImageSets | NewKind
-    if adapt is None:
-        sets = image_sets(
-            data,
-            pixels,
-            cache=cache,
-            train_images=train_images or None,
-            fitness=fitness,
-            validation=validation,
-            test=test,
-            labels=labels,
-            **opening,
-        )
-    else:
-        sets = new_kind(
-            adapt, pixels, by_folds=FEW, test=test, cache=cache, labels=labels, **opening
-        )
-    if old is not None:
-        keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
+    with ranks().one_a_node_first():
+        if adapt is None:
+            sets = image_sets(
+                data,
+                pixels,
+                cache=cache,
+                train_images=train_images or None,
+                fitness=fitness,
+                validation=validation,
+                test=test,
+                labels=labels,
+                **opening,
+            )
+        else:
+            sets = new_kind(
+                adapt, pixels, by_folds=FEW, test=test, cache=cache, labels=labels, **opening
+            )
+        if old is not None:
+            keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
     check_fit(network, sets.fitness, sets.class_names)
     log.info(
         "%s\n%s checkpoints: engines are timed and every member is scored, which takes minutes "
@@ -247,16 +249,17 @@ def evolve(
             require_basin(preflight.basin)
         if dry_run:
             raise typer.Exit()
-        write_options(folder, effective)
+        if ranks().leads:
+            write_options(folder, effective)
 
     kept: list[bool] = []
 
     def keep(_: dict[str, float]) -> None:  # a run that goes on may have other options than before
-        if not kept:
+        if not kept and ranks().leads:
             write_options(folder, effective)
             kept.append(True)
 
-    writer = TensorBoard(folder / "tensorboard") if tensorboard else None
+    writer = TensorBoard(folder / "tensorboard") if tensorboard and ranks().leads else None
     try:
         result = run_evolve(
             network.model,
@@ -272,6 +275,8 @@ def evolve(
         return {"preliminaries": shown}
     if dry_run:  # a run folder that has begun shows no preliminaries
         raise DeevoError(f"{folder} holds a run already; --dry-run needs a new folder")
+    if not ranks().leads:
+        return {}
     if writer is not None:
         writer.close()
     about = {"architecture": network.name, "images": sets.describe()}
