@@ -32,7 +32,7 @@ def finish(job: Job, row: Row) -> Row:
     """Adds what follows from times, bytes and FLOP.
 
     limit_s: `bytes` at the copy bandwidth, the run's where the row has none of its own; ratio:
-    median_s / limit_s; flop_limit_s: `flops` at the rate of a matrix product; of_limit: the slower
+    median_s / limit_s; flop_limit_s: `flops` at the device's highest rate; of_limit: the slower
     of the two as a share of median_s, 1 being what the machine can do; bound: which one that is.
     """
     if "median_s" not in row:
@@ -51,7 +51,7 @@ def finish(job: Job, row: Row) -> Row:
     bound, slower = "memory", row["limit_s"]
     if row.get("flops"):
         row["flops_per_s"] = row["flops"] / median
-        if job.case == "matmul":
+        if job.case == "peak" or (job.case, job.device) == ("matmul", "cuda"):
             rate = row["flops_per_s"]
         else:
             # CPUs compute float16 in float32, and torch's own float16 product there is a slow one.
@@ -73,8 +73,8 @@ def spread(row: Row) -> float:
 def mark_ties(rows: list[Row]) -> None:
     """Names, in each row's `ties`, the alternatives that its variation does not tell it from.
 
-    Alternatives are sorted by median; two neighbours are a tie where their medians differ by less
-    than the wider p20-p80 range of the two.
+    Alternatives are sorted by median; two neighbours are a tie where their ranges from p20 to p80
+    overlap.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -84,8 +84,7 @@ def mark_ties(rows: list[Row]) -> None:
     for group in groups.values():
         group.sort(key=lambda row: row["median_s"])
         for a, b in pairwise(group):
-            wider = max(one["p80_s"] - one["p20_s"] for one in (a, b))
-            if b["median_s"] - a["median_s"] < wider:
+            if b["p20_s"] < a["p80_s"]:
                 a.setdefault("ties", []).append(_name(b))
                 b.setdefault("ties", []).append(_name(a))
 

@@ -9,6 +9,7 @@ Importing registers the operators `torch.ops.deevo.plan`, `trials`, `tell` and `
 GPU, driver or compiler.
 """
 
+from deevo_ext import backends as _backends
 from deevo_ext import ops as _ops  # noqa: F401  (registers torch.ops.deevo)
 from deevo_ext._version import __version__
 from deevo_ext.data.cached import CachedImages
@@ -23,12 +24,15 @@ from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
 from deevo_ext.runs.evolve import Result, evolve
 from deevo_ext.runs.merge import Merged, merge
+from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.replay import replay
 from deevo_ext.runs.run import Evolution
 from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.strategies import Strategy
 from deevo_ext.search.trials import Trials
+
+_backends.run_backend_file()
 
 __all__ = [
     "PRESETS",
@@ -37,17 +41,21 @@ __all__ = [
     "Configuration",
     "DeevoError",
     "DifferentialEvolution",
+    "EvaluationOptions",
     "Evaluator",
     "Evolution",
     "Fitness",
+    "FitnessOptions",
     "ImageSet",
     "LabelledImages",
     "Losses",
+    "MemberOptions",
     "Merged",
     "Metric",
     "Population",
     "PopulationForward",
     "Result",
+    "RunOptions",
     "Strategy",
     "Trials",
     "__version__",
