@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from deevo_ext.ops.library import BoundOperator
+
 
 class Device:
     """What happened: captures and replays, and how long a call takes, in milliseconds.
@@ -31,6 +33,7 @@ class Device:
         self.fails = False
         self.current = Stream("main")
         self.clock = 0.0
+        self.noting: Graph | None = None
 
 
 class Stream:
@@ -109,11 +112,21 @@ def host_graphs() -> Iterator[Device]:
         if device.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         device.captures += 1
+        device.noting = graph
         with _Noting(graph):
             yield
+        device.noting = None
         # What the capture computed is not there: only replays compute.
         for *_, result in graph.calls:
             tree_map(lambda t: t.fill_(7) if isinstance(t, Tensor) else t, result)
+
+    call = BoundOperator.__call__
+
+    def called(self: BoundOperator, **replacements: Any) -> None:
+        """Torch's dispatcher does not see these calls."""
+        call(self, **replacements)
+        if device.noting is not None:
+            device.noting.calls.append((call, (self,), replacements, None))
 
     @contextlib.contextmanager
     def on(stream: Stream) -> Iterator[None]:
@@ -134,6 +147,7 @@ def host_graphs() -> Iterator[Device]:
             ("synchronize", lambda: None),
         ):
             patch.setattr(torch.cuda, name, fake)
+        patch.setattr(BoundOperator, "__call__", called)
         patch.setattr(Tensor, "record_stream", lambda self, stream: None)
         yield device
     finally:
