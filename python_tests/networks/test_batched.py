@@ -22,7 +22,7 @@ from deevo_ext.backends import native
 from deevo_ext.networks.batched import runner as batched_runner
 from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import EngineTable
-from deevo_ext.networks.execution.cuda_graphs import _OFTEN
+from deevo_ext.networks.execution.cuda_graphs import OFTEN
 from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Convolution
@@ -76,7 +76,7 @@ def against_eager(name: str, precision: str, device: str) -> PopulationForward:
     assert torch.equal(alone.losses, losses[2:, 2:]) and torch.equal(alone.ranks, ranks[2:, 2:])
     company = forward(given[[2, 0]], raw[:2], labels[:2])
     assert torch.equal(company.losses, losses[[2, 0], :2])
-    for _ in range(2 * _OFTEN if device == "cuda" else 0):  # by graphs at last
+    for _ in range(2 * OFTEN if device == "cuda" else 0):  # by graphs at last
         assert torch.equal(forward(given, raw, labels).losses, losses)
     return forward
 

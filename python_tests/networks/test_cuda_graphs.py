@@ -79,7 +79,7 @@ def network() -> tuple[FusedProgram, Tensor, int]:
 def test_members_have_the_bits_of_kernels_launched_one_by_one(
     device: Device, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "_OFTEN", 1)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
     program, rows, stride = network()
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(2, 4, 9, 9, generator=draw) for _ in range(2)]
@@ -114,7 +114,7 @@ def test_graphs_belong_to_shapes(device: Device) -> None:
         assert device.captures - before == captures
 
     def often(members: int, statistics: Tensor | None = None) -> None:
-        for _ in range(cuda_graphs._OFTEN):
+        for _ in range(cuda_graphs.OFTEN):
             check(members, 0, statistics)  # what comes seldom is not captured
         check(members, 2, statistics)
         check(members, 0, statistics)
@@ -131,7 +131,7 @@ def test_graphs_belong_to_shapes(device: Device) -> None:
 def test_a_graph_that_is_slower_is_not_used(device: Device) -> None:
     graphed, rows, pictures = scores(device), torch.ones(2, 3), torch.ones(4, 3)
     device.replayed = 1.01 * device.launched
-    for _ in range(2 * cuda_graphs._OFTEN):
+    for _ in range(2 * cuda_graphs.OFTEN):
         prepared = graphed.prepare(rows, None)
         assert not isinstance(prepared, Slot)
         assert torch.equal(graphed.run(prepared, pictures), torch.full((2, 4), 6.0))

@@ -16,7 +16,7 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, candidates
 from deevo_ext.networks.engines.choose import EngineTable, device_cache
-from deevo_ext.networks.execution.cuda_graphs import _OFTEN
+from deevo_ext.networks.execution.cuda_graphs import OFTEN
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
@@ -503,7 +503,7 @@ def test_on_a_gpu(precision: str) -> None:
     model = randomised(CifarResNet, 32)
     layout, row = as_row(model)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2 * _OFTEN, row.numel(), generator=generator)
+    noise = torch.randn(2 * OFTEN, row.numel(), generator=generator)
     rows = row * (1 + 0.02 * noise)  # so many that the last ones run by graphs
     x, y = pictures(20, 32), torch.arange(20) % 10
     forward = PopulationForward(model, layout, precision=precision, micro_batch=8, device="cuda")

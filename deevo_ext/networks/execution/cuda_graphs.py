@@ -21,9 +21,10 @@ from deevo_ext.networks.execution.program import Program
 # Libraries choose and allocate, and Triton compiles, on their first calls, which no graph may hold.
 _WARM_UPS = 3
 _CALLS = 5  # that are timed together
-# A capture takes as long as some twenty passes, and its graphs own their activations: shapes that
-# come as often are captured, and the graphs of so many are kept.
-_OFTEN, _KEPT = 8, 2
+# A capture takes as long as some twenty passes, and its graphs own their activations.
+OFTEN = 8
+"""How often a shape comes before it is captured."""
+_KEPT = 2  # shapes whose graphs are kept
 Key = tuple[Any, ...]
 
 
@@ -104,7 +105,7 @@ class GraphedProgram:
         if self._fails:
             return []
         self._uses[key] += 1
-        if self._uses[key] <= _OFTEN:
+        if self._uses[key] <= OFTEN:
             return []
         if key not in self._slots:
             kept = [shape for shape, slots in self._slots.items() if slots]
