@@ -21,9 +21,10 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
-from deevo_ext.runs.evolve import Result, evolve
+from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.merge import Merged, merge
 from deevo_ext.runs.replay import replay
+from deevo_ext.runs.result import Result
 from deevo_ext.runs.run import Evolution
 from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution

@@ -181,6 +181,12 @@ class Population:
             population.append_average(name, members)
         return population
 
+    def __repr__(self) -> str:
+        return (
+            f"Population of {self.size} members, {self.layout.weights:,} evolved weights each, "
+            f"{dtype_name(self.rows.dtype)} on {self.rows.device}, batchnorm={self.batchnorm!r}"
+        )
+
     @property
     def size(self) -> int:
         """NP, the number of members."""

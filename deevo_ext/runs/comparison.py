@@ -7,6 +7,7 @@ network and the best initial one. `runs.contenders` measures them.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,7 @@ from deevo_ext.files import write_whole
 from deevo_ext.fitness.metrics import LABELS, Metric
 from deevo_ext.fitness.resampling import INTERVAL_RESAMPLES, resampled_falls
 from deevo_ext.runs.state import PARENT
-from deevo_ext.text import text_table
+from deevo_ext.text import html_table, text_table
 
 HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
 IN_EVERY_TABLE = ("loss", "top1")
@@ -115,7 +116,7 @@ class Difference:
         return f"{self.mean:+.5f}, 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The table, and what the best evolved network is worth.
 
@@ -244,6 +245,13 @@ class Comparison:
             for mark, (name, *rest) in zip(marks, self.cells(), strict=True)
         ]
         return f"{text_table(self.header, lines)}\n\n{self.verdict} {self.note}".rstrip()
+
+    __repr__ = format
+
+    def _repr_html_(self) -> str:
+        returned = {i for i, network in enumerate(self.networks) if network.returned}
+        table = html_table(self.header, self.cells(), bold=returned)
+        return f"{table}<p>{html.escape(f'{self.verdict} {self.note}'.rstrip())}</p>"
 
 
 def _finite(value: Any) -> Any:

@@ -50,10 +50,10 @@ class Candidate:
     generation: int
     members: tuple[int, ...]
     score: float
-    row: torch.Tensor
-    statistics: Used | None
+    row: torch.Tensor = field(repr=False)
+    statistics: Used | None = field(repr=False)
     treatment: str = ""
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:

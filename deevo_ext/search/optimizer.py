@@ -86,6 +86,14 @@ class DifferentialEvolution:
         self._names = tuple(strategy.name for strategy in configuration.strategies)
         self._crossovers = tuple(strategy.crossover for strategy in configuration.strategies)
 
+    def __repr__(self) -> str:
+        finite = self._adaptation.fitness[self._adaptation.fitness.isfinite()]
+        best = f", best fitness {float(finite.min()):.6g}" if finite.numel() else ""
+        return (
+            f"DifferentialEvolution, generation {self.generation} of "
+            f"{self.configuration.generations}{best}, seed {self.seed}: {self.population!r}"
+        )
+
     @property
     def generation(self) -> int:
         """The number of completed generations."""
