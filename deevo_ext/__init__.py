@@ -17,6 +17,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.dataset import DatasetFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.networks.forward import Losses, PopulationForward
@@ -26,6 +27,7 @@ from deevo_ext.runs.merge import Merged, merge
 from deevo_ext.runs.replay import replay
 from deevo_ext.runs.result import Result
 from deevo_ext.runs.run import Evolution
+from deevo_ext.runs.validation import FitnessValidation
 from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.strategies import Strategy
@@ -36,11 +38,13 @@ __all__ = [
     "CachedImages",
     "ClassificationFitness",
     "Configuration",
+    "DatasetFitness",
     "DeevoError",
     "DifferentialEvolution",
     "Evaluator",
     "Evolution",
     "Fitness",
+    "FitnessValidation",
     "ImageSet",
     "LabelledImages",
     "Losses",

@@ -29,7 +29,7 @@ from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.state import Candidate, Candidates
 from deevo_ext.runs.switches import torch_switches
 from deevo_ext.runs.treatments import Treatments
-from deevo_ext.runs.validation import Validation
+from deevo_ext.runs.validation import FitnessValidation, Validation
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.optimizer import Callback
 
@@ -53,7 +53,7 @@ class Run(ABC):
         self,
         population: Population,
         run_dir: str | Path | None,
-        validation: Validation | None,
+        validation: Validation | FitnessValidation | None,
         progress: bool,
         callbacks: Sequence[Callback],
         journal: Journal | None,

@@ -22,21 +22,27 @@ from deevo_ext.runs.journal import Journal, Recording
 from deevo_ext.runs.records import GenerationRecord
 from deevo_ext.runs.state import KINDS, RunState
 from deevo_ext.runs.treatments import Treatments
-from deevo_ext.runs.validation import Validation
+from deevo_ext.runs.validation import FitnessValidation, Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 
 class Evolution(Run):
-    """Runs a DifferentialEvolution to the end of its schedule.
+    """Runs a DifferentialEvolution to the end of its schedule, of any model by any fitness.
+
+        de = deevo.DifferentialEvolution(population, generations=100)
+        run = deevo.Evolution(de, fitness, run_dir="evolved")
+        model.load_state_dict(run.run().state_dict(population))
 
     de: must be fresh, its population just loaded.
-    fitness: a Fitness, or a function of one row.
+    fitness: a `DatasetFitness` of a model, data and a loss, another Fitness, or a function of one
+        row, float32 [D], which `population.views` gives the tensors of.
     run_dir: the folder for journal.jsonl, metrics.csv, evolved.safetensors and evolved.pth. A
         folder that holds this run's journal is resumed, with the result of an uninterrupted run.
-    validation: chooses the returned candidate: the best member, the mean, the greedy soup or a
-        treated one (`runs.treatments`), evolved or initial. Without it that is the best member of
-        the last generation.
+    validation: a `FitnessValidation`, or a `runs.validation.Validation` of labelled images; it
+        chooses the returned candidate: the best member, the mean, the greedy soup or a treated one
+        (`runs.treatments`), evolved or initial. Without it that is the best member of the last
+        generation.
     chunk: the number of rows evaluated at a time, the E of peak memory NP + E rows. Validation adds
         the ten candidates of the comparison.
     callbacks: functions that are called with each generation's metrics, those of a resumed run's
@@ -54,7 +60,7 @@ class Evolution(Run):
         fitness: Fitness | Callable[[torch.Tensor], float],
         *,
         run_dir: str | Path | None = None,
-        validation: Validation | None = None,
+        validation: Validation | FitnessValidation | None = None,
         chunk: int = 8,
         progress: bool = True,
         callbacks: Sequence[Callback] = (),
@@ -76,7 +82,7 @@ class Evolution(Run):
                     "an evaluator was made for another population than de's; make it with "
                     "Evaluator(model, de.population)"
                 )
-        if validation is not None and isinstance(self.fitness, ClassificationFitness):
+        if isinstance(validation, Validation) and isinstance(self.fitness, ClassificationFitness):
             self.treatments = Treatments(validation, self.fitness.images, self.fitness.seed)
         self._batch: int | None = None
         self.require_fresh()
@@ -203,10 +209,10 @@ class Evolution(Run):
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         candidates = {} if record.validation is None else record.validation.candidates
-        shown = None if self.validation is None else self.validation.metric.shown
         for kind in KINDS:
             score = candidates[kind].score if kind in candidates else math.nan
-            metrics[f"validation/{kind}"] = score if shown is None else shown(score)
+            shown = score if self.validation is None else self.validation.shown(score)
+            metrics[f"validation/{kind}"] = shown
         self.observe(metrics)
         bar.update(1)
         rate = record.forward_passes / max(record.seconds, 1e-9)

@@ -195,6 +195,26 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable
             deevo.ClassificationFitness,
             lambda: {"evaluator": evaluator, "images": parts[0]},
         ),
+        "DatasetFitness": (
+            deevo.DatasetFitness,
+            lambda: {
+                "model": Net(),
+                "population": whole,
+                "data": list(zip(parts[0].images, parts[0].labels, strict=True)),
+                "loss": torch.nn.CrossEntropyLoss(),
+            },
+        ),
+        "FitnessValidation": (
+            deevo.FitnessValidation,
+            lambda: {
+                "fitness": deevo.DatasetFitness(
+                    Net(),
+                    whole,
+                    torch.utils.data.TensorDataset(parts[1].images, parts[1].labels),
+                    torch.nn.CrossEntropyLoss(),
+                )
+            },
+        ),
         "Evolution": (
             deevo.Evolution,
             lambda: {
