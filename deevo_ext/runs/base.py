@@ -40,7 +40,8 @@ class Run(ABC):
     population: as it was read. configuration, seed: of the differential evolution. state: its
     candidates. history: the metrics of each generation or round. chosen: what was returned; None
     before the end. forward_passes, seconds: of the whole run, resumed parts included;
-    initial_forward_passes, initial_seconds: those of the initial candidates.
+    initial_forward_passes, initial_seconds: those of the initial candidates. stopped: whether the
+    run was stopped before its end.
     """
 
     search: str
@@ -68,6 +69,8 @@ class Run(ABC):
         self.history: list[dict[str, float]] = []
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
+        self.stopped = False
+        self._stopping, self._resuming, self._went_on = False, False, False
         self._passes_before = 0
         self._engines: list[dict[str, Any]] | None = None
         self._journal = journal
@@ -88,6 +91,19 @@ class Run(ABC):
     @abstractmethod
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last generation or round."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether no generation or round is left."""
+
+    def stop(self) -> None:
+        """Ends the run after the generation or round that is under way.
+
+        For callbacks, signal handlers and other threads. `run` then returns the best network so
+        far, and a run folder has its weights; the same call goes on from there, with the result of
+        a run that was never stopped. A callback that returns True does the same.
+        """
+        self._stopping = True
 
     def header(self) -> Header:
         """Returns the journal's first line: everything that decides the run."""
@@ -110,7 +126,8 @@ class Run(ABC):
 
         With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
         names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
-        new run on a freshly loaded population: the run folder resumes it.
+        new run on a freshly loaded population: the run folder resumes it, even one that had come to
+        its end, where there are more generations or rounds now.
         """
         self.require_fresh()
         recording, naming = None, None
@@ -127,6 +144,7 @@ class Run(ABC):
                 self._metrics = MetricsFile(self.run_dir / "metrics.csv")
                 stack.callback(self._metrics.close)
             self.advance(recording)
+            self.stopped = self._stopping and not self.done()
             self.chosen = self._end(recording)
             if self.run_dir is not None and naming is not None:
                 weights, about = self.chosen.state_dict(self.population), self.chosen.record()
@@ -151,13 +169,14 @@ class Run(ABC):
 
         Then the journal gets its last line, and first what it alone cannot tell.
         """
-        if recording is not None and recording.returned is not None and self.run_dir is not None:
+        returned = None if recording is None or self._went_on else recording.returned
+        if recording is not None and returned is not None and self.run_dir is not None:
             with recording.line_of(len(recording.records)):
-                tensors = read_tensors(self.run_dir, recording.returned.tensors_sha256)
-                return self.state.recorded(recording.returned, tensors)
+                tensors = read_tensors(self.run_dir, returned.tensors_sha256)
+                return self.state.recorded(returned, tensors)
         self.treat()
         chosen = self.choose()
-        if self._journal is not None and self.run_dir is not None:
+        if self._journal is not None and self.run_dir is not None and not self.stopped:
             returned = chosen.returned()
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
@@ -202,6 +221,7 @@ class Run(ABC):
 
     def keep(self, record: GenerationRecord | RoundRecord) -> None:
         """Writes a new record to the journal and accounts for it."""
+        self._went_on = True
         if self._journal is not None:
             self._journal.append(record)
         self.account(record)
@@ -211,8 +231,9 @@ class Run(ABC):
         self.history.append(metrics)
         if self._metrics is not None:
             self._metrics.append(metrics)
-        for callback in self.callbacks:
-            callback(metrics)
+        stops = [callback(metrics) is True for callback in self.callbacks]
+        if any(stops) and not self._resuming:
+            self.stop()
 
 
 def evaluators_of(*evaluators: Evaluator | None) -> list[Evaluator]:

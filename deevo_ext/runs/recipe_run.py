@@ -166,7 +166,7 @@ class RecipeRun(Run):
             self.new_passes()
             if not self.state.initial:
                 self._first()
-            while not self._done():
+            while not self.done():
                 started = time.perf_counter()
                 record = self._round(self.state.round + 1)
                 self.state.apply(record)  # which may re-estimate statistics
@@ -174,10 +174,13 @@ class RecipeRun(Run):
                 self.keep(record)
                 self._observe(record, bar)
                 self._remove_kept()
+                if self._stopping:
+                    break
             self._remove_kept()  # a kill may have come between
 
     def _resume(self, recording: Recording, bar: Any) -> None:
         self.use_engines(recording)
+        self._resuming = True
         for i, record in enumerate(recording.records):
             with recording.line_of(i):
                 self.state.apply(record)
@@ -186,6 +189,7 @@ class RecipeRun(Run):
                 assert self.run_dir is not None
                 self.virtual.append(virtual_files.read(self.run_dir, record.round))
                 self._observe(record, bar)
+        self._resuming = False
 
     def _first(self) -> None:
         """Scores the initial candidates, as generation 0."""
@@ -214,7 +218,8 @@ class RecipeRun(Run):
             "seconds": round(time.perf_counter() - started, 6),
         }
 
-    def _done(self) -> bool:
+    def done(self) -> bool:
+        """Whether the budget is spent, or no direction is left that may give a step."""
         budget, state = self.budget, self.state
         last = self.history[-1]["round_passes"] if self.history else 0.0
         return (

@@ -27,7 +27,7 @@ from deevo_ext.runs.rounds import FEW
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import configure
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 from deevo_ext.search.virtual import GENERATIONS
 
@@ -136,7 +136,7 @@ def search_weights(materials: Materials, options: WeightsOptions) -> Evolution:
             assert journal is not None
             with line_of(journal.path, 1):
                 if options.seconds is not None:
-                    generations = Configuration(**recorded.configuration).generations
+                    generations = journal.recording.schedule
                 if options.inject_soups:
                     append_recorded(population, recorded)
         de = DifferentialEvolution(
