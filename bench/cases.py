@@ -24,7 +24,7 @@ NETWORKS = ("resnet8", "resnet20", "resnet18", "resnet50")
 ALL = 0
 """Threads: as many as there are usable cores."""
 
-OPERATORS = tuple(backends.NAMES)
+OPERATORS = tuple(backends.DEVICES)
 DE_PEERS = (
     "torch-loop", "torch-vectorised", "torch-compile", "evox-de", "evox-jade", "evox-shade",
     "evosax-de",
@@ -43,7 +43,7 @@ _WORDS = {
     "tens": tuple(str(10**power) for power in range(4, 9)),
     "twos": tuple(str(2**power) for power in range(3, 10)),
     "operators": OPERATORS,
-    "no-cuda": ("reference", "cpu", "triton"),
+    "no-cuda": tuple(name for name in OPERATORS if name != "cuda"),
     "networks": (*ENGINES, *FORWARD_PEERS),
     "ways": PROBES,
     "anyone": (*OPERATORS, *DE_PEERS),

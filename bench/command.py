@@ -28,16 +28,18 @@ from deevo_ext.text import markdown_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures; 1 after a wrong result, 3 where something is slower than in --compare's rows."""
-    chosen = options.parse(sys.argv[1:] if arguments is None else arguments)
-    old = compare.read_rows(chosen.compare) if chosen.compare else None
+    """Measures; returns 1 after a wrong result, and of `compare` 3 where something is slower."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["compare"]:
+        return compare.main(words[1:])
+    chosen = options.parse(words)
     where = Path(deevo_ext.__file__).parent
     print(f"measures {where}, load average {os.getloadavg()[0]:.2f}", file=sys.stderr)
     with _engines_anew():
-        return _measure_all(chosen, old)
+        return _measure_all(chosen)
 
 
-def _measure_all(chosen: argparse.Namespace, old: list[Row] | None) -> int:
+def _measure_all(chosen: argparse.Namespace) -> int:
     rows: list[Row] = []
     started = time.perf_counter()
     for number, job in enumerate(chosen.jobs, start=1):
@@ -57,10 +59,6 @@ def _measure_all(chosen: argparse.Namespace, old: list[Row] | None) -> int:
     print(table(rows))
     for line in fits(rows):
         print(line)
-    if old is not None:
-        text, slower = compare.report(old, rows)
-        print(text)
-        return 3 if slower else 0
     return 0
 
 

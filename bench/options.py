@@ -15,6 +15,7 @@ from typing import Any
 from bench.cases import ALL, BACKENDS, BY_NAME, CASES, CPU_ALONE, NETWORKS, SIZES, standard
 from bench.job import Job
 from bench.measure import LEAST_REPETITIONS
+from deevo_ext.backends import DEVICES
 
 _DTYPES = ("float32", "bfloat16", "float16", "tf32", "float64")
 
@@ -61,14 +62,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Measures deevo_ext beside the machine's limits and beside what else one could "
         "use.\nWithout options: everything. Options that are given several times or as comma "
         "lists make\na product; what they leave open is the case's own.",
-        epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option, "
-        "3 where --compare finds something slower",
+        epilog=f"cases:\n{cases}\n\nexit status: 1 after a wrong result, 2 after a wrong option\n\n"
+        "two versions in turn: python -m bench compare --help",
     )
     add = parser.add_argument
     for name, (convert, help_) in {"case": (_one_of(*CASES), "see below"), **AXES}.items():
         several = partial(_several, convert)
         add(f"--{name}", action="extend", type=several, help=help_)
-    device = "where networks and peers run; backends cuda and triton are always on cuda"
+    device = "where networks and peers run; operators run on their backend's device"
     add("--batch", type=_number, help="the number of images, where networks are run")
     add("--device", choices=("cpu", "cuda"), default="cpu", help=device)
     add("--repetitions", type=_number, help=f"repetitions of a row, at least {LEAST_REPETITIONS}")
@@ -78,7 +79,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="measure small cases, to see whether they run")
     add("--json", type=Path, metavar="FILE", help="write the rows")
     add("--markdown", type=Path, metavar="FILE", help="write the table")
-    add("--compare", type=Path, metavar="OLD", help="say what is slower than in an older --json")
     options = parser.parse_args(arguments)
     if options.repetitions is not None and options.repetitions < LEAST_REPETITIONS:
         parser.error(f"--repetitions: at least {LEAST_REPETITIONS}")
@@ -122,10 +122,7 @@ def _job(
 ) -> Job | None:
     """The job of a case with one value for each axis; None where they do not go together."""
     case, size, backend = CASES[name], chosen["size"], chosen["backend"]
-    if backend in ("cuda", "triton"):
-        device = "cuda"
-    else:
-        device = "cpu" if backend in ("cpu", "reference") else options.device
+    device = DEVICES.get(backend, (options.device,))[0]
     if name in ("copy", "matmul") and options.device == "cuda":
         backend = device = "cuda"
     runs_networks = case.module in ("layers", "forward", "evolve", "probes") or name == "feed"

@@ -73,8 +73,8 @@ def spread(row: Row) -> float:
 def mark_ties(rows: list[Row]) -> None:
     """Names, in each row's `ties`, the alternatives that its variation does not tell it from.
 
-    Alternatives are sorted by median; two neighbours are a tie where their medians differ by less
-    than the wider p20-p80 range of the two.
+    Alternatives are sorted by median; two neighbours are a tie where their ranges from p20 to p80
+    overlap.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -84,8 +84,7 @@ def mark_ties(rows: list[Row]) -> None:
     for group in groups.values():
         group.sort(key=lambda row: row["median_s"])
         for a, b in pairwise(group):
-            wider = max(one["p80_s"] - one["p20_s"] for one in (a, b))
-            if b["median_s"] - a["median_s"] < wider:
+            if b["p20_s"] < a["p80_s"]:
                 a.setdefault("ties", []).append(_name(b))
                 b.setdefault("ties", []).append(_name(a))
 

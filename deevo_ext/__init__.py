@@ -9,6 +9,7 @@ Importing registers the operators `torch.ops.deevo.plan`, `trials`, `tell` and `
 GPU, driver or compiler.
 """
 
+from deevo_ext import backends as _backends
 from deevo_ext import ops as _ops  # noqa: F401  (registers torch.ops.deevo)
 from deevo_ext._version import __version__
 from deevo_ext.data.cached import CachedImages
@@ -32,6 +33,8 @@ from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.strategies import Strategy
 from deevo_ext.search.trials import Trials
+
+_backends.run_backend_file()
 
 __all__ = [
     "PRESETS",

@@ -165,8 +165,7 @@ def test_the_memory_case_counts_rows(tmp_path):
     assert row["peak_bytes"] == max(row["peaks"]) > row["floor_bytes"]
 
 
-def test_errors_name_what_is_wrong(tmp_path, capsys):
-    (tmp_path / "old.json").write_text("{}")
+def test_errors_name_what_is_wrong(capsys):
     for arguments, named in (
         (("--case", "trails"), "trails"),
         (("--size", "resnet19"), "resnet19"),
@@ -178,8 +177,6 @@ def test_errors_name_what_is_wrong(tmp_path, capsys):
             bench(*arguments)
         assert error.value.code == 2
         assert named in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="expected a list of rows"):
-        bench("--case", "plan", "--quick", "--compare", tmp_path / "old.json")
 
 
 def test_rows_that_are_not_begun_in_time_say_so(tmp_path):
@@ -205,33 +202,79 @@ def test_ties_are_alternatives_that_differ_by_less_than_they_vary():
     assert [row.get("ties") for row in rows] == [["cpu avx2"], ["cpu avx512"], None, None, None]
 
 
-def test_compare_flags_what_is_slower_than_noise_explains():
+def test_compare_calls_slower_what_every_pair_and_the_median_agree_on():
     from bench import compare
 
-    old = [some_row(), some_row(case="commit"), some_row(case="plan"), some_row(case="tell")]
-    noisy = some_row(case="plan", median_s=0.06, p20_s=0.05, p80_s=0.07)
-    new = [
-        some_row(median_s=0.056, p20_s=0.055, p80_s=0.057),
-        some_row(case="commit", median_s=0.0535, p20_s=0.0525, p80_s=0.0545),  # 7 %, 8 % noise
-        noisy,
-        some_row(case="tell", median_s=0.04, p20_s=0.039, p80_s=0.041),
-        some_row(cpu="Another CPU", median_s=1.0),
+    def times(*values: float) -> dict:
+        cases = ("trials", "commit", "plan", "tell")
+        rows = [some_row(case=case) | {"ratio": v} for case, v in zip(cases, values, strict=True)]
+        return compare.times_of([*rows, {"case": "memory", "ratio": 1.0}])
+
+    pairs = [
+        (times(1.0, 1.0, 1.0, 1.0), times(1.1, 1.3, 0.8, 1.04)),
+        (times(2.0, 1.0, 1.0, 1.0), times(2.3, 1.3, 0.9, 1.03)),
+        (times(1.0, 1.0, 1.0, 1.0), times(1.2, 0.9, 0.7, 1.02)),
     ]
-    text, slower = compare.report(old, new)
+    text, slower = compare.report(pairs)
+    lines = {line.split()[0]: line for line in text.splitlines()}
     assert slower == 1
-    assert "4 of 5 rows have a counterpart; 1 slower, 1 faster" in text
-    assert "SLOWER 1.12 x: trials cpu" in text and "faster 0.80 x: tell" in text
+    assert "1.150" in lines["trials"] and "SLOWER" in lines["trials"]
+    assert "0.800" in lines["plan"] and "faster" in lines["plan"]
+    for case in ("commit", "tell"):  # pairs do not agree; less than 5 %
+        assert "SLOWER" not in lines[case]
 
 
-def test_compare_ends_with_3_where_something_is_slower(tmp_path, capsys):
-    old = rows_of(tmp_path, "--case", "plan", "--np", 20)
-    for row in old:
-        for name in ("median_s", "p20_s", "p80_s"):
-            row[name] /= 100
-    (tmp_path / "old.json").write_text(json.dumps(old))
-    again = ("--quick", "--case", "plan", "--np", 20, "--compare", tmp_path / "old.json")
-    assert bench(*again) == 3
-    assert "SLOWER" in capsys.readouterr().out
+def test_compare_measures_both_versions_in_turn_with_the_same_inputs(monkeypatch, capsys):
+    from bench import compare
+
+    calls = []
+
+    def measure(tree: Path, options: list[str], seed: int) -> dict:
+        calls.append((tree.name, tuple(options), seed))
+        return compare.times_of([some_row(ratio=2.0 if tree.name == "b" else 1.0)])
+
+    monkeypatch.setattr(compare, "tree_of", Path)
+    monkeypatch.setattr(compare, "used_share", lambda: 0.0)
+    monkeypatch.setattr(compare, "_measure", measure)
+    assert bench("compare", "a", "b", "--pairs", 3, "--case", "trials") == 3
+    options = ("--case", "trials")
+    orders = (("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2))
+    assert calls == [(tree, options, seed) for tree, seed in orders]
+    assert re.search(r"trials cpu .*2\.000 +2\.000 to 2\.000 +SLOWER", capsys.readouterr().out)
+
+
+def test_compare_measures_the_version_in_a_folder(tmp_path):
+    """A copy of the installed package is what its process imports."""
+    import deevo_ext
+    from bench import compare
+
+    shutil.copytree(Path(deevo_ext.__file__).parent, tmp_path / "deevo_ext")
+    file = tmp_path / "deevo_ext" / "__init__.py"
+    file.write_text(f"{file.read_text()}\nopen({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    assert compare.tree_of(str(tmp_path)) == tmp_path
+    times = compare._measure(tmp_path, ["--quick", "--case", "plan", "--np", "20"], 3)
+    assert [key[0] for key in times] == ["plan"] and (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no-such-commit", "HEAD"), "'no-such-commit' is neither a commit of"),
+        ((ROOT, ROOT, "--pairs", 2), "at least 3"),
+    ],
+)
+def test_compare_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        bench("compare", *arguments)
+    assert message in f"{refused.value} {capsys.readouterr().err}"
+
+
+def test_compare_refuses_a_machine_that_others_use():
+    from bench import compare
+
+    compare.refuse_company(lambda: 0.09)
+    with pytest.raises(SystemExit, match="other processes keep"):
+        compare.refuse_company(lambda: 0.5)
 
 
 def test_exponents_are_those_of_the_law_behind_the_points():

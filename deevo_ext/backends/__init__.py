@@ -3,6 +3,7 @@
 Which one serves a call: the one that `use` or the environment variable DEEVO_BACKEND forces, else
 `cpu` for CPU tensors, and for CUDA tensors `cuda` if the extension was built with it and it has the
 operator, `triton` otherwise. A backend that cannot serve is an error, never silently another one.
+`register_backend` adds one; it serves only where it is forced.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
-from collections.abc import Iterator
+import runpy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -20,20 +24,75 @@ import torch
 from deevo_ext import _extension
 from deevo_ext.errors import DeevoError
 
-# Devices whose tensors a backend takes. The kernels of triton take the CPU's in its interpreter
-# only; its plan and tell, which the compiled CPU backend serves, anywhere.
+# Devices whose tensors a backend takes, the one that it is made for first. The kernels of triton
+# take the CPU's in its interpreter only; its plan and tell, which the compiled CPU backend serves,
+# anywhere.
 DEVICES: dict[str, tuple[str, ...]] = {
     "reference": ("cpu",),
     "cpu": ("cpu",),
     "cuda": ("cuda",),
     "triton": ("cuda", "cpu"),
 }
-NAMES = tuple(DEVICES)
 
 Backend = ModuleType | SimpleNamespace
 """A backend, which has its operators as functions."""
 
+_registered: dict[str, SimpleNamespace] = {}
 _forced: list[str] = []
+
+
+def register_backend(
+    name: str, devices: Sequence[str] = ("cpu",), **operators: Callable[..., None]
+) -> None:
+    """Adds a backend: another way to compute some of the operators, by the numeric contract.
+
+        register_backend("mine", trials=my_trials)
+
+    name: what `use` and DEEVO_BACKEND call it; a backend that was registered by this name is
+    replaced. devices: kinds of devices whose tensors it takes, "cpu" or "cuda", the one that it is
+    made for first. operators: functions by the names of the operators in `torch.ops.deevo`, with
+    the arguments of their schemas in order, which are checked before the call. A function writes
+    what the operator writes, with the same bits as backend `reference`, and returns None.
+
+    A file that calls this and is named by the environment variable DEEVO_BACKEND_FILE is run when
+    `deevo_ext` is imported, so that tests and benchmarks take its backend among the others. Raises
+    DeevoError for a built-in name, for other devices and for an operator that there is not.
+    """
+    if name in DEVICES and name not in _registered:
+        raise DeevoError(f"register_backend: name is {name!r}, which is built in; choose another")
+    if not devices or not set(devices) <= {"cpu", "cuda"}:
+        raise DeevoError(f"register_backend: devices is {devices!r}; expected cpu, cuda or both")
+    from deevo_ext.ops.library import argument_names
+
+    for operator, function in operators.items():
+        arguments = argument_names(operator)
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            raise DeevoError(
+                f"register_backend: {operator} is {function!r}; expected a function of "
+                f"({', '.join(arguments)})"
+            ) from None
+    _registered[name] = SimpleNamespace(**operators)
+    _module.cache_clear()
+    DEVICES[name] = tuple(devices)
+
+
+def run_backend_file() -> None:
+    """Runs the file that the environment variable DEEVO_BACKEND_FILE names, if it names one."""
+    if not (named := os.environ.get("DEEVO_BACKEND_FILE")):
+        return
+    if not Path(named).is_file():
+        raise DeevoError(
+            f"the environment variable DEEVO_BACKEND_FILE is {named!r}, which is no file; expected "
+            "a Python file that calls deevo_ext.backends.register_backend"
+        )
+    runpy.run_path(named)
+
+
+def has_operator(name: str, operator: str) -> bool:
+    """Returns whether a backend that can serve on this machine has an operator."""
+    return hasattr(_module(name), operator)
 
 
 @contextlib.contextmanager
@@ -49,7 +108,7 @@ def use(name: str) -> Iterator[None]:
 
 def why_unavailable(name: str) -> str | None:
     """Returns why a backend cannot serve on this machine, in words, or None if it can."""
-    if name == "reference":
+    if name == "reference" or name in _registered:
         return None
     if (reason := _extension.why_missing()) is not None:
         return reason
@@ -74,8 +133,8 @@ def _why_no_triton() -> str | None:
 
 
 def _require(name: str, source: str) -> None:
-    if name not in NAMES:
-        raise DeevoError(f"{source} is {name!r}; expected one of {', '.join(NAMES)}")
+    if name not in DEVICES:
+        raise DeevoError(f"{source} is {name!r}; expected one of {', '.join(DEVICES)}")
     reason = why_unavailable(name)
     if reason is not None:
         raise DeevoError(f"{source} asks for backend {name!r}, which is not available: {reason}")
@@ -94,7 +153,7 @@ def select(device: torch.device, operator: str) -> Backend:
     reasons = []
     for name in ("cuda", "triton") if device.type == "cuda" else ():
         reason = why_unavailable(name)
-        if reason is None and hasattr(_module(name), operator):
+        if reason is None and has_operator(name, operator):
             return _module(name)
         reasons.append(f" Backend {name}: {reason or 'it does not have this operator.'}")
     raise DeevoError(
@@ -115,6 +174,8 @@ def compiled_cpu() -> Backend:
 
 @functools.cache
 def _module(name: str) -> Backend:
+    if name in _registered:
+        return _registered[name]
     if name in ("cpu", "cuda"):
         return getattr(importlib.import_module(f"{__name__}.native"), name)
     return importlib.import_module(f"{__name__}.{name}")
@@ -126,7 +187,7 @@ def _load(name: str, device: torch.device, operator: str, source: str) -> Backen
             f"{source} asks for backend {name!r}, which takes tensors on "
             f"{' or '.join(DEVICES[name])} devices; these of deevo::{operator} are on {device}"
         )
-    if not hasattr(_module(name), operator):
+    if not has_operator(name, operator):
         raise DeevoError(
             f"{source} asks for backend {name!r}, which does not have deevo::{operator}"
         )

@@ -36,7 +36,7 @@ def collect() -> dict[str, Any]:
         },
         "gpus": gpus,
         "why_no_gpu": problem,
-        "backends": {name: why_unusable(name, problem) for name in backends.NAMES},
+        "backends": {name: why_unusable(name, problem) for name in backends.DEVICES},
         "caches": {
             "folder": str(cache_folder()),
             "engine_tables": sorted(path.name for path in cache_folder().glob("engines-*.json")),

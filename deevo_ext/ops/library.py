@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deevo_ext import backends
+from deevo_ext.errors import DeevoError
 from deevo_ext.ops.checks import Checker
 
 # Kept for the process's lifetime: the operators vanish with it.
@@ -79,6 +80,15 @@ def register(name: str, check: Callable[..., None], mutated: tuple[str, ...]) ->
     torch.library.register_fake(f"deevo::{name}", fake, lib=LIBRARY)
 
 
+def argument_names(operator: str) -> tuple[str, ...]:
+    """Returns the names of an operator's arguments in order; DeevoError where there is none."""
+    if operator not in _operators:
+        raise DeevoError(
+            f"there is no operator deevo::{operator}; expected one of {', '.join(_operators)}"
+        )
+    return _operators[operator].arguments
+
+
 class BoundOperator:
     """An operator bound to arguments that their owner keeps as they are, values apart.
 
@@ -102,6 +112,12 @@ class BoundOperator:
         self._arguments = list(bound.args)
         self._operator.check(self._arguments)
         self._positions = {name: i for i, name in enumerate(self._operator.arguments)}
+
+    def release(self, *names: str) -> BoundOperator:
+        """Lets go of arguments that every call will replace, and returns the operator."""
+        for name in names:
+            self._arguments[self._positions[name]] = None
+        return self
 
     def __call__(self, **replacements: Any) -> None:
         """Runs the operator on the backend in force, with replacements for some of its arguments.

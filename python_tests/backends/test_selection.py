@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,7 +18,8 @@ from deevo_ext.backends import reference
 from deevo_ext.backends.native import cpu, cuda
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
-from support.operators import evolution
+from support.operators import OPERATORS, evolution
+from support.paths import ROOT
 
 CPU = torch.device("cpu")
 Environment = Callable[[str, str], None]
@@ -199,3 +201,90 @@ def test_processes_without_what_they_ask_for(backend: str | None, message: str) 
     result = run_program(backend, True)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets at the end what a test registers."""
+    monkeypatch.setattr(backends, "DEVICES", dict(backends.DEVICES))
+    monkeypatch.setattr(backends, "_registered", dict(backends._registered))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registered_backend_serves_where_it_is_forced() -> None:
+    written: list[torch.Tensor] = []
+
+    def compose(
+        population: torch.Tensor,
+        recipes: torch.Tensor,
+        starts: torch.Tensor,
+        block_of: torch.Tensor,
+        nonneg_start: int,
+        out: torch.Tensor,
+    ) -> None:
+        written.append(out)
+        out.fill_(3.0)
+
+    backends.register_backend("threes", compose=compose)
+    assert backends.why_unavailable("threes") is None
+    population, recipes, out = torch.ones(2, 5), torch.full((1, 1, 2), 0.5), torch.zeros(1, 5)
+    segments = torch.tensor([0]), torch.tensor([0], dtype=torch.int32)
+    with backends.use("threes"):
+        OPERATORS.compose(population, recipes, *segments, 5, out)
+        with pytest.raises(DeevoError, match="'threes', which does not have deevo::commit"):
+            backends.select(CPU, "commit")
+    assert written[0] is out and bool((out == 3.0).all())
+    OPERATORS.compose(population, recipes, *segments, 5, out)
+    assert len(written) == 1 and bool((out == 1.0).all())
+
+
+@pytest.mark.usefixtures("registry")
+def test_registering_again_replaces() -> None:
+    for value in (1, 2):
+        backends.register_backend("mine", fold=lambda *arguments, value=value: value)
+        assert backends.select(CPU, "plan") is cpu
+        with backends.use("mine"):
+            assert backends.select(CPU, "fold").fold() == value
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("name", "devices", "operators", "message"),
+    [
+        ("cpu", ("cpu",), {}, "name is 'cpu', which is built in"),
+        ("mine", ("tpu",), {}, r"devices is \('tpu',\); expected cpu, cuda or both"),
+        ("mine", (), {}, r"devices is \(\); expected"),
+        ("mine", ("cpu",), {"trial": print}, "no operator deevo::trial; expected one of "),
+        ("mine", ("cpu",), {"commit": lambda rows: None}, r"expected a function of \(population, "),
+    ],
+)
+def test_bad_registrations(
+    name: str, devices: tuple[str, ...], operators: dict[str, Callable[..., None]], message: str
+) -> None:
+    before = dict(backends.DEVICES)
+    with pytest.raises(DeevoError, match=message):
+        backends.register_backend(name, devices, **operators)
+    assert before == backends.DEVICES
+
+
+def test_a_file_registers_backends_for_every_process(tmp_path: Path) -> None:
+    """Its backend is among those that operators' tests are made for."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deevo_ext.backends import reference, register_backend\n"
+        "register_backend('mine', trials=reference.trials)\n"
+    )
+    program = (
+        "from support.operators import serving\n"
+        "print(*serving('trials'), '/', *serving('trials', 'commit'))\n"
+    )
+    paths = os.pathsep.join([str(ROOT / "python_tests"), *sys.path])
+    environment = {**os.environ, "DEEVO_BACKEND_FILE": str(file), "PYTHONPATH": paths}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    trials, _, both = done.stdout.partition("/")
+    assert "mine" in trials.split() and "mine" not in both.split(), done.stderr
+    file.unlink()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode and "DEEVO_BACKEND_FILE is" in done.stderr
+    assert "expected a Python file that calls" in done.stderr

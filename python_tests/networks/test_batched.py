@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deevo_ext as deevo
+from deevo_ext.backends import native
 from deevo_ext.networks.batched import runner as batched_runner
 from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import EngineTable
@@ -156,6 +157,8 @@ class Calls(TorchDispatchMode):
 def test_no_aten_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three members of a chunk: one fold, one head a micro-batch, and else only copies."""
     monkeypatch.setattr(Workers, "run", lambda self, tasks: [task() for task in tasks])
+    fold, folds = native.cpu.fold, []
+    monkeypatch.setattr(native.cpu, "fold", lambda *given: (folds.append(given), fold(*given)))
     model = randomised(lambda: ResNet(False), 9)
     layout, row = as_row(model)
     raw, labels = raw_images(3, 9), torch.tensor([0, 3, 6])
@@ -166,13 +169,14 @@ def test_no_aten_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         rows = rows_of(row, 3)
         forward(rows, raw, labels)  # the graph is made and checked
+        folds.clear()
         with Calls() as calls:
             forward(rows, raw, labels)
-        found[engine] = calls.count
+        found[engine] = calls.count | {"fold": len(folds)}
     layers = ("conv", "pool", "mm", "linear", "batch_norm", "relu", "mean", "matmul")
     assert any("convolution" in name or "conv2d" in name for name in found["eager"])
     assert not [name for name in found["triton"] if any(part in name for part in layers)]
-    assert found["triton"]["deevo::fold"] == 1 and found["triton"]["deevo::head"] == 2
+    assert found["triton"]["fold"] == 1 and found["triton"]["deevo::head"] == 2
 
 
 @INTERPRETED

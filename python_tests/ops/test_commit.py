@@ -12,8 +12,8 @@ from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn
 from support.operators import (
-    BACKENDS,
     BIG_SEED,
+    GENERATION,
     NATIVE_BACKENDS,
     configurations,
     evolution,
@@ -22,14 +22,15 @@ from support.operators import (
     instruction_sets,
     num_threads,
     same_bits,
+    serving,
 )
-from support.weights import Weights, random_weights
+from support.weights import BROKEN_CHOICES, Weights, random_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving("trials", "commit"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param
@@ -188,7 +189,7 @@ def test_whole_generations_agree(name: str, dtype: torch.dtype) -> None:
     source = torch.Generator().manual_seed(4)
     rows = torch.randn(members, columns, generator=source).to(dtype)
     runs = []
-    for backend_name in NATIVE_BACKENDS:
+    for backend_name in serving(*GENERATION, among=NATIVE_BACKENDS):
         with backends.use(backend_name):
             population = rows.clone()
             archive = torch.zeros(c.archive_size, columns, dtype=dtype)
@@ -221,5 +222,17 @@ def test_bad_slots_are_refused(backend: str, slots: list[int], message: str) -> 
     before = w.clone()
     with pytest.raises(DeevoError, match=f"deevo::commit: {message}"):
         w.commit(torch.ones(4, dtype=torch.uint8), torch.tensor(slots, dtype=torch.int32))
+    assert same_bits(w.population, before.population)
+    assert same_bits(w.archive, before.archive)
+
+
+@pytest.mark.parametrize(("column", "value", "message"), BROKEN_CHOICES)
+def test_broken_choices_are_refused(backend: str, column: int, value: int, message: str) -> None:
+    w = random_weights(6, 16)
+    w.choices[:, ChoiceColumn.TERMS] = 5
+    w.choices[4, column] = value
+    before, slots = w.clone(), torch.full((6,), -1, dtype=torch.int32)
+    with pytest.raises(DeevoError, match=f"deevo::commit: {message}"):
+        w.commit(torch.ones(6, dtype=torch.uint8), slots)
     assert same_bits(w.population, before.population)
     assert same_bits(w.archive, before.archive)

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from support.operators import (
-    BACKENDS,
     OPERATORS,
     flush_denormal,
     instruction_set,
     instruction_sets,
     num_threads,
     same_bits,
+    serving,
 )
 from support.oracles import bfloat16_nearest, float16_nearest, numpy_rows
 from support.recipes import Recipes, random_recipes
@@ -32,7 +32,7 @@ OTHER_SHAPE = r"out is of shape \(3, 700\); expected shape \({}, {}\)"
 COLUMNS = (1, 3, 15, 16, 17, 31, 33, 64, 1023, 1024, 1025, 1055, 1057, 2047, 2079, 2**16 + 1)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving("compose"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

@@ -14,13 +14,14 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn, gene_words
 from deevo_ext.search.configuration import configure
 from support.operators import (
-    BACKENDS,
     BIG_SEED,
+    GENERATION,
     MIXED,
     NATIVE_BACKENDS,
     Evolution,
     evolution,
     same_bits,
+    serving,
 )
 from support.oracles import oracle_trial, philox_words, words
 from support.weights import Weights, random_weights
@@ -30,7 +31,7 @@ FORCED = int(ChoiceColumn.FORCED)
 THRESHOLD = int(ChoiceColumn.THRESHOLD)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving(*GENERATION))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param
@@ -128,7 +129,7 @@ def test_backends_agree(dtype: torch.dtype, name: str) -> None:
         accepted = torch.tensor([1, 1, 0, 1, 0, 1], dtype=torch.uint8)
         slots = torch.tensor([1, -1, -1, 0, -1, -1], dtype=torch.int32)
         results = []
-        for backend_name in NATIVE_BACKENDS:
+        for backend_name in serving("trials", "commit", among=NATIVE_BACKENDS):
             with backends.use(backend_name):
                 own = w.clone()
                 trials = own.trials()

@@ -14,12 +14,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from deevo_ext import _extension, backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.fold_table import TILE, FoldColumn, Space, check_table, with_tiles
-from support import cuda_on_host
 from support.folding import DTYPES, Builder, Problem, bits, check_every_half, oracle, varied
-from support.operators import OPERATORS, flush_denormal, num_threads, same_bits
+from support.operators import (
+    NATIVE_BACKENDS,
+    OPERATORS,
+    flush_denormal,
+    num_threads,
+    same_bits,
+    serving,
+)
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
-BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
+BACKENDS = serving("fold", among=NATIVE_BACKENDS)
 
 
 @pytest.mark.parametrize("target", DTYPES)

@@ -17,10 +17,10 @@ from deevo_ext.errors import DeevoError
 from support import cuda_on_host
 from support.folding import DTYPES
 from support.heads import check_extreme_logits, head, loss_and_rank, random_head
-from support.operators import OPERATORS, num_threads, same_bits
+from support.operators import NATIVE_BACKENDS, OPERATORS, num_threads, same_bits, serving
 
 # test_triton_evaluation.py compares Triton's kernels, which the interpreter runs slowly.
-BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
+BACKENDS = serving("head", "loss_and_rank", among=NATIVE_BACKENDS)
 
 
 def test_exponentials() -> None:

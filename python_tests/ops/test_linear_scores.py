@@ -21,6 +21,7 @@ from support.operators import (
     instruction_sets,
     num_threads,
     same_bits,
+    serving,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +31,7 @@ ROUNDING = 2.0**-24  # float32, relative
 Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(params=["reference", "cpu", *(["triton"] if INTERPRETED else [])])
+@pytest.fixture(params=serving("linear_scores"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

@@ -17,7 +17,14 @@ from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source,
 from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.pools import interpolation_pool
 from deevo_ext.search.strategies import Strategy, parse
-from support.operators import BIG_SEED, NATIVE_BACKENDS, Evolution, configurations, evolution
+from support.operators import (
+    BIG_SEED,
+    NATIVE_BACKENDS,
+    Evolution,
+    configurations,
+    evolution,
+    serving,
+)
 from support.oracles import words
 
 CONFIGURATIONS = configurations()
@@ -36,7 +43,7 @@ FITNESS: dict[str, Callable[[int], torch.Tensor]] = {
 }
 
 
-@pytest.fixture(params=NATIVE_BACKENDS)
+@pytest.fixture(params=serving("plan", among=NATIVE_BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

@@ -23,6 +23,7 @@ from support.operators import (
     configurations,
     evolution,
     same_bits,
+    serving,
 )
 from support.oracles import words
 
@@ -31,7 +32,7 @@ INF, NAN = math.inf, math.nan
 S1, S2, MEMORY, NONE = Source.SINUSOID_1, Source.SINUSOID_2, Source.MEMORY, Source.NONE
 
 
-@pytest.fixture(params=NATIVE_BACKENDS)
+@pytest.fixture(params=serving("plan", "tell", among=NATIVE_BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with backends.use(request.param):
         yield request.param

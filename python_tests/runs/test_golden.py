@@ -20,7 +20,7 @@ from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.runs import journal
 from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
 from support.golden import GOLDEN, PRESENT, ROUNDS, digest_of
-from support.operators import BACKENDS
+from support.operators import GENERATION, serving
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("golden", RUNS, ids=lambda golden: f"version {golden.contract}")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", serving(*GENERATION))
 def test_a_golden_journal_replays_to_the_golden_weights(backend: str, golden: Golden) -> None:
     header = journal.read(golden.folder / journal.FILE_NAME).header
     assert header is not None and header.contract == golden.contract

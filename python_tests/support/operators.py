@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import deevo_ext.ops  # noqa: F401 (registers torch.ops.deevo)
-from deevo_ext import _extension
+from deevo_ext import _extension, backends
 from deevo_ext.ops.tables import (
     MAX_TERMS,
     NUM_CHOICE_COLUMNS,
@@ -24,12 +24,28 @@ from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.strategies import Strategy, compile_pool
 from support import cuda_on_host
 
-# The last one runs the CUDA kernels' sources.
-NATIVE_BACKENDS = ("reference", "cpu", cuda_on_host.NAME)
+# Those that DEEVO_BACKEND_FILE registers, and one that runs the CUDA kernels' sources.
+_ADDED = tuple(n for n in backends.DEVICES if n not in ("reference", "cpu", "cuda", "triton"))
+NATIVE_BACKENDS = ("reference", "cpu", cuda_on_host.NAME, *_ADDED)
 # Triton's kernels take CPU tensors in its interpreter only; see conftest.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = (*NATIVE_BACKENDS, "triton") if INTERPRETED else NATIVE_BACKENDS
 cuda_on_host.register()
+
+
+GENERATION = ("plan", "trials", "tell", "commit")
+
+
+def serving(*operators: str, among: Sequence[str] = BACKENDS) -> tuple[str, ...]:
+    """Returns the backends for CPU tensors that have all of these operators."""
+    return tuple(
+        name
+        for name in among
+        if "cpu" in backends.DEVICES[name]
+        and all(backends.has_operator(name, o) for o in operators)
+    )
+
+
 OPERATORS = torch.ops.deevo
 BIG_SEED = 0x7A5C_0123_89AB_CDEF
 

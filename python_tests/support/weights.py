@@ -12,6 +12,19 @@ import torch
 from deevo_ext.ops.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, ChoiceColumn, gene_words
 from support.operators import OPERATORS
 
+# A column of the choices of a member among six with two archive rows, what may not stand there, and
+# what operators say to it.
+BROKEN_CHOICES = [
+    (ChoiceColumn.BASE_ROW, 8, "choices name a row that does not exist"),
+    (ChoiceColumn.BASE_ROW, -1, "choices name a row that does not exist"),
+    (ChoiceColumn.ROWS + 4, 8, "choices name a row that does not exist"),
+    (ChoiceColumn.ROWS, -(2**31), "choices name a row that does not exist"),
+    (ChoiceColumn.TERMS, 6, "choices hold a bad term count"),
+    (ChoiceColumn.TERMS, -1, "choices hold a bad term count"),
+    (ChoiceColumn.THRESHOLD, 65537, "choices hold a bad threshold"),
+    (ChoiceColumn.THRESHOLD, -1, "choices hold a bad threshold"),
+]
+
 
 @dataclass
 class Weights:

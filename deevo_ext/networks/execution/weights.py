@@ -6,12 +6,14 @@ import queue
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deevo_ext.networks.execution.weight_table import Place, Tensors, WeightTable
 from deevo_ext.networks.graph.network_graph import NetworkGraph, Parameter
+from deevo_ext.ops.library import BoundOperator
 
 Buffers = tuple[Tensor, Tensor]
 """Memory for one member's staged weights and vectors."""
@@ -45,6 +47,7 @@ class Stager:
         self._table = WeightTable(graph, tensors, row_dtype, device, padded or {})
         self._sizes = tuple(self._table.sizes.values())
         self._idle: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
+        self._folds: dict[tuple[Any, ...], BoundOperator] = {}
 
     @property
     def staged_bytes(self) -> int:
@@ -114,5 +117,12 @@ class Stager:
             statistics = torch.empty(rows.shape[0], 0, device=self.device)
         t = self._table
         if t.table.numel():
-            torch.ops.deevo.fold(rows, statistics, t.constants, t.table, t.eps, weights, vectors)
+            every = dict(rows=rows, statistics=statistics, weights=weights, vectors=vectors)
+            # The table is checked against a kind of rows once: for each member that would take
+            # longer than to fold a small network.
+            kind = (rows.dtype, rows.shape[1], statistics.shape[1])
+            if kind not in self._folds:
+                table = dict(constants=t.constants, table=t.table, eps=t.eps)
+                self._folds[kind] = BoundOperator("fold", **every, **table).release(*every)
+            self._folds[kind](**every)
         return rows, statistics, t.constants.expand(rows.shape[0], -1), weights, vectors

@@ -10,12 +10,15 @@ import contextlib
 import copy
 import os
 import queue
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import nn
+
+from deevo_ext.threads import one_thread
 
 T = TypeVar("T")
 
@@ -26,35 +29,73 @@ _LARGEST_BLOCK = (32 << 20) - (64 << 10)
 class Workers:
     """Runs tasks torch.get_num_threads() at a time on the CPU; one after the other elsewhere.
 
-    A process that was forked has none of its parent's threads and gets its own.
+    A single worker is the thread that asks: handing tiny networks over to another one and waiting
+    costs more than they do. A process that was forked has none of its parent's threads and gets its
+    own.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.get_num_threads() if device.type == "cpu" else 1
+        self._on_cpu = device.type == "cpu"
         self._pool: ThreadPoolExecutor | None = None
-        if device.type == "cpu":
-            self._start()
+        if self._on_cpu:
             _keep_freed_blocks()
+        if self.count > 1:
+            self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
         self._pool = ThreadPoolExecutor(self.count, "deevo", initializer=_one_thread)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """The tasks' results, in order; started in order, so that one may wait for an earlier."""
+        """The tasks' results, in order; started in order, so that one may wait for an earlier.
+
+        After an error no further task begins, and that of the earliest task is raised.
+        """
         if self._pool is None:
-            with torch.no_grad():
+            with torch.no_grad(), one_thread(self._on_cpu):
                 return [task() for task in tasks]
         if self._process != os.getpid():
             self._start()
-        futures: list[Future[T]] = [self._pool.submit(_ungraded, task) for task in tasks]
+        waiting = deque(enumerate(tasks))
+        results: dict[int, T] = {}
+        errors: dict[int, BaseException] = {}
+        # A worker takes one task after the other; each handed over alone would cost as much as a
+        # small network.
+        crew = [
+            self._pool.submit(_work, waiting, results, errors)
+            for _ in range(min(self.count, len(tasks)))
+        ]
         try:
-            return [future.result() for future in futures]
+            for worker in crew:
+                worker.result()
         finally:
-            for future in futures:
-                future.cancel()  # what has not begun after an error
+            waiting.clear()  # where this thread was interrupted
             # The workers' torch.set_num_threads(1) became the default of threads yet to start.
             torch.set_num_threads(torch.get_num_threads())
+        if errors:
+            raise errors[min(errors)]
+        return [results[index] for index in range(len(tasks))]
+
+
+@torch.no_grad()
+def _work(
+    waiting: deque[tuple[int, Callable[[], T]]],
+    results: dict[int, T],
+    errors: dict[int, BaseException],
+) -> None:
+    """Runs tasks until none waits; nobody begins another after an error."""
+    while True:
+        try:
+            index, task = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            results[index] = task()
+        except BaseException as error:
+            errors[index] = error
+            waiting.clear()
+        del task  # before the next one: it may hold a member's weights
 
 
 class Modules:
@@ -74,11 +115,6 @@ class Modules:
             yield module
         finally:
             self._idle.put(module)
-
-
-@torch.no_grad()
-def _ungraded(task: Callable[[], T]) -> T:
-    return task()
 
 
 def _one_thread() -> None:

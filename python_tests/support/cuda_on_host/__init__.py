@@ -14,7 +14,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,10 +85,8 @@ def compiled() -> ModuleType:
 @functools.cache
 def register() -> None:
     """Makes the backend known, for CPU tensors: the real one's caller on the host's kernels."""
-    module = native.backend(compiled, lambda first: (0, 0))
-    sys.modules[f"deevo_ext.backends.{NAME}"] = module
-    backends.DEVICES[NAME] = ("cpu",)
-    backends.NAMES = tuple(backends.DEVICES)
+    operators = native.backend(compiled, lambda first: (0, 0))
+    backends.register_backend(NAME, **vars(operators))
 
 
 @contextlib.contextmanager
