@@ -23,6 +23,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
+from deevo_ext.reports.trackers import Tracker
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.merge import Merged, merge
 from deevo_ext.runs.replay import replay
@@ -57,6 +58,7 @@ __all__ = [
     "PopulationForward",
     "Result",
     "Strategy",
+    "Tracker",
     "Trials",
     "__version__",
     "evolve",

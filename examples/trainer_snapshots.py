@@ -1,6 +1,7 @@
-"""Hugging Face's Trainer: networks of the last steps are members, and the end is evolved from them.
+"""Hugging Face's Trainer: networks of some steps are members, and the end is evolved from them.
 
-A small BERT tells whether more than half of ten symbols are among the first six of twelve. Nothing is downloaded.
+A small BERT tells whether more than half of ten symbols are among the first six of twelve. Nothing
+is downloaded.
 
     python examples/trainer_snapshots.py        # needs transformers and accelerate
 """

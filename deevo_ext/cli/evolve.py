@@ -36,7 +36,7 @@ from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import check_files
 from deevo_ext.reports.card import CARD, REPORT, write_documents
 from deevo_ext.reports.model_folder import check_format, write_model_folder
-from deevo_ext.reports.tensorboard import TensorBoard
+from deevo_ext.reports.trackers import TensorBoard, Tracker
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import check_options
 from deevo_ext.runs.evolve import evolve as run_evolve
@@ -341,7 +341,7 @@ def evolve(
         if dry_run:
             raise typer.Exit()
 
-    writer = TensorBoard(out / "tensorboard") if tensorboard else None
+    writer = Tracker(TensorBoard(out / "tensorboard")) if tensorboard else None
     result = run_evolve(
         network.model,
         files,

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -204,6 +205,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable
                 "loss": torch.nn.CrossEntropyLoss(),
             },
         ),
+        "Tracker": (deevo.Tracker, lambda: {"logger": Mock(spec=["init", "log", "finish"])}),
         "FitnessValidation": (
             deevo.FitnessValidation,
             lambda: {
