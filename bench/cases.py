@@ -69,7 +69,8 @@ CPU_ALONE = ("step", "memory", "scaling", "decode", "feed")
 _CASES = """
 case         module      axes           backends     what
 copy         limits      threads        cpu,cuda     the machine's copy bandwidth
-matmul       limits      dtype,threads  cpu,cuda     the machine's rate of matrix products
+peak         limits      dtype,threads  cpu          the CPU's rate of multiply-adds in registers
+matmul       limits      dtype,threads  cpu,cuda     the rate of torch's products of matrices
 plan         operators   numbers        operators    strategies, F, CR and parents of a generation
 tell         operators   numbers        operators    selection and adaptation of a generation
 plan+tell    operators   numbers        operators    both, one after the other
@@ -98,6 +99,7 @@ feed         cache       fed            fused        losses on images from a cac
 _STANDARD = """
 cases          reps  threads  isa            np         dtype    backend              size
 copy           15    all,1    best           1          float32  cpu                  -
+peak           15    all,1    best           1          two      cpu                  -
 matmul         9     all,1    best           1          two      cpu                  -
 tables         300   all      best           20,50,100  float64  cpu                  -
 on-weights     15    all      best           20         each     cpu                  resnet18
@@ -137,7 +139,7 @@ feed           9     all      best           2          float32  fused          
 # What --quick measures.
 _QUICK = """
 cases             reps  threads  isa   np  dtype    backend      size
-copy,matmul,head  5     all      best  1   float32  cpu          -
+copy,peak,matmul,head  5     all      best  1   float32  cpu          -
 tables            100   all      best  20  float64  cpu          -
 on-weights        5     all      best  20  float32  cpu          resnet8
 compose           5     all      best  4   float32  cpu          resnet8

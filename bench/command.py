@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import deevo_ext
-from bench import compare, machine, options
+from bench import ROOT, compare, machine, options
 from bench.cases import CASES
 from bench.fits import fits
 from bench.job import Job, Skipped, WrongResult
@@ -33,10 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["compare"]:
         return compare.main(words[1:])
     chosen = options.parse(words)
+    _refuse_changes(chosen.json)
     where = Path(deevo_ext.__file__).parent
     print(f"measures {where}, load average {os.getloadavg()[0]:.2f}", file=sys.stderr)
     with _engines_anew():
         return _measure_all(chosen)
+
+
+def _refuse_changes(json: Path | None) -> None:
+    """Raises SystemExit for rows that would be kept and are of no commit."""
+    results = ROOT / "bench" / "results"
+    if json is None or results not in json.resolve().parents:
+        return
+    commit = machine.environment("cpu")["commit"]
+    if commit is None or commit.endswith("-dirty"):
+        raise SystemExit(
+            f"bench: --json {json}: rows that are kept are of one commit, but the code is "
+            f"{commit or 'of none'}; commit first, or write elsewhere"
+        )
 
 
 def _measure_all(chosen: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """What the machine can do: how fast it copies and how fast it multiplies, measured in the same run.
 
-Cases `copy` and `matmul` are these measurements themselves. Rows that are not timed beside a copy
-of their own buffers, and all that have FLOP, are held against them.
+Cases `copy`, `peak` and `matmul` are these measurements themselves. Rows that are not timed beside
+a copy of their own buffers, and all that have FLOP, are held against them: on CPUs against `peak`,
+on GPUs against the product of matrices that torch makes there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import measure
+from bench import measure, peak
 from bench.inputs import new_rows
 from bench.job import Job
 
@@ -27,6 +28,9 @@ def run_job(job: Job) -> dict[str, Any]:
         row = _copy(job.device, job.threads, job.repetitions)
         cold = "larger than the caches"
         note = "glibc's memcpy, in one part per thread" if job.device == "cpu" else "tensor.copy_"
+    elif job.case == "peak":
+        row = peak.run(job.dtype_name, job.threads, job.repetitions)
+        cold, note = "no memory", "multiply-adds in registers"
     else:
         row = _product(job.device, job.dtype_name, job.threads, job.repetitions, job.quick)
         cold, note = "warm", "torch.mm of square matrices"
@@ -42,8 +46,11 @@ def copy_rate(device: str, threads: int) -> float:
 
 @cache
 def product_rate(device: str, dtype_name: str, threads: int, quick: bool) -> float:
-    """FLOP a second of a matrix product in a dtype (or tf32)."""
-    row = _product(device, dtype_name, threads, 5, quick)
+    """FLOP a second that nothing on the device exceeds, in a dtype (or tf32)."""
+    if device == "cpu":
+        row = peak.run(dtype_name, threads, 15)
+    else:
+        row = _product(device, dtype_name, threads, 5, quick)
     return row["flops"] / row["median_s"]
 
 

@@ -25,7 +25,7 @@ from deevo_ext.text import markdown_table  # noqa: E402
 
 RESULTS = bench.ROOT / "bench" / "results"
 SECTIONS = {
-    "The machine": ("copy", "matmul"),
+    "The machine": ("copy", "peak", "matmul"),
     "Operators": ("plan", "tell", "plan+tell", "trials", "trials-six", "commit", "step", "graph"),
     "A generation, and what else one could use for it": ("generation",),
     "Growth": ("scaling",),
@@ -97,14 +97,39 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
         for title, cases in SECTIONS.items():
             chosen = [row for row in rows if row["case"] in cases]
             if chosen:
-                lines += ["", f"### {title}", "", table(chosen, markdown_table)]
+                lines += [
+                    "",
+                    f"### {title}",
+                    "",
+                    _commits(chosen),
+                    "",
+                    table(chosen, markdown_table),
+                ]
+                lines += ["", *_commands(chosen)]
     return "\n".join(lines) + "\n"
+
+
+def _commits(rows: list[Row]) -> str:
+    """Says at which commits a table's rows were measured."""
+    commits = dict.fromkeys(_short(str(row["commit"])) for row in rows)
+    return f"Commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}."
+
+
+def _short(commit: str) -> str:
+    name, dash, dirty = commit.partition("-")
+    return f"{name[:12]}{dash}{dirty}"
+
+
+def _commands(rows: list[Row]) -> list[str]:
+    """The commands that measure a table's rows again, folded away."""
+    commands = list(dict.fromkeys(row["command"] for row in rows))
+    return ["<details><summary>Commands</summary>", "", "```", *commands, "```", "", "</details>"]
 
 
 def _machine(rows: list[Row]) -> list[str]:
     """What the rows were measured on; each value once, or all that there are."""
     facts = ("gpu", "driver", "torch_cuda", "cpu", "cores", "python", "torch", "triton",
-             "deevo_ext", "commit", "omp_num_threads", "seed")  # fmt: skip
+             "deevo_ext", "omp_num_threads")  # fmt: skip
     lines = []
     for fact in facts:
         values = list(dict.fromkeys(str(row[fact]) for row in rows if row.get(fact) is not None))

@@ -32,7 +32,7 @@ def finish(job: Job, row: Row) -> Row:
     """Adds what follows from times, bytes and FLOP.
 
     limit_s: `bytes` at the copy bandwidth, the run's where the row has none of its own; ratio:
-    median_s / limit_s; flop_limit_s: `flops` at the rate of a matrix product; of_limit: the slower
+    median_s / limit_s; flop_limit_s: `flops` at the device's highest rate; of_limit: the slower
     of the two as a share of median_s, 1 being what the machine can do; bound: which one that is.
     """
     if "median_s" not in row:
@@ -51,7 +51,7 @@ def finish(job: Job, row: Row) -> Row:
     bound, slower = "memory", row["limit_s"]
     if row.get("flops"):
         row["flops_per_s"] = row["flops"] / median
-        if job.case == "matmul":
+        if job.case == "peak" or (job.case, job.device) == ("matmul", "cuda"):
             rate = row["flops_per_s"]
         else:
             # CPUs compute float16 in float32, and torch's own float16 product there is a slow one.

@@ -40,7 +40,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{flops / 1e12:.3g}" if flops else "",
         f"{per_weight:.2f}" if per_weight else "",
         seconds(max(row["limit_s"], row.get("flop_limit_s", 0.0))),
-        f"{row['ratio']:.2f}",
+        f"{row['ratio']:.2f}" if row["ratio"] < 1000 else "",  # `peak` moves nothing
         f"{row['of_limit']:.0%} {row['bound']}",
         note(row),
     )

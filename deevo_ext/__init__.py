@@ -26,6 +26,7 @@ from deevo_ext.population.population import Population
 from deevo_ext.reports.trackers import Tracker
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.merge import Merged, merge
+from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.replay import replay
 from deevo_ext.runs.result import Result
 from deevo_ext.runs.run import Evolution
@@ -45,18 +46,22 @@ __all__ = [
     "DatasetFitness",
     "DeevoError",
     "DifferentialEvolution",
+    "EvaluationOptions",
     "Evaluator",
     "Evolution",
     "Fitness",
+    "FitnessOptions",
     "FitnessValidation",
     "ImageSet",
     "LabelledImages",
     "Losses",
+    "MemberOptions",
     "Merged",
     "Metric",
     "Population",
     "PopulationForward",
     "Result",
+    "RunOptions",
     "Strategy",
     "Tracker",
     "Trials",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from typing import Any
 
@@ -16,8 +18,16 @@ class OptionLists(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrites an object's docstring."""
         if obj.docstring is not None:
-            paragraphs = obj.docstring.value.split("\n\n")
+            paragraphs = _said(obj, obj.docstring.value).split("\n\n")
             obj.docstring.value = "\n\n".join(as_list(one) for one in paragraphs)
+
+
+def _said(obj: griffe.Object, written: str) -> str:
+    """Returns the docstring, with the lines that `documented` adds when the module is imported."""
+    decorators = getattr(obj, "decorators", ())
+    if not any(each.callable_path.endswith(".documented") for each in decorators):
+        return written
+    return inspect.getdoc(getattr(importlib.import_module(obj.module.path), obj.name)) or written
 
 
 def as_list(paragraph: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from . import csv_files, policies, populations, racing, runs
+from . import adaptation, csv_files, kinds, metrics, policies, populations, racing, runs, virtual
 from .populations import SETTINGS
 from .variants import BOUNDS, PEERS, VARIANTS
 
@@ -26,6 +27,7 @@ Root = Annotated[Path, typer.Option(help="The folder where populations and runs 
 Processes = Annotated[int, typer.Option(min=1, help="How many processes run, a thread each.")]
 DEFAULT_ROOT = Path("experiments-populations")
 RECORDS = HERE / "records"
+STUDIES = {"virtual": virtual.compare_optimizers, "linearity": virtual.linearity}
 
 
 @app.command()
@@ -60,6 +62,75 @@ def run(
         for name in chosen
         for seed in _numbers(seeds)
         if (what, seed) not in done[name]
+    ]
+    _all(jobs, processes)
+
+
+@app.command("adapt")
+def adapt(
+    setting: Names = None,
+    kind: Names = None,
+    severity: Annotated[str, typer.Option(help="1 for mild, 2 for strong.")] = "2",
+    labels: Annotated[str, typer.Option(help="How many images are labelled.")] = "500",
+    draws: Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")] = "0",
+    seeds: Seeds = "0-11",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Evolve populations on labelled images of a kind, and train on the same labels."""
+    done = _recorded("adaptation")
+    each = itertools.product(
+        _numbers(seeds),
+        _of(setting, SETTINGS) if setting else [name for name in SETTINGS if "tight" in name],
+        _of(kind, [*kinds.KINDS, kinds.SAME]) if kind else list(kinds.KINDS),
+        _numbers(severity),
+        _numbers(labels),
+        _numbers(draws),
+    )
+    jobs = [
+        partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
+        for seed, name, *what in each
+        if (name, seed, *what) not in done
+    ]
+    _all(jobs, processes)
+
+
+@app.command("metrics")
+def compare_metrics(
+    setting: Setting = "vgg-wide",
+    kind: Annotated[str, typer.Option(help="The kind of the images.")] = kinds.SAME,
+    metric: Names = None,
+    seeds: Seeds = "0-11",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Evolve populations for metrics without gradients, by both searches."""
+    done = _recorded("metrics")
+    (kind,) = _of([kind], [*kinds.KINDS, kinds.SAME])
+    jobs = [
+        partial(metrics.measure, root, SETTINGS[name], seed, kind, what)
+        for seed in _numbers(seeds)
+        for name in _of([setting], SETTINGS)
+        for what in _of(metric, metrics.METRICS)
+        if (name, seed, kind, what) not in done
+    ]
+    _all(jobs, processes)
+
+
+@app.command()
+def why(
+    setting: Setting = "vgg-wide",
+    seeds: Seeds = "0-3",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Compare optimizers on linear models, and what these promise with what networks do."""
+    jobs = [
+        partial(study, root, SETTINGS[name], seed)
+        for seed in _numbers(seeds)
+        for name in _of([setting], SETTINGS)
+        for file, study in STUDIES.items()
+        if (name, seed) not in _recorded(file)
     ]
     _all(jobs, processes)
 
@@ -102,10 +173,29 @@ def compare_policies(
     _all(jobs, processes)
 
 
+@app.command("functions")
+def compare_on_functions(
+    runs: Annotated[int, typer.Option(min=2)] = 21,
+    evaluations: Annotated[int, typer.Option(min=1000)] = 20_000,
+    processes: Processes = 2,
+) -> None:
+    """Compare presets "shade" and "l-shade" with minionpy's L-SHADE; print tables."""
+    from . import functions
+
+    done = _recorded("functions")
+    jobs = [
+        partial(functions.measure, year, number, runs, evaluations)
+        for year, number in functions.FUNCTIONS
+        if (year, number, evaluations) not in done
+    ]
+    _all(jobs, processes)
+    typer.echo(functions.table(csv_files.read(RECORDS, "functions")))
+
+
 @app.command()
 def report() -> None:
     """Write docs/evidence-tables.md and the plots from the committed records."""
-    from .report import write
+    from .reports import write
 
     write(RECORDS, HERE.parent / "docs")
 

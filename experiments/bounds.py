@@ -45,12 +45,13 @@ class _Normalise(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
-def _differentiable(network: nn.Module) -> nn.Module:
+def differentiable(network: nn.Module) -> nn.Module:
+    """Puts BatchNorm that keeps its statistics into a network; returns the network."""
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(network, name, _Normalise(child))
         else:
-            _differentiable(child)
+            differentiable(child)
     return network
 
 
@@ -65,7 +66,7 @@ def learned_soup(
 
     network: gives the forward pass; consumed. start: the members whose average it begins from.
     """
-    model = _differentiable(network).eval().requires_grad_(False)
+    model = differentiable(network).eval().requires_grad_(False)
     names = [name for name, tensor in members[0].items() if tensor.is_floating_point()]
     stacks = {name: torch.stack([member[name] for member in members]) for name in names}
     count = len(members)
@@ -108,7 +109,7 @@ def tuned_soup(
     images: ImageSet,
 ) -> dict[str, torch.Tensor]:
     """The average of members `start` after training on `images`; arguments as above."""
-    model = _differentiable(network)
+    model = differentiable(network)
     average = {
         name: torch.stack([members[i][name] for i in start]).mean(0)
         for name, tensor in members[0].items()

@@ -21,9 +21,15 @@ Lines = dict[str, list[Line]]
 """Lines of one run, by the name of the file that they belong to."""
 
 _KEYS = {
+    "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
     "curves": ("setting", "variant", "population"),
+    "functions": ("year", "function", "evaluations"),
+    "linearity": ("setting", "population"),
+    "metrics": ("setting", "population", "kind", "metric"),
     "policies": ("setting", "population", "policy"),
+    "recipes": ("setting", "variant", "population"),
     "rounds": ("setting", "variant", "population"),
+    "virtual": ("setting", "population"),
     "racing": ("setting", "population", "strategies", "generations", "micro_batch", "error"),
 }
 _OF_A_SETTING = ("variant", "population")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import deevo_ext as deevo
 from deevo_ext.data import ImageSets
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.sampling import batch_indices
-from deevo_ext.runs.soups import greedy_soup
+from deevo_ext.networks.blocks import blocks_of
+from deevo_ext.runs.soups import SOUPS, greedy_soup
 from deevo_ext.runs.state import SOUP
 
+from . import recipes, rivals
 from .bounds import learned_soup, tuned_soup
 from .csv_files import Line, Lines
 from .populations import Setting, folder_of, images_of, make, new_network
-from .variants import PEERS, PLOTTED, RATED, RECIPE, VARIANTS
+from .variants import PEERS, PLOTTED, RATED, RECIPES, VARIANTS
 
 # Common to all variants that search weights: what a run costs, and how its result is chosen.
 GENERATIONS = 30
@@ -71,6 +74,8 @@ def case_of(root: Path, setting: Setting, seed: int) -> Case:
 def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     """Runs a variant, peer or bound on a population and returns its lines of the records."""
     case = case_of(root, setting, seed)
+    if what in VARIANTS:
+        case = replace(case, paths=case.paths[: VARIANTS[what].members])
     about = {"variant": what, "population": seed}
     lines = _evolved(case, what) if what in VARIANTS else {NETWORKS: _fitted(case, what)}
     return {
@@ -115,14 +120,16 @@ def _evolved(case: Case, name: str) -> Lines:
         "precision": "float32",
         "chunk": len(case.paths) + 2,
     }
-    if name != RECIPE:
+    if name not in RECIPES:
         options |= {
             "generations": GENERATIONS,
             "images_per_batch": IMAGES_PER_BATCH,
             "generations_per_batch": GENERATIONS_PER_BATCH,
             "validate_every": VALIDATE_EVERY,
         }
+    began = time.process_time()
     result = evolve(case, name, options | VARIANTS[name].options)
+    seconds = round(time.process_time() - began, 1)
     comparison = result.comparison
     assert comparison is not None
     state, networks = result.run.state, []
@@ -147,11 +154,15 @@ def _evolved(case: Case, name: str) -> Lines:
                 "low": rival.interval[0] if rival else None,
                 "high": rival.interval[1] if rival else None,
                 "generation": candidate.generation if candidate and counts else None,
+                "seconds": seconds if counts else None,
             }
         )
     lines = {NETWORKS: networks}
-    if name == RECIPE:
+    if name in RECIPES:
         lines["rounds"] = [_round(metrics) for metrics in result.history]
+        folder = case.folder / "runs" / name
+        lines["recipes"] = recipes.coefficients(folder)
+        lines["curves"] = recipes.generations(folder, len(result.history))
     elif name in PLOTTED:
         lines["curves"] = [_generation(metrics, name in RATED) for metrics in result.history]
     return lines
@@ -187,14 +198,17 @@ def _generation(metrics: dict[str, float], rated: bool) -> Line:
 
 def _fitted(case: Case, what: str) -> list[Line]:
     """Runs a peer or a bound; returns the lines of its network and of the greedy soup."""
+    began = time.process_time()
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     evaluator = _evaluator(case, population)
     greedy = _greedy(population, evaluator, case.validation)
-    if what in PEERS:
+    if what == "random-soups":
         row = _random_soups(case, population, evaluator, greedy)
+    elif what in rivals.RIVALS:
+        row = _rival(case, population, evaluator, greedy, what)
     else:
         row = _bound(case, population, greedy, what)
-    passes = evaluator.forward_passes
+    passes, seconds = evaluator.forward_passes, round(time.process_time() - began, 1)
     images = {"": case.sets.test, "validation_": case.validation, "fitness_": case.sets.fitness}
     soup, other = ({"network": name, "returned": int(name != SOUP)} for name in (SOUP, what))
     for prefix, part in images.items():
@@ -202,6 +216,7 @@ def _fitted(case: Case, what: str) -> list[Line]:
         soup[f"{prefix}loss"], other[f"{prefix}loss"] = (score.loss for score in scores)
         if part is case.sets.test:
             soup["top1"], other["top1"] = (score.top1 for score in scores)
+    other["seconds"] = seconds
     return [soup, {**other, "forward_passes": passes if what in PEERS else None}]
 
 
@@ -216,14 +231,53 @@ def _random_soups(
     fitness = case.sets.fitness
     generator = np.random.Generator(np.random.PCG64(case.seed))
     finalists = [population.mean(greedy)]
-    batches = GENERATIONS * (GENERATIONS_PER_BATCH + 1) // GENERATIONS_PER_BATCH
-    for batch in range(batches):
-        rows = torch.stack([_drawn_soup(population, generator) for _ in range(population.size + 2)])
+    wave = range(population.size + SOUPS)
+    for batch in range(_waves()):
+        rows = torch.stack([_drawn_soup(population, generator) for _ in wave])
         chosen = batch_indices(fitness.labels, IMAGES_PER_BATCH, batch, case.seed)
         scores = evaluator.scores(rows, fitness.subset(chosen))
         finalists.append(rows[min(range(len(scores)), key=lambda i: scores[i].loss)])
     scores = evaluator.scores(torch.stack(finalists), case.validation)
     return finalists[min(range(len(scores)), key=lambda i: scores[i].loss)]
+
+
+def _waves() -> int:
+    """How often a run scores all rows: each generation's trials, and parents on a fresh batch."""
+    return GENERATIONS * (GENERATIONS_PER_BATCH + 1) // GENERATIONS_PER_BATCH
+
+
+def _rival(
+    case: Case,
+    population: deevo.Population,
+    evaluator: deevo.Evaluator,
+    greedy: list[int],
+    name: str,
+) -> torch.Tensor:
+    """Lets a rival search, on the batches of a run and validated as often as one."""
+    fitness = case.sets.fitness
+    evaluator.settle(fitness)
+    shape = fitness.image_shape
+    start = rivals.Start(
+        population,
+        torch.stack([population.mean(range(population.size)), population.mean(greedy)]),
+        blocks_of(evaluator.forward, population, shape, "layer").blocks,
+        population.size + SOUPS,
+        case.seed,
+    )
+
+    def score(rows: torch.Tensor, batch: int) -> torch.Tensor:
+        chosen = batch_indices(fitness.labels, IMAGES_PER_BATCH, batch, case.seed)
+        losses = [score.loss for score in evaluator.scores(rows, fitness.subset(chosen))]
+        return torch.tensor(losses, dtype=torch.float64)
+
+    return rivals.search(
+        rivals.RIVALS[name](start),
+        _waves(),
+        score,
+        lambda row: evaluator.score(row, case.validation),
+        waves_per_batch=GENERATIONS_PER_BATCH + 1,
+        validate_every=_waves() * VALIDATE_EVERY // GENERATIONS,
+    )
 
 
 def _drawn_soup(population: deevo.Population, generator: np.random.Generator) -> torch.Tensor:

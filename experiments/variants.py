@@ -1,6 +1,6 @@
 """What is compared: keywords of `deevo.evolve` that change one thing, with the question asked.
 
-All variants search weights but `coefficients`, which is the other search as it stands.
+All variants search weights but `RECIPES`, which are the other search as it stands.
 """
 
 from __future__ import annotations
@@ -10,24 +10,43 @@ from typing import Any
 
 from deevo_ext.search.pools import difference_pool, sade_pool, shade_pool, trigonometric
 
+from .rivals import RIVALS
+
 TO_PBEST, RAND_1, TRIG = difference_pool()
+
+
+SADE_2009 = (
+    ("rand/1", "r1 + F*(r2 - r3)", "bin"),
+    ("rand-to-best/2", "target + F*(best - target) + F*(r1 - r2) + F*(r3 - r4)", "bin"),
+    ("rand/2", "r1 + F*(r2 - r3) + F*(r4 - r5)", "bin"),
+    ("current-to-rand/1", "target + U*(r1 - target) + F*(r2 - r3)", "none"),
+)
+"""Qin et al.'s whole pool."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: options of `deevo.evolve`, and the question they answer."""
+    """What differs from the default: options of `deevo.evolve`, and the question they answer.
+
+    members: how many of the population's, the first ones.
+    """
 
     name: str
     question: str
     options: dict[str, Any] = field(default_factory=dict)
+    members: int = 12
 
+
+_RECIPE = dict(search="coefficients", passes=1_300_000)
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("paper", "the authors' last programs", dict(preset="paper")),
         Variant("default", "what this table supports"),
-        Variant("coefficients", "a recipe in place of weights", dict(search="coefficients")),
+        Variant("coefficients", "a recipe in place of weights", _RECIPE),
+        Variant("coefficients-8", "how many members does it take?", _RECIPE, members=8),
+        Variant("coefficients-4", "fewer still", _RECIPE, members=4),
         Variant("no-soups", "does it matter that soups are members?", dict(inject_soups=False)),
         Variant(
             "paper-soups",
@@ -46,6 +65,36 @@ VARIANTS: dict[str, Variant] = {
             dict(strategies=[TO_PBEST, RAND_1, trigonometric()]),
         ),
         Variant("sade", "SaDE's pool", dict(strategies=sade_pool())),
+        Variant(
+            "de-rand-1",
+            "the classic: DE/rand/1/bin with F = 0.5 and CR = 0.9",
+            dict(strategies=[RAND_1], adapt_memories=False, sinusoid="none", f_std=0.0, cr_std=0.0),
+        ),
+        Variant(
+            "sade-2009",
+            "SaDE's four strategies with its F, CR and odds; SHADE's memories",
+            dict(
+                strategies=list(SADE_2009),
+                sinusoid="none",
+                adapt_start=10,
+                **{"f_init": 0.5, "f_std": 0.3, "f_min": -0.4, "f_max": 1.4},
+                **{"cr_init": 0.5, "cr_std": 0.1, "cr_max": 1.0},
+            ),
+        ),
+        Variant(
+            "shade",
+            "SHADE, with an archive of replaced parents",
+            dict(preset="shade", archive_size=14),
+        ),
+        Variant(
+            "l-shade",
+            "L-SHADE: as many passes in more generations of fewer members",
+            dict(
+                preset="l-shade",
+                **{"archive_size": 36, "evaluations": 434},
+                **{"generations": 53, "validate_every": 27},
+            ),
+        ),
         Variant(
             "archive",
             "differences to replaced parents",
@@ -88,11 +137,12 @@ VARIANTS: dict[str, Variant] = {
 # What gradients on the fitness images reach; `experiments.bounds`.
 BOUNDS = ("learned-member", "learned-tensor", "tuned-soup")
 
-# Search without evolution, at the same number of forward passes; `experiments.runs`.
-PEERS = ("random-soups",)
+# Other searches at the same number of forward passes; `experiments.runs` and `experiments.rivals`.
+PEERS = ("random-soups", *RIVALS)
 
 # The variants whose generations are kept for the plot of diversity, which has room for a few, and
 # those whose successes by strategy are kept too.
 DEFAULT, PAPER, RECIPE = "default", "paper", "coefficients"
+RECIPES = (RECIPE, "coefficients-8", "coefficients-4")
 PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 RATED = (PAPER, DEFAULT)

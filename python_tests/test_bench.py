@@ -61,7 +61,7 @@ def some_row(**fields: object) -> dict:
     return row | fields
 
 
-WITH_FLOPS = ("matmul", "head", "linear_scores", "layers", "forward", "evolve", "racing")
+WITH_FLOPS = ("peak", "matmul", "head", "linear_scores", "layers", "forward", "evolve", "racing")
 
 
 @pytest.mark.slow
@@ -513,3 +513,12 @@ def test_networks_on_a_gpu(tmp_path):
     )  # fmt: skip
     assert {row["case"] for row in rows} == {"forward", "layers", "evolve"}
     assert all(row["median_s"] > 0 for row in rows)
+
+
+def test_kept_rows_are_of_one_commit(monkeypatch):
+    from bench import machine
+
+    for commit in (None, "0123abc-dirty"):
+        monkeypatch.setattr(machine, "_commit", lambda commit=commit: commit)
+        with pytest.raises(SystemExit, match="commit first, or write elsewhere"):
+            bench("--case", "plan", "--quick", "--json", ROOT / "bench/results/some/rows.json")

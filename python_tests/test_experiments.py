@@ -13,16 +13,19 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from typer.testing import CliRunner
 
+from deevo_ext.search.virtual import GENERATIONS, INDIVIDUALS
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
+from support.experiments import make_small
 from support.paths import ROOT, import_from_checkout
 
 import_from_checkout("experiments")
 
 from experiments import __main__ as commands  # noqa: E402
-from experiments import bounds, csv_files, policies, populations, racing, report, runs  # noqa: E402
+from experiments import bounds, csv_files, policies, populations, racing, reports, runs  # noqa: E402
 from experiments.networks import ARCHITECTURES  # noqa: E402
 from experiments.populations import MEMBERS, SETTINGS, trainings  # noqa: E402
+from experiments.reports import figures, same  # noqa: E402
 from experiments.variants import VARIANTS  # noqa: E402
 
 
@@ -121,16 +124,16 @@ def test_a_population_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_rank_test_is_one_sided() -> None:
     """Twelve differences of one sign: the exact p is 2 ** -12; of the other sign, near 1."""
     down = [-0.01 * (i + 1) for i in range(12)]
-    assert report.better(down) == pytest.approx(2**-12)
-    assert report.better([-d for d in down]) == pytest.approx(1.0)
-    assert report.better(down[:4]) is None
+    assert figures.better(down) == pytest.approx(2**-12)
+    assert figures.better([-d for d in down]) == pytest.approx(1.0)
+    assert figures.better(down[:4]) is None
 
 
 def test_every_variant_is_a_configuration() -> None:
     from deevo_ext.search.configuration import configure
 
     evolve_only = {
-        *("search", "preset", "inject_soups", "metric", "validate_every"),
+        *("search", "preset", "inject_soups", "metric", "validate_every", "passes"),
         *("images_per_batch", "generations_per_batch"),
     }
     for variant in VARIANTS.values():
@@ -139,7 +142,7 @@ def test_every_variant_is_a_configuration() -> None:
 
 
 def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path) -> None:
-    report.write(ROOT / "experiments" / "records", tmp_path)
+    reports.write(ROOT / "experiments" / "records", tmp_path)
     tables = "evidence-tables.md"
     assert (tmp_path / tables).read_text() == (ROOT / "docs" / tables).read_text()
 
@@ -164,19 +167,7 @@ def test_lines_are_read_as_written_and_a_run_replaces_its_own(tmp_path: Path) ->
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Populations of digits and runs of a few seconds, so that all of an experiment is run."""
-    monkeypatch.setattr(populations, "SOURCE", "digits")
-    monkeypatch.setattr(populations, "MEMBERS", 4)
-    monkeypatch.setattr(populations, "WIDTH", 4)
-    monkeypatch.setitem(populations._STEPS, "wide", 20)
-    monkeypatch.setattr(populations, "_SHORT", (10,))
-    monkeypatch.setattr(bounds, "_STEPS", 2)
-    for module, constants in (
-        (runs, {"GENERATIONS": 3, "IMAGES_PER_BATCH": 40, "VALIDATE_EVERY": 2, "VALIDATION": 60}),
-        (policies, {"GENERATIONS": 2, "IMAGES": 40, "VALIDATION": 60, "CALIBRATION": 40}),
-    ):
-        for name, value in constants.items():
-            monkeypatch.setattr(module, name, value)
+    make_small(monkeypatch)
 
 
 @pytest.mark.usefixtures("small")
@@ -184,12 +175,11 @@ def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
     records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
     for what in ("paper", "default", "random-soups", "learned-member"):
         csv_files.save(records, runs.run(tmp_path, setting, 0, what))
-    report.write(records, tmp_path)
+    reports.write(records, tmp_path)
     tables = (tmp_path / "evidence-tables.md").read_text()
     assert re.search(r"^\| default \| 1 \| [+-]\d\.\d{4} \|", tables, re.M)
     assert "`learned-member` (1 populations)" in tables and "on fitness" in tables
-    assert (tmp_path / "evidence-vgg-wide.png").exists()
-    kept = report.load(records, "vgg-wide")["default"][0]
+    kept = figures.load(records, "vgg-wide")["default"][0]
     assert len(csv_files.read(records, "curves")) == 2 * 3
     initial = kept["initial greedy soup"]
     scored = [line for line in kept.values() if line["validation_loss"] is not None]
@@ -197,31 +187,43 @@ def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
         (line for line in scored if not line["network"].startswith("evolved")),
         key=lambda line: line["validation_loss"],
     )
-    assert report.evolved(kept)["difference"] == pytest.approx(
-        report.evolved(kept)["loss"] - best["loss"], abs=1e-6
+    assert figures.evolved(kept)["difference"] == pytest.approx(
+        figures.evolved(kept)["loss"] - best["loss"], abs=1e-6
     )
     assert initial["validation_loss"] > 0 and initial["fitness_loss"] is None
     # A finished run whose lines were lost is found again in its folder.
     csv_files.save(records, runs.run(tmp_path, setting, 0, "default"))
-    assert report.load(records, "vgg-wide")["default"][0] == kept
+    assert figures.load(records, "vgg-wide")["default"][0] == kept
 
 
 @pytest.mark.usefixtures("small")
 def test_a_search_of_coefficients_is_recorded_with_its_rounds(tmp_path: Path) -> None:
     records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
     csv_files.save(records, runs.run(tmp_path, setting, 0, "coefficients"))
-    run = report.load(records, "vgg-wide")["coefficients"][0]
+    run = figures.load(records, "vgg-wide")["coefficients"][0]
     rounds = csv_files.read(records, "rounds")
     assert [line["round"] for line in rounds] == list(range(1, len(rounds) + 1))
     taken = sum(line["accepted"] for line in rounds)
     assert ("evolved recipe" in run) == (taken > 0)
     soup, refitted = run["initial greedy soup"], run["classifier refitted"]
-    report.write(records, tmp_path)
+    coefficients = csv_files.read(records, "recipes")
+    for block in {line["block"] for line in coefficients}:
+        of_block = [line["coefficient"] for line in coefficients if line["block"] == block]
+        assert len(of_block) == 4 and sum(of_block) == pytest.approx(1.0, abs=1e-4)
+    curves = csv_files.read(records, "curves")
+    evolutions = 2 * len(rounds)
+    assert sum(v for line in curves for k, v in line.items() if "trials of" in k) == (
+        evolutions * INDIVIDUALS * GENERATIONS
+    )
+    reports.write(records, tmp_path)
     tables = (tmp_path / "evidence-tables.md").read_text()
     (line,) = re.findall(r"^\| 0 \| .*$", tables, re.M)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[2].split(" / ")[0] == f"{refitted['loss'] - soup['loss']:+.4f}"
     assert cells[-2] == f"{taken} / {len(rounds)}"
+    assert cells[5] == same.returned(run)["network"]
+    for picture in (same.PICTURE, "evidence-virtual.png", "evidence-recipes.png"):
+        assert (tmp_path / picture).exists()
 
 
 @pytest.mark.usefixtures("small")

@@ -147,7 +147,7 @@ class Lesson {
 
   // Free slots first, in member order; then a drawn slot each, the highest member winning it.
   void assign_archive() {
-    const int64_t capacity = static_cast<int64_t>(a.settings[kArchiveCapacity]);
+    const int64_t capacity = archive_capacity(a.settings, a.num_members, living());
     int64_t live = static_cast<int64_t>(a.state[at.archive_count]);
     for (int64_t i = 0; i < a.num_members; ++i) {
       a.archive_slot[i] = -1;
@@ -166,7 +166,12 @@ class Lesson {
     a.state[at.archive_count] = static_cast<double>(live);
   }
 
-  // The worst of the living die. improvement is scratch by now: it keeps the ranks.
+  int64_t living() const {
+    return std::count_if(a.alive, a.alive + a.num_members, [](uint8_t i) { return i != 0; });
+  }
+
+  // The worst of the living die, and the archive's last rows with them. improvement is scratch by
+  // now: it keeps the ranks.
   void reduce_population() {
     const int64_t n = a.num_members, target = population_target(a.settings, n, generation);
     if (target < n) {
@@ -181,6 +186,8 @@ class Lesson {
       a.alive[i] = a.alive[i] != 0 ? 1 : 0;
       if (!a.alive[i]) a.fitness[i] = clean_fitness(double_of(0x7FF8000000000000ull));
     }
+    const auto capacity = static_cast<double>(archive_capacity(a.settings, n, living()));
+    a.state[at.archive_count] = std::min(a.state[at.archive_count], capacity);
   }
 
   const TellArguments& a;

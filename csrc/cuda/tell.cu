@@ -181,7 +181,7 @@ class TellBlock {
 
   // Free slots first, in member order; then a drawn slot each, the highest member winning it.
   DEEVO_DEVICE void assign_archive() {
-    const int64_t capacity = static_cast<int64_t>(a_.settings[kArchiveCapacity]);
+    const int64_t capacity = archive_capacity(a_.settings, n_, *living_);
     const int64_t live = static_cast<int64_t>(a_.state[state_at_.archive_count]);
     for (int64_t i = start_; i < n_; i += step_) {
       slots_[i] = -1;
@@ -203,7 +203,11 @@ class TellBlock {
     }
     if (start_ == 0) {
       for (int64_t k = 0; k < a_.num_strategies; ++k) successes += counts_[2 * k];
-      const int64_t filled = live + successes < capacity ? live + successes : capacity;
+      int64_t filled = live + successes < capacity ? live + successes : capacity;
+      // The archive's last rows go with the members that are about to.
+      const int64_t target = population_target(a_.settings, n_, generation_);
+      const int64_t left = archive_capacity(a_.settings, n_, target < *living_ ? target : *living_);
+      filled = filled < left ? filled : left;
       a_.state[state_at_.archive_count] = static_cast<double>(filled);
     }
     sync_block();

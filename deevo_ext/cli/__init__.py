@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from deevo_ext._version import __version__
 from deevo_ext.errors import DeevoError
 
 
@@ -31,6 +33,7 @@ def app() -> typer.Typer:
     # Imported here, because each function has the name of its module.
     from deevo_ext.cli.average import average
     from deevo_ext.cli.cache import cache
+    from deevo_ext.cli.command import command
     from deevo_ext.cli.compare import compare
     from deevo_ext.cli.demo import demo
     from deevo_ext.cli.evolve import evolve
@@ -43,10 +46,24 @@ def app() -> typer.Typer:
         name="deevo",
         help="Evolve the weights of trained networks by differential evolution.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
-
-    for command in (demo, cache, populate, evolve, average, replay, merge, compare, info):
-        application.command()(command)
+    application.callback()(_of_all_commands)
+    for function in (demo, cache, populate, evolve, average, replay, merge, compare, info):
+        application.command()(command(function))
     return application
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"deevo_ext {__version__}")
+        raise typer.Exit()
+
+
+def _of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""

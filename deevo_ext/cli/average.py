@@ -1,19 +1,39 @@
 """`deevo average`: the plain average of checkpoints, and what more there is to have."""
 
+import copy
 import inspect
+import logging
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from deevo_ext.cli.evolve import evolve
+from deevo_ext.cli.options import Made, with_options
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.finding import expand_paths
 from deevo_ext.runs.average import average as average_checkpoints
 
+log = logging.getLogger("deevo_ext")
 _EVOLVED = "With --data"
+_SHARED = ("data", "arch", "model_arg", "transform", "rounds", "run_dir", "force")
+"""Options of `deevo evolve` that are here, too."""
+_OPTIONS = inspect.signature(evolve).parameters
 
 
+def _shared() -> dict[str, Made]:
+    made = {}
+    for name in _SHARED:
+        (kind, option), default = get_args(_OPTIONS[name].annotation), _OPTIONS[name].default
+        option = copy.copy(option)
+        option.rich_help_panel = _EVOLVED
+        optional = default is inspect.Parameter.empty
+        made[name] = (kind | None, None, option) if optional else (kind, default, option)
+    return {**made, "rounds": (int, 6, made["rounds"][2])}
+
+
+@with_options(_shared())
 def average(
     checkpoints: Annotated[
         list[str], typer.Argument(help="The checkpoints: files, a folder, or a glob in quotes.")
@@ -37,42 +57,14 @@ def average(
         bool,
         typer.Option("--no-use-ema", help="Take the weights even where moving averages are there."),
     ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Images, as of deevo evolve: evolve the checkpoints and compare.",
-            rich_help_panel=_EVOLVED,
-        ),
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="The architecture.", rich_help_panel=_EVOLVED)
-    ] = None,
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(help='An argument of it, as "img_size=96".', rich_help_panel=_EVOLVED),
-    ] = None,
-    transform: Annotated[
-        str | None, typer.Option(help="The preprocessing.", rich_help_panel=_EVOLVED)
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option(help="The number of rounds at most.", min=1, rich_help_panel=_EVOLVED)
-    ] = 6,
-    out: Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=_EVOLVED)] = Path(
-        "evolved"
-    ),
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Evolve even unlike or bad members.", rich_help_panel=_EVOLVED
-        ),
-    ] = False,
-) -> None:
+    **options: Any,
+) -> dict[str, Any]:
     """Average checkpoints as timm's avg_checkpoints.py does; with --data, show what is in them.
 
     The table then compares the average with the best parent, the greedy soup and the evolved
     network; deevo evolve has further options.
     """
-    if (data is None) != (arch is None):
+    if (options["data"] is None) != (options["arch"] is None):
         raise DeevoError("--data and --arch go together: the network is evaluated on the images")
     if wildcard is not None:
         if len(checkpoints) > 1:
@@ -85,23 +77,15 @@ def average(
         use_ema=not no_use_ema,
     )
     for i, file in enumerate(made.files):
-        typer.echo(f"{made.metrics[i]:.6g}  {file}" if made.metrics else str(file))
+        log.info("%s%s", f"{made.metrics[i]:.6g}  " if made.metrics else "", file)
     key = "" if made.checkpoint_key is None else f" of {made.checkpoint_key!r}"
-    typer.echo(f"wrote {made.path}, SHA-256 {made.sha256}: the average{key}")
-    if data is None:
-        return
-    defaults: dict[str, Any] = {
-        name: parameter.default for name, parameter in inspect.signature(evolve).parameters.items()
-    }
-    given = {
-        "arch": arch,
-        "checkpoints": [str(file) for file in made.files],
-        "checkpoint_key": made.checkpoint_key,
-        "data": data,
-        "model_arg": model_arg,
-        "transform": transform,
-        "rounds": rounds,
-        "out": out,
-        "force": force,
-    }
-    evolve(**(defaults | given))
+    log.info("wrote %s, SHA-256 %s: the average%s", made.path, made.sha256, key)
+    result = asdict(made)
+    if options["data"] is not None:
+        own = {
+            "checkpoints": [str(file) for file in made.files],
+            "checkpoint_key": made.checkpoint_key,
+        }
+        defaults = {name: part.default for name, part in _OPTIONS.items()}
+        result["evolved"] = evolve(**(defaults | options | own))
+    return result

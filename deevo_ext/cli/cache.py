@@ -1,11 +1,21 @@
 """`deevo cache`: decode pictures once, for all later runs."""
 
-import warnings
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from deevo_ext.cli.options import (
+    Labels,
+    ModelArg,
+    Order,
+    Progress,
+    SkipCorrupt,
+    TrainImages,
+    TransformFile,
+    Workers,
+)
 from deevo_ext.cli.parameters import model_args_of
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.classes import class_order_of
@@ -14,6 +24,8 @@ from deevo_ext.data.sets import select_train
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture
+
+log = logging.getLogger("deevo_ext")
 
 
 def cache(
@@ -28,49 +40,20 @@ def cache(
     arch: Annotated[
         str | None, typer.Option(help="A torchvision or timm model, whose transform is taken.")
     ] = None,
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(help='An argument of the model, as "img_size=96". May be repeated.'),
-    ] = None,
-    transform: Annotated[
-        str | None,
-        typer.Option(
-            help="The transform: a JSON or TOML file, or a name of torchvision's weights."
-        ),
-    ] = None,
+    model_arg: ModelArg = None,
+    transform: TransformFile = None,
     size: Annotated[
         int | None,
         typer.Option(help="Resize the shorter side to SIZE and crop the centre, square.", min=1),
     ] = None,
-    class_order: Annotated[
-        str,
-        typer.Option(
-            help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a "
-            "file with the names of the network's classes, one a line; auto is natural for timm's "
-            "architectures, else text."
-        ),
-    ] = "auto",
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="A CSV with the columns file, label and, if the folder has parts, split: of a "
-            "folder without class folders."
-        ),
-    ] = None,
-    train_images: Annotated[
-        int,
-        typer.Option(help="The number of train images, class-balanced; 0 stands for all.", min=0),
-    ] = 0,
+    class_order: Order = "auto",
+    labels: Labels = None,
+    train_images: TrainImages = 0,
     seed: Annotated[int, typer.Option(help="The seed of the choice of train images.", min=0)] = 0,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="The number of decoding processes, by default one a processor.", min=0),
-    ] = None,
-    skip_corrupt: Annotated[
-        bool,
-        typer.Option("--skip-corrupt", help="Leave out files that cannot be read, and list them."),
-    ] = False,
-) -> None:
+    workers: Workers = None,
+    skip_corrupt: SkipCorrupt = False,
+    progress: Progress = True,
+) -> dict[str, Any]:
     """Decode, resize and crop every picture into one uint8 memory map.
 
     After a kill the command goes on where it stopped. Without --arch, --transform and --size
@@ -93,16 +76,22 @@ def cache(
     else:
         crop = None if size is None else (size, size)
         chosen = Transform(size, crop, "bilinear", neutral, neutral)
-    with warnings.catch_warnings(record=True) as left_out:
-        warnings.simplefilter("always")
-        images = build_cache(pictures, out, chosen, workers=workers, skip_corrupt=skip_corrupt)
-    for warning in left_out:
-        typer.echo(str(warning.message), err=True)
+    images = build_cache(
+        pictures, out, chosen, workers=workers, skip_corrupt=skip_corrupt, progress=progress
+    )
     count, height, width, channels = images.description.shape
     parts = ", ".join(f"{b - a:,} {name}" for name, (a, b) in images.description.parts.items())
-    typer.echo(
-        f"{out}: {count - images.skipped:,} images ({parts}"
-        f"{f'; {images.skipped} left out' if images.skipped else ''}), "
-        f"{channels}x{height}x{width}, "
-        f"{len(images.class_names)} classes, {out.stat().st_size / 1e6:,.1f} MB"
+    skipped = f"; {images.skipped} left out" if images.skipped else ""
+    log.info(
+        f"{out}: {count - images.skipped:,} images ({parts}{skipped}), "
+        f"{channels}x{height}x{width}, {len(images.class_names)} classes, "
+        f"{out.stat().st_size / 1e6:,.1f} MB"
     )
+    return {
+        "cache": out,
+        "images": count - images.skipped,
+        "left_out": images.skipped,
+        "parts": {name: b - a for name, (a, b) in images.description.parts.items()},
+        "shape": [channels, height, width],
+        "class_names": images.class_names,
+    }

@@ -1,7 +1,8 @@
 """`deevo compare`: the tables of finished runs."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,21 +10,24 @@ from deevo_ext.reports.card import TABLE
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.text import text_table
 
+log = logging.getLogger("deevo_ext")
+
 
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="The folders of finished runs, or their files table.json.")
     ],
-) -> None:
+) -> dict[str, Any]:
     """Show the tables of runs, and for several of them what each gained."""
     compared = []
     for run in runs:
         path = run / TABLE if run.is_dir() else run
         compared.append((run, Comparison.load(path)))
     for run, comparison in compared:
-        typer.echo(f"{run}\n{comparison.format()}\n")
+        log.info("%s\n%s\n", run, comparison.format())
+    result = {"runs": [{"run": run, **comparison.to_json()} for run, comparison in compared]}
     if len(compared) < 2:
-        return
+        return result
     lines = []
     for run, comparison in compared:
         rival, parent = comparison.rival, comparison.parent
@@ -35,7 +39,8 @@ def compare(
             figures = (rival.name, f"{rival.mean:+.5f}", interval, f"{parent.mean:+.5f}")
         lines.append((str(run), comparison.metric, *figures))
     header = ("run", "metric", "best initial network", "difference", "95 % interval", "to parent")
-    typer.echo(
-        "The best evolved network of each against the best initial one, both by validation:\n"
-        f"{text_table(header, lines)}"
+    log.info(
+        "The best evolved network of each against the best initial one, both by validation:\n%s",
+        text_table(header, lines),
     )
+    return result

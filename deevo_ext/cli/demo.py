@@ -1,22 +1,23 @@
 """`deevo demo`: trained networks meet images of another kind; a few hundred labels mend them."""
 
-import sys
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
 from torch import nn
-from tqdm.auto import tqdm
 
+from deevo_ext.cli.options import Progress
 from deevo_ext.data import ImageSet, ImageSets, LabelledImages, load
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.small_vgg import SmallVGG
+from deevo_ext.progress import progress_bar
 from deevo_ext.reports.card import CARD, HEAT_MAP, REPORT, write_documents
-from deevo_ext.reports.plots import plot_changes
+from deevo_ext.reports.pictures import plot_changes
 from deevo_ext.runs.comparison import Comparison, Measured
 from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.folder import EVOLVED
@@ -28,6 +29,7 @@ from deevo_ext.training.hyper_parameters import Choices, derived_seed
 from deevo_ext.training.populate import populate
 from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
+log = logging.getLogger("deevo_ext")
 CHANGES = "changes.png"
 TRAINED = "trained by gradients"
 _LABELLED, _TEST = 101, 102  # what seeds of noise are derived for
@@ -79,7 +81,8 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of split, training and evolution.")] = 0,
-) -> None:
+    progress: Progress = True,
+) -> dict[str, Any]:
     """Train 8 networks, show them noisy images, evolve them on 400 labels, and compare.
 
     The digits take under a minute on two cores.
@@ -93,15 +96,16 @@ def demo(
     assert isinstance(sets.fitness, ImageSet) and isinstance(sets.test, ImageSet)
     labelled = noisy(sets.fitness.slice(0, setting.labels), train, setting.noise, seed, _LABELLED)
     test = noisy(sets.test, train, setting.noise, seed, _TEST)
-    typer.echo(
+    log.info(
         f"{sets.name}: {len(train):,} images to train on; then images of another kind, with noise: "
         f"{len(labelled):,} labelled ones, {len(test):,} to test on."
     )
 
-    model, paths = members(sets, setting, folder / "checkpoints", seed)
+    model, paths = members(sets, setting, folder / "checkpoints", seed, progress)
     trained = time.perf_counter()
-    shown = sys.stderr.isatty()
-    result = evolve(model, paths, labelled, None, test, seed=seed, run_dir=folder, progress=shown)
+    result = evolve(
+        model, paths, labelled, None, test, seed=seed, run_dir=folder, progress=progress
+    )
     run, comparison = result.run, result.comparison
     assert isinstance(run, RecipeRun) and run.chosen is not None and comparison is not None
     evolved = time.perf_counter()
@@ -119,12 +123,12 @@ def demo(
     ended = time.perf_counter()
 
     clean = float((_predicted(evaluator, parent, sets.test) == sets.test.labels).double().mean())
-    typer.echo(
+    log.info(
         f"\nThe best parent gets {clean:.1%} of the test images right without noise, "
         f"{float((before == test.labels).double().mean()):.1%} with it. All on these, with it:\n"
     )
-    typer.echo(comparison.format())
-    typer.echo(
+    log.info("%s", comparison.format())
+    log.info(
         f"\nA yardstick, {TRAINED}: {yardstick}.\n\n"
         f"{ended - started:.0f} s: {trained - started:.0f} s training, {evolved - trained:.0f} s "
         f"evolution, {compared - evolved:.0f} s yardstick, {ended - compared:.0f} s pictures.\n"
@@ -133,6 +137,7 @@ def demo(
         f"The network: {folder / EVOLVED}; report: {folder / REPORT}, {folder / CARD}\n"
         f"Its journal: {folder / 'journal.jsonl'} (deevo replay {folder})"
     )
+    return {"run_dir": folder, "comparison": comparison.to_json()}
 
 
 def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, index: int) -> ImageSet:
@@ -149,7 +154,7 @@ def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, inde
 
 
 def members(
-    sets: ImageSets, setting: Setting, folder: Path, seed: int
+    sets: ImageSets, setting: Setting, folder: Path, seed: int, progress: bool
 ) -> tuple[nn.Module, list[Path]]:
     """Trains the networks that the folder lacks; returns a model, and all files."""
     train = sets.train
@@ -160,7 +165,7 @@ def members(
     model = SmallVGG(train.image_shape[0], len(sets.class_names), setting.width, generator)
     origin = {"data": sets.name, "width": setting.width, "seed": seed}
     # For networks this small more threads cost more than they save.
-    with tqdm(unit="step", disable=None) as bar, one_thread():
+    with progress_bar(unit="step", shown=progress) as bar, one_thread():
 
         def show(what: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done

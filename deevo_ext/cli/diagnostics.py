@@ -17,8 +17,15 @@ import torch
 from torch.utils import collect_env
 
 from deevo_ext import _extension, backends
+from deevo_ext.extras import import_extra
 from deevo_ext.files import cache_folder
 from deevo_ext.text import text_table
+
+IMPORTED = {
+    **{name: name for name in ("matplotlib", "torchvision", "timm", "tensorboard", "torchmetrics")},
+    **{"pillow": "PIL", "scikit-learn": "sklearn", "transformers": "transformers"},
+}
+"""Packages of the extras that deevo's commands import, and under which name."""
 
 
 def collect() -> dict[str, Any]:
@@ -28,6 +35,7 @@ def collect() -> dict[str, Any]:
     return {
         "packages": {name: _installed(name) for name in ("deevo_ext", *required, "triton")},
         "extras": {extra: {n: _installed(n) for n in names} for extra, names in extras.items()},
+        "why_no_import": _import_problems(),
         "extension": _extension_facts(),
         "processor": {
             "cores": os.cpu_count(),
@@ -51,7 +59,8 @@ def format_report(report: dict[str, Any]) -> str:
     sections: dict[str, dict[str, str]] = {
         "packages": {name: v or "not installed" for name, v in report["packages"].items()},
         "extras": {
-            name: _extra_text(name, versions) for name, versions in report["extras"].items()
+            name: _extra_text(name, versions, report["why_no_import"])
+            for name, versions in report["extras"].items()
         },
         "extension": {
             name.replace("_", " "): " ".join(value) if isinstance(value, list) else value
@@ -111,11 +120,27 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def _extra_text(extra: str, versions: dict[str, str | None]) -> str:
+def _import_problems() -> dict[str, str]:
+    """Imports the extras' packages that are installed and says why one cannot be had."""
+    problems = {}
+    for package, module in IMPORTED.items():
+        if _installed(package) is None:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import_extra(module)
+        except Exception as error:  # whatever a package does when it is imported
+            problems[package] = " ".join(str(error).split())
+    return problems
+
+
+def _extra_text(extra: str, versions: dict[str, str | None], problems: dict[str, str]) -> str:
     present = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     missing = ", ".join(name for name, version in versions.items() if version is None)
     remedy = f'missing: {missing}; pip install "deevo_ext[{extra}]" brings them' if missing else ""
-    return "; ".join(filter(None, (present, remedy)))
+    broken = (f"not usable: {problems[name]}" for name in versions if name in problems)
+    return "; ".join(filter(None, (present, remedy, *broken)))
 
 
 def _extension_facts() -> dict[str, Any]:

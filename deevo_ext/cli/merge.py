@@ -1,12 +1,15 @@
 """`deevo merge`: the network of a recipe, bit for bit."""
 
+import logging
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deevo_ext.runs.merge import merge as merge_recipe
 
+log = logging.getLogger("deevo_ext")
 _STATISTICS = {
     "fixed": "",
     "evolved": "; BatchNorm's statistics are combined like weights",
@@ -30,10 +33,11 @@ def merge(
         Path | None,
         typer.Option(help="A folder that holds the members now, if they were moved."),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Make the network that a recipe describes: from a run, edited, or written by hand."""
     made = merge_recipe(recipe, out, checkpoints)
-    typer.echo(
+    log.info(
         f"wrote {made.path}, SHA-256 {made.sha256}: {made.members} members in {made.blocks} "
         f"block{'s' * (made.blocks > 1)}{_RECORDED[made.as_recorded]}{_STATISTICS[made.statistics]}"
     )
+    return asdict(made)

@@ -1,110 +1,169 @@
-"""Options of `deevo evolve` that `deevo_ext.evolve` takes under the same name and as they are.
+"""Options of commands: those made from the fields of dataclasses, and those that commands share.
 
-Type and default of an option are those of the keyword or of the field of `Configuration`; its help
-is what the docstring there says. So a keyword has its option as soon as it stands in `PANELS`, and
-a field of `Configuration` has one always.
+A field's help, default and words are those of its metadata. What a text on the command line becomes
+is in `parameters.TEXTS`.
 """
 
+import copy
 import inspect
-import re
-from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Annotated, Any, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-import torch
 import typer
 
-from deevo_ext.runs.evolve import evolve
+from deevo_ext.cli.parameters import TEXTS
+from deevo_ext.options import help_of
 from deevo_ext.search.configuration import Configuration
 
-NETWORKS, IMAGES = "What is evolved", "Images and fitness"
-RUNNING, EVOLUTION = "Where and how it runs", "Parameters of the evolution"
+Command = TypeVar("Command", bound=Callable[..., Any])
+Made = tuple[Any, Any, Any]
+"""Type, default and typer's option."""
 
-PANELS: dict[str | None, tuple[str, ...]] = {
-    None: ("search", "rounds", "passes", "generations", "seed"),
-    NETWORKS: ("batchnorm", "inject_soups", "checkpoint_key", "prefix"),
-    IMAGES: (
-        "keep",
-        "generations_per_batch",
-        "sampling",
-        "augment",
-        "metric_name",
-        "label_smoothing",
-        "metric_name",
-        "racing",
-        "racing_first",
-        "validate_every",
+Arch = Annotated[
+    str,
+    typer.Option(
+        help="A name of torchvision's or timm's, hf:FOLDER for a Hugging Face folder, or "
+        "package.module:factory."
     ),
-    RUNNING: (
-        "population_device",
-        "micro_batch",
-        "chunk",
-        "precision",
-        "engine",
-        "force_precision",
-        "progress",
+]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help='An argument that the network is made with, as "img_size=96". May be repeated.',
     ),
-    EVOLUTION: ("preset",),
-}
+]
+TransformFile = Annotated[
+    str | None,
+    typer.Option(
+        "--transform",
+        help="The preprocessing: a JSON or TOML file, or a name of torchvision's weights. An "
+        "architecture has a default.",
+    ),
+]
+CacheFile = Annotated[
+    Path | None,
+    typer.Option("--cache", help="The file that keeps the decoded images, *.safetensors."),
+]
+Order = Annotated[
+    str,
+    typer.Option(
+        "--class-order",
+        help="The order of class folders as labels: text (1, 10, 2), natural (1, 2, 10), a file "
+        "with the names of the network's classes, one a line; auto is that which the checkpoints "
+        "say, else natural for timm's architectures, else text.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="A CSV with the columns file, label and, where the images have parts, split: of a "
+        "folder without class folders."
+    ),
+]
+TrainImages = Annotated[
+    int,
+    typer.Option(
+        help="The number of train images that are cached, class-balanced; 0 stands for all.", min=0
+    ),
+]
+SkipCorrupt = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Leave out files that cannot be read.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="The number of processes that decode and augment, by default one a processor.", min=0
+    ),
+]
+Progress = Annotated[
+    bool, typer.Option("--progress/--no-progress", help="Whether to show how far it is.")
+]
 
 
-def described(documentation: str) -> dict[str, str]:
-    """Returns what a docstring of lines "name, name: text" says of each name, as sentences."""
-    entry = r"^(\w+(?:, \w+)*): (.*?)(?=^\S|\Z)"
-    texts = {}
-    for names, text in re.findall(entry, inspect.cleandoc(documentation), re.MULTILINE | re.DOTALL):
-        for name in names.split(", "):
-            texts[name] = " ".join((text[0].upper() + text[1:]).split())
-    return texts
+def of_group(
+    group: type[Any], panel: str | None, *, without: str = "", **defaults: Any
+) -> dict[str, Made]:
+    """Returns an option for each field of a dataclass.
 
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command that takes **parameters the options of `PANELS` and of `Configuration`."""
-    signature = inspect.signature(command)
-    parameters = [
-        part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD
-    ]
-    for name, (kind, default, option) in (_of_evolve() | _of_configuration()).items():
-        annotation = Annotated[kind, option]  # type: ignore[valid-type]
-        command.__annotations__[name] = annotation
-        parameters.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
+    panel: the heading in the help. without: a field that has none. defaults: in place of the
+    fields' own. Those of `Configuration` have none: what is not given is the preset's.
+    """
+    hints, made = get_type_hints(group), {}
+    for part in fields(group):
+        if part.name == without:
+            continue
+        text = TEXTS.get(part.name)
+        kind, default = (
+            (hints[part.name], part.default) if text is None else (text.kind, text.shown)
         )
-    command.__annotations__.pop("parameters")
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
+        said, choices = help_of(part), part.metadata["choices"]
+        flags = [f"--{part.name.replace('_', '-')}", *([text.alias] if text and text.alias else [])]
+        if group is Configuration:
+            said, default = said + ("" if text else f" Paper: {default}."), None
+        elif kind is bool and default:
+            flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
+        if kind == list[str]:
+            said += " May be repeated."
+        kind = kind | None if default is None else kind
+        default = defaults.get(part.name, default)
+        least, most = part.metadata["within"]
+        bounds = {"min": least, "max": most} if kind in (int, float) and least is not None else {}
+        made[part.name] = (
+            kind,
+            default,
+            typer.Option(
+                *([] if kind == bool | None else flags),
+                help=(said[0].upper() + said[1:]).replace("`", ""),
+                rich_help_panel=panel,
+                metavar=text.metavar if text else None,
+                autocompletion=_words(choices) if choices else None,
+                **{name: bound for name, bound in bounds.items() if abs(bound) != float("inf")},
+            ),
+        )
+    return made
 
 
-def _of_evolve() -> dict[str, tuple[Any, Any, Any]]:
-    """Type, default and option of each keyword in `PANELS`."""
-    keywords, hints = inspect.signature(evolve).parameters, get_type_hints(evolve)
-    texts = described(evolve.__doc__ or "")
-    options = {}
-    for panel, names in PANELS.items():
-        for name in names:
-            kind, default = hints[name], keywords[name].default
-            if torch.device in get_args(kind):
-                kind = str if default is not None else str | None
-            if name == "engine":
-                kind = str  # "package.module:function"
-            flags = (f"--{name.replace('_', '-')}",) if default is False else ()
-            least = (0 if name == "seed" else 1) if kind is int else None
-            option = typer.Option(*flags, help=texts[name], rich_help_panel=panel, min=least)
-            options[name] = (kind, default, option)
-    return options
+def _words(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in choices if word.startswith(incomplete)]
+
+    return complete
 
 
-def _of_configuration() -> dict[str, tuple[Any, Any, Any]]:
-    """Type, default and option of each further field of `Configuration`; None is the preset's."""
-    hints, texts = get_type_hints(Configuration), described(Configuration.__doc__ or "")
-    keywords = inspect.signature(evolve).parameters
-    options = {}
-    for field in fields(Configuration):
-        if field.name not in keywords:
-            kind: Any = list[str] if field.name == "strategies" else hints[field.name]
-            paper = "" if field.default in (MISSING, None) else f" Paper: {field.default}."
-            option = typer.Option(help=texts[field.name] + paper, rich_help_panel=EVOLUTION)
-            options[field.name] = (kind | None, None, option)
-    return options
+def with_options(
+    made: Mapping[str, Made],
+    first: tuple[str, ...] = (),
+    panels: Mapping[str, tuple[str, ...]] | None = None,
+) -> Callable[[Command], Command]:
+    """Returns a decorator that gives a command that takes **options those of `of_group`.
+
+    first: the options that head the help, in this order, under no heading. panels: headings, and
+    which of the command's own options stand below each.
+    """
+    heading = {name: title for title, names in (panels or {}).items() for name in names}
+
+    def decorate(command: Command) -> Command:
+        signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+        all_of_them = {
+            name: (*get_args(hints[name]), part.default)
+            for name, part in signature.parameters.items()
+            if part.kind is not part.VAR_KEYWORD
+        }
+        all_of_them |= {name: (kind, info, default) for name, (kind, default, info) in made.items()}
+        listed = []
+        for name in [*first, *(name for name in all_of_them if name not in first)]:
+            kind, info, default = all_of_them[name]
+            info = copy.copy(info)
+            if name in first or name in heading:
+                info.rich_help_panel = heading.get(name)
+            annotation = command.__annotations__[name] = Annotated[kind, info]
+            only = inspect.Parameter.KEYWORD_ONLY
+            listed.append(inspect.Parameter(name, only, default=default, annotation=annotation))
+        signed: Any = command
+        signed.__signature__ = signature.replace(parameters=listed)
+        return command
+
+    return decorate

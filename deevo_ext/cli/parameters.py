@@ -1,19 +1,25 @@
 """Values of options that are texts on the command line and something else for the library."""
 
-import importlib
+import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import typer
+import torch
 import yaml
 
 from deevo_ext.data.class_maps import ClassMap
 from deevo_ext.data.classes import ClassOrder, class_order_of
 from deevo_ext.errors import DeevoError
+from deevo_ext.extras import import_named
 from deevo_ext.networks.blocks import UNITS
+from deevo_ext.runs.preflight import seconds_of
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy
+
+log = logging.getLogger("deevo_ext")
 
 
 def class_order_shown(
@@ -26,54 +32,43 @@ def class_order_shown(
     """
     order = class_order_of(text, architecture, own.names if own else None)
     if own is not None and text == "auto":
-        typer.echo(f"{len(own.names)} classes in the order of {own.where}")
+        log.info("%s classes in the order of %s", len(own.names), own.where)
     elif own is not None:
         own.require_same(order, action)
     return order
 
 
-def function_of(name: str, option: str = "metric") -> Callable[..., Any]:
-    """Imports the function that "package.module:function" names, for an option."""
-    module, _, attribute = name.partition(":")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise DeevoError(
-            f"{option} is {name!r}, which cannot be had: {error}; expected "
-            "package.module:function, importable from here"
-        ) from None
-    return function
+def count_of(name: str, *words: str) -> Callable[[str], Any]:
+    """Returns what reads a number of images, or one of the words; "all" is None."""
+
+    def read(text: str) -> Any:
+        if text in words:
+            return None if text == "all" else text
+        try:
+            return int(text)
+        except ValueError:
+            said = ", ".join(f'"{word}"' for word in words)
+            raise DeevoError(f"{name} is {text!r}; expected {said} or a whole number") from None
+
+    return read
 
 
-def images_per_batch_of(text: str) -> int | Literal["auto"] | None:
-    """Returns the number of images that the text is, "auto", or None for "all"."""
-    if text == "auto":
-        return "auto"
-    try:
-        return None if text == "all" else int(text)
-    except ValueError:
-        raise DeevoError(
-            f'images_per_batch is {text!r}; expected "auto", "all" or a whole number'
-        ) from None
-
-
-def images_per_round_of(text: str) -> int | Literal["auto"]:
-    """Returns the number of images that the text is, or "auto"."""
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise DeevoError(
-            f'images_per_round is {text!r}; expected "auto" or a whole number'
-        ) from None
-
-
-def unit_of(blocks: list[str] | None) -> str | list[str]:
-    """Returns the unit that is named, or the patterns; by default "auto"."""
-    if not blocks:
-        return "auto"
+def unit_of(blocks: list[str]) -> str | list[str]:
+    """Returns the unit that is named, or the patterns."""
     return blocks[0] if len(blocks) == 1 and blocks[0] in UNITS else blocks
+
+
+def dtype_of(text: str) -> torch.dtype:
+    """Returns the dtype of this name."""
+    if text not in ("float32", "bfloat16", "float16"):
+        raise DeevoError(f"dtype is {text!r}; expected float32, bfloat16 or float16")
+    dtype: torch.dtype = getattr(torch, text)
+    return dtype
+
+
+def time_of(text: str) -> float:
+    """Returns the seconds of a number or a duration."""
+    return float(text) if re.fullmatch(r"\d+\.?\d*", text) else seconds_of(text)
 
 
 def pairs_of(texts: list[str] | None, name: str, example: str) -> dict[str, str]:
@@ -110,15 +105,9 @@ def bytes_of(text: str) -> int:
     return int(float(match[1]) * 1024**power)
 
 
-def without_defaults(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters that are neither None nor empty, with strategies made from texts.
-
-    What is left out has its default, or the preset's value.
-    """
-    values = {name: value for name, value in parameters.items() if value not in (None, [])}
-    if "strategies" in values:
-        values["strategies"] = [s for text in values["strategies"] for s in _strategies(text)]
-    return values
+def _pool_of(texts: list[str]) -> list[Strategy | tuple[str, ...]]:
+    """Returns the strategies that texts name or describe."""
+    return [strategy for text in texts for strategy in _strategies(text)]
 
 
 def _strategies(text: str) -> Sequence[Strategy | tuple[str, ...]]:
@@ -135,3 +124,56 @@ def _strategies(text: str) -> Sequence[Strategy | tuple[str, ...]]:
         )
     parts = (formula.strip(), crossover.strip())
     return [(name.strip(), *parts) if equals else parts]
+
+
+@dataclass(frozen=True)
+class Text:
+    """How an option is written on the command line, where that is no plain value of its type.
+
+    kind: typer's type. metavar: what the help shows. read: makes the value. shown: its default.
+    alias: a further flag.
+    """
+
+    kind: Any
+    metavar: str
+    read: Callable[[Any], Any]
+    shown: Any = None
+    alias: str | None = None
+
+
+def _named(option: str) -> Callable[[str], Any]:
+    return lambda text: import_named(text, option) if ":" in text else text
+
+
+TEXTS = {
+    "metric": Text(str, "NAME|MODULE:NAME", _named("metric"), "loss"),
+    "engine": Text(str, "NAME|MODULE:NAME", _named("engine"), "auto"),
+    "device": Text(str, "DEVICE", str),
+    "population_device": Text(str, "DEVICE", str),
+    "dtype": Text(str, "DTYPE", dtype_of, "float32"),
+    "frozen": Text(list[str], "PATTERN", list),
+    "ignore": Text(list[str], "PATTERN", list),
+    "key_map": Text(list[str], "THEIRS=OURS", key_map_of),
+    "blocks": Text(list[str], "UNIT|PATTERN", unit_of),
+    "strategies": Text(list[str], "POOL|FORMULA,CROSSOVER", _pool_of),
+    "images_per_round": Text(str, "N|auto", count_of("images_per_round", "auto"), "auto"),
+    "images_per_batch": Text(
+        str, "N|auto|all", count_of("images_per_batch", "auto", "all"), "auto"
+    ),
+    "memory": Text(str, "BYTES|2GiB", bytes_of),
+    "seconds": Text(str, "SECONDS|8h", time_of, alias="--time"),
+    "run_dir": Text(Path, "FOLDER", Path, alias="--out"),
+}
+"""By the name of the option."""
+
+
+def keywords_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what options of the command line mean as keywords.
+
+    Those without a value are left out: they have their default, or the preset's value.
+    """
+    return {
+        name: TEXTS[name].read(value) if name in TEXTS else value
+        for name, value in given.items()
+        if value not in (None, [])
+    }

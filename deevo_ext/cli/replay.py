@@ -1,7 +1,8 @@
 """`deevo replay`: a run's weights and trials again, from its journal and initial checkpoints."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,8 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.replay import replay as run_again
 from deevo_ext.runs.replay import write_candidate, write_trials
+
+log = logging.getLogger("deevo_ext")
 
 
 def replay(
@@ -32,23 +35,31 @@ def replay(
         Path | None,
         typer.Option(help="The folder that holds the initial checkpoints now, if they were moved."),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
     if run_dir.suffix in (".yaml", ".yml"):
         if out is None or trials is not None:
             raise DeevoError(f"{run_dir} is a recipe: give --out, and no --trials")
-        merge(run_dir, out, checkpoints)
-        return
+        return merge(run_dir, out, checkpoints)
     result = run_again(run_dir, checkpoints)
     candidate = result.candidate
     what = "round" if isinstance(result.state, RecipeState) else "generation"
     end = "finished" if result.finished else "unfinished; this is its best candidate so far"
-    typer.echo(
-        f"{len(result.rounds or result.generations)} {what}s replayed ({end}): {candidate.name} of "
-        f"{what} {candidate.generation}, score {candidate.score:.6g}, SHA-256 {candidate.digest}"
+    count = len(result.rounds or result.generations)
+    log.info(
+        f"{count} {what}s replayed ({end}): {candidate.name} of {what} {candidate.generation}, "
+        f"score {candidate.score:.6g}, SHA-256 {candidate.digest}"
     )
     if out is not None:
         write_candidate(result, out)
-        typer.echo(f"wrote {out}")
+        log.info("wrote %s", out)
     if trials is not None:
-        typer.echo(f"wrote {write_trials(result, trials)} trials to {trials}")
+        log.info("wrote %s trials to %s", write_trials(result, trials), trials)
+    return {
+        "name": candidate.name,
+        "returned": candidate.record(),
+        f"{what}s": count,
+        "finished": result.finished,
+        "network": out,
+        "trials": trials,
+    }

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import stat
@@ -29,7 +30,9 @@ from deevo_ext.data.cache_file import Cache, Description, Slots, open_cache
 from deevo_ext.data.pictures import Pictures
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
+from deevo_ext.progress import progress_bar
 
+log = logging.getLogger("deevo_ext")
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker
 _NAMED = 50  # unusable pictures in one message
@@ -78,7 +81,7 @@ def build_cache(
             return _existing(path, description)
         warnings.warn(f"{path}: its pictures have changed since; it is made anew", stacklevel=2)
     partial = path.with_name(path.name + ".partial")
-    with _locked(partial, progress) as file:
+    with _locked(partial) as file:
         if path.exists() and not (renew and _is_stale(path, description)):  # another was faster
             if not os.fstat(file).st_size:
                 partial.unlink(missing_ok=True)
@@ -158,7 +161,7 @@ def _existing(path: Path, expected: Description) -> Cache:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path, progress: bool) -> Iterator[int]:
+def _locked(partial: Path) -> Iterator[int]:
     """Opens the partial file and keeps it for this process alone."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -177,8 +180,7 @@ def _locked(partial: Path, progress: bool) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if progress:
-                print(f"waiting for another process, which builds {partial}")
+            log.info("waiting for another process, which builds %s", partial)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
@@ -242,12 +244,10 @@ class _Decoder:
 
 def _fill(decoder: _Decoder, workers: int, progress: bool) -> dict[int, str]:
     """Fills every slot; returns the pictures that cannot be read, and why, in order."""
-    from tqdm.auto import tqdm
-
     count = len(decoder.pictures)
     tasks = [range(start, min(start + _TASK, count)) for start in range(0, count, _TASK)]
     problems: dict[int, str] = {}
-    with tqdm(total=count, unit="image", disable=not progress) as bar:
+    with progress_bar(count, unit="image", shown=progress) as bar:
         if workers == 0:
             for task in tasks:
                 problems.update(decoder.decode(task))

@@ -25,8 +25,7 @@ METRICS = ("loss", "top1", "top5", "worst-class", "macro-f1")
 _TOP = {"top1": 1, "worst-class": 1, "top5": 5}
 """Among how many first classes the true one must be, for metrics that ranks decide."""
 _OF_CLASSES = {"worst-class": class_scores.worst_class, "macro-f1": class_scores.macro_f1}
-LABELS = {"top1": "top-1", "top5": "top-5", "worst-class": "worst class", "macro-f1": "macro F1"}
-"""What tables call metrics, where that is not their name."""
+_LABELS = {"top1": "top-1", "top5": "top-5", "worst-class": "worst class", "macro-f1": "macro F1"}
 
 Scores = Callable[[Tensor, Tensor], Any]
 """function(logits float32 [n, classes], labels int64 [n]) -> scores [n], or one of the whole set.
@@ -248,3 +247,8 @@ def mean_score(scores: Tensor, micro_batch: int) -> float:
         total += subtotal
     mean = total / scores.numel()
     return mean if math.isfinite(mean) else math.inf
+
+
+def label_of(metric: str) -> str:
+    """Returns what tables call a metric of this name: of a function's, the last part."""
+    return _LABELS.get(metric, metric.rpartition(".")[2])

@@ -45,6 +45,7 @@ def maker(folder: Path) -> Callable[..., nn.Module]:
 
     Further options are settings of its config, which must have them.
     """
+    import_extra("torchvision", "transformers")  # which transformers would import by itself
     transformers = import_extra("transformers", "transformers")
 
     def make(**options: Any) -> nn.Module:

@@ -11,10 +11,9 @@ imported when a name needs them.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
-from deevo_ext.extras import import_extra
+from deevo_ext.extras import import_extra, import_named
 from deevo_ext.networks import hugging_face
 from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.networks.transforms import transform_of
@@ -49,7 +48,8 @@ class Architecture:
     name: with its source, as "torchvision:resnet50". model: in eval mode, float32, on the CPU.
     num_classes: logits it gives, where that is known. transform: the one that was chosen, or that
     of the model's metadata; None where there is neither. names: how the checkpoint's names were
-    made the model's, as a sentence; "" where they are the same.
+    made the model's, as a sentence; "" where they are the same. arguments: what the model was made
+    with.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Architecture:
     num_classes: int | None
     transform: Transform | None
     names: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def needs_transform(self) -> Transform:
         """The transform; DeevoError that says how to give one where there is none."""
@@ -122,7 +123,9 @@ def architecture(
         names = matched.describe()
     size = given.get("img_size")
     chosen = transform_of(source, name, model, transform, size)
-    return Architecture(full_name, model, num_classes, chosen, names)
+    if num_classes is not None:
+        given["num_classes"] = num_classes
+    return Architecture(full_name, model, num_classes, chosen, names, given)
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module) -> int | None:
@@ -222,13 +225,7 @@ def _bare(arch: str) -> tuple[str, str, Callable[..., nn.Module]]:
 
 
 def _factory(module: str, name: str) -> Callable[..., nn.Module]:
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise DeevoError(f"arch {module}:{name}: cannot import {module} ({error})") from error
-    make = getattr(imported, name, None)
-    if not callable(make):
-        raise DeevoError(f"arch {module}:{name}: {module} has no function {name}")
+    make = import_named(f"{module}:{name}", "arch")
 
     def call(**options: Any) -> nn.Module:
         parameters = inspect.signature(make).parameters

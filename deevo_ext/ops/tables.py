@@ -78,6 +78,8 @@ class Setting(IntEnum):
     J_RAND_RANGE = 26  # weights (or genes, where there are any) to draw from; 0: no forced mutant
     GENES = 27  # G
     POPULATION_MIN = 28  # 0: no reduction
+    EVALUATIONS = 29  # in which the population is reduced; 0: in GENERATIONS
+    ARCHIVE_SHRINKS = 30  # whether its capacity falls in proportion to the living
 
 
 class StrategyColumn(IntEnum):

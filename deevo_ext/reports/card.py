@@ -17,11 +17,18 @@ from torch import Tensor
 
 from deevo_ext import _version
 from deevo_ext.files import write_whole
+from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.differences import DIRECTIONS
+from deevo_ext.fitness.metrics import Metric, label_of
+from deevo_ext.networks.zoo import Architecture
 from deevo_ext.population.finding import sha256
-from deevo_ext.reports.plots import plot_recipe, plot_rounds, plot_run
+from deevo_ext.population.naming import Naming
+from deevo_ext.reports.loading import images_text, loading_code
+from deevo_ext.reports.pictures import plot_recipe
+from deevo_ext.reports.plots import axis_label, fitness_label, plot_rounds, plot_run
 from deevo_ext.reports.tables import (
     Table,
+    members_table,
     rounds_table,
     steps_taken,
     strategies_table,
@@ -29,12 +36,13 @@ from deevo_ext.reports.tables import (
 )
 from deevo_ext.runs import journal
 from deevo_ext.runs.base import Run
-from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.comparison import LEGEND, Comparison
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE, RecipeRun
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.state import SOUP
+from deevo_ext.runs.validation import Validation
 from deevo_ext.text import markdown_table
 
 TABLE = "table.json"
@@ -60,16 +68,18 @@ def write_documents(
     comparison: Comparison | None,
     about: Mapping[str, str] | None = None,
     old: Comparison | None = None,
+    network: Architecture | None = None,
 ) -> list[Path]:
     """Writes table, card, report and pictures of a finished run into its folder.
 
-    Returns their paths. about: further lines for the table "The run", such as the architecture's
-    name and the images. old: the comparison on images of the kind trained on, where the others are
-    of another kind. Needs matplotlib.
+    Returns their paths. about: further lines for the table "The run", such as the name of the
+    images. old: the comparison on images of the kind trained on, where the others are of another
+    kind. network: the architecture, where it has a name; then the documents say how it is made and
+    what it does to pictures. Needs matplotlib.
     """
     folder, about = run.run_dir, dict(about or {})
     assert folder is not None
-    values = contents(run, comparison, about) | _on_old(old)
+    values = contents(run, comparison, about) | _on_old(old) | _loading(run, folder, network)
     for name in (CARD, REPORT):
         write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
@@ -118,7 +128,7 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
         "folder": folder,
         "search": run.search,
         "chosen": chosen,
-        "score": _shown(run)(chosen.score),
+        "score": f"{_measure(run)} {_shown(run)(chosen.score):.5g}",
         "soup": SOUP,
         **(_compared(comparison) if comparison else {"comparison": None}),
         "details": Table(("", "value"), list(details.items()), "<"),
@@ -133,12 +143,40 @@ def _shown(run: Run) -> Callable[[float], float]:
     return float if run.validation is None else run.validation.shown
 
 
+def _metric(run: Run) -> Metric | None:
+    return run.validation.metric if isinstance(run.validation, Validation) else None
+
+
+def _measure(run: Run) -> str:
+    metric = _metric(run)
+    return "fitness" if metric is None else label_of(metric.name)
+
+
+def _members(run: Run, recipe: Tensor | None) -> Table | None:
+    """What the members come to by themselves, where a validation looked at them."""
+    scores = [_shown(run)(score) for score in run.state.members_scores]
+    if not scores:
+        return None
+    names = run.population.names[: len(scores)]
+    return members_table(names, scores, _measure(run), recipe)
+
+
 def _compared(comparison: Comparison) -> dict[str, Any]:
     returned = {i for i, network in enumerate(comparison.networks) if network.returned}
     return {
         "images": f"{comparison.networks[0].images:,}",
         "comparison": Table(comparison.header, comparison.cells(), bold=returned),
         "verdict": f"{comparison.verdict} {comparison.note}".strip(),
+        "legend": LEGEND,
+    }
+
+
+def _loading(run: Run, folder: Path, network: Architecture | None) -> dict[str, Any]:
+    naming = Naming.of_population(run.population)
+    images = run.validation.images if isinstance(run.validation, Validation) else None
+    return {
+        "loading": loading_code(folder / EVOLVED, naming, network),
+        "takes": images_text(images, None if network is None else network.transform),
     }
 
 
@@ -152,11 +190,23 @@ def _on_old(old: Comparison | None) -> dict[str, Any]:
 def _of_weights(run: Evolution, folder: Path) -> dict[str, Any]:
     """Returns what is said of a search of weights alone."""
     history, configuration = run.history, run.configuration
-    plot_run(history, [strategy.name for strategy in configuration.strategies], folder / PICTURE)
+    shown, strategies = _shown(run), [strategy.name for strategy in configuration.strategies]
+    known = (*run.state.initial.values(), *run.state.treated)
+    baselines = {one.name: shown(one.score) for one in known}
+    of_fitness = run.fitness.metric if isinstance(run.fitness, ClassificationFitness) else None
+    measures = axis_label(_metric(run)), fitness_label(of_fitness)
+    plot_run(history, baselines, strategies, measures, folder / PICTURE)
     raced = [metrics["racing/images"] for metrics in history if "racing/images" in metrics]
     return {
         "details": {"generations": str(len(history))},
-        "pictures": [Picture.of(folder / PICTURE, "Fitness, success and diversity")],
+        "pictures": [
+            Picture.of(
+                folder / PICTURE,
+                "Validation, fitness, success and diversity by generation; 0 is the population as "
+                "it was read",
+            )
+        ],
+        "members": _members(run, None),
         "rounds": None,
         "strategies": strategies_table(configuration, history),
         "validation": validation_table(history),
@@ -189,7 +239,7 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
             }
         )
     strategies = [strategy.name for strategy in configuration.strategies]
-    plot_rounds(points, baselines, strategies, folder / PICTURE)
+    plot_rounds(points, baselines, strategies, axis_label(_metric(run)), folder / PICTURE)
     members, blocks = run.population.names[: run.population.initial_size], state.blocks.names
     plot_recipe(run.recipe, blocks, members, folder / HEAT_MAP)
     model, choice, test = run.rounds.sizes()
@@ -212,6 +262,7 @@ def _of_coefficients(run: RecipeRun, folder: Path) -> dict[str, Any]:
             Picture.of(folder / PICTURE, "Score by round, and its virtual generations"),
             Picture.of(folder / HEAT_MAP, "How much of each member is in each block of it"),
         ],
+        "members": _members(run, run.recipe),
         "rounds": rounds_table(history, run.initial_seconds),
         "strategies": strategies_table(configuration, [m for ms in run.virtual for m in ms]),
         "validation": None,

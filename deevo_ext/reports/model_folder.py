@@ -27,6 +27,7 @@ from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR
 from deevo_ext.networks.transforms import of_timm
 from deevo_ext.networks.zoo import Architecture
 from deevo_ext.reports.card import render
+from deevo_ext.reports.loading import images_text
 
 FORMATS = ("checkpoint", "timm", "hf")
 """The layout of the first checkpoint alone; beside it a folder for timm, or for Hugging Face."""
@@ -82,7 +83,7 @@ def write_model_folder(
         "name": name if source == "timm" else config.get("architectures", [folder.name])[0],
         "title": folder.name,
         "classes": len(class_names),
-        "transform": network.transform,
+        "takes": images_text(None, network.transform),
         "card": card,
     }
     write_whole(folder / README, render("model_folder.md.j2", values).encode())

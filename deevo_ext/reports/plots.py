@@ -1,19 +1,19 @@
-"""Pictures of runs: generations, rounds, a recipe, and images that are predicted otherwise."""
+"""Pictures of runs: their generations, or their rounds."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from deevo_ext.extras import import_extra
 from deevo_ext.files import write_whole
+from deevo_ext.fitness.metrics import METRICS, Metric, label_of
+from deevo_ext.runs.state import INITIAL_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 WINDOW = 10  # generations that a plotted success rate sums over
 
-# Inches: a line of a heat map, a number in it, a character of a name, and the longest map there is.
-_LINE, _NUMBER, _CHARACTER, _LONGEST = 0.16, 0.34, 0.07, 24.0
-_ROUNDS = 8  # rounds that are named below their virtual generations, at most
-_COLUMNS, _LINES = 6, 5  # of images whose predictions changed
-_DARK = 0.6  # share of the largest coefficient from which on its cell is dark
+_WIDTH = 5.6  # inches, in which letters are still read where a telephone shows them
+_LETTERS = 78  # of a legend that a line of this width has room for
+_ROUNDS = 5  # rounds that are named below their virtual generations, at most
 
 
 def success_rates(history: Sequence[Mapping[str, float]], strategy: str) -> list[float]:
@@ -39,36 +37,75 @@ def success_rates(history: Sequence[Mapping[str, float]], strategy: str) -> list
     return rates
 
 
-def plot_run(history: Sequence[dict[str, float]], strategies: Sequence[str], path: Path) -> Figure:
-    """Draws fitness, success rate per strategy and diversity of a run over its generations.
+def axis_label(metric: Metric | None) -> str:
+    """Returns what an axis says of a metric: name, unit, and which way is better; None: fitness."""
+    if metric is None:
+        return "fitness\nless is better"
+    unit = {"loss": " (nats)"}.get(metric.name, " (share)" if metric.name in METRICS else "")
+    way = "more" if metric.higher_is_better else "less"
+    return f"{label_of(metric.name)}{unit}\n{way} is better"
+
+
+def fitness_label(metric: Metric | None) -> str:
+    """Returns what an axis says of the fitness, which is minimised: what it is made of."""
+    if metric is None:
+        return axis_label(None)
+    name = label_of(metric.name)
+    made = f"1 - {name}" if metric.higher_is_better else name
+    return f"fitness: {made}\nless is better"
+
+
+def plot_run(
+    history: Sequence[Mapping[str, float]],
+    baselines: Mapping[str, float],
+    strategies: Sequence[str],
+    measures: tuple[str, str],
+    path: Path,
+) -> Figure:
+    """Draws validation scores, fitness, success rates and diversity of a run over generations.
+
+    history: the metrics of generations 1, 2, ... baselines: validation scores of the initial and
+    the treated networks by their names, drawn as lines across; those that evolved ones grow from
+    are generation 0. Without any there is no validation to draw. measures: what the axes of
+    validation and fitness say. Fitness is that of a batch of images: where the next one begins, at
+    a dotted line, the members have been scored anew, and the curve with them.
 
     Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib is missing.
     """
     generations = [metrics["generation"] for metrics in history]
-    figure = _figure((8, 9))
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    figure = new_figure((_WIDTH, 10 if baselines else 8))
+    *tops, middle, bottom = figure.subplots(4 if baselines else 3, 1, sharex=True)
+    if baselines:
+        for kind, name in INITIAL_NAMES.items():
+            key = f"validation/{kind}"
+            points = [(m["generation"], m[key]) for m in history if not math.isnan(m[key])]
+            if points:
+                points = [(0.0, baselines[name]), *points]
+                tops[0].plot(
+                    *zip(*points, strict=True), "o-", markersize=3, label=f"evolved {kind}"
+                )
+        _draw_baselines(tops[0], baselines, len(INITIAL_NAMES))
+        tops[0].set_ylabel(f"validation {measures[0]}")
+        _draw_legend(figure, tops[0])
 
-    top.plot(generations, [m["mean_fitness"] for m in history], label="fitness, mean of members")
-    top.plot(generations, [m["best_fitness"] for m in history], label="fitness, best member")
-    for kind in ("member", "mean", "soup"):
-        key = f"validation/{kind}"
-        points = [(m["generation"], m[key]) for m in history if not math.isnan(m[key])]
-        if points:
-            top.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"validation, {kind}")
-    top.set_ylabel("fitness, validation score")
-    top.legend(fontsize="small")
-
+    changes = _draw_fitness(tops[-1], history)
+    tops[-1].set_ylabel(measures[1])
     _draw_generations((middle, bottom), generations, [history], strategies)
+    for axes in (*tops, middle, bottom):
+        for change in changes:
+            axes.axvline(change, color="grey", linewidth=0.5, linestyle=":")
+    bottom.set_xlim(0, None)
     bottom.set_ylim(0, None)
-    bottom.set_ylabel("RMS distance between members")
+    bottom.set_ylabel("RMS distance between members\n(in weights)")
     bottom.set_xlabel("generation")
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def plot_rounds(
     rounds: Sequence[Mapping[str, Any]],
     baselines: Mapping[str, float],
     strategies: Sequence[str],
+    measure: str,
     path: Path,
 ) -> Figure:
     """Draws what rounds of a search for coefficients gained, and their virtual generations.
@@ -77,12 +114,12 @@ def plot_rounds(
     validation score of its network ("validation"), and "virtual": for each of its virtual
     evolutions the metrics of the generations, as `plot_run` takes them, or none for the network at
     the start. baselines: validation scores of other networks by their names, the initial and the
-    treated ones, drawn as lines across. Success rates per strategy and the diversity run over the
-    virtual generations of all rounds, end to end.
+    treated ones, drawn as lines across; measure: what their axis says. Success rates per strategy
+    and the diversity run over the virtual generations of all rounds, end to end.
 
     Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib is missing.
     """
-    figure = _figure((8, 9))
+    figure = new_figure((_WIDTH, 8.5))
     top, middle, bottom = figure.subplots(3, 1)
     middle.sharex(bottom)
     middle.tick_params(labelbottom=False)
@@ -92,17 +129,14 @@ def plot_rounds(
     top.plot(passes, scores, "o-", color="black", label="evolved, by round")
     for r, x, y in zip(rounds, passes, scores, strict=True):
         top.annotate(f"{r['round']}", (x, y), (0, 6), textcoords="offset points", ha="center")
-    for number, (name, score) in enumerate(baselines.items()):
-        top.axhline(score, color=f"C{number}", linestyle="--", label=f"{name}: {score:.4g}")
+    _draw_baselines(top, baselines, 0)
     top.set_xlim(0, None)
     top.margins(y=0.15)
-    top.set_ylabel("validation score")
-    top.set_xlabel("forward passes")
+    top.set_ylabel(f"validation {measure}")
+    top.set_xlabel("forward passes (images put through a network)")
     top.locator_params(axis="x", nbins=6)
     top.xaxis.set_major_formatter("{x:,.0f}")
-    figure.legend(
-        *top.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=3
-    )
+    _draw_legend(figure, top)
 
     searched = [r for r in rounds if r["virtual"]]
     lengths = [sum(map(len, r["virtual"])) for r in searched]
@@ -118,94 +152,61 @@ def plot_rounds(
         bottom.annotate(label, where, xycoords=("data", "axes fraction"), fontsize="small")
     if any(m["diversity"] > 0.0 for history in evolutions for m in history):
         bottom.set_yscale("log")  # it falls by orders of magnitude
-    bottom.set_ylabel("RMS distance between individuals")
+    bottom.set_ylabel("RMS distance between individuals\n(in coefficients)")
     bottom.set_xlabel("virtual generation, of all rounds")
-    return _written(figure, path)
+    return written(figure, path)
 
 
-def plot_recipe(
-    recipe: Tensor, blocks: Sequence[str], members: Sequence[str], path: Path
-) -> Figure:
-    """Draws a recipe's coefficients [blocks, members] as a heat map, white where they are 0.
+def _draw_baselines(axes: Axes, baselines: Mapping[str, float], colours: int) -> None:
+    """Draws validation scores as lines across, one for networks that are alike.
 
-    Cells have their coefficients in them. Where there are more blocks or members than a large
-    picture has lines or columns, some are named, and cells are empty. Writes the picture as PNG
-    and returns the figure; raises DeevoError if matplotlib is missing.
+    colours: how many of the cycle's are taken already.
     """
-    values = recipe.detach().to("cpu", torch.float64).numpy()
-    height, every_block = _extent(len(blocks), _LINE)
-    width, every_member = _extent(len(members), _NUMBER)
-    below = _CHARACTER * max(map(len, members))
-    beside = _CHARACTER * max(map(len, blocks))
-    figure = _figure((beside + max(width, 2.0) + 1.3, below + max(height, 1.0) + 0.6))
-    axes = figure.subplots()
-    largest = float(abs(values).max()) or 1.0
-    image = axes.imshow(
-        values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
-    )
-    axes.set_yticks(range(0, len(blocks), every_block), list(blocks[::every_block]))
-    axes.set_xticks(range(0, len(members), every_member), list(members[::every_member]))
-    axes.tick_params(axis="x", rotation=90)
-    axes.tick_params(length=0, labelsize=8)
-    if every_block == every_member == 1:
-        for b, row in enumerate(values):
-            for m, value in enumerate(row):
-                colour = "white" if abs(value) > _DARK * largest else "black"
-                axes.text(m, b, _short(value), ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, ax=axes, label="coefficient", fraction=0.05, aspect=40)
-    return _written(figure, path)
+    names: dict[float, list[str]] = {}
+    for name, score in baselines.items():
+        names.setdefault(score, []).append(name)
+    for number, (score, alike) in enumerate(names.items(), colours):
+        label = f"{', '.join(alike)}: {score:.4g}"
+        axes.axhline(score, color=f"C{number % 10}", linestyle="--", linewidth=1, label=label)
 
 
-def plot_changes(
-    images: Tensor,
-    labels: Tensor,
-    before: Tensor,
-    after: Tensor,
-    names: tuple[str, str],
-    path: Path,
-) -> Figure:
-    """Draws images whose predicted class differs from one network to another, in grey.
+def _draw_legend(figure: Figure, axes: Axes) -> None:
+    """Draws the legend of axes above them, in two columns where the names are short enough."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, _LETTERS) for label in labels]
+    columns = 2 if max(map(len, labels)) <= _LETTERS // 2 - 4 else 1
+    lines = sum(1 + label.count("\n") for label in labels) / columns
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * lines)
+    figure.legend(handles, labels, loc="outside upper left", fontsize="small", ncols=columns)
 
-    They are the first that do, up to 30: so mended and spoilt ones are as frequent as they are. A
-    title says label and predictions, in green where the second network is right and in red where
-    the first was. images: [N, C, H, W]; labels, before, after: int64 [N], of the classes; names: of
-    the networks. Writes the picture as PNG and returns the figure; raises DeevoError if matplotlib
-    is missing.
+
+def _draw_fitness(axes: Axes, history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Draws the members' fitness, batch by batch; returns after which generations one ended.
+
+    A batch's curve begins with the parents that were scored on it, those of generation 0 first.
     """
-    changed = (before != after).nonzero().flatten()
-    mended, spoilt = (int((one[changed] == labels[changed]).sum()) for one in (after, before))
-    shown = changed[: _COLUMNS * _LINES].tolist()
-    lines = max(1, math.ceil(len(shown) / _COLUMNS))
-    height, width = images.shape[2:]
-    figure = _figure((8.0, lines * (8.0 / _COLUMNS * height / width + 0.3) + 0.5))
-    figure.suptitle(
-        f"{names[0]} \N{RIGHTWARDS ARROW} {names[1]}: of {len(labels):,} images {mended:,} mended, "
-        f"{spoilt:,} spoilt, {len(changed) - mended - spoilt:,} wrong otherwise",
-        fontsize=10,
-    )
-    panels = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
-    for axes in panels:
-        axes.axis("off")
-    for axes, number in zip(panels, shown, strict=False):
-        label, first, second = (int(classes[number]) for classes in (labels, before, after))
-        colour = "tab:green" if second == label else "tab:red" if first == label else "black"
-        axes.imshow(images[number].mean(dim=0).numpy(force=True), cmap="gray")
-        title = f"{label}: {first} \N{RIGHTWARDS ARROW} {second}"
-        axes.set_title(title, fontsize=9, color=colour)
-    return _written(figure, path)
-
-
-def _extent(count: int, inches: float) -> tuple[float, int]:
-    """The length of so many lines or columns, and of how many one can be named."""
-    length = min(count * inches, _LONGEST)
-    return length, math.ceil(count * inches / length)
-
-
-def _short(value: float) -> str:
-    """A coefficient in at most five characters, without a zero before the point."""
-    text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}"
-    text = text.replace("0.", ".", 1) if abs(value) < 0.995 else text
-    return "0" if text in (".00", "-.00") else text
+    curves = {"mean": "fitness, mean of members", "best": "fitness, best member"}
+    numbers, changes = list[float](), list[float]()
+    values: dict[str, list[float]] = {name: [] for name in curves}
+    for i, m in enumerate(history):
+        if i == 0 or m["batch"] != history[i - 1]["batch"]:
+            if i:
+                changes.append(m["generation"] - 1)
+            numbers += [math.nan, m["generation"] - 1]
+            for name in curves:
+                values[name] += [math.nan, m[f"{name}_parent_fitness"]]
+        numbers.append(m["generation"])
+        for name in curves:
+            values[name].append(m[f"{name}_fitness"])
+    for name, label in curves.items():
+        axes.plot(numbers, values[name], label=label)
+    handles, labels = axes.get_legend_handles_labels()
+    if changes:
+        mark = axes.axvline(changes[0], color="grey", linewidth=0.5, linestyle=":")
+        handles, labels = [*handles, mark], [*labels, "new batch of images"]
+    axes.legend(handles, labels, fontsize="small")
+    return changes
 
 
 def _draw_generations(
@@ -219,19 +220,21 @@ def _draw_generations(
     for strategy in strategies:
         values = [rate for part in parts for rate in success_rates(part, strategy)]
         rates.plot(numbers, values, label=strategy)
-    rates.set_ylabel(f"success rate, {WINDOW} generations")
+    rates.set_ylabel(f"share of trials accepted,\n{WINDOW} generations")
     rates.set_ylim(0, None)
     rates.legend(fontsize="small", ncols=3)
     diversity.plot(numbers, [m["diversity"] for part in parts for m in part], color="black")
     diversity.locator_params(axis="x", integer=True)
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Returns a figure of so many inches; raises DeevoError if matplotlib is missing."""
     return import_extra("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
 
 
-def _written(figure: Figure, path: Path) -> Figure:
+def written(figure: Figure, path: Path) -> Figure:
+    """Writes a figure as PNG and returns it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=160)
     write_whole(path, buffer.getvalue())
     return figure

@@ -6,6 +6,8 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from deevo_ext.runs.state import KINDS
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.text import Lines, html_table
@@ -43,6 +45,23 @@ def strategies_table(configuration: Configuration, history: Sequence[Metrics]) -
         lines.append((strategy.name, formula, f"{trials:,.0f}", f"{wins:,.0f}", rate, odds))
     header = ("strategy", "formula, crossover", "trials", "successes", "rate", "last odds")
     return Table(header, lines, "<<>")
+
+
+def members_table(
+    names: Sequence[str], scores: Sequence[float], measure: str, recipe: Tensor | None
+) -> Table:
+    """Returns what each member comes to by itself on the validation images.
+
+    measure: what the scores are of. recipe: coefficients [blocks, members], of which each member's
+    mean is said, too.
+    """
+    means = None if recipe is None else recipe.double().mean(dim=0).tolist()
+    lines = [
+        (name, f"{score:.5f}", *(() if means is None else (f"{means[i]:.3f}",)))
+        for i, (name, score) in enumerate(zip(names, scores, strict=True))
+    ]
+    more = () if means is None else ("mean coefficient",)
+    return Table(("member", f"validation {measure}", *more), lines)
 
 
 def validation_table(history: Sequence[Metrics]) -> Table:

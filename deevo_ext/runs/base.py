@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
+from deevo_ext.progress import say
 from deevo_ext.runs.folder import (
     TENSORS,
     VIRTUAL,
@@ -132,6 +133,7 @@ class Run(ABC):
         self.require_fresh()
         recording, naming = None, None
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._told_of_interrupts())
             if self.run_dir is not None:
                 if self._journal is None:
                     self._journal = stack.enter_context(Journal(self.run_dir))
@@ -154,6 +156,38 @@ class Run(ABC):
 
     def write_more(self, chosen: Candidate) -> None:  # noqa: B027 (most have no more)
         """Writes further files about what is returned."""
+
+    @property
+    def unit_of_work(self) -> str:
+        """What is counted: a round or a generation."""
+        return "round" if self.search == "coefficients" else "generation"
+
+    def say_resumed(self, total: int, finished: bool) -> None:
+        """Says where the run goes on, of so many generations or rounds."""
+        done, unit = len(self.history), self.unit_of_work
+        what = f"{done} of {total} {unit}s; the run goes on from there"
+        if finished:
+            what = f"all {done} {unit}s; nothing is searched again"
+        if self.progress:
+            say(f"{self.run_dir} holds {what}")
+
+    @contextlib.contextmanager
+    def _told_of_interrupts(self) -> Iterator[None]:
+        """Says, where the run is interrupted, what is safe and how it goes on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            done = f"after {self.unit_of_work} {len(self.history)}"
+            what = f"interrupted {done}: without run_dir= nothing is kept"
+            if self.run_dir is not None:
+                what = (
+                    f"interrupted {done}: all up to it is safe in {self.run_dir}, and the same "
+                    "command or call goes on from there, with the result of a run without "
+                    "interruption"
+                )
+            if self.progress:
+                say(what)
+            raise
 
     def treat(self) -> None:
         """Adds the treated candidates to the state, once, where there are images for that."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
@@ -173,13 +175,22 @@ def some_images(images: LabelledImages, seed: int) -> LabelledImages:
 
 def scores_of(evaluator: Evaluator, images: LabelledImages, chunk: int) -> list[Score]:
     """Returns the members' scores on images, `chunk` of them at a time."""
+    return [
+        score
+        for rows, inherited in members_of(evaluator, chunk)
+        for score in evaluator.scores(rows, images, inherited)
+    ]
+
+
+def members_of(evaluator: Evaluator, chunk: int) -> Iterator[tuple[torch.Tensor, Inherited]]:
+    """Yields `chunk` members at a time: their rows, on the evaluating device, and statistics."""
     population = evaluator.population
-    scores: list[Score] = []
     for start in range(0, population.size, chunk):
         members = slice(start, start + chunk)
-        rows = population.rows[members].to(evaluator.device)
-        scores += evaluator.scores(rows, images, Inherited(population.statistics[members]))
-    return scores
+        yield (
+            population.rows[members].to(evaluator.device),
+            Inherited(population.statistics[members]),
+        )
 
 
 def require_basin(report: BasinReport) -> None:

@@ -11,23 +11,27 @@ import html
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.fitness.metrics import LABELS, Metric
-from deevo_ext.fitness.resampling import INTERVAL_RESAMPLES, resampled_falls
-from deevo_ext.runs.state import PARENT
+from deevo_ext.fitness.metrics import label_of
+from deevo_ext.runs.paired import Difference, mcnemar, number
+from deevo_ext.runs.state import PARENT, SOUP
 from deevo_ext.text import html_table, text_table
 
 HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
 IN_EVERY_TABLE = ("loss", "top1")
 """Metrics that have their column in every table."""
+LEGEND = (
+    f"Gained are the images that a network gets right and the {SOUP} wrong, lost is the reverse, "
+    "and p is that of McNemar's exact test of these two numbers: how often luck alone would "
+    "part them so far. Inference is the cost of an image in forward passes; passes and seconds "
+    "were spent to find the network."
+)
+"""What the table's columns mean, for its readers."""
+_INTERVAL = "the 95 % paired bootstrap interval in brackets"
 
 
 @dataclass(frozen=True)
@@ -53,67 +57,15 @@ class Measured:
     returned: bool
     metric: float | None = None
 
+    def by(self, metric: str) -> float:
+        """Returns what it came to by the table's metric."""
+        value = {"loss": self.loss, "top1": self.top1}.get(metric, self.metric)
+        return math.nan if value is None else value
+
     @property
     def mcnemar(self) -> float:
         """The p of McNemar's exact test of gained against lost images."""
         return mcnemar(self.gained, self.lost)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The best evolved network's metric minus another network's.
-
-    name: the other network; interval: the 95 % paired bootstrap interval of the difference (called
-    its mean). higher_is_better: whether a positive one is better, else a negative one.
-    """
-
-    name: str
-    mean: float
-    interval: tuple[float, float]
-    higher_is_better: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        metric: Metric,
-        evolved: torch.Tensor,
-        other: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> Difference:
-        """Makes it of both networks' outcomes of the same images, [N] or [N, classes]."""
-        sign = -1.0 if metric.higher_is_better else 1.0
-        if not metric.of_whole_sets:
-            differences = sign * (evolved.double() - other.double())
-            mean, interval = float(differences.mean()), bootstrap_interval(differences)
-        else:
-            both = metric.fitness(torch.stack([evolved, other]), labels)
-            mean = sign * float(both[0] - both[1])
-            falls = resampled_falls(metric, other, evolved[None], labels, INTERVAL_RESAMPLES)
-            low, high = np.quantile(-sign * falls[:, 0].numpy(), [0.025, 0.975])
-            interval = float(low), float(high)
-        return cls(name, mean, interval, metric.higher_is_better)
-
-    @classmethod
-    def load(cls, saved: dict[str, Any]) -> Difference:
-        """Makes it of its JSON values."""
-        low, high = saved["interval"]
-        mean, higher = _number(saved["mean"]), bool(saved.get("higher_is_better", False))
-        return cls(saved["name"], mean, (_number(low), _number(high)), higher)
-
-    @property
-    def finding(self) -> str:
-        """What the interval says of the evolved network, up to the other's name."""
-        low, high = self.interval
-        if low <= 0.0 <= high:
-            return "shows no measurable difference to"
-        return "is better than" if (low > 0.0) == self.higher_is_better else "is worse than"
-
-    @property
-    def figures(self) -> str:
-        """The difference and its interval as text."""
-        low, high = self.interval
-        return f"{self.mean:+.5f}, 95 % paired bootstrap interval [{low:+.5f}, {high:+.5f}]"
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,17 +90,18 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One sentence; "no measurable difference" when the interval holds 0."""
-        rival, what = self.rival, LABELS.get(self.metric, self.metric)
+        """What was gained, in the table's metric; "no measurable difference" if that may be 0."""
+        rival, what = self.rival, label_of(self.metric)
         returned = next(network.name for network in self.networks if network.returned)
         if rival is None:
             text = f"No step of the search was taken; the {returned} is returned"
             if returned != PARENT:
                 text += (
-                    f", which {self.parent.finding} the {PARENT} on {self.images}: {what} "
-                    f"difference {self.parent.figures}"
+                    f", which {self.parent.finding} the {PARENT} on {self.images}: "
+                    f"{what} {self._against(self.parent, returned)}, {_INTERVAL}"
                 )
-            return f"{text}."
+            return f"{text}.{self._ensemble}"
+        assert self.evolved is not None
         network = f"the network that was evolved ({self.evolved})"
         if returned != self.evolved:
             network = f"validation chose the {returned}, which is returned; {network}"
@@ -159,12 +112,33 @@ class Comparison:
                 f"{self.images}: a {what} is not finite."
             )
         text = (
-            f"{start} {rival.finding} the best initial one, the {rival.name}, on {self.images}: "
-            f"{what} difference {rival.figures}"
+            f"{start} {rival.finding} the best initial one by validation, the {rival.name}, on "
+            f"{self.images}: {what} {self._against(rival, self.evolved)}, {_INTERVAL}"
         )
         if self.parent.name != rival.name:
-            text += f"; it {self.parent.finding} the {PARENT}: {self.parent.figures}"
-        return f"{text}."
+            text += (
+                f"; it {self.parent.finding} the {PARENT}: "
+                f"{self._against(self.parent, self.evolved)}"
+            )
+        return f"{text}.{self._ensemble}"
+
+    def _against(self, difference: Difference, name: str) -> str:
+        """What a network and the other one of a difference come to, and the difference."""
+        values = {network.name: network.by(self.metric) for network in self.networks}
+        both = f"{values[name]:.4f} against {values[difference.name]:.4f}"
+        return f"{both}, a difference of {difference.figures}"
+
+    @property
+    def _ensemble(self) -> str:
+        """What all members together come to, and what that costs."""
+        for network in self.networks:
+            if network.inference > 1:
+                return (
+                    f" The {network.name} of all {network.inference} comes to "
+                    f"{network.by(self.metric):.4f} at {network.inference} times its cost per "
+                    "image."
+                )
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; numbers that are not finite are null."""
@@ -196,7 +170,7 @@ class Comparison:
             names = [field.name for field in fields(Measured)]
             networks = []
             for line in saved["rows"]:
-                values = {name: _number(line[name]) for name in names}
+                values = {name: number(line[name]) for name in names}
                 networks.append(Measured(**{**values, "metric": line["metric"]}))
             texts = (str(saved[key]) for key in ("metric", "images", "note"))
             rival = None if saved["rival"] is None else Difference.load(saved["rival"])
@@ -215,8 +189,7 @@ class Comparison:
     @property
     def header(self) -> tuple[str, ...]:
         """The table's header: HEADER, with the user's metric where it is neither loss nor top-1."""
-        label = LABELS.get(self.metric, self.metric.rpartition(".")[2])
-        more = () if self.metric in IN_EVERY_TABLE else (label,)
+        more = () if self.metric in IN_EVERY_TABLE else (label_of(self.metric),)
         return (*HEADER[:3], *more, *HEADER[3:])
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -238,13 +211,17 @@ class Comparison:
         ]
 
     def format(self) -> str:
-        """Returns the table as aligned text, with a sign before the network that was returned."""
+        """Returns the table as aligned text, what it means, and the verdict.
+
+        A sign stands before the network that was returned.
+        """
         marks = (">" if network.returned else " " for network in self.networks)
         lines = [
             (f"{mark} {name}", *rest)
             for mark, (name, *rest) in zip(marks, self.cells(), strict=True)
         ]
-        return f"{text_table(self.header, lines)}\n\n{self.verdict} {self.note}".rstrip()
+        table = text_table(self.header, lines)
+        return f"{table}\n\n{LEGEND}\n\n{self.verdict} {self.note}".rstrip()
 
     __repr__ = format
 
@@ -256,34 +233,3 @@ class Comparison:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Returns the two-sided p of McNemar's exact test: were gains and losses equally likely.
-
-    Twice the tail of the binomial distribution with odds 1/2, computed in whole numbers, at most 1.
-    Source: McNemar, Psychometrika 12 (1947).
-    """
-    total = gained + lost
-    term, tail = 1, 1
-    for k in range(min(gained, lost)):
-        term = term * (total - k) // (k + 1)
-        tail += term
-    return min(1.0, float(Fraction(2 * tail, 1 << total)))
-
-
-def bootstrap_interval(
-    differences: torch.Tensor, *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of the mean of paired differences, float64 [N]."""
-    values = differences.double().cpu().numpy()
-    generator = np.random.Generator(np.random.PCG64(seed))
-    means = np.empty(resamples)
-    for i in range(resamples):
-        means[i] = values[generator.integers(0, values.size, values.size)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -13,7 +13,8 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.runs.base import Run
-from deevo_ext.runs.comparison import IN_EVERY_TABLE, Comparison, Difference, Measured
+from deevo_ext.runs.comparison import IN_EVERY_TABLE, Comparison, Measured
+from deevo_ext.runs.paired import Difference
 from deevo_ext.runs.state import INITIAL_NAMES, PARENT, SOUP, TREATED_NAMES, Candidate
 from deevo_ext.runs.treatments import Cost
 from deevo_ext.runs.validation import Validation

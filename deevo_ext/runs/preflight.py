@@ -10,7 +10,6 @@ import math
 import re
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +18,10 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator, Score
+from deevo_ext.fitness.metrics import Metric, label_of
 from deevo_ext.population.allocation import available_bytes
-from deevo_ext.runs.basin import BasinReport, scores_of, some_images
+from deevo_ext.runs.basin import BasinReport, members_of, scores_of, some_images
+from deevo_ext.runs.comparison import IN_EVERY_TABLE
 from deevo_ext.runs.population_place import place_line
 from deevo_ext.runs.validation import Validation
 from deevo_ext.text import text_table
@@ -94,15 +95,39 @@ class DeviceBytes:
 
 
 @dataclass(frozen=True)
+class MemberScores:
+    """What each member comes to by itself, on `images` fitness images.
+
+    own: by the run's metric, called `metric`, in its user's direction; empty for loss and top-1,
+    which `scores` has.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[Score, ...]
+    own: tuple[float, ...]
+    metric: str
+    images: int
+
+    def __str__(self) -> str:
+        columns = [
+            [f"  {name}" for name in self.names],
+            [f"{label_of(self.metric)} {value:.4f}" for value in self.own],
+            [f"top-1 {score.top1:.3f}" for score in self.scores],
+            [f"loss {score.loss:.4f}" for score in self.scores],
+        ]
+        lines = list(zip(*filter(None, columns), strict=True))
+        return f"Members on {self.images:,} fitness images:\n{text_table((), lines, '<')}"
+
+
+@dataclass(frozen=True)
 class Preflight:
     """What is known before the run starts.
 
-    members: name and score of each member on `images` fitness images. seconds_per_pass: measured on
-    some of them. device_bytes: by device. place: where the population lies, as a line.
+    members: on some fitness images. seconds_per_pass: measured on some of them. device_bytes: by
+    device. place: where the population lies, as a line.
     """
 
-    members: tuple[tuple[str, Score], ...]
-    images: int
+    members: MemberScores
     basin: BasinReport | None
     passes: Passes
     seconds_per_pass: float
@@ -132,7 +157,7 @@ class Preflight:
                 )
 
     def __str__(self) -> str:
-        lines = [member_lines(self.members, self.images)]
+        lines = [str(self.members)]
         if self.basin is not None:
             lines.append(f"Between them: {self.basin}")
         lines.append(self.place)
@@ -156,14 +181,13 @@ def examine(
     """Scores every member on 1,000 class-balanced fitness images, and times it."""
     evaluator = fitness.evaluator
     some = some_images(fitness.images, fitness.seed)
-    members, per_pass = members_and_time(evaluator, some, basin, schedule.chunk)
+    members, per_pass = members_and_time(evaluator, some, basin, validation.metric, schedule.chunk)
     passes = count_passes(fitness, validation, schedule.members)
     generations = schedule.generations
     if schedule.seconds is not None:
         generations = passes.generations_in(schedule.seconds, per_pass)
     return Preflight(
         members=members,
-        images=len(some),
         basin=basin,
         passes=passes,
         seconds_per_pass=per_pass,
@@ -174,11 +198,15 @@ def examine(
 
 
 def members_and_time(
-    evaluator: Evaluator, images: LabelledImages, basin: BasinReport | None, chunk: int
-) -> tuple[tuple[tuple[str, Score], ...], float]:
-    """Returns each member's name and score on images, and the seconds of a forward pass.
+    evaluator: Evaluator,
+    images: LabelledImages,
+    basin: BasinReport | None,
+    metric: Metric,
+    chunk: int,
+) -> tuple[MemberScores, float]:
+    """Returns what each member comes to on images, and the seconds of a forward pass.
 
-    basin: the report that has the scores already, where the members were looked at.
+    basin: the report that has loss and top-1 already, where the members were looked at.
     """
     # Either way runners are built and engines chosen by now.
     scores = basin.members if basin else scores_of(evaluator, images, chunk)
@@ -186,13 +214,15 @@ def members_and_time(
     again = images.slice(0, min(len(images), max(evaluator.micro_batch, len(images) // 4)))
     scores_of(evaluator, again, chunk)
     per_pass = (time.perf_counter() - started) / (evaluator.forward_passes - before)
-    return tuple(zip(evaluator.population.names, scores, strict=True)), per_pass
-
-
-def member_lines(members: Sequence[tuple[str, Score]], images: int) -> str:
-    """Returns the members' names and scores as text."""
-    lines = [(f"  {n}", f"top-1 {s.top1:.3f}", f"loss {s.loss:.4f}") for n, s in members]
-    return f"Members on {images:,} fitness images:\n{text_table((), lines, '<')}"
+    own: list[float] = []
+    if metric.name not in IN_EVERY_TABLE:
+        for rows, inherited in members_of(evaluator, chunk):
+            used = evaluator.used_statistics(rows, inherited)
+            outcomes = evaluator.image_scores(rows, images, metric, used)
+            fitness = metric.fitness(outcomes, images.labels, evaluator.micro_batch)
+            own += [metric.shown(value) for value in fitness.tolist()]
+    names = tuple(evaluator.population.names)
+    return MemberScores(names, tuple(scores), tuple(own), metric.name, len(images)), per_pass
 
 
 def _device_bytes(fitness: ClassificationFitness, chunk: int) -> dict[str, DeviceBytes]:
@@ -237,7 +267,7 @@ def seconds_of(text: str) -> float:
     compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
     total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(part, compact))
     if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
-        raise DeevoError(f'time is {text!r}; expected a duration such as "8h" or "1h30m"')
+        raise DeevoError(f'seconds is {text!r}; expected a duration such as "8h" or "1h30m"')
     return total
 
 

@@ -16,6 +16,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.recipes import uniform
+from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.directions import directed
@@ -158,27 +159,28 @@ class RecipeRun(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last round."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
-
-        with tqdm(total=self.budget.rounds, disable=not self.progress, unit="round") as bar:
+        with progress_bar(self.budget.rounds, unit="round", shown=self.progress) as bar:
             if recording is not None and recording.generations:
-                self._resume(recording, bar)
+                self._resume(recording)
+                self.say_resumed(self.budget.rounds, self.done())
             self.new_passes()
             if not self.state.initial:
                 self._first()
+            begin_at(bar, self.state.round)
             while not self.done():
                 started = time.perf_counter()
                 record = self._round(self.state.round + 1)
                 self.state.apply(record)  # which may re-estimate statistics
                 record = replace(record, **self._costs(started))
                 self.keep(record)
-                self._observe(record, bar)
+                bar.set_postfix_str(self._observe(record), refresh=False)
+                bar.update(1)
                 self._remove_kept()
                 if self._stopping:
                     break
             self._remove_kept()  # a kill may have come between
 
-    def _resume(self, recording: Recording, bar: Any) -> None:
+    def _resume(self, recording: Recording) -> None:
         self.use_engines(recording)
         self._resuming = True
         for i, record in enumerate(recording.records):
@@ -188,7 +190,7 @@ class RecipeRun(Run):
             if isinstance(record, RoundRecord):
                 assert self.run_dir is not None
                 self.virtual.append(virtual_files.read(self.run_dir, record.round))
-                self._observe(record, bar)
+                self._observe(record)
         self._resuming = False
 
     def _first(self) -> None:
@@ -324,7 +326,8 @@ class RecipeRun(Run):
             },
         )
 
-    def _observe(self, record: RoundRecord, bar: Any) -> None:
+    def _observe(self, record: RoundRecord) -> str:
+        """Keeps a round's metrics; returns what the progress says of it."""
         best = None if record.best is None else record.proposals[record.best]
         strategies = [strategy.name for strategy in self.configuration.strategies]
         shown = self._validation.metric.shown
@@ -346,6 +349,5 @@ class RecipeRun(Run):
             "seconds": self.seconds,
         }
         self.observe(metrics)
-        bar.update(1)
         what = "step taken" if record.accepted else "no step"
-        bar.set_postfix_str(f"{what}, gain {record.gain:.4g} ± {record.standard_error:.2g}")
+        return f"{what}, gain {record.gain:.4g} ± {record.standard_error:.2g}"

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from deevo_ext.fitness.differences import DIRECTIONS
-from deevo_ext.fitness.evaluator import Score
 from deevo_ext.fitness.virtual import virtual_fitness
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.runs.basin import BasinReport, some_images
 from deevo_ext.runs.population_place import place_line
-from deevo_ext.runs.preflight import duration_text, member_lines, members_and_time
+from deevo_ext.runs.preflight import MemberScores, duration_text, members_and_time
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.rounds import WAVES, RoundSearch, threads_of
 from deevo_ext.runs.validation import Validation
@@ -27,16 +26,15 @@ _TRIED_SLOPES, _TRIED_GENERATIONS = 1 << 22, 5
 class RoundPreflight:
     """What is known before the first round.
 
-    members: name and score of each member on `images` fitness images. basin: between them. blocks:
-    with their shares of weights and FLOPs. parts: the images of a round: of the model, those that
-    choose, those that test. passes: forward passes of a round, at most; initial: before the first.
-    seconds_per_pass, seconds_beside: measured on some images: what a forward pass takes, and what a
-    round takes beside them, for fits and virtual evolutions. rounds: at most. bytes: of the linear
-    model. place: where the population lies, as a line.
+    members: on some fitness images. basin: between them. blocks: with their shares of weights and
+    FLOPs. parts: the images of a round: of the model, those that choose, those that test. passes:
+    forward passes of a round, at most; initial: before the first. seconds_per_pass, seconds_beside:
+    measured on some images: what a forward pass takes, and what a round takes beside them, for fits
+    and virtual evolutions. rounds: at most. bytes: of the linear model. place: where the population
+    lies, as a line.
     """
 
-    members: tuple[tuple[str, Score], ...]
-    images: int
+    members: MemberScores
     basin: BasinReport | None
     blocks: NetworkBlocks
     parts: tuple[int, int, int]
@@ -61,7 +59,7 @@ class RoundPreflight:
     def __str__(self) -> str:
         model, choice, test = self.parts
         judged = f"{choice:,} choose, {test:,} test" if choice else "folds of them choose and test"
-        lines = [member_lines(self.members, self.images)]
+        lines = [str(self.members)]
         if self.basin is not None:
             lines.append(f"Between them: {self.basin}")
         lines.append(self.place)
@@ -88,7 +86,7 @@ def examine_rounds(
     evaluator = rounds.evaluator
     population = evaluator.population
     some = some_images(rounds.images, rounds.seed)
-    scored, per_pass = members_and_time(evaluator, some, basin, rounds.probing.chunk)
+    scored, per_pass = members_and_time(evaluator, some, basin, rounds.metric, rounds.probing.chunk)
     model, *_ = parts = rounds.sizes()
     extra = evaluator.policy.passes
     some_of = rounds.images.slice(0, model)
@@ -109,7 +107,6 @@ def examine_rounds(
     each = bytes_of_image(directions, rounds.classes, probing.likeliest, probing.dtype.itemsize)
     return RoundPreflight(
         members=scored,
-        images=len(some),
         basin=basin,
         blocks=blocks,
         parts=parts,

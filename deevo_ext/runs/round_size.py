@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 
@@ -20,12 +18,11 @@ from deevo_ext.fitness.probing import Probing
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.population.allocation import available_bytes
 from deevo_ext.runs.few_rounds import FewRounds
-from deevo_ext.runs.old_images import Keep
-from deevo_ext.runs.recipe_run import Budget
+from deevo_ext.runs.given import Options
 from deevo_ext.runs.records import Header
 from deevo_ext.runs.rounds import FEW, RoundSearch
-from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.likeliest import bytes_of_image, likeliest_of
+from deevo_ext.search.virtual import GENERATIONS
 
 _LEAST, _MOST, _PER_CLASS = 1000, 6400, 10
 _PER_JUDGED_CLASS = 200  # where a metric judges each class by itself
@@ -34,27 +31,12 @@ _FEWEST = 10  # images that a model is worth making of
 _EPS, _EPS_16_BITS = 0.3, 1.0
 
 
-@dataclass(frozen=True)
-class RoundsOptions:
-    """What belongs to the search of coefficients alone; `evolve` explains each."""
-
-    budget: Budget
-    blocks: str | Sequence[str] = "auto"
-    images_per_round: int | Literal["auto"] = "auto"
-    memory: int | None = None
-    keep: Keep | None = None
-
-
 def rounds_of(
     evaluator: Evaluator,
     images: LabelledImages,
     metric: Metric,
-    options: RoundsOptions,
     blocks: NetworkBlocks,
-    configuration: Configuration,
-    *,
-    seed: int,
-    chunk: int,
+    options: Options,
     recorded: Header | None,
 ) -> RoundSearch:
     """Returns how the rounds of a run go.
@@ -67,29 +49,32 @@ def rounds_of(
     precision = evaluator.forward.precision
     eps = _EPS_16_BITS if precision in ("bfloat16", "float16") else _EPS
     classes = _classes(evaluator, images)
+    said = options.fitness.images_per_round
     if recorded is None:
         a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
         auto = min(_MOST, max(_LEAST, a_class * classes))
-        wanted = auto if options.images_per_round == "auto" else options.images_per_round
+        wanted = auto if said == "auto" else said
         likeliest = likeliest_of(classes)
         directions = max(len(blocks.blocks) * blocks.members, DIRECTIONS)
         bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
-        size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, options.memory)
+        memory = options.evaluation.memory
+        size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, memory)
     else:
-        said = options.images_per_round
         fit = recorded.fitness["images_in_memory"]
         size = recorded.fitness["images_per_round"] if said == "auto" else min(said, fit)
         dtype = getattr(torch, recorded.fitness["slopes"])
         likeliest = recorded.fitness.get("likeliest")
-    probing = Probing(ProbeForward(evaluator), blocks.blocks, eps, chunk, dtype, likeliest)
+    probing = Probing(
+        ProbeForward(evaluator), blocks.blocks, eps, options.evaluation.chunk, dtype, likeliest
+    )
     kind = FewRounds if len(images) <= min(FEW, fit) else RoundSearch
     return kind(
         probing,
         images,
         metric,
         size,
-        configuration,
-        seed,
+        options.configuration(GENERATIONS),
+        options.run.seed,
         fit=fit,
         classes=classes,
     )

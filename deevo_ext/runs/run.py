@@ -16,7 +16,9 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
+from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
+from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.journal import Journal, Recording, line_of
 from deevo_ext.runs.records import GenerationRecord
@@ -110,20 +112,21 @@ class Evolution(Run):
 
     def advance(self, recording: Recording | None) -> None:
         """Runs, or resumes, up to the last generation."""
-        from tqdm.auto import tqdm  # not needed by an import of the package
-
-        with tqdm(total=self._target, disable=not self.progress, unit="generation") as bar:
+        with progress_bar(self._target, unit="generation", shown=self.progress) as bar:
             if recording is not None and recording.header is not None:
                 self._reschedule(recording)
             if recording is not None and recording.generations:
-                self._resume(recording, bar)
+                self._resume(recording)
+                self.say_resumed(self._target, self.done())
             self.new_passes()
             if recording is None or not recording.generations:
                 self._first()
+            begin_at(bar, self.de.generation)
             while not self.done():
                 record, generation = self._generation(self.de.generation + 1)
                 self._keep(record)
-                self._observe(generation, record, bar)
+                bar.set_postfix_str(self._observe(generation, record), refresh=False)
+                bar.update(1)
                 if self._stopping:
                     if self.validation is not None and not (record.validation or self.done()):
                         self.state.validate(self.validation.score)  # for what is returned now
@@ -146,7 +149,7 @@ class Evolution(Run):
                 "expected at least that (stop() or patience end a run before)"
             )
 
-    def _resume(self, recording: Recording, bar: Any) -> None:
+    def _resume(self, recording: Recording) -> None:
         """Applies what the journal holds, and scores again what it does not keep of a race."""
         self.use_engines(recording)
         self._resuming = True
@@ -158,7 +161,7 @@ class Evolution(Run):
                 self._note(record)
                 generation = self.state.apply(record)
             if generation is not None:
-                self._observe(generation, record, bar)
+                self._observe(generation, record)
         self._resuming = False
         if not self.done():
             due = self.fitness.batch_of(self.de.generation + 1)
@@ -241,16 +244,24 @@ class Evolution(Run):
             self._waited = 0 if least < self._least else self._waited + 1
             self._least = min(least, self._least)
 
-    def _observe(self, generation: Generation, record: GenerationRecord, bar: Any) -> None:
+    def _observe(self, generation: Generation, record: GenerationRecord) -> str:
+        """Keeps a generation's metrics; returns what the progress says of it."""
         metrics = generation.metrics()
+        metrics["batch"] = float(record.batch or 0)
         metrics["diversity"] = diversity(self.de.population.rows, self.de.living)
-        saved = ""
+        said = [f"best {self._shown(metrics['best_fitness'])}"]
+        if record.parents is not None and record.generation > 1:
+            said[0] += " (on a new batch of images)"
+        said.append(f"accepted {metrics['success_rate']:.0%}")
+        if record.forward_passes:
+            rate = record.forward_passes / max(record.seconds, 1e-9)
+            said.append(f"{rate:,.0f} member-images/s")
         if record.racing is not None:
             race = record.racing
             metrics["non_finite"] = float(race.non_finite)  # dropped trials have +inf, too
             metrics["racing/images"] = sum(race.images) / (race.of * len(race.images))
             metrics["racing/dropped"] = float(sum(n < race.of for n in race.images))
-            saved = f", {metrics['racing/images']:.0%} evaluated"
+            said.append(f"{metrics['racing/images']:.0%} evaluated")
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         candidates = {} if record.validation is None else record.validation.candidates
@@ -259,9 +270,10 @@ class Evolution(Run):
             shown = score if self.validation is None else self.validation.shown(score)
             metrics[f"validation/{kind}"] = shown
         self.observe(metrics)
-        bar.update(1)
-        rate = record.forward_passes / max(record.seconds, 1e-9)
-        bar.set_postfix_str(
-            f"best {metrics['best_fitness']:.4g}, accepted {metrics['success_rate']:.0%}, "
-            f"{rate:,.0f} member-images/s{saved}"
-        )
+        return ", ".join(said)
+
+    def _shown(self, fitness: float) -> str:
+        if not isinstance(self.fitness, ClassificationFitness):
+            return f"{fitness:.4g}"
+        metric = self.fitness.metric
+        return f"{label_of(metric.name)} {metric.shown(fitness):.4g}"

@@ -141,7 +141,8 @@ class Candidates:
     """The candidates of a run so far.
 
     population: of the run. initial: those of the initial population by kind (generation 0);
-    evolved: for each kind the best by validation of generation 1 and later; treated: those of
+    members_scores: that of each initial member by itself, where there was a validation; evolved:
+    for each kind the best by validation of generation 1 and later; treated: those of
     `runs.treatments`, at the end. `statistics_of(row, inherited)` gives the statistics a row is to
     be used with (the evaluator's).
     """
@@ -149,6 +150,7 @@ class Candidates:
     def __init__(self, population: Population, statistics_of: StatisticsOf | None = None) -> None:
         self.population = population
         self.initial: dict[str, Candidate] = {}
+        self.members_scores: list[float] = []
         self.evolved: dict[str, Candidate] = {}
         self.treated: list[Candidate] = []
         self._statistics_of = statistics_of or _as_inherited
@@ -176,6 +178,8 @@ class Candidates:
         if max(members) >= self.population.size:
             raise ValueError(f"there is no member {max(members)}")
         group = self.evolved if generation else self.initial
+        if not generation:
+            self.members_scores = validation.scores
         for kind, candidate in validation.candidates.items():
             if kind not in group or candidate.score < group[kind].score:
                 group[kind] = self._candidate(kind, generation, candidate.members, candidate.score)

@@ -8,15 +8,16 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Unpack
 
 import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
-from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of
+from deevo_ext.options import check_options, documented, nearest, option
+from deevo_ext.search.parameters import Parameters
+from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of, shade_pool
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
@@ -25,139 +26,205 @@ CR_MEANS = {"lehmer": 0, "arithmetic": 1}
 CROSSOVER_UNITS = ("weight", "channel", "tensor")
 
 
-def _number(default: float, least: float, greatest: float) -> Any:
-    """A field for a number in a closed interval."""
-    return field(default=default, metadata={"range": (least, greatest)})
-
-
-def _choice(default: str, allowed: Collection[str]) -> Any:
-    """A field for one of a few words."""
-    return field(default=default, metadata={"allowed": allowed})
-
-
+@documented()
 @dataclass(frozen=True)
 class Configuration:
-    """Parameters of SA-SHADE-tri-ensin; the defaults are preset "paper".
+    """Parameters of SA-SHADE-tri-ensin; the defaults are preset "paper"."""
 
-    strategies: the pool, or the name of one: "interp" (D/E: four interpolations and trigonometric
-        mutation with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference".
-    generations: the horizon G of the schedule (D/E: 100 to 300).
-    adapt_strategies: whether the odds of strategies follow their success rates (SaDE, D/E) or
-        never change.
-    strategy_period: the number of generations in the window of successes (E: 10).
-    adapt_start: the first generation whose tell changes the odds (D/E: 1; SaDE waits 50).
-    odds_floor: the least score of a strategy, which is also added to success rates (SaDE, D/E:
-        0.01).
-    adapt_memories: whether success-history memories are written (SHADE) or keep their first values.
-    memory_size: the number of slots H per strategy (D/E, EpSin: 5).
-    f_init: F of the sinusoids, and the first value in the memories of F (D/E: 0.6).
-    f_std: the spread of F around its memory (D/E: 0.05).
-    f_min: the lower bound of F (D/E: 1e-4).
-    f_max: the upper bound of F (D/E: 0.99).
-    f_distribution: the distribution of F around its memory, "normal" (D/E) or "cauchy" (SHADE).
-    cr_init: the first value in the memories of CR (D/E: 0.8). CR acts in steps of 1/65536.
-    cr_std: the spread of CR around its memory (D/E: 0.05).
-    cr_min: the lower bound of CR (D/E: 0).
-    cr_max: the upper bound of CR (D/E: 0.99).
-    cr_mean: the mean of successful CRs that a memory takes, "lehmer" with L-SHADE's terminal value
-        (D/E, L-SHADE) or "arithmetic" (SHADE 2013).
-    sinusoid: the schedule of F in the first generations, an "ensemble" of both sinusoids (EpSin,
-        D/E), one of them ("decreasing", "increasing"), or "none".
-    sinusoid_1_frequency: the frequency of the decreasing sinusoid. At 0.5 (EpSin, D/E), as at any
-        multiple of 1/2, it is constant, F = f_init, because generations are whole numbers; any
-        other frequency makes it oscillate.
-    frequency_init: the first value in the memories of the increasing sinusoid's frequency (D/E,
-        EpSin: 0.5).
-    frequency_std: the spread of that frequency around its memory (D/E, EpSin: 0.1).
-    sinusoid_period: the number of generations in the sinusoids' window of successes, and of those
-        at the beginning that have fair odds (D/E: 5).
-    switch: the part of the generations after which F comes from the memories (EpSin, D/E: 0.5).
-    pbest_min, pbest_max: bounds of the share p of best members of which pbest is one (SHADE). It is
-        one of the best round(NP p), and p is uniform between the two.
-    best_excludes_target: whether "best" is the best other member (E) or the best of all (D).
-    trig_offset: whether trigonometric mutation weighs the loss minus the population's least loss
-        (ours) or the loss itself.
-    archive_size: the number of replaced parents that stay available to strategies that name
-        "archive" (SHADE).
-    crossover_unit: the gene that binomial crossover exchanges: "weight" (the standard), "channel"
-        (a slice along a tensor's first dimension) or "tensor" (ours).
-    j_rand: whether binomial crossover takes at least one gene from the mutant (SaDE, SHADE). D/E do
-        not, and at millions of weights it makes no difference.
-    lower, upper: bounds around 0 of every weight but BatchNorm variances; None (D/E) sets no bound.
-        A mutant beyond a bound is put half way to it from its parent (SHADE). Bounds are rounded
-        towards 0 to what the rows hold.
-    population_min: the number of members left after the last generation by L-SHADE's linear
-        reduction, in which the worst go first; at 0 (D/E) all stay.
-    """
-
-    strategies: tuple[Strategy, ...] = field(default_factory=interpolation_pool)
-    generations: int = _number(100, 1, 2**31 - 2)
-    adapt_strategies: bool = True
-    strategy_period: int = _number(10, 1, 10**6)
-    adapt_start: int = _number(1, 1, 2**31 - 2)
-    odds_floor: float = _number(0.01, 1e-12, 1.0)
-    adapt_memories: bool = True
-    memory_size: int = _number(5, 1, 10**6)
-    f_init: float = _number(0.6, 0.0, 2.0)
-    f_std: float = _number(0.05, 0.0, 10.0)
-    f_min: float = _number(1e-4, -10.0, 10.0)
-    f_max: float = _number(0.99, -10.0, 10.0)
-    f_distribution: str = _choice("normal", F_DISTRIBUTIONS)
-    cr_init: float = _number(0.8, 0.0, 1.0)
-    cr_std: float = _number(0.05, 0.0, 1.0)
-    cr_min: float = _number(0.0, 0.0, 1.0)
-    cr_max: float = _number(0.99, 0.0, 1.0)
-    cr_mean: str = _choice("lehmer", CR_MEANS)
-    sinusoid: str = _choice("ensemble", SINUSOIDS)
-    sinusoid_1_frequency: float = _number(0.5, 0.0, 10.0)
-    frequency_init: float = _number(0.5, 0.0, 1.0)
-    frequency_std: float = _number(0.1, 0.0, 10.0)
-    sinusoid_period: int = _number(5, 1, 10**6)
-    switch: float = _number(0.5, 0.0, 1.0)
-    pbest_min: float = _number(0.1, 0.0, 1.0)
-    pbest_max: float = _number(0.2, 0.0, 1.0)
-    best_excludes_target: bool = False
-    trig_offset: bool = False
-    archive_size: int = _number(0, 0, 10**6)
-    crossover_unit: str = _choice("weight", CROSSOVER_UNITS)
-    j_rand: bool = False
-    lower: float | None = None
-    upper: float | None = None
-    population_min: int = _number(0, 0, 10**6)
+    strategies: tuple[Strategy, ...] = option(
+        interpolation_pool(),
+        'the pool, or the name of one: "interp" (four interpolations and trigonometric mutation '
+        'with initial odds 0.2, capped at 0.8), "sade", "pbest" or "difference"',
+        "D/E: interp",
+    )
+    generations: int = option(
+        100, "the horizon G of the schedule", "D/E: 100 to 300", within=(1, 2**31 - 2)
+    )
+    adapt_strategies: bool = option(
+        True,
+        "whether the odds of strategies follow their success rates or never change",
+        "SaDE, D/E",
+    )
+    strategy_period: int = option(
+        10, "the number of generations in the window of successes", "E: 10", within=(1, 10**6)
+    )
+    adapt_start: int = option(
+        1,
+        "the first generation whose tell changes the odds",
+        "D/E: 1; SaDE waits 50",
+        within=(1, 2**31 - 2),
+    )
+    odds_floor: float = option(
+        0.01,
+        "the least score of a strategy, which is also added to success rates",
+        "SaDE, D/E: 0.01",
+        within=(1e-12, 1.0),
+    )
+    adapt_memories: bool = option(
+        True, "whether success-history memories are written or keep their first values", "SHADE"
+    )
+    memory_size: int = option(
+        5, "the number of slots H per strategy", "D/E, EpSin: 5", within=(1, 10**6)
+    )
+    f_init: float = option(
+        0.6,
+        "F of the sinusoids, and the first value in the memories of F",
+        "D/E: 0.6",
+        within=(0.0, 2.0),
+    )
+    f_std: float = option(
+        0.05, "the spread of F around its memory", "D/E: 0.05", within=(0.0, 10.0)
+    )
+    f_min: float = option(1e-4, "the lower bound of F", "D/E: 1e-4", within=(-10.0, 10.0))
+    f_max: float = option(0.99, "the upper bound of F", "D/E: 0.99", within=(-10.0, 10.0))
+    f_distribution: str = option(
+        "normal",
+        'the distribution of F around its memory, "normal" or, as in SHADE, "cauchy"',
+        "D/E: normal",
+        choices=F_DISTRIBUTIONS,
+    )
+    cr_init: float = option(
+        0.8,
+        "the first value in the memories of CR, which acts in steps of 1/65536",
+        "D/E: 0.8",
+        within=(0.0, 1.0),
+    )
+    cr_std: float = option(
+        0.05, "the spread of CR around its memory", "D/E: 0.05", within=(0.0, 1.0)
+    )
+    cr_min: float = option(0.0, "the lower bound of CR", "D/E: 0", within=(0.0, 1.0))
+    cr_max: float = option(0.99, "the upper bound of CR", "D/E: 0.99", within=(0.0, 1.0))
+    cr_mean: str = option(
+        "lehmer",
+        'the mean of successful CRs that a memory takes, "lehmer" with the terminal value or '
+        '"arithmetic" (SHADE 2013)',
+        "D/E, L-SHADE: lehmer",
+        choices=CR_MEANS,
+    )
+    sinusoid: str = option(
+        "ensemble",
+        'the schedule of F in the first generations, an "ensemble" of both sinusoids, one of them'
+        ' ("decreasing", "increasing"), or "none"',
+        "EpSin, D/E: ensemble",
+        choices=SINUSOIDS,
+    )
+    sinusoid_1_frequency: float = option(
+        0.5,
+        "the frequency of the decreasing sinusoid. At 0.5, as at any multiple of 1/2, it is "
+        "constant, F = f_init, because generations are whole numbers; any other frequency makes "
+        "it oscillate",
+        "EpSin, D/E: 0.5",
+        within=(0.0, 10.0),
+    )
+    frequency_init: float = option(
+        0.5,
+        "the first value in the memories of the increasing sinusoid's frequency",
+        "D/E, EpSin: 0.5",
+        within=(0.0, 1.0),
+    )
+    frequency_std: float = option(
+        0.1, "the spread of that frequency around its memory", "D/E, EpSin: 0.1", within=(0.0, 10.0)
+    )
+    sinusoid_period: int = option(
+        5,
+        "the number of generations in the sinusoids' window of successes, and of those at the "
+        "beginning that have fair odds",
+        "D/E: 5",
+        within=(1, 10**6),
+    )
+    switch: float = option(
+        0.5,
+        "the part of the generations after which F comes from the memories",
+        "EpSin, D/E: 0.5",
+        within=(0.0, 1.0),
+    )
+    pbest_min: float = option(
+        0.1,
+        "the lower bound of the share p of best members of which pbest is one. It is one of the "
+        "best round(NP p), and p is uniform between the bounds",
+        "SHADE",
+        within=(0.0, 1.0),
+    )
+    pbest_max: float = option(0.2, "the upper bound of that share", "SHADE", within=(0.0, 1.0))
+    best_excludes_target: bool = option(
+        False, 'whether "best" is the best other member, as in E, or the best of all', "D"
+    )
+    trig_offset: bool = option(
+        False,
+        "whether trigonometric mutation weighs the loss minus the population's least loss or the "
+        "loss itself",
+        "ours",
+    )
+    archive_size: int = option(
+        0,
+        'the number of replaced parents that stay available to strategies that name "archive"',
+        "SHADE",
+        within=(0, 10**6),
+    )
+    crossover_unit: str = option(
+        "weight",
+        'the gene that binomial crossover exchanges: "weight" (the standard), "channel" (a slice '
+        'along a dimension of a tensor, the first) or "tensor"',
+        "ours",
+        choices=CROSSOVER_UNITS,
+        search="weights",
+    )
+    j_rand: bool = option(
+        False,
+        "whether binomial crossover takes at least one gene from the mutant, which D/E do not; at"
+        " millions of weights it makes no difference",
+        "SaDE, SHADE",
+    )
+    lower: float | None = option(
+        None,
+        "the bound below 0 of every weight but BatchNorm variances; None, as in D/E, sets no "
+        "bound. A mutant beyond a bound is put half way to it from its parent. Bounds are rounded"
+        " towards 0 to what the rows hold",
+        "SHADE",
+    )
+    upper: float | None = option(None, "the bound above 0 of the same weights, likewise")
+    population_min: int = option(
+        0,
+        "the number of members left in the end by a linear reduction, in which the worst go first; "
+        "at 0, as in D/E, all stay",
+        "L-SHADE",
+        within=(0, 10**6),
+    )
+    evaluations: int = option(
+        0,
+        "the number of evaluations in which that reduction comes to its end, the parents' first "
+        "scores included; the archive shrinks in proportion. At 0 generations are its clock, the "
+        "last one its end, and the archive keeps its size: the population is then large for longer "
+        "and has fewer generations for as many evaluations",
+        "L-SHADE",
+        within=(0, 2**53),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", pool_of(self.strategies))
-        self._check_values()
+        check_options(self)
+        self._check_bounds()
         if 0 < self.population_min < max(self.members_needed, 4):
             raise DeevoError(
                 f"population_min is {self.population_min}; expected 0 (no reduction) or at least "
                 f"{max(self.members_needed, 4)}, which the strategies need"
             )
+        if self.evaluations and not self.population_min:
+            raise DeevoError(
+                f"evaluations is {self.evaluations} without population_min; they are the clock of "
+                "the population's reduction: give the number of members to be left, too (L-SHADE: "
+                "4), or limit a run by generations"
+            )
         uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
         if uses_archive and self.archive_size == 0:
             raise DeevoError(
-                "a strategy names archive, but archive_size is 0; give a size (SHADE: NP)"
+                "a strategy names archive, but archive_size is 0; give its number of rows, each as "
+                "large as a member (SHADE: as many as members; L-SHADE: 2.6 times as many)"
             )
         compile_pool(self.strategies)
 
-    def _check_values(self) -> None:
-        """Raises DeevoError, naming the parameter, for a value that none may have."""
-        for part in fields(self):
-            name, value = part.name, getattr(self, part.name)
-            if "range" in part.metadata:
-                low, high = part.metadata["range"]
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                if not (number and low <= value <= high):
-                    raise DeevoError(f"{name} is {value!r}; expected a number in [{low}, {high}]")
-                if part.type == "int" and not isinstance(value, int):
-                    raise DeevoError(f"{name} is {value!r}; expected a whole number")
-            elif part.type == "bool" and not isinstance(value, bool):
-                raise DeevoError(f"{name} is {value!r}; expected True or False")
-            elif "allowed" in part.metadata and (
-                not isinstance(value, str) or value not in part.metadata["allowed"]
-            ):
-                allowed = ", ".join(part.metadata["allowed"])
-                raise DeevoError(f"{name} is {value!r}; expected one of {allowed}")
+    def _check_bounds(self) -> None:
+        """Raises DeevoError, naming the parameter, for bounds that hold nothing between them."""
         for prefix in ("f", "cr", "pbest"):
             low, high = getattr(self, f"{prefix}_min"), getattr(self, f"{prefix}_max")
             if low > high:
@@ -189,6 +256,7 @@ class Configuration:
             Setting.ARCHIVE_CAPACITY: self.archive_size,
             Setting.J_RAND_RANGE: (genes or weights) if self.j_rand else 0,
             Setting.GENES: genes,
+            Setting.ARCHIVE_SHRINKS: self.evaluations > 0,
         }
         values = [
             float(others[setting] if setting in others else getattr(self, setting.name.lower()))
@@ -219,6 +287,24 @@ class Configuration:
         return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
 
 
+# SHADE 1.1 with the constants that L-SHADE has; only a trial that is better replaces its parent.
+_SHADE: dict[str, Any] = {
+    "strategies": shade_pool(),
+    "sinusoid": "none",
+    "memory_size": 6,
+    "f_distribution": "cauchy",
+    "f_init": 0.5,
+    "f_std": 0.1,
+    "f_min": 0.0,
+    "f_max": 1.0,
+    "cr_init": 0.5,
+    "cr_std": 0.1,
+    "cr_max": 1.0,
+    "pbest_min": 0.11,
+    "pbest_max": 0.11,
+    "j_rand": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
     # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
@@ -235,21 +321,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sinusoid_1_frequency": 0.1,
         "best_excludes_target": True,
     },
+    "shade": _SHADE,
+    "l-shade": {**_SHADE, "population_min": 4},
 }
 
 
-def configure(preset: str | Configuration, **changes: Any) -> Configuration:
+def configure(preset: str | Configuration, **changes: Unpack[Parameters]) -> Configuration:
     """Returns a preset, or a configuration, with changes.
 
     Raises DeevoError for an unknown preset or parameter.
     """
     if not isinstance(preset, Configuration) and preset not in PRESETS:
         raise DeevoError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-    known = {f.name for f in fields(Configuration)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
+    known = {part.name for part in fields(Configuration)}
+    for name in changes.keys() - known:
+        raise DeevoError(f"unknown parameter {name!r}; the nearest is {nearest(name, known)!r}")
+    if isinstance(preset, Configuration):
+        return replace(preset, **changes)  # type: ignore[arg-type]  # strategies in any form
+    if preset == "l-shade" and "evaluations" not in changes:
         raise DeevoError(
-            f"unknown parameter {unknown[0]!r}; expected one of {', '.join(sorted(known))}"
+            'preset "l-shade" shrinks the population as evaluations are spent; give their number '
+            "as evaluations"
         )
-    start = preset if isinstance(preset, Configuration) else Configuration(**PRESETS[preset])
-    return replace(start, **changes)
+    return Configuration(**{**PRESETS[preset], **changes})

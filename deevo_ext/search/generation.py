@@ -54,6 +54,8 @@ class Generation:
             "generation": float(self.generation),
             "best_fitness": float(survivors.min()),
             "mean_fitness": _mean(survivors),
+            "best_parent_fitness": float(self.parent_fitness.min()),
+            "mean_parent_fitness": _mean(self.parent_fitness),
             "non_finite": float((~self.trial_fitness.isfinite()).sum()),
             "success_rate": _mean(self.accepted.double()),
             "mean_improvement": _mean(self.improvement[self.accepted]),

@@ -10,7 +10,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -21,6 +21,7 @@ from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
 from deevo_ext.search.configuration import Configuration, configure
 from deevo_ext.search.generation import Generation
+from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.row_source import RowSource
 from deevo_ext.search.trials import Trials
 
@@ -31,9 +32,9 @@ class DifferentialEvolution:
     """SA-SHADE-tri-ensin, and every differential evolution that its parameters describe.
 
     population: evolved in place, by its device's operators. preset: "sa-shade-tri-ensin",
-    "paper" or a whole `Configuration`. seed: 0..2^63-1. callbacks: called with a generation's
-    metrics (dict of floats) after each `tell` of trials. parameters: fields of `Configuration` in
-    place of the preset's, each documented there with its source.
+    "paper", "shade", "l-shade" or a whole `Configuration`. seed: 0..2^63-1. callbacks: called with
+    a generation's metrics (dict of floats) after each `tell` of trials. parameters: fields of
+    `Configuration` in place of the preset's, each documented there with its source.
 
         de = DifferentialEvolution(population, generations=100)
         trials = de.ask()                        # first the parents themselves: they need scores
@@ -53,7 +54,7 @@ class DifferentialEvolution:
         *,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
-        **parameters: Any,
+        **parameters: Unpack[Parameters],
     ) -> None:
         check_arguments(DifferentialEvolution.__init__, locals())
         configuration = configure(preset, **parameters)
@@ -68,6 +69,11 @@ class DifferentialEvolution:
             raise DeevoError(
                 f"population_min is {configuration.population_min}, above the population's "
                 f"{population.size} members; expected at most that"
+            )
+        if 0 < configuration.evaluations < population.size:
+            raise DeevoError(
+                f"evaluations is {configuration.evaluations}, fewer than the population's "
+                f"{population.size} members, whose first scores count; expected more"
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")

@@ -18,7 +18,8 @@ from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 
 RATES = (3e-4, 1e-3, 3e-3)
 """The learning rates that are tried."""
-_MOST_STEPS, _EVERY = 150, 10  # steps of each training, and from one look at the rest to the next
+LENGTHS = (100, 300)
+"""The numbers of steps that are tried; the rate falls to zero over each."""
 _BATCH_SIZE = 32
 _BATCH = 500  # images of a forward pass
 _SPLIT = 1  # what a seed is derived for
@@ -29,13 +30,14 @@ class Trained:
     """What `train_on_labels` returns.
 
     network: in eval mode. learning_rate, steps: those that did best on the images left out; no step
-    where no training was better than none. images: those put through networks for it, all
-    trainings and looks included; those of a step went back through it, too.
+    where no training was better than none. loss: on these images. images: those put through
+    networks for it, all trainings and looks included; those of a step went back through it, too.
     """
 
     network: nn.Module
     learning_rate: float
     steps: int
+    loss: float
     images: int
 
 
@@ -44,9 +46,9 @@ def train_on_labels(
 ) -> Trained:
     """Returns a copy of the network after training by Adam on labelled images; it is left as it is.
 
-    Each rate is tried on four fifths of the images, class-balanced; the loss on the fifth, every 10
-    of up to 150 steps, chooses rate and number of steps (early stopping). With these the network is
-    trained from its start again, on all images. So nothing but the labels decides.
+    Each rate and length is tried on four fifths of the images, class-balanced; the loss on the
+    fifth chooses. With these the network is trained from its start again, on all images. So nothing
+    but the labels decides. Rates fall to zero: few images at a constant rate end in noise.
 
     network: float32, on the device it is to be trained on. images: few enough for memory. seed: of
     the split and the batches, 0 or more. Raises DeevoError as `fine_tune` does.
@@ -57,30 +59,26 @@ def train_on_labels(
     )
     passes = 0
 
-    def trained(rate: float, steps: int, on: LabelledImages) -> tuple[nn.Module, list[float]]:
+    def trained(rate: float, steps: int, on: LabelledImages) -> nn.Module:
         nonlocal passes
-        one, losses = copy.deepcopy(network), []
-
-        def look(step: int) -> None:
-            nonlocal passes
-            if on is learned and step % _EVERY == 0:
-                losses.append(float(F.cross_entropy(logits_of(one, unseen), unseen.labels)))
-                one.train()
-                passes += fifth
-
-        hyper = HyperParameters(seed, steps, _BATCH_SIZE, rate, momentum=0.0, optimizer="adamw")
-        fine_tune(one, on, hyper, on_step=look, workers=0)
+        one = copy.deepcopy(network)
+        hyper = HyperParameters(seed, steps, _BATCH_SIZE, rate, anneal=1.0, optimizer="adamw")
+        fine_tune(one, on, hyper, workers=0)
         passes += steps * min(_BATCH_SIZE, len(on))
-        return one, losses
+        return one
 
-    best = (float("inf"), rates[0], 0)
+    def loss(of: nn.Module) -> float:
+        nonlocal passes
+        passes += fifth
+        return float(F.cross_entropy(logits_of(of, unseen), unseen.labels))
+
+    best = (loss(copy.deepcopy(network)), rates[0], 0)
     for rate in rates:
-        _, losses = trained(rate, _MOST_STEPS, learned)
-        loss = min(losses)
-        best = min(best, (loss, rate, losses.index(loss) * _EVERY))
-    _, rate, steps = best
-    final = trained(rate, steps, images)[0] if steps else copy.deepcopy(network)
-    return Trained(final.eval(), rate, steps, passes)
+        for steps in LENGTHS:
+            best = min(best, (loss(trained(rate, steps, learned)), rate, steps))
+    least, rate, steps = best
+    final = trained(rate, steps, images) if steps else copy.deepcopy(network).eval()
+    return Trained(final, rate, steps, least, passes)
 
 
 def logits_of(network: nn.Module, images: LabelledImages) -> torch.Tensor:

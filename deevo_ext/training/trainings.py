@@ -5,48 +5,54 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
+from deevo_ext.options import check_options, documented, option
 from deevo_ext.training.hyper_parameters import Choices, HyperParameters, derived_seed, variation
 
 
+@documented()
 @dataclass(frozen=True)
 class PopulationOptions:
-    """What distinguishes a population from others.
+    """What distinguishes a population from others."""
 
-    members: how many, 2 or more. epochs: of each member; may be a fraction. batch_size: images a
-    step. learning_rate: the lowest among the members. shift: every other three members move images
-    by up to so many pixels. mirror: whether a mirrored image keeps its class; all but every fourth
-    member mirror then. anneal: share of the steps, at the end, over which the learning rate falls
-    to zero. base_epochs: of training that comes first, for all members; 0 for none.
-    base_learning_rate: of that training; it falls in its second half. snapshots: whether the
-    members come from one training, at equal distances through its second half, instead of one each.
-    seed: everything random derives from it. augmentations: what else some of the members do to
-    their images.
-
-    Raises DeevoError: a value is out of its range.
-    """
-
-    members: int = 12
-    epochs: float = 1.0
-    batch_size: int = 128
-    learning_rate: float = 0.002
-    shift: int = 0
-    mirror: bool = True
-    anneal: float = 0.0
-    base_epochs: float = 0.0
-    base_learning_rate: float = 0.1
-    snapshots: bool = False
-    seed: int = 0
-    augmentations: Choices = dataclasses.field(default_factory=Choices)
+    members: int = option(12, "the number of members", least=2)
+    epochs: float = option(1.0, "the epochs of each member, which may be a fraction")
+    batch_size: int = option(128, "the number of images of a training step", least=2)
+    learning_rate: float = option(
+        0.002, "the lowest learning rate of a member; the highest is four times that"
+    )
+    shift: int = option(
+        0, "the most pixels by which every other three members shift their images", least=0
+    )
+    mirror: bool = option(
+        True, "whether a mirrored image keeps its class; all but every fourth member mirror then"
+    )
+    anneal: float = option(
+        0.0, "the share of the steps, at the end, over which the learning rate falls to 0"
+    )
+    base_epochs: float = option(
+        0.0,
+        "the epochs of training before that of the members, from scratch or for new classes; 0 for "
+        "none",
+    )
+    base_learning_rate: float = option(
+        0.1, "the highest learning rate of the base epochs; it falls in their second half"
+    )
+    snapshots: bool = option(
+        False,
+        "whether the members come from one training, at equal distances through its second half, "
+        "instead of one each",
+        "Huang et al. 2017",
+    )
+    seed: int = option(0, "the seed of everything random", least=0)
+    augmentations: Choices = option(Choices(), "what else some members do to their images")
 
     def __post_init__(self) -> None:
-        check_arguments(PopulationOptions, vars(self))
-        if self.members < 2 or self.seed < 0 or self.epochs <= 0 or self.base_epochs < 0:
+        check_options(self)
+        if self.epochs <= 0 or self.base_epochs < 0:
             raise DeevoError(
-                f"members is {self.members}, epochs {self.epochs:g}, base_epochs "
-                f"{self.base_epochs:g}, seed {self.seed}; expected at least 2 members, more than 0 "
-                "epochs, and the others 0 or more"
+                f"epochs is {self.epochs:g}, base_epochs {self.base_epochs:g}; expected more than "
+                "0, and 0 or more"
             )
 
 

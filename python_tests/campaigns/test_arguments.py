@@ -39,6 +39,7 @@ from deevo_ext.data import (
 )
 from deevo_ext.data.images import split_class_balanced
 from deevo_ext.data.sets import open_data
+from deevo_ext.runs.given import GROUPS, Keywords
 from deevo_ext.training.trainings import PopulationOptions
 from support.evolution import images, population, save_members, sphere
 from support.networks import Net, members
@@ -186,6 +187,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable
             lambda: {"population": population(5), "seed": 1, "generations": 2},
         ),
         "Configuration": (deevo.Configuration, dict),
+        **{group.__name__: (group, dict) for group in GROUPS},
         "Strategy": (
             deevo.Strategy,
             lambda: {"name": "a", "formula": "target + F*(r1 - r2)"},
@@ -365,7 +367,7 @@ def cases(function: Callable[..., Any], good: dict[str, Any]) -> Iterator[tuple[
     if isinstance(function, type):
         hints |= typing.get_type_hints(function.__init__)
     if len(named) < len(parameters):  # **parameters are fields of Configuration
-        further = typing.get_type_hints(deevo.Configuration)
+        further = typing.get_type_hints(Keywords)
         fields = [f.name for f in dataclasses.fields(deevo.Configuration)]
         named += [name for name in fields if name not in named]
         hints = further | hints

@@ -47,7 +47,8 @@ def short_demo(folder: Path) -> str:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(module, "setting_of", short_setting)
-        module.demo("digits", folder, 3)
+        with pytest.raises(SystemExit, match="0"):
+            main(["demo", "--out", str(folder), "--seed", "3"])
     return said.getvalue()
 
 

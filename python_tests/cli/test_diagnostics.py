@@ -67,6 +67,19 @@ def test_extras_are_those_of_the_package(report):
                 assert version is None
 
 
+def test_packages_are_imported_and_not_only_found(report, tmp_path, monkeypatch):
+    assert report["why_no_import"] == {}
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no such\\n driver')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(diagnostics.IMPORTED, "matplotlib", "broken")
+    changed = diagnostics.collect()
+    assert changed["why_no_import"].keys() == {"matplotlib"}
+    version = importlib.metadata.version("matplotlib")
+    line = f"matplotlib {version}; not usable: broken cannot be imported beside torch"
+    text = diagnostics.format_report(changed)
+    assert line in text and "(no such driver)" in text
+
+
 def test_what_an_extra_lacks_is_said_with_its_remedy(report):
     changed = {**report, "extras": {"a": {"x": "1.2", "y": None, "z": None}, "b": {"x": "1.2"}}}
     text = diagnostics.format_report(changed)
@@ -157,7 +170,7 @@ def test_command_prints_the_report(arguments, tmp_path):
 
 
 def test_json_is_the_same_report(tmp_path, report):
-    result = python("-m", "deevo_ext", "info", "--json", cwd=tmp_path)
+    result = python("-m", "deevo_ext", "info", "--json", "-", cwd=tmp_path)
     printed = json.loads(result.stdout)
     assert printed["packages"] == report["packages"]
     assert printed["extension"] == report["extension"]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,7 @@ from safetensors.torch import load_file
 
 import deevo_ext
 from deevo_ext.cli import app, main
-from deevo_ext.cli.evolve import evolve
-from deevo_ext.cli.options import described
-from deevo_ext.cli.parameters import function_of, without_defaults
+from deevo_ext.cli.parameters import keywords_of
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
@@ -37,48 +36,47 @@ def command() -> Any:
     return group.commands["evolve"]
 
 
-def test_every_option_is_a_keyword_of_evolve_and_every_keyword_an_option() -> None:
-    options = {parameter.name for parameter in command().params}
+OWN = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
+OWN |= {"split_seed", "class_order", "train_images", "skip_corrupt", "adapt"}  # of the images
+OWN |= {"labels", "model_arg", "form"}  # of the architecture, and of what is written
+OWN |= {"config", "resume", "dry_run", "force", "json", "quiet", "tensorboard"}  # how it is run
+
+
+def test_every_option_is_one_of_evolve_under_its_name_with_its_default() -> None:
+    options = {parameter.name: parameter for parameter in command().params}
     keywords = {
-        name
+        name: parameter.default
         for name, parameter in inspect.signature(deevo_ext.evolve).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    keywords |= {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
-    # What has another name on the command line: where things lie, and what is shown.
-    renamed = {
-        "run_dir": "out",
-        "seconds": "time",
-        "calibration_images": "calibration",
-        "old_images": "old",
-        "basin": "force",
-        "overlap": "force",
-        "preliminaries": "dry_run",
-        "callbacks": "tensorboard",
-    }
-    own = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
-    own |= {"split_seed", "class_order", "train_images", "skip_corrupt", "adapt"}  # of the images
-    own |= {"labels", "model_arg", "form"}  # of the architecture, and of what is written
-    assert options == {renamed.get(name, name) for name in keywords} | own
-    for parameter in command().params:
-        name = {option: keyword for keyword, option in renamed.items()}.get(
-            str(parameter.name), parameter.name
-        )
-        signature = inspect.signature(deevo_ext.evolve).parameters
-        if name not in signature or name in renamed or name in ("device", "blocks"):
-            continue
-        default = signature[name].default
+    for name in ("options", "callbacks", "preliminaries"):
+        del keywords[name]
+    # Of images the command has the names of folders, or a number.
+    renamed = {"calibration_images": "calibration", "old_images": "old"}
+    of_runs = {renamed.get(name, name) for name in keywords}
+    parameters = {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
+    assert options.keys() == of_runs | parameters | OWN
+    for name, default in keywords.items():
+        if name in ("run_dir", "device", "basin", "blocks") or name in renamed:
+            continue  # the command has a folder, takes a GPU, and refuses; its blocks are a list
         shown = {torch.float32: "float32", (): None}.get(default, default)
-        assert inspect.signature(evolve).parameters[str(parameter.name)].default == shown, name
-    texts = described(deevo_ext.Configuration.__doc__ or "")
-    assert texts.keys() == {field.name for field in dataclasses.fields(deevo_ext.Configuration)}
+        assert options[name].default == shown, name
+    for name in parameters - keywords.keys():
+        assert options[name].default is None, name
 
 
-def test_functions_are_found_by_name() -> None:
-    assert function_of("torch.nn.functional:cross_entropy") is torch.nn.functional.cross_entropy
-    for name in ("no.such.module:f", "torch:nothing_here"):
-        with pytest.raises(deevo_ext.DeevoError, match="which cannot be had"):
-            function_of(name)
+def test_the_help_begins_with_an_example_and_the_ten_options_that_people_use(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = run(capsys, "evolve", "--help")
+    assert code == 0
+    example = out.index("deevo evolve --arch resnet50 --checkpoints 'runs/*.pth' --data")
+    headings = re.findall(r"╭─ ([\w ]+?) ─+╮", out)
+    assert headings[0] == "Options" and len(headings) == 7
+    first = out[example : out.index(headings[1])]
+    assert len(re.findall(r"^│ [ *] +--\w", first, re.M)) == 10 + 1  # and --help
+    assert "[default: 12]" in first and "greedy soup: Wortsman et al. 2022" in out
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +266,7 @@ def test_kill_minus_nine_in_the_middle_loses_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--time", "soon"], "time is 'soon'"),
+        (["--time", "soon"], "seconds is 'soon'"),
         (["--images-per-batch", "many"], "images_per_batch is 'many'"),
         (["--metric", "top3"], "metric is 'top3'"),
         (["--dtype", "int8"], "dtype is 'int8'"),
@@ -327,9 +325,9 @@ def test_from_a_folder_of_pictures_alone(
 
 
 def test_strategies_are_formulas_and_pools_by_name() -> None:
-    values = without_defaults({"strategies": ["sade", "near=target + F*(best - target), bin"]})
+    values = keywords_of({"strategies": ["sade", "near=target + F*(best - target), bin"]})
     configured = configure("paper", **values).strategies
     assert configured[:-1] == POOLS["sade"]()
     assert configured[-1].name == "near"
     with pytest.raises(DeevoError, match="difference"):
-        without_defaults({"strategies": ["jade"]})
+        keywords_of({"strategies": ["jade"]})

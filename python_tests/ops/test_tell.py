@@ -53,7 +53,7 @@ class Oracle:
         self.frequency = [[c.frequency_init] * k for _ in range(c.memory_size)]
         self.pointer = [0] * k
         self.p1 = 0.5
-        self.live = 0
+        self.live = self.spent = 0
         self.history: list[list[tuple[int, int, bool]]] = []  # (strategy, source, success)
         self.odds: list[float] | None = None
         self.accepted: list[bool] = []
@@ -92,10 +92,11 @@ class Oracle:
             rates.append(sum(outcomes) / len(outcomes) if outcomes else 0.0)
         self.p1 = (rates[0] + c.odds_floor) / (sum(rates) + 2 * c.odds_floor)
         self.slots = [-1] * len(parents)
-        for i in winners if c.archive_size else []:
+        rows = self.rows(len(living), len(parents))
+        for i in winners if rows else []:
             slot = self.live
-            if self.live == c.archive_size:
-                slot = (words(9, generation, i, 0, self.seed)[0] * c.archive_size) >> 32
+            if self.live == rows:
+                slot = (words(9, generation, i, 0, self.seed)[0] * rows) >> 32
             else:
                 self.live += 1
             self.slots = [-1 if other == slot else other for other in self.slots]
@@ -106,11 +107,19 @@ class Oracle:
         ]
         if c.population_min:
             size, done = len(parents), Fraction(generation, c.generations)
+            if c.evaluations:
+                self.spent += len(living)
+                done = Fraction(size + self.spent, c.evaluations)
             target = max(round(size + (c.population_min - size) * done), c.population_min)
             ranked = sorted(living, key=lambda i: (self.fitness[i], i))
             living = ranked[:target]
+            self.live = min(self.live, self.rows(len(living), size))
         self.living = living
         self.fitness = [f if i in living else INF for i, f in enumerate(self.fitness)]
+
+    def rows(self, living: int, members: int) -> int:
+        archive = self.c.archive_size
+        return round(Fraction(archive * living, members)) if self.c.evaluations else archive
 
     def remember(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -100,6 +101,8 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     assert "<script>" not in card + page and "&lt;script&gt;" in card
     assert "| Net &lt;tiny&gt; \\| one |" in card
     assert reader.outside == ["data:image/png;base64,"]
+    check_order(page, result.comparison)
+    check_members(reader.cells, journal, result.run.population.names)
     assert reader.pictures == [(folder / "evolution.png").read_bytes()]
     assert "http" not in page and "Races: trials" in page
     if not files:
@@ -146,6 +149,9 @@ def test_documents_of_a_search_of_coefficients(tmp_path: Path, count: int) -> No
     assert chosen.digest in card and "| blocks | 2 by layer |" in card
     assert ("all 300 make the model" in card) == (count == 300)
     assert ("| images of a round | 500 make the model, " in card) == (count != 300)
+    check_order(page, comparison)
+    check_members(reader.cells, (folder / "journal.jsonl").read_bytes(), run.population.names)
+    assert "mean coefficient" in reader.cells
     searched = check_rounds(folder, card, reader.cells)
     # Trials of all virtual generations: 2 evolutions of 12 generations of 64 in a round.
     at = reader.cells.index("last odds") + 1
@@ -161,6 +167,25 @@ def test_documents_of_a_search_of_coefficients(tmp_path: Path, count: int) -> No
     gains = [(scalar.step, scalar.value) for scalar in events.Scalars("gain")]
     rounds = [(m["round"], pytest.approx(m["gain"], rel=1e-6)) for m in run.history]
     assert gains == rounds
+
+
+def check_order(page: str, comparison: Comparison | None) -> None:
+    """First the verdict, then the picture and the table; last the configuration."""
+    parts = ["<img", "How to use it", "How it went", "SHA-256", "<h2>Configuration</h2>"]
+    if comparison is not None:
+        parts = [html.escape(comparison.verdict), "<img", "test images</h2>", *parts[1:]]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert page.endswith("}</pre>\n</body>\n</html>\n")
+    assert 'name="viewport" content="width=device-width' in page
+
+
+def check_members(cells: list[str], journal: bytes, names: list[str]) -> None:
+    """Each member's own score is the journal's of generation 0."""
+    records = [json.loads(line) for line in journal.splitlines()]
+    scores = next(r for r in records if r.get("generation") == 0)["validation"]["scores"]
+    for name, score in zip(names, scores, strict=False):
+        assert cells[cells.index(name) + 1] == f"{float.fromhex(score):.5f}"
 
 
 def check_rounds(folder: Path, card: str, cells: list[str]) -> int:

@@ -16,7 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deevo_ext.reports.plots import plot_changes, plot_recipe, plot_rounds, plot_run, success_rates
+from deevo_ext.fitness.metrics import Metric
+from deevo_ext.reports.pictures import plot_changes, plot_recipe
+from deevo_ext.reports.plots import (
+    axis_label,
+    fitness_label,
+    plot_rounds,
+    plot_run,
+    success_rates,
+)
 
 
 def generations(count: int, *, wins: tuple[int, ...] = (0, 2, 5)) -> list[dict[str, float]]:
@@ -25,7 +33,8 @@ def generations(count: int, *, wins: tuple[int, ...] = (0, 2, 5)) -> list[dict[s
     for generation, win in zip(range(1, count + 1), itertools.cycle(wins), strict=False):
         m = dict.fromkeys(("mean_fitness", "best_fitness", "diversity"), 1.0 / generation)
         m |= dict.fromkeys((f"validation/{k}" for k in ("member", "mean", "soup")), math.nan)
-        m |= {"generation": float(generation)}
+        m |= {"generation": float(generation), "batch": float((generation - 1) // 10)}
+        m |= {"best_parent_fitness": 2.0 / generation, "mean_parent_fitness": 3.0 / generation}
         m |= {"strategy/a/trials": 5.0, "strategy/a/successes": float(win)}
         m |= {"strategy/b/trials": 0.0, "strategy/b/successes": 0.0}
         history.append(m)
@@ -58,13 +67,78 @@ def test_success_rates() -> None:
 def test_a_run(tmp_path: Path) -> None:
     history = generations(25)
     history[9]["validation/soup"] = 0.5
-    figure = plot_run(history, ["a", "b"], tmp_path / "run.png")
+    baselines = {"best parent": 0.7, "initial greedy soup": 0.6, "classifier refitted": 0.7}
+    measures = ("top-1 (share)\nmore is better", "fitness: 1 - top-1")
+    figure = plot_run(history, baselines, ["a", "b"], measures, tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
-    top, middle, bottom = figure.axes
-    assert lines(top)["fitness, best member"] == [1.0 / g for g in range(1, 26)]
-    assert lines(top)["validation, soup"] == [0.5] and "validation, mean" not in lines(top)
+    top, fitness, middle, bottom = figure.axes
+    assert lines(top) == {
+        "evolved soup": [0.6, 0.5],  # from generation 0 on
+        "best parent, classifier refitted: 0.7": [0.7, 0.7],
+        "initial greedy soup: 0.6": [0.6, 0.6],
+    }
+    assert list(top.get_lines()[0].get_xdata()) == [0, 10]
+    assert "validation top-1 (share)" in top.get_ylabel() and "1 - top-1" in fitness.get_ylabel()
+    # Batches of ten generations: each curve begins with what the parents come to on that batch.
+    (best,) = (line for line in fitness.get_lines() if "best member" in str(line.get_label()))
+    drawn = dict(zip(best.get_xdata(), best.get_ydata(), strict=True))
+    parts = [[*range(11)], [*range(10, 21)], [*range(20, 26)]]
+    assert [x for x in best.get_xdata() if not math.isnan(x)] == [*itertools.chain(*parts)]
+    assert drawn[0] == 2.0 and drawn[25] == 1 / 25
+    ys = list(best.get_ydata())
+    for start in (10, 20):
+        before, after = (i for i, x in enumerate(best.get_xdata()) if x == start)
+        assert ys[before] == 1 / start and ys[after] == 2 / (start + 1)
+        assert math.isnan(ys[after - 1])  # no line leads from one batch to the next
+    for axes in figure.axes:
+        marks = {line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() == ":"}
+        assert marks == {10, 20}
+    assert "new batch of images" in [text.get_text() for text in fitness.get_legend().get_texts()]
     assert lines(middle)["a"] == success_rates(history, "a")
     assert list(bottom.get_lines()[0].get_xdata()) == list(range(1, 26))
+
+
+def test_a_run_without_validation_and_of_one_batch(tmp_path: Path) -> None:
+    figure = plot_run(generations(9), {}, ["a"], ("", "fitness"), tmp_path / "run.png")
+    fitness, *_ = figure.axes
+    assert len(figure.axes) == 3 and not figure.legends
+    assert len(fitness.get_lines()) == 2 and len(fitness.get_legend().get_texts()) == 2
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_legends_are_inside_the_picture(long: bool, tmp_path: Path) -> None:
+    names = [f"evolved, statistics re-estimated {'x' * 60 * long}{i}" for i in range(4)]
+    start = {"round": 0, "forward_passes": 0, "validation": 0.5, "virtual": [generations(3)]}
+    baselines = {name: 0.5 for name in names} | {"b": 0.4}
+    for figure in (
+        plot_rounds([start], baselines, ["a"], "loss", tmp_path / "rounds.png"),
+        plot_run(generations(3), baselines, ["a"], ("loss", "fitness"), tmp_path / "run.png"),
+    ):
+        FigureCanvasAgg(figure).draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        width, height = figure.get_size_inches() * figure.dpi
+        assert box.x0 >= 0 and box.x1 <= width and box.y1 <= height
+        assert box.y0 >= figure.axes[0].get_window_extent().y1
+        assert all(axes.get_window_extent().height > 50 for axes in figure.axes)
+
+
+@pytest.mark.parametrize(
+    "metric, axis, fitness",
+    [
+        ("loss", "loss (nats)\nless is better", "fitness: loss\nless is better"),
+        ("top1", "top-1 (share)\nmore is better", "fitness: 1 - top-1\nless is better"),
+        (
+            torch.nn.functional.mse_loss,
+            "mse_loss\nless is better",
+            "fitness: mse_loss\nless is better",
+        ),
+        (None, "fitness\nless is better", "fitness\nless is better"),
+    ],
+)
+def test_axes_say_unit_and_direction(metric: Any, axis: str, fitness: str) -> None:
+    known = None if metric is None else Metric.of(metric)
+    assert axis_label(known) == axis and fitness_label(known) == fitness
 
 
 def test_rounds(tmp_path: Path) -> None:
@@ -75,7 +149,7 @@ def test_rounds(tmp_path: Path) -> None:
         {"round": 2, "forward_passes": 5000, "validation": 0.3, "virtual": [second, third]},
     ]
     baselines = {"best parent": 0.6, "greedy soup": 0.5123456}
-    figure = plot_rounds(rounds, baselines, ["a", "b"], tmp_path / "rounds.png")
+    figure = plot_rounds(rounds, baselines, ["a", "b"], "loss (nats)", tmp_path / "rounds.png")
     assert (tmp_path / "rounds.png").read_bytes().startswith(b"\x89PNG")
     top, middle, bottom = figure.axes
     (evolved, parent, soup) = top.get_lines()
@@ -84,6 +158,7 @@ def test_rounds(tmp_path: Path) -> None:
     assert [text.get_text() for text in top.texts] == ["0", "1", "2"]
     assert set(parent.get_ydata()) == {0.6} and set(soup.get_ydata()) == {0.5123456}
     (legend,) = figure.legends
+    assert top.get_ylabel() == "validation loss (nats)"
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["evolved, by round", "best parent: 0.6", "greedy soup: 0.5123"]
     # Rates of an evolution are its own: the next one begins with what its first generation gave.
@@ -102,13 +177,15 @@ def test_many_rounds_and_none_yet(tmp_path: Path) -> None:
         {"round": i, "forward_passes": 10**5 * i, "validation": 1 / i, "virtual": [generations(9)]}
         for i in range(1, 30)
     ]
-    figure = plot_rounds(rounds, {}, ["a"], tmp_path / "many.png")
+    figure = plot_rounds(rounds, {}, ["a"], "loss", tmp_path / "many.png")
     labels = [text.get_text().strip() for text in figure.axes[2].texts]
-    assert labels == [f"round {i}" for i in range(1, 30, 4)]
+    assert labels == [f"round {i}" for i in range(1, 30, 6)]
     check_apart(boxes(figure, figure.axes[2].texts))
     check_apart(boxes(figure, figure.axes[0].get_xticklabels()))
     start = {"round": 0, "forward_passes": 0, "validation": 0.5, "virtual": []}
-    assert not plot_rounds([start], {"soup": 0.5}, ["a"], tmp_path / "start.png").axes[2].texts
+    assert (
+        not plot_rounds([start], {"soup": 0.5}, ["a"], "loss", tmp_path / "start.png").axes[2].texts
+    )
 
 
 @pytest.mark.parametrize("blocks, members", [(7, 2), (18, 12), (54, 24), (1, 5)])

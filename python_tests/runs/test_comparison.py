@@ -12,13 +12,8 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.runs.comparison import (
-    Comparison,
-    Difference,
-    Measured,
-    bootstrap_interval,
-    mcnemar,
-)
+from deevo_ext.runs.comparison import Comparison, Measured
+from deevo_ext.runs.paired import Difference, bootstrap_interval, mcnemar
 from deevo_ext.runs.soups import average, greedy_soup
 from support.evolution import population
 
@@ -49,10 +44,19 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 
 def comparison(low: float, high: float, evolved: str = "evolved soup") -> Comparison:
-    row = Measured("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True)
+    rows = [
+        Measured("best parent", 0.55, 0.8, 100, 0, 0, 500, 0.1, 1, False),
+        Measured("classifier refitted", 0.4, 0.85, 100, 5, 1, 900, 0.2, 1, False),
+        Measured("logit ensemble", 0.2, 0.91, 100, 9, 1, 0, 0.0, 7, False),
+        Measured("evolved soup", 0.25, 0.9, 100, 3, 1, 5000, 1.5, 1, True),
+        Measured("evolved mean", 0.45, 0.9, 100, 3, 1, 5000, 1.5, 1, False),
+    ]
     rival = Difference("classifier refitted", (low + high) / 2, (low, high))
     parent = Difference("best parent", -0.3, (-0.4, -0.2))
-    return Comparison([row], evolved, rival, parent, "loss", "test")
+    return Comparison(rows, evolved, rival, parent, "loss", "test")
+
+
+ENSEMBLE = " The logit ensemble of all 7 comes to 0.2000 at 7 times its cost per image."
 
 
 def test_verdicts() -> None:
@@ -60,25 +64,58 @@ def test_verdicts() -> None:
     assert "no measurable difference" in comparison(0.0, 0.0).verdict
     better = comparison(-0.2, -0.1)
     assert better.verdict == (
-        "The network that was evolved (evolved soup) is better than the best initial one, the "
-        "classifier refitted, on test: loss difference -0.15000, 95 % paired bootstrap interval "
-        "[-0.20000, -0.10000]; it is better than the best parent: -0.30000, 95 % paired bootstrap "
-        "interval [-0.40000, -0.20000]."
+        "The network that was evolved (evolved soup) is better than the best initial one by "
+        "validation, the classifier refitted, on test: loss 0.2500 against 0.4000, a "
+        "difference of -0.15000 [-0.20000, -0.10000], the 95 % paired bootstrap interval in "
+        "brackets; it is better than the best parent: 0.2500 against 0.5500, a difference of "
+        "-0.30000 [-0.40000, -0.20000]." + ENSEMBLE
     )
     same = dataclasses.replace(better, rival=better.parent)
     assert same.verdict.count("best parent") == 1
     worse = comparison(0.1, 0.2, "evolved mean").verdict
     assert worse.startswith("Validation chose the evolved soup, which is returned; the network")
     assert "(evolved mean) is worse than the best initial one" in worse
+    assert "loss 0.4500 against 0.4000" in worse
     broken = comparison(math.nan, math.nan)
     assert "cannot be compared" in broken.verdict
     assert broken.to_json()["rival"]["mean"] is None
+    nothing = dataclasses.replace(better, evolved=None, rival=None).verdict
+    assert nothing == (
+        "No step of the search was taken; the evolved soup is returned, which is better than the "
+        "best parent on test: loss 0.2500 against 0.5500, a difference of -0.30000 [-0.40000, "
+        "-0.20000], the 95 % paired bootstrap interval in brackets." + ENSEMBLE
+    )
+
+
+def test_verdicts_are_in_the_users_metric() -> None:
+    of_loss = comparison(0.1, 0.2)
+    rows = [
+        dataclasses.replace(row, metric=1.0 - 2.0 * (1.0 - row.top1)) for row in of_loss.networks
+    ]
+    rival = dataclasses.replace(of_loss.rival, higher_is_better=True)
+    parent = Difference("best parent", 0.2, (0.1, 0.3), True)
+    own = dataclasses.replace(
+        of_loss, networks=rows, rival=rival, parent=parent, metric="worst-class"
+    )
+    assert (
+        "the classifier refitted, on test: worst class 0.8000 against 0.7000, a difference of +"
+        in own.verdict
+    )
+    assert (
+        "is better than the best parent: 0.8000 against 0.6000, a difference of +0.2" in own.verdict
+    )
+    assert own.verdict.endswith("7 comes to 0.8200 at 7 times its cost per image.")
+    shares = dataclasses.replace(own, metric="top1").verdict
+    assert "top-1 0.9000 against 0.8500" in shares
 
 
 def test_table_as_text_and_json(tmp_path: Path) -> None:
     c = comparison(-0.2, -0.1)
     text = c.format()
     assert "> evolved soup" in text and "5,000" in text and c.verdict in text
+    table, legend, verdict = text.split("\n\n")
+    assert len(table.splitlines()) == 1 + len(c.networks) and verdict == c.verdict
+    assert all(f" {column} " in f" {legend.lower()}" for column in ("gained", "lost", "p"))
     assert dataclasses.replace(c, note="keep the soup.").format().endswith("keep the soup.")
     c.save(tmp_path / "table.json", data="digits")
     saved = json.loads((tmp_path / "table.json").read_text())
@@ -89,12 +126,14 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     assert saved["data"] == "digits" and saved["rival"]["interval"] == [-0.2, -0.1]
     assert "margin" not in text
     by_margin = dataclasses.replace(
-        c, networks=[dataclasses.replace(c.networks[0], metric=1.5)], metric="package.margin"
+        c,
+        networks=[dataclasses.replace(network, metric=1.5) for network in c.networks],
+        metric="package.margin",
     )
     assert "margin" in by_margin.format().splitlines()[0] and "1.5000" in by_margin.format()
     by_margin.save(tmp_path / "margin.json")
     assert Comparison.load(tmp_path / "margin.json") == by_margin
-    assert saved["rows"][0]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
+    assert saved["rows"][3]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
     assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
 
 

@@ -20,7 +20,8 @@ from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.reports.card import CARD, write_documents
 from deevo_ext.runs import searches
-from deevo_ext.runs.comparison import Comparison, Difference
+from deevo_ext.runs.comparison import Comparison
+from deevo_ext.runs.paired import Difference
 from deevo_ext.search.linear_model import LinearModel
 from support.evolution import images, save_members
 from support.metrics import brier_of_set, gap_of_classes, mean_f1, worst_recall
@@ -89,9 +90,9 @@ def test_runs_by_metrics_of_whole_sets_resume_replay_and_tell_them(
     assert torch.equal(deevo.replay(tmp_path / "run").candidate.row, candidate.row)
     write_documents(result.run, comparison)
     card = (tmp_path / "run" / CARD).read_text()
-    assert f"validation score {validation.metric.shown(candidate.score):.5g}" in card
-    assert Comparison.load(tmp_path / "run" / "table.json") == comparison
     label = {"worst-class": "worst class", "macro-f1": "macro F1"}.get(metric, "brier_of_set")
+    assert f"validation {label} {validation.metric.shown(candidate.score):.5g}" in card
+    assert Comparison.load(tmp_path / "run" / "table.json") == comparison
     assert comparison.header[3] == label and label in card
     text = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0])
     told = text["fitness"]["metric"]

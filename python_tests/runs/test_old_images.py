@@ -14,8 +14,9 @@ import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.recipes import uniform
-from deevo_ext.runs.comparison import Comparison, Difference, Measured
+from deevo_ext.runs.comparison import Comparison, Measured
 from deevo_ext.runs.old_images import what_was_lost
+from deevo_ext.runs.paired import Difference
 from deevo_ext.runs.recipe_run import RecipeRun
 from support.networks import Net
 from support.recipe_runs import (

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.runs import journal
@@ -65,16 +67,15 @@ def look(checkpoints: Path, run_dir: Path | None = None, **options: object) -> P
 def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:
     found = look(checkpoints)
     data = images(1500, 1)
-    assert found.images == 1000 and len(found.members) == 8
+    assert found.members.images == 1000 and found.members.names == tuple(f"m{i}" for i in range(8))
     pop = deevo.Population.from_checkpoints(Net(), checkpoints)
     evaluator = deevo.Evaluator(Net(), pop)
-    for i, (name, score) in enumerate(found.members):
-        assert name == f"m{i}"
+    for i, score in enumerate(found.members.scores):
         # A sample of 1,000 of 1,500 images: its mean differs by 4 standard errors at most.
         whole = evaluator.losses(pop.rows[i], data).losses.double()
         error = float(whole.std()) * (1 / 1000 - 1 / 1500) ** 0.5
         assert abs(score.loss - float(whole.mean())) < 4 * error
-        assert f"{name}  top-1 {score.top1:.3f}" in str(found)
+        assert f"m{i}  top-1 {score.top1:.3f}" in str(found)
     assert found.basin is not None and str(found.basin) in str(found)
     assert found.device_bytes["host"].needed > pop.rows.numel() * 4
     with pytest.raises(
@@ -82,6 +83,40 @@ def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:
     ):
         short = {"cuda": DeviceBytes(2 << 30, 1 << 30)}
         dataclasses.replace(found, device_bytes=short).require_bytes()
+
+
+@pytest.mark.parametrize("search", ["weights", "coefficients"])
+def test_members_are_scored_by_the_users_metric_too(checkpoints: Path, search: str) -> None:
+    data = images(800, 1)  # all of them are looked at
+    shown: list = []
+
+    def show(preliminaries: object) -> None:
+        shown.append(preliminaries)
+        raise Stop
+
+    with pytest.raises(Stop):
+        deevo.evolve(
+            Net(),
+            checkpoints,
+            data,
+            images(90, 2) if search == "weights" else None,
+            search=search,
+            metric="worst-class",
+            batchnorm="evolve",
+            progress=False,
+            engine="eager",
+            preliminaries=show,
+        )
+    found = shown[0].members
+    model, pixels = Net(), data.pixels(0, 800)
+    for i, value in enumerate(found.own):
+        model.load_state_dict(load_file(checkpoints / f"m{i}.safetensors"))
+        with torch.no_grad():
+            right = model.eval()(pixels).argmax(dim=1) == data.labels
+        worst = min(float(right[data.labels == k].double().mean()) for k in data.labels.unique())
+        assert value == pytest.approx(worst, abs=1e-6)  # of counts, but for the last bits
+        assert f"m{i}  worst class {value:.4f}  top-1 " in str(shown[0])
+    assert len(found.own) == 8
 
 
 @pytest.mark.parametrize(
@@ -166,5 +201,5 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["8", "h", "-1h", "0s", "eight", "1h30", ""])
 def test_what_is_no_duration_is_named(text: str) -> None:
-    with pytest.raises(deevo.DeevoError, match="time is"):
+    with pytest.raises(deevo.DeevoError, match="seconds is"):
         seconds_of(text)

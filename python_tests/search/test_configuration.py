@@ -33,9 +33,12 @@ def test_paper_preset_has_the_authors_values() -> None:
     assert (c.strategies[-1].cap, c.odds_floor, c.switch, c.archive_size) == (0.8, 0.01, 0.5, 0)
 
 
+NEEDED = {"shade": {"archive_size": 9}, "l-shade": {"archive_size": 23, "evaluations": 400}}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_and_json(preset: str) -> None:
-    c = configure(preset, generations=17)
+    c = configure(preset, generations=17, **NEEDED.get(preset, {}))
     assert c.generations == 17
     assert Configuration(**json.loads(json.dumps(c.to_json()))) == c
 
@@ -63,6 +66,7 @@ def test_every_setting_is_where_its_name_says() -> None:
         Setting.ARCHIVE_CAPACITY: 9.0,
         Setting.J_RAND_RANGE: 0.0,
         Setting.GENES: 5.0,
+        Setting.ARCHIVE_SHRINKS: 0.0,
     }
     for setting in Setting:
         if setting in special:
@@ -74,6 +78,8 @@ def test_every_setting_is_where_its_name_says() -> None:
     cauchy = configure("paper", f_distribution="cauchy", cr_mean="arithmetic").settings()
     assert cauchy[Setting.F_DISTRIBUTION] == 1.0
     assert cauchy[Setting.CR_MEAN] == 1.0
+    reduced = configure("l-shade", archive_size=9, evaluations=70).settings()
+    assert (reduced[Setting.EVALUATIONS], reduced[Setting.ARCHIVE_SHRINKS]) == (70.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +95,23 @@ def test_j_rand_is_drawn_among_weights_or_genes(weights: int, genes: int, expect
     [
         ({"lower": 0.5}, "lower is 0.5; expected None or a number in"),
         ({"upper": -1.0}, "upper is -1.0; expected None or a number in"),
-        ({"upper": math.nan}, "upper is nan; expected None or a number in"),
+        ({"upper": math.nan}, "upper is nan, of type float; expected a number or None"),
         ({"population_min": 3}, "population_min is 3; expected 0"),
+        ({"evaluations": 500}, "evaluations is 500 without population_min"),
         ({"crossover_unit": "layer"}, "crossover_unit is 'layer'; expected one of weight, channel"),
-        ({"j_rand": 1}, "j_rand is 1; expected True or False"),
+        ({"j_rand": 1}, "j_rand is 1, of type int; expected True or False"),
     ],
 )
 def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:
     with pytest.raises(DeevoError, match=message):
         configure("paper", **changes)
+
+
+def test_what_presets_leave_open_is_asked_for() -> None:
+    with pytest.raises(DeevoError, match="archive_size is 0; give its number of rows"):
+        configure("shade")
+    with pytest.raises(DeevoError, match="give their number as evaluations"):
+        configure("l-shade", archive_size=31)
 
 
 def test_initial_state() -> None:

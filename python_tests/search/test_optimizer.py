@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,12 @@ def assert_same(a: deevo.DifferentialEvolution, b: deevo.DifferentialEvolution) 
 @pytest.mark.parametrize("preset", sorted(deevo.PRESETS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_falls_and_never_rises(preset: str, dtype: torch.dtype) -> None:
-    de = deevo.DifferentialEvolution(population(8, dtype=dtype), preset, generations=40, seed=3)
+    options: dict[str, Any] = {"generations": 40, "seed": 3}
+    if preset in ("shade", "l-shade"):
+        options["archive_size"] = 8
+    if preset == "l-shade":
+        options["evaluations"] = 10**5  # none is taken out so early
+    de = deevo.DifferentialEvolution(population(8, dtype=dtype), preset, **options)
     advance(de, 1)
     first = de.fitness
     previous = first
@@ -243,8 +249,8 @@ def test_refusals_name_the_argument_and_change_nothing() -> None:
         deevo.DifferentialEvolution(population(3))
     with pytest.raises(deevo.DeevoError, match=r"5 members.*at least 6"):
         deevo.DifferentialEvolution(population(5), strategies=[("r1+F*(r2-r3)+F*(r4-r5)", "bin")])
-    with pytest.raises(deevo.DeevoError, match="preset is 'shade'"):
-        deevo.DifferentialEvolution(population(), "shade")
+    with pytest.raises(deevo.DeevoError, match="preset is 'jade'"):
+        deevo.DifferentialEvolution(population(), "jade")
     with pytest.raises(deevo.DeevoError, match="unknown parameter 'f_mean'"):
         deevo.DifferentialEvolution(population(), f_mean=1.0)
     for seed in (-1, 2**63, 1.5, True):
@@ -329,9 +335,34 @@ def test_reduction_leaves_the_best_and_asks_for_no_other() -> None:
         deevo.DifferentialEvolution(population(12), population_min=13)
 
 
-def test_reduced_runs_resume_bit_for_bit() -> None:
+def test_reduction_by_evaluations_ends_with_them() -> None:
+    """NP_(g+1) = round((NP_min - NP_init) NFE / NFE_max + NP_init), Tanabe & Fukunaga 2014."""
+    pop, evaluations = population(24), 600
+    de = deevo.DifferentialEvolution(
+        pop, "l-shade", archive_size=60, evaluations=evaluations, generations=80, seed=1
+    )
+    advance(de, 1)
+    spent, count = 24, de.configuration.offsets().archive_count
+    while spent < evaluations:
+        spent += len(de.living)
+        advance(de, 1)
+        exact = 24 - 20 * spent / evaluations
+        assert abs(len(de.living) - max(exact, 4)) <= 0.5
+        assert de.state_dict()["state"][count] <= 60 * len(de.living) / 24 + 0.5
+    assert len(de.living) == 4 and de.generation < 80
+    advance(de, 1)
+    assert len(de.living) == 4
+    with pytest.raises(DeevoError, match="evaluations is 23, fewer than the population's 24"):
+        deevo.DifferentialEvolution(pop, "l-shade", archive_size=60, evaluations=23)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"population_min": 4}, {"preset": "l-shade", "archive_size": 20, "evaluations": 70}],
+)
+def test_reduced_runs_resume_bit_for_bit(options: dict[str, Any]) -> None:
     def fresh() -> deevo.DifferentialEvolution:
-        return deevo.DifferentialEvolution(population(9), generations=12, population_min=4, seed=2)
+        return deevo.DifferentialEvolution(population(9), generations=12, seed=2, **options)
 
     whole, cut = fresh(), fresh()
     advance(whole, 13)

@@ -120,6 +120,7 @@ def configurations() -> dict[str, Configuration]:
             population_min=6,
             j_rand=True,
         ),
+        "l-shade": configure("l-shade", archive_size=11, evaluations=150, generations=45),
     }
 
 

@@ -189,6 +189,7 @@ void check_tables(int64_t members, int64_t genes) {
   set(kMemorySize, 5), set(kOddsFloor, 0.01), set(kAdaptStart, 3), set(kAdaptStrategies, 1);
   set(kAdaptMemories, 1), set(kPBestMin, 0.05), set(kPBestMax, 0.3);
   set(kArchiveCapacity, static_cast<double>(members)), set(kPopulationMin, 5);
+  set(kEvaluations, 4.0 * static_cast<double>(members)), set(kArchiveShrinks, 1);
   set(kGenes, static_cast<double>(genes)), set(kJRandRange, genes > 0 ? genes : 1000.0);
   double* linear = strategies.data();
   linear[kCrossover] = 1, linear[kBaseTerm] = kTarget, linear[kNumTerms] = 5;

@@ -13,25 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deevo_ext.extras import import_extra
 from deevo_ext.population.layout import Layout
 
 
 def torchvision() -> Any:
-    """torchvision beside a CPU-only torch, whose wheel lacks two operators that it registers for.
-
-    They are declared, not implemented; no classifier calls them.
-    """
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _libraries.append(library)
-    import torchvision
-
-    return torchvision
-
-
-_libraries: list[Any] = []  # a library's operators go with it
+    """torchvision, beside any torch; what imports it later, as timm does, finds it."""
+    return import_extra("torchvision")
 
 
 def torchvision_model(name: str) -> nn.Module:

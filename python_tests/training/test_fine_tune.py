@@ -17,7 +17,6 @@ from deevo_ext.training import fine_tune as loop
 from deevo_ext.training.batches import TrainingBatches, batch_mixing
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
-from support import zoo
 from support.networks import DropNet, drop_net
 from support.training import noise, same
 
@@ -29,11 +28,6 @@ EVERYTHING = {
     "mixup": 0.2,
     "cutmix": 1.0,
 }
-
-
-@pytest.fixture
-def torchvision() -> None:
-    zoo.torchvision()
 
 
 def _hyper(**more: Any) -> HyperParameters:
@@ -77,7 +71,7 @@ def test_images_are_moved_and_mirrored_each_by_its_own_draw() -> None:
     assert len(seen) == 18
 
 
-def test_a_picture_depends_on_seed_epoch_and_number_alone(torchvision: None) -> None:
+def test_a_picture_depends_on_seed_epoch_and_number_alone() -> None:
     """Not on the size of the batch, on those before it, or on the global generator."""
     images, hyper = noise(32, side=20), _hyper(shift=1, mirror=True, **EVERYTHING)
     torch.manual_seed(7)
@@ -97,7 +91,7 @@ def test_a_picture_depends_on_seed_epoch_and_number_alone(torchvision: None) -> 
     assert not torch.equal(alone[0][0], alone[1][0])
 
 
-def test_each_augmentation_does_what_its_name_says(torchvision: None) -> None:
+def test_each_augmentation_does_what_its_name_says() -> None:
     images = _flat(77, count=40)
     flat = images.pixels(0, 40)
 
@@ -124,7 +118,7 @@ def test_each_augmentation_does_what_its_name_says(torchvision: None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixing_is_cross_entropy_with_mixed_targets(kind: str, torchvision: None) -> None:
+def test_mixing_is_cross_entropy_with_mixed_targets(kind: str) -> None:
     images = noise(16)
     hyper = HyperParameters(7, 1, 16, 0.1, momentum=0.0, label_smoothing=0.1, **{kind: 0.4})
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))  # one class more than the labels name
@@ -158,9 +152,7 @@ def test_mixing_is_cross_entropy_with_mixed_targets(kind: str, torchvision: None
         torch.testing.assert_close(parameter.double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_done_is_an_error(
-    torchvision: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_done_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     floats = ImageSet(torch.zeros(8, 3, 8, 8), torch.arange(8) % 3, "floats")
     with pytest.raises(DeevoError, match="uint8 images, as a cache"):
         TrainingBatches(floats, _hyper(crop=0.3))
@@ -214,9 +206,7 @@ def test_adamw_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, EVERYTHING])
-def test_a_run_goes_on_from_its_state_bit_for_bit(
-    more: dict[str, Any], tmp_path: Path, torchvision: None
-) -> None:
+def test_a_run_goes_on_from_its_state_bit_for_bit(more: dict[str, Any], tmp_path: Path) -> None:
     hyper = HyperParameters(7, 12, 8, 0.05, 1e-3, 0.1, shift=1, mirror=True, **more)
     expected = drop_net()
     torch.manual_seed(11)

@@ -22,7 +22,6 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices
 from deevo_ext.training.populate import RECORD, Progress, populate
 from deevo_ext.training.trainings import PopulationOptions, Trainings, trainings_of
-from support import zoo
 from support.networks import drop_net, small_resnet
 from support.paths import child_environment
 from support.training import MEAN, STD, noise, same, write_squares
@@ -43,7 +42,6 @@ def _populate(trainings: Trainings, folder: Path, **options: Any) -> list[Path]:
 def test_an_interrupted_population_is_that_of_an_uninterrupted_run(
     snapshots: bool, tmp_path: Path
 ) -> None:
-    zoo.torchvision()  # the third member has mixup
     trainings = _trainings(
         3, snapshots=snapshots, base_epochs=1.0, epochs=2.0 if snapshots else 1.0
     )

@@ -39,6 +39,8 @@ enum Setting {
   kJRandRange,     // 0: no forced mutant; else weights, or genes when there are any, to draw from
   kGenes,          // G
   kPopulationMin,  // 0: no reduction
+  kEvaluations,    // in which the population is reduced; 0: in kGenerations
+  kArchiveShrinks,
   kNumSettings
 };
 

@@ -145,15 +145,35 @@ DEEVO_HD bool adapts_strategies(const TellArguments& a, int64_t generation) {
          generation >= static_cast<int64_t>(a.settings[kAdaptStart]);
 }
 
-// How many members L-SHADE's linear reduction (Tanabe & Fukunaga 2014), with generations as the
-// clock, leaves alive after a generation; all of them without reduction.
+// How many members L-SHADE's linear reduction (Tanabe & Fukunaga 2014) leaves alive after a
+// generation; all of them without reduction. The clock is what has been evaluated, the parents and
+// a trial for each of those that lived in each generation, or the generation itself.
 DEEVO_HD int64_t population_target(const double* settings, int64_t num_members,
                                    int64_t generation) {
   const double minimum = settings[kPopulationMin], size = static_cast<double>(num_members);
+  const double evaluations = settings[kEvaluations];
   if (minimum == 0.0) return num_members;
-  const double share = static_cast<double>(generation) / settings[kGenerations];
-  const double target = nearbyint(size + (minimum - size) * share);
-  return static_cast<int64_t>(target < minimum ? minimum : target);
+  if (evaluations == 0.0) {
+    const double share = static_cast<double>(generation) / settings[kGenerations];
+    const double target = nearbyint(size + (minimum - size) * share);
+    return static_cast<int64_t>(target < minimum ? minimum : target);
+  }
+  const double slope = (minimum - size) / evaluations;
+  double living = size, spent = size;
+  for (int64_t g = 1; g <= generation && living > minimum; ++g) {
+    spent = spent + living;
+    const double target = nearbyint(slope * spent + size);
+    living = target < minimum ? minimum : target;
+  }
+  return static_cast<int64_t>(living);
+}
+
+// The rows of the archive that so many living members use.
+DEEVO_HD int64_t archive_capacity(const double* settings, int64_t num_members, int64_t living) {
+  const double rows = settings[kArchiveCapacity];
+  if (settings[kArchiveShrinks] == 0.0) return static_cast<int64_t>(rows);
+  const double share = rows * static_cast<double>(living) / static_cast<double>(num_members);
+  return static_cast<int64_t>(nearbyint(share));
 }
 
 // Living members that come before member i: by less fitness, or equal fitness and lower index.

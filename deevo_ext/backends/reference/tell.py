@@ -29,16 +29,33 @@ from deevo_ext.ops.tables import (
 def survivors_of_reduction(
     settings: list[float], fitness: list[float], living: list[int], generation: int
 ) -> list[int]:
-    """L-SHADE's linear reduction with generations as the clock: the best of the living, ascending.
+    """L-SHADE's linear reduction: the best of the living, ascending.
 
-    NP + (minimum - NP) g / G of NP physical rows, rounded, equal fitness by lower index first.
+    NP + (minimum - NP) e / E of NP physical rows, rounded, equal fitness by lower index first. e of
+    E evaluations are spent: the parents', and one for each that lived in each generation. Without
+    E generations count.
     """
     minimum, size = settings[Setting.POPULATION_MIN], float(len(fitness))
     if minimum == 0.0:
         return living
-    share = float(generation) / settings[Setting.GENERATIONS]
-    target = max(round(size + (minimum - size) * share), int(minimum))
+    if settings[Setting.EVALUATIONS] == 0.0:
+        share = float(generation) / settings[Setting.GENERATIONS]
+        target = max(round(size + (minimum - size) * share), int(minimum))
+    else:
+        slope = (minimum - size) / settings[Setting.EVALUATIONS]
+        target, spent = len(fitness), size
+        for _ in range(generation):
+            spent = spent + float(target)
+            target = max(round(slope * spent + size), int(minimum))
     return sorted(sorted(living, key=lambda i: fitness[i])[:target])
+
+
+def archive_capacity(settings: list[float], members: int, living: int) -> int:
+    """The rows of the archive that so many living of all members use."""
+    rows = settings[Setting.ARCHIVE_CAPACITY]
+    if not settings[Setting.ARCHIVE_SHRINKS]:
+        return int(rows)
+    return round(rows * float(living) / float(members))
 
 
 def halving_sum(values: list[float]) -> float:
@@ -231,7 +248,7 @@ class Tell:
 
         Of two members that draw one slot the higher wins.
         """
-        capacity = int(self.settings[Setting.ARCHIVE_CAPACITY])
+        capacity = archive_capacity(self.settings, len(self.accepted), len(self.living))
         live = int(self.state[self.at.archive_count])
         slots = [-1] * len(self.accepted)
         for i, taken in enumerate(self.accepted):
@@ -291,6 +308,8 @@ def tell(
 
     survivors = [b if a else p for p, b, a in zip(parents, trials, taken, strict=True)]
     left = set(survivors_of_reduction(t.settings, survivors, living, t.generation))
+    rows = archive_capacity(t.settings, len(parents), len(left))  # the last ones go
+    t.state[t.at.archive_count] = min(t.state[t.at.archive_count], float(rows))
     survivors = [f if member in left else math.inf for member, f in enumerate(survivors)]
     fitness.copy_(torch.tensor(survivors, dtype=torch.float64))
     alive.copy_(torch.tensor([member in left for member in range(len(parents))]))

@@ -1,0 +1,101 @@
+"""How a network that a run returned is loaded, and which images it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.transform import Transform
+from deevo_ext.networks.zoo import Architecture
+from deevo_ext.population.naming import Naming
+
+
+def loading_code(file: Path, naming: Naming, network: Architecture | None) -> str:
+    """Returns Python that loads a file of weights whose names are those of a checkpoint.
+
+    network: what the checkpoints are of, where that has a name.
+    """
+    imports, making = _making(network)
+    lines = [*imports, "from safetensors.torch import load_file", "", making]
+    lines.append(f'state = load_file("{file}")')
+    prefix = _prefix(naming.names)
+    if prefix is None:
+        lines.append("# The file's names are the checkpoints'; make them the model's as for those.")
+    elif prefix:
+        lines.append(
+            f'state = {{name.removeprefix("{prefix}"): tensor for name, tensor in state.items()}}'
+        )
+    more = ", strict=False" if naming.extra else ""  # which the model does not have
+    return "\n".join([*lines, f"model.load_state_dict(state{more})", "model.eval()"])
+
+
+def _making(network: Architecture | None) -> tuple[list[str], str]:
+    """The imports and the line that make an untrained model."""
+    if network is None:
+        return [], "model = ...  # made as for the checkpoints"
+    source, _, name = network.name.partition(":")
+    options = "".join(f", {key}={value!r}" for key, value in network.arguments.items())
+    if source == "torchvision":
+        return ["import torchvision"], f'model = torchvision.models.get_model("{name}"{options})'
+    if source == "timm":
+        return ["import timm"], f'model = timm.create_model("{name}"{options})'
+    if source == "hf":
+        labels = network.arguments.get("num_classes")
+        more = "" if labels is None else f", num_labels={labels}"
+        return (
+            ["from transformers import AutoConfig, AutoModelForImageClassification"],
+            f'config = AutoConfig.from_pretrained("{name}"{more})\n'
+            "model = AutoModelForImageClassification.from_config(config)",
+        )
+    return [f"from {source} import {name}"], f"model = {name}({options.removeprefix(', ')})"
+
+
+def _prefix(names: Mapping[str, str]) -> str | None:
+    """What stands before each of the model's names in the file; None where they differ otherwise.
+
+    names: the file's name for each of the model's.
+    """
+    prefixes = {
+        in_file.removesuffix(name) if in_file.endswith(name) else None
+        for name, in_file in names.items()
+    }
+    return prefixes.pop() if len(prefixes) == 1 else None
+
+
+def images_text(images: LabelledImages | None, transform: Transform | None) -> str:
+    """Says in a sentence which images a network takes, and how they are made of pictures.
+
+    images: some that it was given. transform: what made them, where that is known.
+    """
+    size = "" if images is None else f"Images are {' x '.join(map(str, images.image_shape))}"
+    if transform is not None:
+        return " ".join(filter(None, (f"{size}." if size else "", pictures_text(transform))))
+    if images is None:
+        return ""
+    how = "as the run was given them"
+    if images.mean is not None and images.std is not None:
+        how = _normalised(images.mean, images.std)
+    return f"{size} (channels, height, width), {how}."
+
+
+def pictures_text(transform: Transform) -> str:
+    """Says in a sentence what a transform does to a picture."""
+    steps = []
+    if isinstance(transform.resize, int):
+        steps.append(f"resized to {transform.resize} (shorter side, {transform.interpolation})")
+    elif transform.resize is not None:
+        steps.append(f"resized to {_sides(transform.resize)} ({transform.interpolation})")
+    if transform.crop is not None:
+        steps.append(f"cropped to {_sides(transform.crop)}")
+    steps.append(_normalised(transform.mean, transform.std))
+    return f"Pictures are {', '.join(steps)}."
+
+
+def _normalised(mean: Any, std: Any) -> str:
+    return f"normalised: mean {list(mean)}, deviation {list(std)} of values in 0..1"
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,206 @@
+"""Labelled images of some kind: recipes, refits and training on the same labels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deevo_ext.runs.contenders import ENSEMBLE
+from deevo_ext.runs.state import SOUP
+from deevo_ext.text import markdown_table
+
+from ..adaptation import TRAINED, UNTOUCHED
+from ..csv_files import Line, read
+from ..kinds import SAME
+from .figures import Run, better, counts, p_value, save
+from .same import REFITTED
+
+PICTURE = "evidence-other-images.png"
+Cell = tuple[str, str, int, int]
+"""Setting, kind, severity, labels."""
+
+
+def chapter(records: Path, docs: Path) -> list[str]:
+    """The chapter's Markdown; it draws its picture."""
+    cells = _cells(records)
+    if not cells:
+        return []
+    other = {cell: runs for cell, runs in cells.items() if cell[1] != SAME}
+    same = {cell: runs for cell, runs in cells.items() if cell[1] == SAME}
+    parts = ["## Few labels, of other images and of the same", ""]
+    for title, some in (("Other images", other), ("The same images", same)):
+        if some:
+            parts += [f"### {title}", "", _gains(some), "", _costs(some), ""]
+    if other:
+        _plot(other, docs / PICTURE)
+        parts += [f"![Gains on other images]({PICTURE})"]
+    return parts
+
+
+def chosen(run: Run, among: Callable[[str], bool]) -> Line:
+    """The network of least score among those that the labelled images have scored."""
+    scored = [line for line in run.values() if line["score"] is not None and among(line["network"])]
+    return min(scored, key=lambda line: line["score"])
+
+
+def initial(run: Run) -> Line:
+    """The best of what needs no evolution, by the labelled images."""
+    return chosen(run, lambda name: not name.startswith("evolved"))
+
+
+def evolved(run: Run) -> Line:
+    """The best evolved network; where no step was taken, the best initial one."""
+    if any(name.startswith("evolved") for name in run):
+        return chosen(run, lambda name: name.startswith("evolved"))
+    return initial(run)
+
+
+def back(run: Run) -> Line:
+    """What the run returned."""
+    return next(line for line in run.values() if line["returned"])
+
+
+def _cells(records: Path) -> dict[Cell, dict[int, list[Run]]]:
+    """By cell and population, the runs of all draws of labels."""
+    cells: dict[Cell, dict[int, dict[int, Run]]] = {}
+    for line in read(records, "adaptation"):
+        cell = tuple(line[key] for key in ("setting", "kind", "severity", "labels"))
+        runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
+        runs.setdefault(line["draw"], {})[line["network"]] = line
+    return {
+        cell: {population: list(runs.values()) for population, runs in some.items()}
+        for cell, some in sorted(cells.items())
+    }
+
+
+def _of(runs: dict[int, list[Run]], figure: Callable[[Run], float]) -> list[float]:
+    """A figure of each population, the mean over its draws."""
+    return [statistics.mean(figure(run) for run in some) for some in runs.values()]
+
+
+def _below_soup(pick: Callable[[Run], Line], key: str) -> Callable[[Run], float]:
+    return lambda run: pick(run)[key] - run[SOUP][key]
+
+
+def _named(name: str) -> Callable[[Run], Line]:
+    return lambda run: run.get(name, run[SOUP])
+
+
+def _middle(runs: dict[int, list[Run]], pick: Callable[[Run], Line]) -> str:
+    loss = statistics.median(_of(runs, _below_soup(pick, "loss")))
+    points = statistics.median(100 * d for d in _of(runs, _below_soup(pick, "top1")))
+    return f"{loss:+.3f} / {points:+.1f}"
+
+
+def _gains(cells: dict[Cell, dict[int, list[Run]]]) -> str:
+    header = (*_HEADER, "soup untouched", "soup", REFITTED, ENSEMBLE, "evolved", "returned",
+              TRAINED, "evolved - best initial", "better / equal / worse", "p",
+              "returned - best initial", "better / equal / worse", "p")  # fmt: skip
+    lines = []
+    for cell, runs in cells.items():
+        claims: list[str] = []
+        for pick in (evolved, back):
+            differences = _of(runs, lambda run, pick=pick: pick(run)["loss"] - initial(run)["loss"])
+            claims += [
+                f"{statistics.median(differences):+.4f}",
+                counts(differences),
+                p_value(better(differences)),
+            ]
+        untouched, soup = (
+            f"{statistics.median(_of(runs, lambda run, name=name: run[name]['top1'])):.1%}"
+            for name in (UNTOUCHED, SOUP)
+        )
+        picks = (_named(REFITTED), _named(ENSEMBLE), evolved, back, _named(TRAINED))
+        lines.append(
+            (*_about(cell, runs), untouched, soup, *(_middle(runs, pick) for pick in picks),
+             *claims)
+        )  # fmt: skip
+    return markdown_table(header, lines)
+
+
+def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
+    header = (*_HEADER, "evolved: share of Adam's gain in loss", "in top-1",
+              "old images lost, points: soup", "returned", TRAINED, "passes: evolved", TRAINED,
+              "CPU s: the run", TRAINED)  # fmt: skip
+    lines = []
+    for cell, runs in cells.items():
+        shares = [
+            f"{statistics.median(ours / other for ours, other in pairs):.0%}" if pairs else ""
+            for key, sign in (("loss", -1), ("top1", 1))
+            for pairs in [
+                [
+                    (ours, other)
+                    for ours, other in zip(
+                        *(_of(runs, _below_soup(pick, key)) for pick in (evolved, _named(TRAINED))),
+                        strict=True,
+                    )
+                    if sign * other > 0
+                ]
+            ]
+        ]
+        lost = [
+            f"{statistics.median(_of(runs, _lost(pick))):+.1f}"
+            for pick in (_named(SOUP), back, _named(TRAINED))
+        ]
+        costs = [
+            f"{statistics.median(_of(runs, lambda run, p=pick, k=key: p(run)[k] or 0)):,.0f}"
+            for key, ours in (("forward_passes", evolved), ("seconds", back))
+            for pick in (ours, _named(TRAINED))
+        ]
+        lines.append((*_about(cell, runs), *shares, *lost, *costs))
+    return markdown_table(header, lines)
+
+
+_HEADER = ("population", "images", "labels", "n")
+
+
+def _about(cell: Cell, runs: dict[int, Any]) -> tuple[str, ...]:
+    setting, kind, severity, labels = cell
+    called = kind if kind == SAME else f"{kind}, {('mild', 'strong')[severity - 1]}"
+    return setting, called, f"{labels:,}", str(len(runs))
+
+
+def _lost(pick: Callable[[Run], Line]) -> Callable[[Run], float]:
+    """Points of top-1 on old images, against the soup as it was."""
+    return lambda run: 100 * (pick(run)["old_top1"] - run[UNTOUCHED]["old_top1"])
+
+
+def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
+    """Bars of points gained over the soup untouched, of those labels that most kinds have."""
+    from matplotlib.figure import Figure
+
+    groups = sorted(
+        {(setting, severity) for setting, _, severity, labels in cells if labels == 500}
+    )
+    figure = Figure(figsize=(6 * max(1, len(groups)), 3.6), layout="constrained")
+    if not groups:
+        return
+    ways: Sequence[tuple[str, Callable[[Run], Line]]] = (
+        ("statistics, normalisation, soup anew", _named(SOUP)),
+        ("classifier refitted, too", _named(REFITTED)),
+        ("evolved", evolved),
+        ("trained by Adam", _named(TRAINED)),
+    )
+    for axis, (setting, severity) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
+    ):
+        some = {
+            c[1]: runs
+            for c, runs in cells.items()
+            if (c[0], c[2], c[3]) == (setting, severity, 500)
+        }
+        for i, (label, pick) in enumerate(ways):
+            heights = [
+                statistics.median(
+                    _of(runs, lambda run, p=pick: 100 * (p(run)["top1"] - run[UNTOUCHED]["top1"]))
+                )
+                for runs in some.values()
+            ]
+            axis.bar([x + 0.2 * i for x in range(len(some))], heights, 0.2, label=label)
+        axis.set_xticks([x + 0.3 for x in range(len(some))], list(some))
+        axis.set_ylabel("points gained over the soup untouched")
+        axis.set_title(f"{setting}, 500 labels, {('mild', 'strong')[severity - 1]}")
+        axis.legend(fontsize="x-small")
+    save(figure, path)

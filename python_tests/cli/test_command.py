@@ -1,0 +1,192 @@
+"""What every command has: options from a file, --json, --quiet, --version, words to complete."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import deevo_ext
+from deevo_ext.cli import main
+from deevo_ext.cli.command import speaking
+from support.networks import Net, colour_net, members
+from support.paths import child_environment
+from support.pictures import write_tree
+
+_EVOLVED = "run/evolved.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in: a tree of pictures, checkpoints, a transform and a file of options."""
+    folder = tmp_path_factory.mktemp("command")
+    write_tree(folder / "tree", 60, 60)
+    (folder / "c").mkdir()
+    for i, state in enumerate(members(colour_net, 4)):
+        save_file(state, folder / "c" / f"m{i}.safetensors")
+    transform = {"resize": 24, "crop": 20, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    (folder / "t.json").write_text(json.dumps(transform))
+    options = {
+        "arch": "support.networks:colour_net",
+        "checkpoints": "c/*.safetensors",
+        "data": "tree",
+        "transform": "t.json",
+        "cache": "pictures.safetensors",
+        "rounds": 1,
+        "micro-batch": 16,
+        "engine": "eager",
+        "force": True,
+        "progress": False,
+        "frozen": "fc.bias",
+        "memory": "1GiB",
+        "f_init": 0.4,
+    }
+    (folder / "options.yaml").write_text(yaml.safe_dump(options))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    start = ("evolve", "--config", "options.yaml", "--run-dir", "run", "--rounds", 2)
+    code, out, err = run(capsys, *start, "--json", "result.json", "--seed", "3")
+    assert code == 0, err
+    header = json.loads((place / "run" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["fitness"]["rounds"] == 2 and header["seed"] == 3  # the flags go before
+    assert header["configuration"]["f_init"] == 0.4
+    first, evolved = (load_file(place / each) for each in ("c/m0.safetensors", _EVOLVED))
+    assert torch.equal(first["fc.bias"], evolved["fc.bias"])  # which is frozen
+    result = json.loads((place / "result.json").read_text())
+    assert result["network"] == _EVOLVED
+    names = [row["name"] for row in result["comparison"]["rows"]]
+    assert "best parent" in names and result["name"] in names
+    said = yaml.safe_load((place / "run" / "run.yaml").read_text())
+    assert said["checkpoints"] == f"{place}/c/*.safetensors" and said["data"] == f"{place}/tree"
+    assert said["transform"] == f"{place}/t.json" and said["memory"] == "1GiB"
+    assert (said["rounds"], said["seed"], said["chunk"]) == (2, 3, 8)
+    assert not said.keys() & {"config", "json", "resume", "dry_run", "device"}
+
+    # A kill right after the journal's beginning, in another folder, and the run folder moved.
+    moved = place / "elsewhere" / "moved"
+    shutil.copytree(place / "run", moved)
+    lines = (moved / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (moved / "journal.jsonl").write_bytes(b"".join(lines[:2]))
+    (moved / "evolved.safetensors").unlink()
+    monkeypatch.chdir(moved.parent)
+    code, out, err = run(capsys, "evolve", "--resume", "moved")
+    assert code == 0, err
+    assert "moved/evolved.safetensors" in out
+    one, two = (load_file(each / "evolved.safetensors") for each in (place / "run", moved))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    # Flags that contradict the run are refused, as ever.
+    code, _, err = run(capsys, "evolve", "--resume", "moved", "--seed", "4")
+    assert code == 1 and "holds a run of another configuration: seed" in err
+    code, _, err = run(capsys, "evolve", "--resume", place / "c")
+    assert code == 1 and "holds no run.yaml" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "round: 3", "a.yaml: there is no option 'round'; the nearest is 'rounds'"),
+        (
+            "a.toml",
+            "micro_bach = 3",
+            "there is no option 'micro_bach'; the nearest is 'micro_batch'",
+        ),
+        ("a.yaml", "rounds: [1, 2]", "rounds is [1, 2]; expected one value"),
+        ("a.yaml", "- rounds", "expected lines NAME: VALUE"),
+        ("a.yaml", "rounds: {", "config a.yaml cannot be read"),
+        ("a.toml", "rounds: 3", "config a.toml cannot be read"),
+        ("b.yaml", None, "config b.yaml cannot be read"),
+    ],
+)
+def test_what_a_file_of_options_may_not_say(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(place)
+    if text is not None:
+        (place / name).write_text(text)
+    code, _, err = run(capsys, "evolve", "--config", name)
+    assert code == 1 and message in err and len(err.splitlines()) == 1
+
+
+def test_a_result_is_json_on_stdout_alone_or_in_a_file(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for name, state in zip("ab", members(Net, 2), strict=True):
+        save_file(state, place / f"{name}.safetensors")
+    (place / "r.yaml").write_text(
+        "members: [a.safetensors, b.safetensors]\ncoefficients: [1, 1]\nnormalise: true\n"
+    )
+    code, out, err = run(capsys, "merge", "r.yaml", "--out", "w.safetensors", "--json", "-")
+    assert code == 0 and err.startswith("wrote w.safetensors")
+    assert json.loads(out)["members"] == 2 and json.loads(out)["path"] == "w.safetensors"
+    code, out, err = run(capsys, "average", "c", "--output", "m.pth", "--json", "m.json", "--quiet")
+    assert (code, out, err) == (0, "", "")
+    assert len(json.loads((place / "m.json").read_text())["files"]) == 4
+    code, _, err = run(capsys, "merge", "r.yaml", "--out", "x.pth", "--json", "none/x.json")
+    assert code == 1 and "there is no folder none" in err and not (place / "x.pth").exists()
+    code, out, _ = run(capsys, "--version")
+    assert (code, out) == (0, f"deevo_ext {deevo_ext.__version__}\n")
+
+
+def test_what_is_said_goes_through_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("deevo_ext")
+    before = (list(log.handlers), log.level, warnings.showwarning)
+    for quiet, apart, expected in (
+        (False, False, ("told\n", "warning: two lines\nwarning: beware\n")),
+        (False, True, ("", "told\nwarning: two lines\nwarning: beware\n")),
+        (True, False, ("", "warning: two lines\nwarning: beware\n")),
+    ):
+        with warnings.catch_warnings(), speaking(quiet, apart):
+            warnings.simplefilter("always")
+            log.info("%s", "told")
+            log.warning("%s", "two\n  lines")
+            warnings.warn("beware", stacklevel=1)
+        assert capsys.readouterr() == expected
+    assert (list(log.handlers), log.level, warnings.showwarning) == before
+
+
+def test_a_shell_completes_words_of_an_option(tmp_path: Path) -> None:
+    environment = {
+        "_DEEVO_COMPLETE": "complete_bash",
+        "COMP_WORDS": "deevo evolve --search ",
+        "COMP_CWORD": "3",
+    }
+    code = "import sys; sys.argv = ['deevo']; from deevo_ext.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=child_environment(**environment),
+    )
+    assert sorted(done.stdout.split()) == ["coefficients", "weights"], done.stderr
+    assert os.listdir(tmp_path) == []

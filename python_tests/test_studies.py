@@ -1,0 +1,133 @@
+"""The studies of the experiments: other images, few labels, metrics, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.experiments import make_small
+from support.paths import import_from_checkout
+
+import_from_checkout("experiments")
+
+from experiments import adaptation, csv_files, kinds, metrics, reports, runs, virtual  # noqa: E402
+from experiments.populations import SETTINGS  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from deevo_ext.data import load
+
+    return load("digits")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+
+
+def test_kinds_change_images_and_keep_their_range(digits) -> None:
+    images, train = digits.test.subset(range(40)), digits.train
+    assert kinds.changed(images, train, kinds.SAME, 1, 0) is images
+    low, high = float(train.images.min()), float(train.images.max())
+    for kind in kinds.KINDS:
+        far = []
+        for severity in kinds.SEVERITIES:
+            found = kinds.changed(images, train, kind, severity, 3)
+            assert torch.equal(found.labels, images.labels)
+            assert (
+                low - 1e-5 <= float(found.images.min()) <= float(found.images.max()) <= high + 1e-5
+            )
+            far.append(float((found.images - images.images).square().mean()))
+            again = kinds.changed(images, train, kind, severity, 3)
+            assert torch.equal(found.images, again.images)
+        assert 0 < far[0] < far[1]
+    moved = kinds.changed(images, train, "shift", 2, 0).images
+    assert torch.allclose(moved[..., 2:, 2:], images.images[..., :-2, :-2], atol=1e-5)
+    assert float(moved[..., :2, :].max()) == pytest.approx(low, abs=1e-5)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["vgg-wide", "resnet-wide"])
+def test_adaptation_compares_all_on_the_same_labels(name: str, tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS[name]
+    csv_files.save(records, adaptation.adapt(tmp_path, setting, 0, "contrast", 2, 100, 1))
+    lines = csv_files.read(records, "adaptation")
+    run = {line["network"]: line for line in lines}
+    assert sum(line["returned"] for line in lines) == 1 and len(run) == len(lines)
+    back = next(line for line in lines if line["returned"])
+    scores = [line["score"] for line in lines if line["score"] is not None]
+    assert back["score"] == min(scores) and back["seconds"] > 0
+    assert run[adaptation.TRAINED]["forward_passes"] > 0
+    # Less contrast around the mean is what a re-estimated deviation mends in part.
+    assert lines[0]["renormalised"] == 1
+    case = runs.case_of(tmp_path, setting, 0)
+    labelled, test, old = adaptation.images_of(case, "contrast", 2, 100, 1)
+    again = adaptation.renormalised(labelled, labelled).images
+    assert float(again.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(again.std()) == pytest.approx(1, abs=1e-5)
+    other, *_ = adaptation.images_of(case, kinds.SAME, 1, 100, 0)
+    whole = [images.images.flatten(1) for images in (labelled, other, test, old)]
+    assert len(torch.cat(whole).unique(dim=0)) == sum(map(len, whole))
+    assert (
+        run[adaptation.UNTOUCHED]["old_top1"] > run[adaptation.UNTOUCHED]["top1"]
+    )  # trained on these
+    reports.write(records, tmp_path)
+    assert (
+        f"| {name} | contrast, strong | 100 | 1 |" in (tmp_path / "evidence-tables.md").read_text()
+    )
+
+
+@pytest.mark.usefixtures("small")
+def test_metrics_are_those_of_the_same_test_images(tmp_path: Path) -> None:
+    records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
+    for kind in (kinds.SAME, "noise"):
+        csv_files.save(records, metrics.measure(tmp_path, setting, 0, kind, "cost"))
+    lines = csv_files.read(records, "metrics")
+    for kind in (kinds.SAME, "noise"):
+        some = [line for line in lines if line["kind"] == kind]
+        assert [line["search"] for line in some if line["returned"]] == list(metrics.SEARCHES)
+        assert all(0 <= line["value"] <= float(metrics.COSTS.max()) for line in some)
+        cooled = [line for line in some if metrics.COOLED in line["network"]]
+        assert len(cooled) == 2
+    reports.write(records, tmp_path)
+    assert "| vgg-wide | noise | cost | 1 |" in (tmp_path / "evidence-tables.md").read_text()
+
+
+def test_calibration_and_temperature_by_hand() -> None:
+    """Two images of confidence .75, one right: .25 off in their bin; one sure and right: 0."""
+    logits = torch.tensor([[3.0, 1.0], [1.0, 3.0], [1e4, 1.0]]).log()
+    labels = torch.tensor([0, 0, 0])
+    expected = (2 * 0.25 + 1e-4) / 3
+    assert metrics.calibration_error(logits, labels) == pytest.approx(expected, abs=1e-5)
+    # Logits of true odds, four times too large: the temperature is 4.
+    generator = torch.Generator().manual_seed(0)
+    odds = torch.randn(20_000, 3, generator=generator)
+    drawn = torch.multinomial(odds.softmax(dim=1), 1, generator=generator)[:, 0]
+    # 20,000 images leave the inverse temperature a standard error of about 0.01.
+    assert metrics.temperature(4 * odds, drawn) == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.usefixtures("small")
+def test_why_is_measured_on_one_linear_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cma")
+    records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
+    monkeypatch.setattr(virtual, "METRICS", ("loss",))
+    monkeypatch.setattr(virtual, "OPTIMIZERS", {"default": {}})
+    csv_files.save(records, virtual.compare_optimizers(tmp_path, setting, 0))
+    csv_files.save(records, virtual.linearity(tmp_path, setting, 0))
+    found = {line["optimizer"]: line for line in csv_files.read(records, "virtual")}
+    best = found[virtual.CONVEX]["fitness_gain"]
+    for line in found.values():  # nothing is below the optimum of a convex function
+        assert 0 < line["fitness_gain"] <= best * (1 + 1e-3)
+    course = [found["default"][f"fitness_gain_{at}"] for at in virtual.LOOKS]
+    assert course == sorted(course)
+    small = [line for line in csv_files.read(records, "linearity") if line["length"] == 0.1]
+    for line in small:  # the nearer, the better a linear model holds
+        assert line["real"] == pytest.approx(line["predicted"], abs=0.02)
+    reports.write(records, tmp_path)
+    assert "| vgg-wide, loss | CMA-ES | 1 |" in (tmp_path / "evidence-tables.md").read_text()
