@@ -27,9 +27,9 @@ from deevo_ext.search.configuration import configure
 from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import GENERATIONS, INDIVIDUALS, evolve_virtually
 
+from .cases import MICRO_BATCH, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import MICRO_BATCH, case_of
 from .variants import RAND_1, TO_PBEST
 
 RIDGE = 0.01

@@ -13,7 +13,7 @@ from support.paths import import_from_checkout
 
 import_from_checkout("experiments")
 
-from experiments import adaptation, csv_files, kinds, metrics, reports, runs, virtual  # noqa: E402
+from experiments import adaptation, cases, csv_files, kinds, metrics, reports, virtual  # noqa: E402
 from experiments.populations import SETTINGS  # noqa: E402
 
 
@@ -67,7 +67,7 @@ def test_adaptation_compares_all_on_the_same_labels(name: str, tmp_path: Path) -
     assert run[adaptation.TRAINED]["forward_passes"] > 0
     # Less contrast around the mean is what a re-estimated deviation mends in part.
     assert lines[0]["renormalised"] == 1
-    case = runs.case_of(tmp_path, setting, 0)
+    case = cases.case_of(tmp_path, setting, 0)
     labelled, test, old = adaptation.images_of(case, "contrast", 2, 100, 1)
     again = adaptation.renormalised(labelled, labelled).images
     assert float(again.mean()) == pytest.approx(0, abs=1e-5)

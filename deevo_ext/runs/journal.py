@@ -75,10 +75,11 @@ def read(path: Path) -> Recording:
     A torn last line, one without its end as a crash leaves it, is left out. Damage anywhere else
     raises DeevoError that names file and line, as does a journal of an unknown contract.
     """
-    return _parse(path, read_regular(path))
+    return parse(path, read_regular(path))
 
 
-def _parse(path: Path, data: bytes) -> Recording:
+def parse(path: Path, data: bytes) -> Recording:
+    """Reads the bytes of a journal at a path; see `read`."""
     lines = data.split(b"\n")  # the last one is torn, or empty
     if data[: len(_BEGINNING)] != _BEGINNING[: len(data)]:
         raise DeevoError(
@@ -201,9 +202,7 @@ class Journal:
                 f"run_dir {folder} cannot be the folder of a run ({error}); choose another"
             ) from None
         try:
-            self.recording = _parse(
-                self.path, os.pread(self._file, os.fstat(self._file).st_size, 0)
-            )
+            self.recording = parse(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
             self._end, self._check = self.recording.whole, self.recording.check
             header = self.recording.header
             if header is not None and header.contract != CONTRACT_VERSION:
@@ -253,9 +252,17 @@ class Journal:
 
         Raises DeevoError naming the first difference where the folder holds another run.
         """
+        self._require_same_run(header)
+        with self._writing():
+            os.ftruncate(self._file, self._end)
+        if self.recording.header is None:
+            self.append(header)
+        return self.recording
+
+    def _require_same_run(self, header: Header) -> None:
         recorded = self.recording.header
         if recorded is not None:
-            difference = first_difference(_comparable(header), _comparable(recorded))
+            difference = first_difference(comparable(header), comparable(recorded))
             if difference:
                 of_metric = ".metric" in difference
                 way = "; metric_name= names a function's version, too" if of_metric else ""
@@ -263,11 +270,10 @@ class Journal:
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
                     f"Choose another folder, or give the parameters of that run to resume it{way}"
                 )
-        with self._writing():
-            os.ftruncate(self._file, self._end)
-        if recorded is None:
-            self.append(header)
-        return self.recording
+
+    def content(self) -> bytes:
+        """Returns the whole lines that it held when it was opened."""
+        return os.pread(self._file, self.recording.whole, 0)
 
     def append(self, record: Header | GenerationRecord | RoundRecord | End) -> None:
         """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
@@ -314,7 +320,7 @@ class Journal:
         self.close()
 
 
-def _comparable(header: Header) -> dict[str, Any]:
+def comparable(header: Header) -> dict[str, Any]:
     """Returns a header without what may differ between starts, such as where files lie now."""
     values = json.loads(json.dumps(to_json(header)))
     values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
