@@ -88,6 +88,7 @@ compose      recipes     weights        operators    rows of 8 recipes, from the
 linear_scores recipes    classes       no-cuda      losses of 64 candidates; np stands for classes
 evolve       evolve      runs           fused,eager  a generation of a user's run, with evaluation
 racing       evolve      runs           fused        the same where losing trials see fewer images
+ranks        evolve      runs           fused        the same by two ranks, of so many threads each
 layers       layers      layer          fused        each layer of a network graph, on one thread
 forward      forward     runs           networks     losses of K networks on the same images
 round        probes      runs           ways         a round's probes, which share prefixes
@@ -124,6 +125,7 @@ scaling        7     all      best           twos       float32  cpu            
 evolve         5     all      best           12         float32  fused,eager          resnet8
 evolve         5     all      best           12         float32  fused                resnet18
 racing         5     all      best           12         float32  fused                resnet8
+evolve,ranks   5     1        best           12         float32  fused                resnet8
 layers         7     1        best           1          float32  fused                resnet50
 forward        7     all      best           8          two      fused,eager,compile  resnet18
 forward        5     all      best           8          float32  channels-last,vmap   resnet18
@@ -148,6 +150,7 @@ step              100   all      best  20  float32  cpu          30
 memory            1     all      best  8   float32  cpu          resnet8
 scaling           5     all      best  8   float32  cpu          3000,30000
 evolve,racing     5     all      best  6   float32  fused        resnet8
+ranks             5     1        best  6   float32  fused        resnet8
 layers            5     1        best  1   float32  fused        resnet8
 forward           5     all      best  2   float32  fused,eager  resnet8
 round             3     all      best  3   float32  fused        resnet8

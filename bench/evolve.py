@@ -1,4 +1,4 @@
-"""The cases `evolve` and `racing`: seconds per generation of a whole run, evaluation included.
+"""The cases `evolve`, `racing` and `ranks`: seconds a generation of a run, with evaluation.
 
 Backend `fused` is what a user of `Evolution` gets; `eager` is what one would write without this
 package: DE/rand/1/bin in a loop over members, functional_call for their losses. Images are made up,
@@ -7,7 +7,12 @@ labels are those of the network that members are 3 % apart from, so that most tr
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -55,7 +60,8 @@ def run_child(job: Job) -> Row:
         times = _by_hand(job, subject)
         rest["note"] = f"{job.batch} images, DE/rand/1/bin and functional_call in torch"
     else:
-        history = _evolved(job, subject)
+        with _second_rank(job) if job.case == "ranks" else contextlib.nullcontext():
+            history = _evolved(job, subject)
         # The first generation scores the parents and builds the network graph.
         seconds = [one["seconds"] for one in history]
         times = [b - a for a, b in pairwise(seconds)]
@@ -64,7 +70,33 @@ def run_child(job: Job) -> Row:
             shares = [one["racing/images"] for one in history[1:]]
             rest["image_share"] = sum(shares) / len(shares)
             rest["note"] += f", error {ERROR}, {rest['image_share']:.0%} of them seen"
+        if job.case == "ranks":
+            rest["note"] += f", 2 ranks, {history[-1]['traffic']:,.0f} bytes received by rank 0"
     return {**measure.summary(times), **rest}
+
+
+@contextlib.contextmanager
+def _second_rank(job: Job) -> Iterator[None]:
+    """Makes this process rank 0 of two, and starts the other one."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names |= {"LOCAL_WORLD_SIZE": "2", "DEEVO_RANK_TIMEOUT": "60"}
+    other = multiprocessing.get_context("spawn").Process(target=_as_rank_1, args=(job, names))
+    other.start()
+    os.environ.update(names, RANK="0", LOCAL_RANK="0")
+    try:
+        yield
+        other.join()
+    finally:
+        other.kill()
+
+
+def _as_rank_1(job: Job, names: dict[str, str]) -> None:
+    os.environ.update(names, RANK="1", LOCAL_RANK="1")
+    torch.set_num_threads(job.threads)
+    _evolved(job, subject_of(job, count=job.batch, apart=APART))
 
 
 def _evolved(job: Job, subject: Subject) -> list[dict[str, float]]:

@@ -34,7 +34,7 @@ SECTIONS = {
     "What a search of recipes needs": ("compose", "linear_scores", "round"),
     "Populations of networks": ("forward",),
     "Layers of the network graph": ("layers",),
-    "Whole generations of a run": ("evolve", "racing"),
+    "Whole generations of a run": ("evolve", "racing", "ranks"),
     "Images": ("decode", "feed"),
 }
 

@@ -1,5 +1,6 @@
 """The command `deevo`. Each of its commands is a module here."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Every error is one line on stderr; DEEVO_DEBUG=1 shows the traceback.
     """
     try:
-        app()(args=list(sys.argv[1:] if argv is None else argv), prog_name="deevo")
+        _run(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         if os.environ.get("DEEVO_DEBUG", "0") not in ("", "0"):
             raise
@@ -26,6 +27,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = f"{type(error).__name__}: {said} (DEEVO_DEBUG=1 shows where)"
         print(f"error: {said}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
+    """Runs a command, as one rank of several where a launcher has started them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        app()(args=arguments, prog_name="deevo")
+        return
+    from deevo_ext.distributed.joining import joined
+
+    if arguments[:1] != ["evolve"]:
+        raise DeevoError(
+            f"{' '.join(arguments[:1]) or 'deevo'} is started as {os.environ['WORLD_SIZE']} ranks "
+            "(WORLD_SIZE), which only evolve can share; start it without torchrun"
+        )
+    with joined() as ranks, open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        if not ranks.leads:
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        app()(args=arguments, prog_name="deevo")
 
 
 def app() -> typer.Typer:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from deevo_ext.cli.config import COMMON, CONFIG
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 
@@ -73,9 +74,9 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             raise DeevoError(f"json is {json}, but there is no folder {Path(json).parent}; make it")
         if quiet and "progress" in options:
             options["progress"] = False
-        with speaking(quiet, json == "-"):
+        with speaking(quiet or not ranks().leads, json == "-"):
             result = function(**options)
-        if json is not None:
+        if json is not None and ranks().leads:
             write_json(result, json)
 
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")

@@ -200,14 +200,24 @@ class ClassificationFitness(Fitness):
         return self.evaluator.used_statistics(rows, Inherited(own))
 
     def part(
-        self, rows: torch.Tensor, batch: int, look: int, statistics: Used | None
+        self,
+        rows: torch.Tensor,
+        batch: int,
+        look: int,
+        statistics: Used | None,
+        images: slice | None = None,
     ) -> torch.Tensor:
-        """Returns scores float32 [E, n] of rows [E, D] on a look's images, weighted."""
+        """Returns scores float32 [E, n] of rows [E, D] on a look's images, weighted.
+
+        images: some of the look's, whole micro-batches.
+        """
         current = self.batch(batch)
-        scores = self.evaluator.image_scores(rows, current.parts[look], self.metric, statistics)
+        some = slice(0, len(current.parts[look])) if images is None else images
+        seen = self.evaluator.seen(current.parts[look], some)
+        scores = self.evaluator.image_scores(rows, seen, self.metric, statistics)
         if current.weights is None:
             return scores
-        return scores * current.weights[look].to(scores.device)
+        return scores * current.weights[look][some].to(scores.device)
 
     def reduce(self, scores: torch.Tensor, batch: int) -> float:
         """Returns the fitness of the outcomes [N] or [N, classes] of all images of a batch."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probing import ROUNDING, KeepColumns, Probing, chunks
+from deevo_ext.fitness.probes import Columns
+from deevo_ext.fitness.probing import ROUNDING, KeepColumns, Probing, agree_on_sizes, chunks
 from deevo_ext.population.genes import Drawn, Genes
 from deevo_ext.search.linear_model import LinearModel
 
@@ -62,7 +63,7 @@ class Differences:
 
             def probes(some: range = some) -> Tensor:
                 near = [self.after(changes, each[k], 1.0) for k in some]
-                return model.columns(self.logits(near, images))
+                return self.logits(near, images, model.columns)
 
             columns = probes() if keep is None else keep(some, probes)
             columns = columns.to(model.present)
@@ -70,6 +71,7 @@ class Differences:
             finite = model.put(slopes, least) or finite
         if not finite:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")
+        agree_on_sizes(model)
         return model, (model.scale == 0).nonzero().flatten().tolist()
 
     def after(self, changes: Tensor, step: Tensor, length: float) -> Tensor:
@@ -81,10 +83,15 @@ class Differences:
         recipes = self.recipe.expand(len(changes), -1, -1)
         return self.genes.compose(self.probing.population, recipes, changes)
 
-    def logits(self, changes: Sequence[Tensor], images: LabelledImages) -> Tensor:
-        """Returns logits float32 [n, images, classes] of n changes to the recipe."""
+    def logits(
+        self, changes: Sequence[Tensor], images: LabelledImages, columns: Columns | None = None
+    ) -> Tensor:
+        """Returns logits float32 [n, images, classes] of n changes to the recipe.
+
+        columns: what is kept in their place.
+        """
         parts = [
-            self.probing.forward(self.compose(torch.stack(list(some))), images)
+            self.probing.forward(self.compose(torch.stack(list(some))), images, columns)
             for some in chunks(changes, self.probing.chunk)
         ]
         return torch.cat(parts)

@@ -2,12 +2,15 @@
 
 Images are always evaluated in micro-batches of one fixed size, the last one padded, each on one
 thread, and their float64 subtotals are added in order. So a score depends on the row and the images
-alone: not on what is evaluated with it, nor on the number of threads.
+alone: not on what is evaluated with it, nor on the number of threads. Ranks, where there are
+several, each evaluate a share of the micro-batches of all rows; which is whose changes nothing.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.shares import Part, edges_of, evaluated
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metrics import Metric, mean_score
 from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
@@ -31,6 +36,9 @@ from deevo_ext.population.population import Population
 # What the precision check looks at.
 _CHECK_MEMBERS, _CHECK_IMAGES = 8, 1024
 _LOSS = Metric("loss")
+
+Evaluate = Callable[[Tensor, LabelledImages, Used | None], Sequence[Tensor]]
+"""function(rows [k, D], images, statistics) -> tensors [k, n, ...]."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class Evaluator:
         }
         self._force_precision = force_precision
         self._image_passes = 0
+        self._agreed: set[tuple[Any, ...]] = set()  # what ranks have engines for
+        self._slices: weakref.WeakKeyDictionary[LabelledImages, dict[int, LabelledImages]]
+        self._slices = weakref.WeakKeyDictionary()
 
     @property
     def forward_passes(self) -> int:
@@ -173,8 +184,11 @@ class Evaluator:
             return Losses(losses[0], ranks[0])
         check_rows(rows, self.population.layout)
         self.settle(images)
-        self._image_passes += len(images) * len(rows)
-        return self.forward(rows, images, statistics=statistics, label_smoothing=label_smoothing)
+
+        def evaluate(rows: Tensor, images: LabelledImages, apart: Used | None) -> Losses:
+            return self.forward(rows, images, statistics=apart, label_smoothing=label_smoothing)
+
+        return Losses(*self._shared(rows, images, statistics, evaluate))
 
     def image_scores(
         self,
@@ -189,7 +203,15 @@ class Evaluator:
         which is not waited for.
         """
         self.settle(images)
-        self._image_passes += len(images) * len(rows)
+
+        def evaluate(rows: Tensor, images: LabelledImages, apart: Used | None) -> list[Tensor]:
+            return [self._outcomes(rows, images, metric, apart)]
+
+        return self._shared(rows, images, statistics, evaluate)[0]
+
+    def _outcomes(
+        self, rows: Tensor, images: LabelledImages, metric: Metric, statistics: Used | None
+    ) -> Tensor:
         if metric.by_ranks:
             smoothing = metric.label_smoothing
             return metric.of_results(
@@ -204,6 +226,59 @@ class Evaluator:
 
         self.forward.each(rows, images, statistics, take)
         return torch.stack([torch.cat([part[at] for at in sorted(part)]) for part in parts])
+
+    def _shared(
+        self, rows: Tensor, images: LabelledImages, statistics: Used | None, evaluate: Evaluate
+    ) -> Sequence[Tensor]:
+        """Results [K, N, ...] of rows on images, of which each rank evaluates its share."""
+        self._image_passes += len(images) * len(rows)
+        if ranks().count == 1:
+            return evaluate(rows, images, statistics)
+
+        def some(part: Part) -> Sequence[Tensor]:
+            apart = None if statistics is None else Used(statistics[part.rows])
+            return evaluate(rows[part.rows], self.seen(images, part.images), apart)
+
+        first = Part(slice(0, 1), slice(0, min(self.micro_batch, len(images))))
+        self.agree(images, rows.dtype, lambda: some(first))
+        found = evaluated(len(rows), edges_of(len(images), self.micro_batch), some)
+        return [tensor.to(self.device) for tensor in found]
+
+    def seen(self, images: LabelledImages, some: slice) -> LabelledImages:
+        """Returns some of the images; the same object again, whose pixels may lie on a GPU."""
+        if some == slice(0, len(images)):
+            return images
+        known = self._slices.setdefault(images, {})
+        if some.start not in known or len(known[some.start]) != some.stop - some.start:
+            known[some.start] = images.slice(some.start, some.stop)
+        return known[some.start]
+
+    def agree(
+        self,
+        images: LabelledImages,
+        dtype: torch.dtype,
+        first: Callable[[], object],
+        what: str = "scores",
+    ) -> None:
+        """Gives all ranks the engines that rank 0 has timed, before they evaluate such images.
+
+        first: evaluates the first micro-batch of the first row, on which networks are checked;
+        all ranks do that, so that all find the same. what: they are evaluated for.
+        """
+        key = (what, images.image_shape, dtype, self.forward.precision)
+        if ranks().count == 1 or key in self._agreed:
+            return
+
+        def engines() -> dict[str, Any]:
+            first()
+            return self.engines()
+
+        record = ranks().lead(engines)
+        if not ranks().leads:
+            if self.engines() != record:
+                self.use_engines(record)
+            first()
+        self._agreed.add(key)
 
     def logits(self, row: Tensor, images: LabelledImages, statistics: Used | None = None) -> Tensor:
         """Returns logits float32 [N, classes] of a row [D], where the labels are."""
@@ -224,7 +299,9 @@ class Evaluator:
         used = self.used_statistics(row, inherited)
         apart = None if used is None else Used(used[None])
         outcomes = self.image_scores(row[None], images, metric, apart)[0]
-        return float(metric.fitness(outcomes, images.labels, self.micro_batch))
+        return ranks().lead(
+            lambda: float(metric.fitness(outcomes, images.labels, self.micro_batch))
+        )
 
     def scores(
         self, rows: Tensor, images: LabelledImages, inherited: Inherited | None = None
@@ -241,7 +318,14 @@ class Evaluator:
     def settle(self, images: LabelledImages) -> None:
         """Decides the precision "auto", by the members' losses on some of these images."""
         if self.forward.precision == "auto":
-            self.forward.decide_precision(*self._sample(images))
+
+            def decide() -> dict[str, Any]:
+                self.forward.decide_precision(*self._sample(images))
+                return self.engines()
+
+            record = ranks().lead(decide)
+            if not ranks().leads:
+                self.use_engines(record)
 
     def _sample(self, images: LabelledImages) -> tuple[Tensor, LabelledImages, Tensor, Tensor]:
         """Members and images for a precision check, with the members' own statistics."""

@@ -5,7 +5,8 @@ running ones: a step of the weights moves the statistics with it, and probes tha
 predict what does not come (docs/contract.md, "Rounds").
 
 A probe differs from the present network in one block. What lies before it is computed once for all
-probes, where there is a network graph to cut; each gets the bits that it would have alone.
+probes, where there is a network graph to cut; each gets the bits that it would have alone. Ranks,
+where there are several, each evaluate some probes on some images, and gather what is kept of them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from torch import Tensor
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.shares import Part, edges_of, evaluated, parts_by_images
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.statistics import group_size, norms_in_training
+from deevo_ext.fitness.statistics import Used, group_size, norms_in_training
 from deevo_ext.networks.build import DEVIATION, Built
 from deevo_ext.networks.execution.feed import MicroBatch, slices
 from deevo_ext.networks.execution.prefixes import Changed, PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import MemberRunner, Runner
-from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink
+from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, TakeLogits
 from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.blocks import Blocks
@@ -37,6 +39,10 @@ Moved = Mapping[int, Sequence[Tensor]]
 """Recipes [blocks, members] by the one block in which they differ from another recipe."""
 Compose = Callable[[Tensor, Layout | None], Tensor]
 """function(recipes [K, blocks, members], part) -> rows [K, D], or those of a part of the layout."""
+
+
+Columns = Callable[[Tensor, slice], Tensor]
+"""function(logits float32 [K, n, classes], images) -> what is kept of them, [K, n, columns]."""
 
 
 class ProbeForward:
@@ -55,19 +61,54 @@ class ProbeForward:
         if self._by_groups:
             self._in_training = _InTraining(evaluator)
 
-    def __call__(self, rows: Tensor, images: LabelledImages) -> Tensor:
-        """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device."""
-        rows, logits = sent(rows, self.evaluator.device), _Logits(len(rows))
-        if self._by_groups:
-            for group in self._groups(images):
-                built = self._checked(images, rows[0], group)
-                built.runner.run(rows, None, [[group]], FunctionSink(logits.take))
-        else:
+    def __call__(
+        self, rows: Tensor, images: LabelledImages, columns: Columns | None = None
+    ) -> Tensor:
+        """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device.
+
+        columns: what is kept in their place.
+        """
+        rows, device = sent(rows, self.evaluator.device), self.evaluator.device
+        used: Used | None = None
+        if not self._by_groups:
             self.evaluator.settle(images)
             used = self.evaluator.used_statistics(rows, None)  # which a user's function is to have
-            self.evaluator.forward.each(rows, images, used, logits.take)
+        self.evaluator.agree(
+            images,
+            rows.dtype,
+            functools.partial(self._first, rows, images, used),
+            f"probes of {len(images)}",
+        )
+
+        def some(part: Part) -> list[Tensor]:
+            logits = _Logits(part, columns)
+            if self._by_groups:
+                for group in self._groups(images, part.images):
+                    built = self._checked(images, rows[0], group)
+                    built.runner.run(rows[part.rows], None, [[group]], FunctionSink(logits.take))
+            else:
+                apart = None if used is None else Used(used[part.rows])
+                seen = self.evaluator.seen(images, part.images)
+                self.evaluator.forward.each(rows[part.rows], seen, apart, logits.take_of_part)
+            return [logits.all()]
+
+        edges = self._edges(images)
+        found = evaluated(len(rows), edges, some, parts_by_images)[0].to(device)
         self.evaluator.count(len(rows) * len(images))
-        return logits.all()
+        return found
+
+    def _first(self, rows: Tensor, images: LabelledImages, used: Used | None) -> None:
+        """Evaluates the first row on the first images, where networks are checked."""
+        if self._by_groups:
+            edges = self._edges(images)
+            for size in {stop - start for start, stop in itertools.pairwise(edges)}:
+                at = next(a for a, b in itertools.pairwise(edges) if b - a == size)
+                (group,) = self._groups(images, slice(at, at + size))
+                self._checked(images, rows[0], group)
+            return
+        seen = self.evaluator.seen(images, slice(0, self._edges(images)[1]))
+        apart = None if used is None else Used(used[:1])
+        self.evaluator.forward.each(rows[:1], seen, apart, lambda *_: None)
 
     def shares(self, images: LabelledImages) -> bool:
         """Whether networks that differ in a block share what lies before it."""
@@ -80,41 +121,54 @@ class ProbeForward:
         recipe: Tensor,
         moved: Moved,
         images: LabelledImages,
+        columns: Columns | None = None,
     ) -> Tensor:
         """Returns logits float32 [K, N, classes] of networks that differ from one in a block each.
 
         compose: makes their rows. recipe: of that network. The others are numbered in the order of
         `moved`; their bits are those of their rows. Networks must share something, as `shares` says
-        once rows have been evaluated on the images. The passes that are counted are those of
-        `passes`.
+        once rows have been evaluated on the images. columns: what is kept of logits in their place.
+        The passes that are counted are those of `passes`, however many ranks share them.
         """
         device = self.evaluator.device
         row = sent(compose(recipe[None], None)[0], device)
-        logits = _Logits(sum(map(len, moved.values())))
 
-        def changed(runner: PrefixRunner, b: int) -> Changed:
+        def changed(runner: PrefixRunner, b: int, recipes: Sequence[Tensor]) -> Changed:
             change = runner.change(blocks.tensors[b])
 
             def rows() -> Tensor:
-                return sent(compose(torch.stack([*moved[b]]), change.layout), device)
+                return sent(compose(torch.stack([*recipes]), change.layout), device)
 
-            return Changed(change, rows, len(moved[b]))
+            return Changed(change, rows, len(recipes))
 
-        def run(runner: PrefixRunner, batches: Callable[[int], Iterator[list[MicroBatch]]]) -> None:
-            changes = [changed(runner, b) for b in moved]
-            runner.run(row, changes, batches, FunctionSink(logits.take))
+        def some(part: Part) -> list[Tensor]:
+            logits, own = _Logits(part, columns), _of(moved, part.rows)
 
-        if self._by_groups:
-            for group in self._groups(images):
-                runner = self._built(images, group.size).prefixes
-                assert runner is not None
-                run(runner, functools.partial(_alone, group))
-        else:
-            (runner,) = self._prefixes(images)
-            run(runner, lambda most: self.evaluator.forward.micro_batches(images, most))
+            def run(
+                runner: PrefixRunner,
+                batches: Callable[[int], Iterator[list[MicroBatch]]],
+                take: TakeLogits,
+            ) -> None:
+                changes = [changed(runner, b, recipes) for b, recipes in own.items()]
+                runner.run(row, changes, batches, FunctionSink(take))
+
+            if self._by_groups:
+                for group in self._groups(images, part.images):
+                    runner = self._built(images, group.size).prefixes
+                    assert runner is not None
+                    run(runner, functools.partial(_alone, group), logits.take)
+            else:
+                (runner,) = self._prefixes(images)
+                seen = self.evaluator.seen(images, part.images)
+                forward = self.evaluator.forward
+                run(runner, lambda most: forward.micro_batches(seen, most), logits.take_of_part)
+            return [logits.all()]
+
+        count = sum(map(len, moved.values()))
+        found = evaluated(count, self._edges(images), some, parts_by_images)[0].to(device)
         counts = {b: len(recipes) for b, recipes in moved.items()}
         self.evaluator.count(self.passes(blocks, counts, images))
-        return logits.all()
+        return found
 
     def passes(self, blocks: Blocks, counts: Mapping[int, int], images: LabelledImages) -> int:
         """Returns the forward passes of networks that differ from one in a block each.
@@ -135,7 +189,7 @@ class ProbeForward:
         """What runs networks that share prefixes, for each size of groups; empty: nothing does."""
         shape, dtype = images.image_shape, self.evaluator.population.rows.dtype
         if self._by_groups:
-            sizes = {stop - start for start, stop in self._edges(images)}
+            sizes = {stop - start for start, stop in itertools.pairwise(self._edges(images))}
             found = [self._built(images, size).prefixes for size in sorted(sizes)]
         else:
             found = [self.evaluator.forward.prefixes(shape, dtype)]
@@ -177,19 +231,34 @@ class ProbeForward:
             built.checked = True
         return built
 
-    def _edges(self, images: LabelledImages) -> list[tuple[int, int]]:
+    def _edges(self, images: LabelledImages) -> list[int]:
+        """The first image of each group or micro-batch, and at last their number."""
+        if not self._by_groups:
+            return edges_of(len(images), self.evaluator.micro_batch)
         count = len(images) // group_size(images, self.evaluator.micro_batch)
-        edges = [len(images) * i // count for i in range(count + 1)]
-        return list(itertools.pairwise(edges))
+        return [len(images) * i // count for i in range(count + 1)]
 
-    def _groups(self, images: LabelledImages) -> Iterator[MicroBatch]:
+    def _groups(self, images: LabelledImages, some: slice) -> Iterator[MicroBatch]:
+        """The groups of some images."""
         device = self.evaluator.device
         preprocessing = Preprocessing(images.mean, images.std)
         placed = self.evaluator.policy.placement.of(images)
-        for start, read in slices(placed, self._edges(images), device):
+        edges = [edge for edge in self._edges(images) if some.start <= edge <= some.stop]
+        for start, read in slices(placed, list(itertools.pairwise(edges)), device):
             pixels = preprocessing.normalise(read, device)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             yield MicroBatch(pixels, start, len(pixels), images.name)
+
+
+def _of(moved: Moved, some: slice) -> dict[int, Sequence[Tensor]]:
+    """Those of the networks that have these numbers."""
+    own, first = dict[int, Sequence[Tensor]](), 0
+    for block, recipes in moved.items():
+        taken = recipes[max(some.start - first, 0) : max(some.stop - first, 0)]
+        if taken:
+            own[block] = taken
+        first += len(recipes)
+    return own
 
 
 def _alone(group: MicroBatch, most: int) -> Iterator[list[MicroBatch]]:
@@ -218,18 +287,26 @@ class _InTraining:
 
 
 class _Logits:
-    """Keeps the logits of several networks."""
+    """Keeps the logits of several networks on some images, or columns made of them."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, part: Part, columns: Columns | None) -> None:
+        self._count, self._first = part.rows.stop - part.rows.start, part.images.start
+        self._columns = columns
         self._parts: dict[tuple[int, int], Tensor] = {}
 
     def take(self, k: int, start: int, logits: Tensor) -> None:
         """Copies the k-th network's logits of the images from `start` on."""
-        self._parts[k, start] = logits.float().clone()
+        kept = logits.float().clone()
+        if self._columns is not None:
+            kept = self._columns(kept[None], slice(start, start + len(kept)))[0]
+        self._parts[k, start] = kept
+
+    def take_of_part(self, k: int, start: int, logits: Tensor) -> None:
+        """Likewise, where images are counted from the part's first."""
+        self.take(k, self._first + start, logits)
 
     def all(self) -> Tensor:
-        """Logits float32 [K, N, classes]."""
+        """Logits float32 [K, N, classes], or columns."""
         starts = sorted({start for _, start in self._parts})
         return torch.stack(
             [torch.cat([self._parts[k, start] for start in starts]) for k in range(self._count)]

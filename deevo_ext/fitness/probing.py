@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import Moved, ProbeForward
+from deevo_ext.fitness.probes import Columns, Moved, ProbeForward
 from deevo_ext.population.blocks import Blocks, columns_of
 from deevo_ext.population.genes import Genes
 from deevo_ext.population.layout import Layout
@@ -103,6 +104,7 @@ class Probing:
             model.put({b * members + dependent[b]: combined}, least)
         if not finite:
             raise DeevoError("no probe gives finite logits: the members cannot be mixed")
+        agree_on_sizes(model)
         self._leave_out_kinks(model, recipe, images, dependent)
         return model, (model.scale == 0).nonzero().flatten().tolist()
 
@@ -149,9 +151,11 @@ class Probing:
     ) -> Tensor:
         """The model's columns of networks that differ from a recipe's in a block each."""
         if self.forward.shares(images):
-            logits = self.forward.by_blocks(self.blocks, self.compose, recipe, moved, images)
-            return model.columns(logits)
-        return self._columns(model, [*itertools.chain.from_iterable(moved.values())], images)
+            return self.forward.by_blocks(
+                self.blocks, self.compose, recipe, moved, images, model.columns
+            )
+        recipes = [*itertools.chain.from_iterable(moved.values())]
+        return self.logits(recipes, images, model.columns)
 
     def _leave_out_kinks(
         self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
@@ -195,7 +199,8 @@ class Probing:
             for (k, eps), one in zip(some, self._moved(model, recipe, moved, images), strict=True):
                 slope = (one - present) / (eps * float(model.scale[k]))
                 missed.append((slope - model.slope(k)).square().mean().sqrt())
-            sizes = torch.stack(missed).tolist()  # the slopes have a root mean square of 1
+            # The slopes have a root mean square of 1; rank 0 says how much they are missed by.
+            sizes = ranks().lead(torch.stack(missed).tolist)
             found += [k for (k, _), n in zip(some, sizes, strict=True) if not n <= _DISAGREEMENT]
         return found
 
@@ -205,19 +210,18 @@ class Probing:
         step[block, member] = 1.0
         return after(recipe, step, eps)
 
-    def logits(self, recipes: Sequence[Tensor], images: LabelledImages) -> Tensor:
-        """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do."""
-        return torch.cat(list(self._parts(recipes, images)))
-
-    def _columns(
-        self, model: LinearModel, recipes: Sequence[Tensor], images: LabelledImages
+    def logits(
+        self, recipes: Sequence[Tensor], images: LabelledImages, columns: Columns | None = None
     ) -> Tensor:
-        """The model's columns [K, n, columns] of K recipes: of a chunk's logits, as they come."""
-        return torch.cat([model.columns(some) for some in self._parts(recipes, images)])
+        """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do.
 
-    def _parts(self, recipes: Sequence[Tensor], images: LabelledImages) -> Iterator[Tensor]:
-        for some in chunks(recipes, self.chunk):
-            yield self.forward(self.compose(torch.stack(list(some))), images)
+        columns: what is kept in their place.
+        """
+        parts = [
+            self.forward(self.compose(torch.stack(list(some))), images, columns)
+            for some in chunks(recipes, self.chunk)
+        ]
+        return torch.cat(parts)
 
     def empty(self, z0: Tensor, labels: Tensor, directions: int) -> LinearModel:
         """Returns a linear model of logits z0 [n, classes] that has no slopes yet."""
@@ -241,6 +245,14 @@ class Probing:
     def after(self, recipe: Tensor, step: Tensor, length: float) -> Tensor:
         """Returns the recipe after a step float64 [d] of some length, rounded to float32 first."""
         return after(recipe, step.reshape(recipe.shape).float(), length)
+
+
+def agree_on_sizes(model: LinearModel) -> None:
+    """Gives all ranks rank 0's sizes of slopes, by which steps are made of coordinates."""
+    scale = ranks().lead(lambda: model.scale)
+    for k in ((scale == 0) & (model.scale != 0)).nonzero().flatten().tolist():
+        model.leave_out(k)
+    model.scale = scale
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

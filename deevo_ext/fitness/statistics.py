@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.shares import each
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import slices
 from deevo_ext.networks.execution.placement import Placement
@@ -109,9 +110,11 @@ class StatisticsPolicy:
             return None
         if self.recalibrates:
             assert self.calibration is not None
-            flat = rows.reshape(-1, rows.shape[-1])
-            fresh = [self._reestimated(row, self.calibration)[1] for row in flat]
-            return Used(torch.stack(fresh).reshape(*rows.shape[:-1], -1))
+            flat, images = rows.reshape(-1, rows.shape[-1]), self.calibration
+            before = self.forward_passes
+            fresh = each(len(flat), lambda k: self._reestimated(flat[k], images)[1])
+            self.forward_passes = before + len(flat) * self.passes  # those of other ranks, too
+            return Used(torch.stack(fresh).to(self.device).reshape(*rows.shape[:-1], -1))
         return None if inherited is None else Used(inherited)
 
     def reestimated(self, row: Tensor, images: LabelledImages) -> tuple[Tensor, Used | None]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deevo_ext import _version
+from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.ops.tables import CONTRACT_VERSION
@@ -25,8 +30,9 @@ from deevo_ext.runs.folder import (
     write_initial,
     write_weights,
 )
-from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.journal import Journal, Recording, comparable
 from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
+from deevo_ext.runs.shared_journal import open_journal
 from deevo_ext.runs.state import Candidate, Candidates
 from deevo_ext.runs.switches import torch_switches
 from deevo_ext.runs.treatments import Treatments
@@ -40,7 +46,8 @@ class Run(ABC):
 
     population: as it was read. configuration, seed: of the differential evolution. state: its
     candidates. history: the metrics of each generation or round. chosen: what was returned; None
-    before the end. forward_passes, seconds: of the whole run, resumed parts included;
+    before the end. traffic: bytes that rank 0 received, where there are several; forward_passes,
+    seconds: of the whole run, resumed parts included;
     initial_forward_passes, initial_seconds: those of the initial candidates. stopped: whether the
     run was stopped before its end.
     """
@@ -72,7 +79,7 @@ class Run(ABC):
         self.seconds, self.initial_seconds = 0.0, 0.0
         self.stopped = False
         self._stopping, self._resuming, self._went_on = False, False, False
-        self._passes_before = 0
+        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
         self._engines: list[dict[str, Any]] | None = None
         self._journal = journal
         self._metrics: MetricsFile | None = None
@@ -100,9 +107,10 @@ class Run(ABC):
     def stop(self) -> None:
         """Ends the run after the generation or round that is under way.
 
-        For callbacks, signal handlers and other threads. `run` then returns the best network so
-        far, and a run folder has its weights; the same call goes on from there, with the result of
-        a run that was never stopped. A callback that returns True does the same.
+        For callbacks, signal handlers and other threads, of rank 0 where there are several. `run`
+        then returns the best network so far, and a run folder has its weights; the same call goes
+        on from there, with the result of a run that was never stopped. A callback that returns True
+        does the same.
         """
         self._stopping = True
 
@@ -125,6 +133,9 @@ class Run(ABC):
     def run(self) -> Candidate:
         """Runs, or resumes, to the end; returns the chosen candidate, which is `chosen` from then.
 
+        Where a launcher has started several ranks, all run this; rank 0 alone writes, shows
+        progress and calls callbacks.
+
         With a run folder its weights are there too, evolved.safetensors and evolved.pth, under the
         names (and in the .pth the wrappers) of the first checkpoint. After an interruption make a
         new run on a freshly loaded population: the run folder resumes it, even one that had come to
@@ -132,14 +143,18 @@ class Run(ABC):
         """
         self.require_fresh()
         recording, naming = None, None
-        with contextlib.ExitStack() as stack:
+        with joined() as group, contextlib.ExitStack() as stack:
             stack.enter_context(self._told_of_interrupts())
-            if self.run_dir is not None:
+            self.progress = self.progress and group.leads
+            header = self.header() if self.run_dir is not None or group.count > 1 else None
+            if header is not None and group.count > 1:
+                group.require_same("at the start", {**comparable(header), **versions()})
+            if self.run_dir is not None and header is not None:
                 if self._journal is None:
-                    self._journal = stack.enter_context(Journal(self.run_dir))
-                header = self.header()
+                    self._journal = stack.enter_context(open_journal(self.run_dir))
                 naming = Naming.of_population(self.population)  # while its files are there
                 recording = self._journal.begin(header)
+            if self.run_dir is not None and header is not None and group.leads:
                 for written in (self.run_dir, self.run_dir / VIRTUAL):
                     remove_partial(written)
                 write_initial(self.population, self.run_dir, header.checkpoints)
@@ -148,7 +163,7 @@ class Run(ABC):
             self.advance(recording)
             self.stopped = self._stopping and not self.done()
             self.chosen = self._end(recording)
-            if self.run_dir is not None and naming is not None:
+            if self.run_dir is not None and naming is not None and group.leads:
                 weights, about = self.chosen.state_dict(self.population), self.chosen.record()
                 write_weights(naming, weights, about, self.run_dir)
                 self.write_more(self.chosen)
@@ -206,7 +221,8 @@ class Run(ABC):
         returned = None if recording is None or self._went_on else recording.returned
         if recording is not None and returned is not None and self.run_dir is not None:
             with recording.line_of(len(recording.records)):
-                tensors = read_tensors(self.run_dir, returned.tensors_sha256)
+                folder, digest = self.run_dir, returned.tensors_sha256
+                tensors = ranks().lead(lambda: read_tensors(folder, digest))
                 return self.state.recorded(returned, tensors)
         self.treat()
         chosen = self.choose()
@@ -214,7 +230,7 @@ class Run(ABC):
             returned = chosen.returned()
             if self.evaluator is not None and self.evaluator.policy.recalibrates:
                 returned = replace(returned, statistics=chosen.statistics)
-            if chosen.tensors:
+            if chosen.tensors and ranks().leads:
                 write_whole(self.run_dir / TENSORS, chosen.file())
             self._journal.append(End(returned))
         return chosen
@@ -245,10 +261,16 @@ class Run(ABC):
         before, self._passes_before = self._passes_before, self.passes()
         return self._passes_before - before
 
+    def new_traffic(self) -> int | None:
+        """Bytes that this rank received since this was asked last; None where it is alone."""
+        before, self._traffic_before = self._traffic_before, ranks().traffic
+        return self._traffic_before - before if ranks().count > 1 else None
+
     def account(self, record: GenerationRecord | RoundRecord) -> None:
         """Adds a record's costs."""
         self.forward_passes += record.forward_passes
         self.seconds += record.seconds
+        self.traffic += record.traffic or 0
         if isinstance(record, GenerationRecord) and record.generation == 0:
             self.initial_forward_passes = self.forward_passes
             self.initial_seconds = self.seconds
@@ -265,9 +287,24 @@ class Run(ABC):
         self.history.append(metrics)
         if self._metrics is not None:
             self._metrics.append(metrics)
-        stops = [callback(metrics) is True for callback in self.callbacks]
-        if any(stops) and not self._resuming:
-            self.stop()
+        if ranks().leads:
+            stops = [callback(metrics) is True for callback in self.callbacks]
+            if any(stops) and not self._resuming:
+                self.stop()
+
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop, which rank 0 says for all."""
+        self._stopping = ranks().lead(lambda: self._stopping)
+        return self._stopping
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that decide bits, by name."""
+    return {
+        "deevo_ext": _version.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
 
 
 def evaluators_of(*evaluators: Evaluator | None) -> list[Evaluator]:

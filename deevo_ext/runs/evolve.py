@@ -14,6 +14,8 @@ from deevo_ext.data.class_maps import class_map_of
 from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
+from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import settled
 from deevo_ext.fitness.metrics import Metric
@@ -47,6 +49,7 @@ CALIBRATION_IMAGES = 1000
 
 
 @documented(*GROUPS)
+@joined()
 def evolve(
     model: nn.Module,
     paths: PathLike | Sequence[PathLike],
@@ -114,19 +117,20 @@ def evolve(
     place = _place(model, files, chosen, batchnorm)
     if chosen.run.basin != "ignore":
         class_map_of(files, chosen.run.basin)
-    population = Population.from_checkpoints(
-        model,
-        paths,
-        dtype=members.dtype,
-        frozen=members.frozen,
-        batchnorm=batchnorm,
-        checkpoint_key=members.checkpoint_key,
-        prefix=members.prefix,
-        key_map=members.key_map,
-        ignore=members.ignore,
-        device=place,
-        spare=SOUPS if chosen.soups else 0,
-    )
+    with ranks().one_a_node_first():
+        population = Population.from_checkpoints(
+            model,
+            paths,
+            dtype=members.dtype,
+            frozen=members.frozen,
+            batchnorm=batchnorm,
+            checkpoint_key=members.checkpoint_key,
+            prefix=members.prefix,
+            key_map=members.key_map,
+            ignore=members.ignore,
+            device=place,
+            spare=SOUPS if chosen.soups else 0,
+        )
     images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))

@@ -8,11 +8,13 @@ on it. So no image tests a network that it was fitted to; the step that is taken
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.probing import KeepColumns
 from deevo_ext.fitness.refit import FOLDS
@@ -20,7 +22,7 @@ from deevo_ext.fitness.resampling import gain_of
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
 from deevo_ext.population.recipes import after
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
-from deevo_ext.runs.rounds import WAVES, RoundSearch, threads_of
+from deevo_ext.runs.rounds import WAVES, RoundSearch, led, threads_of
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 
@@ -35,6 +37,7 @@ class _Unit:
         self.whole = self.model = whole
         if members is not None:
             self.model = whole.together(torch.arange(whole.directions) % members)
+            self.model.scale = ranks().lead(lambda: self.model.scale)
 
     def lifted(self, q: Tensor) -> Tensor:
         """Returns coordinates [..., d] of the whole model for those of the unit's."""
@@ -76,12 +79,14 @@ class FewRounds(RoundSearch):
         self._require_finite(virtual_scores(model, metric, none)[0], labels)
         folds = self._folds(labels)
         with threads_of(model):
+            units = self._units(model, recipe)
+
+        def held_out() -> tuple[Tensor | None, list[list[HeldOut]]]:
             weights = image_weights(model, metric)
-            found = [
-                (unit, fit)
-                for unit in self._units(model, recipe)
-                for fit in self._held_out(unit.model, folds, weights)
-            ]
+            return weights, [self._held_out(unit.model, folds, weights) for unit in units]
+
+        weights, fits = led(model, held_out)
+        found = [(unit, fit) for unit, some in zip(units, fits, strict=True) for fit in some]
         unit, likely = max(found, key=lambda one: one[1].loss)
         nothing = Outcome(
             None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, []
@@ -89,7 +94,7 @@ class FewRounds(RoundSearch):
         if not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
         tested, length = self._nested(recipe, found, folds, radius, present)
-        gain, error = gain_of(metric, present, tested, labels)
+        gain, error = ranks().lead(lambda: gain_of(metric, present, tested, labels))
         nothing = replace(nothing, gain=gain, standard_error=error)
         if not gain > error:
             return nothing
@@ -99,10 +104,10 @@ class FewRounds(RoundSearch):
             if wave:
                 self._correct(model, recipe, proposals[best_of(proposals)], images)
                 unit = _Unit(model, None if unit.model is unit.whole else recipe.shape[1])
-            with threads_of(model):
-                new, evolved = self._likeliest(
-                    unit, weights, likely.ridge, length, 2 * number + wave
-                )
+            propose = functools.partial(
+                self._likeliest, unit, weights, likely.ridge, length, 2 * number + wave
+            )
+            new, evolved = led(model, propose)
             virtual.append(evolved)
             changes = (self._fitness(self._recipes(recipe, model, new), images) - before).tolist()
             proposals += [replace(p, score=one) for p, one in zip(new, changes, strict=True)]
@@ -143,12 +148,16 @@ class FewRounds(RoundSearch):
             made = torch.stack([after(recipe, step, length) for length in lengths])
             every[:, fold] = self._scores(made, self.images.subset(fold))
         labels = self.images.labels.cpu()
-        outcomes = torch.empty_like(present)
-        for fold in folds:
-            rest = numbers_but(fold, len(present))
-            best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
-            outcomes[fold] = every[best, fold]
-        return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
+
+        def tested() -> tuple[Tensor, float]:
+            outcomes = torch.empty_like(present)
+            for fold in folds:
+                rest = numbers_but(fold, len(present))
+                best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
+                outcomes[fold] = every[best, fold]
+            return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
+
+        return ranks().lead(tested)
 
     def _likeliest(
         self, unit: _Unit, weights: Tensor | None, ridge: float, length: float, number: int

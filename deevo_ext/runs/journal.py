@@ -84,10 +84,11 @@ def read(path: Path) -> Recording:
     A torn last line, one without its end as a crash leaves it, is left out. Damage anywhere else
     raises DeevoError that names file and line, as does a journal of an unknown contract.
     """
-    return _parse(path, read_regular(path))
+    return parse(path, read_regular(path))
 
 
-def _parse(path: Path, data: bytes) -> Recording:
+def parse(path: Path, data: bytes) -> Recording:
+    """Reads the bytes of a journal at a path; see `read`."""
     lines = data.split(b"\n")  # the last one is torn, or empty
     if data[: len(_BEGINNING)] != _BEGINNING[: len(data)]:
         raise DeevoError(
@@ -214,9 +215,7 @@ class Journal:
                 f"run_dir {folder} cannot be the folder of a run ({error}); choose another"
             ) from None
         try:
-            self.recording = _parse(
-                self.path, os.pread(self._file, os.fstat(self._file).st_size, 0)
-            )
+            self.recording = parse(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
             self._end, self._check = self.recording.whole, self.recording.check
             self._finished = self.recording.returned is not None
             header = self.recording.header
@@ -267,9 +266,17 @@ class Journal:
 
         Raises DeevoError naming the first difference where the folder holds another run.
         """
+        self._require_same_run(header)
+        with self._writing():
+            os.ftruncate(self._file, self._end)
+        if self.recording.header is None:
+            self.append(header)
+        return self.recording
+
+    def _require_same_run(self, header: Header) -> None:
         recorded = self.recording.header
         if recorded is not None:
-            difference = first_difference(_comparable(header), _comparable(recorded))
+            difference = first_difference(_resumable(header), _resumable(recorded))
             if difference:
                 of_metric = ".metric" in difference
                 way = "; metric_name= names a function's version, too" if of_metric else ""
@@ -277,11 +284,10 @@ class Journal:
                     f"run folder {self.folder} holds a run of another configuration: {difference}. "
                     f"Choose another folder, or give the parameters of that run to resume it{way}"
                 )
-        with self._writing():
-            os.ftruncate(self._file, self._end)
-        if recorded is None:
-            self.append(header)
-        return self.recording
+
+    def content(self) -> bytes:
+        """Returns the whole lines that it held when it was opened."""
+        return os.pread(self._file, self.recording.whole, 0)
 
     def append(self, record: Header | GenerationRecord | RoundRecord | End) -> None:
         """Writes one line and waits until it is on the disk; raises DeevoError if it cannot.
@@ -337,17 +343,20 @@ class Journal:
         self.close()
 
 
-def _comparable(header: Header) -> dict[str, Any]:
-    """Returns a header without what may differ between starts.
-
-    That is where files lie now, and how long the run is to be, which may grow.
-    """
-    values = json.loads(json.dumps(to_json(header)))
-    values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
-    values.pop("deevo_ext")  # the contract's version decides, not the package's
+def _resumable(header: Header) -> dict[str, Any]:
+    """Returns a header without what may differ between starts: it is comparable, and may grow."""
+    values = comparable(header)
     if header.search == "coefficients":
         for name in ("rounds", "passes", "seconds"):
             values["fitness"].pop(name, None)
     else:
         values["configuration"].pop("generations", None)
+    return values
+
+
+def comparable(header: Header) -> dict[str, Any]:
+    """Returns a header without what may differ between processes, such as where files lie now."""
+    values = json.loads(json.dumps(to_json(header)))
+    values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
+    values.pop("deevo_ext")  # the contract's version decides, not the package's
     return values

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.files import write_whole
 
 FOLDER = "probes"
@@ -35,11 +36,12 @@ class KeptProbes:
     def __call__(self, some: range, compute: Callable[[], Tensor]) -> Tensor:
         """Returns the columns float32 [probes, n, columns] of the probes of some parts."""
         path = self._folder / f"{some.start:04d}_{some.stop:04d}.safetensors"
-        if (columns := self._kept(path)) is not None:
+        if (columns := ranks().lead(lambda: self._kept(path))) is not None:
             return columns
         started = time.perf_counter()
         columns = compute()
-        if (time.perf_counter() - started) * self._parts > LONG_SECONDS * len(some):
+        long = (time.perf_counter() - started) * self._parts > LONG_SECONDS * len(some)
+        if long and ranks().leads:
             self._folder.mkdir(exist_ok=True)
             write_whole(path, save({"columns": columns.cpu().contiguous()}, self._about))
         return columns

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
@@ -35,6 +37,7 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.search.optimizer import Callback
 
 RECIPE_FILE = "recipe.yaml"
+AnyRecord = TypeVar("AnyRecord", GenerationRecord, RoundRecord)
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,15 @@ class RecipeRun(Run):
             while not self.done():
                 started = time.perf_counter()
                 record = self._round(self.state.round + 1)
+                after = {"recipe's SHA-256": record.recipe_sha256}
+                ranks().require_same(f"round {record.round}", after)
                 self.state.apply(record)  # which may re-estimate statistics
-                record = replace(record, **self._costs(started))
+                record = self._with_costs(record, started)
                 self.keep(record)
                 bar.set_postfix_str(self._observe(record), refresh=False)
                 bar.update(1)
                 self._remove_kept()
-                if self._stopping:
+                if self.stopping():
                     break
             self._remove_kept()  # a kill may have come between
 
@@ -189,7 +194,8 @@ class RecipeRun(Run):
                 self.account(record)
             if isinstance(record, RoundRecord):
                 assert self.run_dir is not None
-                self.virtual.append(virtual_files.read(self.run_dir, record.round))
+                read = functools.partial(virtual_files.read, self.run_dir, record.round)
+                self.virtual.append(ranks().lead(read))
                 self._observe(record)
         self._resuming = False
 
@@ -210,15 +216,18 @@ class RecipeRun(Run):
             generation=0, validation=validation, forward_passes=0, seconds=0.0
         )
         self.state.apply(record)
-        self.keep(replace(record, **self._costs(started)))
+        self.keep(self._with_costs(record, started))
 
-    def _costs(self, started: float) -> dict[str, Any]:
-        """What a record says last: engines that are new, and what was spent."""
-        return {
-            "engines": self.new_engines(),
-            "forward_passes": self.new_passes(),
-            "seconds": round(time.perf_counter() - started, 6),
-        }
+    def _with_costs(self, record: AnyRecord, started: float) -> AnyRecord:
+        """Returns rank 0's record, with engines that are new, and what was spent."""
+        own = replace(
+            record,
+            engines=self.new_engines(),
+            traffic=self.new_traffic(),
+            forward_passes=self.new_passes(),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        return ranks().lead(lambda: own)
 
     def done(self) -> bool:
         """Whether the budget is spent, or no direction is left that may give a step."""
@@ -251,7 +260,7 @@ class RecipeRun(Run):
             recipe, changes = (recipe, after) if directions == CHANNELS else (after, changes)
             score = self._score(state.row(recipe, changes), outcome)
         self.virtual.append(virtual_files.lines_of(outcome.virtual))
-        if self.run_dir is not None:
+        if self.run_dir is not None and ranks().leads:
             virtual_files.write(self.run_dir, number, self.virtual[-1])
         return RoundRecord(
             round=number,
@@ -276,7 +285,7 @@ class RecipeRun(Run):
         )
 
     def _remove_kept(self) -> None:
-        if self.run_dir is not None:
+        if self.run_dir is not None and ranks().leads:
             remove_kept(self.run_dir)
 
     def _score(self, row: torch.Tensor, outcome: Outcome) -> float:
@@ -344,6 +353,7 @@ class RecipeRun(Run):
             "left_out": float(len(record.left_out)),
             "validation/recipe": math.nan if record.score is None else shown(record.score),
             **virtual_files.summary(self.virtual[-1], strategies),
+            "traffic": float(record.traffic or 0),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),
             "seconds": self.seconds,

@@ -96,7 +96,8 @@ class GenerationRecord:
     batch of images; parents: the members' fitness, where it was taken
     anew; trials: the trials' fitness; racing: the outcome of the trials' race; validation: the
     scores, where a validation was due; engines: what computes each evaluator's scores from here on
-    (`EngineTable.record`), where it is new; forward_passes, seconds: what the generation cost.
+    (`EngineTable.record`), where it is new; traffic: the bytes that rank 0 received, where there
+    were several ranks; forward_passes, seconds: what the generation cost.
     """
 
     generation: int
@@ -107,6 +108,7 @@ class GenerationRecord:
     racing: Race | None = None
     validation: ValidationRecord | None = None
     engines: list[dict[str, Any]] | None = None
+    traffic: int | None = None
     forward_passes: int
     seconds: float = field(metadata=DECIMAL)
 
@@ -149,7 +151,7 @@ class RoundRecord:
     without slopes. held_out: the greatest gain of the fits on held-out images, in nats. proposals,
     best, gain, standard_error, accepted: the outcome; step: float32 [directions], where it was
     taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
-    images, where it is new. engines, forward_passes, seconds: as of a generation.
+    images, where it is new. engines, traffic, forward_passes, seconds: as of a generation.
     """
 
     round: int
@@ -167,6 +169,7 @@ class RoundRecord:
     recipe_sha256: str
     score: float | None = None
     engines: list[dict[str, Any]] | None = None
+    traffic: int | None = None
     forward_passes: int
     seconds: float = field(metadata=DECIMAL)
 

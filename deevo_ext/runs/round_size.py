@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.differences import DIRECTIONS
 from deevo_ext.fitness.evaluator import Evaluator
@@ -91,7 +92,9 @@ def _sizes(
 
     bytes_of: function(bytes of a slope) -> bytes of an image.
     """
-    memory = available_bytes(device) // 4 if memory is None else memory
+    if memory is None:
+        sharing = ranks().on_node if device.type == "cpu" else 1
+        memory = min(ranks().gather(available_bytes(device) // 4 // sharing))
     wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
     for dtype in (torch.float32, torch.float16):
         each = bytes_of(dtype.itemsize)

@@ -7,17 +7,19 @@ chosen one are disjoint (docs/contract.md, "Rounds"). Where images are few, see 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.differences import Differences
@@ -35,6 +37,8 @@ from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 from deevo_ext.threads import one_thread
+
+T = TypeVar("T")
 
 FEW = 2000
 """Up to so many fitness images all are in the model, and folds of them choose and test."""
@@ -142,9 +146,7 @@ class RoundSearch:
         model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
-        with threads_of(model):
-            weights = image_weights(model, self.metric)
-            held_out = self._held_out(model, self._folds(parts.model.labels), weights)
+        weights, held_out = led(model, lambda: self._weighed(model))
         virtual: list[Virtual] = []
         likely = max(held_out, key=lambda fit: fit.loss)
         nothing = Outcome(
@@ -154,8 +156,10 @@ class RoundSearch:
         for wave in range(WAVES):
             if wave:
                 self._correct(model, recipe, proposals[best_of(proposals)], parts.model)
-            with threads_of(model):
-                new, evolved = self._propose(model, weights, held_out, radius, (number, wave))
+            propose = functools.partial(
+                self._propose, model, weights, held_out, radius, (number, wave)
+            )
+            new, evolved = led(model, propose)
             virtual.append(evolved)
             recipes = self._recipes(recipe, model, new)
             gains = (self._fitness(recipes, parts.choice) - before).tolist()
@@ -165,7 +169,8 @@ class RoundSearch:
         step = model.step_of(chosen.q).float()
         both = torch.stack([recipe, *self._recipes(recipe, model, [chosen])])
         start, end = self._scores(both, parts.test)
-        gain, error = gain_of(self.metric, start, end, parts.test.labels)
+        labels = parts.test.labels
+        gain, error = ranks().lead(lambda: gain_of(self.metric, start, end, labels))
         return replace(
             nothing,
             step=step,
@@ -176,6 +181,11 @@ class RoundSearch:
             # No more is asked: validation chooses in the end, and late rounds gain little each.
             accepted=gain > error,
         )
+
+    def _weighed(self, model: LinearModel) -> tuple[Tensor | None, list[HeldOut]]:
+        """The images' weights, and what fits gain on held-out images."""
+        weights = image_weights(model, self.metric)
+        return weights, self._held_out(model, self._folds(model.labels.cpu()), weights)
 
     def _folds(self, labels: Tensor) -> list[Tensor]:
         """The positions int64 of the images of each fold."""
@@ -254,7 +264,7 @@ class RoundSearch:
 
     def _require_finite(self, outcomes: Tensor, labels: Tensor) -> Tensor:
         """Returns the fitness of the present network's outcomes [n, ...] on fitness images."""
-        fitness = self.metric.fitness(outcomes, labels)
+        fitness = ranks().lead(lambda: self.metric.fitness(outcomes, labels))
         if not math.isfinite(fitness):
             broken = int((~torch.isfinite(outcomes.view(len(labels), -1)).all(dim=1)).sum())
             where = f"on {broken} of {len(labels)} fitness images" if broken else "on all of them"
@@ -275,9 +285,10 @@ class RoundSearch:
     def _fitness(self, recipes: Tensor, images: LabelledImages) -> Tensor:
         """Fitness float64 [K] of real networks; outcomes of some at a time are kept."""
         some = recipes.split(self.probing.chunk)
-        return torch.cat(
+        found = torch.cat(
             [self.metric.fitness(self._scores(part, images), images.labels) for part in some]
         )
+        return ranks().lead(lambda: found)
 
     def _scores(self, recipes: Tensor, images: LabelledImages) -> Tensor:
         """Outcomes [K, n, ...] on the CPU of real networks, their statistics re-estimated."""
@@ -292,6 +303,16 @@ class RoundSearch:
 def threads_of(model: LinearModel) -> contextlib.AbstractContextManager[None]:
     """As many threads inside as a linear model of this size is worth."""
     return one_thread(model.slopes.numel() <= _SMALL)
+
+
+def led(model: LinearModel, compute: Callable[[], T]) -> T:
+    """Returns what rank 0 computes on a linear model, on as many threads as that is worth."""
+
+    def on_threads() -> T:
+        with threads_of(model):
+            return compute()
+
+    return ranks().lead(on_threads)
 
 
 def _absent_by_chance(counts: Tensor) -> float:

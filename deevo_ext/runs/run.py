@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deevo_ext.arguments import check_arguments
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -27,6 +28,8 @@ from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import FitnessValidation, Validation
 from deevo_ext.search.generation import Generation, diversity
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
+
+_GENERATIONS_A_CHECK = 10  # after so many, ranks compare their members
 
 
 class Evolution(Run):
@@ -124,10 +127,11 @@ class Evolution(Run):
             begin_at(bar, self.de.generation)
             while not self.done():
                 record, generation = self._generation(self.de.generation + 1)
+                self._require_same_population()
                 self._keep(record)
                 bar.set_postfix_str(self._observe(generation, record), refresh=False)
                 bar.update(1)
-                if self._stopping:
+                if self.stopping():
                     if self.validation is not None and not (record.validation or self.done()):
                         self.state.validate(self.validation.score)  # for what is returned now
                     break
@@ -222,14 +226,22 @@ class Evolution(Run):
         )
         return record, generation
 
+    def _require_same_population(self) -> None:
+        """Raises RankError, from time to time, where ranks hold other members than rank 0."""
+        last = self.de.generation == self.de.configuration.generations
+        if ranks().count > 1 and (last or self.de.generation % _GENERATIONS_A_CHECK == 0):
+            ranks().require_same(f"generation {self.de.generation}", checksums_of(self.de))
+
     def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs and the engines that are new."""
-        return GenerationRecord(
+        """Makes a generation's record, with its costs and the engines that are new: rank 0's."""
+        own = GenerationRecord(
             **values,
             engines=self.new_engines(),
+            traffic=self.new_traffic(),
             forward_passes=self.new_passes(),
             seconds=round(time.perf_counter() - started, 6),
         )
+        return ranks().lead(lambda: own)
 
     def _keep(self, record: GenerationRecord) -> None:
         self.keep(record)
@@ -262,6 +274,7 @@ class Evolution(Run):
             metrics["racing/images"] = sum(race.images) / (race.of * len(race.images))
             metrics["racing/dropped"] = float(sum(n < race.of for n in race.images))
             said.append(f"{metrics['racing/images']:.0%} evaluated")
+        metrics["traffic"] = float(record.traffic or 0)
         metrics["forward_passes"] = float(self.forward_passes)
         metrics["seconds"] = self.seconds
         candidates = {} if record.validation is None else record.validation.candidates
@@ -277,3 +290,15 @@ class Evolution(Run):
             return f"{fitness:.4g}"
         metric = self.fitness.metric
         return f"{label_of(metric.name)} {metric.shown(fitness):.4g}"
+
+
+def checksums_of(de: DifferentialEvolution) -> dict[str, str]:
+    """Returns a text by member that differs where its weights or its fitness do.
+
+    The sum of the bits of all weights as whole numbers: any one that differs shows.
+    """
+    rows = de.population.rows
+    whole = torch.int32 if rows.dtype == torch.float32 else torch.int16
+    sums = rows.view(whole).sum(dim=1, dtype=torch.int64).tolist()
+    each = zip(sums, de.fitness.tolist(), strict=True)
+    return {f"member {i}": f"{total} {value.hex()}" for i, (total, value) in enumerate(each)}

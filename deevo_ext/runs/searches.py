@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -26,6 +27,7 @@ from deevo_ext.runs.round_preflight import RoundPreflight, examine_rounds
 from deevo_ext.runs.round_size import rounds_of
 from deevo_ext.runs.rounds import FEW
 from deevo_ext.runs.run import Evolution
+from deevo_ext.runs.shared_journal import open_journal
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
@@ -55,7 +57,7 @@ class Materials:
 
     def journal(self) -> contextlib.AbstractContextManager[Journal | None]:
         """Opens the run folder's journal, where there is a folder."""
-        return contextlib.nullcontext() if self.folder is None else Journal(self.folder)
+        return contextlib.nullcontext() if self.folder is None else open_journal(self.folder)
 
     def check_basin(self) -> BasinReport | None:
         """Measures the members and the loss between them, unless that is to be ignored."""
@@ -108,7 +110,7 @@ def search_weights(materials: Materials) -> Evolution:
             report = materials.check_basin()
             if run_options.seconds is not None or materials.show is not None:
                 preflight = examine(fitness, validation, report, schedule)
-                generations = preflight.generations
+                generations = ranks().lead(lambda: preflight.generations)
                 if materials.show is not None:
                     materials.show(preflight)
             materials.judge_basin(report)

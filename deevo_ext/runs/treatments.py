@@ -9,14 +9,16 @@ Validation judges them like every candidate.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
-from deevo_ext.fitness.refit import refit, why_no_refit
+from deevo_ext.fitness.refit import Refit, refit, why_no_refit
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.population.composed import changed
@@ -124,17 +126,7 @@ class Treatments:
 
     def _refitted(self, candidate: Candidate, classifier: Classifier) -> Candidate:
         evaluator = self._validation.evaluator
-        read, logits = features(
-            evaluator, classifier, candidate.row, self._images, candidate.statistics
-        )
-        found = refit(
-            read,
-            logits,
-            self._images.labels,
-            self._validation.metric,
-            self._seed,
-            bias=classifier.bias is not None,
-        )
+        found = ranks().lead(functools.partial(self._fitted, candidate, classifier))
         changes = changes_of(classifier, found)
         row = changed(evaluator.population, candidate.row, changes)
         views = evaluator.population.layout.views(row)
@@ -146,6 +138,23 @@ class Treatments:
             return replace(treated, score=candidate.score - found.gain)
         return self._scored(treated)
 
+    def _fitted(self, candidate: Candidate, classifier: Classifier) -> Refit:
+        read, logits = features(
+            self._validation.evaluator,
+            classifier,
+            candidate.row,
+            self._images,
+            candidate.statistics,
+        )
+        return refit(
+            read,
+            logits,
+            self._images.labels,
+            self._validation.metric,
+            self._seed,
+            bias=classifier.bias is not None,
+        )
+
     def _scored(self, candidate: Candidate) -> Candidate:
         """Scores a candidate with the very statistics that it has."""
         evaluator, statistics = self._validation.evaluator, candidate.statistics
@@ -156,7 +165,8 @@ class Treatments:
             None if statistics is None else Used(statistics[None]),
         )
         validation = self._validation
-        fitness = validation.metric.fitness(
-            scores[0].cpu(), validation.images.labels, evaluator.micro_batch
+        labels, size = validation.images.labels, evaluator.micro_batch
+        fitness = ranks().lead(
+            lambda: float(validation.metric.fitness(scores[0].cpu(), labels, size))
         )
-        return replace(candidate, score=float(fitness))
+        return replace(candidate, score=fitness)

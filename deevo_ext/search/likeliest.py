@@ -63,7 +63,7 @@ class LikeliestModel(LinearModel):
         super().__init__(z0.gather(1, self.kept), labels, directions, dtype)
         self.own = (self.kept == true).int().argmax(dim=1)
         self._all = z0
-        self._drawn = _drawn(self._odds())
+        self._drawn = _drawn(_odds(z0, self.kept))
         # Column 0 is the true class, less itself.
         self._rest = torch.zeros(len(z0), 1 + DRAWN, device=z0.device)
         self._rest[:, 1:] = (self._rest_logit(z0) - math.log(DRAWN))[:, None]
@@ -78,19 +78,21 @@ class LikeliestModel(LinearModel):
         """The columns float32 [n, columns] of the network itself."""
         return torch.cat([self.z0, self._rest[:, 1:]], dim=1)
 
-    def columns(self, logits: Tensor) -> Tensor:
+    def columns(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
 
-        To first order in what the logits differ by from the network's.
+        To first order in what the logits differ by from the network's. images: whose they are.
         """
-        odds, near = self._odds(), []
+        all_, rest, labels = self._all[images], self._rest[images, 1:], self.labels[images, None]
+        kept = self.kept[images]
+        odds, near = _odds(all_, kept), []
         for one in logits.to(self.z0):
-            moved = one - self._all
-            drawn = moved.gather(1, self._drawn)
+            moved = one - all_
+            drawn = moved.gather(1, self._drawn[images])
             # S drawn ones differ from their mean by less than from that of all.
             drawn = (drawn - drawn.mean(dim=1, keepdim=True)) * (DRAWN / (DRAWN - 1)) ** 0.5
-            mean = (moved * odds).sum(dim=1, keepdim=True) - moved.gather(1, self.labels[:, None])
-            near.append(torch.cat([one.gather(1, self.kept), self._rest[:, 1:] + drawn + mean], 1))
+            mean = (moved * odds).sum(dim=1, keepdim=True) - moved.gather(1, labels)
+            near.append(torch.cat([one.gather(1, kept), rest + drawn + mean], 1))
         return torch.stack(near)
 
     def slope(self, direction: int) -> Tensor:
@@ -162,14 +164,15 @@ class LikeliestModel(LinearModel):
         rest_slopes = rest_slopes + slopes.gather(2, own.expand(len(slopes), -1, 1))
         return torch.cat([z0, rest], dim=1), torch.cat([slopes, rest_slopes], dim=2)
 
-    def _odds(self) -> Tensor:
-        """The odds of the rest's classes among each other [n, classes], 0 for those kept."""
-        return self._all.scatter(1, self.kept, -torch.inf).softmax(dim=1)
-
     def _rest_logit(self, logits: Tensor) -> Tensor:
         """Log sum exp of the rest, less the true class's logit, [n], of logits [n, classes]."""
         rest = logits.scatter(1, self.kept, -torch.inf).logsumexp(dim=1)
         return rest - logits.gather(1, self.labels[:, None])[:, 0]
+
+
+def _odds(logits: Tensor, kept: Tensor) -> Tensor:
+    """The odds of the rest's classes among each other [n, classes], 0 for those kept."""
+    return logits.scatter(1, kept, -torch.inf).softmax(dim=1)
 
 
 def _drawn(odds: Tensor) -> Tensor:

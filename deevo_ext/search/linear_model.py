@@ -77,10 +77,10 @@ class LinearModel:
         """The columns float32 [n, columns] of the network itself."""
         return self.z0
 
-    def columns(self, logits: Tensor) -> Tensor:
+    def columns(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
 
-        To first order in what the logits differ by from the network's.
+        To first order in what the logits differ by from the network's. images: whose they are.
         """
         return logits.to(self.z0)
 

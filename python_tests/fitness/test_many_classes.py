@@ -74,10 +74,10 @@ def test_slopes_are_those_of_the_model_of_all_classes() -> None:
 def test_no_operation_makes_slopes_of_all_classes() -> None:
     problem = Problem(Many, members=8, images=500)
     recipe = uniform(2, 8, range(8))
-    for likeliest, most in ((5, 2 * 500 * CLASSES), (None, 16 * 500 * CLASSES)):
+    for likeliest, most in ((5, 500 * CLASSES), (None, 16 * 500 * CLASSES)):
         with Largest() as largest:
             problem.probing(chunk=2, likeliest=likeliest).model(recipe, problem.images)
-        # Logits of a chunk of 2, or, of the model of all classes, what 16 directions do to them.
+        # Logits of one network, or, of the model of all classes, what 16 directions do to them.
         assert largest.elements == most
 
 

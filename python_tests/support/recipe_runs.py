@@ -63,13 +63,14 @@ def recipe_run(
     metric: str = "loss",
     callbacks: tuple[Callback, ...] = (),
     keep: float = 0.0,
+    engine: str = "eager",
 ) -> RecipeRun:
     """A run on `count` images of noise, not begun yet; above 2,000 a round divides them."""
     model = factory()
     population = Population.from_checkpoints(model, checkpoints, dtype=dtype, batchnorm=batchnorm)
     fitness = images(count, 1, "fitness images")
     evaluator = Evaluator(
-        model, population, micro_batch=32, calibration=fitness.slice(0, 100), engine="eager"
+        model, population, micro_batch=32, calibration=fitness.slice(0, 100), engine=engine
     )
     found = blocks_of(evaluator.forward, population, fitness.image_shape, "layer")
     kind = FewRounds if count <= FEW else RoundSearch

@@ -1,0 +1,132 @@
+"""How a process becomes one of several ranks: by torchrun's variables, or by a process group."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
+
+from deevo_ext.distributed.connection import Connection
+from deevo_ext.distributed.ranks import Ranks, active, ranks
+from deevo_ext.errors import DeevoError
+
+TIMEOUT = 120.0
+"""Seconds after which a rank that says nothing is given up; DEEVO_RANK_TIMEOUT in its place."""
+
+
+_times = itertools.count()  # that ranks have joined: the same in all of them
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """Makes this process one of its launcher's ranks inside; all of them come here.
+
+    They are those of the process group that torch.distributed has been given, or of RANK and
+    WORLD_SIZE, which torchrun and other launchers set; else the process is alone. An exception
+    inside stops all of them, each with the reason of the first. Nested, it changes nothing. A
+    process group that is made here stays: a store that outlives it would mislead a second one.
+
+    Raises DeevoError where the others do not come.
+    """
+    if ranks().count > 1 or not (dist.is_initialized() or _launched()):
+        yield ranks()
+        return
+    connection = _connected(_timeout())
+    try:
+        with active(connection):
+            try:
+                yield connection
+            except SystemExit as end:
+                if end.code in (None, 0):
+                    connection.leave()
+                else:
+                    connection.fail(end)
+                raise
+            except BaseException as error:
+                connection.fail(error)
+                raise
+            else:
+                connection.leave()
+    finally:
+        connection.close()
+
+
+def _launched() -> bool:
+    """Whether a launcher has started several processes."""
+    return "RANK" in os.environ and _number("WORLD_SIZE", 1) > 1
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return otherwise
+    if not text.isdecimal():
+        raise DeevoError(f"{name} is {text!r} in the environment; expected a whole number")
+    return int(text)
+
+
+def _timeout() -> float:
+    text = os.environ.get("DEEVO_RANK_TIMEOUT", str(TIMEOUT))
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise DeevoError(
+        f"DEEVO_RANK_TIMEOUT is {text!r} in the environment; expected seconds above 0, after which "
+        "a silent rank is given up"
+    )
+
+
+def _connected(timeout: float) -> Connection:
+    limit = timedelta(seconds=timeout)
+    try:
+        if not dist.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+            store, rank, count = next(rendezvous("env://", timeout=limit))
+            # torchrun keeps its store when it starts ranks again: what the last ones left there,
+            # addresses among it, would be taken for the new ones'.
+            start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {count}"
+            store = PrefixStore(f"deevo/{start}", store)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
+        store = distributed_c10d._get_default_store()
+        # Its own, with its own timeout, whatever backend and timeout the process group has.
+        group = dist.new_group(backend="gloo", timeout=limit)
+        store = PrefixStore(f"deevo/{next(_times)}", store)
+        local = _number("LOCAL_RANK", _number("SLURM_LOCALID", 0))
+        connection = Connection(store, group, timeout)
+        connection.first_of_node = local == 0
+        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", 1))
+        connection.wait()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeevoError(
+            f"the ranks do not come together ({reason}); expected that each of WORLD_SIZE "
+            "processes has RANK, MASTER_ADDR and MASTER_PORT, as torchrun "
+            f"sets them, and comes here within {timeout:.0f} s"
+        ) from error
+    _warn_of_threads(connection)
+    return connection
+
+
+def _warn_of_threads(connection: Connection) -> None:
+    """Warns where torchrun has left most of the machine's cores without work."""
+    cores = len(os.sched_getaffinity(0))
+    each = cores // connection.on_node
+    one = os.environ.get("OMP_NUM_THREADS") == "1" and torch.get_num_threads() == 1
+    if one and each > 1 and connection.first_of_node and not torch.cuda.is_available():
+        warnings.warn(
+            f"each rank has one thread, but there are {cores} cores: torchrun sets "
+            f"OMP_NUM_THREADS=1 where it is not set; set OMP_NUM_THREADS={each} to use them, no "
+            "bit changes",
+            stacklevel=4,
+        )

@@ -1,0 +1,160 @@
+"""What ranks say to each other: values, shares, failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from deevo_ext import DeevoError
+from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.ranks import RankError, ranks
+from deevo_ext.distributed.shares import Part, each, edges_of, evaluated, parts_of, share
+from support.rank_runs import told_of_threads
+from support.ranks import finish, on_ranks, start
+
+
+def _talk() -> tuple[list[int], int, list[torch.Tensor], list[torch.Tensor], int]:
+    with joined() as group:
+        assert ranks() is group
+        with joined() as again:
+            assert again is group
+        squares = each(5, lambda k: torch.tensor(k * k))
+        table = torch.arange(3 * 10, dtype=torch.float32).view(3, 10)
+
+        def evaluate(part: Part) -> list[torch.Tensor]:
+            some = table[part.rows, part.images]
+            return [some, some.int()]
+
+        whole = evaluated(3, edges_of(10, 4), evaluate)
+        group.wait()
+        everyone, led = group.gather(group.rank), group.lead(lambda: group.rank)
+        return everyone, led, squares, whole, group.traffic
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_values_are_gathered_and_led(count: int) -> None:
+    for gathered, led, squares, whole, traffic in on_ranks(count, _talk):
+        assert gathered == list(range(count))
+        assert led == 0
+        assert [int(n) for n in squares] == [0, 1, 4, 9, 16]
+        expected = torch.arange(30.0).view(3, 10)
+        assert torch.equal(whole[0], expected) and torch.equal(whole[1], expected.int())
+        assert 0 < traffic < 20_000
+
+
+def test_shares_are_all_units_once_in_order() -> None:
+    for units in (0, 1, 5, 12, 13):
+        for count in (1, 2, 3, 4, 7, 20):
+            shares = [share(units, rank, count) for rank in range(count)]
+            assert [unit for some in shares for unit in some] == list(range(units))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_parts_are_their_units() -> None:
+    rows, edges = 4, edges_of(11, 4)
+    for begin in range(13):
+        for stop in range(begin, 13):
+            seen = torch.zeros(rows, 11, dtype=torch.int64)
+            parts = parts_of(range(begin, stop), rows, edges)
+            for part in parts:
+                seen[part.rows, part.images] += 1
+            expected = torch.zeros_like(seen)
+            for unit in range(begin, stop):
+                row, batch = divmod(unit, 3)
+                expected[row, edges[batch] : edges[batch + 1]] = 1
+            assert torch.equal(seen, expected) and len(parts) <= 3
+
+
+def _fail_on(rank: int) -> str:
+    with joined() as group:  # a first time, which ends well
+        group.wait()
+    try:
+        with joined() as group:
+            each(4, _broken if group.rank == rank else torch.tensor)
+    except (RankError, ZeroDivisionError) as error:
+        assert ranks().count == 1
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def _broken(k: int) -> torch.Tensor:
+    return torch.tensor(k / 0)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_failing_rank_stops_all_with_its_traceback(rank: int) -> None:
+    said = on_ranks(3, _fail_on, rank)
+    assert said[rank] == "ZeroDivisionError: division by zero"
+    for other in {0, 1, 2} - {rank}:
+        assert said[other].startswith(f"RankError: rank {rank} failed: Traceback")
+        assert "return torch.tensor(k / 0)" in said[other]
+
+
+def _stopped(rank: int, sign: int) -> str:
+    began = time.monotonic()
+    try:
+        with joined() as group:
+            group.wait()
+            if group.rank == rank:
+                os.kill(os.getpid(), sign)
+            group.gather(0)
+    except RankError as error:
+        assert time.monotonic() - began < 60
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_stopped_rank_stops_the_others(rank: int, sign: signal.Signals) -> None:
+    processes, pipes = start(3, _stopped, rank, sign, timeout=2.0)
+    pipes.pop(rank)  # which says nothing
+    others = [r for r in range(3) if r != rank]
+    said = finish([processes[r] for r in others] + [processes[rank]], pipes)
+    for text in said:
+        if rank:
+            assert f"rank {rank} has not answered for 2 s" in text
+        else:  # which holds the store
+            assert "has lost the connection" in text or "gets no answer" in text
+
+
+def _differ(name: str) -> str:
+    try:
+        with joined() as group:
+            values = {"version": "1", "rows": 7, "data": f"sha-{group.rank // 2}"}
+            group.require_same("at the start", {k: v for k, v in values.items() if k != name})
+    except RankError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_difference_is_named_by_every_rank() -> None:
+    for said in on_ranks(3, _differ, ""):
+        assert said.startswith("at the start: rank 2 has data 'sha-1', rank 0 has 'sha-0'")
+    assert on_ranks(3, _differ, "data") == ["nothing"] * 3
+
+
+def test_variables_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(DeevoError, match="WORLD_SIZE is 'two'"), joined():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("DEEVO_RANK_TIMEOUT", "0")
+    with pytest.raises(DeevoError, match="DEEVO_RANK_TIMEOUT is '0'"), joined():
+        pass
+    monkeypatch.setenv("DEEVO_RANK_TIMEOUT", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(DeevoError, match="the ranks do not come together"), joined():
+        pass
+
+
+def test_cores_without_a_thread_are_said_once_a_machine() -> None:
+    assert on_ranks(2, told_of_threads, 3) == [[], []]  # of which each has one
+    (said,), others = on_ranks(2, told_of_threads, 16)
+    assert "each rank has one thread, but there are 16 cores" in said
+    assert "set OMP_NUM_THREADS=8" in said and others == []
