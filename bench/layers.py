@@ -1,8 +1,8 @@
 """The case `layers`: each convolution and linear layer, held to its roofline.
 
 One micro-batch of one member on one torch thread, as a graph's workers run it. A layer's input is
-warm, as it is behind the layer before it. FLOP and bytes are the network graph's: input, residual,
-weights and output once.
+warm, as it is behind the layer before it. FLOP and bytes are the network graph's: input, residual
+or shortcut's input, weights and output once.
 """
 
 from __future__ import annotations
@@ -51,46 +51,55 @@ def time_layer(job: Job, layer: Convolution | Linear) -> Row:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
-    weight = random(layer.weights.shape)
-    weight /= weight[0].numel() ** 0.5
+    shortcut = layer.shortcut if isinstance(layer, Convolution) else None
+    weights = [random(w.shape) for w in (layer.weights, *([shortcut.weights] if shortcut else []))]
+    for weight in weights:
+        weight /= weight[0].numel() ** 0.5
     bias = torch.randn(layer.weights.shape[0], generator=draw, device=job.device)
-    x, residual = random(layer.in_shape), None
+    x, second = random(layer.in_shape), None
     if isinstance(layer, Convolution) and layer.residual:
-        residual = random(layer.out_shape)
+        second = random(layer.out_shape)
+    elif shortcut is not None:
+        second = random(shortcut.in_shape)
     bound = ENGINES[layer.engine].bind(layer)
-    run = partial(bound.run, bound.prepare(weight, bias), x, residual)
+    run = partial(bound.run, bound.prepare(weights[0], bias, *weights[1:]), x, second)
     with torch.no_grad():
         some = slice(0, 2)
-        expected = _exact(
-            layer, weight, bias, x[some], None if residual is None else residual[some]
-        )
+        expected = _exact(layer, weights, bias, x[some], None if second is None else second[some])
         what = f"layers: {layer.name} by {layer.engine}"
         check_close(what, run()[some].double(), expected, _DEVIATION[job.dtype_name])
         effort = replace(job.effort(), budget_s=job.budget_s / 6)
         times, _ = measure.interleaved(run, effort=effort)
     shapes = " to ".join("x".join(map(str, shape)) for shape in (layer.in_shape, layer.out_shape))
-    fused = " + residual" if residual is not None else ""
+    added = "" if second is None else " + shortcut" if shortcut else " + residual"
     return {
         **measure.summary(times),
         "flops": layer.flops,
         "bytes": layer.bytes,
-        "d": layer.weights.shape[0] * weight[0].numel(),
+        "d": sum(weight.numel() for weight in weights),
         **measure.how(job.device),
-        "note": f"{layer.operation}{fused}, {shapes}, {layer.engine}",
+        "note": f"{layer.operation}{added}, {shapes}, {layer.engine}",
     }
 
 
 def _exact(
-    layer: Convolution | Linear, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None
+    layer: Convolution | Linear,
+    weights: list[Tensor],
+    bias: Tensor,
+    x: Tensor,
+    second: Tensor | None,
 ) -> Tensor:
     """A layer's output by torch in float64."""
-    inputs = (x.double(), weight.double(), bias.double())
+    inputs = (x.double(), weights[0].double(), bias.double())
     if isinstance(layer, Linear):
         output = torch.nn.functional.linear(*inputs)
     else:
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
         output = torch.nn.functional.conv2d(*inputs, *geometry)
-    if residual is not None:
-        output = output + residual.double()
+        if layer.shortcut is not None and second is not None:
+            stride = layer.shortcut.stride
+            second = torch.nn.functional.conv2d(second.double(), weights[1].double(), None, stride)
+    if second is not None:
+        output = output + second.double()
     function = activate(layer.activation)
     return output if function is None else function(output)

@@ -1,5 +1,4 @@
 """Experiments on populations of small networks: what evolution gains, and what bounds it.
 
-`python -m experiments populate | run | racing | policies | report`, from a checkout;
-docs/evidence.md says what was found with them.
+`python -m experiments --help`, from a checkout, lists them; docs/evidence.md says what was found.
 """

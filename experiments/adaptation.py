@@ -25,9 +25,9 @@ from deevo_ext.training.few_labels import logits_of
 from deevo_ext.training.hyper_parameters import derived_seed
 
 from . import kinds
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import Case, case_of
 from .training import careful
 
 TRAINED, UNTOUCHED = "trained by Adam", "soup on the images as they come"

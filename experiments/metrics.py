@@ -25,24 +25,16 @@ from deevo_ext.runs.state import SOUP
 from deevo_ext.training.few_labels import logits_of
 from deevo_ext.training.fine_tune import fine_tune
 
-from . import adaptation
+from . import adaptation, cases
 from .bounds import TUNING, differentiable
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .kinds import SAME
 from .populations import Setting
-from .runs import (
-    GENERATIONS,
-    GENERATIONS_PER_BATCH,
-    IMAGES_PER_BATCH,
-    VALIDATE_EVERY,
-    Case,
-    case_of,
-)
 from .training import careful
 
 PASSES = 600_000
 LABELS, SEVERITY = 2000, 2
-MICRO_BATCH = 500
 _BINS = 15
 # What it costs to take a class (line) for another (column): drawn once, from 0.2 to 5.
 _COSTS = 0.2 * 25.0 ** torch.rand(10, 10, generator=torch.Generator().manual_seed(0))
@@ -146,10 +138,10 @@ def _evolved(
     options: dict[str, Any] = {"passes": PASSES}
     if search == "weights":
         options = {
-            "generations": GENERATIONS,
-            "images_per_batch": min(IMAGES_PER_BATCH, len(fitness)),
-            "generations_per_batch": GENERATIONS_PER_BATCH,
-            "validate_every": VALIDATE_EVERY,
+            "generations": cases.GENERATIONS,
+            "images_per_batch": min(cases.IMAGES_PER_BATCH, len(fitness)),
+            "generations_per_batch": cases.GENERATIONS_PER_BATCH,
+            "validate_every": cases.VALIDATE_EVERY,
         }
     return deevo.evolve(
         case.network,
@@ -160,7 +152,7 @@ def _evolved(
         search=search,
         metric=metric,
         seed=case.seed,
-        micro_batch=MICRO_BATCH if validation is not None else 100,
+        micro_batch=cases.MICRO_BATCH if validation is not None else 100,
         precision="float32",
         chunk=len(case.paths) + 2,
         basin="ignore",

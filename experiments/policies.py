@@ -18,9 +18,10 @@ from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.runs.soups import average
 from deevo_ext.runs.state import SOUP
 
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import Case, case_of, evolve
+from .runs import evolve
 
 GENERATIONS, IMAGES, MICRO_BATCH = 10, 1000, 250
 VALIDATION, CALIBRATION = 1000, 512

@@ -18,9 +18,9 @@ import deevo_ext as deevo
 from deevo_ext.fitness.racing import LOOKS_PER_DOUBLING, Look, Racing
 from deevo_ext.runs.state import RunState
 
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import Case, case_of
 
 PRESET = "sa-shade-tri-ensin"
 # The default of `deevo.evolve`; looks fall on its multiples.

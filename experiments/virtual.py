@@ -1,8 +1,8 @@
 """Why it works: what evolves steps best on one linear model, and how far that model holds.
 
-The model is that of a run's first round: the greedy soup's neighbourhood, a thousand images. Every
-optimizer minimises the same fitness with as many evaluations; what it found is also scored on a
-model of other images, and by the real network. The convex fit is the optimum of the loss, so it
+The model is such as a run's first round has: the greedy soup's neighbourhood, a thousand images.
+Every optimizer minimises the same fitness with as many evaluations; what it found is also scored on
+a model of other images, and by the real network. The convex fit is the optimum of the loss, so it
 says how much of what there is the others find.
 """
 
@@ -27,9 +27,9 @@ from deevo_ext.search.configuration import configure
 from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import GENERATIONS, INDIVIDUALS, evolve_virtually
 
+from .cases import MICRO_BATCH, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
-from .runs import MICRO_BATCH, case_of
 from .variants import RAND_1, TO_PBEST
 
 RIDGE = 0.01
@@ -95,11 +95,11 @@ def neighbourhood(root: Path, setting: Setting, seed: int) -> tuple[Neighbourhoo
     search = run.rounds
     soup = run.state.initial["soup"]
     recipe = uniform(len(run.state.blocks), run.population.initial_size, soup.members)
-    parts = search.parts(1)
-    few = min(IMAGES, len(parts.test))
-    other = parts.test.subset(range(few))
-    models = [search.probing.model(recipe, images)[0] for images in (parts.model, other)]
-    return Neighbourhood(search, recipe, *models, parts.model), case.validation
+    fitness = case.sets.fitness
+    few = min(IMAGES, len(fitness) // 2)
+    sets = [fitness.slice(0, few), fitness.slice(few, 2 * few)]
+    models = [search.probing.model(recipe, images)[0] for images in sets]
+    return Neighbourhood(search, recipe, *models, sets[0]), case.validation
 
 
 def compare_optimizers(root: Path, setting: Setting, seed: int) -> Lines:

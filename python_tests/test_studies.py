@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from deevo_ext.training import few_labels
 from support.experiments import make_small
 from support.paths import import_from_checkout
 
 import_from_checkout("experiments")
 
-from experiments import adaptation, csv_files, kinds, metrics, reports, runs, virtual  # noqa: E402
+from experiments import adaptation, cases, csv_files, kinds, metrics, reports, virtual  # noqa: E402
 from experiments.populations import SETTINGS  # noqa: E402
 
 
@@ -26,6 +27,9 @@ def digits():
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
+    monkeypatch.setattr(few_labels, "LENGTHS", (10,))
+    monkeypatch.setattr(metrics, "PASSES", 20_000)
+    monkeypatch.setattr(metrics, "LABELS", 100)
 
 
 def test_kinds_change_images_and_keep_their_range(digits) -> None:
@@ -63,7 +67,7 @@ def test_adaptation_compares_all_on_the_same_labels(name: str, tmp_path: Path) -
     assert run[adaptation.TRAINED]["forward_passes"] > 0
     # Less contrast around the mean is what a re-estimated deviation mends in part.
     assert lines[0]["renormalised"] == 1
-    case = runs.case_of(tmp_path, setting, 0)
+    case = cases.case_of(tmp_path, setting, 0)
     labelled, test, old = adaptation.images_of(case, "contrast", 2, 100, 1)
     again = adaptation.renormalised(labelled, labelled).images
     assert float(again.mean()) == pytest.approx(0, abs=1e-5)
@@ -71,15 +75,13 @@ def test_adaptation_compares_all_on_the_same_labels(name: str, tmp_path: Path) -
     other, *_ = adaptation.images_of(case, kinds.SAME, 1, 100, 0)
     whole = [images.images.flatten(1) for images in (labelled, other, test, old)]
     assert len(torch.cat(whole).unique(dim=0)) == sum(map(len, whole))
-    assert (
-        run[adaptation.UNTOUCHED]["old_top1"] > run[adaptation.UNTOUCHED]["top1"]
-    )  # trained on these
     reports.write(records, tmp_path)
     assert (
         f"| {name} | contrast, strong | 100 | 1 |" in (tmp_path / "evidence-tables.md").read_text()
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_metrics_are_those_of_the_same_test_images(tmp_path: Path) -> None:
     records, setting = tmp_path / "records", SETTINGS["vgg-wide"]
@@ -126,8 +128,9 @@ def test_why_is_measured_on_one_linear_model(
         assert 0 < line["fitness_gain"] <= best * (1 + 1e-3)
     course = [found["default"][f"fitness_gain_{at}"] for at in virtual.LOOKS]
     assert course == sorted(course)
-    small = [line for line in csv_files.read(records, "linearity") if line["length"] == 0.1]
-    for line in small:  # the nearer, the better a linear model holds
-        assert line["real"] == pytest.approx(line["predicted"], abs=0.02)
+    fits = [line for line in csv_files.read(records, "linearity") if line["step"] == "fit"]
+    errors = [abs(line["real"] - line["predicted"]) for line in fits]
+    assert [line["length"] for line in fits] == list(virtual.LENGTHS)
+    assert errors[0] < errors[-1] / 10  # of a step a twentieth as long; errors grow as its square
     reports.write(records, tmp_path)
     assert "| vgg-wide, loss | CMA-ES | 1 |" in (tmp_path / "evidence-tables.md").read_text()

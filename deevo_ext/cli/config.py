@@ -78,7 +78,7 @@ CONFIG = typer.Option(
     metavar="FILE",
     is_eager=True,
     callback=_config,
-    help="A YAML or TOML file of options by their names; those given here go before.",
+    help="A YAML or TOML file of options by their names; the command line goes before it.",
     rich_help_panel=COMMON,
 )
 

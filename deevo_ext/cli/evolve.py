@@ -5,6 +5,7 @@ alone, which stand here: what network and images are, and what is shown.
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import torch
 import typer
 
 from deevo_ext.cli.config import Resume, write_options
+from deevo_ext.cli.finished import finished
 from deevo_ext.cli.options import (
     Arch,
     CacheFile,
@@ -37,18 +39,14 @@ from deevo_ext.population.finding import expand_paths
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import check_files
-from deevo_ext.reports.card import CARD, REPORT, write_documents
+from deevo_ext.reports.card import CARD, write_documents
 from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.tensorboard import TensorBoard
 from deevo_ext.runs.basin import require_basin
-from deevo_ext.runs.evolve import Result
 from deevo_ext.runs.evolve import evolve as run_evolve
-from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.given import Options
-from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.preflight import Preflight
-from deevo_ext.runs.recipe_run import RECIPE_FILE
 from deevo_ext.runs.round_preflight import RoundPreflight
 from deevo_ext.runs.rounds import FEW
 from deevo_ext.search.configuration import Configuration
@@ -73,7 +71,7 @@ FIRST = (
     },
     FIRST,
     {
-        NETWORKS: ("model_arg",),
+        NETWORKS: ("model_arg", "modules"),
         IMAGES: (
             *("fitness", "validation", "test", "old", "calibration", "labels", "class_order"),
             *("split_seed", "train_images", "skip_corrupt", "transform", "cache"),
@@ -102,6 +100,12 @@ def evolve(
         bool, typer.Option("--dry-run", help="Show what is known before the run, and stop.")
     ] = False,
     model_arg: ModelArg = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder where package.module:name is looked for, if not the current."
+        ),
+    ] = None,
     fitness: Annotated[
         Path | None, typer.Option(help="The fitness images, in place of those of --data.")
     ] = None,
@@ -166,6 +170,9 @@ def evolve(
     weights, model card, report and journal in the run folder.
     """
     effective = {n: v for n, v in locals().items() if n not in _OF_THE_START} | options
+    effective["modules"] = here = (modules or Path()).absolute()
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
     if force:
         options |= {"basin": "warn", "overlap": "warn"}
     keywords = keywords_of(options)
@@ -245,6 +252,13 @@ def evolve(
         if ranks().leads:
             write_options(folder, effective)
 
+    kept: list[bool] = []
+
+    def keep(_: dict[str, float]) -> None:  # a run that goes on may have other options than before
+        if not kept and ranks().leads:
+            write_options(folder, effective)
+            kept.append(True)
+
     writer = TensorBoard(folder / "tensorboard") if tensorboard and ranks().leads else None
     try:
         result = run_evolve(
@@ -253,7 +267,7 @@ def evolve(
             sets.fitness,
             sets.validation,
             sets.test,
-            callbacks=() if writer is None else (writer,),
+            callbacks=(keep,) if writer is None else (keep, writer),
             preliminaries=show,
             **keywords,
         )
@@ -265,42 +279,14 @@ def evolve(
         return {}
     if writer is not None:
         writer.close()
-    write_options(folder, effective)  # a run that went on may have had others
     about = {"architecture": network.name, "images": sets.describe()}
     if network.names:
         about["names in checkpoints"] = network.names
     write_documents(result.run, result.comparison, about, result.old, network)
     if form != "checkpoint":
-        card = (folder / CARD).read_text(encoding="utf-8")
-        write_model_folder(folder / form, network, result.state_dict, sets.class_names, card)
-    return _said(result, folder, None if form == "checkpoint" else folder / form)
+        classes, card = sets.class_names, folder / CARD
+        write_model_folder(folder / form, network, result.state_dict, classes, card)
+    return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
 _OF_THE_START = ("resume", "dry_run", "options")
-
-
-def _said(result: Result, folder: Path, model_folder: Path | None) -> dict[str, Any]:
-    """Says what came out, and returns it as JSON values."""
-    if result.comparison is not None:
-        count = result.comparison.networks[0].images
-        log.info("\nOn %s test images:\n\n%s\n", f"{count:,}", result.comparison.format())
-    if result.old is not None:
-        log.info("%s\n", what_was_lost(result.old))
-    recipe = folder / RECIPE_FILE
-    if recipe.exists():
-        log.info("Its recipe: %s (deevo merge %s --out FILE)", recipe, recipe)
-    network, report, journal = folder / EVOLVED, folder / REPORT, folder / "journal.jsonl"
-    more = "" if model_folder is None else f", {model_folder}/"
-    log.info("The evolved network: %s, %s%s", network, network.with_suffix(".pth"), more)
-    log.info("Report: %s\nIts journal: %s (deevo replay %s)", report, journal, folder)
-    return {
-        "name": result.candidate.name,
-        "returned": result.candidate.record(),
-        "comparison": result.comparison and result.comparison.to_json(),
-        "old": result.old and result.old.to_json(),
-        "network": network,
-        "model_folder": model_folder,
-        "recipe": recipe if recipe.exists() else None,
-        "report": report,
-        "journal": journal,
-    }

@@ -29,13 +29,17 @@ def merge(
     out: Annotated[
         Path, typer.Option(help="The file to write the network to (.safetensors or .pth).")
     ],
-    checkpoints: Annotated[
+    checkpoint_dir: Annotated[
         Path | None,
-        typer.Option(help="A folder that holds the members now, if they were moved."),
+        typer.Option(
+            "--checkpoint-dir",
+            "--checkpoints",
+            help="A folder that holds the members now, if they were moved.",
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Make the network that a recipe describes: from a run, edited, or written by hand."""
-    made = merge_recipe(recipe, out, checkpoints)
+    made = merge_recipe(recipe, out, checkpoint_dir)
     log.info(
         f"wrote {made.path}, SHA-256 {made.sha256}: {made.members} members in {made.blocks} "
         f"block{'s' * (made.blocks > 1)}{_RECORDED[made.as_recorded]}{_STATISTICS[made.statistics]}"

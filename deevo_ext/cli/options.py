@@ -15,7 +15,8 @@ import typer
 
 from deevo_ext.cli.parameters import TEXTS
 from deevo_ext.options import help_of
-from deevo_ext.search.configuration import Configuration
+from deevo_ext.runs.options import RunOptions
+from deevo_ext.search.configuration import Configuration, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Made = tuple[Any, Any, Any]
@@ -91,7 +92,7 @@ def of_group(
     panel: the heading in the help. without: a field that has none. defaults: in place of the
     fields' own. Those of `Configuration` have none: what is not given is the preset's.
     """
-    hints, made = get_type_hints(group), {}
+    hints, made, preset = get_type_hints(group), {}, configure(RunOptions.preset)
     for part in fields(group):
         if part.name == without:
             continue
@@ -101,16 +102,18 @@ def of_group(
         )
         said, choices = help_of(part), part.metadata["choices"]
         flags = [f"--{part.name.replace('_', '-')}", *([text.alias] if text and text.alias else [])]
+        shown: Any = True if text is None else text.default or True
         if group is Configuration:
-            said, default = said + ("" if text else f" Paper: {default}."), None
+            mine = getattr(preset, part.name)
+            paper = "" if mine == default else f"; paper: {default}"
+            shown, default = False if text else f"{mine}{paper}", None
         elif kind is bool and default:
             flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
         if kind == list[str]:
             said += " May be repeated."
         kind = kind | None if default is None else kind
         default = defaults.get(part.name, default)
-        least, most = part.metadata["within"]
-        bounds = {"min": least, "max": most} if kind in (int, float) and least is not None else {}
+        least = None if group is Configuration or text else part.metadata["within"][0]
         made[part.name] = (
             kind,
             default,
@@ -120,7 +123,8 @@ def of_group(
                 rich_help_panel=panel,
                 metavar=text.metavar if text else None,
                 autocompletion=_words(choices) if choices else None,
-                **{name: bound for name, bound in bounds.items() if abs(bound) != float("inf")},
+                show_default=shown,
+                min=least,
             ),
         )
     return made

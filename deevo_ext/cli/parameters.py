@@ -131,7 +131,7 @@ class Text:
     """How an option is written on the command line, where that is no plain value of its type.
 
     kind: typer's type. metavar: what the help shows. read: makes the value. shown: its default.
-    alias: a further flag.
+    alias: a further flag. default: what the help says of a default that is found later.
     """
 
     kind: Any
@@ -139,6 +139,7 @@ class Text:
     read: Callable[[Any], Any]
     shown: Any = None
     alias: str | None = None
+    default: str | None = None
 
 
 def _named(option: str) -> Callable[[str], Any]:
@@ -148,7 +149,7 @@ def _named(option: str) -> Callable[[str], Any]:
 TEXTS = {
     "metric": Text(str, "NAME|MODULE:NAME", _named("metric"), "loss"),
     "engine": Text(str, "NAME|MODULE:NAME", _named("engine"), "auto"),
-    "device": Text(str, "DEVICE", str),
+    "device": Text(str, "DEVICE", str, default="a GPU if there is one"),
     "population_device": Text(str, "DEVICE", str),
     "dtype": Text(str, "DTYPE", dtype_of, "float32"),
     "frozen": Text(list[str], "PATTERN", list),

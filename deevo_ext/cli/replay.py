@@ -31,17 +31,21 @@ def replay(
         Path | None,
         typer.Option(help="A CSV file to write every trial of a search of weights to."),
     ] = None,
-    checkpoints: Annotated[
+    checkpoint_dir: Annotated[
         Path | None,
-        typer.Option(help="The folder that holds the initial checkpoints now, if they were moved."),
+        typer.Option(
+            "--checkpoint-dir",
+            "--checkpoints",
+            help="The folder that holds the initial checkpoints now, if they were moved.",
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Rebuild the evolved weights bit for bit, checked against the journal's SHA-256."""
     if run_dir.suffix in (".yaml", ".yml"):
         if out is None or trials is not None:
             raise DeevoError(f"{run_dir} is a recipe: give --out, and no --trials")
-        return merge(run_dir, out, checkpoints)
-    result = run_again(run_dir, checkpoints)
+        return merge(run_dir, out, checkpoint_dir)
+    result = run_again(run_dir, checkpoint_dir)
     candidate = result.candidate
     what = "round" if isinstance(result.state, RecipeState) else "generation"
     end = "finished" if result.finished else "unfinished; this is its best candidate so far"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Collection
@@ -18,16 +17,18 @@ from deevo_ext.networks.engines.choose import Chooser, EngineTable
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.prefixes import PrefixRunner
-from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram
+from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram, Program
 from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
 from deevo_ext.networks.execution.sinks import LogitsSink
 from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
+from deevo_ext.networks.graph.arrange import arranged
 from deevo_ext.networks.graph.batch_statistics import with_batch_statistics
 from deevo_ext.networks.graph.export import NotExportable, as_dtype, capture
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Convolution, Linear, NetworkGraph
+from deevo_ext.networks.graph.pools import is_pool
 
 # Module and graph are checked on this many images of their first micro-batch.
 CHECKED = 8
@@ -45,12 +46,14 @@ _BATCHES = {"float32": 1e-3, "tf32": 0.1, "float16": 1e-3, "bfloat16": 1e-3}
 class Built:
     """A runner with its network graph, or with the reason why there is none.
 
-    checked: whether `Builder.check` has seen it right. prefixes: runs networks that share
-    prefixes, where there is a graph whose members are run one by one.
+    graph: what runs; layers: the same before shortcuts were merged. checked: whether
+    `Builder.check` has seen it right. prefixes: runs networks that share prefixes, where there is a
+    graph whose members are run one by one.
     """
 
     runner: Runner
     graph: NetworkGraph | None
+    layers: NetworkGraph | None = None
     why_unfused: str = ""
     checked: bool = False
     prefixes: PrefixRunner | None = None
@@ -74,7 +77,11 @@ class Builder:
         run, name = self.execution, type(self.module).__name__
         if not isinstance(self.engine, str):
             names = list(self.module.state_dict())
-            return Built(FunctionRunner(self.engine, names, self.tensors, run), None, "own engine")
+            return Built(
+                FunctionRunner(self.engine, names, self.tensors, run),
+                None,
+                why_unfused="own engine",
+            )
         model = self.module
         if run.dtype != torch.float32:
             model = as_dtype(model, run.dtype, run.device)
@@ -98,7 +105,7 @@ class Builder:
         program = ModuleProgram(
             model, self.tensors.views, run.dtype, run.workers.count, compiled=compiled
         )
-        return Built(MemberRunner(program, run), None, why)
+        return Built(MemberRunner(program, run), None, why_unfused=why)
 
     def check(
         self, built: Built, row: Tensor, statistics: Tensor | None, batch: MicroBatch
@@ -222,22 +229,17 @@ class Builder:
     def _fused(self, graph: NetworkGraph, row_dtype: torch.dtype) -> Built:
         run = self.execution
         if self.engine == "triton":
-            stager = functools.partial(Stager, graph, self.tensors, row_dtype, run.device)
-            return Built(BatchedRunner(graph, stager, run), graph)
+            merged = arranged(graph)
+            return Built(BatchedRunner(merged, self.tensors, row_dtype, run), merged, graph)
         assert isinstance(self.engine, str)
         forced = None if self.engine == "auto" else self.engine
-        program = self._program(graph, row_dtype, forced)
-        prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
-        if run.device.type == "cuda":
-            graphed = GraphedProgram(program, self.tensors.layout.stride, row_dtype)
-            return Built(MemberRunner(graphed, run), graph, prefixes=prefixes)
-        return Built(MemberRunner(program, run), graph, prefixes=prefixes)
+        return self._by_members(graph, row_dtype, forced)
 
-    def _program(
-        self, graph: NetworkGraph, row_dtype: torch.dtype, forced: str | None
-    ) -> FusedProgram:
+    def _by_members(self, graph: NetworkGraph, row_dtype: torch.dtype, forced: str | None) -> Built:
         """A graph with engines, which are chosen if they are not yet."""
-        run = self.execution
+        run, layers = self.execution, graph
+        if run.device.type == "cuda":
+            graph = arranged(graph)
 
         def measure(task: Callable[[], float]) -> float:
             with run.float32_products():
@@ -246,12 +248,19 @@ class Builder:
         chooser = Chooser(run.device, self.table, forced, measure)
         bounds = {}
         for index, layer in enumerate(graph.layers):
-            if isinstance(layer, (Convolution, Linear)):
+            if isinstance(layer, (Convolution, Linear)) or is_pool(layer):
                 chosen = chooser.choose(layer)
                 layer.engine = chosen.name
                 bounds[index] = chosen.bind(layer)
         chooser.save()
-        return FusedProgram(graph, Stager(graph, self.tensors, row_dtype, run.device), bounds)
+        stager = Stager(graph, self.tensors, row_dtype, run.device)
+        program = FusedProgram(graph, stager, bounds)
+        prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
+        runs: Program = program
+        if run.device.type == "cuda":
+            runs = GraphedProgram(program, self.tensors.layout.stride, 2, program.example)
+        runner = MemberRunner(runs, run, graph.image_shape[1])
+        return Built(runner, graph, layers, prefixes=prefixes)
 
     def with_batch_statistics(
         self, image_shape: tuple[int, ...], row_dtype: torch.dtype, statistics: Collection[str]
@@ -271,6 +280,4 @@ class Builder:
             return None
         # On a CPU some hundred images a layer take too long for timing, and oneDNN is the fastest.
         forced = "fused" if run.device.type == "cpu" or self.engine == "fused" else None
-        program = self._program(graph, row_dtype, forced)
-        prefixes = PrefixRunner(program, self.tensors, row_dtype, run)
-        return Built(MemberRunner(program, run), graph, prefixes=prefixes)
+        return self._by_members(graph, row_dtype, forced)

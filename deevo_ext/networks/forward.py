@@ -162,9 +162,9 @@ class PopulationForward:
     def find_graph(
         self, image_shape: tuple[int, ...], row_dtype: torch.dtype = torch.float32
     ) -> NetworkGraph | None:
-        """Returns what `graph` does, or None where the network is served unfused."""
+        """Returns the graph with each of the module's layers by itself; None if served unfused."""
         check_arguments(PopulationForward.find_graph, locals())
-        return self._built(tuple(image_shape), row_dtype).graph
+        return self._built(tuple(image_shape), row_dtype).layers
 
     def prefixes(self, image_shape: tuple[int, ...], row_dtype: torch.dtype) -> PrefixRunner | None:
         """Returns what runs networks that share prefixes, or None where nothing can be shared."""

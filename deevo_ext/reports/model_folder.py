@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,12 +62,13 @@ def write_model_folder(
     network: Architecture,
     state: Mapping[str, Tensor],
     class_names: Sequence[str],
-    card: str,
+    card: Path,
 ) -> None:
     """Writes a network of timm or of a Hugging Face folder, trained weights and all.
 
     network: the architecture; its transform goes into the config. state: for it, under the model's
-    names. class_names: in the labels' order. card: Markdown, what its card says of it.
+    names. class_names: in the labels' order. card: the run's, which its own card repeats; the
+    pictures that it shows lie beside it and are copied.
     """
     source, _, name = network.name.partition(":")
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +80,16 @@ def write_model_folder(
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     # transformers asks for the metadata to say whose tensors these are.
     write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    said = card.read_text(encoding="utf-8")
+    for picture in re.findall(r"^!\[.*?\]\((.+)\)$", said, re.MULTILINE):
+        shutil.copyfile(card.parent / picture, folder / picture)
     values = {
         "timm": source == "timm",
         "name": name if source == "timm" else config.get("architectures", [folder.name])[0],
         "title": folder.name,
         "classes": len(class_names),
         "takes": images_text(None, network.transform),
-        "card": card,
+        "card": said,
     }
     write_whole(folder / README, render("model_folder.md.j2", values).encode())
 

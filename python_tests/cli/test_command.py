@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,15 +11,18 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 
 import deevo_ext
-from deevo_ext.cli import main
+from deevo_ext.cli import app, main
 from deevo_ext.cli.command import speaking
+from deevo_ext.training.trainings import PopulationOptions
 from support.networks import Net, colour_net, members
 from support.paths import child_environment
 from support.pictures import write_tree
@@ -37,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transform = {"resize": 24, "crop": 20, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     (folder / "t.json").write_text(json.dumps(transform))
     options = {
-        "arch": "support.networks:colour_net",
+        "arch": "own_module:net",
         "checkpoints": "c/*.safetensors",
         "data": "tree",
         "transform": "t.json",
@@ -51,6 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "memory": "1GiB",
         "f_init": 0.4,
     }
+    (folder / "own_module.py").write_text("from support.networks import colour_net as net\n")
     (folder / "options.yaml").write_text(yaml.safe_dump(options))
     return folder
 
@@ -67,6 +72,8 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
+    found_in = [folder for folder in sys.path if folder]  # where own_module is not
+    monkeypatch.setattr(sys, "path", list(found_in))
     start = ("evolve", "--config", "options.yaml", "--run-dir", "run", "--rounds", 2)
     code, out, err = run(capsys, *start, "--json", "result.json", "--seed", "3")
     assert code == 0, err
@@ -85,6 +92,12 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     assert (said["rounds"], said["seed"], said["chunk"]) == (2, 3, 8)
     assert not said.keys() & {"config", "json", "resume", "dry_run", "device"}
 
+    path = place / "run" / "run.yaml"
+    before = path.read_bytes()
+    path.unlink()  # as of a run that went on with other options, which were not kept
+    code, _, err = run(capsys, *start, "--seed", "3")
+    assert code == 0 and path.read_bytes() == before, err
+
     # A kill right after the journal's beginning, in another folder, and the run folder moved.
     moved = place / "elsewhere" / "moved"
     shutil.copytree(place / "run", moved)
@@ -92,6 +105,8 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     (moved / "journal.jsonl").write_bytes(b"".join(lines[:2]))
     (moved / "evolved.safetensors").unlink()
     monkeypatch.chdir(moved.parent)
+    monkeypatch.setattr(sys, "path", list(found_in))
+    monkeypatch.delitem(sys.modules, "own_module")
     code, out, err = run(capsys, "evolve", "--resume", "moved")
     assert code == 0, err
     assert "moved/evolved.safetensors" in out
@@ -171,6 +186,14 @@ def test_what_is_said_goes_through_logging(capsys: pytest.CaptureFixture[str]) -
             warnings.warn("beware", stacklevel=1)
         assert capsys.readouterr() == expected
     assert (list(log.handlers), log.level, warnings.showwarning) == before
+
+
+def test_populate_has_the_options_of_its_dataclass_with_their_defaults() -> None:
+    group: Any = typer.main.get_command(app())
+    options = {option.name: option.default for option in group.commands["populate"].params}
+    fields = {field.name: field.default for field in dataclasses.fields(PopulationOptions)}
+    del fields["augmentations"]  # which --augment says
+    assert {name: options[name] for name in fields} == fields
 
 
 def test_a_shell_completes_words_of_an_option(tmp_path: Path) -> None:

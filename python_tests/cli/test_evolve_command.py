@@ -38,7 +38,7 @@ def command() -> Any:
 
 OWN = {"arch", "checkpoints", "data", "transform", "cache", "fitness", "validation", "test"}
 OWN |= {"split_seed", "class_order", "train_images", "skip_corrupt", "adapt"}  # of the images
-OWN |= {"labels", "model_arg", "form"}  # of the architecture, and of what is written
+OWN |= {"labels", "model_arg", "modules", "form"}  # of the architecture, and of what is written
 OWN |= {"config", "resume", "dry_run", "force", "json", "quiet", "tensorboard"}  # how it is run
 
 

@@ -1,10 +1,9 @@
-"""Engines and CUDA graphs that fail on a machine: others serve, and the caller is told."""
+"""Engines that fail on a machine: others serve, and the caller is told."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, aten
 from deevo_ext.networks.engines.choose import device_seconds
-from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.forward import PopulationForward
 from support.evolution import images, population
 from support.networks import Net
@@ -71,28 +69,6 @@ def test_layers_that_no_engine_computes_are_named(
         pytest.raises(deevo.DeevoError, match="no engine computes layer conv: failing, failing"),
     ):
         forward(pop.rows, data.images, data.labels)
-
-
-def test_networks_run_where_no_graph_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: GraphedProgram, statistics: Any) -> None:
-        self._slots.append(None)  # the first of two slots
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    monkeypatch.setattr(GraphedProgram, "_capture", fail)
-    program: Any = SimpleNamespace(
-        stager=SimpleNamespace(device=torch.device("cpu")),
-        prepare=lambda row, statistics: row * 2.0,
-        run=lambda prepared, pictures: pictures @ prepared,
-    )
-    graphed = GraphedProgram(program, 8, torch.float32)
-    row, pictures = torch.ones(3, 2), torch.ones(4, 3)
-    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
-        prepared = graphed.prepare(row, None)
-    assert torch.equal(graphed.run(prepared, pictures), torch.full((4, 2), 6.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # once is enough
-        graphed.prepare(row, None)
 
 
 def test_a_layer_on_a_device_is_timed_without_its_launches(monkeypatch: pytest.MonkeyPatch) -> None:

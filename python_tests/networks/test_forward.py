@@ -16,6 +16,7 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.networks.engines import ENGINES, candidates
 from deevo_ext.networks.engines.choose import EngineTable, device_cache
+from deevo_ext.networks.execution.cuda_graphs import OFTEN
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear, Weights
 from deevo_ext.networks.precision import compare_losses
@@ -502,14 +503,15 @@ def test_on_a_gpu(precision: str) -> None:
     model = randomised(CifarResNet, 32)
     layout, row = as_row(model)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.stack(
-        [row * (1 + 0.02 * torch.randn(row.shape, generator=generator)) for _ in "abc"]
-    )
+    noise = torch.randn(2 * OFTEN, row.numel(), generator=generator)
+    rows = row * (1 + 0.02 * noise)  # so many that the last ones run by graphs
     x, y = pictures(20, 32), torch.arange(20) % 10
     forward = PopulationForward(model, layout, precision=precision, micro_batch=8, device="cuda")
     found = forward(rows.cuda(), x, y)
     exact = PopulationForward(model, layout, precision="float32", micro_batch=8)(rows, x, y)
     limit = {"float32": 1e-3, "tf32": 0.05, "float16": 0.05}.get(forward.precision, 0.4)
     assert float((found.losses - exact.losses).abs().max()) <= limit * float(exact.losses.max())
+    again = forward(rows.cuda(), x, y)  # those that were launched kernel by kernel by graphs too
+    assert torch.equal(again.losses, found.losses)
     alone = forward(rows[1:2].cuda(), x, y)
     assert torch.equal(alone.losses[0], found.losses[1])

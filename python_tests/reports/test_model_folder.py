@@ -38,6 +38,15 @@ UNSAYABLE = [
 ]
 
 
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    """A card that shows a picture."""
+    (tmp_path / "curve.png").write_bytes(b"a picture")
+    path = tmp_path / "model_card.md"
+    path.write_text("![Scores by round](curve.png)\n\nWhat it is.\n")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _torchvision() -> None:
     zoo.torchvision()
@@ -45,7 +54,7 @@ def _torchvision() -> None:
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_timm_loads_it(name: str, transform: Transform | None, tmp_path: Path) -> None:
+def test_timm_loads_it(name: str, transform: Transform | None, tmp_path: Path, card: Path) -> None:
     import timm
     from PIL import Image
 
@@ -55,7 +64,7 @@ def test_timm_loads_it(name: str, transform: Transform | None, tmp_path: Path) -
     )
     if name == "test_vit" and transform is not None and transform.crop != (64, 64):
         pytest.skip("a network of one image size")
-    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, "What it is.")
+    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, card)
     model = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
     images = torch.randn(2, 3, *network.needs_transform().size_of(300, 300))
     assert torch.equal(model(images), network.model(images))
@@ -77,15 +86,17 @@ def test_timm_loads_it(name: str, transform: Transform | None, tmp_path: Path) -
     assert file.name == "model.safetensors" and population.size == 2
 
 
-def test_the_card_has_front_matter_and_says_how_to_load(tmp_path: Path) -> None:
+def test_the_card_has_front_matter_and_says_how_to_load(tmp_path: Path, card: Path) -> None:
     network = architecture("timm:test_resnet", num_classes=3)
-    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, "What it is.")
+    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, card)
     text = (tmp_path / "out" / README).read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "timm"
     assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
     assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in body
     assert ".from_pretrained(" in body and body.rstrip().endswith("What it is.")
+    assert "![Scores by round](curve.png)" in body
+    assert (tmp_path / "out" / "curve.png").read_bytes() == b"a picture"
 
 
 def of(name: str, transform: Transform | None = None) -> Architecture:
@@ -111,17 +122,17 @@ def test_formats_that_a_network_cannot_have_are_refused() -> None:
             check_format("timm", of("timm:resnet18", transform))
 
 
-def test_transformers_loads_it(tmp_path: Path) -> None:
+def test_transformers_loads_it(tmp_path: Path, card: Path) -> None:
     transformers = pytest.importorskip("transformers")
     network = architecture("timm:test_resnet", num_classes=3)
-    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, "")
+    write_model_folder(tmp_path / "out", network, network.model.state_dict(), NAMES, card)
     model = transformers.AutoModelForImageClassification.from_pretrained(f"{tmp_path}/out").eval()
     images = torch.randn(2, 3, 160, 160)
     assert torch.equal(model(images).logits, network.model(images))
     assert [model.config.id2label[i] for i in range(3)] == NAMES
 
 
-def test_a_folder_of_transformers_comes_back(tmp_path: Path) -> None:
+def test_a_folder_of_transformers_comes_back(tmp_path: Path, card: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
@@ -135,7 +146,7 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path) -> None:
     network = architecture(f"hf:{first}", checkpoint=file)
     population = Population.from_checkpoints(network.model, tmp_path / "runs")
     state = population.state_dict(1)
-    write_model_folder(tmp_path / "hf", network, state, NAMES, "")
+    write_model_folder(tmp_path / "hf", network, state, NAMES, card)
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").eval()
     images = torch.randn(2, 3, 40, 40)
     assert torch.equal(loaded(images).logits, models[1].eval()(images).logits)

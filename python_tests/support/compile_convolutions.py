@@ -1,8 +1,9 @@
-"""Compiles the convolution kernel for every layer of torchvision's ResNets, with no GPU needed.
+"""Compiles the convolution kernels for every layer of torchvision's ResNets, with no GPU needed.
 
-Prints the version of Triton, then one JSON line per distinct kernel: layer, the tensor core
-instructions and loads in its PTX, and the registers and spilled bytes that ptxas reports. Run in a
-process without TRITON_INTERPRET: python -m support.compile_convolutions ARCHITECTURE DTYPE LAYER...
+Prints the version of Triton, then one JSON line per distinct kernel: engine, layer, the tensor core
+instructions and loads in its PTX, its shared memory, and the registers and spilled bytes that ptxas
+reports. Run in a process without TRITON_INTERPRET:
+python -m support.compile_convolutions ARCHITECTURE DTYPE LAYER...
 
 LAYER: names of layers; all of them if there is none.
 """
@@ -25,13 +26,15 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from deevo_ext.backends.triton import pointwise
 from deevo_ext.backends.triton.convolution import (
     Operands,
     Operation,
     convolution_kernel,
     launch_arguments,
 )
-from deevo_ext.backends.triton.launch import OPTIONS
+from deevo_ext.backends.triton.launch import OPTIONS, power_of_two
+from deevo_ext.backends.triton.pointwise import walk_of
 
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
@@ -64,8 +67,8 @@ def resnet_layers() -> Iterator[tuple[str, dict[str, Any]]]:
         size //= s
 
 
-def compile_layer(layer: dict[str, Any], architecture: int, dtype: torch.dtype) -> tuple[Any, str]:
-    """The compiled kernel of a layer, specialised as Triton's launcher would, and its key."""
+def operands_of(layer: dict[str, Any], dtype: torch.dtype) -> tuple[Operands, Operation]:
+    """A layer's operands, without values."""
     members, samples = 1, 256
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
@@ -84,9 +87,25 @@ def compile_layer(layer: dict[str, Any], architecture: int, dtype: torch.dtype) 
     residual = out if layer.get("residual") else None
     operands = Operands(x, weight, bias, out, residual, downsample)
     operation = Operation((s, s), (k // 2, k // 2), activation="relu", precision="tf32")
+    return operands, operation
+
+
+def launches(layer: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Engine, kernel, arguments and constants of each way to compute a layer."""
+    operands, operation = operands_of(layer, dtype)
     _, arguments, meta = launch_arguments(operands, operation, None)
-    options = {name: meta.pop(name) for name in ("num_warps", "num_stages")} | OPTIONS
-    names = list(inspect.signature(convolution_kernel.fn).parameters)
+    yield "triton", convolution_kernel, arguments, meta
+    terms = sum(map(power_of_two, (layer["c"], layer["c2"]) if "c2" in layer else (layer["c"],)))
+    if layer["k"] == layer["s"] == 1 and walk_of(terms, layer["o"], dtype.itemsize):
+        _, arguments, meta = pointwise.launch_arguments(operands, operation, 132)
+        yield "pointwise", pointwise.pointwise_kernel, arguments, meta
+
+
+def compile_kernel(kernel: Any, arguments: Any, meta: Any, architecture: int) -> tuple[Any, str]:
+    """How to compile a kernel, specialised as Triton's launcher would, and its key."""
+    options = {name: meta.pop(name) for name in ("num_warps", "num_stages") if name in meta}
+    options |= OPTIONS
+    names = list(inspect.signature(kernel.fn).parameters)
     signature = dict.fromkeys(names, "constexpr")
     constants: dict[tuple[int, ...], Any] = {(names.index(n),): v for n, v in meta.items()}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -101,7 +120,7 @@ def compile_layer(layer: dict[str, Any], architecture: int, dtype: torch.dtype) 
             if value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     key = json.dumps([signature, sorted(map(str, constants.items())), sorted(attributes), options])
-    source = ASTSource(convolution_kernel, signature, constants, attributes)
+    source = ASTSource(kernel, signature, constants, attributes)
     return (lambda: triton.compile(source, GPUTarget("cuda", architecture, 32), options)), key
 
 
@@ -133,21 +152,25 @@ def main(architecture: int, dtype: torch.dtype, only: list[str]) -> None:
     for name, layer in resnet_layers():
         if only and name not in only:
             continue
-        compile_, key = compile_layer(layer, architecture, dtype)
-        if key in seen:
-            continue
-        seen.add(key)
-        ptx = compile_().asm["ptx"]
-        registers, spills = resources(ptx, architecture)
-        record = {
-            "layer": name,
-            "mma": len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", ptx)),
-            "wide_loads": len(re.findall(r"cp\.async\.c[ag]\.shared\.global .*0x10", ptx)),
-            "narrow_loads": narrow_loads(ptx),
-            "registers": registers,
-            "spills": spills,
-        }
-        print(json.dumps(record), flush=True)
+        for engine, kernel, arguments, meta in launches(layer, dtype):
+            compile_, key = compile_kernel(kernel, arguments, meta, architecture)
+            if key in seen:
+                continue
+            seen.add(key)
+            compiled = compile_()
+            ptx = compiled.asm["ptx"]
+            registers, spills = resources(ptx, architecture)
+            record = {
+                "layer": name,
+                "engine": engine,
+                "mma": len(re.findall(r"\b(?:wgmma\.mma_async\.sync|mma\.sync|tcgen05\.mma)", ptx)),
+                "wide_loads": len(re.findall(r"cp\.async\.c[ag]\.shared\.global .*0x10", ptx)),
+                "narrow_loads": narrow_loads(ptx),
+                "registers": registers,
+                "spills": spills,
+                "shared": compiled.metadata.shared,
+            }
+            print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from support.paths import import_from_checkout
 
 import_from_checkout("experiments")
 
-from experiments import bounds, policies, populations, runs  # noqa: E402
+from experiments import bounds, cases, policies, populations  # noqa: E402
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(populations, "_SHORT", (10,))
     monkeypatch.setattr(bounds, "_STEPS", 2)
     for module, constants in (
-        (runs, {"GENERATIONS": 3, "IMAGES_PER_BATCH": 40, "VALIDATE_EVERY": 2, "VALIDATION": 60}),
+        (cases, {"GENERATIONS": 3, "IMAGES_PER_BATCH": 40, "VALIDATE_EVERY": 2, "VALIDATION": 60}),
         (policies, {"GENERATIONS": 2, "IMAGES": 40, "VALIDATION": 60, "CALIBRATION": 40}),
     ):
         for name, value in constants.items():

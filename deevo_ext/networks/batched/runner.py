@@ -6,32 +6,33 @@ last layers are one operator that gives losses and ranks; other sinks get logits
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.batched.steps import LayerWeights, MembersWeights, Steps
-from deevo_ext.networks.engines.triton import padded
+from deevo_ext.networks.batched.program import ONE_AT_A_TIME, BatchedProgram
+from deevo_ext.networks.batched.steps import MembersWeights, Steps
+from deevo_ext.networks.engines.triton import channels_last
+from deevo_ext.networks.execution.cuda_graphs import GraphedProgram, Slot
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.runner import Execution, SliceRunner
 from deevo_ext.networks.execution.sinks import LossSink, Sink
+from deevo_ext.networks.execution.weight_table import Tensors
 from deevo_ext.networks.execution.weights import Stager
-from deevo_ext.networks.graph.network_graph import Convolution, NetworkGraph
+from deevo_ext.networks.graph.network_graph import NetworkGraph
 
 # Activations and folded weights of the members of a chunk together; one member may need more.
 CHUNK_BYTES = 2 << 30
-_ONE_AT_A_TIME = threading.Lock()  # Triton's interpreter serves one thread only
 _LARGEST_GRID = 65535  # of CUDA's second grid axis, on which members are
 
 
 class BatchedRunner(SliceRunner):
     """Runs a network graph for up to `chunk` members at a time.
 
-    make_stager(padded): the stager of the graph, given input channels to pad to by layer. Raises
+    graph: an arranged one. tensors: where its weights come from; row_dtype: of the rows. Raises
     DeevoError for a layer that no kernel of ours takes.
 
     chunk: as many members as CHUNK_BYTES hold, each with its folded weights and the most that is
@@ -42,22 +43,27 @@ class BatchedRunner(SliceRunner):
     def __init__(
         self,
         graph: NetworkGraph,
-        make_stager: Callable[[Mapping[int, int]], Stager],
+        tensors: Tensors,
+        row_dtype: torch.dtype,
         execution: Execution,
     ) -> None:
-        super().__init__(execution)
+        super().__init__(execution, graph.image_shape[1])
         self.graph, self._device = graph, execution.device
         try:
             import triton  # noqa: F401
         except ImportError as error:
             raise DeevoError(f'engine="triton" needs Triton, which is not here: {error}') from None
         steps = Steps(graph, self._device)
-        self._tail = steps.tail
-        self.stager = make_stager(steps.padded)
+        self.stager = stager = Stager(graph, tensors, row_dtype, self._device)
         each = steps.live_bytes() + self.stager.staged_bytes
         self.chunk = max(1, min(_LARGEST_GRID, CHUNK_BYTES // each))
         tf32 = execution.precision == "tf32"
-        self._launches = steps.launches(self.chunk, "tf32" if tf32 else "ieee")
+        launches = steps.launches(self.chunk, "tf32" if tf32 else "ieee")
+        tail = steps.tail
+        program = BatchedProgram(graph, stager, launches, tail.features, tail.classifier)
+        self._program: BatchedProgram | GraphedProgram = program
+        if self._device.type == "cuda":
+            self._program = GraphedProgram(program, tensors.layout.stride, 1, program.example)
 
     def _run(
         self,
@@ -70,12 +76,15 @@ class BatchedRunner(SliceRunner):
             sink.check_classes(self.graph.classes, micro_batches[0].name)
 
         def run() -> None:
-            padded_images = [self._images(batch.images) for batch in micro_batches]
             for first in range(0, rows.shape[0], self.chunk):
                 members = slice(first, first + self.chunk)
-                weights = self._fold(rows, statistics, members)
-                for batch, images in zip(micro_batches, padded_images, strict=True):
-                    features = self._features(weights, images)
+                apart = None
+                if statistics is not None:
+                    apart = statistics[members].to(self._device, torch.float32)
+                prepared: Any = self._program.prepare(rows[members].to(self._device), apart)
+                weights = prepared.weights if isinstance(prepared, Slot) else prepared
+                for batch in micro_batches:
+                    features = self._program.run(prepared, channels_last(batch.images))
                     if isinstance(sink, LossSink):
                         self._score(weights, features, members, batch, sink)
                     else:
@@ -84,46 +93,6 @@ class BatchedRunner(SliceRunner):
 
         # One task: a launch has all members, and the interpreter one thread.
         self.execution.workers.run([run])
-
-    def _images(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] as [1, N, H, W, C'], channels padded by zeros."""
-        more = padded(images.shape[1]) - images.shape[1]
-        nhwc = torch.nn.functional.pad(images.permute(0, 2, 3, 1), (0, more))
-        return nhwc.contiguous()[None]
-
-    def _fold(self, rows: Tensor, statistics: Tensor | None, members: slice) -> MembersWeights:
-        """Folds the members' rows and statistics."""
-        if statistics is not None:
-            statistics = statistics[members].to(self._device, torch.float32)
-        staged = self.stager.stage_members(rows[members].to(self._device), statistics)
-
-        def bias_of(index: int) -> Tensor:
-            weight, bias = staged[index]
-            return torch.zeros(weight.shape[:2], device=self._device) if bias is None else bias
-
-        layers: dict[int, LayerWeights] = {}
-        for step, _ in self._launches:
-            if isinstance(step.layer, Convolution):
-                weight, bias, second = staged[step.index][0], bias_of(step.index), None
-                if step.shortcut is not None:
-                    second = staged[step.shortcut][0]
-                    bias = bias + bias_of(step.shortcut)
-                layers[step.index] = (weight, bias, second)
-        last = self._tail.classifier
-        # Rows hold both between each other, and the head wants memory that does not overlap.
-        classifier = (_apart(staged[last][0]), bias_of(last).contiguous())
-        return MembersWeights(classifier[0].shape[0], layers, classifier)
-
-    def _features(self, weights: MembersWeights, images: Tensor) -> Tensor:
-        """The classifier's input before its pool, [K, N, H, W, C]."""
-        registers: list[Any] = [None] * self.graph.registers
-        registers[self.graph.image] = images
-        with _ONE_AT_A_TIME:
-            for step, launch in self._launches:
-                registers[step.writes] = launch(registers, weights)
-                for number in step.frees:
-                    registers[number] = None
-        return registers[self._tail.features]
 
     def _score(
         self,
@@ -148,13 +117,8 @@ class BatchedRunner(SliceRunner):
         from deevo_ext.backends.triton.pooling import mean
 
         pooled = torch.empty((*features.shape[:2], features.shape[4]), device=self._device)
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             mean(features.flatten(2, 3), pooled)
         weight, bias = weights.classifier
         alone = [slice(k, k + 1) for k in range(weights.members)]
         return [torch.baddbmm(bias[k, None], pooled[k], weight[k].float().mT)[0] for k in alone]
-
-
-def _apart(x: Tensor) -> Tensor:
-    """Members that do not share memory, as frozen tensors do."""
-    return x.contiguous() if x.stride(0) < x[0].numel() else x

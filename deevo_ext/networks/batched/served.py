@@ -1,6 +1,6 @@
-"""Which layers our kernels take, on [K, N, H, W, C]: pools, slices and pads, and some together.
+"""Which layers our kernels take, on [K, N, H, W, C]: pools, slices and pads, and the head.
 
-Taken together are a block's last convolution with its shortcut, and the head: mean and classifier.
+The head is taken together: global mean and classifier.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ from torch import Tensor
 
 from deevo_ext.backends.windows import Window
 from deevo_ext.errors import DeevoError
-from deevo_ext.networks.graph.network_graph import (
-    Aten,
-    Convolution,
-    Layer,
-    Linear,
-    NetworkGraph,
-    two,
-)
+from deevo_ext.networks.graph.network_graph import Aten, Layer, Linear, NetworkGraph
+from deevo_ext.networks.graph.pools import arguments, window_of
 
 aten = torch.ops.aten
 
@@ -54,31 +48,16 @@ def refusal(layer: Layer, reason: str) -> DeevoError:
 
 
 def pool(layer: Aten) -> Window:
-    """Returns the windows of max_pool2d or avg_pool2d; raises NotServed for other layers."""
-    options = _arguments(layer)
-    if layer.target is aten.max_pool2d.default:
-        if two(options.get("dilation", 1)) != (1, 1):
-            raise NotServed("our pool has no dilation")
-    elif layer.target is aten.avg_pool2d.default:
-        if options.get("divisor_override") is not None:
-            raise NotServed("our pool divides by the size of the window")
-    else:
-        raise NotServed("we have no kernel for it")
-    if options.get("ceil_mode", False):
-        raise NotServed("our pool has no ceil_mode")
-    kernel = two(options["kernel_size"])
-    return Window(
-        layer.target is aten.max_pool2d.default,
-        kernel,
-        two(options["stride"]) if options.get("stride") else kernel,
-        two(options.get("padding", 0)),
-        bool(options.get("count_include_pad", True)),
-    )
+    """Returns the windows of a pool; raises NotServed for other layers."""
+    window = window_of(layer)
+    if isinstance(window, str):
+        raise NotServed(window)
+    return window
 
 
 def movement(layer: Aten) -> Callable[[Tensor], Tensor] | None:
     """Returns a slice or a pad of zeros, as parameterless shortcuts have; None for other layers."""
-    options = _arguments(layer)
+    options = arguments(layer)
     if layer.target is aten.slice.Tensor:
         place = _PLACE[options.get("dim", 0) % 4]
         if place == 1:
@@ -100,36 +79,24 @@ def is_global_mean(layer: Aten) -> bool:
     """Says whether it is the mean over all positions of [N, C, H, W]."""
     if len(layer.in_shape) != 4:
         return False
-    options, whole = _arguments(layer), tuple(layer.in_shape[2:])
+    options, whole = arguments(layer), tuple(layer.in_shape[2:])
     if layer.target is aten.adaptive_avg_pool2d.default:
         return tuple(layer.out_shape[2:]) == (1, 1)
     if layer.target is aten.mean.dim:
         return {d % 4 for d in options.get("dim") or ()} == {2, 3}
     if layer.target is aten.avg_pool2d.default:
-        try:
-            window = pool(layer)
-        except NotServed:
-            return False
-        return window.kernel == whole and window.padding == (0, 0)
+        window = window_of(layer)
+        return not isinstance(window, str) and window.kernel == whole and window.padding == (0, 0)
     return False
 
 
 def is_flattening(layer: Aten) -> bool:
     """Says whether it gives [N, C, 1, 1] or [N, C] another shape, or nothing new."""
     if layer.target is aten.dropout.default:
-        return not _arguments(layer).get("train", True)
+        return not arguments(layer).get("train", True)
     reshapes = (aten.reshape.default, aten.view.default, aten.flatten.using_ints)
     more = (aten.squeeze.dim, aten.squeeze.dims)
     return layer.target in reshapes + more and set(layer.in_shape[2:]) <= {1}
-
-
-def _arguments(layer: Aten) -> dict[str, Any]:
-    """Returns arguments by their names in the operator's schema."""
-    schema: Any = getattr(layer.target, "_schema", None)
-    if schema is None:
-        return dict(layer.kwargs)
-    names = [argument.name for argument in schema.arguments]
-    return {**dict(zip(names, layer.args, strict=False)), **layer.kwargs}
 
 
 @dataclass(frozen=True)
@@ -168,41 +135,6 @@ def tail_of(graph: NetworkGraph) -> Tail:
         reason = "it reads something else than channels' means of [N, C, H, W], or those at 1x1"
         raise NotServed(reason, last)
     return Tail(register, index, frozenset(inside))
-
-
-def merged_shortcuts(graph: NetworkGraph) -> dict[int, tuple[int, int]]:
-    """Pairs of convolutions that meet in a sum, one of them a 1x1 shortcut.
-
-    By the index of the later one: (main, shortcut), of which the shortcut becomes a second loop of
-    the main one's kernel.
-    """
-    writers, readers = _writers(graph), _readers(graph)
-    merged: dict[int, tuple[int, int]] = {}
-    for index, layer in enumerate(graph.layers):
-        if not isinstance(layer, Convolution) or not layer.residual:
-            continue
-        before = writers.get(layer.reads[1])
-        other = graph.layers[before] if before is not None else None
-        if before is None or not isinstance(other, Convolution) or readers[other.writes] != 1:
-            continue
-        if other.residual or other.activation is not None:
-            continue
-        for main, shortcut in ((before, index), (index, before)):
-            if _is_shortcut(graph.layers[shortcut], graph.image):
-                merged[index] = (main, shortcut)
-                break
-    return merged
-
-
-def _is_shortcut(layer: Layer, image: int) -> bool:
-    return (
-        isinstance(layer, Convolution)
-        and tuple(layer.weights.shape[2:]) == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-        and layer.in_shape[1] % 16 == 0
-        and layer.reads[0] != image
-    )
 
 
 def _pools(layer: Layer) -> bool:

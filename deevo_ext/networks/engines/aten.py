@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.networks.engines.base import Bound, activate
-from deevo_ext.networks.graph.network_graph import Convolution, Linear
+from deevo_ext.networks.engines.base import Bindable, Bound, activate
+from deevo_ext.networks.graph.network_graph import Aten, Linear
 
 
-def cast_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Returns weight and bias in one dtype, as ATen's operators ask."""
-    return weight, None if bias is None else bias.to(weight.dtype)
+def cast_bias(weight: Tensor, bias: Tensor | None, *shortcut: Tensor) -> tuple[Any, ...]:
+    """Returns weights and bias in one dtype, as ATen's operators ask."""
+    return weight, None if bias is None else bias.to(weight.dtype), *shortcut
 
 
 class ATen:
@@ -25,12 +25,15 @@ class ATen:
 
     name = "aten"
 
-    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+    def why_not(self, layer: Bindable, device: torch.device) -> str | None:
         """Returns None: it computes every layer."""
         return None
 
-    def bind(self, layer: Convolution | Linear) -> Bound:
+    def bind(self, layer: Bindable) -> Bound:
         """Makes the layer ready to run; weights stay as they are."""
+        if isinstance(layer, Aten):
+            target, options, named = layer.target, layer.args[1:], layer.kwargs
+            return Bound(cast_bias, lambda prepared, x, second: target(x, *options, **named))
         act = activate(layer.activation)
         if isinstance(layer, Linear):
 
@@ -41,10 +44,15 @@ class ATen:
             return Bound(cast_bias, linear)
         geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
-        def convolution(prepared: Any, x: Tensor, residual: Tensor | None) -> Tensor:
-            y = torch.conv2d(x, *prepared, *geometry)
-            if residual is not None:
-                y.add_(residual)
+        shortcut = layer.shortcut
+
+        def convolution(prepared: Any, x: Tensor, second: Tensor | None) -> Tensor:
+            weight, bias, *others = prepared
+            y = torch.conv2d(x, weight, bias, *geometry)
+            if second is not None and shortcut is not None:
+                y.add_(torch.conv2d(second, others[0], stride=shortcut.stride))
+            elif second is not None:
+                y.add_(second)
             return y if act is None else act(y)
 
         return Bound(cast_bias, convolution)

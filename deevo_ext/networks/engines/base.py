@@ -9,20 +9,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear
+from deevo_ext.networks.graph.network_graph import Activation, Aten, Convolution, Linear
 
 Functional = torch.nn.functional
+Bindable = Convolution | Linear | Aten
+"""What engines compute: layers with weights, and pools."""
 
 
 @dataclass(frozen=True)
 class Bound:
     """A layer in an engine's hands.
 
-    prepare(weight, bias): once a member, into whatever form the engine likes. run(prepared, x,
-    residual): the layer's output; residual is None unless the layer has one.
+    prepare(weight, bias), of a layer with a merged shortcut prepare(weight, bias, its weight): once
+    a member, into whatever form the engine likes; for a pool it is not called. run(prepared, x,
+    second): the layer's output; second is the residual or the shortcut's input, None unless the
+    layer has one.
     """
 
-    prepare: Callable[[Tensor, Tensor | None], Any]
+    prepare: Callable[..., Any]
     run: Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
@@ -31,11 +35,11 @@ class Engine(Protocol):
 
     name: str
 
-    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+    def why_not(self, layer: Bindable, device: torch.device) -> str | None:
         """Returns why it cannot compute a layer on a device, in words, or None if it can."""
         ...
 
-    def bind(self, layer: Convolution | Linear) -> Bound:
+    def bind(self, layer: Bindable) -> Bound:
         """Makes a layer ready to run."""
         ...
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import cache_folder, read_regular, write_whole
-from deevo_ext.networks.engines import ENGINES, Bound, Engine, candidates
-from deevo_ext.networks.graph.network_graph import Convolution, Linear
+from deevo_ext.networks.engines import ENGINES, Bindable, Bound, Engine, candidates
+from deevo_ext.networks.graph.network_graph import Aten, Convolution
 
 _VERSION = 1
 _ROUNDS = 5
@@ -139,7 +139,7 @@ class Chooser:
         self._forced = forced
         self._cache = device_cache(device)
 
-    def choose(self, layer: Convolution | Linear) -> Engine:
+    def choose(self, layer: Bindable) -> Engine:
         """The engine of a layer; a new choice goes to the tables (see `save`)."""
         usable = candidates(layer, self.device)
         if len(usable) == 1:
@@ -177,13 +177,13 @@ class Chooser:
         except (DeevoError, OSError):
             return
 
-    def _first_that_runs(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> Engine:
+    def _first_that_runs(self, layer: Bindable, engines: Sequence[Engine]) -> Engine:
         for engine in engines:
             if self._seconds(layer, engine, _trial(layer, engine.bind(layer), self.device)) < inf:
                 return engine
         raise _none_runs(layer, engines)
 
-    def _fastest(self, layer: Convolution | Linear, engines: Sequence[Engine]) -> int:
+    def _fastest(self, layer: Bindable, engines: Sequence[Engine]) -> int:
         runs = [_trial(layer, engine.bind(layer), self.device) for engine in engines]
         best, failed = [inf] * len(runs), set[int]()
         for turn in range(_ROUNDS + 1):  # interleaved, the first turn warms up
@@ -201,9 +201,7 @@ class Chooser:
             raise _none_runs(layer, engines)
         return fastest if best[fastest] < _MARGIN * best[0] else 0
 
-    def _seconds(
-        self, layer: Convolution | Linear, engine: Engine, run: Callable[[], float]
-    ) -> float:
+    def _seconds(self, layer: Bindable, engine: Engine, run: Callable[[], float]) -> float:
         """The seconds of a run; one that fails, as on a shape a library lacks, takes forever."""
         try:
             return self._measure(run)
@@ -215,7 +213,7 @@ class Chooser:
             return inf
 
 
-def _none_runs(layer: Convolution | Linear, engines: Sequence[Engine]) -> DeevoError:
+def _none_runs(layer: Bindable, engines: Sequence[Engine]) -> DeevoError:
     names = ", ".join(engine.name for engine in engines)
     return DeevoError(
         f"no engine computes layer {layer.name}: {names} all fail on it, see the warnings; use "
@@ -223,7 +221,7 @@ def _none_runs(layer: Convolution | Linear, engines: Sequence[Engine]) -> DeevoE
     )
 
 
-def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> Callable[[], float]:
+def _trial(layer: Bindable, bound: Bound, device: torch.device) -> Callable[[], float]:
     """A task that runs a layer on random numbers; returns its seconds a micro-batch."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -233,18 +231,22 @@ def _trial(layer: Convolution | Linear, bound: Bound, device: torch.device) -> C
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
-    weight = draw(layer.weights.shape)
-    bias = torch.zeros(layer.weights.shape[0], device=device)
-    x = draw(layer.in_shape)
-    residual = None
-    if isinstance(layer, Convolution) and layer.residual:
-        residual = draw(layer.out_shape)
     seconds = device_seconds if device.type == "cuda" else _host_seconds
+    x = draw(layer.in_shape)
+    if isinstance(layer, Aten):
+        return lambda: seconds(lambda: bound.run(None, x, None))
+    weights = [draw(layer.weights.shape), torch.zeros(layer.weights.shape[0], device=device)]
+    second = None
+    if isinstance(layer, Convolution) and layer.residual:
+        second = draw(layer.out_shape)
+    elif isinstance(layer, Convolution) and layer.shortcut is not None:
+        weights.append(draw(layer.shortcut.weights.shape))
+        second = draw(layer.shortcut.in_shape)
 
     def run() -> float:
-        prepared = bound.prepare(weight, bias)
-        once = seconds(lambda: bound.prepare(weight, bias))
-        return seconds(lambda: bound.run(prepared, x, residual)) + once / _MICRO_BATCHES
+        prepared = bound.prepare(*weights)
+        once = seconds(lambda: bound.prepare(*weights))
+        return seconds(lambda: bound.run(prepared, x, second)) + once / _MICRO_BATCHES
 
     return run
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from deevo_ext.networks.engines.aten import cast_bias
-from deevo_ext.networks.engines.base import Bound, activate
-from deevo_ext.networks.graph.network_graph import Activation, Convolution, Linear
+from deevo_ext.networks.engines.base import Bindable, Bound, activate
+from deevo_ext.networks.graph.network_graph import Activation, Aten, Convolution, Linear
 
 # Post-operations that keep NaN and infinity, by oneDNN's names.
 _FUSED = {
@@ -46,10 +46,14 @@ class OneDNN:
         self.name = "onednn-packed" if packed else "onednn"
         self._packed = packed
 
-    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+    def why_not(self, layer: Bindable, device: torch.device) -> str | None:
         """Returns why it cannot compute the layer on the device, or None if it can."""
         if device.type != "cpu":
             return "oneDNN serves CPU tensors"
+        if isinstance(layer, Aten):
+            return "it computes convolutions and linear layers"
+        if isinstance(layer, Convolution) and layer.shortcut is not None:
+            return "it merges no shortcuts"
         if not torch.backends.mkldnn.is_available():
             return "this torch was built without oneDNN"
         supported: dict[torch.dtype, Callable[[], bool]] = {
@@ -61,8 +65,9 @@ class OneDNN:
             return f"this CPU has no instructions for {layer.dtype}"
         return None
 
-    def bind(self, layer: Convolution | Linear) -> Bound:
+    def bind(self, layer: Bindable) -> Bound:
         """Makes the layer ready to run, in one call a micro-batch."""
+        assert not isinstance(layer, Aten)
         attr, scalars, algorithm = post_operation(layer.activation)
         act = activate(layer.activation) if attr == "none" else None
         ops, packed = torch.ops.mkldnn, self._packed

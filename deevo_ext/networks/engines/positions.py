@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from deevo_ext.networks.engines.aten import cast_bias
-from deevo_ext.networks.engines.base import Bound, activate
+from deevo_ext.networks.engines.base import Bindable, Bound, activate
 from deevo_ext.networks.engines.onednn import OneDNN
-from deevo_ext.networks.graph.network_graph import Convolution, Linear
+from deevo_ext.networks.graph.network_graph import Convolution
 
 # More positions mean less padding and more, smaller products: direct convolution is faster there.
 _MOST_POSITIONS = 9
@@ -46,7 +46,7 @@ class Positions:
 
     name = "positions"
 
-    def why_not(self, layer: Convolution | Linear, device: torch.device) -> str | None:
+    def why_not(self, layer: Bindable, device: torch.device) -> str | None:
         """Returns why it cannot compute the layer on the device, or None if it can."""
         if not isinstance(layer, Convolution):
             return "it computes convolutions"
@@ -73,7 +73,7 @@ class Positions:
             layer.padding[axis],
         )
 
-    def bind(self, layer: Convolution | Linear) -> Bound:
+    def bind(self, layer: Bindable) -> Bound:
         """Makes the layer ready to run, by a few products a position."""
         assert isinstance(layer, Convolution)
         rows, columns = self._axis(layer, 0), self._axis(layer, 1)

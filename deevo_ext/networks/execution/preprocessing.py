@@ -54,6 +54,15 @@ class Preprocessing:
         return x.float() * factor + shift
 
 
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Returns images [n, C, H, W] with so many channels, zeros behind their own."""
+    more = channels - images.shape[1]
+    if not more:
+        return images
+    wider = torch.nn.functional.pad(images, (0, 0, 0, 0, 0, more))
+    return wider.contiguous(memory_format=torch.channels_last)
+
+
 @functools.lru_cache(maxsize=64)
 def _line(
     mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.networks.engines import Bound
-from deevo_ext.networks.execution.weights import Buffers, Staged, Stager
+from deevo_ext.networks.execution.preprocessing import with_channels
+from deevo_ext.networks.execution.weights import Staged, Stager
 from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.networks.graph.network_graph import (
     Aten,
@@ -60,17 +61,12 @@ class FusedProgram:
         ]
         self._made = _makers(graph)
 
-    def prepare(
-        self,
-        row: Tensor,
-        statistics: Tensor | None,
-        buffers: Buffers | None = None,
-    ) -> FoldedWeights:
+    def prepare(self, row: Tensor, statistics: Tensor | None) -> FoldedWeights:
         """Folds, casts and packs; runs what depends on the weights alone."""
-        staged = self.stager.stage(row, statistics, buffers)
+        staged = self.stager.stage(row, statistics)
         ready: list[Any] = [None] * len(self.graph.layers)
-        for index, bound in self.bounds.items():
-            ready[index] = bound.prepare(*staged.layers[index])
+        for index, weights in staged.layers.items():
+            ready[index] = self.bounds[index].prepare(*weights)
         registers: Registers = [None] * self.graph.registers
         self.prologue(registers, ready, staged.parameters, range(len(self._prologue)))
         return FoldedWeights(ready, staged, registers)
@@ -92,10 +88,16 @@ class FusedProgram:
         self.advance(registers, prepared, 0, len(self._steps))
         return registers[self.graph.output]
 
+    def example(self) -> Tensor:
+        """Images as `run` takes them."""
+        shape, where = self.graph.image_shape, self.stager.device
+        images = torch.zeros(shape, dtype=self.graph.dtype, device=where)
+        return images.contiguous(memory_format=torch.channels_last)
+
     def begin(self, prepared: FoldedWeights, images: Tensor) -> Registers:
-        """Registers before the first layer."""
+        """Registers before the first layer; images may lack channels that the graph adds."""
         registers = list(prepared.registers)
-        registers[self.graph.image] = images
+        registers[self.graph.image] = with_channels(images, self.graph.image_shape[1])
         return registers
 
     def advance(self, registers: Registers, prepared: FoldedWeights, first: int, stop: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.program import Program
 from deevo_ext.networks.execution.sinks import Sink
 from deevo_ext.networks.execution.workers import Workers
@@ -84,7 +85,14 @@ class Runner(ABC):
 
 
 class SliceRunner(Runner):
-    """Runs all rows on a slice's micro-batches before the next slice is asked for."""
+    """Runs all rows on a slice's micro-batches before the next slice is asked for.
+
+    channels: that the images get, zeros behind their own, once for all rows; None: their own.
+    """
+
+    def __init__(self, execution: Execution, channels: int | None = None) -> None:
+        super().__init__(execution)
+        self._channels = channels
 
     def run(
         self,
@@ -95,6 +103,11 @@ class SliceRunner(Runner):
     ) -> None:
         """Runs rows on images, slice by slice."""
         for micro_batches in batches:
+            if self._channels is not None:
+                micro_batches = [
+                    replace(batch, images=with_channels(batch.images, self._channels))
+                    for batch in micro_batches
+                ]
             with self.execution.float32_products():
                 self._run(rows, statistics, micro_batches, sink)
             del micro_batches  # before the next ones are prepared
@@ -118,8 +131,8 @@ class MemberRunner(SliceRunner):
     micro-batch each, right before it and by the same thread, in whose caches they then are.
     """
 
-    def __init__(self, program: Program, execution: Execution) -> None:
-        super().__init__(execution)
+    def __init__(self, program: Program, execution: Execution, channels: int | None = None) -> None:
+        super().__init__(execution, channels)
         self.program = program
 
     def _run(

@@ -65,12 +65,12 @@ class Place:
 class WeightTable:
     """Finds each tensor of a graph, and makes the table that tells `fold` what to write.
 
-    row_dtype: of the rows. padded: input channels, zeros beyond the layer's own, that convolutions'
-    weights get, by index in the graph.
+    row_dtype: of the rows. Where the graph has more input channels than a tensor, they are zeros.
 
-    layers: places of each convolution's and linear layer's weight and bias. parameters: places of
-    what ATen calls read from rows; fixed: tensors that they read instead. table, eps, constants:
-    arguments of `fold`. sizes: elements of a member's staged weights and vectors.
+    layers: places of each convolution's and linear layer's weight and bias by its index in the
+    graph; shortcuts: those of merged shortcuts. parameters: places of what ATen calls read from
+    rows; fixed: tensors that they read instead. table, eps, constants: arguments of `fold`. sizes:
+    elements of a member's staged weights and vectors.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class WeightTable:
         tensors: Tensors,
         row_dtype: torch.dtype,
         device: torch.device,
-        padded: Mapping[int, int],
     ) -> None:
         self._dtype, self._row_dtype, self._device = graph.dtype, row_dtype, device
         layout, statistics_layout = tensors.layout, tensors.statistics_layout
@@ -95,12 +94,14 @@ class WeightTable:
         self._eps: list[float] = []
         self.sizes = {STAGED_WEIGHTS: 0, STAGED_VECTORS: 0}
         self.layers: dict[int, tuple[Place, Place | None]] = {}
+        self.shortcuts: dict[int, list[tuple[Place, Place | None]]] = {}
         self.parameters: dict[Parameter, Place] = {}
         self.fixed: dict[Parameter, Tensor] = {}
         for index, layer in enumerate(graph.layers):
             if isinstance(layer, (Convolution, Linear)):
-                channels = padded.get(index, layer.weights.shape[1])
-                self.layers[index] = self._layer(layer.weights, layer.dtype, channels)
+                self.layers[index] = self._layer(layer.weights, layer.dtype)
+            if isinstance(layer, Convolution) and layer.shortcut is not None:
+                self.shortcuts[index] = [self._layer(layer.shortcut.weights, layer.dtype)]
         for layer in (*graph.prologue, *graph.layers):
             if isinstance(layer, Aten):
                 for item in layer.parameters:
@@ -124,14 +125,12 @@ class WeightTable:
     def _dtype_in(self, space: int) -> torch.dtype:
         return self._row_dtype if space == Space.ROWS else torch.float32
 
-    def _layer(
-        self, weights: Weights, dtype: torch.dtype, padded: int
-    ) -> tuple[Place, Place | None]:
+    def _layer(self, weights: Weights, dtype: torch.dtype) -> tuple[Place, Place | None]:
         space, offset, shape = self._source(weights.weight)
         if dtype != self._dtype:  # the classifier, in float32
             bias = self._vector(weights.bias) if weights.bias else None
             return self._vector(weights.weight), bias
-        taps = torch.Size(shape[2:]).numel()
+        taps, padded = torch.Size(shape[2:]).numel(), weights.shape[1]
         same_layout = (taps == 1 or shape[1] == 1) and padded == shape[1]
         if weights.norm is None and same_layout and self._dtype_in(space) == self._dtype:
             weight = Place(space, offset, shape, len(shape) == 4)

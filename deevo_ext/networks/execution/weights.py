@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,20 @@ from deevo_ext.ops.library import BoundOperator
 Buffers = tuple[Tensor, Tensor]
 """Memory for one member's staged weights and vectors."""
 
+LayerWeights = tuple[Tensor, Tensor | None, *tuple[Tensor, ...]]
+"""A layer's weight and bias; with a merged shortcut the sum of both biases, and its weight."""
+
 
 @dataclass(eq=False)
 class Staged:
     """One member's weights.
 
-    layers: (weight, bias) of each convolution and linear layer by its index in the graph; weight
+    layers: of each convolution and linear layer by its index in the graph; weights
     [out, in, kh, kw] with channels-last strides or [out, in], in the graph's dtype; bias float32 or
     None. parameters: what ATen calls read.
     """
 
-    layers: dict[int, tuple[Tensor, Tensor | None]]
+    layers: dict[int, LayerWeights]
     parameters: dict[Parameter, Tensor]
 
 
@@ -41,10 +44,9 @@ class Stager:
         tensors: Tensors,
         row_dtype: torch.dtype,
         device: torch.device,
-        padded: Mapping[int, int] | None = None,
     ) -> None:
         self._dtype, self.device = graph.dtype, device
-        self._table = WeightTable(graph, tensors, row_dtype, device, padded or {})
+        self._table = WeightTable(graph, tensors, row_dtype, device)
         self._sizes = tuple(self._table.sizes.values())
         self._idle: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
         self._folds: dict[tuple[Any, ...], BoundOperator] = {}
@@ -75,10 +77,7 @@ class Stager:
             tensor = place.find(spaces)[0]
             return tensor.permute(0, 3, 1, 2) if place.channels_last else tensor
 
-        layers = {
-            index: (find(weight), None if bias is None else find(bias))
-            for index, (weight, bias) in self._table.layers.items()
-        }
+        layers = self._layers(find)
         parameters = {item: find(place) for item, place in self._table.parameters.items()}
         staged = Staged(layers, parameters | self._table.fixed)
         if buffers is None:
@@ -91,23 +90,27 @@ class Stager:
         except queue.Empty:
             return self.buffers()
 
-    def stage_members(
-        self, rows: Tensor, statistics: Tensor | None
-    ) -> dict[int, tuple[Tensor, Tensor | None]]:
+    def stage_members(self, rows: Tensor, statistics: Tensor | None) -> dict[int, LayerWeights]:
         """Returns weights of rows [K, D] with statistics [K, S]; they live as long as the rows.
 
-        For each layer, weight and bias: weight [K, out, kh, kw, in] or [K, out, in], bias float32
-        [K, out] or None; contiguous but for the first stride, which is 0 where members share a
-        tensor.
+        Of each layer: weights [K, out, kh, kw, in] or [K, out, in], bias float32 [K, out] or None;
+        contiguous but for the first stride, which is 0 where members share a tensor.
         """
         count = rows.shape[0]
         weights = torch.empty(count, self._sizes[0], dtype=self._dtype, device=self.device)
         vectors = torch.empty(count, self._sizes[1], device=self.device)
         spaces = self._fold(rows, statistics, weights, vectors)
-        return {
-            index: (weight.find(spaces), None if bias is None else bias.find(spaces))
-            for index, (weight, bias) in self._table.layers.items()
-        }
+        return self._layers(lambda place: place.find(spaces))
+
+    def _layers(self, find: Callable[[Place], Tensor]) -> dict[int, LayerWeights]:
+        layers: dict[int, LayerWeights] = {}
+        for index, place in self._table.layers.items():
+            places = [place, *self._table.shortcuts.get(index, ())]
+            weight, *shortcut = [find(weight) for weight, _ in places]
+            biases = [find(bias) for _, bias in places if bias is not None]
+            bias = sum(biases[1:], biases[0]) if biases else None
+            layers[index] = (weight, bias, *shortcut)
+        return layers
 
     def _fold(
         self, rows: Tensor, statistics: Tensor | None, weights: Tensor, vectors: Tensor

@@ -101,7 +101,7 @@ class _Fuser:
             self.dtype,
             capture.how,
         )
-        _release(graph)
+        release(graph)
         return graph
 
     def _emit(self, node: fx.Node, layer: Layer) -> None:
@@ -161,8 +161,8 @@ class _Fuser:
         return layer
 
 
-def _release(graph: NetworkGraph) -> None:
-    """Says after which layer each register is no longer needed; prologue's are kept."""
+def release(graph: NetworkGraph) -> None:
+    """Says of each layer which registers nobody needs after it; the prologue's are kept."""
     members = {layer.writes for layer in graph.prologue}
     fresh: set[int] = set()
     shared: set[int] = {graph.image, *members}  # registers whose memory another one may show

@@ -60,6 +60,15 @@ class Weights:
         return tuple(name for name in (self.weight, self.bias, *more) if name is not None)
 
 
+@dataclass(frozen=True)
+class Shortcut:
+    """A 1x1 convolution of a second input [N, C, H, W], added to another convolution's sums."""
+
+    weights: Weights
+    stride: tuple[int, int]
+    in_shape: Shape
+
+
 @dataclass
 class Layer:
     """A layer of any kind.
@@ -88,13 +97,16 @@ class Layer:
 
     @property
     def signature(self) -> str:
-        """All that its speed depends on, the key of the engine table; empty: nothing to choose."""
-        return ""
+        """All that its speed depends on, the key of the engine table."""
+        raise NotImplementedError
 
 
 @dataclass
 class Convolution(Layer):
-    """act(conv2d(x, W) + b [+ residual]); reads x and, with `residual`, a second register."""
+    """act(conv2d(x, W) + b [+ residual] [+ shortcut]).
+
+    Reads x and, with a residual or a shortcut, of which it has one at most, a second register.
+    """
 
     weights: Weights = field(kw_only=True)
     stride: tuple[int, int] = field(kw_only=True)
@@ -102,6 +114,7 @@ class Convolution(Layer):
     dilation: tuple[int, int] = field(kw_only=True)
     groups: int = field(kw_only=True)
     residual: bool = field(default=False, kw_only=True)
+    shortcut: Shortcut | None = field(default=None, kw_only=True)
     activation: Activation | None = field(default=None, kw_only=True)
 
     @property
@@ -116,9 +129,12 @@ class Convolution(Layer):
     def signature(self) -> str:
         geometry = [self.in_shape, self.weights.shape, self.stride, self.padding, self.dilation]
         sizes = " ".join("x".join(map(str, part)) for part in geometry)
-        residual = " residual" if self.residual else ""
+        added = " residual" if self.residual else ""
+        if self.shortcut is not None:
+            into, stride = self.shortcut.in_shape, self.shortcut.stride
+            added = " shortcut " + " ".join("x".join(map(str, part)) for part in (into, stride))
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"conv {dtype} {sizes} {self.groups}{residual} {self.activation or 'none'}"
+        return f"conv {dtype} {sizes} {self.groups}{added} {self.activation or 'none'}"
 
 
 @dataclass
@@ -156,6 +172,11 @@ class Aten(Layer):
     def operation(self) -> str:
         name = getattr(self.target, "overloadpacket", self.target)
         return getattr(name, "__name__", str(name))
+
+    @property
+    def signature(self) -> str:
+        dtype, shape = str(self.dtype).removeprefix("torch."), "x".join(map(str, self.in_shape))
+        return f"{self.operation} {dtype} {shape} {self.args[1:]} {self.kwargs}"
 
     @property
     def parameters(self) -> list[Parameter]:

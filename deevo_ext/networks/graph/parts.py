@@ -140,7 +140,8 @@ def _names(layer: Layer, made: dict[int, list[str]]) -> list[str]:
 def own_tensors(layer: Layer) -> list[str]:
     """Returns the names of the tensors that a layer reads itself."""
     if isinstance(layer, (Convolution, Linear)):
-        return list(layer.weights.names)
+        shortcut = layer.shortcut if isinstance(layer, Convolution) else None
+        return [*layer.weights.names, *(shortcut.weights.names if shortcut else ())]
     return [parameter.name for parameter in layer.parameters] if isinstance(layer, Aten) else []
 
 
