@@ -72,7 +72,7 @@ class Materials:
             require_basin(report)
         elif report is not None:
             for problem in report.problems():
-                warnings.warn(problem, stacklevel=4)
+                warnings.warn(problem, stacklevel=5)  # the caller of evolve
 
 
 def search_weights(materials: Materials) -> Evolution:

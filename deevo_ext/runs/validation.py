@@ -38,7 +38,10 @@ class FitnessValidation:
         return None
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
-        """Scores a row; inherited: its BatchNorm statistics, where they are held apart."""
+        """Scores a row; inherited: its BatchNorm statistics, where they are held apart.
+
+        Of several ranks rank 0 does, for all.
+        """
         return ranks().lead(lambda: self.fitness.score(row, inherited))
 
     def shown(self, score: float) -> float:
