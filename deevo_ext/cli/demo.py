@@ -154,7 +154,7 @@ def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, inde
 
 
 def members(
-    sets: ImageSets, setting: Setting, folder: Path, seed: int, progress: bool
+    sets: ImageSets, setting: Setting, folder: Path, seed: int, progress: bool = True
 ) -> tuple[nn.Module, list[Path]]:
     """Trains the networks that the folder lacks; returns a model, and all files."""
     train = sets.train

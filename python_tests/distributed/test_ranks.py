@@ -13,6 +13,7 @@ from deevo_ext import DeevoError
 from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import RankError, ranks
 from deevo_ext.distributed.shares import Part, each, edges_of, evaluated, parts_of, share
+from support.rank_runs import told_of_threads
 from support.ranks import finish, on_ranks, start
 
 
@@ -150,3 +151,10 @@ def test_variables_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(DeevoError, match="the ranks do not come together"), joined():
         pass
+
+
+def test_cores_without_a_thread_are_said_once_a_machine() -> None:
+    assert on_ranks(2, told_of_threads, 3) == [[], []]  # of which each has one
+    (said,), others = on_ranks(2, told_of_threads, 16)
+    assert "each rank has one thread, but there are 16 cores" in said
+    assert "set OMP_NUM_THREADS=8" in said and others == []

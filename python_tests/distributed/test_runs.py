@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.rank_runs import do, interrupted, lines_of
+from support.rank_runs import differing, do, interrupted, lines_of
 from support.ranks import finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
 
@@ -87,3 +87,10 @@ def test_an_interrupted_run_goes_on_with_another_number_of_ranks(
     for found in on_ranks(then, do, tmp_path, *checkpoints, name):
         assert found[name]["record"] == alone[1][name]["record"]
     assert lines_of(tmp_path / name) == whole
+
+
+def test_ranks_that_differ_are_named() -> None:
+    for said in on_ranks(2, differing, "images"):
+        assert said.startswith("at the start: rank 1 has fitness.sha256 '")
+    for said in on_ranks(2, differing, "members"):
+        assert said.startswith("generation 4: rank 1 has member 5 '")

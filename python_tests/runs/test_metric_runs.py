@@ -19,7 +19,7 @@ from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.reports.card import CARD, write_documents
-from deevo_ext.runs import searches
+from deevo_ext.runs import round_size
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.paired import Difference
 from deevo_ext.search.linear_model import LinearModel
@@ -37,7 +37,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def short_evolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests ask what is evolved for, not how far."""
-    monkeypatch.setattr(searches, "GENERATIONS", 4)
+    monkeypatch.setattr(round_size, "GENERATIONS", 4)
     monkeypatch.setattr(biases, "_GENERATIONS", 4)
 
 

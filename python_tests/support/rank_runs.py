@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.configuration import configure
+from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
 from support.evolution import images, population, sphere
 from support.networks import Net
@@ -209,3 +211,40 @@ def traffic_of_a_round() -> tuple[Sizes, int]:
         received = ranks().traffic
     statistics = members.statistics_layout.dim
     return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received
+
+
+def differing(how: str) -> str:
+    """A run in which rank 1 differs; what the exception says.
+
+    how: "images", from the beginning, or "members", whose bits change behind torch's back.
+    """
+    run = weights_run(None)
+    if os.environ["RANK"] == "1":
+        if how == "images":
+            assert isinstance(run.fitness, ClassificationFitness)
+            run.fitness.images = images(150, 9)
+        else:
+            settle = run.scoring.settle
+
+            def changed(generation: Generation) -> None:
+                settle(generation)
+                if run.de.generation == 4:
+                    run.population.rows.numpy()[5, 3] += 1.0
+
+            run.scoring.settle = changed  # type: ignore[method-assign]
+    try:
+        run.run()
+    except DeevoError as error:
+        return str(error)
+    return "nothing"
+
+
+def told_of_threads(cores: int) -> list[str]:
+    """The warnings of a rank that has one thread by OMP_NUM_THREADS, on so many cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.sched_getaffinity = lambda _: set(range(cores))  # type: ignore[assignment]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with joined():
+            pass
+    return [str(one.message) for one in caught]
