@@ -9,6 +9,7 @@ import torch
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.dataset import DatasetFitness
 from deevo_ext.fitness.evaluator import Evaluator
@@ -38,7 +39,7 @@ class FitnessValidation:
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
         """Scores a row; inherited: its BatchNorm statistics, where they are held apart."""
-        return self.fitness.score(row, inherited)
+        return ranks().lead(lambda: self.fitness.score(row, inherited))
 
     def shown(self, score: float) -> float:
         """Returns a score as tables have it."""

@@ -63,7 +63,8 @@ def returned(run: Run) -> Line:
 def _summary(every: dict[str, dict[str, Runs]], rounds: list[Line]) -> str:
     header = ("setting", "n", "refitted", "evolved", "evolved and refitted", "returned",
               "weights evolved", "returned - refitted", "better / equal / worse", "p",
-              "share of the evolved gain on validation after 0.2 / 0.4 M passes", "passes", "CPU s")  # fmt: skip
+              "share of the evolved gain on validation after 0.2 / 0.4 M passes",
+              "passes", "CPU s")  # fmt: skip
     lines = []
     for name, variants in every.items():
         runs = variants[RECIPE]
