@@ -18,15 +18,19 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.dataset import DatasetFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.population import Population
-from deevo_ext.runs.evolve import Result, evolve
+from deevo_ext.reports.trackers import Tracker
+from deevo_ext.runs.evolve import evolve
 from deevo_ext.runs.merge import Merged, merge
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.replay import replay
+from deevo_ext.runs.result import Result
 from deevo_ext.runs.run import Evolution
+from deevo_ext.runs.validation import FitnessValidation
 from deevo_ext.search.configuration import PRESETS, Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
 from deevo_ext.search.strategies import Strategy
@@ -39,6 +43,7 @@ __all__ = [
     "CachedImages",
     "ClassificationFitness",
     "Configuration",
+    "DatasetFitness",
     "DeevoError",
     "DifferentialEvolution",
     "EvaluationOptions",
@@ -46,6 +51,7 @@ __all__ = [
     "Evolution",
     "Fitness",
     "FitnessOptions",
+    "FitnessValidation",
     "ImageSet",
     "LabelledImages",
     "Losses",
@@ -57,6 +63,7 @@ __all__ = [
     "Result",
     "RunOptions",
     "Strategy",
+    "Tracker",
     "Trials",
     "__version__",
     "evolve",

@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.runs.soups import SOUPS, greedy_soup
-from deevo_ext.runs.state import SOUP
+from deevo_ext.runs.state import SOUP, TREATED_NAMES, Candidate, Candidates
+from deevo_ext.runs.treatments import Treatments
+from deevo_ext.runs.validation import Validation
 
 from . import cases, rivals
 from .bounds import learned_soup, tuned_soup
@@ -22,9 +25,15 @@ from .cases import Case
 from .csv_files import Line
 from .variants import PEERS
 
+_OF_EVOLVED = {names[1] for names in TREATED_NAMES.values()}
+
 
 def fitted(case: Case, what: str) -> list[Line]:
-    """Runs a peer or a bound; returns the lines of its network and of the greedy soup."""
+    """Runs a peer or a bound; returns the lines of its network and of the greedy soup.
+
+    A peer's network and the soup are also refitted, as a run's are at its end; of the peer's
+    networks the one that validation prefers counts as returned.
+    """
     began = time.process_time()
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     evaluator = _evaluator(case, population)
@@ -35,16 +44,36 @@ def fitted(case: Case, what: str) -> list[Line]:
         row = _rival(case, population, evaluator, greedy, what)
     else:
         row = _bound(case, population, greedy, what)
+    rows = {SOUP: population.mean(greedy), what: row}
+    if what in PEERS:
+        rows |= {one.name: one.row for one in _treated(case, evaluator, *rows.values())}
     passes, seconds = evaluator.forward_passes, round(time.process_time() - began, 1)
     images = {"": case.sets.test, "validation_": case.validation, "fitness_": case.sets.fitness}
-    soup, other = ({"network": name, "returned": int(name != SOUP)} for name in (SOUP, what))
+    lines: dict[str, Line] = {name: {"network": name, "returned": 0} for name in rows}
     for prefix, part in images.items():
-        scores = evaluator.scores(torch.stack([population.mean(greedy), row]), part)
-        soup[f"{prefix}loss"], other[f"{prefix}loss"] = (score.loss for score in scores)
-        if part is case.sets.test:
-            soup["top1"], other["top1"] = (score.top1 for score in scores)
-    other["seconds"] = seconds
-    return [soup, {**other, "forward_passes": passes if what in PEERS else None}]
+        scores = evaluator.scores(torch.stack([*rows.values()]), part)
+        for line, score in zip(lines.values(), scores, strict=True):
+            line[f"{prefix}loss"] = score.loss
+            if part is case.sets.test:
+                line["top1"] = score.top1
+    found = [lines[name] for name in rows if name == what or name in _OF_EVOLVED]
+    best = min(found, key=lambda line: line["validation_loss"])
+    best |= {"returned": 1, "seconds": seconds}
+    for line in found:
+        line["forward_passes"] = passes if what in PEERS else None
+    return list(lines.values())
+
+
+def _treated(
+    case: Case, evaluator: deevo.Evaluator, soup: torch.Tensor, row: torch.Tensor
+) -> list[Candidate]:
+    """Gives a peer's network what a run gives an evolved one at its end: a refit above all."""
+    validation = Validation(evaluator, case.validation, Metric("loss"))
+    state = Candidates(evaluator.population)
+    scores = [score.loss for score in evaluator.scores(torch.stack([soup, row]), case.validation)]
+    state.initial["soup"] = Candidate("soup", 0, (0,), scores[0], soup, None)
+    state.evolved["member"] = Candidate("member", 1, (0,), scores[1], row, None)
+    return Treatments(validation, case.sets.fitness, case.seed).of(state)
 
 
 def _random_soups(

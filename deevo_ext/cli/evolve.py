@@ -41,7 +41,7 @@ from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import check_files
 from deevo_ext.reports.card import CARD, write_documents
 from deevo_ext.reports.model_folder import check_format, write_model_folder
-from deevo_ext.reports.tensorboard import TensorBoard
+from deevo_ext.reports.trackers import TensorBoard, Tracker
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.given import Options
@@ -259,7 +259,7 @@ def evolve(
             write_options(folder, effective)
             kept.append(True)
 
-    writer = TensorBoard(folder / "tensorboard") if tensorboard and ranks().leads else None
+    writer = Tracker(TensorBoard(folder / "tensorboard")) if tensorboard and ranks().leads else None
     try:
         result = run_evolve(
             network.model,

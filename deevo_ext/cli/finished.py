@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from deevo_ext.reports.card import REPORT
-from deevo_ext.runs.evolve import Result
 from deevo_ext.runs.folder import EVOLVED
 from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE
+from deevo_ext.runs.result import Result
 
 log = logging.getLogger("deevo_ext")
 

@@ -23,7 +23,7 @@ def image_digest(pixels: bytes | memoryview, label: int) -> bytes:
     return digest.digest()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CachedImages(LabelledImages):
     """uint8 images of which several sets share the pixels; a subset is a list of indices.
 

@@ -18,7 +18,7 @@ from deevo_ext.errors import DeevoError
 Whole = TypeVar("Whole", bound=LabelledImages)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageSet(LabelledImages):
     """Normalised images and their labels, in memory.
 

@@ -57,6 +57,11 @@ class LabelledImages(ABC):
         """
         return self.subset(self.range_of(start, stop), name)
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__} {self.name!r}: {len(self):,} images {shape}, {dtype}"
+
     def __len__(self) -> int:
         return self.labels.numel()
 

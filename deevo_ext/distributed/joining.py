@@ -38,7 +38,8 @@ def joined() -> Iterator[Ranks]:
 
     Raises DeevoError where the others do not come.
     """
-    if ranks().count > 1 or not (dist.is_initialized() or _launched()):
+    several = dist.get_world_size() > 1 if dist.is_initialized() else _launched()
+    if ranks().count > 1 or not several:
         yield ranks()
         return
     connection = _connected(_timeout())

@@ -188,7 +188,8 @@ class Evaluator:
         def evaluate(rows: Tensor, images: LabelledImages, apart: Used | None) -> Losses:
             return self.forward(rows, images, statistics=apart, label_smoothing=label_smoothing)
 
-        return Losses(*self._shared(rows, images, statistics, evaluate))
+        found = self._shared(rows, images, statistics, evaluate)
+        return Losses(*(tensor.to(images.labels.device) for tensor in found))
 
     def image_scores(
         self,

@@ -20,8 +20,10 @@ in a row. There are three kinds of tensors:
 from __future__ import annotations
 
 import operator
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from deevo_ext.population.averages import average_rows
 from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
+from deevo_ext.population.saving import save_members
 from deevo_ext.population.tensors import converted, dtype_name, dtype_of
 
 _MANIFEST_VERSION = 1
@@ -181,6 +184,12 @@ class Population:
             population.append_average(name, members)
         return population
 
+    def __repr__(self) -> str:
+        return (
+            f"Population of {self.size} members, {self.layout.weights:,} evolved weights each, "
+            f"{dtype_name(self.rows.dtype)} on {self.rows.device}, batchnorm={self.batchnorm!r}"
+        )
+
     @property
     def size(self) -> int:
         """NP, the number of members."""
@@ -260,6 +269,18 @@ class Population:
             dtype = dtype_of(dtypes[name]) if name in dtypes else values[name].dtype
             result[name] = values[name].detach().to(row.device, dtype, copy=True)
         return result
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes the members into a new folder, member_000.safetensors, ...; returns the paths.
+
+        They are checkpoints with the model's names, to go on from later or elsewhere:
+        `Population.from_checkpoints(model, folder)` with this population's dtype, frozen and
+        batchnorm has every bit of rows and statistics again. Where rows are wider than the
+        checkpoints that were read, as in a float32 population of float16 files, so are the tensors.
+        Raises DeevoError for a folder that holds something.
+        """
+        check_arguments(Population.save, locals())
+        return save_members(self, Path(folder))
 
     def reread(self, i: int) -> tuple[Tensor, Tensor]:
         """Reads member `i` again as its file has it: row [D], statistics [S].

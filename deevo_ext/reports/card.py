@@ -140,7 +140,7 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
 
 def _shown(run: Run) -> Callable[[float], float]:
     """Returns what makes of a score the run's metric, in its user's direction."""
-    return float if run.validation is None else run.validation.metric.shown
+    return float if run.validation is None else run.validation.shown
 
 
 def _metric(run: Run) -> Metric | None:

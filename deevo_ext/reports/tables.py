@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deevo_ext.runs.state import KINDS
 from deevo_ext.search.configuration import Configuration
-from deevo_ext.text import Lines
+from deevo_ext.text import Lines, html_table
 
 Metrics = Mapping[str, float]
 
 
 class Table(NamedTuple):
-    """The arguments of `text.markdown_table`."""
+    """The arguments of `text.markdown_table`; a notebook shows it as a table."""
 
     header: Sequence[str]
     lines: Lines
@@ -26,6 +26,9 @@ class Table(NamedTuple):
     def align_of(self, column: int) -> str:
         """Returns the sign of a column."""
         return self.align[min(column, len(self.align) - 1)]
+
+    def _repr_html_(self) -> str:
+        return html_table(*self)
 
 
 def strategies_table(configuration: Configuration, history: Sequence[Metrics]) -> Table:

@@ -7,6 +7,7 @@ network and the best initial one. `runs.contenders` measures them.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +19,7 @@ from deevo_ext.files import write_whole
 from deevo_ext.fitness.metrics import label_of
 from deevo_ext.runs.paired import Difference, mcnemar, number
 from deevo_ext.runs.state import PARENT, SOUP
-from deevo_ext.text import text_table
+from deevo_ext.text import html_table, text_table
 
 HEADER = ("network", "loss", "top-1", "gained", "lost", "p", "inference", "passes", "seconds")
 IN_EVERY_TABLE = ("loss", "top1")
@@ -67,7 +68,7 @@ class Measured:
         return mcnemar(self.gained, self.lost)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The table, and what the best evolved network is worth.
 
@@ -221,6 +222,13 @@ class Comparison:
         ]
         table = text_table(self.header, lines)
         return f"{table}\n\n{LEGEND}\n\n{self.verdict} {self.note}".rstrip()
+
+    __repr__ = format
+
+    def _repr_html_(self) -> str:
+        returned = {i for i, network in enumerate(self.networks) if network.returned}
+        table = html_table(self.header, self.cells(), bold=returned)
+        return f"{table}<p>{html.escape(f'{self.verdict} {self.note}'.rstrip())}</p>"
 
 
 def _finite(value: Any) -> Any:

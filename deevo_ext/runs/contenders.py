@@ -17,6 +17,7 @@ from deevo_ext.runs.comparison import IN_EVERY_TABLE, Comparison, Measured
 from deevo_ext.runs.paired import Difference
 from deevo_ext.runs.state import INITIAL_NAMES, PARENT, SOUP, TREATED_NAMES, Candidate
 from deevo_ext.runs.treatments import Cost
+from deevo_ext.runs.validation import Validation
 
 ENSEMBLE = "logit ensemble"
 
@@ -131,7 +132,7 @@ def compare(
 def compare_run(run: Run, images: LabelledImages) -> Comparison:
     """Compares, on images, the networks of a finished run that had validation and files."""
     validation, chosen = run.validation, run.chosen
-    assert validation is not None and chosen is not None
+    assert isinstance(validation, Validation) and chosen is not None
     run.treat()
     contenders, notes = contenders_of(run, chosen), []
     evolved = min((one.score for one in contenders if not one.initial), default=None)
@@ -168,7 +169,7 @@ def contenders_of(run: Run, chosen: Candidate) -> list[Contender]:
     share = run.initial_seconds / max(run.initial_forward_passes, 1)
     # The initial candidates took 2 NP evaluations: the members, the mean, and NP - 1 soups; what
     # their statistics took once more, to be kept, is the run's.
-    assert run.validation is not None
+    assert isinstance(run.validation, Validation)
     each = len(run.validation.images) + run.validation.evaluator.policy.passes
     passes = {"member": members * each, "mean": 0, "soup": (2 * members - 1) * each}
     costs = {INITIAL_NAMES[kind]: Cost(n, n * share) for kind, n in passes.items()}

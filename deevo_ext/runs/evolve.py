@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
@@ -26,12 +25,12 @@ from deevo_ext.options import documented
 from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.population import Population
-from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.given import GROUPS, Keywords, OptionGroup, Options
 from deevo_ext.runs.population_place import default_place
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.recipe_run import RecipeRun
+from deevo_ext.runs.result import Result
 from deevo_ext.runs.round_preflight import RoundPreflight
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.searches import (
@@ -40,30 +39,9 @@ from deevo_ext.runs.searches import (
     search_weights,
 )
 from deevo_ext.runs.soups import SOUPS
-from deevo_ext.runs.state import Candidate
 from deevo_ext.search.optimizer import Callback
 
 Images = LabelledImages | tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `evolve` returns.
-
-    state_dict: the evolved network, for model.load_state_dict.
-    candidate: which one it is, evolved or initial, and its validation score.
-    comparison: the table on the test images; None without them.
-    old: the same on the old images; None without them.
-    history: the metrics of each round or generation.
-    run: the RecipeRun with the recipe, or the Evolution with its optimizer.
-    """
-
-    state_dict: dict[str, torch.Tensor]
-    candidate: Candidate
-    comparison: Comparison | None
-    old: Comparison | None
-    history: list[dict[str, float]]
-    run: RecipeRun | Evolution
 
 
 CALIBRATION_IMAGES = 1000
@@ -191,7 +169,7 @@ def evolve(
         compare_run(run, sets[name]) if name in sets else None for name in ("test", "old")
     )
     state = run.chosen.state_dict(population)
-    return Result(state, run.chosen, comparison, old, run.history, run)
+    return Result(state, run.chosen, comparison, old, run.history, run, model)
 
 
 def _place(

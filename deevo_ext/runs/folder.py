@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.population.finding import is_checkpoint, sha256
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
+from deevo_ext.population.saving import serialise
 
 INITIAL = "initial"
 EVOLVED = "evolved.safetensors"
@@ -26,12 +26,6 @@ TENSORS = "returned_tensors.safetensors"
 
 VIRTUAL = "virtual"
 """The folder of the virtual evolutions of a search of coefficients: a file a round."""
-
-
-def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
-    """Returns a state dict as .safetensors, with where it came from as metadata."""
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    return save(contiguous, metadata={"deevo": json.dumps(provenance)})
 
 
 def write_weights(

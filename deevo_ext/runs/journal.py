@@ -48,7 +48,8 @@ class Recording:
     """What a journal holds in its first `whole` bytes, which end with the last whole line.
 
     header: None for an empty journal. rounds: those of a search of coefficients, which follow its
-    generation 0. check: the last line's; empty in version 1.
+    generation 0. check: the last line's; empty in version 1. before: `whole` and `check` without
+    the line of the end; the same where there is none.
     """
 
     path: Path
@@ -58,6 +59,14 @@ class Recording:
     returned: Returned | None
     whole: int
     check: str
+    before: tuple[int, str]
+
+    @property
+    def schedule(self) -> int:
+        """The number of generations of a search of weights, as it was last."""
+        assert self.header is not None
+        lengths = [g.generations for g in self.generations if g.generations is not None]
+        return lengths[-1] if lengths else require(self.header.configuration["generations"], int)
 
     @property
     def records(self) -> list[GenerationRecord | RoundRecord]:
@@ -87,7 +96,7 @@ def parse(path: Path, data: bytes) -> Recording:
             "away, or choose another run folder"
         )
     if len(lines) == 1:
-        return Recording(path, None, [], [], None, 0, "")
+        return Recording(path, None, [], [], None, 0, "", (0, ""))
     with line_of(path, 1):
         contract = require(_values(lines[0])["contract"], int)
         if contract not in CONTRACTS:
@@ -99,7 +108,8 @@ def parse(path: Path, data: bytes) -> Recording:
         header: Header = _as_written(Header, text)
     generations: list[GenerationRecord] = []
     rounds: list[RoundRecord] = []
-    returned = None
+    returned, whole = None, len(data) - len(lines[-1])
+    before = whole, check
     for number, line in enumerate(lines[1:-1], start=2):
         with line_of(path, number):
             if returned is not None:
@@ -108,6 +118,7 @@ def parse(path: Path, data: bytes) -> Recording:
             record = _as_written(None, text)
             if isinstance(record, End):
                 returned = record.returned
+                before = whole - len(line) - 1, before[1]
             elif isinstance(record, RoundRecord):
                 if header.search != "coefficients" or record.round != number - 2:
                     raise ValueError(f"round {record.round} has no place here")
@@ -121,7 +132,9 @@ def parse(path: Path, data: bytes) -> Recording:
                 )
             else:
                 generations.append(record)
-    return Recording(path, header, generations, rounds, returned, len(data) - len(lines[-1]), check)
+            if returned is None:
+                before = whole, check
+    return Recording(path, header, generations, rounds, returned, whole, check, before)
 
 
 def _verified(contract: int, line: bytes, before: str) -> tuple[bytes, str]:
@@ -204,6 +217,7 @@ class Journal:
         try:
             self.recording = parse(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
             self._end, self._check = self.recording.whole, self.recording.check
+            self._finished = self.recording.returned is not None
             header = self.recording.header
             if header is not None and header.contract != CONTRACT_VERSION:
                 raise DeevoError(
@@ -262,7 +276,7 @@ class Journal:
     def _require_same_run(self, header: Header) -> None:
         recorded = self.recording.header
         if recorded is not None:
-            difference = first_difference(comparable(header), comparable(recorded))
+            difference = first_difference(_resumable(header), _resumable(recorded))
             if difference:
                 of_metric = ".metric" in difference
                 way = "; metric_name= names a function's version, too" if of_metric else ""
@@ -276,7 +290,16 @@ class Journal:
         return os.pread(self._file, self.recording.whole, 0)
 
     def append(self, record: Header | GenerationRecord | RoundRecord | End) -> None:
-        """Writes one line and waits until it is on the disk; raises DeevoError if it cannot."""
+        """Writes one line and waits until it is on the disk; raises DeevoError if it cannot.
+
+        A run that goes on after its end, for it has more generations or rounds now, loses the line
+        that said it was finished.
+        """
+        if self._finished:
+            self._end, self._check = self.recording.before
+            with self._writing():
+                os.ftruncate(self._file, self._end)
+        self._finished = isinstance(record, End)
         text, check = _with_check(json.dumps(to_json(record)).encode(), self._check)
         line = text + b"\n"
         with self._writing():
@@ -320,8 +343,19 @@ class Journal:
         self.close()
 
 
+def _resumable(header: Header) -> dict[str, Any]:
+    """Returns a header without what may differ between starts: it is comparable, and may grow."""
+    values = comparable(header)
+    if header.search == "coefficients":
+        for name in ("rounds", "passes", "seconds"):
+            values["fitness"].pop(name, None)
+    else:
+        values["configuration"].pop("generations", None)
+    return values
+
+
 def comparable(header: Header) -> dict[str, Any]:
-    """Returns a header without what may differ between starts, such as where files lie now."""
+    """Returns a header without what may differ between processes, such as where files lie now."""
     values = json.loads(json.dumps(to_json(header)))
     values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
     values.pop("deevo_ext")  # the contract's version decides, not the package's

@@ -18,6 +18,7 @@ from deevo_ext.fitness.statistics import Used
 from deevo_ext.population.recipes import after, uniform
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.state import SOUP, TREATED_NAMES, Candidate, with_tensors
+from deevo_ext.runs.validation import Validation
 
 if TYPE_CHECKING:
     from deevo_ext.runs.recipe_run import RecipeRun
@@ -78,7 +79,7 @@ def between(run: RecipeRun, chosen: Candidate, keep: Keep) -> Candidate:
         statistics = Used(keep.share * old + (1.0 - keep.share) * new)
     used = None if statistics is None else Used(statistics[None])
     validation = run.validation
-    assert validation is not None
+    assert isinstance(validation, Validation)
     outcomes = evaluator.image_scores(
         kept.row[None].to(evaluator.device), validation.images, validation.metric, used
     )

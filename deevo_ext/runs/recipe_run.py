@@ -165,12 +165,12 @@ class RecipeRun(Run):
         with progress_bar(self.budget.rounds, unit="round", shown=self.progress) as bar:
             if recording is not None and recording.generations:
                 self._resume(recording)
-                self.say_resumed(self.budget.rounds, self._done())
+                self.say_resumed(self.budget.rounds, self.done())
             self.new_passes()
             if not self.state.initial:
                 self._first()
             begin_at(bar, self.state.round)
-            while not self._done():
+            while not self.done():
                 started = time.perf_counter()
                 record = self._round(self.state.round + 1)
                 after = {"recipe's SHA-256": record.recipe_sha256}
@@ -181,10 +181,13 @@ class RecipeRun(Run):
                 bar.set_postfix_str(self._observe(record), refresh=False)
                 bar.update(1)
                 self._remove_kept()
+                if self.stops():
+                    break
             self._remove_kept()  # a kill may have come between
 
     def _resume(self, recording: Recording) -> None:
         self.use_engines(recording)
+        self._resuming = True
         for i, record in enumerate(recording.records):
             with recording.line_of(i):
                 self.state.apply(record)
@@ -194,6 +197,7 @@ class RecipeRun(Run):
                 read = functools.partial(virtual_files.read, self.run_dir, record.round)
                 self.virtual.append(ranks().lead(read))
                 self._observe(record)
+        self._resuming = False
 
     def _first(self) -> None:
         """Scores the initial candidates, as generation 0."""
@@ -225,7 +229,8 @@ class RecipeRun(Run):
         )
         return ranks().lead(lambda: own)
 
-    def _done(self) -> bool:
+    def done(self) -> bool:
+        """Whether the budget is spent, or no direction is left that may give a step."""
         budget, state = self.budget, self.state
         last = self.history[-1]["round_passes"] if self.history else 0.0
         return (

@@ -92,7 +92,8 @@ class ValidationRecord:
 class GenerationRecord:
     """One generation; 0 is the initial population.
 
-    batch: the number of the batch of images; parents: the members' fitness, where it was taken
+    generations: the length of the schedule from here on, where it is new; batch: the number of the
+    batch of images; parents: the members' fitness, where it was taken
     anew; trials: the trials' fitness; racing: the outcome of the trials' race; validation: the
     scores, where a validation was due; engines: what computes each evaluator's scores from here on
     (`EngineTable.record`), where it is new; traffic: the bytes that rank 0 received, where there
@@ -100,6 +101,7 @@ class GenerationRecord:
     """
 
     generation: int
+    generations: int | None = None
     batch: int | None = None
     parents: list[float] | None = None
     trials: list[float] | None = None
@@ -111,7 +113,7 @@ class GenerationRecord:
     seconds: float = field(metadata=DECIMAL)
 
     def __post_init__(self) -> None:
-        scored = (self.batch, self.trials, self.parents, self.racing)
+        scored = (self.batch, self.trials, self.parents, self.racing, self.generations)
         first, missing = self.generation == 0, (self.batch is None or self.trials is None)
         if (
             self.generation < 0

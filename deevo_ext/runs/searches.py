@@ -30,7 +30,6 @@ from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.shared_journal import open_journal
 from deevo_ext.runs.soups import SOUPS, append_recorded, append_soups
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.optimizer import Callback, DifferentialEvolution
 
 
@@ -73,7 +72,7 @@ class Materials:
             require_basin(report)
         elif report is not None:
             for problem in report.problems():
-                warnings.warn(problem, stacklevel=4)
+                warnings.warn(problem, stacklevel=5)  # the caller of evolve
 
 
 def search_weights(materials: Materials) -> Evolution:
@@ -121,7 +120,7 @@ def search_weights(materials: Materials) -> Evolution:
             assert journal is not None
             with line_of(journal.path, 1):
                 if run_options.seconds is not None:
-                    generations = Configuration(**recorded.configuration).generations
+                    generations = journal.recording.schedule
                 if options.soups:
                     append_recorded(population, recorded)
         configuration = options.configuration(generations)

@@ -50,10 +50,10 @@ class Candidate:
     generation: int
     members: tuple[int, ...]
     score: float
-    row: torch.Tensor
-    statistics: Used | None
+    row: torch.Tensor = field(repr=False)
+    statistics: Used | None = field(repr=False)
     treatment: str = ""
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -224,6 +224,8 @@ class RunState(Candidates):
         """Applies one record of a journal; returns the generation that it made, if any."""
         if record.trials is not None and record.parents is None and not self.de.scored:
             raise ValueError("parents without a score have trials")
+        if record.generations is not None:
+            self.de.reschedule(record.generations)
         if record.parents is not None:
             self.score_parents(record.parents)
         generation = None if record.trials is None else self.advance(record.trials)

@@ -34,6 +34,7 @@ class Adaptation:
         def table(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
+        self._weights = layout.weights
         self.settings = configuration.settings(layout.weights, genes).to(device)
         self.strategies = compile_pool(configuration.strategies).to(device)
         self.state = configuration.initial_state().to(device)
@@ -77,6 +78,11 @@ class Adaptation:
             accepted=self.accepted,
             archive_slot=self.archive_slot,
         )
+
+    def reschedule(self, configuration: Configuration) -> None:
+        """Takes a configuration that differs in the number of generations alone."""
+        settings = configuration.settings(self._weights, self.genes.numel())
+        self.settings.copy_(settings)
 
     def score_parents(self, fitness: torch.Tensor) -> None:
         """Takes the parents' fitness, [NP] on the device; NaN and members taken out get +inf."""

@@ -25,7 +25,7 @@ from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.row_source import RowSource
 from deevo_ext.search.trials import Trials
 
-Callback = Callable[[dict[str, float]], None]
+Callback = Callable[[dict[str, float]], object]
 
 
 class DifferentialEvolution:
@@ -92,6 +92,14 @@ class DifferentialEvolution:
         self._names = tuple(strategy.name for strategy in configuration.strategies)
         self._crossovers = tuple(strategy.crossover for strategy in configuration.strategies)
 
+    def __repr__(self) -> str:
+        finite = self._adaptation.fitness[self._adaptation.fitness.isfinite()]
+        best = f", best fitness {float(finite.min()):.6g}" if finite.numel() else ""
+        return (
+            f"DifferentialEvolution, generation {self.generation} of "
+            f"{self.configuration.generations}{best}, seed {self.seed}: {self.population!r}"
+        )
+
     @property
     def generation(self) -> int:
         """The number of completed generations."""
@@ -140,12 +148,31 @@ class DifferentialEvolution:
         done = self.generation
         if done >= self.configuration.generations:
             raise DeevoError(
-                f"all {self.configuration.generations} generations of the schedule are done; to go "
-                "on from here, begin a new run on the evolved networks"
+                f"all {self.configuration.generations} generations of the schedule are done; "
+                "reschedule() gives it more"
             )
         with self._source.lock:
             self._adaptation.plan()
         return self._await(Trials(self._source, done + 1, self.living, parents=False))
+
+    def reschedule(self, generations: int) -> None:
+        """Gives the schedule another length G from the next generation on, such as a greater one.
+
+        What follows is planned as by an optimizer that had this length from the beginning: the
+        sinusoids' amplitudes, the generation from which F comes from the memories, and how many
+        members population reduction leaves (it brings none back). Trials that were asked for are
+        over. Raises DeevoError for fewer generations than are done.
+        """
+        check_arguments(DifferentialEvolution.reschedule, locals())
+        self._require_sound()
+        if generations < self.generation:
+            raise DeevoError(
+                f"generations is {generations}, but {self.generation} are done; expected at least "
+                "that"
+            )
+        self.configuration = configure(self.configuration, generations=generations)
+        self._end_pending()
+        self._adaptation.reschedule(self.configuration)
 
     def ask_parents(self) -> Trials:
         """Returns the parents, to be scored (again), as when the fitness images change."""

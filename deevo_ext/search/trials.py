@@ -48,6 +48,14 @@ class Trials:
             raise _written("the population was", "the last generation")
         self._given: list[tuple[weakref.ref[torch.Tensor], _Mark]] = []  # by `rows`
 
+    def __repr__(self) -> str:
+        what = "parents, to be scored" if self.parents else "trials"
+        state = ", over" if self.over else ""
+        return (
+            f"Trials of generation {self.generation}: {what}, {self.members.numel()} rows of "
+            f"{self._source.population.dim:,}{state}"
+        )
+
     def rows(self, members: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Makes the rows of some members, [E, D], in new memory.
 

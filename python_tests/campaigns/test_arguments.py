@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -196,6 +197,27 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable
         "ClassificationFitness": (
             deevo.ClassificationFitness,
             lambda: {"evaluator": evaluator, "images": parts[0]},
+        ),
+        "DatasetFitness": (
+            deevo.DatasetFitness,
+            lambda: {
+                "model": Net(),
+                "population": whole,
+                "data": list(zip(parts[0].images, parts[0].labels, strict=True)),
+                "loss": torch.nn.CrossEntropyLoss(),
+            },
+        ),
+        "Tracker": (deevo.Tracker, lambda: {"logger": Mock(spec=["init", "log", "finish"])}),
+        "FitnessValidation": (
+            deevo.FitnessValidation,
+            lambda: {
+                "fitness": deevo.DatasetFitness(
+                    Net(),
+                    whole,
+                    torch.utils.data.TensorDataset(parts[1].images, parts[1].labels),
+                    torch.nn.CrossEntropyLoss(),
+                )
+            },
         ),
         "Evolution": (
             deevo.Evolution,

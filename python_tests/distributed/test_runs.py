@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.rank_runs import differing, do, interrupted, lines_of
+from support.rank_runs import differing, do, interrupted, lines_of, stopped
 from support.ranks import finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
 
@@ -87,6 +87,15 @@ def test_an_interrupted_run_goes_on_with_another_number_of_ranks(
     for found in on_ranks(then, do, tmp_path, *checkpoints, name):
         assert found[name]["record"] == alone[1][name]["record"]
     assert lines_of(tmp_path / name) == whole
+
+
+def test_ranks_stop_together(
+    checkpoints: tuple[Path, Path], alone: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert on_ranks(2, stopped, tmp_path) == [(True, 1)] * 2
+    for found in on_ranks(2, do, tmp_path, *checkpoints, "function"):
+        assert found["function"]["record"] == alone[1]["function"]["record"]
+    assert lines_of(tmp_path / "function") == lines_of(alone[0] / "function")
 
 
 def test_ranks_that_differ_are_named() -> None:

@@ -14,7 +14,7 @@ import torch
 
 import deevo_ext as deevo
 from deevo_ext.reports.card import write_documents
-from deevo_ext.reports.tensorboard import TensorBoard
+from deevo_ext.reports.trackers import TensorBoard, Tracker
 from deevo_ext.runs.comparison import Comparison
 from deevo_ext.runs.contenders import compare_run
 from support.evolution import images
@@ -125,7 +125,7 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
 @pytest.mark.parametrize("count", [300, 2100])
 def test_documents_of_a_search_of_coefficients(tmp_path: Path, count: int) -> None:
     folder = tmp_path / "run"
-    writer = TensorBoard(tmp_path / "events")
+    writer = Tracker(TensorBoard(tmp_path / "events"))
     checkpoints = save_checkpoints(tmp_path / "members")
     run = recipe_run(checkpoints, folder, count=count, callbacks=(writer,))
     assert not (tmp_path / "events").exists()  # another process may be in the folder

@@ -259,7 +259,6 @@ def test_runs_of_another_configuration_are_refused(tmp_path: Path) -> None:
     others = {
         "seed|fitness.sha256|checkpoints": lambda: problem(seed=2).run(folder),
         "fitness.blocks": lambda: problem(unit="tensor").run(folder),
-        "fitness.rounds": lambda: problem().run(folder, budget=Budget(3)),
         "fitness.metric": lambda: problem(metric=Metric("top1")).run(folder),
         "generations": lambda: problem(generations=11).run(folder),
     }

@@ -202,7 +202,6 @@ def test_kill_minus_nine_at_any_moment_loses_at_most_the_generation_in_flight(
     ("change", "named"),
     [
         ({"seed": 4}, "seed"),
-        ({"generations": 13}, "generations"),
         ({"cr_init": 0.5}, "cr_init"),
         ({"images_per_batch": 50}, "images_per_batch"),
         ({"micro_batch": 16}, "micro_batch"),

@@ -176,6 +176,18 @@ def interrupted(folder: Path, checkpoints: Path, plain: Path, name: str, how: st
     return "nothing"
 
 
+def stopped(folder: Path) -> tuple[bool, int]:
+    """Begins a run that rank 1 alone is asked to stop; whether it was, and after which generation.
+
+    The folder is that of `runs_of`.
+    """
+    run = function_run(folder / "function")
+    if os.environ["RANK"] == "1":
+        run.stop()
+    run.run()
+    return run.stopped, run.de.generation
+
+
 def traffic_of_a_generation() -> tuple[Sizes, int]:
     """A generation's sizes, and the bytes that this rank received for it."""
     members = population(7)

@@ -143,7 +143,8 @@ def precision_of(layer: Layer, device: torch.device) -> str:
     """Returns how products of float32 are formed: torch's switch says what the graph wants."""
     if device.type != "cuda" or layer.dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    backends: Any = torch.backends  # mypy does not see all of them
+    return backends.cudnn.conv.fp32_precision
 
 
 def channels_last(x: Tensor) -> Tensor:

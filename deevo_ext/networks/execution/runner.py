@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.float32 import float32_products
 from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.program import Program
 from deevo_ext.networks.execution.sinks import Sink
@@ -52,19 +54,11 @@ class Execution:
         precision = "float32" if self.precision == "float32" else "tf32"
         return replace(self, precision=precision, micro_batch=micro_batch)
 
-    @contextlib.contextmanager
-    def float32_products(self) -> Iterator[None]:
+    def float32_products(self) -> AbstractContextManager[None]:
         """On CUDA, forms products of float32 in tf32 exactly where that is the precision."""
         if self.device.type != "cuda":
-            yield
-            return
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = (cudnn.allow_tf32, matmul.allow_tf32)
-        cudnn.allow_tf32 = matmul.allow_tf32 = self.precision == "tf32"
-        try:
-            yield
-        finally:
-            cudnn.allow_tf32, matmul.allow_tf32 = before
+            return contextlib.nullcontext()
+        return float32_products(self.precision == "tf32")
 
 
 class Runner(ABC):

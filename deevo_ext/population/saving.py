@@ -1,0 +1,53 @@
+"""A population as checkpoint files, which everything that reads checkpoints reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+
+from deevo_ext.errors import DeevoError
+from deevo_ext.files import write_whole
+
+if TYPE_CHECKING:
+    from deevo_ext.population.population import Population
+
+
+def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
+    """Returns a state dict as .safetensors, with where it came from as metadata."""
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    return save(contiguous, metadata={"deevo": json.dumps(provenance)})
+
+
+def save_members(population: Population, folder: Path) -> list[Path]:
+    """Writes each member as a checkpoint of its own; `Population.save` says how."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next(folder.iterdir(), None)
+    except OSError as error:
+        raise DeevoError(
+            f"{folder} cannot be a folder of checkpoints ({error.strerror or error}); choose "
+            "another"
+        ) from error
+    if taken is not None:
+        raise DeevoError(f"{folder} holds {taken.name} already; choose a folder that is new")
+    paths = [folder / f"member_{i:03d}.safetensors" for i in range(population.size)]
+    for i, path in enumerate(paths):
+        write_whole(path, serialise(_exact(population, i), {"member": population.names[i]}))
+    return paths
+
+
+def _exact(population: Population, i: int) -> dict[str, torch.Tensor]:
+    """A member's state dict in dtypes that hold every bit of its row and statistics."""
+    state = population.state_dict(i)
+    for layout, flat in (
+        (population.layout, population.rows[i]),
+        (population.statistics_layout, population.statistics[i]),
+    ):
+        for name, tensor in layout.views(flat).items():
+            dtype = torch.promote_types(state[name].dtype, tensor.dtype)
+            state[name] = tensor.detach().to("cpu", dtype, copy=True)
+    return {name: tensor.cpu() for name, tensor in state.items()}
