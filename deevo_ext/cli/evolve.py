@@ -259,9 +259,7 @@ def evolve(
             write_options(folder, effective)
             kept.append(True)
 
-    writer = None
-    if tensorboard and ranks().leads:
-        writer = Tracker(TensorBoard(folder / "tensorboard"))
+    writer = Tracker(TensorBoard(folder / "tensorboard")) if tensorboard and ranks().leads else None
     try:
         result = run_evolve(
             network.model,

@@ -47,9 +47,8 @@ class Run(ABC):
     population: as it was read. configuration, seed: of the differential evolution. state: its
     candidates. history: the metrics of each generation or round. chosen: what was returned; None
     before the end. traffic: bytes that rank 0 received, where there are several; forward_passes,
-    seconds: of the whole run, resumed parts included;
-    initial_forward_passes, initial_seconds: those of the initial candidates. stopped: whether the
-    run was stopped before its end.
+    seconds: of the whole run, resumed parts included; initial_forward_passes, initial_seconds:
+    those of the initial candidates. stopped: whether the run was stopped before its end.
     """
 
     search: str
@@ -77,9 +76,9 @@ class Run(ABC):
         self.history: list[dict[str, float]] = []
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
+        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
         self.stopped = False
         self._stopping, self._resuming, self._went_on = False, False, False
-        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
         self._engines: list[dict[str, Any]] | None = None
         self._journal = journal
         self._metrics: MetricsFile | None = None
@@ -107,12 +106,16 @@ class Run(ABC):
     def stop(self) -> None:
         """Ends the run after the generation or round that is under way.
 
-        For callbacks, signal handlers and other threads, of rank 0 where there are several. `run`
-        then returns the best network so far, and a run folder has its weights; the same call goes
-        on from there, with the result of a run that was never stopped. A callback that returns True
-        does the same.
+        For callbacks, signal handlers and other threads. `run` then returns the best network so
+        far, and a run folder has its weights; the same call goes on from there, with the result of
+        a run that was never stopped. A callback that returns True does the same.
         """
         self._stopping = True
+
+    def stops(self) -> bool:
+        """Returns whether any rank has been asked to stop; all ranks ask."""
+        self._stopping = any(ranks().gather(self._stopping))
+        return self._stopping
 
     def header(self) -> Header:
         """Returns the journal's first line: everything that decides the run."""
@@ -148,7 +151,9 @@ class Run(ABC):
             self.progress = self.progress and group.leads
             header = self.header() if self.run_dir is not None or group.count > 1 else None
             if header is not None and group.count > 1:
-                group.require_same("at the start", {**comparable(header), **versions()})
+                length = {"configuration": header.configuration, "fitness": header.fitness}
+                every = {**comparable(header), **length, **versions()}
+                group.require_same("at the start", every)
             if self.run_dir is not None and header is not None:
                 if self._journal is None:
                     self._journal = stack.enter_context(open_journal(self.run_dir))
@@ -287,15 +292,10 @@ class Run(ABC):
         self.history.append(metrics)
         if self._metrics is not None:
             self._metrics.append(metrics)
-        if ranks().leads:
-            stops = [callback(metrics) is True for callback in self.callbacks]
-            if any(stops) and not self._resuming:
-                self.stop()
-
-    def stopping(self) -> bool:
-        """Whether the run was asked to stop, which rank 0 says for all."""
-        self._stopping = ranks().lead(lambda: self._stopping)
-        return self._stopping
+        callbacks = self.callbacks if ranks().leads else ()
+        stops = [callback(metrics) is True for callback in callbacks]
+        if any(stops) and not self._resuming:
+            self.stop()
 
 
 def versions() -> dict[str, str]:

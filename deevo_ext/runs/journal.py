@@ -276,7 +276,7 @@ class Journal:
     def _require_same_run(self, header: Header) -> None:
         recorded = self.recording.header
         if recorded is not None:
-            difference = first_difference(_resumable(header), _resumable(recorded))
+            difference = first_difference(comparable(header), comparable(recorded))
             if difference:
                 of_metric = ".metric" in difference
                 way = "; metric_name= names a function's version, too" if of_metric else ""
@@ -343,20 +343,17 @@ class Journal:
         self.close()
 
 
-def _resumable(header: Header) -> dict[str, Any]:
-    """Returns a header without what may differ between starts: it is comparable, and may grow."""
-    values = comparable(header)
+def comparable(header: Header) -> dict[str, Any]:
+    """Returns a header without what may differ between starts.
+
+    That is where files lie now, and how long the run is to be, which may grow.
+    """
+    values = json.loads(json.dumps(to_json(header)))
+    values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
+    values.pop("deevo_ext")  # the contract's version decides, not the package's
     if header.search == "coefficients":
         for name in ("rounds", "passes", "seconds"):
             values["fitness"].pop(name, None)
     else:
         values["configuration"].pop("generations", None)
-    return values
-
-
-def comparable(header: Header) -> dict[str, Any]:
-    """Returns a header without what may differ between processes, such as where files lie now."""
-    values = json.loads(json.dumps(to_json(header)))
-    values["checkpoints"] = [sha for _, sha in values["checkpoints"]]
-    values.pop("deevo_ext")  # the contract's version decides, not the package's
     return values

@@ -181,7 +181,7 @@ class RecipeRun(Run):
                 bar.set_postfix_str(self._observe(record), refresh=False)
                 bar.update(1)
                 self._remove_kept()
-                if self.stopping():
+                if self.stops():
                     break
             self._remove_kept()  # a kill may have come between
 

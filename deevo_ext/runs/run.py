@@ -131,7 +131,7 @@ class Evolution(Run):
                 self._keep(record)
                 bar.set_postfix_str(self._observe(generation, record), refresh=False)
                 bar.update(1)
-                if self.stopping():
+                if self.stops():
                     if self.validation is not None and not (record.validation or self.done()):
                         self.state.validate(self.validation.score)  # for what is returned now
                     break
