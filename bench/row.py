@@ -84,7 +84,7 @@ def mark_ties(rows: list[Row]) -> None:
     for group in groups.values():
         group.sort(key=lambda row: row["median_s"])
         for a, b in pairwise(group):
-            if b["p20_s"] < a["p80_s"]:
+            if b["p20_s"] <= a["p80_s"]:
                 a.setdefault("ties", []).append(_name(b))
                 b.setdefault("ties", []).append(_name(a))
 

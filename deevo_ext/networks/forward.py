@@ -72,9 +72,9 @@ class PopulationForward:
     folded weights (twice: oneDNN may have packed them), the largest layer's being packed inside a
     call, and 64 MiB of prepared images, or one micro-batch. Of one micro-batch of images: T copies
     of the weights, not T + 1. glibc keeps up to 64 MiB of what each thread freed, and oneDNN's own
-    code takes tens of MiB. On CUDA: two staging copies, their graphs' activations and 256 MiB of images;
-    with engine="triton" three times 2 GiB of activations and weights, or one member's (two shapes'
-    graphs have their own), and the images.
+    code takes tens of MiB. On CUDA: two staging copies, their graphs' activations, and 256 MiB of
+    images; with engine="triton" three times 2 GiB of activations and weights, or one member's (two
+    shapes' graphs have their own), and the images.
     """
 
     def __init__(
