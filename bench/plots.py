@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,21 @@ def _bandwidth(figure: Any, rows: list[Row]) -> bool:
         parts = (row["backend"], row["instruction_set"], row["dtype"], f"{row['threads']} thr")
         kind = kinds.setdefault(" ".join(filter(None, parts)), {})
         kind[row["case"]] = row["bytes_per_s"] / 1e9
-    width = 0.8 / max(1, len(kinds))
-    for number, (name, rates) in enumerate(kinds.items()):
-        values = {i + number * width: rates[c] for i, c in enumerate(cases) if c in rates}
-        bars.bar(list(values), list(values.values()), width, label=name, align="edge")
-    bars.set(ylabel="GB/s", title=f"operators, {size}")
-    bars.set_xticks([i + 0.4 for i in range(len(cases))], cases)
-    if kinds:
-        bars.legend(fontsize=6)
+    bars_of = [(f"{case}, {name}", rates[case]) for case in cases for name, rates in kinds.items()
+               if case in rates]  # fmt: skip
+    if bars_of:
+        names, values = zip(*reversed(bars_of), strict=True)
+        drawn = bars.barh(names, values)
+        bars.bar_label(drawn, [f"{value:.3g}" for value in values], padding=2, fontsize=7)
+        bars.tick_params(axis="y", labelsize=7)
+        bars.set(xlabel="GB/s", title=f"operators, {size}", xlim=(0, 1.15 * max(values)))
     return bool(kinds) or any(axis.lines for axis in along_axes)
 
 
 def _peers(figure: Any, rows: list[Row]) -> bool:
     """Seconds of a generation and of a forward pass, by who makes it."""
+    from matplotlib.ticker import NullFormatter
+
     steps = [row for row in rows if row["case"] == "generation"]
     sizes = {row["size"] for row in steps if row["backend"] in DE_PEERS[1:]}
     steps = [row for row in steps if row["size"] in sizes and row["dtype"] == "float32"]
@@ -84,6 +87,7 @@ def _peers(figure: Any, rows: list[Row]) -> bool:
             axis.bar_label(bars, [seconds(t) for t in times], padding=2, fontsize=7)
             axis.set(xscale="log", title=title)
             axis.set_xlim(min(times) / 2, max(times) * 4)
+            axis.xaxis.set_minor_formatter(NullFormatter())
     return bool(steps or passes)
 
 
@@ -91,22 +95,23 @@ def _roofline(figure: Any, rows: list[Row]) -> bool:
     """FLOP per second of a graph's layers against FLOP per byte, below the machine's two roofs."""
     layers = [row for row in rows if row["case"] == "layers"]
     axis = figure.subplots()
-    for dtype in dict.fromkeys(row["dtype"] for row in layers):
+    for colour, dtype in enumerate(dict.fromkeys(row["dtype"] for row in layers)):
         alike = [row for row in layers if row["dtype"] == dtype]
         intensity = [row["flops"] / row["bytes"] for row in alike]
         copy = alike[0]["bytes"] / alike[0]["limit_s"]
         product = alike[0]["flops"] / alike[0]["flop_limit_s"]
         xs = sorted({min(intensity) / 2, product / copy, max(intensity) * 2})
         roof = [min(product, copy * x) / 1e9 for x in xs]
-        (line,) = axis.plot(xs, roof, label=f"copy bandwidth, matrix product, {dtype}")
-        rates = [row["flops_per_s"] / 1e9 for row in alike]
-        axis.plot(intensity, rates, "o", color=line.get_color(), label=f"layers, {dtype}")
-        for row, *at in zip(alike, intensity, rates, strict=True):
-            label = row["size"].partition("/")[2]
-            axis.annotate(label, at, fontsize=5, xytext=(2, 2), textcoords="offset points")
+        axis.plot(xs, roof, f"C{colour}", label=f"the machine's limit, {dtype}")
+        kinds: dict[str, list[tuple[float, float]]] = {}
+        for row, x in zip(alike, intensity, strict=True):
+            kind = row["note"].partition(",")[0].partition(" /")[0]
+            kinds.setdefault(kind, []).append((x, row["flops_per_s"] / 1e9))
+        for marker, (kind, points) in zip(itertools.cycle("osD^vP*X"), kinds.items(), strict=False):
+            axis.plot(*zip(*points, strict=True), marker, color=f"C{colour}", label=kind)
     axis.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
     if layers:
         title = f"layers of {layers[0]['size'].partition('/')[0]}, {layers[0]['batch']} images"
         axis.set_title(f"{title}, {layers[0]['threads']} thread")
-        axis.legend()
+        axis.legend(fontsize=8, loc="lower right")
     return bool(layers)
