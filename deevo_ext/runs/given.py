@@ -54,6 +54,7 @@ class Keywords(Parameters, total=False):
     blocks: str | Sequence[str]
     inject_soups: bool | None
     validate_every: int
+    patience: int | None
     seed: int
     preset: str
     run_dir: str | Path | None

@@ -239,6 +239,14 @@ class RunOptions:
     validate_every: int = option(
         10, "the number of generations from one validation to the next", search="weights"
     )
+    patience: int | None = option(
+        None,
+        "the number of validations in a row without a better evolved network after which a search "
+        "of weights ends. By default it goes on to its last generation",
+        "early stopping: Prechelt 1998",
+        least=1,
+        search="weights",
+    )
     seed: int = option(0, "the seed of the evolution and of the fitness batches", least=0)
     preset: str = option(
         "sa-shade-tri-ensin",

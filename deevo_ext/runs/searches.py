@@ -135,6 +135,7 @@ def search_weights(materials: Materials) -> Evolution:
             callbacks=materials.callbacks,
             initial=initial,
             journal=journal,
+            patience=run_options.patience,
         )
         run.run()
     return run

@@ -17,7 +17,7 @@ from deevo_ext.runs import journal
 from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
-from support.evolution import images, population, sphere
+from support.evolution import images, population, save_members, sphere
 from support.networks import Net
 from support.rounds import Problem
 
@@ -193,6 +193,30 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_better_network(
     on = evolution(folder, 60, every=2)
     on.run()
     assert len(on.history) == 60 and lines(folder)[: len(ended) - 1] == ended[:-1]
+
+
+def test_evolve_has_patience_with_a_search_of_weights(tmp_path: Path) -> None:
+    checkpoints = save_members(tmp_path / "members", 6)
+    result = deevo.evolve(
+        Net(),
+        checkpoints,
+        images(150, 1),
+        images(90, 2),
+        search="weights",
+        generations=200,
+        validate_every=1,
+        patience=2,
+        images_per_batch=60,
+        engine="eager",
+        progress=False,
+    )
+    scores = [
+        min(metrics[f"validation/{kind}"] for kind in ("member", "mean", "soup"))
+        for metrics in result.history
+    ]
+    assert len(scores) < 200 and scores.index(min(scores)) == len(scores) - 1 - 2
+    with pytest.raises(DeevoError, match="patience belongs to search='weights'"):
+        deevo.evolve(Net(), checkpoints, images(150, 1), patience=2)
 
 
 def test_what_cannot_be_waited_for_or_rescheduled_is_refused() -> None:
