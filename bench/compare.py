@@ -51,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     options, others = parser.parse_known_args(arguments)
     if options.pairs < 3:
         parser.error("--pairs: at least 3")
+    for word in others:
+        if (name := word.partition("=")[0]) in ("--seed", "--json", "--markdown"):
+            parser.error(f"{name}: each pair has its own seed, and its table is all that is kept")
     refuse_company()
     trees = [tree_of(version) for version in (options.a, options.b)]
     pairs = []

@@ -17,6 +17,7 @@ import torch
 from bench import measure, peak
 from bench.inputs import new_rows
 from bench.job import Job
+from deevo_ext.networks.execution.float32 import float32_products
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 MATRIX = {"cpu": 2048, "cuda": 8192}
@@ -78,12 +79,10 @@ def _product(
 @contextlib.contextmanager
 def _set_for_now(threads: int, tf32: bool) -> Iterator[None]:
     """Torch's threads, and whether its products on GPUs may round to TF32."""
-    matmul = torch.backends.cuda.matmul
-    before = torch.get_num_threads(), matmul.allow_tf32
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    matmul.allow_tf32 = tf32
     try:
-        yield
+        with float32_products(tf32):
+            yield
     finally:
-        torch.set_num_threads(before[0])
-        matmul.allow_tf32 = before[1]
+        torch.set_num_threads(before)

@@ -241,6 +241,10 @@ def test_compare_measures_both_versions_in_turn_with_the_same_inputs(monkeypatch
     orders = (("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2))
     assert calls == [(tree, options, seed) for tree, seed in orders]
     assert re.search(r"trials cpu .*2\.000 +2\.000 to 2\.000 +SLOWER", capsys.readouterr().out)
+    for words in (("--seed", 3), ("--json=rows.json",)):
+        with pytest.raises(SystemExit, match="2"):
+            bench("compare", "a", "b", *words)
+    assert len(calls) == 6 and "--json: each pair" in capsys.readouterr().err
 
 
 def test_compare_measures_the_version_in_a_folder(tmp_path):

@@ -58,7 +58,7 @@ def register_backend(
     `deevo_ext` is imported, so that tests and benchmarks take its backend among the others. Raises
     DeevoError for a built-in name, for other devices and for an operator that there is not.
     """
-    if name in DEVICES and name not in _registered:
+    if name == "auto" or (name in DEVICES and name not in _registered):
         raise DeevoError(f"register_backend: name is {name!r}, which is built in; choose another")
     if not devices or not set(devices) <= {"cpu", "cuda"}:
         raise DeevoError(f"register_backend: devices is {devices!r}; expected cpu, cuda or both")

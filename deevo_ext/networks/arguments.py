@@ -72,6 +72,11 @@ def check_rows(rows: Tensor, layout: Layout) -> None:
             f"rows are {rows.dtype} {list(rows.shape)}; expected floating [K, {layout.dim}"
             "], as the population's"
         )
+    if rows.shape[1] > 1 and rows.stride(1) != 1:
+        raise DeevoError(
+            f"rows have strides {rows.stride()}; expected each row's weights side by side: give "
+            "rows.contiguous()"
+        )
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -106,4 +111,9 @@ def check_statistics(statistics: Tensor | None, members: int, layout: Layout | N
         raise DeevoError(
             f"statistics have shape {shape}; expected {expected}: BatchNorm's statistics of "
             "each row where they are held apart, and none otherwise"
+        )
+    if statistics is not None and shape is not None and shape[1] > 1 and statistics.stride(1) != 1:
+        raise DeevoError(
+            f"statistics have strides {statistics.stride()}; expected those of a row side by side: "
+            "give statistics.contiguous()"
         )

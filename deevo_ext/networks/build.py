@@ -207,7 +207,7 @@ class Builder:
                 name,
             )
 
-        with self.execution.float32_products():
+        with self.execution.torch_settings():
             (result,) = self.execution.workers.run([logits])
         return result
 
@@ -242,7 +242,7 @@ class Builder:
             graph = arranged(graph)
 
         def measure(task: Callable[[], float]) -> float:
-            with run.float32_products():
+            with run.torch_settings():
                 return run.workers.run([task])[0]
 
         chooser = Chooser(run.device, self.table, forced, measure)

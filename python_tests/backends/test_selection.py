@@ -252,6 +252,7 @@ def test_registering_again_replaces() -> None:
     ("name", "devices", "operators", "message"),
     [
         ("cpu", ("cpu",), {}, "name is 'cpu', which is built in"),
+        ("auto", ("cpu",), {}, "name is 'auto', which is built in"),
         ("mine", ("tpu",), {}, r"devices is \('tpu',\); expected cpu, cuda or both"),
         ("mine", (), {}, r"devices is \(\); expected"),
         ("mine", ("cpu",), {"trial": print}, "no operator deevo::trial; expected one of "),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import deevo_ext as deevo
 from deevo_ext.networks.blocks import blocks_of
-from deevo_ext.networks.engines import ENGINES
+from deevo_ext.networks.engines import ENGINES, Bound
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.prefixes import Changed, PrefixRunner
 from deevo_ext.networks.execution.program import FusedProgram
@@ -61,6 +61,7 @@ class Case:
         graph = self.forward.find_graph(SHAPE)
         assert graph is not None
         self.graph, self.arranged = graph, arranged(graph)
+        self.ran: set[int] = set()
 
     def program(self, graph: NetworkGraph, engine: str) -> FusedProgram:
         """The graph by an engine, and by ATen where that does not serve."""
@@ -69,11 +70,20 @@ class Case:
             if isinstance(layer, (Convolution, Linear)) or is_pool(layer):
                 why = ENGINES[engine].why_not(layer, self.device)
                 chosen = ENGINES["aten" if why else engine]
-                bounds[index] = chosen.bind(layer)
+                bounds[index] = self.noted(index, chosen.bind(layer))
                 served.add(chosen.name)
         assert engine in served
         stager = Stager(graph, self.forward._tensors, torch.float32, self.device)
         return FusedProgram(graph, stager, bounds)
+
+    def noted(self, index: int, bound: Bound) -> Bound:
+        """The same, which notes in `ran` that the engine was called."""
+
+        def run(*arguments: Any) -> Tensor:
+            self.ran.add(index)
+            return bound.run(*arguments)
+
+        return Bound(bound.prepare, run)
 
     def check(self, program: FusedProgram) -> None:
         """Members' logits are those of the module in float64, as far as rounding lets them be."""
@@ -83,6 +93,7 @@ class Case:
             expected = logits_of(self.model, self.layout, row, self.raw)
             bound = bound_of(self.model, expected, self.precision) / 2
             assert float((found.cpu() - expected).abs().max()) <= bound
+        assert self.ran == set(program.bounds)
 
 
 @INTERPRETED

@@ -440,7 +440,9 @@ def test_bad_operands_are_named() -> None:
     pop, data = population(4), images(20)
     forward = PopulationForward(Net(), pop)
     x, y = data.images, data.labels
+    forward(pop.rows, x, y)
     for args, message in (
+        ((pop.rows.repeat_interleave(2, dim=1)[:, ::2], x, y), "rows have strides"),
         ((pop.rows[0], x, y), "rows are"),
         ((pop.rows[:, :4], x, y), "rows are"),
         ((pop.rows[:0], x, y), "rows are"),

@@ -79,6 +79,7 @@ class GraphedProgram:
             slot.rows.copy_(rows)
             if slot.statistics is not None and statistics is not None:
                 slot.statistics.copy_(statistics)
+                statistics.record_stream(side)  # a copy of them may go as this returns
             slot.prepare.replay()
             slot.prepared.record(side)
         rows.record_stream(side)
@@ -88,16 +89,16 @@ class GraphedProgram:
         """The program's result; a slot's is overwritten by its next micro-batch."""
         if not isinstance(prepared, Slot):
             return self.program.run(prepared, images)
+        current = torch.cuda.current_stream()
+        current.wait_event(prepared.prepared)
         if images.shape != prepared.images.shape:
-            return self.program.run(self._waited(prepared).weights, images)
-        self._waited(prepared).images.copy_(images)
-        prepared.run.replay()
-        prepared.finished.record(torch.cuda.current_stream())
-        return prepared.result
-
-    def _waited(self, slot: Slot) -> Slot:
-        torch.cuda.current_stream().wait_event(slot.prepared)
-        return slot
+            result = self.program.run(prepared.weights, images)
+        else:
+            prepared.images.copy_(images)
+            prepared.run.replay()
+            result = prepared.result
+        prepared.finished.record(current)
+        return result
 
     def _of(self, rows: Tensor, statistics: Tensor | None) -> list[Slot]:
         """The slots of a shape; none where kernels are launched."""

@@ -123,7 +123,7 @@ class PrefixRunner:
         for one in changes:
             starts.append(starts[-1] + one.count)
         ordered = [(starts[i], changes[i]) for i in places]
-        with self.execution.float32_products():
+        with self.execution.torch_settings():
             (weights,) = self.execution.workers.run([lambda: self.program.prepare(row, None)])
             for micro_batches in batches(self._most(weights, ordered, batches)):
                 self._run(weights, ordered, micro_batches, sink)

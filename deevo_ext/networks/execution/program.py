@@ -14,15 +14,7 @@ from deevo_ext.networks.engines import Bound
 from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.weights import Staged, Stager
 from deevo_ext.networks.execution.workers import Modules
-from deevo_ext.networks.graph.network_graph import (
-    Aten,
-    Convolution,
-    Layer,
-    Linear,
-    NetworkGraph,
-    Parameter,
-    Register,
-)
+from deevo_ext.networks.graph.network_graph import Aten, Layer, NetworkGraph, Parameter, Register
 
 Registers = list[Any]
 
@@ -111,9 +103,8 @@ class FusedProgram:
             steps[index](registers, ready, parameters)
 
     def _step(self, index: int, layer: Layer) -> Callable[..., None]:
-        if isinstance(layer, Aten):
+        if isinstance(layer, Aten) and index not in self.bounds:
             return _aten_step(layer)
-        assert isinstance(layer, (Convolution, Linear))
         run, writes, frees, dtype = self.bounds[index].run, layer.writes, layer.frees, layer.dtype
         first, second = layer.reads[0], layer.reads[1] if len(layer.reads) > 1 else None
 

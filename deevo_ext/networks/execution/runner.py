@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,11 +53,17 @@ class Execution:
         precision = "float32" if self.precision == "float32" else "tf32"
         return replace(self, precision=precision, micro_batch=micro_batch)
 
-    def float32_products(self) -> AbstractContextManager[None]:
-        """On CUDA, forms products of float32 in tf32 exactly where that is the precision."""
+    @contextlib.contextmanager
+    def torch_settings(self) -> Iterator[None]:
+        """On CUDA, makes the device the current one, whose streams graphs and timings lie on.
+
+        Products of float32 are formed in tf32 exactly where that is the precision.
+        """
         if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        return float32_products(self.precision == "tf32")
+            yield
+            return
+        with torch.cuda.device(self.device), float32_products(self.precision == "tf32"):
+            yield
 
 
 class Runner(ABC):
@@ -102,7 +107,7 @@ class SliceRunner(Runner):
                     replace(batch, images=with_channels(batch.images, self._channels))
                     for batch in micro_batches
                 ]
-            with self.execution.float32_products():
+            with self.execution.torch_settings():
                 self._run(rows, statistics, micro_batches, sink)
             del micro_batches  # before the next ones are prepared
 
