@@ -176,7 +176,7 @@ def _members(variants: dict[str, Runs], what: str) -> str:
     )
     losses = [returned(runs[s])["loss"] - returned(whole[s])["loss"] for s in runs]
     return (
-        f"- `{what}` ({len(runs)} populations): returned less refitted "
+        f"- `{what}` (n = {len(runs)}): returned less refitted "
         f"{statistics.median(few):+.4f}, with all members {statistics.median(all_):+.4f}; "
         f"loss against that with all members {statistics.median(losses):+.4f}."
     )

@@ -103,7 +103,7 @@ def _bounds(runs: dict[str, Runs]) -> list[str]:
             if pairs[0][0][loss] is not None
         }
         lines.append(
-            f"`{name}` ({len(pairs)} populations), loss minus the greedy soup's: "
+            f"`{name}` (n = {len(pairs)}), loss minus the greedy soup's: "
             + ", ".join(f"{gap:+.4f} on {images}" for images, gap in gaps.items())
             + ".  "
         )
