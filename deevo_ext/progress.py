@@ -19,7 +19,7 @@ def progress_bar(total: int | None = None, *, unit: str, shown: bool = True) -> 
     from tqdm.auto import tqdm  # not needed by an import of the package
     from tqdm.std import tqdm as plain
 
-    if sys.stderr.isatty() or "ipykernel" in sys.modules or not shown:
+    if sys.stderr.isatty() or _in_notebook() or not shown:
         return tqdm(total=total, unit=unit, disable=not shown)
 
     class Lines(plain):
@@ -37,6 +37,13 @@ def progress_bar(total: int | None = None, *, unit: str, shown: bool = True) -> 
             super().close()
 
     return Lines(total=total, unit=unit, ncols=0)
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this process; ipykernel may be imported without one."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def begin_at(bar: Any, done: int) -> None:

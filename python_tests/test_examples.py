@@ -39,6 +39,7 @@ def printed(name: str, folder: Path) -> str:
     run += "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", run, str(EXAMPLES / f"{name}.py"), str(folder)]
     environment = child_environment(HF_HUB_OFFLINE="1")
+    environment["PYTHONPATH"] += os.pathsep + str(EXAMPLES)  # where a script is, Python looks
     done = subprocess.run(
         command, check=False, cwd=folder, env=environment, capture_output=True, text=True
     )

@@ -187,7 +187,7 @@ def test_runs_give_the_lines_that_the_report_reads(tmp_path: Path) -> None:
     reports.write(records, tmp_path)
     tables = (tmp_path / "evidence-tables.md").read_text()
     assert re.search(r"^\| default \| 1 \| [+-]\d\.\d{4} \|", tables, re.M)
-    assert "`learned-member` (1 populations)" in tables and "on fitness" in tables
+    assert "`learned-member` (n = 1)" in tables and "on fitness" in tables
     kept = figures.load(records, "vgg-wide")["default"][0]
     assert len(csv_files.read(records, "curves")) == 2 * 3
     initial = kept["initial greedy soup"]

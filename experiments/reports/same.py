@@ -83,7 +83,7 @@ def _summary(every: dict[str, dict[str, Runs]], rounds: list[Line]) -> str:
             for population, run in runs.items()
         ]
         shares = [
-            statistics.median(_early(course, at) for course in courses if course[-1][1] > 0)
+            [_early(course, at) for course in courses if course[-1][1] > 0]  # none may have gained
             for at in EARLY
         ]
         ended = [evolved(run) for run in runs.values()]
@@ -97,7 +97,7 @@ def _summary(every: dict[str, dict[str, Runs]], rounds: list[Line]) -> str:
                 f"{statistics.median(differences):+.4f}",
                 counts(differences),
                 p_value(better(differences)),
-                " / ".join(f"{share:.0%}" for share in shares),
+                " / ".join(f"{statistics.median(share):.0%}" for share in shares if share),
                 f"{median(ended, 'forward_passes'):,.0f}",
                 f"{median(ended, 'seconds'):.0f}",
             )

@@ -112,7 +112,7 @@ def test_extension_facts(report):
 
 
 def test_backends(report):
-    assert tuple(report["backends"]) == backends.NAMES
+    assert {"reference", "cpu", "cuda", "triton"} <= set(report["backends"])
     assert report["backends"]["reference"] is None
     assert report["backends"]["cpu"] is None
     for name in ("cuda", "triton"):
@@ -148,7 +148,7 @@ def test_engine_tables_are_those_of_the_cache(tmp_path, monkeypatch):
 def test_text_names_every_backend_version_and_gpu(report):
     gpu = "GPU A, compute capability 9.0, 3.0 GiB"
     text = diagnostics.format_report({**report, "gpus": [gpu]})
-    for word in (*backends.NAMES, *filter(None, report["packages"].values()), gpu):
+    for word in (*report["backends"], *filter(None, report["packages"].values()), gpu):
         assert word in text
     assert f"PyTorch version: {torch.__version__}" in text
 

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -50,7 +51,7 @@ def start(
 ) -> tuple[list[BaseProcess], list[Connection]]:
     """Starts ranks that call a module's function, each with the others' environment."""
     port, processes, pipes = free_port(), [], []
-    os.environ["PYTHONPATH"] = child_environment()["PYTHONPATH"]  # for the server, which starts
+    _start_server()
     for rank in range(count):
         here, there = _CONTEXT.Pipe(duplex=False)
         names = environment(rank, count, port, timeout)
@@ -62,6 +63,17 @@ def start(
         processes.append(process)
         pipes.append(here)
     return processes, pipes
+
+
+def _start_server() -> None:
+    """Starts the process that ranks are forked from, once; the checkout is not on its path."""
+    before = dict(os.environ)
+    os.environ.update(child_environment(PYTHONSAFEPATH="1"))
+    try:
+        ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def finish(processes: list[BaseProcess], pipes: list[Connection]) -> list[Any]:
