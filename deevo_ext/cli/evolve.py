@@ -170,7 +170,7 @@ def evolve(
     It first shows what can be said of members, memory and time. Then it runs, resumable, and leaves
     weights, model card, report and journal in the run folder.
     """
-    effective = {n: v for n, v in locals().items() if n not in _OF_THE_START} | options
+    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_THE_START}
     effective["modules"] = here = (modules or Path()).absolute()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))
@@ -292,4 +292,4 @@ def evolve(
     return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
-_OF_THE_START = ("resume", "dry_run", "options")
+_OF_THE_START = ("resume", "dry_run", "progress", "options")
