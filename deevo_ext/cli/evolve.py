@@ -45,6 +45,7 @@ from deevo_ext.reports.trackers import TensorBoard, Tracker
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.given import Options
+from deevo_ext.runs.journal import FILE_NAME, read
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.round_preflight import RoundPreflight
@@ -169,7 +170,7 @@ def evolve(
     It first shows what can be said of members, memory and time. Then it runs, resumable, and leaves
     weights, model card, report and journal in the run folder.
     """
-    effective = {n: v for n, v in locals().items() if n not in _OF_THE_START} | options
+    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_THE_START}
     effective["modules"] = here = (modules or Path()).absolute()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))
@@ -185,6 +186,10 @@ def evolve(
     settled = Options.of((), keywords)
     settled.require_old_images(old is not None)
     folder, members, files = Path(options["run_dir"]), settled.members, expand_paths(checkpoints)
+    journal = folder / FILE_NAME
+    if dry_run and ranks().leads and journal.exists() and read(journal).header is not None:
+        # It would go on, with no preliminaries.
+        raise DeevoError(f"{folder} holds a run already; --dry-run needs a new folder")
     names = NameOptions.of(members.checkpoint_key, members.prefix, members.key_map, members.ignore)
     network = architecture(
         arch,
@@ -273,8 +278,6 @@ def evolve(
         )
     except typer.Exit:
         return {"preliminaries": shown}
-    if dry_run:  # a run folder that has begun shows no preliminaries
-        raise DeevoError(f"{folder} holds a run already; --dry-run needs a new folder")
     if not ranks().leads:
         return {}
     if writer is not None:
@@ -289,4 +292,4 @@ def evolve(
     return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
-_OF_THE_START = ("resume", "dry_run", "options")
+_OF_THE_START = ("resume", "dry_run", "progress", "options")

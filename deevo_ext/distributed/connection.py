@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _BEATS = 8  # signs of life in a timeout
 _GO = "go"
+_KINDS = ("gather", "lead", "wait", "end")  # of exchanges
 
 
 class Connection(Ranks):
@@ -144,13 +145,25 @@ class Connection(Ranks):
                 time.sleep(min(0.05, waited / 10))  # a tenth more than the wait itself
             said = store.get(key)
             if said == _GO.encode() and self.leads and number > 1:  # all have left the one before
-                for name in ("go", "gather", "lead", "wait"):
+                for name in ("go", *_KINDS):
                     store.delete_key(f"deevo/{number - 1}/{name}")
             return said
 
+        def parted(store: Store) -> str:
+            """Says what ranks do where some do one thing and the rest another, so none comes."""
+            keys = {kind: f"deevo/{number}/{kind}" for kind in _KINDS}
+            came = {kind: store.add(key, 0) for kind, key in keys.items() if store.check([key])}
+            if sum(came.values()) < self.count or max(came.values()) == self.count:
+                return ""
+            each = ", ".join(f"{n} of {self.count} {kind}" for kind, n in came.items())
+            return (
+                f"the ranks have parted, and none can go on ({each}): give all of them the same "
+                "arguments, run_dir= among them"
+            )
+
         since, said = time.monotonic(), self._store.ask(come)
         while said is None:
-            if reason := self._store.ask(self._life.missing):
+            if reason := self._store.ask(self._life.missing) or self._store.ask(parted):
                 self._store.ask(functools.partial(_set, key=key, reason=reason))
             elif time.monotonic() - since > self._timeout:
                 since = time.monotonic()

@@ -11,6 +11,7 @@ import torch
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation, AugmentedImages
 from deevo_ext.fitness.base import Fitness
@@ -140,8 +141,12 @@ class ClassificationFitness(Fitness):
                 population.rows[some], Inherited(population.statistics[some])
             )
             losses, _ = self.evaluator.losses(population.rows[some], self.images, statistics)
-            unsure = (1.0 - (-losses.double()).exp()).mean(dim=0).cpu().numpy()
-            self._difficulty = np.maximum(unsure, _LEAST_DIFFICULTY)
+
+            def difficulty() -> np.ndarray:
+                unsure = (1.0 - (-losses.double()).exp()).mean(dim=0).cpu().numpy()
+                return np.maximum(unsure, _LEAST_DIFFICULTY)
+
+            self._difficulty = ranks().lead(difficulty)  # batches are drawn by its last bits
 
     def batch_of(self, generation: int) -> int:
         """Returns the number of the batch that a generation (1, 2, ...) is scored on."""

@@ -151,7 +151,8 @@ class Run(ABC):
             self.progress = self.progress and group.leads
             header = self.header() if self.run_dir is not None or group.count > 1 else None
             if header is not None and group.count > 1:
-                group.require_same("at the start", {**comparable(header), **versions()})
+                given = {**versions(), "run_dir": "none" if self.run_dir is None else "given"}
+                group.require_same("at the start", {**comparable(header), **given})
             if self.run_dir is not None and header is not None:
                 if self._journal is None:
                     self._journal = stack.enter_context(open_journal(self.run_dir))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deevo_ext.distributed.ranks import RankError
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import read_regular
 from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
@@ -184,6 +185,8 @@ def line_of(path: Path, number: int) -> Iterator[None]:
     """Makes errors inside the block, which uses line `number`, name file, line and what to do."""
     try:
         yield
+    except RankError:  # which says itself what happened on another rank
+        raise
     except DeevoError as error:
         raise DeevoError(f"{path}, line {number}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.fitness.sampling import batch_indices
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.population.recipes import after, uniform
@@ -83,10 +84,11 @@ def between(run: RecipeRun, chosen: Candidate, keep: Keep) -> Candidate:
     outcomes = evaluator.image_scores(
         kept.row[None].to(evaluator.device), validation.images, validation.metric, used
     )
-    score = validation.metric.fitness(
-        outcomes[0].cpu(), validation.images.labels.cpu(), evaluator.micro_batch
+    metric, labels = validation.metric, validation.images.labels.cpu()
+    score = ranks().lead(
+        lambda: float(metric.fitness(outcomes[0].cpu(), labels, evaluator.micro_batch))
     )
-    return replace(kept, statistics=statistics, score=float(score))
+    return replace(kept, statistics=statistics, score=score)
 
 
 def what_was_lost(old: Comparison) -> str:

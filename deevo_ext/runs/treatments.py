@@ -81,19 +81,26 @@ class Treatments:
         if isinstance(classifier, str):
             self.reason = classifier
             return made
-        try:
-            made.append(self._accounted(lambda: self._refitted(candidate, classifier), before))
-        except DeevoError as error:  # of features that are not finite: the run has its result
-            self.reason = str(error)
+        started, passes = time.perf_counter(), self._validation.evaluator.forward_passes
+        found = ranks().lead(functools.partial(self._fitted, candidate, classifier))
+        if isinstance(found, str):
+            self.reason = found
+            return made
+        before += self._spent(started, passes)
+        made.append(self._accounted(lambda: self._refitted(candidate, classifier, found), before))
         return made
 
     def _accounted(self, treat: Callable[[], Candidate], before: Cost) -> Candidate:
         evaluator = self._validation.evaluator
         started, passes = time.perf_counter(), evaluator.forward_passes
         treated = treat()
-        spent = Cost(evaluator.forward_passes - passes, time.perf_counter() - started)
-        self.costs[treated.name] = before + spent
+        self.costs[treated.name] = before + self._spent(started, passes)
         return treated
+
+    def _spent(self, started: float, passes: int) -> Cost:
+        """What was spent since then, when the evaluator had put so many images through."""
+        more = self._validation.evaluator.forward_passes - passes
+        return Cost(more, time.perf_counter() - started)
 
     def _averaged(self, candidate: Candidate) -> Candidate:
         population = self._validation.evaluator.population
@@ -124,9 +131,8 @@ class Treatments:
         weight = evaluator.population.layout.views(candidate.row)[found.weight]
         return why_no_refit(self._images.labels, len(weight)) or found
 
-    def _refitted(self, candidate: Candidate, classifier: Classifier) -> Candidate:
+    def _refitted(self, candidate: Candidate, classifier: Classifier, found: Refit) -> Candidate:
         evaluator = self._validation.evaluator
-        found = ranks().lead(functools.partial(self._fitted, candidate, classifier))
         changes = changes_of(classifier, found)
         row = changed(evaluator.population, candidate.row, changes)
         views = evaluator.population.layout.views(row)
@@ -138,22 +144,26 @@ class Treatments:
             return replace(treated, score=candidate.score - found.gain)
         return self._scored(treated)
 
-    def _fitted(self, candidate: Candidate, classifier: Classifier) -> Refit:
-        read, logits = features(
-            self._validation.evaluator,
-            classifier,
-            candidate.row,
-            self._images,
-            candidate.statistics,
-        )
-        return refit(
-            read,
-            logits,
-            self._images.labels,
-            self._validation.metric,
-            self._seed,
-            bias=classifier.bias is not None,
-        )
+    def _fitted(self, candidate: Candidate, classifier: Classifier) -> Refit | str:
+        """Returns the refit, or says why there is none: then the run still has its result."""
+        try:
+            read, logits = features(
+                self._validation.evaluator,
+                classifier,
+                candidate.row,
+                self._images,
+                candidate.statistics,
+            )
+            return refit(
+                read,
+                logits,
+                self._images.labels,
+                self._validation.metric,
+                self._seed,
+                bias=classifier.bias is not None,
+            )
+        except DeevoError as error:  # of features that are not finite
+            return str(error)
 
     def _scored(self, candidate: Candidate) -> Candidate:
         """Scores a candidate with the very statistics that it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,13 @@ class FitnessValidation:
         return None
 
     def score(self, row: torch.Tensor, inherited: Inherited | None) -> float:
-        """Scores a row; inherited: its BatchNorm statistics, where they are held apart.
+        """Scores a row, +inf where that is NaN, than which nothing would ever be better.
 
-        Of several ranks rank 0 does, for all.
+        inherited: its BatchNorm statistics, where they are held apart. Of several ranks rank 0
+        does, for all.
         """
-        return ranks().lead(lambda: self.fitness.score(row, inherited))
+        score = ranks().lead(lambda: self.fitness.score(row, inherited))
+        return math.inf if math.isnan(score) else score
 
     def shown(self, score: float) -> float:
         """Returns a score as tables have it."""

@@ -90,7 +90,7 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
     assert said["checkpoints"] == f"{place}/c/*.safetensors" and said["data"] == f"{place}/tree"
     assert said["transform"] == f"{place}/t.json" and said["memory"] == "1GiB"
     assert (said["rounds"], said["seed"], said["chunk"]) == (2, 3, 8)
-    assert not said.keys() & {"config", "json", "resume", "dry_run", "device"}
+    assert not said.keys() & {"config", "json", "resume", "dry_run", "device", "progress"}
 
     path = place / "run" / "run.yaml"
     before = path.read_bytes()

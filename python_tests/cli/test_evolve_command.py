@@ -180,8 +180,11 @@ def test_from_pictures_to_a_better_network_and_its_documents(
     assert code == 0, err
     table = out.partition("test images:\n\n")[2].partition("\n\n")[0]
     assert compared.count(table) == 2 and "against the best initial one" in compared
-    code, _, err = run(capsys, *arguments(place, "run", *more, "--dry-run"))
+    before = (folder / "journal.jsonl").read_bytes()
+    longer = ["--dry-run", "--generations", "5"]
+    code, _, err = run(capsys, *arguments(place, "run", *more, *longer))
     assert code == 1 and "holds a run already" in err
+    assert (folder / "journal.jsonl").read_bytes() == before
 
 
 def adapting(place: Path, out: str, **options: object) -> list[str]:

@@ -138,6 +138,25 @@ def test_a_difference_is_named_by_every_rank() -> None:
     assert on_ranks(3, _differ, "data") == ["nothing"] * 3
 
 
+def _part() -> str:
+    try:
+        with joined() as group:
+            group.wait()
+            if group.rank == 1:
+                group.lead(int)
+            else:
+                group.gather(0)
+    except RankError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_ranks_that_do_different_things_stop() -> None:
+    processes, pipes = start(3, _part, timeout=4.0)
+    for said in finish(processes, pipes):
+        assert "the ranks have parted" in said and "2 of 3 gather, 1 of 3 lead" in said
+
+
 def test_variables_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "two")

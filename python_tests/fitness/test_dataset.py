@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -286,3 +287,14 @@ def test_what_cannot_be_scored_is_refused() -> None:
     fitness = deevo.DatasetFitness(model, population, regression(), nn.MSELoss())
     with pytest.raises(DeevoError, match="validate_every is 0"):
         deevo.FitnessValidation(fitness, every=0)
+
+
+def test_a_network_whose_validation_is_nan_is_never_chosen() -> None:
+    whole = run(None)
+    validation = whole.validation
+    assert isinstance(validation, deevo.FitnessValidation)
+    whole.population.rows[0].fill_(math.nan)  # the first, which `min` would keep
+    assert math.isnan(validation.fitness.score(whole.population.rows[0], None))
+    record = whole.state.validate(validation.score)
+    assert record.scores[0] == math.inf and record.member.members != [0]
+    assert math.isfinite(whole.state.initial["soup"].score)
