@@ -52,6 +52,7 @@ class Run(ABC):
     """
 
     search: str
+    patience: int | None = None  # of a search of weights alone
     configuration: Configuration
     seed: int
     state: Candidates
@@ -152,6 +153,7 @@ class Run(ABC):
             header = self.header() if self.run_dir is not None or group.count > 1 else None
             if header is not None and group.count > 1:
                 given = {**versions(), "run_dir": "none" if self.run_dir is None else "given"}
+                given["patience"] = str(self.patience)
                 group.require_same("at the start", {**comparable(header), **given})
             if self.run_dir is not None and header is not None:
                 if self._journal is None:

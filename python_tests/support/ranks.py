@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -9,15 +10,14 @@ import socket
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from support.paths import child_environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["support.ranks_preloaded"])
 SECONDS = 90.0  # of a busy machine: ranks that hang fail a test, and take no hour
 
 
@@ -65,12 +65,18 @@ def start(
     return processes, pipes
 
 
+@functools.cache
 def _start_server() -> None:
-    """Starts the process that ranks are forked from, once; the checkout is not on its path."""
+    """Starts the process that ranks are forked from; the checkout is not on its path.
+
+    The building of a cache may have started one already, where that is on the path.
+    """
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    _CONTEXT.set_forkserver_preload(["support.ranks_preloaded"])
     before = dict(os.environ)
     os.environ.update(child_environment(PYTHONSAFEPATH="1"))
     try:
-        ensure_running()
+        forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
