@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deevo_ext.cli import main
 from support import zoo
+from support.commands import run
 from support.networks import colour_net, members
 from support.pictures import write_tree
 
@@ -22,14 +22,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transform = {"resize": 40, "crop": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     (folder / "transform.json").write_text(json.dumps(transform))
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in argv])
-    out, err = capsys.readouterr()
-    code = end.value.code
-    return (code if isinstance(code, int) else 0), out, err
 
 
 def test_an_average_and_what_more_there_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,9 +20,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import deevo_ext
-from deevo_ext.cli import app, main
+from deevo_ext.cli import app
 from deevo_ext.cli.command import speaking
 from deevo_ext.training.trainings import PopulationOptions
+from support.commands import run
 from support.networks import Net, colour_net, members
 from support.paths import child_environment
 from support.pictures import write_tree
@@ -58,14 +59,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "own_module.py").write_text("from support.networks import colour_net as net\n")
     (folder / "options.yaml").write_text(yaml.safe_dump(options))
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in argv])
-    out, err = capsys.readouterr()
-    code = end.value.code
-    return (code if isinstance(code, int) else 0), out, err
 
 
 def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(

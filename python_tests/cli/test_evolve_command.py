@@ -20,12 +20,13 @@ import typer
 from safetensors.torch import load_file
 
 import deevo_ext
-from deevo_ext.cli import app, main
+from deevo_ext.cli import app
 from deevo_ext.cli.parameters import keywords_of
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
 from deevo_ext.search.configuration import configure
 from deevo_ext.search.pools import POOLS
+from support.commands import run
 from support.networks import colour_net, members
 from support.paths import child_environment
 from support.pictures import write_fashion, write_tree
@@ -116,14 +117,6 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
         "--force",  # the members are hardly trained
         *more,
     ]
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(argv)
-    out, err = capsys.readouterr()
-    code = end.value.code
-    return (code if isinstance(code, int) else 0), out, err
 
 
 def test_dry_run_stops_after_the_preliminaries(
