@@ -88,7 +88,9 @@ def _timeout() -> float:
 
 
 def _connected(timeout: float) -> Connection:
-    limit = timedelta(seconds=timeout)
+    # Processes start seconds apart, however soon a silent one is given up once all are here.
+    together = max(timeout, TIMEOUT)
+    limit = timedelta(seconds=together)
     try:
         if not dist.is_initialized():
             if torch.cuda.is_available():
@@ -102,6 +104,7 @@ def _connected(timeout: float) -> Connection:
         store = distributed_c10d._get_default_store()
         # Its own, with its own timeout, whatever backend and timeout the process group has.
         group = dist.new_group(backend="gloo", timeout=limit)
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
         store = PrefixStore(f"deevo/{next(_times)}", store)
         local = _number("LOCAL_RANK", _number("SLURM_LOCALID", 0))
         connection = Connection(store, group, timeout)
@@ -113,7 +116,7 @@ def _connected(timeout: float) -> Connection:
         raise DeevoError(
             f"the ranks do not come together ({reason}); expected that each of WORLD_SIZE "
             "processes has RANK, MASTER_ADDR and MASTER_PORT, as torchrun "
-            f"sets them, and comes here within {timeout:.0f} s"
+            f"sets them, and comes here within {together:.0f} s"
         ) from error
     _warn_of_threads(connection)
     return connection

@@ -14,7 +14,7 @@ from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import RankError, ranks
 from deevo_ext.distributed.shares import Part, each, edges_of, evaluated, parts_of, share
 from support.rank_runs import told_of_threads
-from support.ranks import finish, on_ranks, start
+from support.ranks import SILENT, finish, on_ranks, start
 
 
 def _talk() -> tuple[list[int], int, list[torch.Tensor], list[torch.Tensor], int]:
@@ -111,13 +111,13 @@ def _stopped(rank: int, sign: int) -> str:
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_stopped_rank_stops_the_others(rank: int, sign: signal.Signals) -> None:
-    processes, pipes = start(3, _stopped, rank, sign, timeout=2.0)
+    processes, pipes = start(3, _stopped, rank, sign, timeout=SILENT)
     pipes.pop(rank)  # which says nothing
     others = [r for r in range(3) if r != rank]
     said = finish([processes[r] for r in others] + [processes[rank]], pipes)
     for text in said:
         if rank:
-            assert f"rank {rank} has not answered for 2 s" in text
+            assert f"rank {rank} has not answered for {SILENT:.0f} s" in text
         else:  # which holds the store
             assert "has lost the connection" in text or "gets no answer" in text
 
@@ -152,7 +152,7 @@ def _part() -> str:
 
 
 def test_ranks_that_do_different_things_stop() -> None:
-    processes, pipes = start(3, _part, timeout=4.0)
+    processes, pipes = start(3, _part, timeout=SILENT)
     for said in finish(processes, pipes):
         assert "the ranks have parted" in said and "2 of 3 gather, 1 of 3 lead" in said
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.rank_runs import differing, do, interrupted, lines_of, stopped
-from support.ranks import finish, on_ranks, start
+from support.ranks import SILENT, finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
 
 
@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on_with_another_number_of_ranks(
     alone: tuple[Path, dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    said = finish(*start(count, interrupted, tmp_path, *checkpoints, name, how, timeout=3.0))
+    said = finish(*start(count, interrupted, tmp_path, *checkpoints, name, how, timeout=SILENT))
     whole = lines_of(alone[0] / name)
     before = lines_of(tmp_path / name)
     assert before == whole[: len(before)] and 1 < len(before) < len(whole)
@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_with_another_number_of_ranks(
         assert said.pop(1) == -signal.SIGKILL
         for text in said:
             assert text.startswith("RankError: ")
-            assert "rank 1 has not answered for 3 s" in text or "was cut off" in text
+            assert f"rank 1 has not answered for {SILENT:.0f} s" in text or "was cut off" in text
     elif how == "raise":
         assert said[1] == "ZeroDivisionError: of rank 1"
         for text in (said[0], *said[2:]):

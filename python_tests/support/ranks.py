@@ -19,6 +19,7 @@ from support.paths import child_environment
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = 90.0  # of a busy machine: ranks that hang fail a test, and take no hour
+SILENT = 6.0  # after which a rank is given up: a busy machine keeps a live one from speaking for 2
 
 
 class RankFailure(Exception):
