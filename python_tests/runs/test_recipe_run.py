@@ -483,6 +483,21 @@ def test_few_labels_score_what_is_made_without_each_fold(
     assert abs(treated.score - evolved.score) > 1e-3
 
 
+def test_re_estimated_statistics_are_judged_by_folds_too() -> None:
+    one = problem(Normed, **TWO_STEPS, batchnorm="evolve")
+    run = one.run(few=True, budget=Budget(1))
+    run.run()
+    assert run.state.evolved
+    treated = next(c for c in run.state.treated if c.generation and c.treatment == "statistics")
+    fold, losses = fold_numbers(one.images.labels, FOLDS, one.seed), torch.zeros(300)
+    for k, apart in enumerate(run.state.apart()):
+        row, statistics = one.evaluator.policy.reestimated(apart.row, one.images)
+        assert statistics is None
+        losses[fold == k] = one.evaluator.losses(row, one.images)[0][fold == k]
+    assert treated.score == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert treated.score != pytest.approx(one.evaluator.score(treated.row, one.images), abs=1e-3)
+
+
 def test_a_journal_without_the_folds_is_read_but_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
