@@ -2,8 +2,9 @@
 
 Each network that the search tries is quantised as it would be for its users, weights and ranges of
 activations, by onnxruntime's static post-training quantisation; what is scored is what will run.
-No gradient goes through that. Activations have 8 bits, and weights 4: in 8 bits these networks lose
-next to nothing (0.0004 in loss). Needs onnx and onnxruntime.
+Activations have 8 bits, and weights 4: in 8 bits these networks lose next to nothing (0.0004 in
+loss). What comes back may well be that another initial network loses less. Where training can
+imitate the rounding, it takes back more (docs/evidence.md). Needs onnx and onnxruntime.
 
     python examples/onnx_int8.py [FOLDER]
 """
@@ -138,7 +139,7 @@ def main(folder: Path) -> None:
         print(f"{name:35} loss {loss:.4f}  top-1 {top1:.1%}")
     (full, _), (before, _), (after, _) = rows.values()
     print(
-        f"Quantisation lost {before - full:+.4f}, evolution took back {before - after:+.4f}. "
+        f"Quantisation lost {before - full:+.4f}, what was chosen took back {before - after:+.4f}. "
         f"The network that was scored and is deployed: {engine.file}\n"
         f"{time.perf_counter() - started:.0f} s, {trained - started:.0f} of them for the members"
     )
