@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deevo_ext import _version
-from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.joining import joined, require_own_gpus
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.fitness.evaluator import Evaluator
@@ -77,7 +77,7 @@ class Run(ABC):
         self.history: list[dict[str, float]] = []
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
-        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
+        self._passes_before, self._traffic_before, self.traffic = 0, ranks().traffic, 0
         self.stopped = False
         self._stopping, self._resuming, self._went_on = False, False, False
         self._engines: list[dict[str, Any]] | None = None
@@ -150,6 +150,7 @@ class Run(ABC):
         with joined() as group, contextlib.ExitStack() as stack:
             stack.enter_context(self._told_of_interrupts())
             self.progress = self.progress and group.leads
+            require_own_gpus({self.population.rows.device, *(e.device for e in self.evaluators())})
             header = self.header() if self.run_dir is not None or group.count > 1 else None
             if header is not None and group.count > 1:
                 given = {**versions(), "run_dir": "none" if self.run_dir is None else "given"}

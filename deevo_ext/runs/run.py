@@ -183,8 +183,7 @@ class Evolution(Run):
     def _first(self) -> None:
         """Scores the initial candidates as generation 0, before anything is changed."""
         if self.initial is not None:
-            engines, traffic = self.new_engines(), self.new_traffic()
-            own = replace(self.initial, engines=engines, traffic=traffic)
+            own = replace(self.initial, engines=self.new_engines())
             record = ranks().lead(lambda: own)
             self.state.apply(record)
         else:

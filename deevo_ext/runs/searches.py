@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -85,7 +84,7 @@ class Materials:
             require_basin(report)
         elif report is not None:
             for problem in report.problems():
-                warnings.warn(problem, stacklevel=5)  # the caller of evolve
+                warn(problem, stacklevel=5)  # the caller of evolve
 
 
 def search_weights(materials: Materials) -> Evolution:
