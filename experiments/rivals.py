@@ -135,12 +135,14 @@ class SparseMutations(Rival):
         return self.proposed
 
     def tell(self, losses: Tensor) -> None:
-        gains = (losses[0] - losses).tolist()  # in the parent's batch: NaN where both are infinite
-        children = [gain for gain in zip(gains, self.proposed, strict=True) if gain[0] == gain[0]]
+        parent, *others = losses.tolist()  # in one batch, so that gains of waves are comparable
+        rows = zip(others, self.proposed[1:], strict=True)
+        children = [(parent - loss, row) for loss, row in rows if math.isfinite(loss)]
         if self.iterated:
-            self.parent = max(children, key=lambda child: child[0])[1]
+            gain, row = max(children, key=lambda child: child[0], default=(0.0, self.parent))
+            self.parent = row if gain > 0 else self.parent
             self.best = []
-        self.best = sorted([*self.best, *children[1:]], key=lambda child: -child[0])
+        self.best = sorted([*self.best, *children], key=lambda child: -child[0])
         self.best = self.best[: self.start.wave - 1]
 
     def candidates(self) -> Tensor:

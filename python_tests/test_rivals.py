@@ -69,6 +69,26 @@ def test_greedy_soup_is_returned_where_nothing_better_is_found() -> None:
     assert torch.equal(row, begin.centre)
 
 
+@pytest.mark.parametrize("iterated", [False, True])
+def test_sparse_mutations_with_infinite_losses(iterated: bool) -> None:
+    rival = rivals.SparseMutations(start(), iterated)
+    losses = torch.full((EACH,), torch.inf, dtype=torch.float64)
+    rival.ask(fresh=True)
+    rival.tell(losses)  # nobody is any good
+    assert torch.equal(rival.candidates(), rival.start.centre[None])
+    rows = rival.ask(fresh=False)
+    losses[3] = 7.0  # one is, where the parent is not
+    rival.tell(losses)
+    assert torch.equal(rival.parent, rows[3] if iterated else rival.start.centre)
+    assert any(torch.equal(row, rows[3]) for row in rival.candidates())
+    kept = rival.parent
+    rival.ask(fresh=False)
+    losses[:] = torch.inf
+    losses[0] = 7.0  # the parent alone
+    rival.tell(losses)
+    assert torch.equal(rival.parent, kept)
+
+
 def test_sparse_mutations_are_parts_of_a_dense_one() -> None:
     begin = start()
     rival = rivals.SparseMutations(begin, iterated=True)
