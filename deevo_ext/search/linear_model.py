@@ -128,6 +128,12 @@ class LinearModel:
             model.put({group: total})
         return model
 
+    def at(self, logits: Tensor) -> LinearModel:
+        """Returns the model with the same slopes from another network's logits [n, classes]."""
+        model = copy.copy(self)
+        model.z0 = logits.to(self.z0).contiguous()
+        return model
+
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
         used = self.scale > 0
@@ -221,23 +227,30 @@ class LinearModel:
     def held_out(
         self,
         folds: Sequence[Tensor],
-        score: Callable[[Tensor], Tensor],
+        score: Callable[[LinearModel, Tensor], Tensor],
         gains: Gains,
         weights: Tensor | None = None,
+        apart: Sequence[LinearModel] | None = None,
     ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
-        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to. weights: of the
-        images in the cross-entropy, float32 [n], of mean 1.
+        folds: the positions int64 of each fold's images. score: function(model, q [P, d]) -> the
+        metric's outcome of each image, [P, n] or [P, n, classes]; gains: what they come to.
+        weights: of the images in the cross-entropy, float32 [n], of mean 1. apart: the model that
+        a fold's fit and gain are of (`at`), each with the scale of this one, by default this one.
         """
         share = torch.ones(len(self.z0)) if weights is None else weights
+        models = [self] * len(folds) if apart is None else apart
 
-        def losses(q: Tensor) -> Tensor:
-            return self.losses_and_ranks(q)[0].double().cpu() * share
+        def losses(model: LinearModel, q: Tensor) -> Tensor:
+            return model.losses_and_ranks(q)[0].double().cpu() * share
 
         none = torch.zeros(1, self.directions)
-        base, before = losses(none)[0], score(none)[0].cpu()
+        base, before = losses(self, none)[0], score(self, none)[0].cpu()
+        if apart is not None:
+            for fold, model in zip(folds, models, strict=True):
+                base[fold] = losses(model, none)[0][fold]
+                before[fold] = score(model, none)[0].cpu()[fold]
         lengths = torch.tensor(LENGTHS)[:, None]
         starts: list[Tensor | None] = [None] * len(folds)
         results: list[HeldOut] = []
@@ -245,12 +258,12 @@ class LinearModel:
             falls = base.new_empty(len(LENGTHS), len(base))
             after = before.new_empty(len(LENGTHS), *before.shape)
             fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
-            for i, fold in enumerate(folds):
+            for i, (fold, model) in enumerate(zip(folds, models, strict=True)):
                 others = share.clone()
                 others[fold] = 0.0
-                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
-                falls[:, fold] = (base - losses(lengths * q))[:, fold]
-                after[:, fold] = score(lengths * q).cpu()[:, fold]
+                q = fits[i] = starts[i] = model.fit(ridge, starts[i], others)
+                falls[:, fold] = (base - losses(model, lengths * q))[:, fold]
+                after[:, fold] = score(model, lengths * q).cpu()[:, fold]
             found = zip(LENGTHS, falls, gains(before, after), strict=True)
             results += [
                 HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
