@@ -30,7 +30,8 @@ from deevo_ext.runs.folder import (
     write_initial,
     write_weights,
 )
-from deevo_ext.runs.journal import Journal, Recording, comparable
+from deevo_ext.runs.journal import Journal, comparable
+from deevo_ext.runs.recording import Recording
 from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.shared_journal import open_journal
 from deevo_ext.runs.state import Candidate, Candidates

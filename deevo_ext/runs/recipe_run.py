@@ -22,12 +22,13 @@ from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.directions import directed
-from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
 from deevo_ext.runs.old_images import Keep, between, recipe_between
 from deevo_ext.runs.proposals import Outcome
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.recording import Recording
 from deevo_ext.runs.records import BLOCKS, CHANNELS, GenerationRecord, ProposalRecord, RoundRecord
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.soups import candidates_of

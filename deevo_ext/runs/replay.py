@@ -24,6 +24,7 @@ from deevo_ext.runs.folder import (
     write_network,
 )
 from deevo_ext.runs.recipe_state import RecipeState
+from deevo_ext.runs.recording import line_of, read_journal
 from deevo_ext.runs.records import GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
@@ -61,11 +62,11 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
             f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run (deevo merge "
             "makes the network of a recipe)"
         )
-    recording = journal.read(path)
+    recording = read_journal(path)
     header = recording.header
     if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
-    with journal.line_of(path, 1):
+    with line_of(path, 1):
         sources = [(name, digest) for name, digest in header.checkpoints]
         files = locate_checkpoints(sources, folder, checkpoint_dir, "the journal")
         population = Population.from_manifest(header.population, files)

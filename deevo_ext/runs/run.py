@@ -21,7 +21,8 @@ from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
-from deevo_ext.runs.journal import Journal, Recording, line_of
+from deevo_ext.runs.journal import Journal
+from deevo_ext.runs.recording import Recording, line_of
 from deevo_ext.runs.records import GenerationRecord
 from deevo_ext.runs.state import KINDS, RunState
 from deevo_ext.runs.treatments import Treatments

@@ -19,10 +19,11 @@ from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.progress import say
 from deevo_ext.runs.basin import BasinReport, check_basin, require_basin
 from deevo_ext.runs.given import Options
-from deevo_ext.runs.journal import Journal, line_of
+from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
+from deevo_ext.runs.recording import line_of
 from deevo_ext.runs.round_preflight import RoundPreflight, examine_rounds
 from deevo_ext.runs.round_size import rounds_of
 from deevo_ext.runs.rounds import FEW

@@ -32,9 +32,9 @@ from deevo_ext.runs.recipe_run import RecipeRun
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.search.presets import configure
 from support.evolution import images, population, sphere
 from support.networks import Net
 from support.recipe_runs import PlainNet, recipe_run
