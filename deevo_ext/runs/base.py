@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -40,6 +41,8 @@ from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import FitnessValidation, Validation
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.optimizer import Callback
+
+AnyRecord = TypeVar("AnyRecord", GenerationRecord, RoundRecord)
 
 
 class Run(ABC):
@@ -274,6 +277,20 @@ class Run(ABC):
         """Bytes that this rank received since this was asked last; None where it is alone."""
         before, self._traffic_before = self._traffic_before, ranks().traffic
         return self._traffic_before - before if ranks().count > 1 else None
+
+    def with_costs(self, record: AnyRecord, started: float) -> AnyRecord:
+        """Returns rank 0's record, with what was spent and the engines that are new.
+
+        started: when its work began, as time.perf_counter() has it.
+        """
+        own = replace(
+            record,
+            engines=self.new_engines(),
+            traffic=self.new_traffic(),
+            forward_passes=self.new_passes(),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        return ranks().lead(lambda: own)
 
     def account(self, record: GenerationRecord | RoundRecord) -> None:
         """Adds a record's costs."""

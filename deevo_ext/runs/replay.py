@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.text import csv_table
 
 
 @dataclass
@@ -140,10 +139,5 @@ def write_trials(result: Replay, path: Path) -> int:
             f"line a generation, is in the run folder already, {VIRTUAL}/*.csv"
         )
     trials = [trial for generation in result.generations for trial in generation.trials()]
-    text = io.StringIO(newline="")
-    if trials:
-        writer = csv.DictWriter(text, list(trials[0]))
-        writer.writeheader()
-        writer.writerows(trials)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, csv_table(trials).encode())
     return len(trials)
