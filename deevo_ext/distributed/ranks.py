@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from deevo_ext.errors import DeevoError
@@ -43,6 +43,10 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """Returns every rank's value, in the order of ranks; values are pickled."""
         return [value]
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """Gives each rank one of the values; returns those given to this one, in their order."""
+        return [*values]
 
     def lead(self, compute: Callable[[], T]) -> T:
         """Returns what rank 0 computes, to every rank."""
@@ -107,6 +111,13 @@ _active = _ALONE
 def ranks() -> Ranks:
     """Returns the ranks that work on what is being done now: one alone but inside `joined`."""
     return _active
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Makes this process one alone inside, as far as `ranks` says."""
+    with active(_ALONE):
+        yield
 
 
 @contextlib.contextmanager
