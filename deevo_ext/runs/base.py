@@ -188,7 +188,8 @@ class Run(ABC):
         done, unit = len(self.history), self.unit_of_work
         what = f"{done} of {total} {unit}s; the run goes on from there"
         if finished:
-            what = f"all {done} {unit}s; nothing is searched again"
+            count = f"all {done}" if done >= total else f"{done} of {total}"
+            what = f"{count} {unit}s and is at its end; nothing is searched again"
         if self.progress:
             say(f"{self.run_dir} holds {what}")
 

@@ -37,6 +37,8 @@ class Outcome:
     of them, in order; best: its place. gain, standard_error: of the mean score on the images that
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
     slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
+    folds: the recipes float32 [folds, blocks, members] of the networks that tested the step, each
+    made without the labels of one fold; None where images were enough to do without.
     """
 
     step: Tensor | None
@@ -48,6 +50,7 @@ class Outcome:
     left_out: list[int]
     held_out: HeldOut
     virtual: list[Virtual]
+    folds: Tensor | None = None
 
 
 def best_of(proposals: Sequence[Proposal]) -> int:

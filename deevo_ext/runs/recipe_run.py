@@ -198,6 +198,13 @@ class RecipeRun(Run):
                 self.virtual.append(ranks().lead(read))
                 self._observe(record)
         self._resuming = False
+        if self.rounds.few and self.state.evolved and self.state.folds is None:
+            raise DeevoError(
+                f"{recording.path} is of a version that did not keep what a step comes to without "
+                "each fold of the images, by which a run on few images goes on and chooses; "
+                "expected a journal of this version: give another run_dir (`deevo replay` reads "
+                "this one)"
+            )
 
     def _first(self) -> None:
         """Scores the initial candidates, as generation 0."""
@@ -280,6 +287,9 @@ class RecipeRun(Run):
             step=step.flatten() if outcome.accepted and step is not None else None,
             recipe_sha256=recipe_digest(recipe, changes),
             score=score,
+            folds=outcome.folds.flatten()
+            if outcome.accepted and outcome.folds is not None
+            else None,
             forward_passes=0,
             seconds=0.0,
         )
@@ -292,7 +302,7 @@ class RecipeRun(Run):
         """A network's score on the validation images.
 
         Where these are the fitness images, it is the score before less what the folds' networks
-        gained on images that they knew nothing of.
+        gained on images that they knew nothing of: their scores there, as gains add up.
         """
         if not self._validation.by_folds:
             return self._validation.score(row, None)

@@ -10,6 +10,7 @@ the first derivatives, too, but not the second: it promises gains that do not co
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -95,6 +96,15 @@ class LikeliestModel(LinearModel):
             mean = (moved * odds).sum(dim=1, keepdim=True) - moved.gather(1, labels)
             near.append(torch.cat([one.gather(1, kept), rest + drawn + mean], 1))
         return torch.stack(near)
+
+    def at(self, logits: Tensor) -> LikeliestModel:
+        """Returns the model with the same slopes from another network's logits [n, classes]."""
+        logits = logits.to(self.z0)
+        columns, width = self._columns_afar(logits, slice(0, len(logits))), self.z0.shape[1]
+        model = copy.copy(self)
+        model.z0, model._all = columns[:, :width].contiguous(), logits
+        model._rest = torch.cat([self._rest[:, :1], columns[:, width:]], dim=1)
+        return model
 
     def slope(self, direction: int) -> Tensor:
         """Returns a direction's slopes on own images, as they are kept: float32 [n, columns]."""

@@ -142,6 +142,12 @@ class LinearModel:
             model.put({group: total})
         return model
 
+    def at(self, logits: Tensor) -> LinearModel:
+        """Returns the model with the same slopes from another network's logits [n, classes]."""
+        model = copy.copy(self)
+        model.z0 = logits.to(self.z0).contiguous()
+        return model
+
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
         used = self.scale > 0
@@ -242,23 +248,32 @@ class LinearModel:
     def held_out(
         self,
         folds: Sequence[Tensor],
-        score: Callable[[Tensor], Tensor],
+        score: Callable[[LinearModel, Tensor], Tensor],
         gains: Gains,
         weights: Tensor | None = None,
+        apart: Sequence[LinearModel] | None = None,
     ) -> list[HeldOut]:
         """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
-        outcome of each of own images, [P, n] or [P, n, classes]; gains: what they come to, of all.
-        weights: of the images in the cross-entropy, float32 [n], of mean 1.
+        folds: the positions int64 of each fold's images. score: function(model, q [P, d]) -> the
+        metric's outcome of each of own images, [P, n] or [P, n, classes]; gains: what they come to,
+        of all. weights: of the images in the cross-entropy, float32 [n], of mean 1. apart: the
+        model that a fold's fit and gain are of (`at`), each with the scale of this one, by default
+        this one.
         """
         share, own = torch.ones(len(self.z0)) if weights is None else weights, self.slices.own
+        models = [self] * len(folds) if apart is None else apart
+        places = [fold[(fold >= own.start) & (fold < own.stop)] - own.start for fold in folds]
 
-        def losses(q: Tensor) -> Tensor:
-            return self.losses_and_ranks(q)[0].double().cpu() * share[own]
+        def losses(model: LinearModel, q: Tensor) -> Tensor:
+            return model.losses_and_ranks(q)[0].double().cpu() * share[own]
 
         none = torch.zeros(1, self.directions)
-        base, before = losses(none)[0], score(none)[0].cpu()
+        base, before = losses(self, none)[0], score(self, none)[0].cpu()
+        if apart is not None:
+            for at, model in zip(places, models, strict=True):
+                base[at] = losses(model, none)[0][at]
+                before[at] = score(model, none)[0].cpu()[at]
         whole = self.slices.gathered(before)
         lengths = torch.tensor(LENGTHS)[:, None]
         starts: list[Tensor | None] = [None] * len(folds)
@@ -267,13 +282,12 @@ class LinearModel:
             falls = base.new_empty(len(LENGTHS), len(base))
             after = before.new_empty(len(LENGTHS), *before.shape)
             fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
-            for i, fold in enumerate(folds):
+            for i, (fold, at, model) in enumerate(zip(folds, places, models, strict=True)):
                 others = share.clone()
                 others[fold] = 0.0
-                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
-                at = fold[(fold >= own.start) & (fold < own.stop)] - own.start
-                falls[:, at] = (base - losses(lengths * q))[:, at]
-                after[:, at] = score(lengths * q).cpu()[:, at]
+                q = fits[i] = starts[i] = model.fit(ridge, starts[i], others)
+                falls[:, at] = (base - losses(model, lengths * q))[:, at]
+                after[:, at] = score(model, lengths * q).cpu()[:, at]
             falls, after = (self.slices.gathered(one, dim=1) for one in (falls, after))
             found = ranks().lead(functools.partial(_judged, falls, gains, whole, after))
             results += [

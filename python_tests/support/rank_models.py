@@ -103,7 +103,7 @@ def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]
     if metric.name == "top1" or metric.keeps_logits:
         held_out = model.held_out(
             folds,
-            lambda q: own_scores(model, metric, q),
+            lambda one, q: own_scores(one, metric, q),
             lambda before, after: gains_of(metric, before, after, model.labels),
         )
     fit = model.fit(0.1, weights=weights)
