@@ -26,9 +26,9 @@ from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.search import linear_model
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
+from deevo_ext.search.presets import configure
 from deevo_ext.search.virtual import evolve_virtually, first_individuals
 from support.evolution import images as drawn_images
 from support.evolution import population
