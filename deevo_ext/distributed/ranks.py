@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from deevo_ext.errors import DeevoError
@@ -44,6 +44,10 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """Returns every rank's value, in the order of ranks; values are pickled."""
         return [value]
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """Gives each rank one of the values; returns those given to this one, in their order."""
+        return [*values]
 
     def lead(self, compute: Callable[[], T]) -> T:
         """Returns what rank 0 computes, to every rank."""
@@ -117,6 +121,13 @@ def warn(text: str, *, stacklevel: int) -> None:
     """
     if ranks().leads:
         warnings.warn(text, stacklevel=stacklevel + 1)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Makes this process one alone inside, as far as `ranks` says."""
+    with active(_ALONE):
+        yield
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,28 +76,65 @@ def evaluated(
     edges: Sequence[int],
     evaluate: Callable[[Part], Sequence[Tensor]],
     divide: Callable[[range, int, Sequence[int]], list[Part]] = parts_of,
+    held: Sequence[slice] | None = None,
 ) -> list[Tensor]:
     """Returns tensors [rows, images, ...] of which each rank evaluates its share.
 
     evaluate: function(part) -> tensors [k, n, ...] of k rows on n images. edges: as of `parts_of`.
-    divide: makes parts of units: `parts_of` or `parts_by_images`. With several ranks the tensors
-    come back on the CPU.
+    divide: makes parts of units: `parts_of` or `parts_by_images`. held: the images, consecutive
+    ones, that each rank gets the results of; None: all of them get those of all images. With
+    several ranks the tensors come back on the CPU.
     """
-    group = ranks()
+    group, whole = ranks(), slice(0, edges[-1])
     if group.count == 1:
-        return list(evaluate(Part(slice(0, rows), slice(0, edges[-1]))))
+        return list(evaluate(Part(slice(0, rows), whole)))
     units = rows * (len(edges) - 1)
     every = [divide(share(units, r, group.count), rows, edges) for r in range(group.count)]
     own = [[t.cpu().contiguous().numpy() for t in evaluate(part)] for part in every[group.rank]]
-    whole: list[Tensor] = []
-    for parts, found in zip(every, group.gather(own), strict=True):
-        for part, arrays in zip(parts, found, strict=True):
+    if held is None:
+        found, wanted = group.gather(own), whole
+    else:
+        wanted = held[group.rank]
+        found = group.exchange([_cut(every[group.rank], own, images) for images in held])
+    result: list[Tensor] = []
+    for parts, some in zip(every, found, strict=True):
+        for part, arrays in zip(parts, some, strict=True):
             tensors = [torch.from_numpy(array) for array in arrays]
-            if not whole:
-                whole = [t.new_empty(rows, edges[-1], *t.shape[2:]) for t in tensors]
-            for all_of_it, tensor in zip(whole, tensors, strict=True):
-                all_of_it[part.rows, part.images] = tensor
-    return whole
+            if not result:
+                size = wanted.stop - wanted.start
+                result = [t.new_empty(rows, size, *t.shape[2:]) for t in tensors]
+            at = _common(part.images, wanted, wanted.start)
+            for all_of_it, tensor in zip(result, tensors, strict=True):
+                all_of_it[part.rows, at] = tensor
+    return result
+
+
+def foreign(rows: int, edges: Sequence[int], held: Sequence[slice]) -> int:
+    """Returns how many results of an image a rank gets from others, at most.
+
+    The arguments are those of `evaluated`, where parts are made by images.
+    """
+    count, units = len(held), rows * (len(edges) - 1)
+    most = 0
+    for rank, images in enumerate(held):
+        own = parts_by_images(share(units, rank, count), rows, edges)
+        cuts = [(part.rows, _common(part.images, images, 0)) for part in own]
+        kept = sum((r.stop - r.start) * (cut.stop - cut.start) for r, cut in cuts)
+        most = max(most, rows * (images.stop - images.start) - kept)
+    return most
+
+
+def _common(images: slice, others: slice, first: int) -> slice:
+    """The images that are among others, too, counted from `first`."""
+    start = max(images.start, others.start)
+    stop = max(start, min(images.stop, others.stop))
+    return slice(start - first, stop - first)
+
+
+def _cut(parts: Sequence[Part], arrays: Sequence[list[Any]], images: slice) -> list[list[Any]]:
+    """What some parts gave for some images."""
+    cuts = [_common(part.images, images, part.images.start) for part in parts]
+    return [[one[:, cut] for one in some] for cut, some in zip(cuts, arrays, strict=True)]
 
 
 def each(count: int, compute: Callable[[int], Tensor]) -> list[Tensor]:

@@ -18,17 +18,23 @@ import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks, warn
+from deevo_ext.distributed.ranks import alone, ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.probes import Wanted
 from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
-from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
+from deevo_ext.fitness.virtual import (
+    guided_fitness,
+    own_scores,
+    virtual_fitness,
+    virtual_scores,
+)
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
@@ -202,7 +208,7 @@ class RoundSearch:
         labels = model.labels.cpu()
         return model.held_out(
             folds,
-            lambda one, q: virtual_scores(one, self.metric, q),
+            lambda one, q: own_scores(one, self.metric, q),
             lambda before, after: gains_of(self.metric, before, after, labels),
             weights,
             apart,
@@ -250,7 +256,8 @@ class RoundSearch:
     ) -> None:
         """Corrects the model by the best network so far, before the next ones are proposed."""
         real = self._recipes(recipe, model, [leader])
-        model.correct(leader.q * leader.length, self.along.logits(list(real), images)[0])
+        logits = self.along.logits(list(real), images, Wanted(model.slices))[0]
+        model.correct(leader.q * leader.length, logits)
 
     def _known(self, model: LinearModel) -> list[Tensor]:
         """Coordinates of the steps to each member, and to their average."""
@@ -305,18 +312,22 @@ class RoundSearch:
 
 
 def threads_of(model: LinearModel) -> contextlib.AbstractContextManager[None]:
-    """As many threads inside as a linear model of this size is worth."""
-    return one_thread(model.slopes.numel() <= _SMALL)
+    """As many threads inside as a linear model of this size is worth, whoever shares it."""
+    return one_thread(model.directions * model.z0.numel() <= _SMALL)
 
 
 def led(model: LinearModel, compute: Callable[[], T]) -> T:
-    """Returns what rank 0 computes on a linear model, on as many threads as that is worth."""
+    """Returns what is computed on a linear model, on as many threads as that is worth.
 
-    def on_threads() -> T:
-        with threads_of(model):
+    By rank 0 where the model lies whole on every rank; else by all of them together.
+    """
+
+    def by_itself() -> T:
+        with alone():
             return compute()
 
-    return ranks().lead(on_threads)
+    with threads_of(model):
+        return ranks().lead(by_itself) if model.slices.whole else compute()
 
 
 def _absent_by_chance(counts: Tensor) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import deevo_ext as deevo
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import probing
 from deevo_ext.fitness import refit as refit_module
@@ -300,17 +301,21 @@ def test_long_rounds_go_on_without_the_blocks_that_were_probed(
     run, computed = problem().run(folder), []
     keep = KeptProbes.__call__
 
-    def interrupted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def interrupted(
+        kept: KeptProbes, blocks: range, slices: Slices, compute: Callable[[], Tensor]
+    ) -> Tensor:
         if 2 in blocks:
             raise KeyboardInterrupt
-        return keep(kept, blocks, compute)
+        return keep(kept, blocks, slices, compute)
 
-    def counted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def counted(
+        kept: KeptProbes, blocks: range, slices: Slices, compute: Callable[[], Tensor]
+    ) -> Tensor:
         def noted() -> Tensor:
             computed.extend(blocks)
             return compute()
 
-        return keep(kept, blocks, noted)
+        return keep(kept, blocks, slices, noted)
 
     monkeypatch.setattr(KeptProbes, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -333,23 +338,25 @@ def test_only_whole_files_of_the_same_round_of_the_same_run_are_taken(
 ) -> None:
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
     first, second = torch.ones(3, 5, 4), torch.full((3, 5, 4), 2.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
+
+    def kept(check: str, some: range, new: Tensor) -> Tensor:
+        return KeptProbes(tmp_path, check, 7)(some, Slices((0, 5)), lambda: new)
+
+    assert torch.equal(kept("ab", range(1, 2), first), first)
     [path] = (tmp_path / kept_probes.FOLDER).iterdir()
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), first)
-    assert torch.equal(
-        KeptProbes(tmp_path, "ab", 7)(range(2, 3), lambda: second), second
-    )  # another block
+    assert torch.equal(kept("ab", range(1, 2), second), first)
+    assert torch.equal(kept("ab", range(2, 3), second), second)  # another block
     data = path.read_bytes()
     for broken in (data[:-1], data[:20], b"", b"\xff" * 100):
         path.write_bytes(broken)
-        assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), second)
+        assert torch.equal(kept("ab", range(1, 2), second), second)
         path.write_bytes(data)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: second), second)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: first), second)
+    assert torch.equal(kept("ac", range(1, 2), second), second)
+    assert torch.equal(kept("ac", range(1, 2), first), second)
     kept_probes.remove_kept(tmp_path)
     kept_probes.remove_kept(tmp_path)
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", 600.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
+    assert torch.equal(kept("ab", range(1, 2), first), first)
     assert list(tmp_path.iterdir()) == []  # a short round keeps nothing
 
 

@@ -19,22 +19,15 @@ from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.scaling import Sizes
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import Metric
-from deevo_ext.fitness.probes import ProbeForward
-from deevo_ext.fitness.probing import Probing
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.scoring import Scoring
-from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.population import Population
-from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.recipe_run import RecipeRun
-from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
-from deevo_ext.search.presets import configure
 from support.evolution import images, population, sphere
 from support.networks import Net
 from support.recipe_runs import PlainNet, recipe_run
@@ -215,29 +208,6 @@ def traffic_of_a_generation() -> tuple[Sizes, int]:
         scoring.trials(0)
         received = ranks().traffic - before
     return Sizes(members.dim, 0, 3, 7, 1500, 16, 3), received
-
-
-def traffic_of_a_round() -> tuple[Sizes, int]:
-    """Likewise, of a round."""
-    members = population(5, batchnorm="recalibrate")
-    some = images(3600, 1)  # 300 make the model, as many choose, 2,400 test
-    evaluator = Evaluator(
-        Net(), members, micro_batch=32, calibration=some.slice(0, 100), engine="eager"
-    )
-    blocks = blocks_of(evaluator.forward, members, some.image_shape, "layer").blocks
-    rounds = RoundSearch(
-        Probing(ProbeForward(evaluator), blocks, 0.3, 4),
-        some,
-        Metric("loss"),
-        300,
-        configure("sa-shade-tri-ensin", generations=300),
-        0,
-    )
-    with joined():
-        rounds.run(uniform(len(blocks), 5, range(5)), 1, 1.0)
-        received = ranks().traffic
-    statistics = members.statistics_layout.dim
-    return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received
 
 
 def differing(how: str) -> str:
