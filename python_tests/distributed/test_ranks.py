@@ -138,6 +138,18 @@ def test_a_difference_is_named_by_every_rank() -> None:
     assert on_ranks(3, _differ, "data") == ["nothing"] * 3
 
 
+def _placed() -> tuple[bool, int]:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    with joined() as group:
+        return group.first_of_node, group.on_node
+
+
+def test_ranks_of_a_machine_are_found_by_its_name() -> None:
+    """A launcher need not say how many there are: they share memory, and the first reads."""
+    assert on_ranks(3, _placed) == [(True, 3), (False, 3), (False, 3)]
+
+
 def _part() -> str:
     try:
         with joined() as group:
