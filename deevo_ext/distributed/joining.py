@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 
 import torch
@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from deevo_ext.distributed.connection import Connection
-from deevo_ext.distributed.ranks import Ranks, active, ranks
+from deevo_ext.distributed.ranks import RankError, Ranks, active, ranks
 from deevo_ext.errors import DeevoError
 
 TIMEOUT = 120.0
@@ -61,6 +61,26 @@ def joined() -> Iterator[Ranks]:
                 connection.leave()
     finally:
         connection.close()
+
+
+def require_own_gpus(devices: Collection[torch.device]) -> None:
+    """Raises RankError, on all ranks, where ranks of a machine crowd on some of its GPUs.
+
+    devices: those that this rank works on. What was made before the ranks came together, on "cuda",
+    lies on the first GPU of all, unless the script had chosen one.
+    """
+    gpus = sorted(str(device) for device in devices if device.type == "cuda")
+    count = torch.cuda.device_count() if gpus else 0
+    everyone = ranks().gather((socket.gethostname(), count, gpus))
+    for host in {host for host, *_ in everyone}:
+        there = [(count, gpus) for where, count, gpus in everyone if where == host and gpus]
+        used = {gpu for _, gpus in there for gpu in gpus}
+        if there and len(used) < (possible := min(len(there), there[0][0])):
+            raise RankError(
+                f"{len(there)} ranks on {host} work on {', '.join(sorted(used))}, but {possible} "
+                'GPUs could: call torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) before '
+                'population and evaluator are made on "cuda", or name each rank\'s own ("cuda:1")'
+            )
 
 
 def _launched() -> bool:

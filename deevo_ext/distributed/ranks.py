@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -111,6 +112,15 @@ _active = _ALONE
 def ranks() -> Ranks:
     """Returns the ranks that work on what is being done now: one alone but inside `joined`."""
     return _active
+
+
+def warn(text: str, *, stacklevel: int) -> None:
+    """Warns of what every rank finds alike, on rank 0 alone.
+
+    stacklevel: as `warnings.warn` counts from the function that calls this.
+    """
+    if ranks().leads:
+        warnings.warn(text, stacklevel=stacklevel + 1)
 
 
 @contextlib.contextmanager

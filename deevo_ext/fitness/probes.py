@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.distributed.shares import Part, edges_of, evaluated, parts_by_images
 from deevo_ext.distributed.slices import Slices
 from deevo_ext.fitness.evaluator import Evaluator
@@ -244,7 +243,7 @@ class ProbeForward:
             apart, size = float((both[0] - both[1]).abs().max()), float(both[1].abs().max())
             # An overflow is the network's own.
             if apart > DEVIATION[built.runner.execution.precision] * size:
-                warnings.warn(
+                warn(
                     "the network graph with batch statistics gives logits that differ from the "
                     f"module's by {apart:.3g} (largest logit {size:.3g}); probes are served by "
                     "functional_call: please report this network",

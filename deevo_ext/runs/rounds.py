@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import alone, ranks
+from deevo_ext.distributed.ranks import alone, ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.differences import Differences
@@ -118,7 +117,7 @@ class RoundSearch:
         counts = labels.bincount(minlength=self.classes)
         absent = (counts == 0).nonzero().flatten().tolist()
         if len(absent) > _absent_by_chance(counts):
-            warnings.warn(
+            warn(
                 f"the fitness images have none of {len(absent)} of {len(counts)} classes, as class "
                 f"{absent[0]}: steps may forget them, which is not measured; give images of every "
                 "class that the network is to know",

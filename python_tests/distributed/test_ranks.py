@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 
 from deevo_ext import DeevoError
-from deevo_ext.distributed.joining import joined
-from deevo_ext.distributed.ranks import RankError, ranks
+from deevo_ext.distributed.joining import joined, require_own_gpus
+from deevo_ext.distributed.ranks import RankError, Ranks, active, ranks
 from deevo_ext.distributed.shares import Part, each, edges_of, evaluated, parts_of, share
 from support.rank_runs import told_of_threads
 from support.ranks import SILENT, finish, on_ranks, start
@@ -43,7 +45,42 @@ def test_values_are_gathered_and_led(count: int) -> None:
         assert [int(n) for n in squares] == [0, 1, 4, 9, 16]
         expected = torch.arange(30.0).view(3, 10)
         assert torch.equal(whole[0], expected) and torch.equal(whole[1], expected.int())
-        assert 0 < traffic < 30_000
+        assert 0 < traffic < 50_000
+
+
+class _Placed(Ranks):
+    """Ranks that work on given GPUs: (machine, GPUs there, those that the rank works on)."""
+
+    def __init__(self, everyone: list[Any]) -> None:
+        self.everyone = everyone
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.everyone
+
+
+@pytest.mark.parametrize(
+    ("everyone", "message"),
+    [
+        ([("a", 0, [])] * 4, None),  # all on CPUs
+        ([("a", 8, [f"cuda:{i}"]) for i in range(4)], None),
+        ([("a", 2, [f"cuda:{i % 2}"]) for i in range(4)], None),  # two on each
+        ([("a", 1, ["cuda:0"])] * 3, None),  # each sees its own, or there is one
+        ([(host, 4, [f"cuda:{i}"]) for host in "ab" for i in range(2)], None),
+        ([("a", 4, ["cuda:0"])] * 2, "2 ranks on a work on cuda:0, but 2 GPUs could"),
+        (
+            [("a", 4, ["cuda:0"]), ("b", 4, ["cuda:0"]), ("b", 4, ["cuda:0"])],
+            "2 ranks on b work on cuda:0",
+        ),
+        (
+            [("a", 4, [f"cuda:{i}"]) for i in (0, 0, 1)],
+            "3 ranks on a work on cuda:0, cuda:1, but 3 GPUs could",
+        ),
+    ],
+)
+def test_ranks_do_not_crowd_on_the_first_gpu(everyone: list[Any], message: str | None) -> None:
+    expected = nullcontext() if message is None else pytest.raises(RankError, match=message)
+    with active(_Placed(everyone)), expected:
+        require_own_gpus({torch.device("cpu")})
 
 
 def test_shares_are_all_units_once_in_order() -> None:

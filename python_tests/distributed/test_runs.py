@@ -15,6 +15,7 @@ from support.rank_runs import (
     interrupted,
     lines_of,
     stopped,
+    twice,
 )
 from support.ranks import SILENT, finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
@@ -52,6 +53,14 @@ def test_any_number_of_ranks_gives_the_same_bits(
         for file in ("evolved.safetensors", "evolved.pth"):
             ours, theirs = (where / name / file for where in (tmp_path, folder))
             assert ours.read_bytes() == theirs.read_bytes(), (name, file)
+
+
+def test_a_second_run_counts_its_own_traffic_and_rank_0_alone_warns() -> None:
+    first, *others = on_ranks(3, twice)
+    for one, other, _ in (first, *others):
+        assert one > 0 and other < 1.5 * one  # they are alike
+    assert len(first[2]) == 2 and "members with the same weights" in first[2][0]
+    assert [said for *_, said in others] == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.search import held_out
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
+from deevo_ext.search.presets import configure
 from deevo_ext.search.virtual import evolve_virtually, first_individuals
 from support.evolution import images as drawn_images
 from support.evolution import population
@@ -83,8 +83,9 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         finite = model.put({k: one - model.present for k, one in enumerate(columns)}, 1e-6)
         said: dict[str, Any] = {"finite": finite, "scale": model.scale}
         folds = [torch.arange(k, images, 2) for k in range(2)]
+        apart = [model.at(z0 + 0.1 * one) for one in moved[:2]]
         for metric in METRICS:
-            said[f"{metric.describe()}"] = _asked(model, metric, folds)
+            said[f"{metric.describe()}"] = _asked(model, metric, folds, apart)
         before = group.traffic
         model.fit(0.1)
         held = [model.slopes.numel(), own.stop - own.start, group.traffic - before]
@@ -96,8 +97,13 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         return {"said": said, "held": held}
 
 
-def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]:
-    """All that a round asks of a model by one metric."""
+def _asked(
+    model: LinearModel, metric: Metric, folds: list[Tensor], apart: list[LinearModel]
+) -> list[Any]:
+    """All that a round asks of a model by one metric.
+
+    apart: the folds' own models, for one of the metrics.
+    """
     weights = image_weights(model, metric) if metric.name == "worst-class" else None
     found = []
     if metric.name == "top1" or metric.keeps_logits:
@@ -106,6 +112,7 @@ def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]
             folds,
             lambda one, q: own_scores(one, metric, q),
             lambda before, after: gains_of(metric, before, after, model.labels),
+            apart=apart if metric.keeps_logits else None,
         )
     fit = model.fit(0.1, weights=weights)
     some = torch.stack([fit, 0.3 * fit, -fit]).float()

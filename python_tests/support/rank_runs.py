@@ -21,6 +21,7 @@ from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.scoring import Scoring
+from deevo_ext.population.population import Population
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.recipe_run import RecipeRun
 from deevo_ext.runs.run import Evolution
@@ -126,6 +127,20 @@ def do(folder: Path, checkpoints: Path, plain: Path, *names: str) -> dict[str, A
             found[name] = outcome_of(make())
             found[name]["traffic"] = ranks().traffic - before
     return found
+
+
+def twice() -> tuple[int, int, list[str]]:
+    """The bytes received for each of two runs that follow each other, and what was warned of."""
+    states = [population(2).state_dict(i) for i in range(2)]
+    with joined(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traffic = []
+        for _ in range(2):
+            Population.from_state_dicts(Net(), [*states, states[0]])
+            run = weights_run(None)
+            run.run()
+            traffic.append(run.traffic)
+    return (*traffic, [str(one.message) for one in caught])
 
 
 def interrupted(folder: Path, checkpoints: Path, plain: Path, name: str, how: str) -> str:
