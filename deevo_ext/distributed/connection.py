@@ -57,7 +57,7 @@ class Connection(Ranks):
     def __init__(self, store: Store, group: dist.ProcessGroup, timeout: float) -> None:
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         self._group, self._timeout, self._number = group, timeout, 0
-        self._room = room_of(self.count)
+        self._room, self.speeds = room_of(self.count), (1.0,) * self.count
         # Clients of their own: one that waits lets nobody else speak.
         self._store = AskedStore(_client(store), self.rank, timeout)
         self._life = Life(_client(store), self.rank, self.count, timeout)

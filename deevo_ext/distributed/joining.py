@@ -113,9 +113,8 @@ def _connected(timeout: float) -> Connection:
     together = max(timeout, TIMEOUT)
     limit = timedelta(seconds=together)
     try:
-        if not dist.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        own_group = not dist.is_initialized()
+        if own_group:
             store, rank, count = next(rendezvous("env://", timeout=limit))
             # torchrun keeps its store when it starts ranks again: what the last ones left there,
             # addresses among it, would be taken for the new ones'.
@@ -127,11 +126,14 @@ def _connected(timeout: float) -> Connection:
         group = dist.new_group(backend="gloo", timeout=limit)
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
         store = PrefixStore(f"deevo/{next(_times)}", store)
-        local = _number("LOCAL_RANK", _number("SLURM_LOCALID", 0))
         connection = Connection(store, group, timeout)
+        hosts = connection.gather(socket.gethostname())
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[connection.rank]]
+        local = _number("LOCAL_RANK", here.index(connection.rank))
         connection.first_of_node = local == 0
-        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", 1))
-        connection.wait()
+        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", len(here)))
+        if own_group and torch.cuda.is_available():
+            torch.cuda.set_device(local % torch.cuda.device_count())
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeevoError(

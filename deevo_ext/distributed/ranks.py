@@ -19,6 +19,10 @@ from deevo_ext.errors import DeevoError
 T = TypeVar("T")
 
 
+Speeds = tuple[float, ...]
+"""Of each rank, in units of their mean."""
+
+
 class RankError(DeevoError):
     """Another rank has failed, or does not answer: no rank can go on."""
 
@@ -28,6 +32,7 @@ class Ranks:
 
     rank: this process' number, 0 to count - 1. first_of_node: whether it is the first on its
     machine; on_node: how many are there. traffic: the bytes that this rank has received so far.
+    speeds: at which the ranks have evaluated networks, the same numbers on all.
     """
 
     rank = 0
@@ -35,6 +40,7 @@ class Ranks:
     first_of_node = True
     on_node = 1
     traffic = 0
+    speeds: Speeds = (1.0,)
 
     @property
     def leads(self) -> bool:

@@ -128,8 +128,9 @@ def _fits(directions: int, images: int, slices: Slices, ranks: int) -> int:
         each = [max(0, n * (_NUMBER * numbers + _OVERHEAD // 2) - room) for n in nodes[1:]]
         return _heads(ranks) + sum(each)
 
-    matrix = _NUMBER * directions * (directions + 3) // 2
-    step = 2 * _heads(ranks) + sum(nodes[1:]) * matrix // ranks + _of_others(matrix, ranks)
+    numbers = directions * (directions + 3) // 2
+    mine = _NUMBER * len(slices.adding(numbers, ranks)[0])
+    step = 2 * _heads(ranks) + sum(nodes[1:]) * mine + _NUMBER * numbers - mine
     step += _led(_NUMBER * directions, ranks) + 2 * summed(1)
     falls = _RIDGES * _gathered(_LENGTHS * images * (_OUTCOME + _NUMBER), ranks, 3)
     first = _led(_CANDIDATES * _OUTCOME * directions, ranks)

@@ -35,6 +35,7 @@ Smaller models lie whole on every rank.
 """
 NUMBERS = 1 << 16
 """Those of a slice, at least: else it costs more to begin an operation than to do it."""
+_FEW = 1 << 17  # numbers that one rank adds sooner than several could exchange them
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Slices:
     def count(self) -> int:
         """How many there are."""
         return len(self.edges) - 1
+
+    @property
+    def recorded(self) -> int | None:
+        """What a record says of them: how many, None where the model is whole."""
+        return None if self.whole else self.count
 
     @property
     def whole(self) -> bool:
@@ -114,25 +120,37 @@ class Slices:
             beside = found[0][1]
         return torch.from_numpy(self._sum((0, self.count), nodes).copy()), beside
 
-    def summed(self, numbers: int, compute: Callable[[slice], Tensor]) -> Tensor | None:
-        """Returns the sum [numbers] of what is computed of each slice, on rank 0; else None.
+    def summed(
+        self, numbers: int, compute: Callable[[slice], Tensor], packed: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """Returns the packed sum of what is computed of each slice, on rank 0; else None.
 
-        compute: function(images) -> tensor [numbers] on the CPU. Each rank adds some numbers of all
-        slices, so that none receives those of all others.
+        compute: function(images) -> tensor on the CPU. packed: function(tensor) -> the numbers of
+        it that matter, [numbers]; these are sent. Where they are many each rank adds some of them,
+        so that none receives those of all others.
         """
         nodes = self._nodes(lambda k: compute(self._images(range(k, k + 1))))
         if not self._shared:
-            return self._sum((0, self.count), nodes)
+            return packed(self._sum((0, self.count), nodes))
         group = ranks()
-        parts = [share(numbers, rank, group.count) for rank in range(group.count)]
+        parts = self.adding(numbers, group.count)
+        sent = {node: packed(one).numpy() for node, one in nodes.items()}
         given = [
-            {node: one[part.start : part.stop].numpy() for node, one in nodes.items()}
-            for part in parts
+            {node: one[part.start : part.stop] for node, one in sent.items()} for part in parts
         ]
         found = {node: one for some in group.exchange(given) for node, one in some.items()}
         added = self._sum((0, self.count), found)
-        back = group.exchange([added if rank == 0 else added[:0] for rank in range(group.count)])
-        return torch.from_numpy(np.concatenate(back)) if group.leads else None
+        if len(parts[0]) < numbers:
+            back = [added if rank == 0 else added[:0] for rank in range(group.count)]
+            added = np.concatenate(group.exchange(back))
+        return torch.from_numpy(added) if group.leads else None
+
+    @staticmethod
+    def adding(numbers: int, count: int) -> list[range]:
+        """Returns which of a sum's numbers each of so many ranks adds: rank 0 all, if few."""
+        if numbers * count <= _FEW:
+            return [range(numbers), *[range(0)] * (count - 1)]
+        return [share(numbers, rank, count) for rank in range(count)]
 
     def gathered(self, values: Tensor, dim: int = 0) -> Tensor:
         """Returns values of all images, on the CPU, of those of this rank's along a dimension."""

@@ -276,6 +276,7 @@ class RecipeRun(Run):
             step=step.flatten() if outcome.accepted and step is not None else None,
             recipe_sha256=recipe_digest(recipe, changes),
             score=score,
+            slices=outcome.slices,
             folds=outcome.folds.flatten()
             if outcome.accepted and outcome.folds is not None
             else None,

@@ -39,7 +39,8 @@ from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.search.configuration import Configuration
-from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.held_out import LENGTHS, HeldOut, held_out
+from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 from deevo_ext.threads import one_thread
 
@@ -151,19 +152,15 @@ class RoundSearch:
         model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
-        weights, held_out = led(model, lambda: self._weighed(model))
+        weights, fits = led(model, lambda: self._weighed(model))
         virtual: list[Virtual] = []
-        likely = max(held_out, key=lambda fit: fit.loss)
-        nothing = Outcome(
-            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
-        )
+        likely = max(fits, key=lambda fit: fit.loss)
+        nothing = Outcome.nothing(likely, left_out, virtual, model)
         proposals: list[Proposal] = []
         for wave in range(WAVES):
             if wave:
                 self._correct(model, recipe, proposals[best_of(proposals)], parts.model)
-            propose = functools.partial(
-                self._propose, model, weights, held_out, radius, (number, wave)
-            )
+            propose = functools.partial(self._propose, model, weights, fits, radius, (number, wave))
             new, evolved = led(model, propose)
             virtual.append(evolved)
             recipes = self._recipes(recipe, model, new)
@@ -206,7 +203,8 @@ class RoundSearch:
     ) -> list[HeldOut]:
         """What fits gain on images that they were not fitted to, by the run's metric."""
         labels = model.labels.cpu()
-        return model.held_out(
+        return held_out(
+            model,
             folds,
             lambda one, q: own_scores(one, self.metric, q),
             lambda before, after: gains_of(self.metric, before, after, labels),
@@ -218,7 +216,7 @@ class RoundSearch:
         self,
         model: LinearModel,
         weights: Tensor | None,
-        held_out: Sequence[HeldOut],
+        found: Sequence[HeldOut],
         radius: float,
         draw: tuple[int, int],
     ) -> tuple[list[Proposal], Virtual]:
@@ -228,7 +226,7 @@ class RoundSearch:
         """
         gains: dict[float, float] = {}
         lengths: dict[float, list[float]] = {}
-        for fit in held_out:
+        for fit in found:
             gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
             lengths.setdefault(fit.ridge, []).append(radius * fit.length)
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]

@@ -17,10 +17,8 @@ is known of the present network of all. All call the same methods, and get the s
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,33 +26,10 @@ from torch import Tensor
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.slices import Slices
 
-RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
-LENGTHS = (0.3, 0.6, 1.0)
 _NEWTON_STEPS, _ENOUGH = 12, 1e-6
 # Bytes of float32 slopes that the fit works on at a time: on the CPU they stay in a core's cache,
 # on a GPU they are enough to keep it busy.
 _CACHED_BYTES, _CACHED_BYTES_OF_GPUS = 8 << 20, 256 << 20
-
-Gains = Callable[[Tensor, Tensor], Sequence[tuple[float, float]]]
-"""function(outcomes [n, ...], those of P steps [P, n, ...]) -> gain and standard error of each."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What a fit gains on images that it was not fitted to.
-
-    ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
-    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
-    """
-
-    ridge: float
-    length: float
-    loss: float
-    gain: float
-    standard_error: float
-    images: Tensor = field(repr=False, compare=False)
-    fits: Tensor = field(repr=False, compare=False)
 
 
 class LinearModel:
@@ -245,57 +220,6 @@ class LinearModel:
                 break
         return q
 
-    def held_out(
-        self,
-        folds: Sequence[Tensor],
-        score: Callable[[LinearModel, Tensor], Tensor],
-        gains: Gains,
-        weights: Tensor | None = None,
-        apart: Sequence[LinearModel] | None = None,
-    ) -> list[HeldOut]:
-        """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
-
-        folds: the positions int64 of each fold's images. score: function(model, q [P, d]) -> the
-        metric's outcome of each of own images, [P, n] or [P, n, classes]; gains: what they come to,
-        of all. weights: of the images in the cross-entropy, float32 [n], of mean 1. apart: the
-        model that a fold's fit and gain are of (`at`), each with the scale of this one, by default
-        this one.
-        """
-        share, own = torch.ones(len(self.z0)) if weights is None else weights, self.slices.own
-        models = [self] * len(folds) if apart is None else apart
-        places = [fold[(fold >= own.start) & (fold < own.stop)] - own.start for fold in folds]
-
-        def losses(model: LinearModel, q: Tensor) -> Tensor:
-            return model.losses_and_ranks(q)[0].double().cpu() * share[own]
-
-        none = torch.zeros(1, self.directions)
-        base, before = losses(self, none)[0], score(self, none)[0].cpu()
-        if apart is not None:
-            for at, model in zip(places, models, strict=True):
-                base[at] = losses(model, none)[0][at]
-                before[at] = score(model, none)[0].cpu()[at]
-        whole = self.slices.gathered(before)
-        lengths = torch.tensor(LENGTHS)[:, None]
-        starts: list[Tensor | None] = [None] * len(folds)
-        results: list[HeldOut] = []
-        for ridge in RIDGES:
-            falls = base.new_empty(len(LENGTHS), len(base))
-            after = before.new_empty(len(LENGTHS), *before.shape)
-            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
-            for i, (fold, at, model) in enumerate(zip(folds, places, models, strict=True)):
-                others = share.clone()
-                others[fold] = 0.0
-                q = fits[i] = starts[i] = model.fit(ridge, starts[i], others)
-                falls[:, at] = (base - losses(model, lengths * q))[:, at]
-                after[:, at] = score(model, lengths * q).cpu()[:, at]
-            falls, after = (self.slices.gathered(one, dim=1) for one in (falls, after))
-            found = ranks().lead(functools.partial(_judged, falls, gains, whole, after))
-            results += [
-                HeldOut(ridge, length, *numbers, fall, fits)
-                for length, fall, numbers in zip(LENGTHS, falls, found, strict=True)
-            ]
-        return results
-
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
         losses, weight = self.losses_and_ranks(q[None])[0], share[self.slices.own]
         seen = torch.where(weight > 0, losses, 0.0)  # 0 times +inf would be NaN
@@ -307,11 +231,12 @@ class LinearModel:
         d = self.directions
         row, column = torch.triu_indices(d, d)
 
-        def packed(images: slice) -> Tensor:
-            gradient, curvature = self._derivatives(q, share, images)
-            return torch.cat([gradient, curvature[row, column]])
+        def packed(derivatives: Tensor) -> Tensor:
+            return torch.cat([derivatives[:, 0], derivatives[row, 1 + column]])
 
-        sums = self.slices.summed(d + len(row), packed)
+        sums = self.slices.summed(
+            d + len(row), lambda images: self._derivatives(q, share, images), packed
+        )
 
         def step() -> Tensor:
             assert sums is not None
@@ -322,8 +247,8 @@ class LinearModel:
 
         return ranks().lead(step)
 
-    def _derivatives(self, q: Tensor, share: Tensor, images: slice) -> tuple[Tensor, Tensor]:
-        """Gradient [d] and Gauss-Newton matrix [d, d] of some images' loss, float64 on the CPU."""
+    def _derivatives(self, q: Tensor, share: Tensor, images: slice) -> Tensor:
+        """Gradient and Gauss-Newton matrix of some images' loss, float64 [d, 1 + d] on the CPU."""
         d = self.directions
         gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
         curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
@@ -338,7 +263,7 @@ class LinearModel:
             root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
             means = (slopes * odds).sum(dim=2) * weight.sqrt()
             curvature += (root @ root.T - means @ means.T).double()
-        return gradient.cpu(), curvature.cpu()
+        return torch.cat([gradient[:, None], curvature], dim=1).cpu()
 
     def _clear(self, directions: int) -> None:
         """Leaves out all of so many directions."""
@@ -392,12 +317,3 @@ def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:
     """Returns z0 [n, columns] + q slopes, float32 [P, n, columns], of q [P, d]."""
     flat = slopes.flatten(1)
     return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)
-
-
-def _judged(
-    falls: Tensor, gains: Gains, before: Tensor, after: Tensor
-) -> list[tuple[float, float, float]]:
-    """The mean fall of the loss, the gain of the metric and its error, of P steps."""
-    return [
-        (float(fall.mean()), *gain) for fall, gain in zip(falls, gains(before, after), strict=True)
-    ]

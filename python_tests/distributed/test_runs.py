@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from support.rank_runs import differing, do, interrupted, lines_of, stopped, twice
+from support.rank_runs import (
+    differing,
+    do,
+    given_a_folder_apart,
+    interrupted,
+    lines_of,
+    stopped,
+    twice,
+)
 from support.ranks import SILENT, finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
 
@@ -111,3 +119,9 @@ def test_ranks_that_differ_are_named() -> None:
         assert said.startswith("at the start: rank 1 has fitness.sha256 '")
     for said in on_ranks(2, differing, "members"):
         assert said.startswith("generation 4: rank 1 has member 5 '")
+
+
+def test_a_run_folder_of_one_rank_alone_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    for said in on_ranks(2, given_a_folder_apart, tmp_path):
+        assert said.startswith("at the start: rank 1 has run_dir 'none', rank 0 has 'given'")
+    assert list(tmp_path.iterdir()) == []

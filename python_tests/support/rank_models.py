@@ -25,7 +25,7 @@ from deevo_ext.fitness.virtual import guided_fitness, own_scores, virtual_fitnes
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.rounds import RoundSearch
-from deevo_ext.search import linear_model
+from deevo_ext.search import held_out
 from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.presets import configure
@@ -39,7 +39,7 @@ from support.rank_runs import do, runs_of
 def share_all_models() -> None:
     """Makes this process' models of any size as those are that are worth sharing."""
     slices.WORTH = slices.NUMBERS = 1
-    linear_model.RIDGES = (1.0, 0.1)  # all nine take no other way
+    held_out.RIDGES = (1.0, 0.1)  # all nine take no other way
 
 
 def brier(logits: Tensor, labels: Tensor) -> Tensor:
@@ -83,8 +83,9 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         finite = model.put({k: one - model.present for k, one in enumerate(columns)}, 1e-6)
         said: dict[str, Any] = {"finite": finite, "scale": model.scale}
         folds = [torch.arange(k, images, 2) for k in range(2)]
+        apart = [model.at(z0 + 0.1 * one) for one in moved[:2]]
         for metric in METRICS:
-            said[f"{metric.describe()}"] = _asked(model, metric, folds)
+            said[f"{metric.describe()}"] = _asked(model, metric, folds, apart)
         before = group.traffic
         model.fit(0.1)
         held = [model.slopes.numel(), own.stop - own.start, group.traffic - before]
@@ -96,15 +97,22 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         return {"said": said, "held": held}
 
 
-def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]:
-    """All that a round asks of a model by one metric."""
+def _asked(
+    model: LinearModel, metric: Metric, folds: list[Tensor], apart: list[LinearModel]
+) -> list[Any]:
+    """All that a round asks of a model by one metric.
+
+    apart: the folds' own models, for one of the metrics.
+    """
     weights = image_weights(model, metric) if metric.name == "worst-class" else None
-    held_out = []
+    found = []
     if metric.name == "top1" or metric.keeps_logits:
-        held_out = model.held_out(
+        found = held_out.held_out(
+            model,
             folds,
             lambda one, q: own_scores(one, metric, q),
             lambda before, after: gains_of(metric, before, after, model.labels),
+            apart=apart if metric.keeps_logits else None,
         )
     fit = model.fit(0.1, weights=weights)
     some = torch.stack([fit, 0.3 * fit, -fit]).float()
@@ -116,7 +124,7 @@ def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]
         1,
     )
     return [
-        [(one.loss, one.gain, one.standard_error, one.images, one.fits) for one in held_out],
+        [(one.loss, one.gain, one.standard_error, one.images, one.fits) for one in found],
         [fit, evolved.best, evolved.fitness, weights],
         [virtual_scores(model, metric, some), virtual_fitness(model, metric, 0.1)(some)],
     ]

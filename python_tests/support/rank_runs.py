@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deevo_ext import DeevoError
+from deevo_ext import DeevoError, evolve
 from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.scaling import Sizes
@@ -231,6 +231,16 @@ def differing(how: str) -> str:
             run.scoring.settle = changed  # type: ignore[method-assign]
     try:
         run.run()
+    except DeevoError as error:
+        return str(error)
+    return "nothing"
+
+
+def given_a_folder_apart(folder: Path) -> str:
+    """Evolves with a run folder on rank 0 alone; what the exception says."""
+    first = os.environ["RANK"] == "0"
+    try:
+        evolve(Net(), folder, images(60, 1), run_dir=folder / "run" if first else None)
     except DeevoError as error:
         return str(error)
     return "nothing"
