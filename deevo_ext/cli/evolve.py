@@ -170,7 +170,7 @@ def evolve(
     It first shows what can be said of members, memory and time. Then it runs, resumable, and leaves
     weights, model card, report and journal in the run folder.
     """
-    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_THE_START}
+    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_ONE_START}
     effective["modules"] = here = (modules or Path()).absolute()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))
@@ -297,4 +297,4 @@ def evolve(
     return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
-_OF_THE_START = ("resume", "dry_run", "progress", "options")
+_OF_ONE_START = ("resume", "dry_run", "progress", "options")  # which run.yaml does not keep

@@ -99,6 +99,8 @@ def evolve(
     unseen = ("paths", "old_images", "parameters")
     check_arguments(evolve, {n: v for n, v in locals().items() if n not in unseen})
     chosen = Options.of(options, parameters)
+    run_dir = "none" if chosen.run.run_dir is None else "given"
+    ranks().require_same("at the start", {"run_dir": run_dir})  # ranks with one ask for its journal
     chosen.require_start(
         old_images=old_images is not None, calibration_images=calibration_images is not None
     )

@@ -25,7 +25,8 @@ from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_s
 from deevo_ext.population.recipes import after
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.runs.rounds import WAVES, RoundSearch, led, threads_of
-from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.held_out import LENGTHS, HeldOut
+from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 
 
@@ -110,9 +111,7 @@ class FewRounds(RoundSearch):
         weights, fits = led(model, held_out)
         found = [(unit, fit) for unit, some in zip(units, fits, strict=True) for fit in some]
         unit, likely = max(found, key=lambda one: one[1].loss)
-        nothing = Outcome(
-            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, []
-        )
+        nothing = Outcome.nothing(likely, left_out, [], model)
         if not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
         tested, apart, length = self._nested(bases, found, folds, radius, present)

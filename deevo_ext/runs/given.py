@@ -15,8 +15,9 @@ from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.options import nearest
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.shared_journal import holds_run
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.parameters import Parameters
+from deevo_ext.search.presets import configure
 
 
 class Keywords(Parameters, total=False):

@@ -17,7 +17,7 @@ from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.options import check_options, documented, option
 from deevo_ext.population.inventory import POLICIES
 from deevo_ext.runs.records import SEARCHES
-from deevo_ext.search.configuration import PRESETS
+from deevo_ext.search.presets import PRESETS
 
 ACTIONS = ("warn", "refuse", "ignore")
 """What may be done about members that guess or share no basin, and images that sets share."""

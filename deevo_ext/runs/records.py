@@ -152,7 +152,9 @@ class RoundRecord:
     best, gain, standard_error, accepted: the outcome; step: float32 [directions], where it was
     taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
     images, where it is new. folds: float32, the recipes of the folds' networks after the step,
-    where folds tested it. engines, traffic, forward_passes, seconds: as of a generation.
+    where folds tested it. slices: of the linear model's images, over which its sums are shared out;
+    None where it was too small for that. engines, traffic, forward_passes, seconds: as of a
+    generation.
     """
 
     round: int
@@ -170,6 +172,7 @@ class RoundRecord:
     recipe_sha256: str
     score: float | None = None
     folds: torch.Tensor | None = None
+    slices: int | None = None
     engines: list[dict[str, Any]] | None = None
     traffic: int | None = None
     forward_passes: int

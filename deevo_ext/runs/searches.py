@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -20,10 +19,11 @@ from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.progress import say
 from deevo_ext.runs.basin import BasinReport, check_basin, require_basin
 from deevo_ext.runs.given import Options
-from deevo_ext.runs.journal import Journal, line_of
+from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
+from deevo_ext.runs.recording import line_of
 from deevo_ext.runs.round_preflight import RoundPreflight, examine_rounds
 from deevo_ext.runs.round_size import rounds_of
 from deevo_ext.runs.rounds import FEW
@@ -85,7 +85,7 @@ class Materials:
             require_basin(report)
         elif report is not None:
             for problem in report.problems():
-                warnings.warn(problem, stacklevel=5)  # the caller of evolve
+                warn(problem, stacklevel=5)  # the caller of evolve
 
 
 def search_weights(materials: Materials) -> Evolution:

@@ -24,8 +24,8 @@ from deevo_ext.cli import app
 from deevo_ext.cli.parameters import keywords_of
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.errors import DeevoError
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.pools import POOLS
+from deevo_ext.search.presets import configure
 from support.commands import run
 from support.networks import colour_net, members
 from support.paths import child_environment

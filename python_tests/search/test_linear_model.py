@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from deevo_ext.search.linear_model import LENGTHS, RIDGES, LinearModel
+from deevo_ext.search.held_out import LENGTHS, RIDGES, held_out
+from deevo_ext.search.linear_model import LinearModel
 
 ROUNDING = 2.0**-24  # float32, relative
 
@@ -178,7 +179,7 @@ def test_folds_score_what_a_fit_has_not_seen(apart: bool) -> None:
         return [(float(fall.mean()), float(fall.std()) / len(fall) ** 0.5) for fall in falls]
 
     models = [model.at(z) for z in starts] if apart else None
-    found = model.held_out(folds, wrong, paired, apart=models)
+    found = held_out(model, folds, wrong, paired, apart=models)
     assert torch.equal(model.z0, z0)
     assert [(fit.ridge, fit.length) for fit in found] == [(r, s) for r in RIDGES for s in LENGTHS]
     for ridge in (RIDGES[0], RIDGES[-1]):

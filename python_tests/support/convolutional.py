@@ -56,6 +56,24 @@ class ReadTwice(Body):
         return self.tail(torch.relu(self.bn(y)) * y)
 
 
+class Padded(Body):
+    """Images padded apart: by zeros evenly, which a convolution does itself, and by all else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv4 = nn.Conv2d(8, 8, (3, 5), stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = nn.functional.pad
+        x = torch.relu(self.bn(self.conv(pad(x, (3, 3, 1, 1)))))  # beside its own
+        x = self.conv4(pad(x, (2, 2, 1, 1)))
+        y = pad(x, (1, 1, 1, 1))  # read twice
+        z = self.conv2(y) + y[:, :, :1, :1]
+        for amounts, value in (((0, 1, 0, 1), 0.0), ((1, 1, 1, 1), 0.5), ((-1, -1, -1, -1), 0.0)):
+            z = self.conv2(pad(z, amounts, value=value))
+        return self.tail(self.conv2(pad(z, (1, 1, 1, 1), mode="replicate")))
+
+
 class NormFirst(Body):
     """A norm before a convolution stays; ReLU behind it may write in place, but not into y."""
 

@@ -31,6 +31,11 @@ NORMS = (
 """BatchNorms in eval mode."""
 # Their value is their input's: a functional graph does not care about memory.
 IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default)
+# Paddings, and the names of their arguments.
+_PADS: dict[Any, tuple[str, ...]] = {
+    aten.pad.default: ("self", "pad", "mode", "value"),
+    aten.constant_pad_nd.default: ("self", "pad", "value"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,17 @@ class Patterns:
             return None
         assert isinstance(x, fx.Node)
         nodes, last = [node], node
+        zeros = _zeros_around(x) if self._only_user(x) is node else None
+        if zeros is not None:
+            nodes.append(x)
+            own = two(padding)
+            x, padding = x.all_input_nodes[0], (own[0] + zeros[0], own[1] + zeros[1])
         norm, last = self._norm_after(last, nodes)
         residual, activation, last = self._residual_after(last, nodes)
         if residual is None:
             activation, last = self._activation_after(last, nodes)
         w = tuple(weight.meta["val"].shape)
-        fused = _taken_in(norm, residual, activation)
+        fused = ("padding",) * (zeros is not None) + _taken_in(norm, residual, activation)
         layer = Convolution(
             owner_of(names[0]),
             tuple(self.position[n] for n in (x, residual) if n is not None),
@@ -236,6 +246,22 @@ def _reachable(output: fx.Node) -> set[fx.Node]:
             nodes.add(node)
             waiting.extend(node.all_input_nodes)
     return nodes
+
+
+def _zeros_around(node: fx.Node) -> tuple[int, int] | None:
+    """How many zeros a node puts above and below, and left and right; None for any other node.
+
+    A convolution does that itself, without a copy; not where the sides of a pair differ.
+    """
+    if node.target not in _PADS:
+        return None
+    given: dict[str, Any] = dict(zip(_PADS[node.target], node.args, strict=False))
+    given |= node.kwargs
+    amounts = given["pad"]
+    if given.get("mode", "constant") != "constant" or given.get("value") or len(amounts) != 4:
+        return None
+    left, right, above, below = amounts
+    return (above, left) if above == below >= 0 and left == right >= 0 else None
 
 
 def _activation_of(node: fx.Node) -> Activation | None:
