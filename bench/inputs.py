@@ -13,7 +13,7 @@ from bench.job import Job
 from deevo_ext import backends, ops  # noqa: F401  (importing ops registers torch.ops.deevo)
 from deevo_ext.ops.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
 from deevo_ext.population.allocation import zero_rows
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy, compile_pool
 
 NONNEGATIVE = 4_800  # the running variances of a ResNet-18, in columns

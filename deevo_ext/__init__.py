@@ -31,8 +31,9 @@ from deevo_ext.runs.replay import replay
 from deevo_ext.runs.result import Result
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import FitnessValidation
-from deevo_ext.search.configuration import PRESETS, Configuration
+from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.search.presets import PRESETS
 from deevo_ext.search.strategies import Strategy
 from deevo_ext.search.trials import Trials
 

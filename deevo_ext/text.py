@@ -1,4 +1,4 @@
-"""Tables for people, as aligned text, as GitHub's Markdown and as HTML.
+"""Tables as aligned text, as GitHub's Markdown and as HTML for people, and as CSV for programs.
 
 align: a sign for each column, as in a format specification, "<" for left and ">" for right; the
 last one holds for all columns that follow. The cells are text.
@@ -6,9 +6,12 @@ last one holds for all columns that follow. The cells are text.
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 Lines = Sequence[Sequence[str]]
 
@@ -24,6 +27,16 @@ def text_table(header: Sequence[str], lines: Lines, align: str = "<>") -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def csv_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns lines, which all have the first one's columns, as CSV; "" where there is none."""
+    text = io.StringIO(newline="")
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return text.getvalue()
 
 
 def markdown_table(

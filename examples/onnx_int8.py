@@ -10,6 +10,7 @@ next to nothing (0.0004 in loss). Needs onnx and onnxruntime.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import sys
@@ -23,11 +24,12 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime import quantization
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import cross_entropy
 
 import deevo_ext as deevo
-from small_population import small_population
 
 IMAGES, CALIBRATION, TEST = 600, 50, 2000
 State = dict[str, Tensor]
@@ -36,20 +38,30 @@ State = dict[str, Tensor]
 class Quantised:
     """Logits of quantised networks, as onnxruntime computes them.
 
-    model: of the architecture. calibration: float32 [n, C, H, W], which ranges of activations are
-    taken from. file: that of the network that came last.
+    model: of the architecture; its BatchNorm is folded into the convolutions before it.
+    calibration: float32 [n, C, H, W], which ranges of activations are taken from. weights: their
+    type. file: that of the network that came last.
     """
 
     version = 1  # what the run's journal knows it by; another one if what it computes changes
 
-    def __init__(self, model: nn.Module, calibration: Tensor, folder: Path) -> None:
-        exported = io.BytesIO()
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Tensor,
+        folder: Path,
+        weights: quantization.QuantType = quantization.QuantType.QInt4,
+    ) -> None:
+        self.model, self.weights = copy.deepcopy(model).eval(), weights
+        folded, exported = fuse(self.model), io.BytesIO()
+        for number, tensor in enumerate(folded.state_dict().values()):
+            tensor.fill_(number)  # of tensors that are equal the exporter keeps one
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # the other exporter wants onnxscript
             torch.onnx.export(
-                model.eval(),
+                folded,
                 (calibration[:2],),
                 exported,
                 dynamo=False,
@@ -59,6 +71,7 @@ class Quantised:
                 dynamic_axes={"images": {0: "n"}},
             )
         self.graph = onnx.load_from_string(exported.getvalue())
+        add_pre_process_metadata(self.graph)  # it is: BatchNorm is folded
         self.calibration, self.file = calibration, folder / "quantised.onnx"
         self._state: State | None = None
 
@@ -71,14 +84,13 @@ class Quantised:
 
     def session(self, state: State) -> onnxruntime.InferenceSession:
         """Puts a network's weights into the graph, and quantises it."""
+        self.model.load_state_dict(state)
+        folded = fuse(self.model).state_dict()
         for tensor in self.graph.graph.initializer:
-            weights = state[tensor.name].numpy()
+            weights = folded[tensor.name].numpy()
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
         quantization.quantize_static(
-            self.graph,
-            self.file,
-            _Reader(self.calibration),
-            weight_type=quantization.QuantType.QInt4,
+            self.graph, self.file, _Reader(self.calibration), weight_type=self.weights
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -96,6 +108,8 @@ class _Reader(quantization.CalibrationDataReader):
 
 def main(folder: Path) -> None:
     """Evolves, and prints what quantisation lost and what came back."""
+    from small_population import small_population  # who imports the engine has no need of it
+
     started = time.perf_counter()
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime recommends to optimise graphs first
     sets, model, paths = small_population(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -21,6 +22,7 @@ from . import (
     policies,
     populations,
     pretrained,
+    quantised,
     racing,
     runs,
     virtual,
@@ -144,6 +146,25 @@ def compare_metrics(
         for name in _of([setting], SETTINGS)
         for what in _of(metric, metrics.METRICS)
         if (name, seed, kind, what) not in done
+    ]
+    _all(jobs, processes)
+
+
+@app.command("quantised")
+def compare_quantised(
+    setting: Names = None,
+    seeds: Seeds = "0-11",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Evolve networks of 4 bits as they are deployed, and in float32 to be quantised after."""
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime has warnings for each network
+    done = _recorded("quantised")
+    jobs = [
+        partial(quantised.compare, root, SETTINGS[name], seed)
+        for seed in _numbers(seeds)
+        for name in (_of(setting, SETTINGS) if setting else ["vgg-tight", "resnet-tight"])
+        if (name, seed) not in done
     ]
     _all(jobs, processes)
 

@@ -30,6 +30,7 @@ _KEYS = {
     "linearity": ("setting", "population"),
     "metrics": ("setting", "population", "kind", "metric"),
     "policies": ("setting", "population", "policy"),
+    "quantised": ("setting", "population"),
     "recipes": ("setting", "variant", "population"),
     "rounds": ("setting", "variant", "population"),
     "virtual": ("setting", "population"),

@@ -19,7 +19,7 @@ from deevo_ext.runs.state import SOUP, TREATED_NAMES, Candidate, Candidates
 from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import Validation
 
-from . import cases, rivals
+from . import cases, rivals, waves
 from .bounds import learned_soup, tuned_soup
 from .cases import Case
 from .csv_files import Line
@@ -113,7 +113,7 @@ def _rival(
     fitness = case.sets.fitness
     evaluator.settle(fitness)
     shape = fitness.image_shape
-    start = rivals.Start(
+    start = waves.Start(
         population,
         torch.stack([population.mean(range(population.size)), population.mean(greedy)]),
         blocks_of(evaluator.forward, population, shape, "layer").blocks,
@@ -126,7 +126,7 @@ def _rival(
         losses = [score.loss for score in evaluator.scores(rows, fitness.subset(chosen))]
         return torch.tensor(losses, dtype=torch.float64)
 
-    return rivals.search(
+    return waves.search(
         rivals.RIVALS[name](start),
         _waves(),
         score,

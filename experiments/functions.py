@@ -18,7 +18,8 @@ from scipy.stats import mannwhitneyu
 
 import deevo_ext as deevo
 from deevo_ext.ops.tables import Setting
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.presets import configure
 
 from .csv_files import Line, Lines
 

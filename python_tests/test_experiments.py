@@ -139,7 +139,7 @@ def test_the_rank_test_is_one_sided() -> None:
 
 
 def test_every_variant_is_a_configuration() -> None:
-    from deevo_ext.search.configuration import configure
+    from deevo_ext.search.presets import configure
 
     evolve_only = {
         *("search", "preset", "inject_soups", "metric", "validate_every", "passes"),

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from deevo_ext.population.blocks import Blocks
-from experiments import rivals
+from experiments import rivals, waves
 from support.evolution import population
 
 WAVES, EACH = 12, 14
 
 
-def start(members: int = 12, seed: int = 3) -> rivals.Start:
+def start(members: int = 12, seed: int = 3) -> waves.Start:
     pop = population(members, seed=seed)
     soups = torch.stack([pop.mean(range(members)), pop.mean([0, 1])])
-    return rivals.Start(pop, soups, Blocks.by_tensor(pop.layout), members + 2, seed)
+    return waves.Start(pop, soups, Blocks.by_tensor(pop.layout), members + 2, seed)
 
 
-def made(name: str, begin: rivals.Start) -> rivals.Rival:
+def made(name: str, begin: waves.Start) -> waves.Rival:
     pytest.importorskip("cma")
     pytest.importorskip("pymoo")
     return rivals.RIVALS[name](begin)
@@ -43,7 +43,7 @@ def test_rivals_search_within_the_same_budget(name: str) -> None:
         return float(distance(row[None], target))
 
     def found() -> torch.Tensor:
-        return rivals.search(
+        return waves.search(
             made(name, begin), WAVES, score, validate, waves_per_batch=4, validate_every=6
         )
 
@@ -58,7 +58,7 @@ def test_rivals_search_within_the_same_budget(name: str) -> None:
 
 def test_greedy_soup_is_returned_where_nothing_better_is_found() -> None:
     begin = start()
-    row = rivals.search(
+    row = waves.search(
         made("openai-es", begin),
         4,
         lambda rows, _: torch.full((len(rows),), torch.nan, dtype=torch.float64),
@@ -67,6 +67,26 @@ def test_greedy_soup_is_returned_where_nothing_better_is_found() -> None:
         validate_every=2,
     )
     assert torch.equal(row, begin.centre)
+
+
+@pytest.mark.parametrize("iterated", [False, True])
+def test_sparse_mutations_with_infinite_losses(iterated: bool) -> None:
+    rival = rivals.SparseMutations(start(), iterated)
+    losses = torch.full((EACH,), torch.inf, dtype=torch.float64)
+    rival.ask(fresh=True)
+    rival.tell(losses)  # nobody is any good
+    assert torch.equal(rival.candidates(), rival.start.centre[None])
+    rows = rival.ask(fresh=False)
+    losses[3] = 7.0  # one is, where the parent is not
+    rival.tell(losses)
+    assert torch.equal(rival.parent, rows[3] if iterated else rival.start.centre)
+    assert any(torch.equal(row, rows[3]) for row in rival.candidates())
+    kept = rival.parent
+    rival.ask(fresh=False)
+    losses[:] = torch.inf
+    losses[0] = 7.0  # the parent alone
+    rival.tell(losses)
+    assert torch.equal(rival.parent, kept)
 
 
 def test_sparse_mutations_are_parts_of_a_dense_one() -> None:

@@ -45,11 +45,14 @@ def average(
         str | None, typer.Option("--filter", help='Which files of a folder, as "*.pth.tar".')
     ] = None,
     count: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "-n", "--count", help="The number of checkpoints, by the metric they hold.", min=2
+            "-n",
+            "--count",
+            help="The number of checkpoints, by the metric they hold: by default 10.",
+            min=2,
         ),
-    ] = 10,
+    ] = None,
     no_sort: Annotated[
         bool, typer.Option("--no-sort", help="Average all, whatever metric they hold.")
     ] = False,
@@ -66,6 +69,16 @@ def average(
     """
     if (options["data"] is None) != (options["arch"] is None):
         raise DeevoError("--data and --arch go together: the network is evaluated on the images")
+    idle = [n for n, (_, default, _) in _shared().items() if options[n] not in (default, [])]
+    if options["data"] is None and idle:
+        raise DeevoError(
+            f"{idle[0]} is {options[idle[0]]}, which is of the evolution on images; give --data "
+            f"and --arch, or leave --{idle[0].replace('_', '-')} out"
+        )
+    if no_sort and count is not None:
+        raise DeevoError(
+            f"count is {count}, but --no-sort averages all checkpoints; leave one of them out"
+        )
     if wildcard is not None:
         if len(checkpoints) > 1:
             raise DeevoError("--filter goes with one folder; the checkpoints are several")
@@ -73,7 +86,7 @@ def average(
     made = average_checkpoints(
         [file for path in checkpoints for file in expand_paths(path)],
         output,
-        count=None if no_sort else count,
+        count=None if no_sort else count or 10,
         use_ema=not no_use_ema,
     )
     for i, file in enumerate(made.files):

@@ -61,6 +61,16 @@ def cache(
     """
     if size is not None and (arch or transform):
         raise DeevoError("--size goes without --arch and --transform: those name a size already")
+    if model_arg and arch is None:
+        raise DeevoError(
+            f"model_arg is {' '.join(model_arg)}, but there is no network that takes it; give "
+            "--arch, or leave --model-arg out"
+        )
+    if seed and not train_images:
+        raise DeevoError(
+            f"seed is {seed}, but all train images are taken; give --train-images, of which it "
+            "decides the choice, or leave --seed out"
+        )
     network = (
         None
         if arch is None

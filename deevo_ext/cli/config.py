@@ -30,13 +30,18 @@ def read_options(path: Path) -> dict[str, Any]:
     return said
 
 
-def take_options(context: typer.Context, path: Path, said: Mapping[str, Any]) -> None:
-    """Makes a file's values the defaults of the command's options."""
+def take_options(
+    context: typer.Context, path: Path, said: Mapping[str, Any], *, first: bool = True
+) -> None:
+    """Makes a file's values the defaults of the command's options.
+
+    first: whether they go before those of another file that has been read already.
+    """
     names = {}
     for parameter in context.command.params:
         for flag in (parameter.name or "", *parameter.opts):
             names[flag.lstrip("-").replace("-", "_")] = parameter
-    taken: dict[str, Any] = dict(context.default_map or {})
+    taken: dict[str, Any] = {}
     for name, value in said.items():
         named = names.get(name.lstrip("-").replace("-", "_"))
         if named is None:
@@ -53,7 +58,8 @@ def take_options(context: typer.Context, path: Path, said: Mapping[str, Any]) ->
             raise DeevoError(f"config {path}: {name} is {value!r}; expected one value")
         if value is not None:
             taken[named.name or ""] = value
-    context.default_map = taken
+    before = context.default_map or {}
+    context.default_map = {**before, **taken} if first else {**taken, **before}
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
@@ -70,7 +76,8 @@ def _resume(context: typer.Context, folder: Path | None) -> Path | None:
                 f"resume is {folder}, which holds no {RUN_FILE}: no run of deevo evolve has begun "
                 "there; give all of its options"
             )
-        take_options(context, path, {**read_options(path), "run_dir": str(folder)})
+        said = {**read_options(path), "run_dir": str(folder)}
+        take_options(context, path, said, first=False)  # --config goes before, wherever it stands
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from deevo_ext.cli.config import Resume, write_options
+from deevo_ext.cli.config import RUN_FILE, Resume, write_options
 from deevo_ext.cli.finished import finished
 from deevo_ext.cli.options import (
     Arch,
@@ -45,11 +45,11 @@ from deevo_ext.reports.trackers import TensorBoard, Tracker
 from deevo_ext.runs.basin import require_basin
 from deevo_ext.runs.evolve import evolve as run_evolve
 from deevo_ext.runs.given import Options
-from deevo_ext.runs.journal import FILE_NAME, read
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
 from deevo_ext.runs.preflight import Preflight
 from deevo_ext.runs.round_preflight import RoundPreflight
 from deevo_ext.runs.rounds import FEW
+from deevo_ext.runs.shared_journal import holds_run
 from deevo_ext.search.configuration import Configuration
 
 log = logging.getLogger("deevo_ext")
@@ -170,25 +170,29 @@ def evolve(
     It first shows what can be said of members, memory and time. Then it runs, resumable, and leaves
     weights, model card, report and journal in the run folder.
     """
-    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_THE_START}
+    effective = {n: v for n, v in (locals() | options).items() if n not in _OF_ONE_START}
     effective["modules"] = here = (modules or Path()).absolute()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))
     if force:
-        options |= {"basin": "warn", "overlap": "warn"}
+        options |= {name: "warn" for name in ("basin", "overlap") if options[name] == "refuse"}
     keywords = keywords_of(options)
     keywords.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-    if adapt is not None and (other := data or fitness or validation) is not None:
+    chosen = train_images != TRAIN_IMAGES and f"{train_images} train images"
+    if adapt is not None and (other := data or fitness or validation or chosen):
         raise DeevoError(
             f"adapt is {adapt}, and other images, {other}, are given too: --adapt is all that "
             "networks are evolved on; leave the others out, or give them without --adapt"
         )
+    if resume is not None and Path(options["run_dir"]).absolute() != resume.absolute():
+        raise DeevoError(
+            f"resume is {resume}, but run_dir is {options['run_dir']}: a run goes on in its own "
+            f"folder; leave --run-dir out, or begin another run with --config {resume / RUN_FILE}"
+        )
     settled = Options.of((), keywords)
-    settled.require_old_images(old is not None)
+    settled.require_start(old_images=old is not None, calibration_images=calibration is not None)
     folder, members, files = Path(options["run_dir"]), settled.members, expand_paths(checkpoints)
-    journal = folder / FILE_NAME
-    if dry_run and ranks().leads and journal.exists() and read(journal).header is not None:
-        # It would go on, with no preliminaries.
+    if dry_run and holds_run(folder):  # it would go on, with no preliminaries
         raise DeevoError(f"{folder} holds a run already; --dry-run needs a new folder")
     names = NameOptions.of(members.checkpoint_key, members.prefix, members.key_map, members.ignore)
     network = architecture(
@@ -264,7 +268,8 @@ def evolve(
             write_options(folder, effective)
             kept.append(True)
 
-    writer = Tracker(TensorBoard(folder / "tensorboard")) if tensorboard and ranks().leads else None
+    tracked = tensorboard and not dry_run and ranks().leads
+    writer = Tracker(TensorBoard(folder / "tensorboard")) if tracked else None
     try:
         result = run_evolve(
             network.model,
@@ -292,4 +297,4 @@ def evolve(
     return finished(result, folder, None if form == "checkpoint" else folder / form)
 
 
-_OF_THE_START = ("resume", "dry_run", "progress", "options")
+_OF_ONE_START = ("resume", "dry_run", "progress", "options")  # which run.yaml does not keep

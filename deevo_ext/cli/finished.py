@@ -6,6 +6,7 @@ from typing import Any
 
 from deevo_ext.reports.card import REPORT
 from deevo_ext.runs.folder import EVOLVED
+from deevo_ext.runs.journal import FILE_NAME
 from deevo_ext.runs.old_images import what_was_lost
 from deevo_ext.runs.recipe_run import RECIPE_FILE
 from deevo_ext.runs.result import Result
@@ -23,7 +24,7 @@ def finished(result: Result, folder: Path, model_folder: Path | None) -> dict[st
     recipe = folder / RECIPE_FILE
     if recipe.exists():
         log.info("Its recipe: %s (deevo merge %s --out FILE)", recipe, recipe)
-    network, report, journal = folder / EVOLVED, folder / REPORT, folder / "journal.jsonl"
+    network, report, journal = folder / EVOLVED, folder / REPORT, folder / FILE_NAME
     more = "" if model_folder is None else f", {model_folder}/"
     log.info("The evolved network: %s, %s%s", network, network.with_suffix(".pth"), more)
     log.info("Report: %s\nIts journal: %s (deevo replay %s)", report, journal, folder)

@@ -16,7 +16,8 @@ import typer
 from deevo_ext.cli.parameters import TEXTS
 from deevo_ext.options import help_of
 from deevo_ext.runs.options import RunOptions
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.presets import configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Made = tuple[Any, Any, Any]

@@ -1,6 +1,7 @@
 """Values of options that are texts on the command line and something else for the library."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from deevo_ext.data.classes import ClassOrder, class_order_of
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_named
 from deevo_ext.networks.blocks import UNITS
-from deevo_ext.runs.preflight import seconds_of
 from deevo_ext.search.pools import POOLS
 from deevo_ext.search.strategies import Strategy
 
@@ -66,9 +66,18 @@ def dtype_of(text: str) -> torch.dtype:
     return dtype
 
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
 def time_of(text: str) -> float:
-    """Returns the seconds of a number or a duration."""
-    return float(text) if re.fullmatch(r"\d+\.?\d*", text) else seconds_of(text)
+    """Returns the seconds of "90", "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
+    compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
+    if re.fullmatch(r"\d+\.?\d*", compact):
+        return float(compact)
+    total = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(part, compact))
+    if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
+        raise DeevoError(f'seconds is {text!r}; expected a duration such as "8h" or "1h30m"')
+    return total
 
 
 def pairs_of(texts: list[str] | None, name: str, example: str) -> dict[str, str]:

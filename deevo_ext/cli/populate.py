@@ -97,6 +97,11 @@ def populate(
     the one in progress, are kept.
     """
     choices = None if augment == "auto" else Choices.parse(augment)
+    if options["snapshots"] and augment not in ("auto", "none"):
+        raise DeevoError(
+            f"augment is {augment}, but --snapshots takes all members from one training, which "
+            "augments by --shift and --mirror alone; leave one of them out"
+        )
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if checkpoint is None and not options["base_epochs"]:
         raise DeevoError(

@@ -54,11 +54,11 @@ def replay(
         f"{count} {what}s replayed ({end}): {candidate.name} of {what} {candidate.generation}, "
         f"score {candidate.score:.6g}, SHA-256 {candidate.digest}"
     )
+    if trials is not None:  # which a search of coefficients refuses, before anything is written
+        log.info("wrote %s trials to %s", write_trials(result, trials), trials)
     if out is not None:
         write_candidate(result, out)
         log.info("wrote %s", out)
-    if trials is not None:
-        log.info("wrote %s trials to %s", write_trials(result, trials), trials)
     return {
         "name": candidate.name,
         "returned": candidate.record(),

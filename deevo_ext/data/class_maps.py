@@ -12,13 +12,13 @@ import argparse
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deevo_ext.data.classes import ClassOrder, names_in_file, ordered
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.checkpoint_file import read_around
 
@@ -85,7 +85,7 @@ def _object(what: str, action: str) -> None:
     if action == "refuse":
         raise DeevoError(f'{what}. basin="warn" (--force) goes on all the same')
     if action == "warn":
-        warnings.warn(what, stacklevel=4)
+        warn(what, stacklevel=4)
 
 
 def _in_file(file: Path) -> ClassMap | None:
@@ -100,7 +100,7 @@ def _in_file(file: Path) -> ClassMap | None:
         if isinstance(path, str) and path:
             if os.path.isfile(path):
                 return ClassMap(tuple(names_in_file(Path(path))), f"{path}, named in {file}")
-            warnings.warn(
+            warn(
                 f"{file} was trained with the class map {path}, which is not here: give it with "
                 "--class-order",
                 stacklevel=3,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from deevo_ext.data.classes import ClassOrder, ordered
 from deevo_ext.data.listed import open_listed, open_metadata
 from deevo_ext.data.pictures import PARTS, FolderPictures, Pictures
 from deevo_ext.data.tree import Trees, class_folders
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 
 
@@ -54,7 +54,7 @@ def _open_folders(root: Path, class_order: ClassOrder) -> FolderPictures:
         tree["val"] = tree.pop("test")
     classes = {part: class_folders(folder) for part, folder in tree.items()}
     if "test" in tree and not set(classes["test"]) & set(classes["train"]):
-        warnings.warn(
+        warn(
             f"{tree['test']}: left out, as it has no class folders of {tree['train']}", stacklevel=3
         )
         del tree["test"], classes["test"]
@@ -70,7 +70,7 @@ def _open_folders(root: Path, class_order: ClassOrder) -> FolderPictures:
     problems = trees.problems
     if trees.others:
         counted = ", ".join(f"{count:,} {suffix}" for suffix, count in trees.others.most_common(5))
-        warnings.warn(
+        warn(
             f"{root}: files in class folders that are not read, by their names: {counted}",
             stacklevel=3,
         )

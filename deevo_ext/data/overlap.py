@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 from deevo_ext.data.cached import CachedImages, image_digest
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 
 
@@ -33,7 +33,7 @@ def check_overlap(sets: Mapping[str, LabelledImages], action: str) -> None:
                 f"disjoint: nothing measured on one would be independent of the other. Give other "
                 f'images; overlap="warn" (--force) goes on all the same'
             )
-        warnings.warn(
+        warn(
             f"the {one} images and the {other} images share {count} images: what is chosen on one "
             "is not measured independently on the other",
             stacklevel=3,

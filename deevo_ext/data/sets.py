@@ -99,6 +99,16 @@ def open_data(
     if os.path.isfile(path):
         if labels is not None:
             raise DeevoError(f"labels are {labels}, but {path} is a file; expected a folder for it")
+        if cache is not None:
+            raise DeevoError(
+                f"cache is {cache}, but {path} is a cache itself; leave it out, or give the folder "
+                "of pictures that is to be cached"
+            )
+        if train_images not in (None, TRAIN_IMAGES):
+            raise DeevoError(
+                f"train_images is {train_images}, but {path} is a cache, which holds those that it "
+                "was made with; leave it out, or make another cache with it"
+            )
         opened = open_cache(path)
         require_order(opened.class_names, class_order, str(path))
         return opened
@@ -165,11 +175,12 @@ def image_sets(
     named = {"fitness": fitness, "validation": validation, "test": test}
     if data is None and None in named.values():
         raise DeevoError("data is missing: give --data, or all of --fitness, --validation, --test")
-    if data is None and labels is not None:
-        raise DeevoError(
-            f"labels are {labels}, but there is no data that they are of; give --data, or leave "
-            "--labels out"
-        )
+    for said, given in (("labels are", labels), ("cache is", cache)):
+        if data is None and given is not None:
+            raise DeevoError(
+                f"{said} {given}, but there is no data to go with; give --data, or leave "
+                f"--{said.split()[0]} out"
+            )
     open_one = functools.partial(
         open_data,
         transform=transform,

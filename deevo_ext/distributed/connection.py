@@ -11,27 +11,40 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
-import queue
-import threading
+import struct
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from deevo_ext.distributed.liveness import BEATS, AskedStore, Life, first_line
 from deevo_ext.distributed.ranks import RankError, Ranks
 from deevo_ext.errors import DeevoError
 
 T = TypeVar("T")
 
-_BEATS = 8  # signs of life in a timeout
 _GO = "go"
-_KINDS = ("gather", "lead", "wait", "end")  # of exchanges
+_KINDS = ("gather", "exchange", "lead", "wait", "end")  # of exchanges
+_SIZES = struct.Struct("<qq")  # of a message, and of the longest
+
+
+def room_of(count: int) -> int:
+    """Returns the bytes of a message that its head has room for, among so many ranks.
+
+    Whatever is short costs one exchange; all heads together stay small.
+    """
+    return max(64, min(2048, (1 << 16) // count))
+
+
+def head_of(count: int) -> int:
+    """Returns the bytes of a message's head."""
+    return _SIZES.size + room_of(count)
 
 
 class Connection(Ranks):
@@ -44,27 +57,44 @@ class Connection(Ranks):
     def __init__(self, store: Store, group: dist.ProcessGroup, timeout: float) -> None:
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         self._group, self._timeout, self._number = group, timeout, 0
+        self._room, self.speeds = room_of(self.count), (1.0,) * self.count
         # Clients of their own: one that waits lets nobody else speak.
-        self._store = _Store(_client(store), self.rank, timeout)
-        self._life = _Life(_client(store), self.rank, self.count, timeout)
+        self._store = AskedStore(_client(store), self.rank, timeout)
+        self._life = Life(_client(store), self.rank, self.count, timeout)
 
     def gather(self, value: T) -> list[T]:
         """Returns every rank's value, in the order of ranks; values are pickled."""
         data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         self._all_here("gather")
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with self._sending():
-            dist.all_gather(sizes, torch.tensor([len(data)]), group=self._group)
-            longest = max(int(size) for size in sizes)
-            own = torch.zeros(longest, dtype=torch.uint8)
-            own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
-            dist.all_gather(parts, own, group=self._group)
-        self.traffic += sum(int(size) for size in sizes) - len(data)
+            heads, sizes, longest = self._swapped_heads([data] * self.count)
+            rests: list[Any] = [b""] * self.count
+            if longest > self._room:
+                own = _tensor(data[self._room :].ljust(longest - self._room, b"\0"))
+                tensors = [torch.empty_like(own) for _ in rests]
+                dist.all_gather(tensors, own, group=self._group)
+                rests = [tensor.numpy().data for tensor in tensors]
+        left = [max(0, size - self._room) for size in sizes]
+        self.traffic += sum(left) - left[self.rank]
         return [
-            pickle.loads(part.numpy().data[: int(size)])
-            for part, size in zip(parts, sizes, strict=True)
+            _read(head, rest[:size]) for head, rest, size in zip(heads, rests, left, strict=True)
         ]
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """Gives each rank one of the values; returns those given to this one, in their order."""
+        data = [pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) for value in values]
+        self._all_here("exchange")
+        with self._sending():
+            heads, sizes, longest = self._swapped_heads(data)
+            left = [max(0, size - self._room) for size in sizes]
+            rest = torch.empty(sum(left), dtype=torch.uint8)
+            if longest > self._room:
+                own = [one[self._room :] for one in data]
+                given, whole = [len(one) for one in own], _tensor(b"".join(own))
+                dist.all_to_all_single(rest, whole, left, given, group=self._group)
+        self.traffic += len(rest) - left[self.rank]
+        rests = [part.numpy().data for part in rest.split(left)]
+        return [_read(*both) for both in zip(heads, rests, strict=True)]
 
     def lead(self, compute: Callable[[], T]) -> T:
         """Returns what rank 0 computes, to every rank."""
@@ -72,16 +102,36 @@ class Connection(Ranks):
         data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) if self.leads else b""
         self._all_here("lead")
         with self._sending():
-            size = torch.tensor([len(data)])
-            dist.broadcast(size, 0, group=self._group)
-            part = torch.empty(int(size), dtype=torch.uint8)
-            if self.leads:
-                part = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            dist.broadcast(part, 0, group=self._group)
+            head = _tensor(self._head(data, len(data)))
+            dist.broadcast(head, 0, group=self._group)
+            size, _ = _SIZES.unpack_from(head.numpy().data)
+            rest = _tensor(data[self._room :].ljust(max(0, size - self._room), b"\0"))
+            if len(rest):
+                dist.broadcast(rest, 0, group=self._group)
         if self.leads:
             return cast(T, value)
-        self.traffic += int(size)
-        return cast(T, pickle.loads(part.numpy().data))
+        self.traffic += len(head) + len(rest)
+        return cast(T, _read(head.numpy().data[_SIZES.size :], rest.numpy().data))
+
+    def _swapped_heads(self, data: Sequence[bytes]) -> tuple[list[memoryview], list[int], int]:
+        """Gives each rank the head of a piece of data; those given to this one, and their sizes.
+
+        The last result is the size of the longest piece that any rank gives to any. What is short
+        is all in its head.
+        """
+        longest = max(map(len, data))
+        heads = _tensor(b"".join(self._head(one, longest) for one in data))
+        found = torch.empty_like(heads)
+        dist.all_to_all_single(found, heads, group=self._group)
+        size = len(heads) // self.count
+        self.traffic += size * (self.count - 1)
+        each = [found.numpy().data[k * size : (k + 1) * size] for k in range(self.count)]
+        said = [_SIZES.unpack_from(head) for head in each]
+        sizes = [own for own, _ in said]
+        return [head[_SIZES.size :] for head in each], sizes, max(one for _, one in said)
+
+    def _head(self, data: bytes, longest: int) -> bytes:
+        return _SIZES.pack(len(data), longest) + data[: self._room].ljust(self._room, b"\0")
 
     def wait(self) -> None:
         """Waits until every rank is here."""
@@ -96,7 +146,7 @@ class Connection(Ranks):
             if reason is not None:
                 store.set(self._key(self._number + 1), reason)
             heard = store.add("deevo/heard", 1)
-            end = time.monotonic() + 2 * self._timeout / _BEATS
+            end = time.monotonic() + 2 * self._timeout / BEATS
             while heard < self.count and time.monotonic() < end:
                 time.sleep(0.02)
                 heard = store.add("deevo/heard", 0)
@@ -140,7 +190,7 @@ class Connection(Ranks):
         def wait(store: Store) -> bytes | None:
             began = time.monotonic()
             while not store.check([key]):
-                if (waited := time.monotonic() - began) > self._timeout / _BEATS:
+                if (waited := time.monotonic() - began) > self._timeout / BEATS:
                     return None
                 time.sleep(min(0.05, waited / 10))  # a tenth more than the wait itself
             said = store.get(key)
@@ -184,105 +234,9 @@ class Connection(Ranks):
         except RuntimeError as error:
             raise RankError(
                 f"rank {self.rank} was cut off while ranks exchanged results: another rank was "
-                f"killed or stopped, or the network failed ({_first_line(error)}). Start the run "
+                f"killed or stopped, or the network failed ({first_line(error)}). Start the run "
                 "again: it goes on from its run folder"
             ) from error
-
-
-class _Store(threading.Thread):
-    """Asks the store from a thread of its own: where it does not answer, only that one is stuck.
-
-    lost: whether it did not answer.
-    """
-
-    def __init__(self, store: Store, rank: int, timeout: float) -> None:
-        super().__init__(name="deevo-store", daemon=True)
-        self._store, self._rank, self._timeout = store, rank, timeout
-        self._asked: queue.SimpleQueue[tuple[Future[Any], Callable[[Store], Any]] | None]
-        self._asked = queue.SimpleQueue()
-        self.lost = False
-        self.start()
-
-    def run(self) -> None:
-        """Asks until `close`."""
-        while (asked := self._asked.get()) is not None:
-            future, question = asked
-            try:
-                future.set_result(question(self._store))
-            except BaseException as error:
-                future.set_exception(error)
-
-    def ask(self, question: Callable[[Store], T]) -> T:
-        """Returns question(store); raises RankError where the store is gone or silent."""
-        future: Future[T] = Future()
-        self._asked.put((future, question))
-        try:
-            return future.result(self._timeout * (1 + 2 / _BEATS))
-        except TimeoutError:
-            self.lost = True
-            raise RankError(
-                f"rank {self._rank} gets no answer from the process that keeps the store, rank 0 "
-                f"or torchrun, for {self._timeout:.0f} s: it was stopped or cut off. Start the run "
-                "again: it goes on from its run folder"
-            ) from None
-        except dist.DistError as error:
-            self.lost = True
-            raise RankError(
-                f"rank {self._rank} has lost the connection to the others, one of which has ended: "
-                f"see what it says, and start the run again ({_first_line(error)})"
-            ) from error
-
-    def close(self) -> None:
-        """Ends the thread, once it has its answers."""
-        self._asked.put(None)
-
-
-class _Life(threading.Thread):
-    """Says that this rank lives, and knows which others do.
-
-    number: of the exchange that this rank has come to. ended: ends the thread.
-    """
-
-    def __init__(self, store: Store, rank: int, count: int, timeout: float) -> None:
-        super().__init__(name="deevo-life", daemon=True)
-        self._store = store
-        self._rank, self._count, self._timeout = rank, count, timeout
-        self.number, self.ended = 0, threading.Event()
-        self._said = [b""] * count
-        self._since = [time.monotonic()] * count
-        self._store.set(self._key(rank), "0 0")
-        self.start()
-
-    def _key(self, rank: int) -> str:
-        return f"deevo/lives/{rank}"
-
-    def run(self) -> None:
-        """Says it until it has ended."""
-        beat = 0
-        while not self.ended.wait(self._timeout / _BEATS):
-            beat += 1
-            try:
-                self._store.set(self._key(self._rank), f"{beat} {self.number}")
-            except RuntimeError:  # whoever waits for the store says why
-                return
-
-    def missing(self, store: Store) -> str:
-        """Says which rank has been silent for longer than the timeout; empty where none has."""
-        now = time.monotonic()
-        said = store.multi_get([self._key(rank) for rank in range(self._count)])
-        for rank, one in enumerate(said):
-            if one != self._said[rank]:
-                self._said[rank], self._since[rank] = one, now
-            elif now - self._since[rank] > self._timeout and rank != self._rank:
-                return (
-                    f"rank {rank} has not answered for {self._timeout:.0f} s: it was killed, "
-                    "stopped or cut off. Start the run again: it goes on from its run folder"
-                )
-        return ""
-
-    def late(self, number: int) -> list[int]:
-        """Returns the ranks that have not come to an exchange, as far as they have said."""
-        return [r for r, said in enumerate(self._said) if int(said.split()[1]) < number]
 
 
 def _client(store: Store) -> Store:
@@ -295,5 +249,12 @@ def _set(store: Store, key: str, reason: str) -> None:
     store.set(key, reason)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _tensor(data: bytes) -> Tensor:
+    if not data:  # which torch.frombuffer refuses
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _read(head: memoryview, rest: memoryview) -> Any:
+    """What a message says, of its head without sizes and what is left of it."""
+    return pickle.loads(b"".join((head, rest)) if rest else head)

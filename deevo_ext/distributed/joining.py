@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import math
 import os
+import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 
 import torch
@@ -17,7 +18,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from deevo_ext.distributed.connection import Connection
-from deevo_ext.distributed.ranks import Ranks, active, ranks
+from deevo_ext.distributed.ranks import RankError, Ranks, active, ranks
 from deevo_ext.errors import DeevoError
 
 TIMEOUT = 120.0
@@ -62,6 +63,26 @@ def joined() -> Iterator[Ranks]:
         connection.close()
 
 
+def require_own_gpus(devices: Collection[torch.device]) -> None:
+    """Raises RankError, on all ranks, where ranks of a machine crowd on some of its GPUs.
+
+    devices: those that this rank works on. What was made before the ranks came together, on "cuda",
+    lies on the first GPU of all, unless the script had chosen one.
+    """
+    gpus = sorted(str(device) for device in devices if device.type == "cuda")
+    count = torch.cuda.device_count() if gpus else 0
+    everyone = ranks().gather((socket.gethostname(), count, gpus))
+    for host in {host for host, *_ in everyone}:
+        there = [(count, gpus) for where, count, gpus in everyone if where == host and gpus]
+        used = {gpu for _, gpus in there for gpu in gpus}
+        if there and len(used) < (possible := min(len(there), there[0][0])):
+            raise RankError(
+                f"{len(there)} ranks on {host} work on {', '.join(sorted(used))}, but {possible} "
+                'GPUs could: call torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) before '
+                'population and evaluator are made on "cuda", or name each rank\'s own ("cuda:1")'
+            )
+
+
 def _launched() -> bool:
     """Whether a launcher has started several processes."""
     return "RANK" in os.environ and _number("WORLD_SIZE", 1) > 1
@@ -92,9 +113,8 @@ def _connected(timeout: float) -> Connection:
     together = max(timeout, TIMEOUT)
     limit = timedelta(seconds=together)
     try:
-        if not dist.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        own_group = not dist.is_initialized()
+        if own_group:
             store, rank, count = next(rendezvous("env://", timeout=limit))
             # torchrun keeps its store when it starts ranks again: what the last ones left there,
             # addresses among it, would be taken for the new ones'.
@@ -106,11 +126,14 @@ def _connected(timeout: float) -> Connection:
         group = dist.new_group(backend="gloo", timeout=limit)
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
         store = PrefixStore(f"deevo/{next(_times)}", store)
-        local = _number("LOCAL_RANK", _number("SLURM_LOCALID", 0))
         connection = Connection(store, group, timeout)
+        hosts = connection.gather(socket.gethostname())
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[connection.rank]]
+        local = _number("LOCAL_RANK", here.index(connection.rank))
         connection.first_of_node = local == 0
-        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", 1))
-        connection.wait()
+        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", len(here)))
+        if own_group and torch.cuda.is_available():
+            torch.cuda.set_device(local % torch.cuda.device_count())
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeevoError(

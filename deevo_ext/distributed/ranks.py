@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from deevo_ext.errors import DeevoError
 
 T = TypeVar("T")
+
+
+Speeds = tuple[float, ...]
+"""Of each rank, in units of their mean."""
 
 
 class RankError(DeevoError):
@@ -27,6 +32,7 @@ class Ranks:
 
     rank: this process' number, 0 to count - 1. first_of_node: whether it is the first on its
     machine; on_node: how many are there. traffic: the bytes that this rank has received so far.
+    speeds: at which the ranks have evaluated networks, the same numbers on all.
     """
 
     rank = 0
@@ -34,6 +40,7 @@ class Ranks:
     first_of_node = True
     on_node = 1
     traffic = 0
+    speeds: Speeds = (1.0,)
 
     @property
     def leads(self) -> bool:
@@ -43,6 +50,10 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """Returns every rank's value, in the order of ranks; values are pickled."""
         return [value]
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """Gives each rank one of the values; returns those given to this one, in their order."""
+        return [*values]
 
     def lead(self, compute: Callable[[], T]) -> T:
         """Returns what rank 0 computes, to every rank."""
@@ -107,6 +118,22 @@ _active = _ALONE
 def ranks() -> Ranks:
     """Returns the ranks that work on what is being done now: one alone but inside `joined`."""
     return _active
+
+
+def warn(text: str, *, stacklevel: int) -> None:
+    """Warns of what every rank finds alike, on rank 0 alone.
+
+    stacklevel: as `warnings.warn` counts from the function that calls this.
+    """
+    if ranks().leads:
+        warnings.warn(text, stacklevel=stacklevel + 1)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Makes this process one alone inside, as far as `ranks` says."""
+    with active(_ALONE):
+        yield
 
 
 @contextlib.contextmanager

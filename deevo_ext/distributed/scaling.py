@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from deevo_ext.distributed.connection import head_of, room_of
+from deevo_ext.distributed.shares import edges_of, foreign
+from deevo_ext.distributed.slices import Slices
+
 _OUTCOME, _NUMBER = 4, 8  # bytes of an image's outcome or a logit, and of a fitness
 # What a message has beside its numbers: an array's header, a rank's list.
 _OVERHEAD = 256
 _VIRTUAL = 320_000  # bytes of what one virtual evolution did, generation by generation
-_RIDGES, _FOLDS, _WAVES, _PROPOSALS = 27, 5, 2, 24
+_RIDGES, _LENGTHS, _FOLDS, _WAVES, _PROPOSALS = 9, 3, 5, 2, 24
+_STEPS = 200  # of Newton's method in all fits of a round
+_CANDIDATES, _GENERATIONS = 64, 300  # of a virtual evolution
 
 
 @dataclass(frozen=True)
@@ -54,43 +62,94 @@ def of_generation(sizes: Sizes, ranks: int, weight: int = 4) -> Scaling:
     """
     units = sizes.members * -(-sizes.images // sizes.micro_batch)
     outcomes = _OUTCOME * sizes.members * sizes.images
-    overhead = (2 * ranks + 2) * _OVERHEAD + _NUMBER * sizes.members
     # Two rows that are made while two are evaluated.
     rows = sizes.members + 2 * sizes.chunk
     return Scaling(
-        _of_others(outcomes, ranks) + _of_others(overhead, ranks),
+        _gathered(outcomes, ranks) + _led(_NUMBER * sizes.members, ranks),
         rows * sizes.weights * weight,
         units / ranks,
         units,
     )
 
 
-def of_round(sizes: Sizes, ranks: int, weight: int = 4) -> Scaling:
+def of_round(sizes: Sizes, ranks: int, weight: int = 4, on_gpu: bool = True) -> Scaling:
     """Returns what a round of a search of coefficients comes to, along coordinates.
 
-    Columns of the probes' logits are gathered: each rank holds the linear model. Of more than 100
-    classes an image has 32 columns. Statistics of the networks that are proved are gathered, too,
-    and rank 0 sends fits and what virtual evolutions did.
+    on_gpu: whether the linear model lies on a GPU. Of more than 100 classes an image has 32
+    columns. A model that is shared (`slices`) leaves the columns of probes where they belong; its
+    sums and derivatives are exchanged. Of one that lies whole on every rank columns are gathered,
+    and rank 0 sends fits and what virtual evolutions did. Statistics of the networks that are
+    proved are gathered.
     """
-    columns = sizes.classes if sizes.classes <= 100 else 32
+    kept, columns = (sizes.classes,) * 2 if sizes.classes <= 100 else (21, 32)
     probes = sizes.blocks * (sizes.members - 1)
     directions = sizes.blocks * sizes.members
-    model = _OUTCOME * sizes.images * (probes * columns + 2 * sizes.classes)
-    proved = _OUTCOME * ((_PROPOSALS + 1) * sizes.images + 2 * 8 * sizes.images)
-    statistics = _OUTCOME * sizes.statistics * (_PROPOSALS + 3)
-    fits = _RIDGES * _NUMBER * (sizes.images + _FOLDS * directions)
-    led = fits + _WAVES * _VIRTUAL + _PROPOSALS * _NUMBER * directions
+    device = torch.device("cuda" if on_gpu else "cpu")
+    slices = Slices.of(sizes.images, directions * sizes.images * kept, device)
+    held = slices.held(ranks)
     together = min(64, probes)
-    exchanges = -(-probes // together) + _PROPOSALS + 8
+    groups = -(-probes // together)
+    outcomes = _OUTCOME * ((_PROPOSALS + 1) * sizes.images + 2 * 8 * sizes.images)
+    statistics = _OUTCOME * sizes.statistics * (_PROPOSALS + 3)
+    received = _gathered(_OUTCOME * sizes.images * sizes.classes, ranks)  # of the present network
+    received += _gathered(outcomes + statistics, ranks, _PROPOSALS + 8)
+    if slices.whole:
+        received += _gathered(_OUTCOME * sizes.images * probes * columns, ranks, groups)
+        received += _gathered(_OUTCOME * sizes.images * sizes.classes, ranks)  # of a correction
+        fits = _RIDGES * _LENGTHS * _NUMBER * (sizes.images + _FOLDS * directions)
+        received += _led(
+            fits + _WAVES * _VIRTUAL + _PROPOSALS * _NUMBER * directions, ranks, _WAVES + 1
+        )
+    elif ranks > 1:
+        edges = edges_of(sizes.images, sizes.micro_batch)
+        received += groups * (
+            foreign(together, edges, held) * _OUTCOME * columns + 2 * _heads(ranks)
+        )
+        received += foreign(1, edges, held) * _OUTCOME * sizes.classes + _heads(ranks)
+        received += _fits(directions, sizes.images, slices, ranks)
+    most = max(images.stop - images.start for images in held)
     units = together * -(-sizes.images // sizes.micro_batch)
-    gathered = model + proved + statistics + 2 * exchanges * ranks * _OVERHEAD
-    held = _OUTCOME * directions * sizes.images * columns
+    rows = (sizes.members + 2 * sizes.chunk) * sizes.weights * weight
     return Scaling(
-        _of_others(gathered, ranks) + (led if ranks > 1 else 0),
-        (sizes.members + 2 * sizes.chunk) * sizes.weights * weight + held,
+        received,
+        rows + _OUTCOME * (directions * most * columns + sizes.images * sizes.classes),
         units / ranks,
         units,
     )
+
+
+def _fits(directions: int, images: int, slices: Slices, ranks: int) -> int:
+    """Bytes that rank 0 receives, more than others, for a model's fits and virtual evolutions."""
+    nodes = [len(slices.nodes(rank, ranks)) for rank in range(ranks)]
+    room = room_of(ranks)
+
+    def summed(numbers: int) -> int:
+        """A sum's nodes."""
+        each = [max(0, n * (_NUMBER * numbers + _OVERHEAD // 2) - room) for n in nodes[1:]]
+        return _heads(ranks) + sum(each)
+
+    numbers = directions * (directions + 3) // 2
+    mine = _NUMBER * len(slices.adding(numbers, ranks)[0])
+    step = 2 * _heads(ranks) + sum(nodes[1:]) * mine + _NUMBER * numbers - mine
+    step += _led(_NUMBER * directions, ranks) + 2 * summed(1)
+    falls = _RIDGES * _gathered(_LENGTHS * images * (_OUTCOME + _NUMBER), ranks, 3)
+    first = _led(_CANDIDATES * _OUTCOME * directions, ranks)
+    return _STEPS * step + falls + _WAVES * (first + (_GENERATIONS + 3) * summed(_CANDIDATES))
+
+
+def _gathered(size: int, ranks: int, exchanges: int = 1) -> int:
+    """Bytes that a rank receives where so many are gathered, in some exchanges."""
+    return _of_others(size + exchanges * ranks * _OVERHEAD, ranks) + exchanges * _heads(ranks)
+
+
+def _led(size: int, ranks: int, exchanges: int = 1) -> int:
+    """Bytes that a rank receives from rank 0."""
+    return size + exchanges * (_OVERHEAD + head_of(ranks)) if ranks > 1 else 0
+
+
+def _heads(ranks: int) -> int:
+    """Bytes of the heads of other ranks' messages."""
+    return head_of(ranks) * (ranks - 1)
 
 
 def _of_others(size: int, ranks: int) -> int:
@@ -109,7 +168,7 @@ NETWORKS = {
 def table() -> str:
     """Returns the table of docs/distributed.md: networks, members and ranks."""
     lines = [
-        "| network | members | rows, GB | model, GB | ranks | generation: MB, units "
+        "| network | members | rows, GB | ranks | generation: MB, units | model, GB "
         "| round: MB, units |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -119,16 +178,14 @@ def table() -> str:
                 one = Sizes(weights, statistics, 1000, members, 4096, blocks=blocks)
                 two = Sizes(weights, statistics, 1000, members, 6400, blocks=blocks)
                 plain, rounds = of_generation(one, ranks), of_round(two, ranks)
+                model = rounds.memory - plain.memory
+                first = (name, str(members), f"{plain.memory / 1e9:,.1f}")
                 cells = [
-                    *(("", "", "", "") if ranks > 1 else _first(name, members, plain, rounds)),
+                    *(("", "", "") if ranks > 1 else first),
                     f"{ranks:,}",
                     f"{plain.received / 1e6:.2f}, {plain.units:,.1f}",
+                    f"{model / 1e9:.2f}",
                     f"{rounds.received / 1e6:,.0f}, {rounds.units:,.1f}",
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _first(name: str, members: int, plain: Scaling, rounds: Scaling) -> tuple[str, ...]:
-    model = rounds.memory - plain.memory
-    return name, str(members), f"{plain.memory / 1e9:,.1f}", f"{model / 1e9:,.1f}"

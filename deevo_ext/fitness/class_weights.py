@@ -34,7 +34,8 @@ def image_weights(model: LinearModel, metric: Metric) -> Tensor | None:
         # Each class begins with the same weight, however many images it has.
         images = (weights / counts)[labels]
         q = model.fit(_RIDGE, q, images)
-        wrong = metric.of_results(*model.losses_and_ranks(q[None].float()))[0]
+        found = metric.of_results(*model.losses_and_ranks(q[None].float()))[0]
+        wrong = model.slices.gathered(found).to(labels.device)
         missed = torch.zeros_like(weights).index_add_(0, labels, wrong.nan_to_num(posinf=1.0))
         weights = weights * torch.exp(_RATE * missed / counts)
         weights /= weights.mean()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import Columns
+from deevo_ext.fitness.probes import ALL, Wanted
 from deevo_ext.fitness.probing import ROUNDING, KeepColumns, Probing, agree_on_sizes, chunks
 from deevo_ext.population.genes import Drawn, Genes
 from deevo_ext.search.linear_model import LinearModel
@@ -63,9 +63,9 @@ class Differences:
 
             def probes(some: range = some) -> Tensor:
                 near = [self.after(changes, each[k], 1.0) for k in some]
-                return self.logits(near, images, model.columns)
+                return self.logits(near, images, Wanted(model.slices, model.columns))
 
-            columns = probes() if keep is None else keep(some, probes)
+            columns = probes() if keep is None else keep(some, model.slices, probes)
             columns = columns.to(model.present)
             slopes = {k: one - model.present for k, one in zip(some, columns, strict=True)}
             finite = model.put(slopes, least) or finite
@@ -84,14 +84,11 @@ class Differences:
         return self.genes.compose(self.probing.population, recipes, changes)
 
     def logits(
-        self, changes: Sequence[Tensor], images: LabelledImages, columns: Columns | None = None
+        self, changes: Sequence[Tensor], images: LabelledImages, wanted: Wanted = ALL
     ) -> Tensor:
-        """Returns logits float32 [n, images, classes] of n changes to the recipe.
-
-        columns: what is kept in their place.
-        """
+        """Returns what is wanted of logits float32 [n, images, classes] of n changes."""
         parts = [
-            self.probing.forward(self.compose(torch.stack(list(some))), images, columns)
+            self.probing.forward(self.compose(torch.stack(list(some))), images, wanted)
             for some in chunks(changes, self.probing.chunk)
         ]
         return torch.cat(parts)

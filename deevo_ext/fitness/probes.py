@@ -6,22 +6,25 @@ predict what does not come (docs/contract.md, "Rounds").
 
 A probe differs from the present network in one block. What lies before it is computed once for all
 probes, where there is a network graph to cut; each gets the bits that it would have alone. Ranks,
-where there are several, each evaluate some probes on some images, and gather what is kept of them.
+where there are several, each evaluate some probes on some images; each gets what is kept of the
+images that it holds.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.distributed.shares import Part, edges_of, evaluated, parts_by_images
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import Used, group_size, norms_in_training
 from deevo_ext.networks.build import DEVIATION, Built
@@ -45,6 +48,26 @@ Columns = Callable[[Tensor, slice], Tensor]
 """function(logits float32 [K, n, classes], images) -> what is kept of them, [K, n, columns]."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What each rank gets of logits: those of the images that it holds, or columns of them.
+
+    slices: tell whose, None: of all images. columns: what is kept in their place.
+    """
+
+    slices: Slices | None = None
+    columns: Columns | None = None
+
+    @property
+    def held(self) -> list[slice] | None:
+        """The images whose logits each rank gets, None: all get those of all."""
+        return None if self.slices is None or self.slices.whole else self.slices.held(ranks().count)
+
+
+ALL = Wanted()
+"""All logits, for every rank."""
+
+
 class ProbeForward:
     """Puts images through networks of an evaluator's population and keeps the logits.
 
@@ -61,12 +84,10 @@ class ProbeForward:
         if self._by_groups:
             self._in_training = _InTraining(evaluator)
 
-    def __call__(
-        self, rows: Tensor, images: LabelledImages, columns: Columns | None = None
-    ) -> Tensor:
-        """Returns logits float32 [K, N, classes] of rows [K, D], on the evaluator's device.
+    def __call__(self, rows: Tensor, images: LabelledImages, wanted: Wanted = ALL) -> Tensor:
+        """Returns what is wanted of logits float32 [K, N, classes] of rows [K, D].
 
-        columns: what is kept in their place.
+        They lie on the evaluator's device.
         """
         rows, device = sent(rows, self.evaluator.device), self.evaluator.device
         used: Used | None = None
@@ -81,7 +102,7 @@ class ProbeForward:
         )
 
         def some(part: Part) -> list[Tensor]:
-            logits = _Logits(part, columns)
+            logits = _Logits(part, wanted.columns)
             if self._by_groups:
                 for group in self._groups(images, part.images):
                     built = self._checked(images, rows[0], group)
@@ -93,7 +114,7 @@ class ProbeForward:
             return [logits.all()]
 
         edges = self._edges(images)
-        found = evaluated(len(rows), edges, some, parts_by_images)[0].to(device)
+        found = evaluated(len(rows), edges, some, parts_by_images, wanted.held)[0].to(device)
         self.evaluator.count(len(rows) * len(images))
         return found
 
@@ -121,14 +142,14 @@ class ProbeForward:
         recipe: Tensor,
         moved: Moved,
         images: LabelledImages,
-        columns: Columns | None = None,
+        wanted: Wanted = ALL,
     ) -> Tensor:
-        """Returns logits float32 [K, N, classes] of networks that differ from one in a block each.
+        """Returns what is wanted of the logits of networks that differ from one in a block each.
 
         compose: makes their rows. recipe: of that network. The others are numbered in the order of
         `moved`; their bits are those of their rows. Networks must share something, as `shares` says
-        once rows have been evaluated on the images. columns: what is kept of logits in their place.
-        The passes that are counted are those of `passes`, however many ranks share them.
+        once rows have been evaluated on the images. The passes that are counted are those of
+        `passes`, however many ranks share them.
         """
         device = self.evaluator.device
         row = sent(compose(recipe[None], None)[0], device)
@@ -142,7 +163,7 @@ class ProbeForward:
             return Changed(change, rows, len(recipes))
 
         def some(part: Part) -> list[Tensor]:
-            logits, own = _Logits(part, columns), _of(moved, part.rows)
+            logits, own = _Logits(part, wanted.columns), _of(moved, part.rows)
 
             def run(
                 runner: PrefixRunner,
@@ -165,7 +186,8 @@ class ProbeForward:
             return [logits.all()]
 
         count = sum(map(len, moved.values()))
-        found = evaluated(count, self._edges(images), some, parts_by_images)[0].to(device)
+        edges = self._edges(images)
+        found = evaluated(count, edges, some, parts_by_images, wanted.held)[0].to(device)
         counts = {b: len(recipes) for b, recipes in moved.items()}
         self.evaluator.count(self.passes(blocks, counts, images))
         return found
@@ -221,7 +243,7 @@ class ProbeForward:
             apart, size = float((both[0] - both[1]).abs().max()), float(both[1].abs().max())
             # An overflow is the network's own.
             if apart > DEVIATION[built.runner.execution.precision] * size:
-                warnings.warn(
+                warn(
                     "the network graph with batch statistics gives logits that differ from the "
                     f"module's by {apart:.3g} (largest logit {size:.3g}); probes are served by "
                     "functional_call: please report this network",

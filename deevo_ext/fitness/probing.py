@@ -18,8 +18,9 @@ from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.errors import DeevoError
-from deevo_ext.fitness.probes import Columns, Moved, ProbeForward
+from deevo_ext.fitness.probes import ALL, Moved, ProbeForward, Wanted
 from deevo_ext.population.blocks import Blocks, columns_of
 from deevo_ext.population.genes import Genes
 from deevo_ext.population.layout import Layout
@@ -40,10 +41,11 @@ T = TypeVar("T")
 # costs a pass or less; and bytes of logits that they give before these become slopes.
 _TOGETHER, _LOGITS_BYTES = 64, 256 << 20
 
-KeepColumns = Callable[[range, Callable[[], Tensor]], Tensor]
-"""function(parts, compute) -> columns: compute()'s, or what was kept of an earlier start.
+KeepColumns = Callable[[range, Slices, Callable[[], Tensor]], Tensor]
+"""function(parts, slices, compute) -> columns: compute()'s, or what was kept of an earlier start.
 
-parts: the blocks, or the directions, whose probes they are.
+parts: the blocks, or the directions, whose probes they are. slices: tell of which images each rank
+has the columns.
 """
 
 
@@ -133,7 +135,7 @@ class Probing:
                 moved = {b: [self._probe(recipe, b, m, self.eps) for m in others[b]] for b in part}
                 return self._moved(model, recipe, moved, images)
 
-            columns = probes() if keep is None else keep(part, probes)
+            columns = probes() if keep is None else keep(part, model.slices, probes)
             yield from zip(part, columns.split(recipe.shape[1] - 1), strict=True)
 
     def _groups(self, members: int, images: LabelledImages, classes: int) -> list[range]:
@@ -150,12 +152,11 @@ class Probing:
         self, model: LinearModel, recipe: Tensor, moved: Moved, images: LabelledImages
     ) -> Tensor:
         """The model's columns of networks that differ from a recipe's in a block each."""
+        wanted = Wanted(model.slices, model.columns)
         if self.forward.shares(images):
-            return self.forward.by_blocks(
-                self.blocks, self.compose, recipe, moved, images, model.columns
-            )
+            return self.forward.by_blocks(self.blocks, self.compose, recipe, moved, images, wanted)
         recipes = [*itertools.chain.from_iterable(moved.values())]
-        return self.logits(recipes, images, model.columns)
+        return self.logits(recipes, images, wanted)
 
     def _leave_out_kinks(
         self, model: LinearModel, recipe: Tensor, images: LabelledImages, dependent: list[int]
@@ -198,9 +199,9 @@ class Probing:
             missed = []
             for (k, eps), one in zip(some, self._moved(model, recipe, moved, images), strict=True):
                 slope = (one - present) / (eps * float(model.scale[k]))
-                missed.append((slope - model.slope(k)).square().mean().sqrt())
+                missed.append(slope - model.slope(k))
             # The slopes have a root mean square of 1; rank 0 says how much they are missed by.
-            sizes = ranks().lead(torch.stack(missed).tolist)
+            sizes = _led(model.sizes_of(missed))
             found += [k for (k, _), n in zip(some, sizes, strict=True) if not n <= _DISAGREEMENT]
         return found
 
@@ -211,14 +212,14 @@ class Probing:
         return after(recipe, step, eps)
 
     def logits(
-        self, recipes: Sequence[Tensor], images: LabelledImages, columns: Columns | None = None
+        self, recipes: Sequence[Tensor], images: LabelledImages, wanted: Wanted = ALL
     ) -> Tensor:
-        """Returns logits float32 [K, n, classes] of K recipes [blocks, members], as probes do.
+        """Returns what is wanted of logits float32 [K, n, classes] of recipes [blocks, members].
 
-        columns: what is kept in their place.
+        They are those that probes have.
         """
         parts = [
-            self.forward(self.compose(torch.stack(list(some))), images, columns)
+            self.forward(self.compose(torch.stack(list(some))), images, wanted)
             for some in chunks(recipes, self.chunk)
         ]
         return torch.cat(parts)
@@ -253,6 +254,10 @@ def agree_on_sizes(model: LinearModel) -> None:
     for k in ((scale == 0) & (model.scale != 0)).nonzero().flatten().tolist():
         model.leave_out(k)
     model.scale = scale
+
+
+def _led(sizes: list[float]) -> list[float]:
+    return ranks().lead(lambda: sizes)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

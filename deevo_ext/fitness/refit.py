@@ -1,12 +1,14 @@
 """The refit of a network's classifier: its last layer changed, by labels and stored features.
 
 It needs one forward pass an image and no gradient through the network. What decides is how the
-images fare that a fit has not seen, by five folds.
+images fare that a fit has not seen, by five folds; where the network was fitted to the images, too,
+a fold's fit is of another network, which was made without it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +77,14 @@ def refit(
     seed: int,
     *,
     bias: bool = True,
+    apart: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Refit:
     """Returns the change of the last layer that does best on unseen images.
 
     features: float32 [N, k], what the last layer maps to logits float32 [N, C]; labels int64 [N];
-    metric: what is minimised. bias: whether the layer has one.
+    metric: what is minimised. bias: whether the layer has one. apart: for a network that was fitted
+    to the images, features and logits of all of them by one that was made without the labels of a
+    fold, for each fold (`fold_numbers`); these fits say what a refit gains, and choose its ridge.
 
     The change is fitted by logistic regression with a ridge, on cross-entropy (smoothed as the
     metric's). Five stratified folds choose the ridge by the metric on the images left out; from the
@@ -92,13 +97,18 @@ def refit(
     """
     if reason := why_no_refit(labels, logits.shape[1]):
         raise DeevoError(f"the classifier cannot be refitted: {reason}")
-    broken = int((~torch.isfinite(logits).all(1) | ~torch.isfinite(features).all(1)).sum())
+    broken = max(
+        int((~torch.isfinite(z).all(1) | ~torch.isfinite(read).all(1)).sum())
+        for read, z in [(features, logits), *apart]
+    )
     if broken:
         raise DeevoError(
             f"the classifier cannot be refitted: features or logits of {broken} of {len(labels)} "
             "images are not finite; check images and preprocessing against the model"
         )
-    problem = _Problem(features, logits, labels, metric, seed, bias)
+    whole = _Read(Basis.of(features, bias), logits.float())
+    parts = [_Read(Basis.of(read, bias), z.float()) for read, z in apart] or [whole] * FOLDS
+    problem = _Problem(whole, parts, labels, metric, seed)
     best = problem.by_ridge()
     if metric.name != "loss" and bias:
         biases = problem.by_biases(best)
@@ -114,32 +124,39 @@ class _Change:
     fold_biases: list[Tensor]
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a network's classifier reads of all images, and the logits float32 [N, C] it gives."""
+
+    basis: Basis
+    logits: Tensor
+
+    def no_change(self) -> Tensor:
+        """Returns zeros [r, C]."""
+        return self.logits.new_zeros(self.basis.coordinates.shape[1], self.logits.shape[1])
+
+
 class _Problem:
     """One refit: the whole, and its five parts without a fold each."""
 
     def __init__(
-        self,
-        features: Tensor,
-        logits: Tensor,
-        labels: Tensor,
-        metric: Metric,
-        seed: int,
-        bias: bool,
+        self, whole: _Read, parts: list[_Read], labels: Tensor, metric: Metric, seed: int
     ) -> None:
-        self.logits, self.labels, self.metric, self.seed = logits.float(), labels, metric, seed
-        self.features = features.shape[1]
-        self.basis = Basis.of(features, bias)
+        self.whole, self.parts, self.labels, self.metric = whole, parts, labels, metric
+        self.seed = seed
         self.fold = fold_numbers(labels, FOLDS, seed).to(labels.device)
-        self.before = metric.of_images(self.logits, labels)
+        self.unseen = self._gathered(
+            [part.logits[self.fold == fold] for fold, part in enumerate(parts)]
+        )
+        self.before = metric.of_images(self.unseen, labels)
 
     def by_ridge(self) -> _Change:
         """Fits weight and bias; the ridge is the one of least metric on images left out."""
-        parts = [self._fit(self.fold != fold) for fold in range(FOLDS)]
-        unseen = [self._fit(self.fold == fold) for fold in range(FOLDS)]
-        shape = (self.basis.coordinates.shape[1], self.logits.shape[1])
-        changes = [torch.zeros(shape, device=self.logits.device) for _ in range(FOLDS)]
+        parts = [self._fit(part, self.fold != fold) for fold, part in enumerate(self.parts)]
+        unseen = [self._fit(part, self.fold == fold) for fold, part in enumerate(self.parts)]
+        changes = [part.no_change() for part in self.parts]
         loss = Metric("loss", self.metric.label_smoothing)
-        last = _mean(loss.of_images(self.logits, self.labels))
+        last = _mean(loss.of_images(self.unseen, self.labels))
         best, chosen, kept = math.inf, (RIDGES[0], self.before), changes
         for ridge in RIDGES:
             changes = [
@@ -155,44 +172,43 @@ class _Problem:
                 break
             last = present
         ridge, scores = chosen
-        everything = self._fit(torch.ones_like(self.fold, dtype=torch.bool))
-        change = everything.solve(ridge, torch.stack(kept).mean(dim=0))
-        weight, bias = self.basis.weights(change)
+        everything = self._fit(self.whole, torch.ones_like(self.fold, dtype=torch.bool))
+        weight, bias = self.whole.basis.weights(everything.solve(ridge, self.whole.no_change()))
         found = Refit(weight, bias, ridge, *self._gain(scores))
-        return _Change(found, [self.basis.weights(change)[1] for change in kept])
+        every = zip(self.parts, kept, strict=True)
+        return _Change(found, [part.basis.weights(change)[1] for part, change in every])
 
     def by_biases(self, ridge: _Change) -> _Change:
         """Evolves biases on the metric, from none and from those of the ridge regression."""
         after, biases = [], []
-        for fold in range(FOLDS):
+        for fold, part in enumerate(self.parts):
             rest, out = self.fold != fold, self.fold == fold
-            biases.append(self._evolved(rest, ridge.fold_biases[fold]))
-            after.append(self.logits[out] + biases[-1])
+            biases.append(self._evolved(part, rest, ridge.fold_biases[fold]))
+            after.append(part.logits[out] + biases[-1])
         scores = self.metric.of_images(self._gathered(after), self.labels)
         everyone = torch.ones_like(self.fold, dtype=torch.bool)
         weight = torch.zeros_like(ridge.refit.weight)
-        bias = self._evolved(everyone, ridge.refit.bias)
+        bias = self._evolved(self.whole, everyone, ridge.refit.bias)
         return _Change(Refit(weight, bias, None, *self._gain(scores)), biases)
 
-    def _evolved(self, some: Tensor, start: Tensor) -> Tensor:
+    def _evolved(self, read: _Read, some: Tensor, start: Tensor) -> Tensor:
         starts = torch.stack([torch.zeros_like(start), start])
         if not bool(start.any()):
             starts = starts[:1]
-        return tuned_biases(self.logits[some], self.labels[some], self.metric, starts, self.seed)
+        return tuned_biases(read.logits[some], self.labels[some], self.metric, starts, self.seed)
 
-    def _fit(self, some: Tensor) -> LogisticFit:
-        basis = self.basis
+    def _fit(self, read: _Read, some: Tensor) -> LogisticFit:
         return LogisticFit(
-            basis.coordinates[some],
-            self.logits[some],
+            read.basis.coordinates[some],
+            read.logits[some],
             self.labels[some],
-            basis.variances,
+            read.basis.variances,
             self.metric.label_smoothing,
         )
 
     def _gathered(self, parts: list[Tensor]) -> Tensor:
         """Returns the logits [N, C] of the folds' images in the images' order."""
-        whole = torch.empty_like(self.logits)
+        whole = torch.empty_like(self.whole.logits)
         for fold, part in enumerate(parts):
             whole[self.fold == fold] = part
         return whole

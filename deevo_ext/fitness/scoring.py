@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deevo_ext.distributed.ranks import Ranks, active, ranks
+from deevo_ext.distributed.ranks import alone, ranks
 from deevo_ext.distributed.shares import Part, edges_of, evaluated, share
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
@@ -236,7 +236,7 @@ class Scoring:
 
         def some(part: Part) -> list[torch.Tensor]:
             found = []
-            with active(Ranks()):  # inside, nothing is shared
+            with alone():  # inside, nothing is shared
                 own = members[part.rows]
                 for names, rows in waiting.chunks(self.chunk, fitness.device, members=own):
                     used = self._used(names, rows, statistics)

@@ -16,20 +16,29 @@ _GUIDE = 2.0
 
 
 def virtual_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
-    """Returns the metric's outcomes [P, n] (or [P, n, classes]) of each image, of q [P, d]."""
+    """Returns the metric's outcomes [P, n] (or [P, n, classes]) of all images, of q [P, d]."""
+    found = own_scores(model, metric, q)
+    return found if model.slices.whole else model.slices.gathered(found, dim=1)
+
+
+def own_scores(model: LinearModel, metric: Metric, q: Tensor) -> Tensor:
+    """Returns the metric's outcomes [P, n] (or [P, n, classes]) of this rank's images."""
     if metric.by_ranks and not metric.label_smoothing:
         return metric.of_results(*model.losses_and_ranks(q))
     if metric.function is None and not metric.by_ranks:
         return metric.of_predictions(*model.losses_and_predictions(q))
-    count, n = len(q), len(model.labels)
-    parts = []
+    count, own = len(q), model.slices.own
+    shape = (model.classes,) if metric.keeps_logits else ()
+    scores = torch.empty(count, own.stop - own.start, *shape, device=model.z0.device)
     size = max(1, _LOGITS // (count * model.classes))
-    for start in range(0, n, size):
-        images = slice(start, min(start + size, n))
-        logits, labels = model.logits(q, images), model.labels[images]
-        found = metric.of_images(logits.flatten(0, 1), labels.repeat(count))
-        parts.append(found.view(count, len(labels), *found.shape[1:]))
-    return torch.cat(parts, dim=1)
+    for part in model.slices.each():
+        for start in range(part.start, part.stop, size):
+            images = slice(start, min(start + size, part.stop))
+            logits, labels = model.logits(q, images), model.labels[images]
+            found = metric.of_images(logits.flatten(0, 1), labels.repeat(count))
+            at = slice(images.start - own.start, images.stop - own.start)
+            scores[:, at] = found.view(count, len(labels), *shape)
+    return scores
 
 
 def guided_fitness(
@@ -42,29 +51,36 @@ def guided_fitness(
     its share is such that at no step it counts twice as much as the metric. weights: of the images
     in the cross-entropy, float32 [n].
     """
-    unguided = virtual_fitness(model, metric, 0.0)
     if metric.name == "loss":
         return virtual_fitness(model, metric, ridge)
-    share = 1.0 if weights is None else weights.to(model.z0.device)
+    own, labels = model.slices.own, model.labels
+    share = 1.0 if weights is None else weights[own].to(model.z0.device)
 
-    def both(q: Tensor) -> tuple[Tensor, Tensor]:
-        """The fitness and the cross-entropy, of one look at the model where that gives both."""
-        if metric.function is None and metric.by_ranks:
+    def all_of(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fitness, cross-entropy and ridge |q|^2: of one look at the model where it gives both."""
+        length = _lengths(q, ridge)
+        if metric.function is not None:
+            losses, scores = model.losses_and_ranks(q)[0], own_scores(model, metric, q)
+        elif metric.by_ranks:
             losses, ranks = model.losses_and_ranks(q)
-            fitness = metric.fitness(metric.of_results(losses, ranks), model.labels)
-        elif metric.function is None:
-            losses, predicted = model.losses_and_predictions(q)
-            fitness = metric.fitness(metric.of_predictions(losses, predicted), model.labels)
+            scores = metric.of_results(losses, ranks)
         else:
-            losses, fitness = model.losses_and_ranks(q)[0], unguided(q)
-        return fitness, (losses * share).mean(dim=1, dtype=torch.float64).cpu()
+            losses, predicted = model.losses_and_predictions(q)
+            scores = metric.of_predictions(losses, predicted)
+        losses = losses * share
+        if metric.of_whole_sets:
+            found = model.slices.judged(scores, lambda some, _: metric.fitness(some, labels))
+            return found, *_means(model, losses, length)
+        means, length = _means(model, torch.cat([scores, losses]), length)
+        found, means = means.split(len(q))
+        return found.masked_fill(~torch.isfinite(found), torch.inf), means, length
 
-    present, loss = (float(one) for one in both(torch.zeros(1, model.directions)))
-    guide = _GUIDE * abs(present) / max(loss, 1e-30)
+    found, losses, _ = all_of(torch.zeros(1, model.directions))
+    guide = _GUIDE * abs(float(found)) / max(float(losses), 1e-30)
 
     def fitness(q: Tensor) -> Tensor:
-        found, losses = both(q)
-        return found + guide * losses + ridge * q.double().square().sum(dim=1).cpu()
+        found, losses, length = all_of(q)
+        return found + guide * losses + length
 
     return fitness
 
@@ -73,18 +89,29 @@ def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callabl
     """Returns a function of q [P, d]: the fitness plus ridge |q|^2, float64 [P] on the CPU."""
     some = max(1, _KEPT // (len(model.labels) * model.classes))
 
+    def of_sets(q: Tensor) -> Tensor:
+        length = _lengths(q, ridge)
+
+        def judge(outcomes: Tensor, which: slice) -> Tensor:
+            return metric.fitness(outcomes, model.labels) + length[which]
+
+        return model.slices.judged(own_scores(model, metric, q), judge)
+
     def fitness(q: Tensor) -> Tensor:
-        length = q.double().square().sum(dim=1).cpu()
         if metric.of_whole_sets:
-            parts = q.split(some if metric.keeps_logits else len(q))
-            found = [
-                metric.fitness(virtual_scores(model, metric, part), model.labels) for part in parts
-            ]
-            return torch.cat(found) + ridge * length
-        scores = virtual_scores(model, metric, q)
-        if scores.device.type != "cpu":
-            return scores.mean(dim=1, dtype=torch.float64).cpu() + ridge * length
-        # NumPy starts no threads, which for so few numbers cost more than they save.
-        return torch.from_numpy(scores.double().numpy().mean(axis=1)) + ridge * length
+            return torch.cat([*map(of_sets, q.split(some if metric.keeps_logits else len(q)))])
+        means, length = _means(model, own_scores(model, metric, q), _lengths(q, ridge))
+        return means + length
 
     return fitness
+
+
+def _lengths(q: Tensor, ridge: float) -> Tensor:
+    """ridge |q|^2 of each of q [P, d], float64 on the CPU."""
+    return ridge * q.double().square().sum(dim=1).cpu()
+
+
+def _means(model: LinearModel, values: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """The means float64 [P] on the CPU of values [P, n] over all images, and rank 0's lengths."""
+    sums, length = model.slices.added(values, length)
+    return sums / len(model.labels), length

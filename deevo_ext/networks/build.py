@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import Chooser, EngineTable
@@ -95,7 +95,7 @@ class Builder:
                 return self._fused(graph, row_dtype)
             if self.engine == "triton":
                 raise DeevoError(f'engine="triton" cannot run {name}, which has no graph: {why}')
-            warnings.warn(f"{name} is served unfused, by functional_call: {why}", stacklevel=2)
+            warn(f"{name} is served unfused, by functional_call: {why}", stacklevel=2)
         return self._unfused(model, why)
 
     def _unfused(self, model: nn.Module, why: str) -> Built:
@@ -145,7 +145,7 @@ class Builder:
                 raise DeevoError(f'{why}: use engine="eager", and please report this network')
             if why is not None:
                 text = f"{why}; it is served by functional_call: please report this network"
-                warnings.warn(text, stacklevel=2)
+                warn(text, stacklevel=2)
                 run = self.execution
                 built = self._unfused(as_dtype(self.module, run.dtype, run.device), why)
         built.checked = True

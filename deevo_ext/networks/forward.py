@@ -74,7 +74,7 @@ class PopulationForward:
     of the weights, not T + 1. glibc keeps up to 64 MiB of what each thread freed, and oneDNN's own
     code takes tens of MiB. On CUDA: two staging copies, their graphs' activations, and 256 MiB of
     images; with engine="triton" three times 2 GiB of activations and weights, or one member's (two
-    shapes' graphs have their own), and the images.
+    shapes' graphs have their own), and the images. Threads that use it there take turns.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ that says which were taken. Else it is the only one that holds tensors and nothi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import pickles
 from deevo_ext.population.checkpoint_file import read_wrapped
@@ -95,7 +95,7 @@ def unwrap(
             present = present or (states if len(states) == 1 else [])
         key = present[0] if present else None
         if len(present) > 1:
-            warnings.warn(
+            warn(
                 f"checkpoints hold weights as {' and '.join(map(repr, present))}; {key!r} is "
                 "taken: name another with checkpoint_key= (--checkpoint-key)",
                 stacklevel=2,

@@ -6,7 +6,6 @@ it fits the inventory, is finite, and differs from the other members.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.arguments import usable_device
+from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.allocation import zero_rows
@@ -242,7 +242,7 @@ def _check_duplicates(rows: Tensor, labels: Sequence[str]) -> None:
         )
     if pairs:
         listed = ", ".join(f"{labels[j]} and {labels[i]}" for j, i in pairs)
-        warnings.warn(f"members with the same weights: {listed}", stacklevel=_CALLER)
+        warn(f"members with the same weights: {listed}", stacklevel=_CALLER)
 
 
 def _warn(what: str, tensors: Mapping[str, Sequence[str]]) -> None:
@@ -250,4 +250,4 @@ def _warn(what: str, tensors: Mapping[str, Sequence[str]]) -> None:
     if tensors:
         listed = [f"{name!r} in {', '.join(where)}" for name, where in tensors.items()]
         more = f"; and {len(listed) - 8} more tensors" if len(listed) > 8 else ""
-        warnings.warn(f"{what}: {'; '.join(listed[:8])}{more}", stacklevel=_CALLER)
+        warn(f"{what}: {'; '.join(listed[:8])}{more}", stacklevel=_CALLER)

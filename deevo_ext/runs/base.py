@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from deevo_ext import _version
-from deevo_ext.distributed.joining import joined
+from deevo_ext.distributed.joining import joined, require_own_gpus
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.files import remove_partial, write_whole
 from deevo_ext.fitness.evaluator import Evaluator
@@ -30,7 +31,8 @@ from deevo_ext.runs.folder import (
     write_initial,
     write_weights,
 )
-from deevo_ext.runs.journal import Journal, Recording, comparable
+from deevo_ext.runs.journal import Journal, comparable
+from deevo_ext.runs.recording import Recording
 from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.shared_journal import open_journal
 from deevo_ext.runs.state import Candidate, Candidates
@@ -39,6 +41,8 @@ from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import FitnessValidation, Validation
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.optimizer import Callback
+
+AnyRecord = TypeVar("AnyRecord", GenerationRecord, RoundRecord)
 
 
 class Run(ABC):
@@ -77,7 +81,7 @@ class Run(ABC):
         self.history: list[dict[str, float]] = []
         self.forward_passes, self.initial_forward_passes = 0, 0
         self.seconds, self.initial_seconds = 0.0, 0.0
-        self._passes_before, self._traffic_before, self.traffic = 0, 0, 0
+        self._passes_before, self._traffic_before, self.traffic = 0, ranks().traffic, 0
         self.stopped = False
         self._stopping, self._resuming, self._went_on = False, False, False
         self._engines: list[dict[str, Any]] | None = None
@@ -150,6 +154,7 @@ class Run(ABC):
         with joined() as group, contextlib.ExitStack() as stack:
             stack.enter_context(self._told_of_interrupts())
             self.progress = self.progress and group.leads
+            require_own_gpus({self.population.rows.device, *(e.device for e in self.evaluators())})
             header = self.header() if self.run_dir is not None or group.count > 1 else None
             if header is not None and group.count > 1:
                 given = {**versions(), "run_dir": "none" if self.run_dir is None else "given"}
@@ -188,7 +193,8 @@ class Run(ABC):
         done, unit = len(self.history), self.unit_of_work
         what = f"{done} of {total} {unit}s; the run goes on from there"
         if finished:
-            what = f"all {done} {unit}s; nothing is searched again"
+            count = f"all {done}" if done >= total else f"{done} of {total}"
+            what = f"{count} {unit}s and is at its end; nothing is searched again"
         if self.progress:
             say(f"{self.run_dir} holds {what}")
 
@@ -271,6 +277,20 @@ class Run(ABC):
         """Bytes that this rank received since this was asked last; None where it is alone."""
         before, self._traffic_before = self._traffic_before, ranks().traffic
         return self._traffic_before - before if ranks().count > 1 else None
+
+    def with_costs(self, record: AnyRecord, started: float) -> AnyRecord:
+        """Returns rank 0's record, with what was spent and the engines that are new.
+
+        started: when its work began, as time.perf_counter() has it.
+        """
+        own = replace(
+            record,
+            engines=self.new_engines(),
+            traffic=self.new_traffic(),
+            forward_passes=self.new_passes(),
+            seconds=round(time.perf_counter() - started, 6),
+        )
+        return ranks().lead(lambda: own)
 
     def account(self, record: GenerationRecord | RoundRecord) -> None:
         """Adds a record's costs."""

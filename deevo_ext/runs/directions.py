@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from deevo_ext.fitness.differences import Differences
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.records import CHANNELS
 from deevo_ext.runs.rounds import RoundSearch
@@ -19,6 +20,8 @@ def directed(
 
     It begins at the recipe [blocks, members], or along differences at its changes [genes, members].
     """
+    if isinstance(rounds, FewRounds):
+        rounds = replace(rounds, apart=state.folds)
     probing = rounds.probing
     if state.directions == CHANNELS:
         along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)

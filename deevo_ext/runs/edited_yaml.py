@@ -6,7 +6,6 @@ value and `1e-5` for a text.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.options import nearest
 
 _LARGEST = 16 << 20  # bytes; a recipe has kilobytes
 
@@ -82,8 +82,8 @@ def mapping(
         raise DeevoError(f"{what} is {given}; expected `name: value` lines")
     for key in value:
         if known and key not in known:
-            nearest = difflib.get_close_matches(key, known, 1, 0.0)
-            raise DeevoError(f"{what}: unknown {word} {key!r}; did you mean {nearest[0]!r}?")
+            like = nearest(key, known)
+            raise DeevoError(f"{what}: unknown {word} {key!r}; did you mean {like!r}?")
     return value
 
 

@@ -99,7 +99,11 @@ def evolve(
     unseen = ("paths", "old_images", "parameters")
     check_arguments(evolve, {n: v for n, v in locals().items() if n not in unseen})
     chosen = Options.of(options, parameters)
-    chosen.require_old_images(old_images is not None)
+    run_dir = "none" if chosen.run.run_dir is None else "given"
+    ranks().require_same("at the start", {"run_dir": run_dir})  # ranks with one ask for its journal
+    chosen.require_start(
+        old_images=old_images is not None, calibration_images=calibration_images is not None
+    )
     sets = {
         name: image_set(given, f"{name} images")
         for name, given in (
@@ -112,9 +116,7 @@ def evolve(
     }
     check_overlap(sets, chosen.run.overlap)
     members, files = chosen.members, expand_paths(paths)
-    default = "evolve" if chosen.search == "weights" else "recalibrate"
-    batchnorm = members.batchnorm or default
-    place = _place(model, files, chosen, batchnorm)
+    place = _place(model, files, chosen)
     if chosen.run.basin != "ignore":
         class_map_of(files, chosen.run.basin)
     with ranks().one_a_node_first():
@@ -123,7 +125,7 @@ def evolve(
             paths,
             dtype=members.dtype,
             frozen=members.frozen,
-            batchnorm=batchnorm,
+            batchnorm=chosen.batchnorm,
             checkpoint_key=members.checkpoint_key,
             prefix=members.prefix,
             key_map=members.key_map,
@@ -172,9 +174,7 @@ def evolve(
     return Result(state, run.chosen, comparison, old, run.history, run, model)
 
 
-def _place(
-    model: nn.Module, files: Sequence[Path], options: Options, batchnorm: str
-) -> torch.device | str:
+def _place(model: nn.Module, files: Sequence[Path], options: Options) -> torch.device | str:
     """Returns where the population is to lie: where it was asked for, or there is room."""
     members, evaluation = options.members, options.evaluation
     if members.population_device is not None:
@@ -185,7 +185,7 @@ def _place(
     else:
         copies = evaluation.chunk
     return default_place(
-        Inventory.of(model, members.frozen, batchnorm).layout("row"),
+        Inventory.of(model, members.frozen, options.batchnorm).layout("row"),
         members.dtype,
         rows + copies,
         evaluating_device(evaluation.device, evaluation.precision),

@@ -4,12 +4,14 @@ Which blocks move together, which ridge holds a step and how long it is, is chos
 four fifths of the images do on the fifth, on the linear model. What a step gains is then measured
 by five real networks, each made without one fifth of the images, whose choices included, and scored
 on it. So no image tests a network that it was fitted to; the step that is taken is fitted to all.
+The five go on from round to round beside the network that is fitted to all: their next steps start
+where they are, along slopes that they share with it.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_s
 from deevo_ext.population.recipes import after
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.runs.rounds import WAVES, RoundSearch, led, threads_of
-from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.held_out import LENGTHS, HeldOut
+from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 
 
@@ -48,10 +51,16 @@ class _Unit:
         return self.whole.coordinates_of(step.repeat(*[1] * (step.dim() - 1), blocks))
 
 
+@dataclass(frozen=True)
 class FewRounds(RoundSearch):
-    """What all rounds of a run on up to `FEW` fitness images have in common."""
+    """What all rounds of a run on up to `FEW` fitness images have in common.
+
+    apart: the recipes float32 [folds, blocks, members] that the rounds before came to without the
+    labels of one fold each; None before the first step, when all are the present recipe.
+    """
 
     few = True
+    apart: Tensor | None = None
 
     def sizes(self) -> tuple[int, int, int]:
         """Returns how many images make a round's model, choose, and test."""
@@ -63,8 +72,9 @@ class FewRounds(RoundSearch):
         networks: passes of one network for its statistics.
         """
         real = 1 + 2 * WAVES  # beside those of the folds
-        lengths = len(LENGTHS)
-        return (real + lengths + 1) * len(self.images) + (real + FOLDS * lengths) * networks
+        lengths = len(LENGTHS) + 1  # and where they start
+        passes = (real + lengths + 1 + FOLDS) * len(self.images)
+        return passes + (real + FOLDS * lengths) * networks
 
     def run(
         self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
@@ -80,20 +90,31 @@ class FewRounds(RoundSearch):
         folds = self._folds(labels)
         with threads_of(model):
             units = self._units(model, recipe)
+        bases, logits = recipe.expand(FOLDS, *recipe.shape), None
+        if self.apart is not None:
+            bases, logits = self.apart, self.probing.logits(list(self.apart), images)
+            for base, fold in zip(bases, folds, strict=True):
+                present[fold] = self._scores(base[None], images.subset(fold))[0]
 
         def held_out() -> tuple[Tensor | None, list[list[HeldOut]]]:
             weights = image_weights(model, metric)
-            return weights, [self._held_out(unit.model, folds, weights) for unit in units]
+            return weights, [
+                self._held_out(
+                    unit.model,
+                    folds,
+                    weights,
+                    None if logits is None else [unit.model.at(one) for one in logits],
+                )
+                for unit in units
+            ]
 
         weights, fits = led(model, held_out)
         found = [(unit, fit) for unit, some in zip(units, fits, strict=True) for fit in some]
         unit, likely = max(found, key=lambda one: one[1].loss)
-        nothing = Outcome(
-            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, []
-        )
+        nothing = Outcome.nothing(likely, left_out, [], model)
         if not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
-        tested, length = self._nested(recipe, found, folds, radius, present)
+        tested, apart, length = self._nested(bases, found, folds, radius, present)
         gain, error = ranks().lead(lambda: gain_of(metric, present, tested, labels))
         nothing = replace(nothing, gain=gain, standard_error=error)
         if not gain > error:
@@ -119,6 +140,7 @@ class FewRounds(RoundSearch):
             best=best,
             accepted=proposals[best].score < 0.0,
             virtual=virtual,
+            folds=apart,
         )
 
     def _units(self, model: LinearModel, recipe: Tensor) -> list[_Unit]:
@@ -127,35 +149,40 @@ class FewRounds(RoundSearch):
 
     def _nested(
         self,
-        recipe: Tensor,
+        bases: Tensor,
         found: list[tuple[_Unit, HeldOut]],
         folds: list[Tensor],
         radius: float,
         present: Tensor,
-    ) -> tuple[Tensor, float]:
+    ) -> tuple[Tensor, Tensor, float]:
         """Returns each image's outcome [n, ...] by a network that was not fitted to it.
 
         A fold's network is the fit to the other folds whose unit and ridge did best on these by the
-        linear model, at the length that did best on these by real networks. The other result is
-        the length that did best on all.
+        linear model, at the length that did best on these by real networks. bases: the recipes that
+        its step starts from. The other results are the folds' recipes and the length that did best
+        on all.
         """
         lengths = [radius * length for length in LENGTHS]
-        every = present.new_empty(len(lengths), *present.shape)
-        for k, fold in enumerate(folds):
-            rest = numbers_but(fold, len(present))
-            unit, fit = max(found, key=lambda one: float(one[1].images[rest].mean()))
-            step = unit.whole.step_of(unit.lifted(fit.fits[k])).reshape(recipe.shape).float()
-            made = torch.stack([after(recipe, step, length) for length in lengths])
-            every[:, fold] = self._scores(made, self.images.subset(fold))
+        rests = [numbers_but(fold, len(present)) for fold in folds]
+
+        def likeliest() -> list[int]:
+            gains = [[float(fit.images[rest].mean()) for _, fit in found] for rest in rests]
+            return [one.index(max(one)) for one in gains]
+
+        every, made = present.new_empty(len(lengths), *present.shape), []
+        for k, (fold, best) in enumerate(zip(folds, ranks().lead(likeliest), strict=True)):
+            unit, fit = found[best]
+            step = unit.whole.step_of(unit.lifted(fit.fits[k])).reshape(bases[k].shape).float()
+            made.append(torch.stack([after(bases[k], step, length) for length in lengths]))
+            every[:, fold] = self._scores(made[k], self.images.subset(fold))
         labels = self.images.labels.cpu()
 
-        def tested() -> tuple[Tensor, float]:
-            outcomes = torch.empty_like(present)
-            for fold in folds:
-                rest = numbers_but(fold, len(present))
+        def tested() -> tuple[Tensor, Tensor, float]:
+            outcomes, recipes = torch.empty_like(present), torch.empty_like(bases)
+            for k, (fold, rest) in enumerate(zip(folds, rests, strict=True)):
                 best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
-                outcomes[fold] = every[best, fold]
-            return outcomes, lengths[int(self.metric.fitness(every, labels).argmin())]
+                outcomes[fold], recipes[k] = every[best, fold], made[k][best]
+            return outcomes, recipes, lengths[int(self.metric.fitness(every, labels).argmin())]
 
         return ranks().lead(tested)
 

@@ -14,8 +14,10 @@ from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.options import nearest
 from deevo_ext.runs.options import EvaluationOptions, FitnessOptions, MemberOptions, RunOptions
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.runs.shared_journal import holds_run
+from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.parameters import Parameters
+from deevo_ext.search.presets import configure
 
 
 class Keywords(Parameters, total=False):
@@ -116,7 +118,7 @@ class Options:
         for part in fields(Configuration):
             if part.name in self.parameters:
                 _require_of(search, part)
-        self.configuration(run.generations)
+        self.configuration(self.generations)
         if run.run_dir is not None:
             # Which refuses what a later start could not tell from others.
             fitness = self.fitness
@@ -133,6 +135,17 @@ class Options:
         return self.run.search or ("weights" if self.run.preset == "paper" else "coefficients")
 
     @property
+    def generations(self) -> int:
+        """How many generations a search of weights has, unless a time decides that."""
+        return self.run.generations or Configuration.generations
+
+    @property
+    def batchnorm(self) -> str:
+        """What becomes of BatchNorm statistics, where that was left open by the search."""
+        default = "evolve" if self.search == "weights" else "recalibrate"
+        return self.members.batchnorm or default
+
+    @property
     def soups(self) -> bool:
         """Whether soups become members."""
         inject = self.run.inject_soups
@@ -143,12 +156,29 @@ class Options:
         """Returns the evolution's parameters."""
         return replace(configure(self.run.preset, **self.parameters), generations=generations)
 
-    def require_old_images(self, there: bool) -> None:
-        """Raises DeevoError where something is to be kept, and no images say what."""
-        if self.fitness.keep and not there:
+    def require_start(self, *, old_images: bool, calibration_images: bool) -> None:
+        """Raises DeevoError where they do not fit the images or the run folder that there are.
+
+        old_images, calibration_images: whether they were given. All ranks ask, before anything is
+        read.
+        """
+        if self.fitness.keep and not old_images:
             raise DeevoError(
                 f"keep is {self.fitness.keep!r}, but there are no old_images: give some of the "
                 "kind trained on, labelled, which say what is kept (--old)"
+            )
+        if calibration_images and self.batchnorm != "recalibrate":
+            raise DeevoError(
+                f'calibration_images are given, but batchnorm is "{self.batchnorm}", which '
+                're-estimates nothing on them; leave them out, or give batchnorm="recalibrate" '
+                "(--calibration, --batchnorm)"
+            )
+        run = self.run
+        lengths = self.search == "weights" and run.generations is not None
+        if lengths and run.seconds is not None and not holds_run(run.run_dir):
+            raise DeevoError(
+                f"generations is {run.generations} and seconds is {run.seconds!r}, but a search of "
+                "weights that begins takes its length from one of them; leave the other out"
             )
 
 

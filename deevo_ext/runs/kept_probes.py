@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.files import write_whole
 
 FOLDER = "probes"
@@ -33,17 +34,24 @@ class KeptProbes:
         self._folder, self._parts = run_dir / FOLDER, parts
         self._about = {"check": check}
 
-    def __call__(self, some: range, compute: Callable[[], Tensor]) -> Tensor:
-        """Returns the columns float32 [probes, n, columns] of the probes of some parts."""
+    def __call__(self, some: range, slices: Slices, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns the columns float32 [probes, n, columns] of the probes of some parts.
+
+        slices: tell of which images each rank gets them. Those of all images are kept, so that any
+        number of ranks can go on with them.
+        """
         path = self._folder / f"{some.start:04d}_{some.stop:04d}.safetensors"
-        if (columns := ranks().lead(lambda: self._kept(path))) is not None:
-            return columns
+        found = self._kept(path) if ranks().leads else None
+        if ranks().lead(lambda: found is not None):
+            return slices.dealt(found)
         started = time.perf_counter()
         columns = compute()
-        long = (time.perf_counter() - started) * self._parts > LONG_SECONDS * len(some)
-        if long and ranks().leads:
-            self._folder.mkdir(exist_ok=True)
-            write_whole(path, save({"columns": columns.cpu().contiguous()}, self._about))
+        took = time.perf_counter() - started
+        if ranks().lead(lambda: took * self._parts > LONG_SECONDS * len(some)):
+            whole = slices.gathered(columns, dim=1)
+            if ranks().leads:
+                self._folder.mkdir(exist_ok=True)
+                write_whole(path, save({"columns": whole.contiguous()}, self._about))
         return columns
 
     def _kept(self, path: Path) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import glob
 import hashlib
@@ -19,6 +18,7 @@ from torch import Tensor
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.options import nearest
 from deevo_ext.population import checkpoints
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.checkpoint_file import read_wrapped
@@ -273,10 +273,9 @@ def _groups(said: RecipeFile, inventory: Inventory) -> dict[str, list[str]]:
             matches = {pattern} if pattern in names else set(fnmatch.filter(names, pattern))
             found = [t.name for t in evolving if not matches.isdisjoint(t.names)]
             if not found:
-                nearest = difflib.get_close_matches(pattern, names, 1, 0.0)
                 raise DeevoError(
                     f"block {block!r}: {pattern!r} matches no tensor of the members that evolves; "
-                    f"the nearest is {nearest[0]!r}"
+                    f"the nearest is {nearest(pattern, names)!r}"
                 )
             if block not in {block_of.setdefault(name, block) for name in found}:
                 raise DeevoError(

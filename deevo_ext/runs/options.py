@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.options import check_options, documented, option
 from deevo_ext.population.inventory import POLICIES
 from deevo_ext.runs.records import SEARCHES
-from deevo_ext.search.configuration import PRESETS
+from deevo_ext.search.presets import PRESETS
 
 ACTIONS = ("warn", "refuse", "ignore")
 """What may be done about members that guess or share no basin, and images that sets share."""
@@ -150,6 +150,18 @@ class FitnessOptions:
             Augmentation.parse(self.augment)
         if self.racing is not None:
             Racing(self.racing, self.racing_first)
+        self._require_used("racing_first", self.racing is not None, "racing")
+        batches = self.images_per_batch is not None
+        self._require_used("generations_per_batch", batches, "a number of images_per_batch")
+
+    def _require_used(self, name: str, used: bool, by: str) -> None:
+        """Raises DeevoError for an option that was given without the one that makes use of it."""
+        default = next(part.default for part in fields(self) if part.name == name)
+        if not used and getattr(self, name) != default:
+            raise DeevoError(
+                f"{name} is {getattr(self, name)!r}, which nothing uses without {by}; give that, "
+                f"or leave {name} out"
+            )
 
 
 @documented()
@@ -208,17 +220,18 @@ class RunOptions:
         least=1,
         search="coefficients",
     )
-    generations: int = option(
-        100,
-        "the length of a search of weights, in generations",
+    generations: int | None = option(
+        None,
+        "the length of a search of weights, in generations, by default 100 or what `seconds` "
+        "decides",
         least=1,
         search="weights",
     )
     seconds: float | None = option(
         None,
-        "a time for evaluation. A search of coefficients begins no round after it; of a search of "
-        "weights it decides the number of generations by a calibration, in place of "
-        "`generations`, and a run folder keeps that number",
+        "a time for evaluation. A search of coefficients begins no round after it; where a search "
+        "of weights begins, it decides the number of generations by a calibration, in place of "
+        "`generations`, and a run folder keeps that number until it is given `generations`",
         least=1e-9,
     )
     blocks: str | Sequence[str] = option(
@@ -260,7 +273,8 @@ class RunOptions:
         "warn",
         "what is done about members that are no better than guessing, or far from the others, and "
         'about those whose midpoints are much worse than they are: "warn", "refuse" or "ignore". '
-        "The check evaluates each member and up to 8 midpoints on up to 1,000 fitness images. "
+        "The check evaluates each member and up to 8 midpoints on up to 1,000 fitness images "
+        "where a run begins, and not where it goes on. "
         "Checkpoints whose own class maps differ are treated alike",
         choices=ACTIONS,
     )

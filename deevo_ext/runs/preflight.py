@@ -7,7 +7,6 @@ loss half way between them; and a calibration on the same images tells what a ge
 from __future__ import annotations
 
 import math
-import re
 import resource
 import time
 from dataclasses import dataclass
@@ -257,18 +256,6 @@ def _device_bytes(fitness: ClassificationFitness, chunk: int) -> dict[str, Devic
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
-
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds_of(text: str) -> float:
-    """Returns the seconds of "90s", "30m", "8h", "1.5d" or several together, as "1h30m"."""
-    compact, part = text.replace(" ", ""), r"(\d+\.?\d*|\.\d+)([smhd])"
-    total = sum(float(number) * _UNITS[unit] for number, unit in re.findall(part, compact))
-    if not re.fullmatch(f"({part})+", compact) or not 0 < total < math.inf:
-        raise DeevoError(f'seconds is {text!r}; expected a duration such as "8h" or "1h30m"')
-    return total
 
 
 def duration_text(seconds: float) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deevo_ext.search.linear_model import HeldOut
+from deevo_ext.search.held_out import HeldOut
+from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import Virtual
 
 
@@ -37,6 +38,9 @@ class Outcome:
     of them, in order; best: its place. gain, standard_error: of the mean score on the images that
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
     slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
+    folds: the recipes float32 [folds, blocks, members] of the networks that tested the step, each
+    made without the labels of one fold; None where images were enough to do without. slices: of
+    the linear model's images, None where it was too small to be shared.
     """
 
     step: Tensor | None
@@ -48,6 +52,26 @@ class Outcome:
     left_out: list[int]
     held_out: HeldOut
     virtual: list[Virtual]
+    folds: Tensor | None = None
+    slices: int | None = None
+
+    @classmethod
+    def nothing(
+        cls, likely: HeldOut, left_out: list[int], virtual: list[Virtual], model: LinearModel
+    ) -> Outcome:
+        """Makes the outcome of a round that takes no step, as far as the folds' best fit says."""
+        return cls(
+            step=None,
+            proposals=[],
+            best=-1,
+            gain=likely.gain,
+            standard_error=likely.standard_error,
+            accepted=False,
+            left_out=left_out,
+            held_out=likely,
+            virtual=virtual,
+            slices=model.slices.recorded,
+        )
 
 
 def best_of(proposals: Sequence[Proposal]) -> int:

@@ -6,9 +6,9 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -22,12 +22,13 @@ from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
 from deevo_ext.runs.base import Run, evaluators_of
 from deevo_ext.runs.directions import directed
-from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.kept_probes import KeptProbes, remove_kept
 from deevo_ext.runs.merge import write_recipe
 from deevo_ext.runs.old_images import Keep, between, recipe_between
 from deevo_ext.runs.proposals import Outcome
 from deevo_ext.runs.recipe_state import RecipeState, recipe_digest
+from deevo_ext.runs.recording import Recording
 from deevo_ext.runs.records import BLOCKS, CHANNELS, GenerationRecord, ProposalRecord, RoundRecord
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.soups import candidates_of
@@ -37,7 +38,6 @@ from deevo_ext.runs.validation import Validation
 from deevo_ext.search.optimizer import Callback
 
 RECIPE_FILE = "recipe.yaml"
-AnyRecord = TypeVar("AnyRecord", GenerationRecord, RoundRecord)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class RecipeRun(Run):
                 after = {"recipe's SHA-256": record.recipe_sha256}
                 ranks().require_same(f"round {record.round}", after)
                 self.state.apply(record)  # which may re-estimate statistics
-                record = self._with_costs(record, started)
+                record = self.with_costs(record, started)
                 self.keep(record)
                 bar.set_postfix_str(self._observe(record), refresh=False)
                 bar.update(1)
@@ -198,6 +198,13 @@ class RecipeRun(Run):
                 self.virtual.append(ranks().lead(read))
                 self._observe(record)
         self._resuming = False
+        if self.rounds.few and self.state.evolved and self.state.folds is None:
+            raise DeevoError(
+                f"{recording.path} is of a version that did not keep what a step comes to without "
+                "each fold of the images, by which a run on few images goes on and chooses; "
+                "expected a journal of this version: give another run_dir (`deevo replay` reads "
+                "this one)"
+            )
 
     def _first(self) -> None:
         """Scores the initial candidates, as generation 0."""
@@ -216,18 +223,7 @@ class RecipeRun(Run):
             generation=0, validation=validation, forward_passes=0, seconds=0.0
         )
         self.state.apply(record)
-        self.keep(self._with_costs(record, started))
-
-    def _with_costs(self, record: AnyRecord, started: float) -> AnyRecord:
-        """Returns rank 0's record, with engines that are new, and what was spent."""
-        own = replace(
-            record,
-            engines=self.new_engines(),
-            traffic=self.new_traffic(),
-            forward_passes=self.new_passes(),
-            seconds=round(time.perf_counter() - started, 6),
-        )
-        return ranks().lead(lambda: own)
+        self.keep(self.with_costs(record, started))
 
     def done(self) -> bool:
         """Whether the budget is spent, or no direction is left that may give a step."""
@@ -280,6 +276,10 @@ class RecipeRun(Run):
             step=step.flatten() if outcome.accepted and step is not None else None,
             recipe_sha256=recipe_digest(recipe, changes),
             score=score,
+            slices=outcome.slices,
+            folds=outcome.folds.flatten()
+            if outcome.accepted and outcome.folds is not None
+            else None,
             forward_passes=0,
             seconds=0.0,
         )
@@ -292,7 +292,7 @@ class RecipeRun(Run):
         """A network's score on the validation images.
 
         Where these are the fitness images, it is the score before less what the folds' networks
-        gained on images that they knew nothing of.
+        gained on images that they knew nothing of: their scores there, as gains add up.
         """
         if not self._validation.by_folds:
             return self._validation.score(row, None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.genes import Drawn, Genes
 from deevo_ext.population.population import Population
@@ -43,6 +44,9 @@ class RecipeState(Candidates):
     members], what differences have added to the recipe; None before they have. seed: of the run,
     by which they are drawn. round: the rounds done. paths: how it went along coordinates ("blocks")
     and differences ("channels"). best, best_changes: recipe and changes of the evolved candidate.
+    folds, best_folds: where folds test steps, the recipes float32 [folds, blocks, members] that the
+    same steps came to without the labels of one fold each, of the present network and of that
+    candidate; None before a step.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class RecipeState(Candidates):
         self.changes: torch.Tensor | None = None
         self.best: torch.Tensor | None = None
         self.best_changes: torch.Tensor | None = None
+        self.folds: torch.Tensor | None = None
+        self.best_folds: torch.Tensor | None = None
         self.round = 0
         self.paths = {BLOCKS: Progress(), CHANNELS: Progress()}
         self._last = BLOCKS
@@ -120,6 +126,7 @@ class RecipeState(Candidates):
             else:
                 step = record.step.reshape(self.recipe.shape)
                 self.recipe = after(self.recipe, step, taken.length)
+            self.folds = None if record.folds is None else self._folds_of(record.folds)
             path.failures = 0
             if taken.score <= _TRUSTED * taken.predicted:
                 path.radius = min(1.0, 2 * path.radius)
@@ -130,6 +137,11 @@ class RecipeState(Candidates):
                 f"the recipe has SHA-256 {digest} after the round, the journal says "
                 f"{record.recipe_sha256}: journal or package differ from those of the run"
             )
+
+    def _folds_of(self, flat: torch.Tensor) -> torch.Tensor:
+        if flat.numel() != FOLDS * self.recipe.numel():
+            raise ValueError(f"its folds' recipes are not {FOLDS} of the recipe's size")
+        return flat.reshape(FOLDS, *self.recipe.shape)
 
     def _moved(self, step: torch.Tensor, length: float) -> torch.Tensor:
         """The changes after a step [K] along the present round's differences."""
@@ -143,6 +155,14 @@ class RecipeState(Candidates):
         if changes is None:
             return self.blocks.compose(self.population, recipe[None])[0].float()
         return self.genes.compose(self.population, recipe[None], changes[None])[0].float()
+
+    def apart(self) -> list[Candidate]:
+        """Returns the folds' networks: as the evolved candidate, each without a fold's labels."""
+        best, made = self.evolved[RECIPE], []
+        for recipe in () if self.best_folds is None else self.best_folds:
+            row = self.row(recipe)
+            made.append(replace(best, row=row, statistics=self._statistics_of(row, None)))
+        return made
 
     def average(self, members: Sequence[int]) -> tuple[torch.Tensor, None]:
         """Returns the row float32 [D] of the uniform recipe of some members, even of one.
@@ -162,7 +182,7 @@ class RecipeState(Candidates):
             return
         row = self.row(self.recipe, self.changes)
         everyone = tuple(range(self.population.initial_size))
-        self.best, self.best_changes = self.recipe, self.changes
+        self.best, self.best_changes, self.best_folds = self.recipe, self.changes, self.folds
         self.evolved[RECIPE] = Candidate(
             RECIPE, record.round, everyone, record.score, row, self._statistics_of(row, None)
         )

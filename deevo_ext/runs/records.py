@@ -151,7 +151,10 @@ class RoundRecord:
     without slopes. held_out: the greatest gain of the fits on held-out images, in nats. proposals,
     best, gain, standard_error, accepted: the outcome; step: float32 [directions], where it was
     taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
-    images, where it is new. engines, traffic, forward_passes, seconds: as of a generation.
+    images, where it is new. folds: float32, the recipes of the folds' networks after the step,
+    where folds tested it. slices: of the linear model's images, over which its sums are shared out;
+    None where it was too small for that. engines, traffic, forward_passes, seconds: as of a
+    generation.
     """
 
     round: int
@@ -168,6 +171,8 @@ class RoundRecord:
     step: torch.Tensor | None = None
     recipe_sha256: str
     score: float | None = None
+    folds: torch.Tensor | None = None
+    slices: int | None = None
     engines: list[dict[str, Any]] | None = None
     traffic: int | None = None
     forward_passes: int
@@ -176,6 +181,8 @@ class RoundRecord:
     def __post_init__(self) -> None:
         if self.accepted != (self.step is not None) or self.accepted != (self.score is not None):
             raise ValueError("a step is recorded where it is taken, with its score")
+        if self.folds is not None and not self.accepted:
+            raise ValueError("folds have networks of a step that is not taken")
         if self.best is not None and not 0 <= self.best < len(self.proposals):
             raise ValueError(f"there is no proposal {self.best}")
         if self.accepted and self.best is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +22,13 @@ from deevo_ext.runs.folder import (
     write_network,
 )
 from deevo_ext.runs.recipe_state import RecipeState
+from deevo_ext.runs.recording import line_of, read_journal
 from deevo_ext.runs.records import GenerationRecord, Header, RoundRecord
 from deevo_ext.runs.state import Candidate, RunState
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
+from deevo_ext.text import csv_table
 
 
 @dataclass
@@ -61,11 +61,11 @@ def replay(run_dir: str | Path, checkpoint_dir: str | Path | None = None) -> Rep
             f"{folder} holds no {journal.FILE_NAME}; expected the folder of a run (deevo merge "
             "makes the network of a recipe)"
         )
-    recording = journal.read(path)
+    recording = read_journal(path)
     header = recording.header
     if header is None:
         raise DeevoError(f"{path} has no whole line: the run was cut before it began; start again")
-    with journal.line_of(path, 1):
+    with line_of(path, 1):
         sources = [(name, digest) for name, digest in header.checkpoints]
         files = locate_checkpoints(sources, folder, checkpoint_dir, "the journal")
         population = Population.from_manifest(header.population, files)
@@ -139,10 +139,5 @@ def write_trials(result: Replay, path: Path) -> int:
             f"line a generation, is in the run folder already, {VIRTUAL}/*.csv"
         )
     trials = [trial for generation in result.generations for trial in generation.trials()]
-    text = io.StringIO(newline="")
-    if trials:
-        writer = csv.DictWriter(text, list(trials[0]))
-        writer.writeheader()
-        writer.writerows(trials)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, csv_table(trials).encode())
     return len(trials)

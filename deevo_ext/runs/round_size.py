@@ -45,26 +45,31 @@ def rounds_of(
     The number of a model's images is `images_per_round`; "auto" is 1,000, or 10 a class (200 where
     the metric judges each class by itself) up to 6,400. Slopes are float32 if so many of them fit
     into `memory` bytes, by default a quarter of what can be had, else float16, and the images are
-    as many as fit. recorded: the header of a run that goes on, whose numbers are taken over.
+    as many as fit. recorded: the header of a run that goes on, which keeps what fitted when it
+    began. Raises DeevoError where `memory` is less than that needs.
     """
     precision = evaluator.forward.precision
     eps = _EPS_16_BITS if precision in ("bfloat16", "float16") else _EPS
     classes = _classes(evaluator, images)
-    said = options.fitness.images_per_round
+    said, memory = options.fitness.images_per_round, options.evaluation.memory
+    a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
+    size = min(_MOST, max(_LEAST, a_class * classes)) if said == "auto" else said
+    needed = len(images) if len(images) <= FEW else min(size, len(images) // 2)
+    likeliest = likeliest_of(classes) if recorded is None else recorded.fitness.get("likeliest")
+    directions = max(len(blocks.blocks) * blocks.members, DIRECTIONS)
+    bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
     if recorded is None:
-        a_class = _PER_JUDGED_CLASS if metric.of_classes else _PER_CLASS
-        auto = min(_MOST, max(_LEAST, a_class * classes))
-        wanted = auto if said == "auto" else said
-        likeliest = likeliest_of(classes)
-        directions = max(len(blocks.blocks) * blocks.members, DIRECTIONS)
-        bytes_of = functools.partial(bytes_of_image, directions, classes, likeliest)
-        memory = options.evaluation.memory
-        size, fit, dtype = _sizes(wanted, bytes_of, images, evaluator.device, memory)
+        fit, dtype = _fitting(needed, bytes_of, evaluator.device, memory)
     else:
         fit = recorded.fitness["images_in_memory"]
-        size = recorded.fitness["images_per_round"] if said == "auto" else min(said, fit)
         dtype = getattr(torch, recorded.fitness["slopes"])
-        likeliest = recorded.fitness.get("likeliest")
+        least = bytes_of(dtype.itemsize) * min(needed, fit)
+        if memory is not None and memory < least:
+            raise DeevoError(
+                f"memory is {memory:,} bytes, but the rounds of the run that goes on hold the "
+                f"slopes of {min(needed, fit):,} images, {least:,} bytes; give at least that, or "
+                "begin another run folder"
+            )
     probing = Probing(
         ProbeForward(evaluator), blocks.blocks, eps, options.evaluation.chunk, dtype, likeliest
     )
@@ -73,7 +78,7 @@ def rounds_of(
         probing,
         images,
         metric,
-        size,
+        min(size, fit),
         options.configuration(GENERATIONS),
         options.run.seed,
         fit=fit,
@@ -81,32 +86,27 @@ def rounds_of(
     )
 
 
-def _sizes(
-    size: int,
-    bytes_of: Callable[[int], int],
-    images: LabelledImages,
-    device: torch.device,
-    memory: int | None,
-) -> tuple[int, int, torch.dtype]:
-    """The images of a model, as many as fit into memory, and the dtype of its slopes.
+def _fitting(
+    needed: int, bytes_of: Callable[[int], int], device: torch.device, memory: int | None
+) -> tuple[int, torch.dtype]:
+    """How many images' slopes fit into memory, and their dtype: float32 if all that are needed fit.
 
     bytes_of: function(bytes of a slope) -> bytes of an image.
     """
     if memory is None:
         sharing = ranks().on_node if device.type == "cpu" else 1
         memory = min(ranks().gather(available_bytes(device) // 4 // sharing))
-    wanted = len(images) if len(images) <= FEW else min(size, len(images) // 2)
     for dtype in (torch.float32, torch.float16):
         each = bytes_of(dtype.itemsize)
         fit = memory // each
-        if fit >= wanted:
+        if fit >= needed:
             break
-    if fit < min(_FEWEST, wanted):
+    if fit < min(_FEWEST, needed):
         raise DeevoError(
             f"memory is {memory:,} bytes, which hold the slopes of {fit} images; give at least "
             f"{each * _FEWEST:,}, or fewer and larger blocks"
         )
-    return min(size, fit), fit, dtype
+    return fit, dtype
 
 
 def _classes(evaluator: Evaluator, images: LabelledImages) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -19,22 +18,29 @@ import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import alone, ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.differences import Differences
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.probes import Wanted
 from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
-from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness, virtual_scores
+from deevo_ext.fitness.virtual import (
+    guided_fitness,
+    own_scores,
+    virtual_fitness,
+    virtual_scores,
+)
 from deevo_ext.ops.tables import Purpose
 from deevo_ext.population.allocation import sent
 from deevo_ext.runs.proposals import Outcome, Proposal, best_of
 from deevo_ext.search.configuration import Configuration
-from deevo_ext.search.linear_model import LENGTHS, HeldOut, LinearModel
+from deevo_ext.search.held_out import LENGTHS, HeldOut, held_out
+from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.virtual import Virtual, evolve_virtually, first_individuals
 from deevo_ext.threads import one_thread
 
@@ -111,7 +117,7 @@ class RoundSearch:
         counts = labels.bincount(minlength=self.classes)
         absent = (counts == 0).nonzero().flatten().tolist()
         if len(absent) > _absent_by_chance(counts):
-            warnings.warn(
+            warn(
                 f"the fitness images have none of {len(absent)} of {len(counts)} classes, as class "
                 f"{absent[0]}: steps may forget them, which is not measured; give images of every "
                 "class that the network is to know",
@@ -146,19 +152,15 @@ class RoundSearch:
         model, left_out = self.along.model(recipe, parts.model, keep)
         none = torch.zeros(1, model.directions)
         self._require_finite(virtual_scores(model, self.metric, none)[0], parts.model.labels)
-        weights, held_out = led(model, lambda: self._weighed(model))
+        weights, fits = led(model, lambda: self._weighed(model))
         virtual: list[Virtual] = []
-        likely = max(held_out, key=lambda fit: fit.loss)
-        nothing = Outcome(
-            None, [], -1, likely.gain, likely.standard_error, False, left_out, likely, virtual
-        )
+        likely = max(fits, key=lambda fit: fit.loss)
+        nothing = Outcome.nothing(likely, left_out, virtual, model)
         proposals: list[Proposal] = []
         for wave in range(WAVES):
             if wave:
                 self._correct(model, recipe, proposals[best_of(proposals)], parts.model)
-            propose = functools.partial(
-                self._propose, model, weights, held_out, radius, (number, wave)
-            )
+            propose = functools.partial(self._propose, model, weights, fits, radius, (number, wave))
             new, evolved = led(model, propose)
             virtual.append(evolved)
             recipes = self._recipes(recipe, model, new)
@@ -193,22 +195,28 @@ class RoundSearch:
         return [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
 
     def _held_out(
-        self, model: LinearModel, folds: Sequence[Tensor], weights: Tensor | None
+        self,
+        model: LinearModel,
+        folds: Sequence[Tensor],
+        weights: Tensor | None,
+        apart: Sequence[LinearModel] | None = None,
     ) -> list[HeldOut]:
         """What fits gain on images that they were not fitted to, by the run's metric."""
         labels = model.labels.cpu()
-        return model.held_out(
+        return held_out(
+            model,
             folds,
-            lambda q: virtual_scores(model, self.metric, q),
+            lambda one, q: own_scores(one, self.metric, q),
             lambda before, after: gains_of(self.metric, before, after, labels),
             weights,
+            apart,
         )
 
     def _propose(
         self,
         model: LinearModel,
         weights: Tensor | None,
-        held_out: Sequence[HeldOut],
+        found: Sequence[HeldOut],
         radius: float,
         draw: tuple[int, int],
     ) -> tuple[list[Proposal], Virtual]:
@@ -218,7 +226,7 @@ class RoundSearch:
         """
         gains: dict[float, float] = {}
         lengths: dict[float, list[float]] = {}
-        for fit in held_out:
+        for fit in found:
             gains[fit.ridge] = max(fit.loss, gains.get(fit.ridge, -math.inf))
             lengths.setdefault(fit.ridge, []).append(radius * fit.length)
         ridges = sorted(lengths, key=lambda ridge: -gains[ridge])[:_RIDGES]
@@ -246,7 +254,8 @@ class RoundSearch:
     ) -> None:
         """Corrects the model by the best network so far, before the next ones are proposed."""
         real = self._recipes(recipe, model, [leader])
-        model.correct(leader.q * leader.length, self.along.logits(list(real), images)[0])
+        logits = self.along.logits(list(real), images, Wanted(model.slices))[0]
+        model.correct(leader.q * leader.length, logits)
 
     def _known(self, model: LinearModel) -> list[Tensor]:
         """Coordinates of the steps to each member, and to their average."""
@@ -301,18 +310,22 @@ class RoundSearch:
 
 
 def threads_of(model: LinearModel) -> contextlib.AbstractContextManager[None]:
-    """As many threads inside as a linear model of this size is worth."""
-    return one_thread(model.slopes.numel() <= _SMALL)
+    """As many threads inside as a linear model of this size is worth, whoever shares it."""
+    return one_thread(model.directions * model.z0.numel() <= _SMALL)
 
 
 def led(model: LinearModel, compute: Callable[[], T]) -> T:
-    """Returns what rank 0 computes on a linear model, on as many threads as that is worth."""
+    """Returns what is computed on a linear model, on as many threads as that is worth.
 
-    def on_threads() -> T:
-        with threads_of(model):
+    By rank 0 where the model lies whole on every rank; else by all of them together.
+    """
+
+    def by_itself() -> T:
+        with alone():
             return compute()
 
-    return ranks().lead(on_threads)
+    with threads_of(model):
+        return ranks().lead(by_itself) if model.slices.whole else compute()
 
 
 def _absent_by_chance(counts: Tensor) -> float:

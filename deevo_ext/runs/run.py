@@ -21,7 +21,8 @@ from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
 from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs.base import Run, evaluators_of
-from deevo_ext.runs.journal import Journal, Recording, line_of
+from deevo_ext.runs.journal import Journal
+from deevo_ext.runs.recording import Recording, line_of
 from deevo_ext.runs.records import GenerationRecord
 from deevo_ext.runs.state import KINDS, RunState
 from deevo_ext.runs.treatments import Treatments
@@ -183,15 +184,17 @@ class Evolution(Run):
     def _first(self) -> None:
         """Scores the initial candidates as generation 0, before anything is changed."""
         if self.initial is not None:
-            engines, traffic = self.new_engines(), self.new_traffic()
-            own = replace(self.initial, engines=engines, traffic=traffic)
+            own = replace(self.initial, engines=self.new_engines())
             record = ranks().lead(lambda: own)
             self.state.apply(record)
         else:
             started, validation = time.perf_counter(), None
             if self.validation is not None:
                 validation = self.state.validate(self.validation.score)
-            record = self._record(started, generation=0, validation=validation)
+            record = GenerationRecord(
+                generation=0, validation=validation, forward_passes=0, seconds=0.0
+            )
+            record = self.with_costs(record, started)
         self._keep(record)
 
     def _generation(self, number: int) -> tuple[GenerationRecord, Generation]:
@@ -216,8 +219,7 @@ class Evolution(Run):
             last = number == self._target
             if last or number % self.validation.every == 0:
                 validation = self.state.validate(self.validation.score)
-        record = self._record(
-            started,
+        record = GenerationRecord(
             generation=number,
             generations=generations,
             batch=batch,
@@ -225,25 +227,16 @@ class Evolution(Run):
             trials=trials,
             racing=race,
             validation=validation,
+            forward_passes=0,
+            seconds=0.0,
         )
-        return record, generation
+        return self.with_costs(record, started), generation
 
     def _require_same_population(self) -> None:
         """Raises RankError, from time to time, where ranks hold other members than rank 0."""
         last = self.de.generation == self.de.configuration.generations
         if ranks().count > 1 and (last or self.de.generation % _GENERATIONS_A_CHECK == 0):
             ranks().require_same(f"generation {self.de.generation}", checksums_of(self.de))
-
-    def _record(self, started: float, **values: Any) -> GenerationRecord:
-        """Makes a generation's record, with its costs and the engines that are new: rank 0's."""
-        own = GenerationRecord(
-            **values,
-            engines=self.new_engines(),
-            traffic=self.new_traffic(),
-            forward_passes=self.new_passes(),
-            seconds=round(time.perf_counter() - started, 6),
-        )
-        return ranks().lead(lambda: own)
 
     def _keep(self, record: GenerationRecord) -> None:
         self.keep(record)

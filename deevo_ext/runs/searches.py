@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.augmentation import Augmentation
 from deevo_ext.fitness.classification import ClassificationFitness
@@ -17,12 +16,14 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.networks.blocks import blocks_of
+from deevo_ext.progress import say
 from deevo_ext.runs.basin import BasinReport, check_basin, require_basin
 from deevo_ext.runs.given import Options
-from deevo_ext.runs.journal import Journal, line_of
+from deevo_ext.runs.journal import Journal
 from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.preflight import Preflight, Schedule, examine
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
+from deevo_ext.runs.recording import line_of
 from deevo_ext.runs.round_preflight import RoundPreflight, examine_rounds
 from deevo_ext.runs.round_size import rounds_of
 from deevo_ext.runs.rounds import FEW
@@ -55,9 +56,21 @@ class Materials:
         given = self.options.run.run_dir
         return None if given is None else Path(given)
 
-    def journal(self) -> contextlib.AbstractContextManager[Journal | None]:
-        """Opens the run folder's journal, where there is a folder."""
-        return contextlib.nullcontext() if self.folder is None else open_journal(self.folder)
+    @contextlib.contextmanager
+    def journal(self) -> Iterator[Journal | None]:
+        """Opens the run folder's journal, where there is a folder; it is of the same search."""
+        if self.folder is None:
+            yield None
+            return
+        with open_journal(self.folder) as journal:
+            header, search = journal.recording.header, self.options.search
+            if header is not None and header.search != search:
+                raise DeevoError(
+                    f"run folder {journal.folder} holds a run of another configuration: search is "
+                    f"{header.search!r} in the journal, {search!r} now. Choose another folder, or "
+                    f"give search={header.search!r} (--search {header.search})"
+                )
+            yield journal
 
     def check_basin(self) -> BasinReport | None:
         """Measures the members and the loss between them, unless that is to be ignored."""
@@ -72,14 +85,14 @@ class Materials:
             require_basin(report)
         elif report is not None:
             for problem in report.problems():
-                warnings.warn(problem, stacklevel=5)  # the caller of evolve
+                warn(problem, stacklevel=5)  # the caller of evolve
 
 
 def search_weights(materials: Materials) -> Evolution:
     """Runs the weights' search to its end."""
     evaluator, images, options = materials.evaluator, materials.images, materials.options
     population, run_options, wanted = evaluator.population, options.run, options.fitness
-    generations, chunk = run_options.generations, options.evaluation.chunk
+    generations, chunk = options.generations, options.evaluation.chunk
     if materials.validation_images is None:
         raise DeevoError(
             'validation_images are missing: search="weights" needs images that choose what is '
@@ -119,8 +132,14 @@ def search_weights(materials: Materials) -> Evolution:
         else:
             assert journal is not None
             with line_of(journal.path, 1):
-                if run_options.seconds is not None:
+                if run_options.generations is None and run_options.seconds is not None:
                     generations = journal.recording.schedule
+                    if run_options.progress and ranks().leads:
+                        say(
+                            f"{journal.folder} keeps its {generations} generations: seconds "
+                            "decides their number where a run begins; for more of them give "
+                            "generations"
+                        )
                 if options.soups:
                     append_recorded(population, recorded)
         configuration = options.configuration(generations)

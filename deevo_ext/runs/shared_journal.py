@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deevo_ext.distributed.ranks import ranks
-from deevo_ext.runs.journal import FILE_NAME, Journal, Recording, parse
+from deevo_ext.runs.journal import FILE_NAME, Journal
+from deevo_ext.runs.recording import Recording, parse, read_journal
 from deevo_ext.runs.records import End, GenerationRecord, Header, RoundRecord
 
 
@@ -28,6 +29,14 @@ class FollowedJournal(Journal):
 
     def close(self) -> None:
         """Leaves that to rank 0, too."""
+
+
+def holds_run(folder: str | Path | None) -> bool:
+    """Returns whether a run has begun in a folder, by the journal that rank 0 finds there."""
+    path = None if folder is None else Path(folder) / FILE_NAME
+    return ranks().lead(
+        lambda: path is not None and path.exists() and read_journal(path).header is not None
+    )
 
 
 def open_journal(folder: Path) -> Journal:

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.population.population import Population
 from deevo_ext.runs.records import CandidateRecord, GenerationRecord, Header, ValidationRecord
@@ -93,7 +94,7 @@ def append_soups(validation: Validation) -> GenerationRecord:
     """
     evaluator = validation.evaluator
     population = evaluator.population
-    started, before = time.perf_counter(), evaluator.forward_passes
+    started, before, received = time.perf_counter(), evaluator.forward_passes, ranks().traffic
     everyone = list(range(population.size))
     candidates = candidates_of(population, everyone, validation.score)
     population.append_average(UNIFORM, everyone)
@@ -103,6 +104,7 @@ def append_soups(validation: Validation) -> GenerationRecord:
     return GenerationRecord(
         generation=0,
         validation=candidates,
+        traffic=ranks().traffic - received if ranks().count > 1 else None,
         forward_passes=evaluator.forward_passes - before,
         seconds=round(time.perf_counter() - started, 6),
     )

@@ -172,6 +172,13 @@ class Candidates:
             candidate = replace(candidate, treatment=returned.treatment, score=returned.score)
         return as_returned(candidate, returned)
 
+    def apart(self) -> list[Candidate]:
+        """Returns the networks whose scores, by folds, are the best evolved candidate's; here none.
+
+        Each was made as the candidate was, but without the labels of a fold, in the folds' order.
+        """
+        return []
+
     def keep(self, validation: ValidationRecord, generation: int) -> None:
         """Keeps those of a validation's candidates that are the best of their kind so far."""
         members = {i for candidate in validation.candidates.values() for i in candidate.members}

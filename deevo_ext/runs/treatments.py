@@ -4,22 +4,26 @@ The first and the last are done on fitness images, to the initial greedy soup, a
 best evolved candidate, which may be better for them. Where the statistics of every candidate are
 re-estimated, the soup has its members' averaged as a further rival: on other images than those
 trained on, re-estimation alone gains most, and a table without it would give evolution the credit.
-Validation judges them like every candidate.
+Validation judges them like every candidate. Where the fitness images choose, too, what is done to
+the evolved candidate is done to the networks that were made without a fold of them, and scored
+there: images that a step was fitted to say nothing of what is made of it.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
-from deevo_ext.fitness.refit import Refit, refit, why_no_refit
-from deevo_ext.fitness.sampling import batch_indices
+from deevo_ext.fitness.refit import FOLDS, Refit, refit, why_no_refit
+from deevo_ext.fitness.sampling import batch_indices, fold_numbers
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.population.composed import changed
 from deevo_ext.runs.state import Candidate, Candidates, with_tensors
@@ -63,26 +67,38 @@ class Treatments:
         soup, made = state.initial["soup"], []
         if self._validation.evaluator.policy.recalibrates:
             made.append(self._accounted(lambda: self._averaged(soup), Cost()))
-        made += self._both(soup)
+        made += self._both(soup, [], Cost())
         if state.evolved:
+            started, passes = time.perf_counter(), self._validation.evaluator.forward_passes
             best = min(state.evolved.values(), key=lambda candidate: candidate.score)
-            made += self._both(best)
+            apart = state.apart() if self._validation.by_folds else []
+            made += self._both(best, apart, self._spent(started, passes))
         return made
 
-    def _both(self, candidate: Candidate) -> list[Candidate]:
+    def _both(self, candidate: Candidate, apart: list[Candidate], before: Cost) -> list[Candidate]:
+        """Re-estimates statistics, where they are not anyway, and refits the classifier.
+
+        apart: the networks made without a fold each, whose scores are the candidate's; or none.
+        """
         made, policy = [], self._validation.evaluator.policy
-        before = Cost()
         if policy.any and not policy.recalibrates:
-            treated = self._accounted(lambda: self._scored(self._reestimated(candidate)), before)
+            others: list[Candidate] = []
+
+            def reestimated() -> Candidate:
+                others.extend(self._reestimated(one) for one in apart)
+                return self._scored(self._reestimated(candidate), others)
+
+            treated = self._accounted(reestimated, before)
             made.append(treated)
             before = self.costs[treated.name]
-            candidate = min(candidate, treated, key=lambda one: one.score)
+            if treated.score < candidate.score:
+                candidate, apart = treated, others
         classifier = self._classifier(candidate)
         if isinstance(classifier, str):
             self.reason = classifier
             return made
         started, passes = time.perf_counter(), self._validation.evaluator.forward_passes
-        found = ranks().lead(functools.partial(self._fitted, candidate, classifier))
+        found = ranks().lead(functools.partial(self._fitted, candidate, apart, classifier))
         if isinstance(found, str):
             self.reason = found
             return made
@@ -144,39 +160,45 @@ class Treatments:
             return replace(treated, score=candidate.score - found.gain)
         return self._scored(treated)
 
-    def _fitted(self, candidate: Candidate, classifier: Classifier) -> Refit | str:
+    def _fitted(
+        self, candidate: Candidate, apart: list[Candidate], classifier: Classifier
+    ) -> Refit | str:
         """Returns the refit, or says why there is none: then the run still has its result."""
+        evaluator, images = self._validation.evaluator, self._images
         try:
-            read, logits = features(
-                self._validation.evaluator,
-                classifier,
-                candidate.row,
-                self._images,
-                candidate.statistics,
+            whole, *others = (
+                features(evaluator, classifier, one.row, images, one.statistics)
+                for one in [candidate, *apart]
             )
             return refit(
-                read,
-                logits,
-                self._images.labels,
+                *whole,
+                images.labels,
                 self._validation.metric,
                 self._seed,
                 bias=classifier.bias is not None,
+                apart=others,
             )
         except DeevoError as error:  # of features that are not finite
             return str(error)
 
-    def _scored(self, candidate: Candidate) -> Candidate:
-        """Scores a candidate with the very statistics that it has."""
+    def _scored(self, candidate: Candidate, apart: Sequence[Candidate] = ()) -> Candidate:
+        """Scores a candidate, or each of those apart on its fold, with the statistics they have."""
+        validation, images = self._validation, self._validation.images
+        outcomes = self._outcomes(apart[0] if apart else candidate, images)
+        folds = fold_numbers(images.labels, FOLDS, self._seed)
+        for k, one in enumerate(apart[1:], start=1):
+            places = (folds == k).nonzero().flatten()
+            outcomes[places] = self._outcomes(one, images.subset(places))
+        labels, size = images.labels, validation.evaluator.micro_batch
+        fitness = ranks().lead(lambda: float(validation.metric.fitness(outcomes, labels, size)))
+        return replace(candidate, score=fitness)
+
+    def _outcomes(self, candidate: Candidate, images: LabelledImages) -> Tensor:
+        """The outcome of each image [n, ...], on the CPU."""
         evaluator, statistics = self._validation.evaluator, candidate.statistics
-        scores = evaluator.image_scores(
+        return evaluator.image_scores(
             candidate.row[None].to(evaluator.device),
-            self._validation.images,
+            images,
             self._validation.metric,
             None if statistics is None else Used(statistics[None]),
-        )
-        validation = self._validation
-        labels, size = validation.images.labels, evaluator.micro_batch
-        fitness = ranks().lead(
-            lambda: float(validation.metric.fitness(scores[0].cpu(), labels, size))
-        )
-        return replace(candidate, score=fitness)
+        )[0].cpu()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.runs.folder import VIRTUAL
 from deevo_ext.search.virtual import Virtual
+from deevo_ext.text import csv_table
 
 Lines = list[dict[str, float]]
 """A round's virtual generations, one after the other; "evolution" counts the evolutions."""
@@ -30,10 +30,6 @@ def write(run_dir: Path, number: int, lines: Lines) -> None:
     """Writes a round's file, if it had any virtual generation."""
     if not lines:
         return
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(lines[0]))
-    writer.writeheader()
-    writer.writerows(lines)
     try:
         (run_dir / VIRTUAL).mkdir(exist_ok=True)
     except OSError as error:
@@ -41,7 +37,7 @@ def write(run_dir: Path, number: int, lines: Lines) -> None:
             f"{run_dir / VIRTUAL} cannot be a folder ({error}); mend that and start the run again "
             "with the same run folder"
         ) from error
-    write_whole(_file(run_dir, number), text.getvalue().encode())
+    write_whole(_file(run_dir, number), csv_table(lines).encode())
 
 
 def read(run_dir: Path, number: int) -> Lines:

@@ -1,4 +1,4 @@
-"""Every parameter of the evolution, with its default, meaning and source, and the presets.
+"""Every parameter of the evolution, with its default, meaning and source.
 
 Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ensin; SaDE, Qin et al.
 2009; SHADE and L-SHADE, Tanabe & Fukunaga 2013 and 2014; EpSin, Awad et al. 2016 and 2017
@@ -8,16 +8,15 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Unpack
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting, StateOffsets, StrategyColumn, state_offsets
-from deevo_ext.options import check_options, documented, nearest, option
-from deevo_ext.search.parameters import Parameters
-from deevo_ext.search.pools import difference_pool, interpolation_pool, pool_of, shade_pool
+from deevo_ext.options import check_options, documented, option
+from deevo_ext.search.pools import interpolation_pool, pool_of
 from deevo_ext.search.strategies import Strategy, compile_pool, members_needed, parse
 
 F_DISTRIBUTIONS = {"normal": 0, "cauchy": 1}
@@ -285,62 +284,3 @@ class Configuration:
     def to_json(self) -> dict[str, Any]:
         """Returns the parameters as JSON values, which the constructor takes, too."""
         return {**asdict(self), "strategies": [asdict(strategy) for strategy in self.strategies]}
-
-
-# SHADE 1.1 with the constants that L-SHADE has; only a trial that is better replaces its parent.
-_SHADE: dict[str, Any] = {
-    "strategies": shade_pool(),
-    "sinusoid": "none",
-    "memory_size": 6,
-    "f_distribution": "cauchy",
-    "f_init": 0.5,
-    "f_std": 0.1,
-    "f_min": 0.0,
-    "f_max": 1.0,
-    "cr_init": 0.5,
-    "cr_std": 0.1,
-    "cr_max": 1.0,
-    "pbest_min": 0.11,
-    "pbest_max": 0.11,
-    "j_rand": True,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The authors' versions D/E as analysed: with their constant first sinusoid, but successes
-    # counted before replacement, a lone winner at index 0 too, 0/0 ruled out, float64 fitness.
-    "paper": {},
-    # What docs/evidence.md supports: differences of members in place of interpolations, whose
-    # population contracts to a soup; F around the classic 0.5; more of each mutant taken; a first
-    # sinusoid that does oscillate; the best member not wasting its trials on moving to itself.
-    "sa-shade-tri-ensin": {
-        "strategies": difference_pool(),
-        "f_init": 0.5,
-        "f_std": 0.2,
-        "f_max": 1.0,
-        "cr_init": 0.9,
-        "sinusoid_1_frequency": 0.1,
-        "best_excludes_target": True,
-    },
-    "shade": _SHADE,
-    "l-shade": {**_SHADE, "population_min": 4},
-}
-
-
-def configure(preset: str | Configuration, **changes: Unpack[Parameters]) -> Configuration:
-    """Returns a preset, or a configuration, with changes.
-
-    Raises DeevoError for an unknown preset or parameter.
-    """
-    if not isinstance(preset, Configuration) and preset not in PRESETS:
-        raise DeevoError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-    known = {part.name for part in fields(Configuration)}
-    for name in changes.keys() - known:
-        raise DeevoError(f"unknown parameter {name!r}; the nearest is {nearest(name, known)!r}")
-    if isinstance(preset, Configuration):
-        return replace(preset, **changes)  # type: ignore[arg-type]  # strategies in any form
-    if preset == "l-shade" and "evaluations" not in changes:
-        raise DeevoError(
-            'preset "l-shade" shrinks the population as evaluations are spent; give their number '
-            "as evaluations"
-        )
-    return Configuration(**{**PRESETS[preset], **changes})

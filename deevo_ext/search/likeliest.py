@@ -10,6 +10,7 @@ the first derivatives, too, but not the second: it promises gains that do not co
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -75,8 +76,9 @@ class LikeliestModel(LinearModel):
 
     @property
     def present(self) -> Tensor:
-        """The columns float32 [n, columns] of the network itself."""
-        return torch.cat([self.z0, self._rest[:, 1:]], dim=1)
+        """The columns float32 [n, columns] of the network itself on own images."""
+        own = self.slices.own
+        return torch.cat([self.z0[own], self._rest[own, 1:]], dim=1)
 
     def columns(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
@@ -95,21 +97,33 @@ class LikeliestModel(LinearModel):
             near.append(torch.cat([one.gather(1, kept), rest + drawn + mean], 1))
         return torch.stack(near)
 
+    def at(self, logits: Tensor) -> LikeliestModel:
+        """Returns the model with the same slopes from another network's logits [n, classes]."""
+        logits = logits.to(self.z0)
+        columns, width = self._columns_afar(logits, slice(0, len(logits))), self.z0.shape[1]
+        model = copy.copy(self)
+        model.z0, model._all = columns[:, :width].contiguous(), logits
+        model._rest = torch.cat([self._rest[:, :1], columns[:, width:]], dim=1)
+        return model
+
     def slope(self, direction: int) -> Tensor:
-        """Returns a direction's slopes as they are kept, scaled: float32 [n, columns]."""
+        """Returns a direction's slopes on own images, as they are kept: float32 [n, columns]."""
         both = [self.slopes[direction], self._rest_slopes[direction, :, 1:]]
         return torch.cat(both, dim=1).float()
 
-    def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
-        """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images.
+    def logits(self, q: Tensor, images: slice | None = None) -> Tensor:
+        """Returns logits float32 [P, n, classes] of scaled coordinates [P, d].
 
-        The classes of the rest move by one amount, and keep their odds among each other.
+        The classes of the rest move by one amount, and keep their odds among each other. images:
+        some of own images, by default all of them.
         """
-        kept = linear(self.z0[images], self.slopes[:, images], q)
+        images = self.slices.own if images is None else images
+        kept = linear(self.z0[images], self._slopes_of(self.slopes, images), q)
         own = self.own[images, None]
         moved = kept.gather(2, own.expand(len(q), -1, 1)) - self.z0[images].gather(1, own)
         rest = self._rest[images]
-        after = linear(rest, self._rest_slopes[:, images], q)[..., 1:].logsumexp(2, keepdim=True)
+        rest_slopes = self._slopes_of(self._rest_slopes, images)
+        after = linear(rest, rest_slopes, q)[..., 1:].logsumexp(2, keepdim=True)
         moved = moved + (after - rest[:, 1:].logsumexp(1, keepdim=True))
         logits = self._all[images] + moved
         return logits.scatter_(2, self.kept[images].expand(len(q), -1, -1), kept)
@@ -117,12 +131,17 @@ class LikeliestModel(LinearModel):
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, ranks and predicted classes [P, n] of q [P, d]; none of the rest is predicted."""
         losses, ranks, places = super()._scores(q)
-        first = torch.zeros_like(self.own)
-        more = self._operator(self._rest, self._rest_slopes, first, q)[0]
-        # exp(loss) - 1 is the sum of what the rest has, less the true class's logit.
-        losses = torch.logaddexp(losses, more + torch.log(-torch.expm1(-more)))
+        own = self.slices.own
+        first = torch.zeros_like(self.own[own])
+        more = self._operator(self._rest[own], self._rest_slopes, first, q)[0]
+        # By slices: where a row begins in memory decides the last bits of such functions.
+        on_cpu = losses.device.type == "cpu"
+        for images in self.slices.each() if on_cpu else [own]:
+            kept_loss, rest = losses[:, self._held(images)], more[:, self._held(images)]
+            # exp(loss) - 1 is the sum of what the rest has, less the true class's logit.
+            kept_loss.copy_(torch.logaddexp(kept_loss, rest + torch.log(-torch.expm1(-rest))))
         broken = ~torch.isfinite(losses)
-        kept = self.kept.int().expand(len(q), -1, -1)
+        kept = self.kept[own].int().expand(len(q), -1, -1)
         predicted = kept.gather(2, places.clamp_min(0).long()[..., None])[..., 0]
         return (
             losses.masked_fill_(broken, torch.inf),
@@ -133,41 +152,42 @@ class LikeliestModel(LinearModel):
     def _clear(self, directions: int) -> None:
         """Leaves out all of so many directions."""
         super()._clear(directions)
-        self._rest_slopes = self.slopes.new_zeros(directions, len(self.z0), 1 + DRAWN)
+        self._rest_slopes = self.slopes.new_zeros(directions, self.slopes.shape[1], 1 + DRAWN)
 
     def _set(self, direction: int, slope: Tensor) -> None:
-        """Keeps a direction's slopes [n, columns], or one number for all."""
+        """Keeps a direction's slopes [n, columns] of own images, or one number for all."""
         width = self.z0.shape[1]
-        slope = slope.expand(len(self.z0), width + DRAWN)
+        slope = slope.expand(self.slopes.shape[1], width + DRAWN)
         self.slopes[direction] = slope[:, :width]
         self._rest_slopes[direction, :, 1:] = slope[:, width:]
 
     def _columns_at(self, q: Tensor, images: slice) -> Tensor:
-        """The columns [n, columns] of q [d], by the model."""
-        kept = linear(self.z0[images], self.slopes[:, images], q[None])[0]
-        rest = linear(self._rest[images], self._rest_slopes[:, images], q[None])[0]
+        """The columns [n, columns] of q [d], by the model, on some of own images."""
+        kept = super()._columns_at(q, images)
+        rest_slopes = self._slopes_of(self._rest_slopes, images)
+        rest = linear(self._rest[images], rest_slopes, q[None])[0]
         return torch.cat([kept, rest[:, 1:]], dim=1)
 
-    def _columns_afar(self, logits: Tensor) -> Tensor:
-        """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
-        columns = self.columns(logits[None])[0]
+    def _columns_afar(self, logits: Tensor, images: slice) -> Tensor:
+        """The columns [n, columns] of images' logits that may lie far from the network's."""
+        columns = self.columns(logits[None], images)[0]
         rest = columns[:, self.z0.shape[1] :]
-        rest += (self._rest_logit(logits) - rest.logsumexp(dim=1))[:, None]
+        rest += (self._rest_logit(logits, images) - rest.logsumexp(dim=1))[:, None]
         return columns
 
     def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
         """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
-        z0, slopes = self.z0[images], self.slopes[:, images].float()
+        z0, slopes = super()._terms(images)
         own = self.own[images, None]
         rest = self._rest[images, 1:] + z0.gather(1, own)
-        rest_slopes = self._rest_slopes[:, images, 1:].float()
+        rest_slopes = self._slopes_of(self._rest_slopes[..., 1:], images)
         rest_slopes = rest_slopes + slopes.gather(2, own.expand(len(slopes), -1, 1))
         return torch.cat([z0, rest], dim=1), torch.cat([slopes, rest_slopes], dim=2)
 
-    def _rest_logit(self, logits: Tensor) -> Tensor:
-        """Log sum exp of the rest, less the true class's logit, [n], of logits [n, classes]."""
-        rest = logits.scatter(1, self.kept, -torch.inf).logsumexp(dim=1)
-        return rest - logits.gather(1, self.labels[:, None])[:, 0]
+    def _rest_logit(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
+        """Log sum exp of the rest, less the true class's logit, [n], of images' logits."""
+        rest = logits.scatter(1, self.kept[images], -torch.inf).logsumexp(dim=1)
+        return rest - logits.gather(1, self.labels[images, None])[:, 0]
 
 
 def _odds(logits: Tensor, kept: Tensor) -> Tensor:

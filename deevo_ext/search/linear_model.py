@@ -9,45 +9,27 @@ Steps are written in scaled coordinates q = C * scale, in which every direction 
 direction by what it does to the logits. The convex fit of the cross-entropy is a damped
 Gauss-Newton method (DFO-GN: Cartis & Roberts, Math. Prog. Comp. 11, 2019); corrections by networks
 that were evaluated are Broyden's (Math. Comp. 19, 1965).
+
+Several ranks hold slopes of some images each, where these are many (`distributed.slices`), and what
+is known of the present network of all. All call the same methods, and get the same of each.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
-LENGTHS = (0.3, 0.6, 1.0)
+from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.slices import Slices
+
 _NEWTON_STEPS, _ENOUGH = 12, 1e-6
 # Bytes of float32 slopes that the fit works on at a time: on the CPU they stay in a core's cache,
 # on a GPU they are enough to keep it busy.
-_SLICE_BYTES, _SLICE_BYTES_OF_GPUS = 8 << 20, 256 << 20
-
-Gains = Callable[[Tensor, Tensor], Sequence[tuple[float, float]]]
-"""function(outcomes [n, ...], those of P steps [P, n, ...]) -> gain and standard error of each."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What a fit gains on images that it was not fitted to.
-
-    ridge, length: the fit's ridge, and the share of its step that is taken. loss: the mean decrease
-    of the cross-entropy in nats; images: that of each, float64 [n]. gain: that of the metric;
-    standard_error: of it. fits: scaled coordinates float64 [folds, d] of the fit without each fold.
-    """
-
-    ridge: float
-    length: float
-    loss: float
-    gain: float
-    standard_error: float
-    images: Tensor = field(repr=False, compare=False)
-    fits: Tensor = field(repr=False, compare=False)
+_CACHED_BYTES, _CACHED_BYTES_OF_GPUS = 8 << 20, 256 << 20
 
 
 class LinearModel:
@@ -56,7 +38,8 @@ class LinearModel:
     z0: float32. labels: int64 [n]. directions: d, left out until they are put. dtype: what slopes
     are kept in, float32, bfloat16 or float16; all else is computed in float32. scale: float64 [d],
     the root mean square of each direction's slopes, 0 where it is left out. An image's columns are
-    what is kept of its logits: here all of them, in `search.likeliest` fewer.
+    what is kept of its logits: here all of them, in `search.likeliest` fewer. slices: the images of
+    which this rank has slopes: below, own images.
     """
 
     def __init__(
@@ -64,6 +47,7 @@ class LinearModel:
     ) -> None:
         self.z0, self.labels = z0.contiguous(), labels.to(z0.device)
         self.own = self.labels  # the column of each image's class
+        self.slices = Slices.of(len(z0), directions * self.z0.numel(), z0.device)
         self._dtype = dtype
         self._clear(directions)
 
@@ -74,8 +58,8 @@ class LinearModel:
 
     @property
     def present(self) -> Tensor:
-        """The columns float32 [n, columns] of the network itself."""
-        return self.z0
+        """The columns float32 [n, columns] of the network itself on own images."""
+        return self.z0[self.slices.own]
 
     def columns(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
         """Returns the columns [K, n, columns] of logits float32 [K, n, classes] near the network.
@@ -85,17 +69,16 @@ class LinearModel:
         return logits.to(self.z0)
 
     def slope(self, direction: int) -> Tensor:
-        """Returns a direction's slopes as they are kept, scaled: float32 [n, columns]."""
+        """Returns a direction's slopes on own images, as they are kept: float32 [n, columns]."""
         return self.slopes[direction].float()
 
     def put(self, slopes: Mapping[int, Tensor], least: float = 0.0) -> bool:
-        """Gives directions their slopes, float32 [n, columns]; says whether some are finite.
+        """Gives directions their slopes on own images; says whether some are finite.
 
-        A direction is left out where their root mean square is not finite, 0, or less than `least`.
-        A device is waited for once.
+        slopes: float32 [n, columns]. A direction is left out where the root mean square on all
+        images is not finite, 0, or less than `least`. A device is waited for once.
         """
-        squares = [slope.square().mean(dtype=torch.float64) for slope in slopes.values()]
-        sizes = torch.stack(squares).sqrt().tolist()
+        sizes = self.sizes_of(list(slopes.values()))
         for (direction, slope), size in zip(slopes.items(), sizes, strict=True):
             if 0.0 < size < torch.inf and size >= least:
                 self.scale[direction] = size
@@ -103,6 +86,12 @@ class LinearModel:
             else:
                 self.leave_out(direction)
         return any(map(math.isfinite, sizes))
+
+    def sizes_of(self, columns: Sequence[Tensor]) -> list[float]:
+        """Returns the root mean square on all images of each [n, columns] of own images."""
+        squares = torch.stack([one.square().sum(dim=1, dtype=torch.float64) for one in columns])
+        sums, _ = self.slices.added(squares, torch.zeros(0))
+        return (sums / (len(self.labels) * columns[0].shape[1])).sqrt().tolist()
 
     @property
     def directions(self) -> int:
@@ -128,6 +117,12 @@ class LinearModel:
             model.put({group: total})
         return model
 
+    def at(self, logits: Tensor) -> LinearModel:
+        """Returns the model with the same slopes from another network's logits [n, classes]."""
+        model = copy.copy(self)
+        model.z0 = logits.to(self.z0).contiguous()
+        return model
+
     def step_of(self, q: Tensor) -> Tensor:
         """Returns the step C float64 [..., d] of scaled coordinates [..., d]."""
         used = self.scale > 0
@@ -137,12 +132,16 @@ class LinearModel:
         """Returns the scaled coordinates float64 [..., d] of a step [..., d]."""
         return step.double().cpu() * self.scale
 
-    def logits(self, q: Tensor, images: slice = slice(None)) -> Tensor:
-        """Returns logits float32 [P, n, classes] of scaled coordinates [P, d], on some images."""
-        return linear(self.z0[images], self.slopes[:, images], q)
+    def logits(self, q: Tensor, images: slice | None = None) -> Tensor:
+        """Returns logits float32 [P, n, classes] of scaled coordinates [P, d].
+
+        images: some of own images, by default all of them.
+        """
+        images = self.slices.own if images is None else images
+        return linear(self.z0[images], self._slopes_of(self.slopes, images), q)
 
     def losses_and_ranks(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns losses float32 [P, n] and ranks int32 [P, n] of scaled coordinates [P, d]."""
+        """Returns losses float32 [P, n] and ranks int32 [P, n] of q [P, d] on own images."""
         losses, ranks, _ = self._scores(q)
         return losses, ranks
 
@@ -152,8 +151,9 @@ class LinearModel:
         return losses, predicted
 
     def _scores(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, ranks and predicted classes [P, n] of q [P, d]."""
-        return self._operator(self.z0, self.slopes, self.own, q)
+        """Losses, ranks and predicted classes [P, n] of q [P, d] on own images."""
+        own = self.slices.own
+        return self._operator(self.z0[own], self.slopes, self.own[own], q)
 
     @staticmethod
     def _operator(
@@ -177,16 +177,19 @@ class LinearModel:
         return losses, ranks, predicted
 
     def correct(self, q: Tensor, logits: Tensor) -> None:
-        """Makes the model give these logits [n, classes] for q [d], by the least change of slopes.
+        """Makes the model give logits [n, classes] of own images for q [d], by the least change.
 
         Broyden's rank-one update: slopes += q / |q|^2 times what the model missed. Directions that
         are left out stay so, and logits that are not finite change nothing.
         """
         q = q.double().cpu() * (self.scale > 0)
-        missed = self._columns_afar(logits.to(self.z0))
-        for images in self._slices():
-            missed[images] -= self._columns_at(q, images)
-        if float(q @ q) == 0.0 or not bool(torch.isfinite(missed).all()):
+        missed = torch.empty_like(self.present)
+        for images in self._cached():
+            held = self._held(images)
+            afar = self._columns_afar(logits[held].to(self.z0), images)
+            missed[held] = afar - self._columns_at(q, images)
+        finite = self.slices.everywhere(bool(torch.isfinite(missed).all()))
+        if float(q @ q) == 0.0 or not finite:
             return
         for k, share in enumerate((q / (q @ q)).tolist()):
             if share != 0.0:
@@ -206,8 +209,7 @@ class LinearModel:
         q = torch.zeros(self.directions, dtype=torch.float64) if start is None else start.clone()
         value = self._value(q, share, ridge)
         for _ in range(_NEWTON_STEPS):
-            gradient, curvature = self._derivatives(q, share, ridge)
-            newton = torch.linalg.solve(curvature, gradient)
+            newton = self._newton_step(q, share, ridge)
             length = 1.0
             while not (trial := self._value(q - length * newton, share, ridge)) <= value:
                 length /= 2
@@ -218,57 +220,39 @@ class LinearModel:
                 break
         return q
 
-    def held_out(
-        self,
-        folds: Sequence[Tensor],
-        score: Callable[[Tensor], Tensor],
-        gains: Gains,
-        weights: Tensor | None = None,
-    ) -> list[HeldOut]:
-        """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
-
-        folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the metric's
-        outcome of each image, [P, n] or [P, n, classes]; gains: what they come to. weights: of the
-        images in the cross-entropy, float32 [n], of mean 1.
-        """
-        share = torch.ones(len(self.z0)) if weights is None else weights
-
-        def losses(q: Tensor) -> Tensor:
-            return self.losses_and_ranks(q)[0].double().cpu() * share
-
-        none = torch.zeros(1, self.directions)
-        base, before = losses(none)[0], score(none)[0].cpu()
-        lengths = torch.tensor(LENGTHS)[:, None]
-        starts: list[Tensor | None] = [None] * len(folds)
-        results: list[HeldOut] = []
-        for ridge in RIDGES:
-            falls = base.new_empty(len(LENGTHS), len(base))
-            after = before.new_empty(len(LENGTHS), *before.shape)
-            fits = torch.empty(len(folds), self.directions, dtype=torch.float64)
-            for i, fold in enumerate(folds):
-                others = share.clone()
-                others[fold] = 0.0
-                q = fits[i] = starts[i] = self.fit(ridge, starts[i], others)
-                falls[:, fold] = (base - losses(lengths * q))[:, fold]
-                after[:, fold] = score(lengths * q).cpu()[:, fold]
-            found = zip(LENGTHS, falls, gains(before, after), strict=True)
-            results += [
-                HeldOut(ridge, length, float(fall.mean()), *gain, fall, fits)
-                for length, fall, gain in found
-            ]
-        return results
-
     def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
-        losses = self.losses_and_ranks(q[None])[0][0]
-        seen = torch.where(share > 0, losses, 0.0)  # 0 times +inf would be NaN
-        return float((seen.double() * share.double()).sum()) + ridge * float(q @ q)
+        losses, weight = self.losses_and_ranks(q[None])[0], share[self.slices.own]
+        seen = torch.where(weight > 0, losses, 0.0)  # 0 times +inf would be NaN
+        sums, length = self.slices.added(seen.double() * weight.double(), (q @ q)[None])
+        return float(sums) + ridge * float(length)
 
-    def _derivatives(self, q: Tensor, share: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Gradient [d] and Gauss-Newton matrix [d, d] of `_value`, float64 on the CPU."""
+    def _newton_step(self, q: Tensor, share: Tensor, ridge: float) -> Tensor:
+        """The Gauss-Newton step of `_value`, float64 [d]."""
+        d = self.directions
+        row, column = torch.triu_indices(d, d)
+
+        def packed(derivatives: Tensor) -> Tensor:
+            return torch.cat([derivatives[:, 0], derivatives[row, 1 + column]])
+
+        sums = self.slices.summed(
+            d + len(row), lambda images: self._derivatives(q, share, images), packed
+        )
+
+        def step() -> Tensor:
+            assert sums is not None
+            gradient, curvature = sums[:d] + 2 * ridge * q, torch.zeros(d, d, dtype=torch.float64)
+            curvature[row, column] = curvature[column, row] = sums[d:]
+            curvature.diagonal().add_(2 * ridge + 1e-9)
+            return torch.linalg.solve(curvature, gradient)
+
+        return ranks().lead(step)
+
+    def _derivatives(self, q: Tensor, share: Tensor, images: slice) -> Tensor:
+        """Gradient and Gauss-Newton matrix of some images' loss, float64 [d, 1 + d] on the CPU."""
         d = self.directions
         gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
         curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
-        for part in self._slices():
+        for part in self._cached(images):
             (z0, slopes), weight = self._terms(part), share[part]
             z = z0 + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
             odds = torch.softmax(z, dim=1)
@@ -279,43 +263,57 @@ class LinearModel:
             root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
             means = (slopes * odds).sum(dim=2) * weight.sqrt()
             curvature += (root @ root.T - means @ means.T).double()
-        gradient, curvature = gradient.cpu() + 2 * ridge * q, curvature.cpu()
-        curvature.diagonal().add_(2 * ridge + 1e-9)
-        return gradient, curvature
+        return torch.cat([gradient[:, None], curvature], dim=1).cpu()
 
     def _clear(self, directions: int) -> None:
         """Leaves out all of so many directions."""
-        n, columns = self.z0.shape
+        n, columns = self.z0[self.slices.own].shape
         device = self.z0.device
         self.slopes = torch.zeros(directions, n, columns, dtype=self._dtype, device=device)
         self.scale = torch.zeros(directions, dtype=torch.float64)
 
     def _set(self, direction: int, slope: Tensor) -> None:
-        """Keeps a direction's slopes [n, columns], or one number for all."""
+        """Keeps a direction's slopes [n, columns] of own images, or one number for all."""
         self.slopes[direction] = slope
 
     def _columns_at(self, q: Tensor, images: slice) -> Tensor:
-        """The columns [n, columns] of q [d], by the model."""
-        return linear(self.z0[images], self.slopes[:, images], q[None])[0]
+        """The columns [n, columns] of q [d], by the model, on some of own images."""
+        return linear(self.z0[images], self._slopes_of(self.slopes, images), q[None])[0]
 
-    def _columns_afar(self, logits: Tensor) -> Tensor:
-        """The columns [n, columns] of logits [n, classes] that may lie far from the network's."""
-        return logits.clone()
+    def _columns_afar(self, logits: Tensor, images: slice) -> Tensor:
+        """The columns [n, columns] of images' logits that may lie far from the network's."""
+        return logits
 
     def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
         """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
-        return self.z0[images], self.slopes[:, images].float()
+        return self.z0[images], self._slopes_of(self.slopes, images)
 
-    def _slices(self) -> Iterator[slice]:
-        """Slices of the images whose slopes, in float32, stay in a core's cache."""
-        n, classes = self.z0.shape
-        held = _SLICE_BYTES if self.z0.device.type == "cpu" else _SLICE_BYTES_OF_GPUS
-        size = max(1, held // (4 * max(1, self.directions) * classes))
-        for start in range(0, n, size):
-            yield slice(start, min(start + size, n))
+    def _slopes_of(self, slopes: Tensor, images: slice) -> Tensor:
+        """Slopes of some of own images, float32; their bits are not to depend on where they lie.
+
+        A product's last bits may depend on how its arguments lie in memory.
+        """
+        some = slopes[:, self._held(images)].float()
+        return some if self.slices.whole else some.contiguous()
+
+    def _held(self, images: slice) -> slice:
+        """Where some of own images lie among all of them."""
+        first = self.slices.own.start
+        return slice(images.start - first, images.stop - first)
+
+    def _cached(self, images: slice | None = None) -> Iterator[slice]:
+        """Yields own images, or some, slice by slice: float32 slopes that stay in a cache.
+
+        A slice of the ranks' is cut by itself, so that its results' bits are the same on any rank.
+        """
+        held = _CACHED_BYTES if self.z0.device.type == "cpu" else _CACHED_BYTES_OF_GPUS
+        size = max(1, held // (4 * max(1, self.directions) * self.z0.shape[1]))
+        for part in self.slices.each() if images is None else [images]:
+            for start in range(part.start, part.stop, size):
+                yield slice(start, min(start + size, part.stop))
 
 
 def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:
     """Returns z0 [n, columns] + q slopes, float32 [P, n, columns], of q [P, d]."""
-    flat = slopes.reshape(len(slopes), -1).float()
+    flat = slopes.flatten(1)
     return z0 + (q.to(flat) @ flat).view(len(q), *z0.shape)

@@ -19,9 +19,10 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import CONTRACT_VERSION, CONTRACTS
 from deevo_ext.population.population import Population
 from deevo_ext.search.adaptation import Adaptation
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.parameters import Parameters
+from deevo_ext.search.presets import configure
 from deevo_ext.search.row_source import RowSource
 from deevo_ext.search.trials import Trials
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deevo_ext.distributed.ranks import ranks
 from deevo_ext.ops.philox import draw, words
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 from deevo_ext.population.population import Population
@@ -61,8 +62,10 @@ def evolve_virtually(
 ) -> Virtual:
     """Evolves individuals [P, d] by the fitness [P] of rows [P, d], which is minimised.
 
-    number: of the evolution in the run; each draws numbers of its own.
+    number: of the evolution in the run; each draws numbers of its own. Where ranks share the model
+    that scores, each of them evolves all individuals, those of rank 0.
     """
+    individuals = ranks().lead(lambda: individuals)
     low, high, *_ = draw(Purpose.FIRST_VIRTUAL, number, POPULATION_MEMBER, 0, seed)
     population = Population.from_rows(individuals)
     de = DifferentialEvolution(population, configuration, seed=low | (high >> 1) << 32)

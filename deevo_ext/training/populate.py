@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def populate(
             "made_with": {"torch": torch.__version__, "device": device.type},
         },
     )
+    members.require_no_more(list(trainings.members))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(trainings.table())
     write_whole(Path(folder) / TABLE, table.getvalue().encode())
@@ -219,6 +220,15 @@ class MembersFolder:
                 "another folder"
             )
         return sha256(path) == entry["sha256"]
+
+    def require_no_more(self, members: Sequence[str]) -> None:
+        """Raises DeevoError where the folder holds further members, which a glob would take in."""
+        others = [name for name in self._record["files"] if name not in (*members, "base")]
+        if others:
+            raise DeevoError(
+                f"members is {len(members)}, but {self._folder} holds {others[0]} already; give "
+                "at least as many as there are, or choose another folder"
+            )
 
     def save(
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]

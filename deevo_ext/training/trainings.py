@@ -54,6 +54,11 @@ class PopulationOptions:
                 f"epochs is {self.epochs:g}, base_epochs {self.base_epochs:g}; expected more than "
                 "0, and 0 or more"
             )
+        if not self.base_epochs and self.base_learning_rate != type(self).base_learning_rate:
+            raise DeevoError(
+                f"base_learning_rate is {self.base_learning_rate:g}, but there are no base epochs; "
+                "give base_epochs, or leave it out"
+            )
 
 
 @dataclass(frozen=True)

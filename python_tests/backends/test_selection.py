@@ -17,7 +17,7 @@ from deevo_ext import _extension, backends
 from deevo_ext.backends import reference
 from deevo_ext.backends.native import cpu, cuda
 from deevo_ext.errors import DeevoError
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from support.operators import OPERATORS, evolution
 from support.paths import ROOT
 
@@ -153,7 +153,7 @@ if sys.argv[1] == "hide":
 import torch
 import deevo_ext.ops
 from deevo_ext import _extension
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import compile_pool
 c = configure("paper")
 fitness = torch.arange(4, dtype=torch.float64)

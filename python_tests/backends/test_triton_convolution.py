@@ -6,6 +6,7 @@ Without a GPU the kernels run in Triton's interpreter; test_triton_engine_compil
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from deevo_ext.backends.triton.convolution import Operation, conv2d
+from deevo_ext.backends.triton.convolution import Operands, Operation, conv2d
+from deevo_ext.backends.triton.pointwise import pointwise
 from deevo_ext.backends.triton.pooling import mean, pool2d
 from deevo_ext.backends.triton.tile_sizes import TileSizes, tile_sizes
 from deevo_ext.backends.windows import Window
@@ -99,26 +101,34 @@ def test_weights_are_read_where_fold_leaves_them() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_overflow_becomes_nan_and_stays(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("convolve", [conv2d, pointwise])
+def test_an_overflow_becomes_nan_and_stays(
+    convolve: Callable[[Operands, Operation], torch.Tensor], dtype: torch.dtype
+) -> None:
     largest = torch.finfo(dtype).max
-    layer = Layer(16, 16, members=1, samples=1, activation="relu")
+    layer = Layer(16, 16, members=1, samples=1, activation="relu", residual=True)
     operands = layer.operands(dtype)
-    operands.weight.zero_()
+    for tensor in (operands.weight, operands.bias, operands.residual):
+        assert tensor is not None
+        tensor.zero_()
     operands.weight[0, :, 0, 0, 0] = 2.0
-    operands.bias.zero_()
     operands.x[0, 0, 0, 0, 0] = largest
     operands.x[0, 0, 0, 1, 0] = -largest  # ReLU's side: 0, not an overflow
     operands.x[0, 0, 0, 2, 0] = largest / 2
-    out = conv2d(operands, layer.operation).clone()
+    out = convolve(operands, layer.operation).clone()
     assert bool(out[0, 0, 0, 0].isnan().all())
     assert bool((out[0, 0, 0, 1] == 0.0).all()) and bool((out[0, 0, 0, 2] == largest).all())
     operands.weight[0, :, 0, 0, 0] = -1.0
-    again = conv2d(replace(operands, x=out), layer.operation)
+    again = convolve(replace(operands, x=out), layer.operation)
     assert bool(again[0, 0, 0, 0].isnan().all()), "ReLU must not hide it"
     pooled = torch.empty(1, 3, 4, 16, dtype=dtype, device=DEVICE)
     pool2d(again[0], Window(True, (3, 3), (2, 2), (1, 1)), pooled)
     assert bool(pooled[0, 0, 0].isnan().all()), "nor may a maximum"
     assert not bool(pooled[0, 2].isnan().any())
+    operands.x.zero_()
+    assert operands.residual is not None
+    operands.residual[0, 0, 0, 3] = math.nan
+    assert bool(convolve(operands, layer.operation)[0, 0, 0, 3].isnan().all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["deevo_ext"]):
     import deevo_ext as deevo
     from deevo_ext.data import Transform, build_cache, open_cache, open_pictures
     from deevo_ext.runs import journal
-
+    from deevo_ext.runs.recording import read_journal
 from campaigns.interrupted import coefficients
 from support.networks import Net, members
 from support.recipe_runs import PlainNet, save_checkpoints
@@ -37,7 +37,7 @@ def file_of(kind: str, folder: Path) -> tuple[Path, Callable[[], object]]:
         coefficients(save_checkpoints(folder / "checkpoints", PlainNet), folder / "run")
         if kind == "journal":
             path = folder / "run" / journal.FILE_NAME
-            return path, lambda: journal.read(path)
+            return path, lambda: read_journal(path)
         path = folder / "run" / "recipe.yaml"
         return path, lambda: deevo.merge(path, folder / "merged.safetensors")
     if kind in ("checkpoint", "safetensors"):

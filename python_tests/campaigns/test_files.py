@@ -17,6 +17,7 @@ from campaigns.interrupted import coefficients, weights
 from campaigns.outcomes import Outcomes, some
 from deevo_ext.data import Transform, build_cache, open_cache, open_pictures
 from deevo_ext.runs import journal
+from deevo_ext.runs.recording import Recording, read_journal
 from deevo_ext.search.strategies import ROWS, Strategy, compile_pool, parse
 from support.networks import Net, members
 from support.recipe_runs import PlainNet, save_checkpoints
@@ -57,13 +58,13 @@ def test_no_changed_byte_of_a_journal_is_believed(
         byte = data[at : at + 1]
         other = bytes([48 + (byte[0] - 47) % 10]) if byte.isdigit() else bytes([byte[0] ^ 1])
         path.write_bytes(data[:at] + other + data[at + 1 :])
-        if outcomes.of(f"byte {at}", lambda: journal.read(path)) == "results":
+        if outcomes.of(f"byte {at}", lambda: read_journal(path)) == "results":
             outcomes.fail(f"byte {at}: {byte!r} became {other!r} and was believed")
     for at in some(range(len(data)), 200):  # torn: the whole lines before, and no others
         path.write_bytes(data[:at])
         whole = data[:at].count(b"\n")
-        read: list[journal.Recording] = []
-        if outcomes.of(f"torn at {at}", lambda: read.append(journal.read(path))) == "results":  # noqa: B023
+        read: list[Recording] = []
+        if outcomes.of(f"torn at {at}", lambda: read.append(read_journal(path))) == "results":  # noqa: B023
             found = read[0]
             records = len(found.generations) + len(found.rounds) + (found.header is not None)
             if records + (found.returned is not None) != whole or (whole == ends) != (
@@ -84,7 +85,7 @@ def test_fuzzed_journals_are_refused_or_what_they_were(
     outcomes = Outcomes(f"fuzzed journals of {request.node.callspec.id}")
     for k, changed in enumerate(some(mutations(data, 3000, 1), 200)):
         path.write_bytes(changed)
-        if outcomes.of(f"journal {k}", lambda: journal.read(path)) == "results":
+        if outcomes.of(f"journal {k}", lambda: read_journal(path)) == "results":
             whole = changed[: changed.rfind(b"\n") + 1]
             if whole != b"".join(lines[: whole.count(b"\n")]):
                 outcomes.fail(f"journal {k}: believed, though its lines are others")

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 import deevo_ext
 from deevo_ext.cli import app
 from deevo_ext.cli.command import speaking
+from deevo_ext.cli.parameters import time_of
+from deevo_ext.errors import DeevoError
 from deevo_ext.training.trainings import PopulationOptions
 from support.commands import run
 from support.networks import Net, colour_net, members
@@ -162,6 +164,23 @@ def test_a_result_is_json_on_stdout_alone_or_in_a_file(
     assert code == 1 and "there is no folder none" in err and not (place / "x.pth").exists()
     code, out, _ = run(capsys, "--version")
     assert (code, out) == (0, f"deevo_ext {deevo_ext.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 90.0), ("1.5", 1.5), ("90s", 90.0), ("30m", 1800.0), ("8h", 28800.0)),
+        *(("1h30m", 5400.0), ("1h 30m", 5400.0), ("1.5d", 129600.0)),
+    ],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert time_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["h", "-1h", "0s", "eight", "1h30", ""])
+def test_what_is_no_time_is_named(text: str) -> None:
+    with pytest.raises(DeevoError, match="seconds is"):
+        time_of(text)
 
 
 def test_what_is_said_goes_through_logging(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 
 from deevo_ext import DeevoError
-from deevo_ext.distributed.joining import joined
-from deevo_ext.distributed.ranks import RankError, ranks
-from deevo_ext.distributed.shares import Part, each, edges_of, evaluated, parts_of, share
+from deevo_ext.distributed.joining import joined, require_own_gpus
+from deevo_ext.distributed.ranks import RankError, Ranks, active, ranks
+from deevo_ext.distributed.shares import (
+    Part,
+    each,
+    edges_of,
+    evaluated,
+    parts_of,
+    share,
+    shares_by_speed,
+    speeds_after,
+)
 from support.rank_runs import told_of_threads
 from support.ranks import SILENT, finish, on_ranks, start
 
@@ -43,7 +54,42 @@ def test_values_are_gathered_and_led(count: int) -> None:
         assert [int(n) for n in squares] == [0, 1, 4, 9, 16]
         expected = torch.arange(30.0).view(3, 10)
         assert torch.equal(whole[0], expected) and torch.equal(whole[1], expected.int())
-        assert 0 < traffic < 20_000
+        assert 0 < traffic < 50_000
+
+
+class _Placed(Ranks):
+    """Ranks that work on given GPUs: (machine, GPUs there, those that the rank works on)."""
+
+    def __init__(self, everyone: list[Any]) -> None:
+        self.everyone = everyone
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.everyone
+
+
+@pytest.mark.parametrize(
+    ("everyone", "message"),
+    [
+        ([("a", 0, [])] * 4, None),  # all on CPUs
+        ([("a", 8, [f"cuda:{i}"]) for i in range(4)], None),
+        ([("a", 2, [f"cuda:{i % 2}"]) for i in range(4)], None),  # two on each
+        ([("a", 1, ["cuda:0"])] * 3, None),  # each sees its own, or there is one
+        ([(host, 4, [f"cuda:{i}"]) for host in "ab" for i in range(2)], None),
+        ([("a", 4, ["cuda:0"])] * 2, "2 ranks on a work on cuda:0, but 2 GPUs could"),
+        (
+            [("a", 4, ["cuda:0"]), ("b", 4, ["cuda:0"]), ("b", 4, ["cuda:0"])],
+            "2 ranks on b work on cuda:0",
+        ),
+        (
+            [("a", 4, [f"cuda:{i}"]) for i in (0, 0, 1)],
+            "3 ranks on a work on cuda:0, cuda:1, but 3 GPUs could",
+        ),
+    ],
+)
+def test_ranks_do_not_crowd_on_the_first_gpu(everyone: list[Any], message: str | None) -> None:
+    expected = nullcontext() if message is None else pytest.raises(RankError, match=message)
+    with active(_Placed(everyone)), expected:
+        require_own_gpus({torch.device("cpu")})
 
 
 def test_shares_are_all_units_once_in_order() -> None:
@@ -52,6 +98,41 @@ def test_shares_are_all_units_once_in_order() -> None:
             shares = [share(units, rank, count) for rank in range(count)]
             assert [unit for some in shares for unit in some] == list(range(units))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shares_follow_speeds_that_differ() -> None:
+    assert shares_by_speed(10, (1.0, 1.05)) == [range(5), range(5, 10)]
+    assert shares_by_speed(10, (1.5, 0.5)) == [range(8), range(8, 10)]
+    assert shares_by_speed(1, (1.0, 3.0, 1.0)) == [range(0), range(1), range(1, 1)]
+    assert speeds_after((1.0, 1.0), [4, 4], [0.2, 0.6]) == pytest.approx((1.25, 0.75))
+    assert speeds_after((1.5, 0.5), [4, 4], [0.2, 0.01]) == (1.5, 0.5)  # too short to tell
+    assert speeds_after((1.5, 0.1), [4, 0], [0.2, 0.0]) == (1.25, 0.125)  # it may try again
+
+
+def _slowly() -> tuple[list[int], bool]:
+    """The units of this rank in each of four calls, where rank 2 is slow, and all results' sum."""
+    table, done, right = torch.arange(24.0).view(4, 6), list[int](), True
+    with joined() as group:
+
+        def evaluate(part: Part) -> list[torch.Tensor]:
+            some = table[part.rows, part.images]
+            done[-1] += some.numel()
+            time.sleep(some.numel() * (0.08 if group.rank == 2 else 0.02))
+            return [some]
+
+        for _ in range(4):
+            done.append(0)
+            right = right and torch.equal(evaluated(4, edges_of(6, 1), evaluate)[0], table)
+    return done, right
+
+
+def test_a_slow_rank_gets_less_to_do() -> None:
+    found = on_ranks(3, _slowly)
+    assert all(right for _, right in found)
+    first, second, slow = (done for done, _ in found)
+    assert [sum(some) for some in zip(first, second, slow, strict=True)] == [24] * 4
+    assert first[0] == second[0] == slow[0] == 8
+    assert slow[3] <= 5 and first[3] >= 9 and second[3] >= 9
 
 
 def test_parts_are_their_units() -> None:
@@ -136,6 +217,18 @@ def test_a_difference_is_named_by_every_rank() -> None:
     for said in on_ranks(3, _differ, ""):
         assert said.startswith("at the start: rank 2 has data 'sha-1', rank 0 has 'sha-0'")
     assert on_ranks(3, _differ, "data") == ["nothing"] * 3
+
+
+def _placed() -> tuple[bool, int]:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    with joined() as group:
+        return group.first_of_node, group.on_node
+
+
+def test_ranks_of_a_machine_are_found_by_its_name() -> None:
+    """A launcher need not say how many there are: they share memory, and the first reads."""
+    assert on_ranks(3, _placed) == [(True, 3), (False, 3), (False, 3)]
 
 
 def _part() -> str:

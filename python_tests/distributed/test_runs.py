@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from support.rank_runs import differing, do, interrupted, lines_of, stopped
+from support.rank_runs import (
+    differing,
+    do,
+    given_a_folder_apart,
+    interrupted,
+    lines_of,
+    stopped,
+    twice,
+)
 from support.ranks import SILENT, finish, on_ranks, start
 from support.recipe_runs import PlainNet, save_checkpoints
 
@@ -45,6 +53,14 @@ def test_any_number_of_ranks_gives_the_same_bits(
         for file in ("evolved.safetensors", "evolved.pth"):
             ours, theirs = (where / name / file for where in (tmp_path, folder))
             assert ours.read_bytes() == theirs.read_bytes(), (name, file)
+
+
+def test_a_second_run_counts_its_own_traffic_and_rank_0_alone_warns() -> None:
+    first, *others = on_ranks(3, twice)
+    for one, other, _ in (first, *others):
+        assert one > 0 and other < 1.5 * one  # they are alike
+    assert len(first[2]) == 2 and "members with the same weights" in first[2][0]
+    assert [said for *_, said in others] == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -103,3 +119,9 @@ def test_ranks_that_differ_are_named() -> None:
         assert said.startswith("at the start: rank 1 has fitness.sha256 '")
     for said in on_ranks(2, differing, "members"):
         assert said.startswith("generation 4: rank 1 has member 5 '")
+
+
+def test_a_run_folder_of_one_rank_alone_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    for said in on_ranks(2, given_a_folder_apart, tmp_path):
+        assert said.startswith("at the start: rank 1 has run_dir 'none', rank 0 has 'given'")
+    assert list(tmp_path.iterdir()) == []

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from deevo_ext.distributed import slices
 from deevo_ext.distributed.scaling import NETWORKS, Sizes, of_generation, of_round, table
 from support.paths import ROOT
-from support.rank_runs import traffic_of_a_generation, traffic_of_a_round
+from support.rank_models import traffic_of_a_round
+from support.rank_runs import traffic_of_a_generation
 from support.ranks import on_ranks
 from support.zoo import torchvision
 
@@ -35,10 +37,29 @@ def test_nothing_is_received_alone_and_weights_are_never_sent() -> None:
         assert of(replace(sizes, weights=10**9), 16).memory > of(sizes, 16).memory
 
 
-@pytest.mark.parametrize("of", [of_generation, of_round])
-def test_ranks_receive_what_is_said(of: object) -> None:
-    measure = traffic_of_a_generation if of is of_generation else traffic_of_a_round
-    found = on_ranks(2, measure)
-    said = of(found[0][0], 2).received  # type: ignore[operator]
+def test_a_generation_receives_what_is_said() -> None:
+    found = on_ranks(2, traffic_of_a_generation)
+    said = of_generation(found[0][0], 2).received
     received = [one for _, one in found]
     assert 0.5 * said <= max(received) <= said, received
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_round_receives_what_is_said(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shared:
+        monkeypatch.setattr(slices, "WORTH", 1)
+        monkeypatch.setattr(slices, "NUMBERS", 1)
+    found = on_ranks(2, traffic_of_a_round, shared)
+    said = of_round(found[0][0], 2, on_gpu=False).received
+    received = [one for _, one in found]
+    assert 0.5 * said <= max(received) <= said, received
+
+
+def test_ranks_hold_their_part_of_a_model_that_is_large() -> None:
+    sizes = Sizes(0, 0, 10, 12, 6400)
+    alone = of_round(sizes, 1).memory
+    for on_gpu in (False, True):
+        assert of_round(sizes, 1, on_gpu=on_gpu).memory == alone
+    assert of_round(sizes, 4).memory == alone  # of a GPU it is small
+    kept = 4 * 6400 * 10
+    assert of_round(sizes, 4, on_gpu=False).memory - kept == (alone - kept) // 4

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.sampling import batch_order, fold_numbers
 from deevo_ext.fitness.virtual import virtual_scores
@@ -55,7 +56,7 @@ def test_slopes_are_those_of_the_model_of_all_classes() -> None:
     whole, _ = problem.probing().model(recipe, problem.images)
     kept: list[Tensor] = []
 
-    def keep(blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def keep(blocks: range, _: Slices, compute: Callable[[], Tensor]) -> Tensor:
         kept.append(compute())
         return kept[-1]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deevo_ext.data.images import ImageSet
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import probing as module
 from deevo_ext.fitness.evaluator import Evaluator
@@ -236,14 +237,14 @@ def test_what_was_kept_takes_the_place_of_probes() -> None:
     problem = Problem(members=4, images=60)
     recipe, kept = recipe_of(3, 4), {}
 
-    def keep(blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def keep(blocks: range, _: Slices, compute: Callable[[], Tensor]) -> Tensor:
         return kept.setdefault(blocks, compute())
 
     model, _ = problem.probing().model(recipe, problem.images, keep)
     assert {*itertools.chain(*kept)} == {0, 1, 2}
     assert all(one.shape == (3 * len(blocks), 60, 4) for blocks, one in kept.items())
     passes = problem.evaluator.forward_passes
-    again, _ = problem.probing().model(recipe, problem.images, lambda blocks, _: kept[blocks])
+    again, _ = problem.probing().model(recipe, problem.images, lambda blocks, *_: kept[blocks])
     assert torch.equal(again.slopes, model.slopes)
     assert problem.evaluator.forward_passes - passes == passes - 60 * 9
 

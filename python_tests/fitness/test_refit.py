@@ -114,6 +114,48 @@ def test_gain_is_what_fits_without_each_fold_gain_on_it() -> None:
     assert torch.equal(again.weight, result.weight) and again.gain == result.gain
 
 
+def test_a_network_that_knows_the_images_is_judged_by_those_that_do_not() -> None:
+    """What a refit gains is what it gains on each of five networks, where it has no label."""
+    found, logits, labels = task(300, 12, 4)
+    noise = torch.randn(5, *logits.shape, generator=torch.Generator().manual_seed(1))
+    apart = [(found * (1.0 + 0.05 * k), logits + noise[k]) for k in range(FOLDS)]
+    known = logits + 3.0 * torch.nn.functional.one_hot(labels, 4)  # of a network that learnt them
+    result = refit(found, known, labels, LOSS, 5, apart=apart)
+    assert result.ridge is not None and result.gain > 0.1
+    fold = fold_numbers(labels, FOLDS, 5)
+    falls = torch.zeros(300, dtype=torch.float64)
+    for k, (read, z) in enumerate(apart):
+        rest, out = fold != k, fold == k
+        _, weight, bias = converged(read[rest], z[rest], labels[rest], result.ridge, 0.0)
+        before = z[out].double()
+        after = before + read[out].double() @ torch.from_numpy(weight).T + torch.from_numpy(bias)
+        falls[out] = cross_entropy(before, labels[out], reduction="none")
+        falls[out] -= cross_entropy(after, labels[out], reduction="none")
+    # As above: features are divided by the rms of all images, not of four folds.
+    assert result.gain == pytest.approx(float(falls.mean()), rel=0.02)
+    # The change itself is the known network's, whose objective is the least there is.
+    least, _, _ = converged(found, known, labels, result.ridge, 0.0)
+    scale = found.double().square().mean()
+    weight, bias = result.weight.double(), result.bias.double()
+    value = cross_entropy(known.double() + found.double() @ weight.T + bias, labels)
+    value += result.ridge * (scale * weight.square().sum() + bias.square().sum())
+    assert -1e-9 <= float(value) - least <= 1.1e-5
+
+
+@pytest.mark.parametrize("metric", ["loss", "costly"])
+def test_a_network_beside_itself_is_itself(metric: str) -> None:
+    found, logits, labels = task(200, 12, 4)
+    asked = LOSS if metric == "loss" else Metric.of(costly)
+    one = refit(found, logits, labels, asked, 5)
+    other = refit(found, logits, labels, asked, 5, apart=[(found, logits)] * FOLDS)
+    assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
+    assert (one.ridge, one.gain) == (other.ridge, other.gain)
+    broken = logits.clone()
+    broken[3, 0] = math.nan
+    with pytest.raises(deevo.DeevoError, match="1 of 200 images are not finite"):
+        refit(found, logits, labels, asked, 5, apart=[(found, broken)] * FOLDS)
+
+
 def test_a_refit_helps_unseen_images_where_there_is_something_to_learn() -> None:
     found, logits, labels = task(600, 12, 4)
     unseen, before, true = task(4000, 12, 4, seed=1)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
+
+from deevo_ext.networks.execution.runner import Execution
+from deevo_ext.networks.execution.workers import Workers
 
 # Each in a process of its own: switches cannot be unset.
 PROGRAM = """
@@ -51,3 +57,27 @@ def test_switches_are_set_and_put_back(settings: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, settings]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_threads_take_turns_with_what_is_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks' evaluations on a GPU; a nested one is the same thread's."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    workers, seen = Workers(torch.device("cpu")), list[str]()
+    one, other = (
+        Execution(torch.device("cuda:0"), precision, 4, workers)
+        for precision in ("tf32", "float32")
+    )
+
+    def beside() -> None:
+        with other.torch_settings():
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+
+    thread = threading.Thread(target=beside)
+    with one.torch_settings():
+        thread.start()
+        thread.join(0.2)
+        with one.torch_settings():
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+        assert thread.is_alive() and seen == ["tf32"]
+    thread.join()
+    assert seen == ["tf32", "ieee"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -49,6 +52,30 @@ def test_the_earliest_error_is_raised_and_nothing_begins_after_it(threads: int) 
         assert sorted(begun) == list(range(threads))
         assert workers.run([lambda: 1]) == [1]
         assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_holds_nothing_once_it_is_dealt_with(threads: int) -> None:
+    """Members' weights among the locals of its traceback would lie in memory until a collection."""
+
+    class Weights:
+        pass
+
+    held: list[weakref.ref[Weights]] = []
+
+    def task() -> None:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise ValueError
+
+    gc.collect()
+    gc.disable()
+    try:
+        with num_threads(threads), contextlib.suppress(ValueError):
+            Workers(torch.device("cpu")).run([task] * 5)
+        assert held and [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_a_single_worker_is_the_thread_that_asks() -> None:

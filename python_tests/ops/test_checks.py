@@ -10,7 +10,7 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from support.operators import OPERATORS, SHADE, evolution, same_bits
 from support.weights import random_weights
 

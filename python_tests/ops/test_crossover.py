@@ -12,7 +12,7 @@ import torch
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn, gene_words
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from support.operators import (
     BIG_SEED,
     GENERATION,

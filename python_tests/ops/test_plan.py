@@ -14,8 +14,9 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.pools import interpolation_pool
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy, parse
 from support.operators import (
     BIG_SEED,

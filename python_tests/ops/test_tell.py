@@ -14,7 +14,8 @@ import torch
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source, StrategyColumn
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy, parse
 from support.operators import (
     BIG_SEED,

@@ -19,7 +19,7 @@ import torch
 from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from support.operators import (
     BIG_SEED,
     OPERATORS,

@@ -19,6 +19,7 @@ from deevo_ext import backends, replay
 from deevo_ext.ops.tables import CONTRACT_VERSION
 from deevo_ext.runs import journal
 from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
+from deevo_ext.runs.recording import read_journal
 from support.golden import GOLDEN, PRESENT, ROUNDS, digest_of
 from support.operators import GENERATION, serving
 
@@ -58,7 +59,7 @@ RUNS = [
 @pytest.mark.parametrize("golden", RUNS, ids=lambda golden: f"version {golden.contract}")
 @pytest.mark.parametrize("backend", serving(*GENERATION))
 def test_a_golden_journal_replays_to_the_golden_weights(backend: str, golden: Golden) -> None:
-    header = journal.read(golden.folder / journal.FILE_NAME).header
+    header = read_journal(golden.folder / journal.FILE_NAME).header
     assert header is not None and header.contract == golden.contract
     with backends.use(backend):
         result = replay(golden.folder)
@@ -71,7 +72,7 @@ def test_a_golden_journal_replays_to_the_golden_weights(backend: str, golden: Go
 
 @pytest.mark.parametrize("backend", ("reference", "cpu"))  # which have `compose`
 def test_golden_rounds_replay_to_the_golden_recipe(backend: str) -> None:
-    recording = journal.read(ROUNDS / journal.FILE_NAME)
+    recording = read_journal(ROUNDS / journal.FILE_NAME)
     # Steps refused and taken, and a radius that shrinks and grows.
     assert [record.accepted for record in recording.rounds] == [False, True, True, False, False]
     assert [record.radius for record in recording.rounds] == [1.0, 0.5, 1.0, 1.0, 0.5]

@@ -29,6 +29,7 @@ def test_every_set_is_looked_at_before_the_run(tmp_path: Path, search: str) -> N
             checkpoints,
             **{**good, **sets},
             search=search,
+            batchnorm="recalibrate",
             engine="eager",
             progress=False,
             preliminaries=began,

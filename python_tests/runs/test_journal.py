@@ -16,7 +16,8 @@ import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.scoring import Race
 from deevo_ext.runs import journal
-from deevo_ext.runs.journal import Journal, Recording
+from deevo_ext.runs.journal import Journal
+from deevo_ext.runs.recording import Recording, read_journal
 from deevo_ext.runs.records import (
     CandidateRecord,
     End,
@@ -115,12 +116,12 @@ def test_lines_are_those_of_version_1_with_a_chain_of_checks(tmp_path: Path) -> 
 
 def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = write(tmp_path / "run")
-    recording = journal.read(path)
+    recording = read_journal(path)
     assert records(recording) == [repr(each) for each in RECORDS]
     assert recording.whole == path.stat().st_size
     with Journal(tmp_path / "run") as again:
         assert records(again.begin(HEADER)) == records(recording)
-    old = journal.read(write_1(tmp_path, *LINES_1))
+    old = read_journal(write_1(tmp_path, *LINES_1))
     assert records(old) == [repr(each) for each in (HEADER_1, *RECORDS[1:])]
 
 
@@ -143,21 +144,21 @@ def test_any_byte_that_is_changed_or_missing_is_found_and_named_by_its_line(
 ) -> None:
     data = write(tmp_path / "run").read_bytes()
     path, last = tmp_path / "run" / journal.FILE_NAME, len(data) - 1
-    whole = records(journal.read(path))
+    whole = records(read_journal(path))
     for at in range(len(data)):
         number = data[:at].count(b"\n") + 1
         for changed in (b"", bytes([data[at] ^ 1]), b"\xff" if data[at] == 10 else b"\n"):
             put(path, data[:at] + changed + data[at + 1 :])
             if at == last:  # a torn line
-                assert records(journal.read(path)) == whole[:-1]
+                assert records(read_journal(path)) == whole[:-1]
                 continue
             said = f"line {number} is damaged"
             if number == 1:
                 said += "|is no journal|line 1: .* contract version"
             with pytest.raises(DeevoError, match=said):
-                journal.read(path)
+                read_journal(path)
         put(path, data[:at])
-        assert records(journal.read(path)) == (whole[: number - 1] or ["None"])
+        assert records(read_journal(path)) == (whole[: number - 1] or ["None"])
 
 
 def test_lines_that_are_missing_moved_or_there_twice_are_found(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_lines_that_are_missing_moved_or_there_twice_are_found(tmp_path: Path) -
     for order, number in (((0, 2, 3), 2), ((0, 1, 3), 3), ((0, 2, 1, 3), 2), ((0, 1, 1, 2), 3)):
         path.write_bytes(b"".join(lines[i] for i in order))
         with pytest.raises(DeevoError, match=f"line {number} is damaged"):
-            journal.read(path)
+            read_journal(path)
 
 
 def test_every_other_digit_of_every_fitness_is_refused_on_resume_and_replay(
@@ -186,7 +187,7 @@ def test_every_other_digit_of_every_fitness_is_refused_on_resume_and_replay(
                 put(path, f"{text[:at]}{digit}{text[at + 1 :]}".encode())
                 number = text[:at].count("\n") + 1
                 with pytest.raises(DeevoError, match=f"line {number} is damaged"):
-                    journal.read(path)
+                    read_journal(path)
                 count += 1
     assert count >= 3 * 4 * 13 * 15  # the parents' and two generations' trials
     kept = path.read_bytes()
@@ -241,7 +242,7 @@ def test_values_of_version_1_are_checked_for_type_and_range(
     broken = json.dumps({name: v for name, v in values.items() if (name, v) not in lost})
     path = write_1(tmp_path, *LINES_1[: line - 1], broken, *LINES_1[line:])
     with pytest.raises(DeevoError, match=f"line {line} is damaged .*{message}"):
-        journal.read(path)
+        read_journal(path)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_lines_that_no_run_writes_are_damaged(tmp_path: Path, old: str, new: str
     path = tmp_path / journal.FILE_NAME
     path.write_bytes("".join(f"{line}\n" for line in lines).encode("latin-1"))
     with pytest.raises(DeevoError, match="line 3 is damaged"):
-        journal.read(path)
+        read_journal(path)
 
 
 @pytest.mark.parametrize("torn", [b"[" * 100_000, b"\xff\xfe", b"{}", LINES_1[3].encode()])
@@ -268,19 +269,19 @@ def test_only_a_last_line_without_its_end_is_torn(tmp_path: Path, torn: bytes) -
     path = write_1(tmp_path, *LINES_1[:3])
     before = path.read_bytes()
     path.write_bytes(before + torn)
-    recording = journal.read(path)
+    recording = read_journal(path)
     assert (len(recording.generations), recording.returned) == (2, None)
     assert recording.whole == len(before)
     path.write_bytes(before + torn.replace(b"}", b"]") + b"\n")
     with pytest.raises(DeevoError, match="line 4 is damaged"):
-        journal.read(path)
+        read_journal(path)
 
 
 def test_nothing_follows_the_end_and_other_contracts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match=r"line 5 is damaged.*follows the end"):
-        journal.read(write_1(tmp_path, *LINES_1, LINES_1[2]))
+        read_journal(write_1(tmp_path, *LINES_1, LINES_1[2]))
     with pytest.raises(DeevoError, match=r"under contract version 3; .* reads 1 and 2"):
-        journal.read(write_1(tmp_path, LINES_1[0].replace("1", "3", 1)))
+        read_journal(write_1(tmp_path, LINES_1[0].replace("1", "3", 1)))
 
 
 @pytest.mark.parametrize("content", [b"notes", b"notes\n", b"\xff\n", b"\0" * 99, b"{}\n"])
@@ -320,4 +321,4 @@ def test_a_journal_that_no_run_was_begun_in_leaves_nothing(tmp_path: Path) -> No
     with Journal(tmp_path) as opened:
         assert opened.recording.header is None
         opened.begin(HEADER)
-    assert records(journal.read(path)) == [repr(HEADER)]
+    assert records(read_journal(path)) == [repr(HEADER)]

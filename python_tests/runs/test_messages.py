@@ -78,7 +78,7 @@ def test_an_interrupt_and_a_resume_say_what_is_kept_and_from_where_it_goes_on(
         # Every third generation has other images, on which the best one's fitness is another.
         assert " 7/7 " in said and "(on a new batch of images)" in said
         assert "best loss " in said and "member-images/s" in said
-    assert f"{unit}s; nothing is searched again\n" in run()
+    assert f"{unit}s and is at its end; nothing is searched again\n" in run()
 
 
 def test_without_a_folder_nothing_is_kept_and_an_own_fitness_has_no_images(

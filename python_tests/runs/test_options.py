@@ -32,7 +32,9 @@ def test_keywords_have_the_types_of_the_fields() -> None:
     assert parameters == of_fields
     every = hints_of(deevo.Configuration, *GROUPS)
     keywords = typing.get_type_hints(Keywords)
-    assert {**keywords, "strategies": every["strategies"]} == every
+    assert every["generations"] == keywords["generations"] | None  # of which a time may decide
+    others = {name: every[name] for name in ("strategies", "generations")}
+    assert {**keywords, **others} == every
 
 
 def test_a_name_is_in_one_group() -> None:
@@ -74,6 +76,12 @@ def test_a_keyword_replaces_what_a_group_says() -> None:
         ((), {"generations": 3}, r"generations belongs to .* \(--search weights\)"),
         ((), {"crossover_unit": "weight"}, "crossover_unit belongs to search='weights'"),
         ((), {"seconds": -1.0}, "seconds is -1.0; expected a finite number, at least 1e-09"),
+        ((), {"racing_first": 0.1, "search": "weights"}, "which nothing uses without racing"),
+        (
+            (),
+            {"search": "weights", "images_per_batch": None, "generations_per_batch": 2},
+            "generations_per_batch is 2, which nothing uses without a number of images_per_batch",
+        ),
         ((), {"chunk": 1.5}, "chunk is 1.5, of type float; expected a whole number"),
         ((), {"basin": "maybe"}, "basin is 'maybe'; expected one of warn, refuse, ignore"),
         ((), {"batchnorm": "inherit"}, 'batchnorm is "inherit", which is for search="weights"'),

@@ -17,7 +17,6 @@ from deevo_ext.runs.preflight import (
     Passes,
     Preflight,
     duration_text,
-    seconds_of,
 )
 from support.evolution import images, save_members
 from support.networks import Net
@@ -189,17 +188,6 @@ def test_generations_fit_into_the_time() -> None:
     assert passes.generations_in(1.0, 0.01) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90.0), ("30m", 1800.0), ("8h", 28800.0), ("1h30m", 5400.0), ("1.5d", 129600.0)],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+def test_durations() -> None:
     assert duration_text(5400) == "1 h 30 min" and duration_text(12.34) == "12.3 s"
     assert duration_text(200000) == "2 d 7 h"
-
-
-@pytest.mark.parametrize("text", ["8", "h", "-1h", "0s", "eight", "1h30", ""])
-def test_what_is_no_duration_is_named(text: str) -> None:
-    with pytest.raises(deevo.DeevoError, match="seconds is"):
-        seconds_of(text)

@@ -8,6 +8,7 @@ import json
 import shutil
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,33 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import deevo_ext as deevo
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import probing
+from deevo_ext.fitness import refit as refit_module
 from deevo_ext.fitness.metrics import Metric
-from deevo_ext.population.genes import Drawn
-from deevo_ext.population.recipes import after, uniform
+from deevo_ext.fitness.refit import FOLDS
+from deevo_ext.fitness.sampling import fold_numbers
+from deevo_ext.population.recipes import uniform
 from deevo_ext.runs import journal, kept_probes, recipe_run
+from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
 from deevo_ext.runs.old_images import Keep
 from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
-from deevo_ext.runs.recipe_state import Progress, RecipeState, recipe_digest
+from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.records import (
-    CandidateRecord,
     GenerationRecord,
-    ProposalRecord,
-    RoundRecord,
-    ValidationRecord,
-    from_json,
     to_json,
 )
 from support.killed import run_killed
 from support.rounds import Normed, Plain, Problem, copies, labelled, off_centre, teacher
 
 GAINS = {"seed": 1, "generations": 4}  # of a problem where round 1 takes a step
+TWO_STEPS: dict[str, Any] = {"seed": 0, "images": 300, "spread": 0.4}  # with few labels
 NORMED: dict[str, Any] = {**GAINS, "seed": 3, "spread": 0.3, "batchnorm": "recalibrate"}
 
 
@@ -67,14 +69,19 @@ def files(run_dir: Path) -> dict[str, bytes]:
 # Journal, resumption, replay
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("factory", [Plain, Normed])
 def test_every_prefix_of_the_journal_resumes_to_the_same_bits(
-    tmp_path: Path, factory: Callable[[], nn.Module]
+    tmp_path: Path, factory: Callable[[], nn.Module], few: bool
 ) -> None:
+    """Few: the second step starts, for each fold, where the first one without it has led."""
     whole = tmp_path / "whole"
-    run = problem(factory).run(whole)
+    values = TWO_STEPS if few else {}
+    run = problem(factory, **values).run(whole, few=few)
     chosen = run.run()
     assert run.state.evolved and chosen.treatment == "classifier"
+    assert (run.state.folds is not None) == few
+    assert not few or all(m["accepted"] for m in run.history)
     assert run.forward_passes == sum(line.get("forward_passes", 0) for line in lines(whole))
     parts = (whole / journal.FILE_NAME).read_bytes().splitlines(keepends=True)
     assert len(parts) == 5  # header, initial candidates, two rounds, end
@@ -87,7 +94,7 @@ def test_every_prefix_of_the_journal_resumes_to_the_same_bits(
             shutil.copy(whole / TENSORS, folder)
         torn = parts[kept][: len(parts[kept]) // 2] if kept < len(parts) else b""
         (folder / journal.FILE_NAME).write_bytes(b"".join(parts[:kept]) + torn)
-        again = problem(factory).run(folder)
+        again = problem(factory, **values).run(folder, few=few)
         assert again.run().digest == chosen.digest
         assert torch.equal(again.recipe, run.recipe) and again.forward_passes == run.forward_passes
         assert lines(folder) == lines(whole)
@@ -288,17 +295,21 @@ def test_long_rounds_go_on_without_the_blocks_that_were_probed(
     run, computed = problem().run(folder), []
     keep = KeptProbes.__call__
 
-    def interrupted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def interrupted(
+        kept: KeptProbes, blocks: range, slices: Slices, compute: Callable[[], Tensor]
+    ) -> Tensor:
         if 2 in blocks:
             raise KeyboardInterrupt
-        return keep(kept, blocks, compute)
+        return keep(kept, blocks, slices, compute)
 
-    def counted(kept: KeptProbes, blocks: range, compute: Callable[[], Tensor]) -> Tensor:
+    def counted(
+        kept: KeptProbes, blocks: range, slices: Slices, compute: Callable[[], Tensor]
+    ) -> Tensor:
         def noted() -> Tensor:
             computed.extend(blocks)
             return compute()
 
-        return keep(kept, blocks, noted)
+        return keep(kept, blocks, slices, noted)
 
     monkeypatch.setattr(KeptProbes, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -321,23 +332,25 @@ def test_only_whole_files_of_the_same_round_of_the_same_run_are_taken(
 ) -> None:
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", -1.0)
     first, second = torch.ones(3, 5, 4), torch.full((3, 5, 4), 2.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
+
+    def kept(check: str, some: range, new: Tensor) -> Tensor:
+        return KeptProbes(tmp_path, check, 7)(some, Slices((0, 5)), lambda: new)
+
+    assert torch.equal(kept("ab", range(1, 2), first), first)
     [path] = (tmp_path / kept_probes.FOLDER).iterdir()
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), first)
-    assert torch.equal(
-        KeptProbes(tmp_path, "ab", 7)(range(2, 3), lambda: second), second
-    )  # another block
+    assert torch.equal(kept("ab", range(1, 2), second), first)
+    assert torch.equal(kept("ab", range(2, 3), second), second)  # another block
     data = path.read_bytes()
     for broken in (data[:-1], data[:20], b"", b"\xff" * 100):
         path.write_bytes(broken)
-        assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: second), second)
+        assert torch.equal(kept("ab", range(1, 2), second), second)
         path.write_bytes(data)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: second), second)
-    assert torch.equal(KeptProbes(tmp_path, "ac", 7)(range(1, 2), lambda: first), second)
+    assert torch.equal(kept("ac", range(1, 2), second), second)
+    assert torch.equal(kept("ac", range(1, 2), first), second)
     kept_probes.remove_kept(tmp_path)
     kept_probes.remove_kept(tmp_path)
     monkeypatch.setattr(kept_probes, "LONG_SECONDS", 600.0)
-    assert torch.equal(KeptProbes(tmp_path, "ab", 7)(range(1, 2), lambda: first), first)
+    assert torch.equal(kept("ab", range(1, 2), first), first)
     assert list(tmp_path.iterdir()) == []  # a short round keeps nothing
 
 
@@ -417,12 +430,86 @@ def test_logits_within_an_output_are_searched_as_plain_ones(tmp_path: Path) -> N
         assert torch.equal(tensor, within.state_dict[name]), name
 
 
-def test_few_labels_score_steps_by_folds() -> None:
-    run = problem(images=300).run(few=True)
+def regressed(inputs: Tensor, logits: Tensor, labels: Tensor, ridge: float) -> Tensor:
+    """The weight [classes, inputs] of least cross-entropy plus ridge times its square, by torch."""
+    weight = torch.zeros(logits.shape[1], inputs.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([weight], max_iter=500, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        value = cross_entropy(logits + inputs @ weight.T, labels) + ridge * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(objective)
+    return weight.detach()
+
+
+@pytest.mark.parametrize("factory", [Plain, Normed])
+def test_few_labels_score_what_is_made_without_each_fold(
+    factory: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and refit: by five networks that are put together and refitted here, by torch alone."""
+    monkeypatch.setattr(refit_module, "RIDGES", (0.01,))
+    one = problem(factory, **TWO_STEPS)
+    run = one.run(few=True)
     run.run()
-    best = min(one.score for one in run.state.initial.values())
-    first = run.history[0]
-    assert first["accepted"] and best - first["gain"] <= first["validation/recipe"] < best
+    assert [m["accepted"] for m in run.history] == [1.0, 1.0]
+    state, images = run.state, one.images
+    assert state.best_folds is not None
+    evolved = state.evolved["recipe"]
+    treated = next(c for c in state.treated if c.generation and c.treatment == "classifier")
+    fold = fold_numbers(images.labels, FOLDS, one.seed)
+    plain, refitted = torch.zeros(300), torch.zeros(300)
+    for k, recipe in enumerate(state.best_folds):
+        row = one.blocks.blocks.compose(one.population, recipe[None])[0]
+        used = one.evaluator.used_statistics(row, None)
+        model = factory()
+        model.load_state_dict(one.population.state_dict_of(row, used))
+        read: list[Tensor] = []
+        model.eval().head.register_forward_hook(lambda *a, to=read: to.append(a[1][0]))
+        with torch.no_grad():
+            logits = model(images.images)
+        rest, out, labels = fold != k, fold == k, images.labels
+        # A ridge means the same for features of root mean square 1, of all images.
+        features = read[0] / read[0].square().mean().sqrt()
+        inputs = torch.cat([features, torch.ones(300, 1)], dim=1)
+        after = logits + inputs @ regressed(inputs[rest], logits[rest], labels[rest], 0.01).T
+        plain[out] = cross_entropy(logits[out], labels[out], reduction="none")
+        refitted[out] = cross_entropy(after[out], labels[out], reduction="none")
+    # Float32 losses, and the initial network's: gains are taken from its score one by one.
+    assert evolved.score == pytest.approx(float(plain.mean()), abs=1e-5)
+    # Fits end within 1e-5 nats of the least objective; the refit changes a hundred times as much.
+    assert treated.score == pytest.approx(float(refitted.mean()), abs=1e-4)
+    assert abs(treated.score - evolved.score) > 1e-3
+
+
+def test_re_estimated_statistics_are_judged_by_folds_too() -> None:
+    one = problem(Normed, **TWO_STEPS, batchnorm="evolve")
+    run = one.run(few=True, budget=Budget(1))
+    run.run()
+    assert run.state.evolved
+    treated = next(c for c in run.state.treated if c.generation and c.treatment == "statistics")
+    fold, losses = fold_numbers(one.images.labels, FOLDS, one.seed), torch.zeros(300)
+    for k, apart in enumerate(run.state.apart()):
+        row, statistics = one.evaluator.policy.reestimated(apart.row, one.images)
+        assert statistics is None
+        losses[fold == k] = one.evaluator.losses(row, one.images)[0][fold == k]
+    assert treated.score == pytest.approx(float(losses.mean()), abs=1e-6)
+    assert treated.score != pytest.approx(one.evaluator.score(treated.row, one.images), abs=1e-3)
+
+
+def test_a_journal_without_the_folds_is_read_but_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FewRounds.run
+    with monkeypatch.context() as before:
+        before.setattr(FewRounds, "run", lambda *a: replace(run(*a), folds=None))
+        chosen = problem().run(tmp_path, few=True, budget=Budget(1)).run()
+    assert "folds" not in lines(tmp_path)[2] and lines(tmp_path)[2]["accepted"]
+    assert deevo.replay(tmp_path).candidate.digest == chosen.digest
+    with pytest.raises(DeevoError, match="did not keep what a step comes to without each fold"):
+        problem().run(tmp_path, few=True).run()
 
 
 def test_a_metric_without_a_finite_score_is_named_before_any_round() -> None:
@@ -432,146 +519,3 @@ def test_a_metric_without_a_finite_score_is_named_before_any_round() -> None:
     one = problem(metric=Metric.of(broken))
     with pytest.raises(DeevoError, match=r"finite score by metric .*broken: mend the metric"):
         one.run().run()
-
-
-# The state rule
-
-
-def record(
-    state: RecipeState, taken: Tensor | None, real: float = -1.0, **values: Any
-) -> RoundRecord:
-    """A round whose best proposal promised -1 and gave `real`."""
-    proposal = ProposalRecord("convex", 0.1, 0.5, -1.0, real)
-    recipe = state.recipe if taken is None else after(state.recipe, taken, 0.5)
-    options: dict[str, Any] = {
-        "round": state.round + 1,
-        "images": [10, 5, 5],
-        "radius": state.paths["blocks"].radius,
-        "left_out": [],
-        "held_out": 0.5,
-        "proposals": [proposal],
-        "best": 0,
-        "gain": 1.0,
-        "standard_error": 0.1,
-        "accepted": taken is not None,
-        "step": None if taken is None else taken.flatten(),
-        "recipe_sha256": recipe_digest(recipe),
-        "score": None if taken is None else 1.0 / (state.round + 2),
-        "forward_passes": 7,
-        "seconds": 0.5,
-    }
-    return RoundRecord(**{**options, **values})
-
-
-def begun() -> RecipeState:
-    one = problem()
-    state = RecipeState(one.population, one.blocks.blocks, seed=7)
-    best, everyone = CandidateRecord([2], 2.0), CandidateRecord([0, 1, 2, 3], 1.5)
-    state.apply(
-        GenerationRecord(
-            generation=0,
-            validation=ValidationRecord(best, everyone, CandidateRecord([2, 1], 1.25), [2.0] * 4),
-            forward_passes=1,
-            seconds=0.1,
-        )
-    )
-    return state
-
-
-def test_the_recipe_and_the_radius_follow_the_rounds() -> None:
-    state = begun()
-    assert torch.equal(state.recipe, uniform(3, 4, [2, 1]))
-    step = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 0.2
-    before = state.recipe.double()
-    state.apply(record(state, step))
-    # A' = (1 - l * sum C) A + l C, by hand in float64.
-    made = (1 - 0.5 * step.double().sum(dim=1, keepdim=True)) * before + 0.5 * step.double()
-    torch.testing.assert_close(state.recipe.double(), made, rtol=2.0**-23, atol=2.0**-23)
-    path = state.paths["blocks"]
-    assert (state.round, path) == (1, Progress())
-    for radius in (0.5, 0.25):
-        state.apply(record(state, None))
-        assert path.radius == radius
-    assert path.failures == 2
-    state.apply(record(state, step, real=-0.7))  # less than 0.75 of the promise: no larger radius
-    assert path == Progress(0, 0.25)
-    for radius in (0.5, 1.0, 1.0):
-        state.apply(record(state, step, real=-0.8))
-        assert path.radius == radius
-    assert state.round == 7 and torch.equal(state.evolved["recipe"].row, state.row(state.recipe))
-    assert state.best is not None and torch.equal(state.best, state.recipe)
-    worse = record(state, step, score=9.0)
-    state.apply(worse)
-    assert state.evolved["recipe"].generation == 7  # the best by validation is kept
-    assert not torch.equal(state.best, state.recipe)
-
-
-def test_a_round_without_a_step_hands_over_to_the_other_directions() -> None:
-    state = begun()
-    changes = torch.zeros(len(state.genes), 4)
-
-    def round_of(kind: str, taken: bool) -> None:
-        assert state.directions == kind
-        nonlocal changes
-        channels = kind == "channels"
-        values: dict[str, Any] = {"radius": state.paths[kind].radius}
-        if channels:
-            step = torch.ones(5) if taken else None
-            if taken:
-                drawn = Drawn.of(state.round + 1, 5, len(changes), 4, seed=7)
-                changes = drawn.after(changes, torch.ones(5), 0.5)
-            values |= {"directions": kind, "accepted": taken, "step": step}
-            values["score"] = 1.0 / (state.round + 2) if taken else None
-        else:
-            step = torch.full((3, 4), 0.1) if taken else None
-        recipe = state.recipe if channels or step is None else after(state.recipe, step, 0.5)
-        begun_ones = changes if state.changes is not None or (channels and taken) else None
-        values["recipe_sha256"] = recipe_digest(recipe, begun_ones)
-        state.apply(record(state, None if channels else step, **values))
-
-    for kind, taken in (
-        *(("blocks", True), ("blocks", False), ("channels", True), ("channels", False)),
-        *(("blocks", True), ("blocks", False), ("channels", True), ("channels", False)),
-        *(("blocks", False), ("channels", True), ("channels", False), ("channels", False)),
-    ):
-        round_of(kind, taken)
-    assert state.directions is None  # each has failed twice in a row, and none is asked again
-    assert torch.equal(state.begun_changes(), changes)
-    best = state.evolved["recipe"]  # its coordinates too
-    assert torch.equal(best.row, state.row(state.recipe, changes))
-
-
-def test_rounds_that_do_not_follow_are_refused() -> None:
-    state = begun()
-    step = torch.full((3, 4), 0.1)
-    with pytest.raises(ValueError, match=r"its radius is 0\.5"):
-        state.apply(record(state, None, radius=0.5))
-    with pytest.raises(ValueError, match="another size"):
-        state.apply(record(state, step, step=step[:2].flatten()))
-    with pytest.raises(DeevoError, match="the recipe has SHA-256"):
-        state.apply(record(state, step, recipe_sha256="0" * 64))
-    with pytest.raises(ValueError, match="no directions 'tensors'"):
-        record(state, None, directions="tensors")
-
-
-def test_records_of_rounds_are_read_as_they_were_written() -> None:
-    state = begun()
-    for one in (
-        record(state, torch.randn(3, 4), score=1 / 3, engines=[{"precision": "float32"}]),
-        record(state, None, gain=float("nan"), standard_error=float("inf"), left_out=[3, 7]),
-        record(state, None, proposals=[], best=None),
-    ):
-        again = from_json(RoundRecord, json.loads(json.dumps(to_json(one))))
-        assert json.dumps(to_json(again)) == json.dumps(to_json(one))
-        assert repr(again) == repr(one)  # NaN differs from itself
-        assert one.step is None or (again.step is not None and torch.equal(again.step, one.step))
-    for values, message in (
-        ({"radius": 0.0}, "radius 0.0"),
-        ({"radius": 2.0}, "radius 2.0"),
-        ({"round": 0}, "round 0"),
-        ({"seconds": float("nan")}, "costs of"),
-        ({"score": 1.0}, "where it is taken"),
-        ({"proposals": []}, "no proposal 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            record(state, None, **values)

@@ -27,7 +27,7 @@ from deevo_ext.runs.recipe_run import Budget, RecipeRun
 from deevo_ext.runs.round_preflight import examine_rounds
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search import linear_model
+from deevo_ext.search import held_out
 from support.evolution import top2
 from support.operators import num_threads
 from support.rounds import Normed, Problem, labelled
@@ -175,12 +175,12 @@ def test_folds_of_few_images_choose_the_ridge_and_the_length(
     assert [one.proposer for one in outcome.proposals] == ["convex", "de"] * 2
     (ridge, length), *more = {(one.ridge, one.length) for one in outcome.proposals}
     assert not more and ridge == outcome.held_out.ridge and length in (0.15, 0.3, 0.5)
-    held_out = module.LinearModel.held_out
+    fits = module.held_out
     passes = problem.evaluator.forward_passes
     monkeypatch.setattr(
-        module.LinearModel,
+        module,
         "held_out",
-        lambda *a: [replace(fit, gain=0.5 * fit.standard_error) for fit in held_out(*a)],
+        lambda *a: [replace(fit, gain=0.5 * fit.standard_error) for fit in fits(*a)],
     )
     outcome = search.run(recipe, 1, 1.0)
     assert not outcome.accepted and outcome.proposals == [] and outcome.step is None
@@ -188,12 +188,21 @@ def test_folds_of_few_images_choose_the_ridge_and_the_length(
     assert problem.evaluator.forward_passes - passes == 200 * (1 + 1 + 3 * 3)
 
 
-def test_no_image_tests_a_network_that_was_fitted_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong labels of one fold change the networks that are fitted to it, not the one it tests."""
-    monkeypatch.setattr(linear_model, "RIDGES", (0.1,))
-    monkeypatch.setattr(linear_model, "LENGTHS", (1.0,))
+@pytest.mark.parametrize("later", [False, True])
+def test_no_image_tests_a_network_that_was_fitted_to_it(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong labels of one fold change the networks that are fitted to it, not the one it tests.
+
+    later: the folds' networks have taken steps of their own before.
+    """
+    monkeypatch.setattr(held_out, "RIDGES", (0.1,))
+    monkeypatch.setattr(held_out, "LENGTHS", (1.0,))
     problem = Problem(seed=1, images=200, unit="member")
     search, recipe = problem.rounds(few=True), uniform(1, 4, [0])
+    if later:
+        steps = 0.1 * torch.randn(5, 1, 4, generator=torch.Generator().manual_seed(0))
+        search = replace(search, apart=torch.stack([after(recipe, one, 1.0) for one in steps]))
     folds = fold_numbers(problem.images.labels, 5, problem.seed)
     monkeypatch.setattr(module, "fold_numbers", lambda *_: folds)
     found: list[list[Tensor]] = []
@@ -209,8 +218,14 @@ def test_no_image_tests_a_network_that_was_fitted_to_it(monkeypatch: pytest.Monk
     labels[folds == 2] = 0
     for one in (problem.images, ImageSet(problem.images.images, labels, "images")):
         found.append([])
-        assert replace(search, images=one).run(recipe, 1, 1.0).accepted
+        outcome = replace(search, images=one).run(recipe, 1, 1.0)
+        assert outcome.accepted and outcome.folds is not None
+        if later:
+            assert torch.equal(torch.cat(found[-1][:5]), search.apart)
+            del found[-1][:5]
         assert len(found[-1]) == 5
+        for made, kept in zip(found[-1], outcome.folds, strict=True):
+            assert bool((made == kept).all(dim=(1, 2)).any())
     same = [torch.equal(a, b) for a, b in zip(*found, strict=True)]
     assert same == [False, False, True, False, False]
 

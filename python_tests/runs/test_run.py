@@ -23,6 +23,7 @@ import deevo_ext as deevo
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.runs import journal
 from deevo_ext.runs.folder import TENSORS
+from deevo_ext.runs.recording import read_journal
 from deevo_ext.runs.replay import write_candidate, write_trials
 from deevo_ext.runs.validation import Validation
 from support.evolution import images, population, save_members, sphere, sphere_until
@@ -264,7 +265,7 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_later(tmp_path: Path) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
-    recording = journal.read(folder / journal.FILE_NAME)
+    recording = read_journal(folder / journal.FILE_NAME)
     assert recording.whole == (folder / journal.FILE_NAME).stat().st_size
     assert len(recording.generations) > 1
     de = deevo.DifferentialEvolution(population(), generations=20, seed=1)

@@ -12,7 +12,8 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import Setting
-from deevo_ext.search.configuration import PRESETS, Configuration, configure
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.presets import PRESETS, configure
 from deevo_ext.search.strategies import Strategy
 from support.operators import SADE, SHADE, configurations
 

@@ -301,3 +301,22 @@ def test_directions_that_move_together_are_those_of_equal_steps(
     # Sums of five slopes of size 1 or so, rounded in another order; a loss is 2 logits' difference.
     assert float((found - expected).abs().max()) <= 64 * ROUNDING * float(z0.abs().max())
     assert float((found - model.losses_and_ranks(torch.zeros(1, 2))[0]).abs().max()) > 0.1
+
+
+def test_another_networks_losses_are_those_of_all_classes(
+    drawn: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Whatever is kept: what the rest of the classes come to is known of the network itself."""
+    z0, slopes, labels = drawn
+    model = model_of(z0, slopes, labels, 6)
+    none = torch.zeros(1, DIRECTIONS)
+    for logits in (z0, z0 + 0.5 * slopes[0], z0.flip(0)):
+        other = model.at(logits)
+        losses, ranks = other.losses_and_ranks(none)
+        # Float32 logits of some units.
+        exact = cross_entropy(logits.double(), labels, reduction="none")
+        assert torch.allclose(losses[0].double(), exact, atol=1e-4)
+        assert torch.allclose(other.logits(none)[0], logits, atol=1e-5)
+        assert torch.equal(other.slopes, model.slopes) and torch.equal(other.kept, model.kept)
+        assert ranks.shape == (1, IMAGES)
+    assert torch.equal(model.present, model_of(z0, slopes, labels, 6).present)

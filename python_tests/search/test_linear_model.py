@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from deevo_ext.search.linear_model import LENGTHS, RIDGES, LinearModel
+from deevo_ext.search.held_out import LENGTHS, RIDGES, held_out
+from deevo_ext.search.linear_model import LinearModel
 
 ROUNDING = 2.0**-24  # float32, relative
 
@@ -161,25 +162,31 @@ def test_a_correction_is_exact_where_it_was_made_and_changes_nothing_across() ->
     assert torch.equal(model.slopes, kept)
 
 
-def test_folds_score_what_a_fit_has_not_seen() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_folds_score_what_a_fit_has_not_seen(apart: bool) -> None:
+    """Apart: a fold's fit starts from a network of its own."""
     z0, slopes, labels, _ = drawn(n=60)
     model = model_of(z0, slopes, labels)
     folds = [torch.arange(k, 60, 5) for k in range(5)]
+    noise = torch.randn(5, *z0.shape, generator=torch.Generator().manual_seed(1))
+    starts = z0 + noise if apart else z0.expand(5, *z0.shape)
 
-    def wrong(q: Tensor) -> Tensor:
-        return (model.logits(q).argmax(dim=2) != labels).float()
+    def wrong(one: LinearModel, q: Tensor) -> Tensor:
+        return (one.logits(q).argmax(dim=2) != labels).float()
 
     def paired(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
         falls = (before - after).double()
         return [(float(fall.mean()), float(fall.std()) / len(fall) ** 0.5) for fall in falls]
 
-    found = model.held_out(folds, wrong, paired)
+    models = [model.at(z) for z in starts] if apart else None
+    found = held_out(model, folds, wrong, paired, apart=models)
+    assert torch.equal(model.z0, z0)
     assert [(fit.ridge, fit.length) for fit in found] == [(r, s) for r in RIDGES for s in LENGTHS]
     for ridge in (RIDGES[0], RIDGES[-1]):
         fits = {}
         for k in range(5):
             rest = torch.tensor([i for i in range(60) if i % 5 != k])
-            part = LinearModel(z0[rest], labels[rest], 6)
+            part = LinearModel(starts[k][rest], labels[rest], 6)
             # The whole model's coordinates: the part's slopes have another root mean square.
             part.slopes.copy_(model.slopes[:, rest])
             part.scale.copy_(model.scale)
@@ -187,10 +194,11 @@ def test_folds_score_what_a_fit_has_not_seen() -> None:
         for length in LENGTHS:
             loss, gain = torch.empty(60), torch.empty(60)
             for k, fold in enumerate(folds):
-                z = model.logits(length * fits[k][None])[0][fold]
-                loss[fold] = cross_entropy(z0[fold], labels[fold], reduction="none")
+                start = starts[k][fold]
+                z = (model.logits(length * fits[k][None])[0] - z0)[fold] + start
+                loss[fold] = cross_entropy(start, labels[fold], reduction="none")
                 loss[fold] -= cross_entropy(z, labels[fold], reduction="none")
-                before, after = (x.argmax(dim=1) != labels[fold] for x in (z0[fold], z))
+                before, after = (x.argmax(dim=1) != labels[fold] for x in (start, z))
                 gain[fold] = before.float() - after.float()
             one = next(f for f in found if (f.ridge, f.length) == (ridge, length))
             # Two fits, each within 2e-6 of the least, differ by 2e-3 / sqrt(ridge / 1e-4) at most.

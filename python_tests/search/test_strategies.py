@@ -13,8 +13,8 @@ import torch
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import MAX_TERMS, Setting, StrategyColumn, TermCode
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.pools import POOLS, interpolation_pool
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import (
     Strategy,
     Terms,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from deevo_ext.search.virtual import INDIVIDUALS, evolve_virtually, first_individuals
 
 TARGET = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.25])

@@ -20,7 +20,8 @@ from deevo_ext.ops.tables import (
     NUM_PARAMETER_COLUMNS,
     gene_words,
 )
-from deevo_ext.search.configuration import Configuration, configure
+from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy, compile_pool
 from support import cuda_on_host
 

@@ -13,25 +13,19 @@ from typing import Any
 
 import torch
 
-from deevo_ext import DeevoError
+from deevo_ext import DeevoError, evolve
 from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.scaling import Sizes
 from deevo_ext.fitness.classification import ClassificationFitness
 from deevo_ext.fitness.evaluator import Evaluator
-from deevo_ext.fitness.metrics import Metric
-from deevo_ext.fitness.probes import ProbeForward
-from deevo_ext.fitness.probing import Probing
 from deevo_ext.fitness.racing import Racing
 from deevo_ext.fitness.scoring import Scoring
-from deevo_ext.networks.blocks import blocks_of
-from deevo_ext.population.recipes import uniform
+from deevo_ext.population.population import Population
 from deevo_ext.runs.base import Run
 from deevo_ext.runs.recipe_run import RecipeRun
-from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.generation import Generation
 from deevo_ext.search.optimizer import DifferentialEvolution
 from support.evolution import images, population, sphere
@@ -135,6 +129,20 @@ def do(folder: Path, checkpoints: Path, plain: Path, *names: str) -> dict[str, A
     return found
 
 
+def twice() -> tuple[int, int, list[str]]:
+    """The bytes received for each of two runs that follow each other, and what was warned of."""
+    states = [population(2).state_dict(i) for i in range(2)]
+    with joined(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traffic = []
+        for _ in range(2):
+            Population.from_state_dicts(Net(), [*states, states[0]])
+            run = weights_run(None)
+            run.run()
+            traffic.append(run.traffic)
+    return (*traffic, [str(one.message) for one in caught])
+
+
 def interrupted(folder: Path, checkpoints: Path, plain: Path, name: str, how: str) -> str:
     """Does a run that is interrupted; what the exception of this rank says.
 
@@ -202,29 +210,6 @@ def traffic_of_a_generation() -> tuple[Sizes, int]:
     return Sizes(members.dim, 0, 3, 7, 1500, 16, 3), received
 
 
-def traffic_of_a_round() -> tuple[Sizes, int]:
-    """Likewise, of a round."""
-    members = population(5, batchnorm="recalibrate")
-    some = images(3600, 1)  # 300 make the model, as many choose, 2,400 test
-    evaluator = Evaluator(
-        Net(), members, micro_batch=32, calibration=some.slice(0, 100), engine="eager"
-    )
-    blocks = blocks_of(evaluator.forward, members, some.image_shape, "layer").blocks
-    rounds = RoundSearch(
-        Probing(ProbeForward(evaluator), blocks, 0.3, 4),
-        some,
-        Metric("loss"),
-        300,
-        configure("sa-shade-tri-ensin", generations=300),
-        0,
-    )
-    with joined():
-        rounds.run(uniform(len(blocks), 5, range(5)), 1, 1.0)
-        received = ranks().traffic
-    statistics = members.statistics_layout.dim
-    return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received
-
-
 def differing(how: str) -> str:
     """A run in which rank 1 differs; what the exception says.
 
@@ -246,6 +231,16 @@ def differing(how: str) -> str:
             run.scoring.settle = changed  # type: ignore[method-assign]
     try:
         run.run()
+    except DeevoError as error:
+        return str(error)
+    return "nothing"
+
+
+def given_a_folder_apart(folder: Path) -> str:
+    """Evolves with a run folder on rank 0 alone; what the exception says."""
+    first = os.environ["RANK"] == "0"
+    try:
+        evolve(Net(), folder, images(60, 1), run_dir=folder / "run" if first else None)
     except DeevoError as error:
         return str(error)
     return "nothing"

@@ -23,8 +23,8 @@ from deevo_ext.runs.replay import write_candidate
 from deevo_ext.runs.rounds import FEW, RoundSearch
 from deevo_ext.runs.state import Candidate
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import configure
 from deevo_ext.search.optimizer import Callback
+from deevo_ext.search.presets import configure
 from support.evolution import images
 from support.networks import Net, members
 from support.populations import assert_equal

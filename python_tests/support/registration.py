@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 from support.operators import OPERATORS, SHADE, Evolution, evolution
 from support.weights import Weights, random_weights
 

@@ -21,7 +21,7 @@ from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.recipe_run import Budget, RecipeRun
 from deevo_ext.runs.rounds import RoundSearch
 from deevo_ext.runs.validation import Validation
-from deevo_ext.search.configuration import configure
+from deevo_ext.search.presets import configure
 
 CLASSES = 4
 State = dict[str, Tensor]

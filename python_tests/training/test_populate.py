@@ -87,6 +87,8 @@ def test_what_is_whole_is_kept_and_what_is_damaged_or_missing_is_trained(tmp_pat
     more = _populate(_trainings(3, augmentations=plain, epochs=0.4), tmp_path)
     assert len(more) == 3 and paths[1].read_bytes() == whole
     assert paths[0].stat().st_mtime_ns == first
+    with pytest.raises(DeevoError, match=r"members is 2, but .* holds member_02 already"):
+        _populate(_trainings(2, augmentations=plain, epochs=0.4), tmp_path)
 
 
 def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -32,6 +33,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 """The dtype of tensors in each precision."""
+_ALONE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class Execution:
     def torch_settings(self) -> Iterator[None]:
         """On CUDA, makes the device the current one, whose streams graphs and timings lie on.
 
-        Products of float32 are formed in tf32 exactly where that is the precision.
+        Products of float32 are formed in tf32 exactly where that is the precision. One thread is
+        inside at a time, which may come in again: what it sets is the process', and the graphs of
+        its networks have one set of staging rows.
         """
         if self.device.type != "cuda":
             yield
             return
-        with torch.cuda.device(self.device), float32_products(self.precision == "tf32"):
+        with _ALONE, torch.cuda.device(self.device), float32_products(self.precision == "tf32"):
             yield
 
 

@@ -74,7 +74,10 @@ class Workers:
             # The workers' torch.set_num_threads(1) became the default of threads yet to start.
             torch.set_num_threads(torch.get_num_threads())
         if errors:
-            raise errors[min(errors)]
+            try:
+                raise errors[min(errors)]
+            finally:
+                errors.clear()  # its traceback holds this frame, which would hold it
         return [results[index] for index in range(len(tasks))]
 
 

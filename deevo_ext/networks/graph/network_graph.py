@@ -7,6 +7,7 @@ after it. Engines (deevo_ext.networks.engines) turn a layer into code.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class Shortcut:
 
 
 @dataclass
-class Layer:
+class Layer(ABC):
     """A layer of any kind.
 
     name: of its weights' module, else of the graph's node. reads: registers; writes: one;
@@ -91,14 +92,14 @@ class Layer:
     engine: str = "aten"
 
     @property
+    @abstractmethod
     def operation(self) -> str:
         """The operation as the table names it."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def signature(self) -> str:
         """All that its speed depends on, the key of the engine table."""
-        raise NotImplementedError
 
 
 @dataclass
