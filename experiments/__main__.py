@@ -21,6 +21,7 @@ from . import (
     metrics,
     policies,
     populations,
+    pretrained,
     quantised,
     racing,
     runs,
@@ -103,6 +104,26 @@ def adapt(
         partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
         for seed, name, *what in each
         if (name, seed, *what) not in done
+    ]
+    _all(jobs, processes)
+
+
+@app.command("pretrained")
+def adapt_pretrained(
+    kind: Names = None,
+    severity: Annotated[int, typer.Option(help="1 for mild, 2 for strong.")] = 2,
+    labels: Annotated[int, typer.Option(help="How many images are labelled.")] = 500,
+    seeds: Seeds = "0",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 1,
+) -> None:
+    """Do the same with fine-tunings of a network that was trained on ImageNet."""
+    done = _recorded("pretrained")
+    jobs = [
+        partial(pretrained.adapt, root, seed, what, severity, labels)
+        for seed in _numbers(seeds)
+        for what in _of(kind, [*kinds.KINDS, kinds.SAME])
+        if (pretrained.NAME, seed, what, severity, labels, 0) not in done
     ]
     _all(jobs, processes)
 

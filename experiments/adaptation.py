@@ -9,6 +9,7 @@ that the members were trained on, with the normalisation that they had then.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.state import Candidate
+from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
 from deevo_ext.training.hyper_parameters import derived_seed
 
@@ -44,7 +46,27 @@ def adapt(
     `adaptation.csv`, each with its losses on images of the kind and on old ones, and its cost.
     """
     case = case_of(root, setting, seed)
+    about = {"setting": setting.name, "population": seed, "kind": kind, "severity": severity,
+             "labels": labels, "draw": draw}  # fmt: skip
+    found = adapted(case, kind, severity, labels, draw, few_labels.LENGTHS)
+    return {"adaptation": [about | line for line in found]}
+
+
+def adapted(
+    case: Case,
+    kind: str,
+    severity: int,
+    labels: int,
+    draw: int,
+    lengths: Sequence[int],
+    **options: Any,
+) -> list[Line]:
+    """The lines of a population that is at hand, without what names it.
+
+    lengths: of the trainings that are tried on the same labels, in steps. options: of the run.
+    """
     as_they_come, test, old = images_of(case, kind, severity, labels, draw)
+    seed = derived_seed(case.seed, draw)
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     case.network.load_state_dict(population.state_dict_of(population.mean(range(population.size))))
     labelled = min((as_they_come, renormalised(as_they_come, as_they_come)),
@@ -56,10 +78,11 @@ def adapt(
         case.network,
         case.paths,
         labelled,
-        seed=derived_seed(seed, draw),
+        seed=seed,
         precision="float32",
         basin="ignore",
         progress=False,
+        **options,
     )
     seconds = time.process_time() - began
     lines = [
@@ -68,7 +91,7 @@ def adapt(
     ]
     case.network.load_state_dict(_state(result, result.run.state.initial["soup"]))
     began = time.process_time()
-    trained = careful(case.network, labelled, derived_seed(seed, draw))
+    trained = careful(case.network, labelled, seed, lengths)
     seconds = time.process_time() - began
     lines.append(
         {
@@ -80,9 +103,7 @@ def adapt(
             "steps": trained.steps,
         }
     )
-    about = {"setting": setting.name, "population": seed, "kind": kind, "severity": severity,
-             "labels": labels, "draw": draw, "renormalised": int(again)}  # fmt: skip
-    return {"adaptation": [about | line for line in lines]}
+    return [{"renormalised": int(again), **line} for line in lines]
 
 
 def images_of(

@@ -2,7 +2,8 @@
 
 `records/<setting>.csv` has a line for each network of each run, `curves.csv` one for each
 generation of the runs that the plots show, `rounds.csv` one for each round of the searches of
-coefficients, `racing.csv` and `policies.csv` one for each measurement of these experiments.
+coefficients, `adaptation.csv` and `pretrained.csv` one for each network on labelled images of a
+kind, `racing.csv` and `policies.csv` one for each measurement of these experiments.
 Numbers are written so that reading them gives the same numbers again; a cell without a value is
 empty.
 """
@@ -20,8 +21,10 @@ Line = dict[str, Any]
 Lines = dict[str, list[Line]]
 """Lines of one run, by the name of the file that they belong to."""
 
+_ADAPTED = ("setting", "population", "kind", "severity", "labels", "draw")
 _KEYS = {
-    "adaptation": ("setting", "population", "kind", "severity", "labels", "draw"),
+    "adaptation": _ADAPTED,
+    "pretrained": _ADAPTED,
     "curves": ("setting", "variant", "population"),
     "functions": ("year", "function", "evaluations"),
     "linearity": ("setting", "population"),

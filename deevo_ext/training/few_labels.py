@@ -21,7 +21,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 LENGTHS = (100, 300)
 """The numbers of steps that are tried; the rate falls to zero over each."""
 _BATCH_SIZE = 32
-_BATCH = 500  # images of a forward pass
+_BATCH = 64  # images of a forward pass: activations of 500 leave the caches
 _SPLIT = 1  # what a seed is derived for
 
 
@@ -42,7 +42,11 @@ class Trained:
 
 
 def train_on_labels(
-    network: nn.Module, images: LabelledImages, seed: int, rates: Sequence[float] = RATES
+    network: nn.Module,
+    images: LabelledImages,
+    seed: int,
+    rates: Sequence[float] = RATES,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Trained:
     """Returns a copy of the network after training by Adam on labelled images; it is left as it is.
 
@@ -51,7 +55,8 @@ def train_on_labels(
     but the labels decides. Rates fall to zero: few images at a constant rate end in noise.
 
     network: float32, on the device it is to be trained on. images: few enough for memory. seed: of
-    the split and the batches, 0 or more. Raises DeevoError as `fine_tune` does.
+    the split and the batches, 0 or more. rates, lengths: those that are tried, lengths in steps.
+    Raises DeevoError as `fine_tune` does.
     """
     fifth = max(1, len(images) // 5)
     learned, unseen = split_class_balanced(
@@ -74,7 +79,7 @@ def train_on_labels(
 
     best = (loss(copy.deepcopy(network)), rates[0], 0)
     for rate in rates:
-        for steps in LENGTHS:
+        for steps in lengths:
             best = min(best, (loss(trained(rate, steps, learned)), rate, steps))
     least, rate, steps = best
     final = trained(rate, steps, images) if steps else copy.deepcopy(network).eval()

@@ -24,8 +24,8 @@ Cell = tuple[str, str, int, int]
 
 def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture."""
-    cells = _cells(records)
-    if not cells:
+    cells, pretrained = _cells(records, "adaptation"), _cells(records, "pretrained")
+    if not cells and not pretrained:
         return []
     other = {cell: runs for cell, runs in cells.items() if cell[1] != SAME}
     same = {cell: runs for cell, runs in cells.items() if cell[1] == SAME}
@@ -35,8 +35,14 @@ def chapter(records: Path, docs: Path) -> list[str]:
             parts += [f"### {title}", "", _gains(some), "", _costs(some), ""]
     if other:
         _plot(other, docs / PICTURE)
-        parts += [f"![Gains on other images]({PICTURE})"]
-    return parts
+        parts += [f"![Gains on other images]({PICTURE})", ""]
+    if pretrained:
+        parts += ["### A pretrained network", "", _gains(pretrained), "", _costs(pretrained), ""]
+        for cell, runs in pretrained.items():
+            for population, (run,) in runs.items():
+                parts += [f"{', '.join(_about(cell, runs)[:2])}, population {population}:", ""]
+                parts += [_networks(run), ""]
+    return parts[:-1]
 
 
 def chosen(run: Run, among: Callable[[str], bool]) -> Line:
@@ -62,10 +68,10 @@ def back(run: Run) -> Line:
     return next(line for line in run.values() if line["returned"])
 
 
-def _cells(records: Path) -> dict[Cell, dict[int, list[Run]]]:
+def _cells(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
-    for line in read(records, "adaptation"):
+    for line in read(records, name):
         cell = tuple(line[key] for key in ("setting", "kind", "severity", "labels"))
         runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
         runs.setdefault(line["draw"], {})[line["network"]] = line
@@ -150,6 +156,27 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
             for pick in (ours, _named(TRAINED))
         ]
         lines.append((*_about(cell, runs), *shares, *lost, *costs))
+    return markdown_table(header, lines)
+
+
+def _networks(run: Run) -> str:
+    """All networks of a run."""
+    header = ("network", "loss", "top-1", "on old images", "score", "passes", "CPU s")
+    lines = []
+    for name, line in run.items():
+        called = f"**{name}**" if line["returned"] else name
+        old, score = line["old_top1"], line["score"]
+        lines.append(
+            (
+                called,
+                f"{line['loss']:.4f}",
+                f"{line['top1']:.1%}",
+                "" if old is None else f"{old:.1%}",
+                "" if score is None else f"{score:.4f}",
+                f"{line['forward_passes'] or 0:,}",
+                "" if line["seconds"] is None else f"{line['seconds']:.0f}",
+            )
+        )
     return markdown_table(header, lines)
 
 
