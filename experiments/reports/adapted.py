@@ -229,5 +229,5 @@ def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
         axis.set_xticks([x + 0.3 for x in range(len(some))], list(some))
         axis.set_ylabel("points gained over the soup untouched")
         axis.set_title(f"{setting}, 500 labels, {('mild', 'strong')[severity - 1]}")
-        axis.legend(fontsize="x-small")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(ways))
     save(figure, path)

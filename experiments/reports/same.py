@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
@@ -185,10 +186,10 @@ def _members(variants: dict[str, Runs], what: str) -> str:
 def _plot(every: dict[str, dict[str, Runs]], rounds: list[Line], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(every), 3.6), layout="constrained")
-    for axis, (name, variants) in zip(
-        figure.subplots(1, len(every), squeeze=False)[0], every.items(), strict=True
-    ):
+    rows = math.ceil(len(every) / 2)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
+    for place, (name, variants) in enumerate(every.items(), start=1):
+        axis = figure.add_subplot(rows, 2, place)
         ours = of_variant([line for line in rounds if line["setting"] == name], RECIPE)
         for population, run in variants[RECIPE].items():
             course = _course(run, [one for one in ours if one["population"] == population])
@@ -201,6 +202,6 @@ def _plot(every: dict[str, dict[str, Runs]], rounds: list[Line], path: Path) -> 
                 run[SOUP]["validation_loss"] - returned(run)["validation_loss"]
             ], "*", color="C2")  # fmt: skip
         axis.set_title(f"{name}: recipes; refit alone (dots), returned (stars)", fontsize="small")
-        axis.set_xlabel("forward passes")
-        axis.set_ylabel("validation loss below the greedy soup's")
+    figure.supxlabel("forward passes")
+    figure.supylabel("validation loss below the greedy soup's")
     save(figure, path)
