@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.runs.state import SOUP
-from deevo_ext.training.few_labels import logits_of
+from deevo_ext.training import few_labels
 
 from .cases import case_of
 from .csv_files import Line, Lines
@@ -52,7 +52,7 @@ class Rounded(nn.Module):
         most = 2 ** (_WEIGHTS - 1)
         with torch.no_grad():
             # torch's own multiplies by the inverse, and the greatest weight may end a step off.
-            scale = weight.abs().max() / (most - 0.5)
+            scale = (weight.abs().max() / (most - 0.5)).clamp_min(1e-12)
             change = (weight / scale).round().clamp(-most, most - 1) * scale - weight
         return weight + change
 
@@ -125,7 +125,7 @@ def compare(root: Path, setting: Setting, seed: int) -> Lines:
         start = fuse(case.network).requires_grad_(True)
         for name, network in ((TRAINED, start), (AWARE, rounded(start))):
             began = time.process_time()
-            trained = careful(network, labelled, seed)
+            trained = careful(network, labelled, seed, few_labels.LENGTHS)
             seconds = round(time.process_time() - began, 2)
             plain = unrounded(trained.network)
             own = engine_of(plain, calibration, Path(folder))
@@ -187,7 +187,7 @@ def _candidates(
 def _both(
     network: nn.Module, weights: dict[str, Tensor], engine: Callable[..., Any], test: ImageSet
 ) -> Line:
-    exact = _scores(logits_of(network, test), test)
+    exact = _scores(few_labels.logits_of(network, test), test)
     return {
         **_scores(engine(weights, test.images), test),
         **{f"float_{name}": value for name, value in exact.items()},

@@ -171,6 +171,8 @@ def evolve(
     weights, model card, report and journal in the run folder.
     """
     effective = {n: v for n, v in (locals() | options).items() if n not in _OF_ONE_START}
+    if options["search"] == "weights" and options["generations"] is not None:
+        effective["seconds"] = None  # of a run that is lengthened: a new one takes one of them
     effective["modules"] = here = (modules or Path()).absolute()
     if str(here) not in sys.path:
         sys.path.insert(0, str(here))

@@ -85,13 +85,13 @@ def require_own_gpus(devices: Collection[torch.device]) -> None:
 
 def _launched() -> bool:
     """Whether a launcher has started several processes."""
-    return "RANK" in os.environ and _number("WORLD_SIZE", 1) > 1
+    return "RANK" in os.environ and (_number("WORLD_SIZE") or 1) > 1
 
 
-def _number(name: str, otherwise: int) -> int:
+def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is None:
-        return otherwise
+        return None
     if not text.isdecimal():
         raise DeevoError(f"{name} is {text!r} in the environment; expected a whole number")
     return int(text)
@@ -112,6 +112,7 @@ def _connected(timeout: float) -> Connection:
     # Processes start seconds apart, however soon a silent one is given up once all are here.
     together = max(timeout, TIMEOUT)
     limit = timedelta(seconds=together)
+    local, on_node = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
     try:
         own_group = not dist.is_initialized()
         if own_group:
@@ -127,13 +128,6 @@ def _connected(timeout: float) -> Connection:
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
         store = PrefixStore(f"deevo/{next(_times)}", store)
         connection = Connection(store, group, timeout)
-        hosts = connection.gather(socket.gethostname())
-        here = [rank for rank, host in enumerate(hosts) if host == hosts[connection.rank]]
-        local = _number("LOCAL_RANK", here.index(connection.rank))
-        connection.first_of_node = local == 0
-        connection.on_node = max(1, _number("LOCAL_WORLD_SIZE", len(here)))
-        if own_group and torch.cuda.is_available():
-            torch.cuda.set_device(local % torch.cuda.device_count())
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DeevoError(
@@ -141,6 +135,17 @@ def _connected(timeout: float) -> Connection:
             "processes has RANK, MASTER_ADDR and MASTER_PORT, as torchrun "
             f"sets them, and comes here within {together:.0f} s"
         ) from error
+    try:
+        hosts = connection.gather(socket.gethostname())
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[connection.rank]]
+        local = here.index(connection.rank) if local is None else local
+        connection.first_of_node = local == 0
+        connection.on_node = max(1, len(here) if on_node is None else on_node)
+        if own_group and torch.cuda.is_available():
+            torch.cuda.set_device(local % torch.cuda.device_count())
+    except BaseException:
+        connection.close()
+        raise
     _warn_of_threads(connection)
     return connection
 

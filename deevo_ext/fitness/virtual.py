@@ -79,15 +79,20 @@ def guided_fitness(
     guide = _GUIDE * abs(float(found)) / max(float(losses), 1e-30)
 
     def fitness(q: Tensor) -> Tensor:
-        found, losses, length = all_of(q)
+        parts = zip(*map(all_of, q.split(_at_once(model, metric, q))), strict=True)
+        found, losses, length = map(torch.cat, parts)
         return found + guide * losses + length
 
     return fitness
 
 
+def _at_once(model: LinearModel, metric: Metric, q: Tensor) -> int:
+    """How many of q [P, d] are judged at once: a metric that wants logits has them all kept."""
+    return max(1, _KEPT // (len(model.labels) * model.classes)) if metric.keeps_logits else len(q)
+
+
 def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callable[[Tensor], Tensor]:
     """Returns a function of q [P, d]: the fitness plus ridge |q|^2, float64 [P] on the CPU."""
-    some = max(1, _KEPT // (len(model.labels) * model.classes))
 
     def of_sets(q: Tensor) -> Tensor:
         length = _lengths(q, ridge)
@@ -99,7 +104,7 @@ def virtual_fitness(model: LinearModel, metric: Metric, ridge: float) -> Callabl
 
     def fitness(q: Tensor) -> Tensor:
         if metric.of_whole_sets:
-            return torch.cat([*map(of_sets, q.split(some if metric.keeps_logits else len(q)))])
+            return torch.cat([*map(of_sets, q.split(_at_once(model, metric, q)))])
         means, length = _means(model, own_scores(model, metric, q), _lengths(q, ridge))
         return means + length
 

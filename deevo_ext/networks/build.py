@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -145,7 +146,7 @@ class Builder:
                 raise DeevoError(f'{why}: use engine="eager", and please report this network')
             if why is not None:
                 text = f"{why}; it is served by functional_call: please report this network"
-                warn(text, stacklevel=2)
+                warnings.warn(text, stacklevel=2)  # measured, so on any rank
                 run = self.execution
                 built = self._unfused(as_dtype(self.module, run.dtype, run.device), why)
         built.checked = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from deevo_ext.fitness.differences import DIRECTIONS
+from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.virtual import virtual_fitness
 from deevo_ext.networks.blocks import NetworkBlocks
 from deevo_ext.runs.basin import BasinReport, some_images
@@ -96,9 +97,10 @@ def examine_rounds(
     if not rounds.few:  # a round along differences may follow, and its probes share nothing
         passes, probes = max(passes, (DIRECTIONS + 1) * model), max(probes, DIRECTIONS)
         directions = max(directions, DIRECTIONS)
-    # A user's function has no batch statistics: probes, the present network and the one that
-    # corrects the model have theirs re-estimated.
-    passes += (probes + 2) * extra * evaluator.forward.own_engine
+    # A user's function has no batch statistics: probes, the present network, the one that corrects
+    # the model, and those apart of few images have theirs re-estimated.
+    networks = probes + 2 + FOLDS * rounds.few
+    passes += networks * extra * evaluator.forward.own_engine
     passes += rounds.proving(extra)
     passes += extra  # of the network that is kept
     if not validation.by_folds:

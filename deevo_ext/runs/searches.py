@@ -132,9 +132,10 @@ def search_weights(materials: Materials) -> Evolution:
         else:
             assert journal is not None
             with line_of(journal.path, 1):
-                if run_options.generations is None and run_options.seconds is not None:
+                if run_options.generations is None:
                     generations = journal.recording.schedule
-                    if run_options.progress and ranks().leads:
+                    timed = run_options.seconds is not None
+                    if timed and run_options.progress and ranks().leads:
                         say(
                             f"{journal.folder} keeps its {generations} generations: seconds "
                             "decides their number where a run begins; for more of them give "

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from deevo_ext.data.labelled import LabelledImages
@@ -184,11 +185,16 @@ class Treatments:
     def _scored(self, candidate: Candidate, apart: Sequence[Candidate] = ()) -> Candidate:
         """Scores a candidate, or each of those apart on its fold, with the statistics they have."""
         validation, images = self._validation, self._validation.images
-        outcomes = self._outcomes(apart[0] if apart else candidate, images)
-        folds = fold_numbers(images.labels, FOLDS, self._seed)
-        for k, one in enumerate(apart[1:], start=1):
-            places = (folds == k).nonzero().flatten()
-            outcomes[places] = self._outcomes(one, images.subset(places))
+        if apart:
+            folds = fold_numbers(images.labels, FOLDS, self._seed)
+            places = [(folds == k).nonzero().flatten() for k in range(FOLDS)]
+            parts = [
+                self._outcomes(one, images.subset(some))
+                for one, some in zip(apart, places, strict=True)
+            ]
+            outcomes = torch.cat(parts)[torch.cat(places).argsort()]
+        else:
+            outcomes = self._outcomes(candidate, images)
         labels, size = images.labels, validation.evaluator.micro_batch
         fitness = ranks().lead(lambda: float(validation.metric.fitness(outcomes, labels, size)))
         return replace(candidate, score=fitness)

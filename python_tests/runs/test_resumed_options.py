@@ -74,7 +74,7 @@ SAME_RESULT: dict[str, dict[str, Any]] = {
         "progress": True,
     },
     "coefficients": {"passes": 1, "seconds": 1e-9, "memory": 2**40},
-    "weights": {"patience": 5, "seconds": 1e-9},
+    "weights": {"patience": 5, "seconds": 1e-9, "generations": None},
 }
 """Options that decide no bit, or that end a run which is at its end already."""
 LONGER: dict[str, dict[str, Any]] = {
