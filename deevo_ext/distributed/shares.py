@@ -112,9 +112,9 @@ def evaluated(
 
     evaluate: function(part) -> tensors [k, n, ...] of k rows on n images. edges: as of `parts_of`.
     divide: makes parts of units: `parts_of` or `parts_by_images`. Shares follow the speed at which
-    ranks have evaluated so far. held: the images, consecutive
-    ones, that each rank gets the results of; None: all of them get those of all images. With
-    several ranks the tensors come back on the CPU.
+    ranks have evaluated so far. held: the images, consecutive ones, that each rank gets the results
+    of; None: all of them get those of all images. With several ranks the tensors come back on the
+    CPU.
     """
     group, whole = ranks(), slice(0, edges[-1])
     if group.count == 1:

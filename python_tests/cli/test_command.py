@@ -25,10 +25,9 @@ from deevo_ext.cli.command import speaking
 from deevo_ext.cli.parameters import time_of
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.trainings import PopulationOptions
-from support.commands import run
-from support.networks import Net, colour_net, members
+from support.commands import run, write_place
+from support.networks import Net, members
 from support.paths import child_environment
-from support.pictures import write_tree
 
 _EVOLVED = "run/evolved.safetensors"
 
@@ -36,13 +35,7 @@ _EVOLVED = "run/evolved.safetensors"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to work in: a tree of pictures, checkpoints, a transform and a file of options."""
-    folder = tmp_path_factory.mktemp("command")
-    write_tree(folder / "tree", 60, 60)
-    (folder / "c").mkdir()
-    for i, state in enumerate(members(colour_net, 4)):
-        save_file(state, folder / "c" / f"m{i}.safetensors")
-    transform = {"resize": 24, "crop": 20, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    (folder / "t.json").write_text(json.dumps(transform))
+    folder = write_place(tmp_path_factory.mktemp("command"), 60, 4)
     options = {
         "arch": "own_module:net",
         "checkpoints": "c/*.safetensors",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import save_file
 
-from support.commands import run
-from support.networks import colour_net, members
-from support.pictures import write_tree
+from support.commands import run, write_place
 
 _NET = "support.networks:colour_net"
 _EVOLVE = ("evolve", "--arch", _NET, "--checkpoints", "c", "--transform", "t.json")
@@ -25,14 +21,8 @@ _OF_WEIGHTS = ("--search", "weights", "--run-dir", "new")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to work in: a tree of pictures, checkpoints, the options of a run that began."""
-    folder = tmp_path_factory.mktemp("together")
-    write_tree(folder / "tree", 12, 12)
-    (folder / "c").mkdir()
-    for i, state in enumerate(members(colour_net, 2)):
-        save_file(state, folder / "c" / f"m{i}.safetensors")
+    folder = write_place(tmp_path_factory.mktemp("together"), 12, 2)
     (folder / "pictures.safetensors").touch()  # it is not opened
-    transform = {"resize": 24, "crop": 20, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    (folder / "t.json").write_text(json.dumps(transform))
     (folder / "run").mkdir()
     said = {"arch": _NET, "checkpoints": "c", "data": "tree", "metric": "top1"}
     (folder / "run" / "run.yaml").write_text(yaml.safe_dump(said))

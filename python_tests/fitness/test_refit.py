@@ -91,22 +91,31 @@ def test_the_fit_is_the_convex_optimum(
     assert -1e-9 <= float(value) - least <= 1.1e-5
 
 
+def falls_of(
+    apart: list[tuple[Tensor, Tensor]], labels: Tensor, fold: Tensor, ridge: float
+) -> Tensor:
+    """What the cross-entropy of each image falls by, by the fit to each fold's others."""
+    falls = torch.zeros(len(labels), dtype=torch.float64)
+    for k, (found, logits) in enumerate(apart):
+        rest, out = fold != k, fold == k
+        _, weight, bias = converged(found[rest], logits[rest], labels[rest], ridge, 0.0)
+        before = logits[out].double()
+        after = before + found[out].double() @ torch.from_numpy(weight).T + torch.from_numpy(bias)
+        falls[out] = cross_entropy(before, labels[out], reduction="none")
+        falls[out] -= cross_entropy(after, labels[out], reduction="none")
+    return falls
+
+
 def test_gain_is_what_fits_without_each_fold_gain_on_it() -> None:
     found, logits, labels = task(300, 12, 4)
     result = refit(found, logits, labels, LOSS, 5)
     assert result.ridge is not None and result.accepted
     fold = fold_numbers(labels, FOLDS, 5)
-    falls = torch.zeros(300, dtype=torch.float64)
     for k in range(FOLDS):
-        rest, out = fold != k, fold == k
         # The basis divides by the rms of all images: so does the ridge here.
-        ratio = float(found.square().mean() / found[rest].square().mean())
+        ratio = float(found.square().mean() / found[fold != k].square().mean())
         assert abs(ratio - 1.0) < 0.1
-        _, weight, bias = converged(found[rest], logits[rest], labels[rest], result.ridge, 0.0)
-        before = logits[out].double()
-        after = before + found[out].double() @ torch.from_numpy(weight).T + torch.from_numpy(bias)
-        falls[out] = cross_entropy(before, labels[out], reduction="none")
-        falls[out] -= cross_entropy(after, labels[out], reduction="none")
+    falls = falls_of([(found, logits)] * FOLDS, labels, fold, result.ridge)
     # The ridge differs by a few per cent between the two, as the rms does.
     assert result.gain == pytest.approx(float(falls.mean()), rel=0.02)
     assert result.standard_error == pytest.approx(float(falls.std()) / math.sqrt(300), rel=0.05)
@@ -122,15 +131,7 @@ def test_a_network_that_knows_the_images_is_judged_by_those_that_do_not() -> Non
     known = logits + 3.0 * torch.nn.functional.one_hot(labels, 4)  # of a network that learnt them
     result = refit(found, known, labels, LOSS, 5, apart=apart)
     assert result.ridge is not None and result.gain > 0.1
-    fold = fold_numbers(labels, FOLDS, 5)
-    falls = torch.zeros(300, dtype=torch.float64)
-    for k, (read, z) in enumerate(apart):
-        rest, out = fold != k, fold == k
-        _, weight, bias = converged(read[rest], z[rest], labels[rest], result.ridge, 0.0)
-        before = z[out].double()
-        after = before + read[out].double() @ torch.from_numpy(weight).T + torch.from_numpy(bias)
-        falls[out] = cross_entropy(before, labels[out], reduction="none")
-        falls[out] -= cross_entropy(after, labels[out], reduction="none")
+    falls = falls_of(apart, labels, fold_numbers(labels, FOLDS, 5), result.ridge)
     # As above: features are divided by the rms of all images, not of four folds.
     assert result.gain == pytest.approx(float(falls.mean()), rel=0.02)
     # The change itself is the known network's, whose objective is the least there is.
