@@ -111,8 +111,6 @@ def images_of(
 ) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Labelled and test images of a kind, and old ones; nobody was trained on any of them."""
     fitness, test, train = case.sets.fitness, case.sets.test, case.sets.train
-    assert isinstance(fitness, ImageSet) and isinstance(train, ImageSet)
-    assert isinstance(test, ImageSet)
     seed = derived_seed(case.seed, _LABELLED + draw)
     labelled = fitness.slice(draw * labels, (draw + 1) * labels)
     few = min(TEST, len(test) // 2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
-from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.runs.state import SOUP
 from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
@@ -57,7 +57,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return float(sums.abs().sum() / len(labels))
 
 
-METRICS: dict[str, Any] = {
+METRICS: dict[str, str | Scores] = {
     "worst-class": "worst-class",
     "macro-f1": "macro-f1",
     "cost": cost,
@@ -122,15 +122,12 @@ def _images(case: Case, kind: str) -> tuple[ImageSet, ImageSet | None, ImageSet]
         labels = min(LABELS, len(case.sets.fitness))
         labelled, test, _ = adaptation.images_of(case, kind, SEVERITY, labels, 0)
         return labelled, None, test
-    fitness, test = case.sets.fitness, case.sets.test
-    assert isinstance(fitness, ImageSet) and isinstance(test, ImageSet)
-    assert isinstance(case.validation, ImageSet)
-    return fitness, case.validation, test
+    return case.sets.fitness, case.validation, case.sets.test
 
 
 def _evolved(
     case: Case,
-    metric: Any,
+    metric: str | Scores,
     search: str,
     fitness: ImageSet,
     validation: ImageSet | None,
