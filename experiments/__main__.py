@@ -101,9 +101,9 @@ def adapt(
         _numbers(draws),
     )
     jobs = [
-        partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
-        for seed, name, *what in each
-        if (name, seed, *what) not in done
+        partial(adaptation.adapt, root, SETTINGS[name], seed, what, strength, count, draw)
+        for seed, name, what, strength, count, draw in each
+        if (name, seed, what, strength, count, draw) not in done
     ]
     _all(jobs, processes)
 

@@ -54,10 +54,11 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
         "seed": 0,
     }
     result = evolve(case, f"policy-{name}", options | policy)
-    assert result.comparison is not None
-    networks = {network.name: network for network in result.comparison.networks}
-    evolved = networks[result.comparison.evolved]
-    rival = result.comparison.rival
+    comparison = result.comparison
+    assert comparison is not None and comparison.rival is not None
+    assert comparison.evolved is not None
+    networks = {network.name: network for network in comparison.networks}
+    evolved, rival = networks[comparison.evolved], comparison.rival
     low, high = rival.interval
     line = {
         "setting": setting.name,
