@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.metrics import Metric, Scores
+from deevo_ext.runs.given import Keywords
 from deevo_ext.runs.state import SOUP
 from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
@@ -133,30 +133,26 @@ def _evolved(
     validation: ImageSet | None,
     test: ImageSet,
 ) -> deevo.Result:
-    options: dict[str, Any] = {"passes": PASSES}
-    if search == "weights":
-        options = {
+    options: Keywords = {
+        "search": search,
+        "metric": metric,
+        "seed": case.seed,
+        "micro_batch": cases.MICRO_BATCH if validation is not None else 100,
+        "precision": "float32",
+        "chunk": len(case.paths) + 2,
+        "basin": "ignore",
+        "progress": False,
+    }
+    if search == "coefficients":
+        options["passes"] = PASSES
+    else:
+        options |= {
             "generations": cases.GENERATIONS,
             "images_per_batch": min(cases.IMAGES_PER_BATCH, len(fitness)),
             "generations_per_batch": cases.GENERATIONS_PER_BATCH,
             "validate_every": cases.VALIDATE_EVERY,
         }
-    return deevo.evolve(
-        case.network,
-        case.paths,
-        fitness,
-        validation,
-        test,
-        search=search,
-        metric=metric,
-        seed=case.seed,
-        micro_batch=cases.MICRO_BATCH if validation is not None else 100,
-        precision="float32",
-        chunk=len(case.paths) + 2,
-        basin="ignore",
-        progress=False,
-        **options,
-    )
+    return deevo.evolve(case.network, case.paths, fitness, validation, test, **options)
 
 
 def _lines(result: deevo.Result) -> list[Line]:

@@ -29,7 +29,7 @@ from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.runs.state import SOUP
 from deevo_ext.training import few_labels
 
-from .cases import case_of
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
 from .training import careful
@@ -106,9 +106,8 @@ def compare(root: Path, setting: Setting, seed: int) -> Lines:
         engine = engine_of(case.network, calibration, Path(folder))
         soup = None
         for search in SEARCHES:
-            options = {} if search == FLOAT else {"engine": engine}
             began = time.process_time()
-            result = _evolved(case.network, case.paths, labelled, seed, options)
+            result = _evolved(case, labelled, "auto" if search == FLOAT else engine)
             seconds = round(time.process_time() - began, 2)
             lines += [
                 {"search": search, **line, "forward_passes": result.run.forward_passes,
@@ -151,20 +150,18 @@ def engine_of(
     return example.Quantised(network, calibration, folder, QuantType[weights])
 
 
-def _evolved(
-    network: nn.Module, paths: list[Path], labelled: ImageSet, seed: int, options: dict[str, Any]
-) -> deevo.Result:
+def _evolved(case: Case, labelled: ImageSet, engine: str | EngineFunction) -> deevo.Result:
     return deevo.evolve(
-        network,
-        paths,
+        case.network,
+        case.paths,
         labelled,
-        seed=seed,
+        seed=case.seed,
         passes=PASSES,
         precision="float32",
         micro_batch=len(labelled),
         basin="ignore",
         progress=False,
-        **options,
+        engine=engine,
     )
 
 
