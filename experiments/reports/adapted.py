@@ -27,7 +27,7 @@ Pick = Callable[[Run], Line]
 
 def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture."""
-    cells, pretrained = _cells(records, "adaptation"), _cells(records, "pretrained")
+    cells, pretrained = cells_of(records, "adaptation"), cells_of(records, "pretrained")
     if not cells and not pretrained:
         return []
     other = {cell: runs for cell, runs in cells.items() if cell[1] != SAME}
@@ -71,7 +71,7 @@ def back(run: Run) -> Line:
     return next(line for line in run.values() if line["returned"])
 
 
-def _cells(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
+def cells_of(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
     for line in read(records, name):

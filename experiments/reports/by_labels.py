@@ -1,0 +1,100 @@
+"""How many labels: what refits, recipes and training gain from 50 to 2,000 of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from deevo_ext.runs.state import SOUP
+from deevo_ext.text import markdown_table
+
+from ..adaptation import TRAINED
+from ..csv_files import Line
+from ..kinds import SAME
+from .adapted import Cell, back, cells_of, evolved, initial
+from .figures import Run, counts, save
+from .same import REFITTED
+
+PICTURE = "evidence-labels.png"
+_WAYS: tuple[tuple[str, Callable[[Run], Line]], ...] = (
+    ("classifier refitted", lambda run: run.get(REFITTED, run[SOUP])),
+    ("evolved", evolved),
+    ("returned", back),
+    ("trained by Adam", lambda run: run[TRAINED]),
+)
+
+
+def chapter(records: Path, docs: Path) -> list[str]:
+    """The chapter's Markdown; it draws its picture.
+
+    Runs on strong changes are put together over the kinds, those of the images trained on apart;
+    of the populations that all numbers of labels have.
+    """
+    cells = cells_of(records, "adaptation").items()
+    strong = {cell: runs for cell, runs in cells if cell[1] == SAME or cell[2] == 2}
+    panels: dict[tuple[str, str], list[Cell]] = {}
+    for cell in strong:
+        panels.setdefault((cell[0], SAME if cell[1] == SAME else "other kinds"), []).append(cell)
+    runs: dict[tuple[str, str, int], list[Run]] = {}
+    for panel, some in panels.items():
+        common = set.intersection(*(set(strong[cell]) for cell in some))
+        for cell in some:
+            found = [run for one in sorted(common) for run in strong[cell][one]]
+            runs.setdefault((*panel, cell[3]), []).extend(found)
+    if len({labels for _, _, labels in runs}) < 2:
+        return []
+    header = ("population", "images", "labels", "runs", *(name for name, _ in _WAYS),
+              "evolved - best initial: better / equal / worse",
+              "returned - best initial: better / equal / worse", "the worst",
+              "Adam - returned: better / equal / worse")  # fmt: skip
+    lines = []
+    for (setting, what, labels), found in sorted(runs.items()):
+        returned = [back(run)["loss"] - initial(run)["loss"] for run in found]
+        lines.append(
+            (
+                setting,
+                what,
+                f"{labels:,}",
+                str(len(found)),
+                *(_middle(found, pick) for _, pick in _WAYS),
+                counts(evolved(run)["loss"] - initial(run)["loss"] for run in found),
+                counts(returned),
+                f"{max(returned):+.4f}",
+                counts(run[TRAINED]["loss"] - back(run)["loss"] for run in found),
+            )
+        )
+    _plot(runs, docs / PICTURE)
+    return ["## How many labels", "", markdown_table(header, lines), "",
+            f"![Loss by labels]({PICTURE})"]  # fmt: skip
+
+
+def _middle(runs: list[Run], pick: Callable[[Run], Line]) -> str:
+    """Medians of loss and points of top-1 against the soup, its statistics re-estimated."""
+    loss = statistics.median(pick(run)["loss"] - run[SOUP]["loss"] for run in runs)
+    points = statistics.median(100 * (pick(run)["top1"] - run[SOUP]["top1"]) for run in runs)
+    return f"{loss:+.3f} / {points:+.1f}"
+
+
+def _plot(runs: dict[tuple[str, str, int], list[Run]], path: Path) -> None:
+    """Lines of the median loss against the soup's."""
+    from matplotlib.figure import Figure
+
+    panels = sorted({key[:2] for key in runs}, key=lambda panel: (panel[1] == SAME, panel[0]))
+    figure = Figure(figsize=(3.2 * len(panels), 3.2), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        some = {key[2]: found for key, found in runs.items() if key[:2] == panel}
+        for label, pick in _WAYS:
+            medians = [
+                statistics.median(pick(run)["loss"] - run[SOUP]["loss"] for run in found)
+                for found in some.values()
+            ]
+            axis.plot(list(some), medians, marker="o", markersize=3, label=label)
+        axis.set_xscale("log")
+        axis.set_xticks(list(some), [str(labels) for labels in some])
+        axis.minorticks_off()
+        axis.set_title(", ".join(panel), fontsize=10)
+        axis.set_xlabel("labels")
+    figure.axes[0].set_ylabel("test loss against the soup")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    save(figure, path)
