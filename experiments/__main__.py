@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import torch
 import typer
@@ -38,6 +38,7 @@ Names = Annotated[list[str] | None, typer.Option(help="May be repeated; all of t
 Setting = Annotated[str, typer.Option(help="The populations' setting.")]
 Root = Annotated[Path, typer.Option(help="The folder where populations and runs lie.")]
 Processes = Annotated[int, typer.Option(min=1, help="How many processes run, a thread each.")]
+Given = ParamSpec("Given")
 DEFAULT_ROOT = Path("experiments-populations")
 RECORDS = HERE / "records"
 STUDIES = {"virtual": virtual.compare_optimizers, "linearity": virtual.linearity}
@@ -53,7 +54,7 @@ def populate(
     """Train the populations that are missing."""
     chosen = _of(setting, SETTINGS)
     _all(
-        [partial(populations.make, root, SETTINGS[s], n) for n in _numbers(seeds) for s in chosen],
+        [_job(populations.make, root, SETTINGS[s], n) for n in _numbers(seeds) for s in chosen],
         processes,
     )
 
@@ -70,7 +71,7 @@ def run(
     chosen = _of(setting, SETTINGS)
     done = {name: _recorded(name) for name in chosen}
     jobs = [
-        partial(runs.run, root, SETTINGS[name], seed, what)
+        _job(runs.run, root, SETTINGS[name], seed, what)
         for what in _of(variant, [*VARIANTS, *PEERS, *BOUNDS])
         for name in chosen
         for seed in _numbers(seeds)
@@ -101,9 +102,9 @@ def adapt(
         _numbers(draws),
     )
     jobs = [
-        partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
-        for seed, name, *what in each
-        if (name, seed, *what) not in done
+        _job(adaptation.adapt, root, SETTINGS[name], seed, what, strength, count, draw)
+        for seed, name, what, strength, count, draw in each
+        if (name, seed, what, strength, count, draw) not in done
     ]
     _all(jobs, processes)
 
@@ -120,7 +121,7 @@ def adapt_pretrained(
     """Do the same with fine-tunings of a network that was trained on ImageNet."""
     done = _recorded("pretrained")
     jobs = [
-        partial(pretrained.adapt, root, seed, what, severity, labels)
+        _job(pretrained.adapt, root, seed, what, severity, labels)
         for seed in _numbers(seeds)
         for what in _of(kind, [*kinds.KINDS, kinds.SAME])
         if (pretrained.NAME, seed, what, severity, labels, 0) not in done
@@ -141,7 +142,7 @@ def compare_metrics(
     done = _recorded("metrics")
     (kind,) = _of([kind], [*kinds.KINDS, kinds.SAME])
     jobs = [
-        partial(metrics.measure, root, SETTINGS[name], seed, kind, what)
+        _job(metrics.measure, root, SETTINGS[name], seed, kind, what)
         for seed in _numbers(seeds)
         for name in _of([setting], SETTINGS)
         for what in _of(metric, metrics.METRICS)
@@ -161,7 +162,7 @@ def compare_quantised(
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime has warnings for each network
     done = _recorded("quantised")
     jobs = [
-        partial(quantised.compare, root, SETTINGS[name], seed)
+        _job(quantised.compare, root, SETTINGS[name], seed)
         for seed in _numbers(seeds)
         for name in (_of(setting, SETTINGS) if setting else ["vgg-tight", "resnet-tight"])
         if (name, seed) not in done
@@ -178,7 +179,7 @@ def why(
 ) -> None:
     """Compare optimizers on linear models, and what these promise with what networks do."""
     jobs = [
-        partial(study, root, SETTINGS[name], seed)
+        _job(study, root, SETTINGS[name], seed)
         for seed in _numbers(seeds)
         for name in _of([setting], SETTINGS)
         for file, study in STUDIES.items()
@@ -198,7 +199,7 @@ def race(
 ) -> None:
     """Measure what races save, and whether they decide otherwise than full evaluations."""
     jobs = [
-        partial(racing.measure, root, SETTINGS[name], seed, generations, error)
+        _job(racing.measure, root, SETTINGS[name], seed, generations, error)
         for name in _of([setting], SETTINGS)
         for seed in _numbers(seeds)
     ]
@@ -216,7 +217,7 @@ def compare_policies(
     """Measure what each evaluation policy does to a population."""
     done = _recorded("policies")
     jobs = [
-        partial(policies.measure, root, SETTINGS[name], seed, what)
+        _job(policies.measure, root, SETTINGS[name], seed, what)
         for name in _of([setting], SETTINGS)
         for seed in _numbers(seeds)
         for what in _of(policy, policies.POLICIES)
@@ -236,7 +237,7 @@ def compare_on_functions(
 
     done = _recorded("functions")
     jobs = [
-        partial(functions.measure, year, number, runs, evaluations)
+        _job(functions.measure, year, number, runs, evaluations)
         for year, number in functions.FUNCTIONS
         if (year, number, evaluations) not in done
     ]
@@ -272,15 +273,32 @@ def _recorded(name: str) -> set[tuple[Any, ...]]:
     return {csv_files.key_of(name, line) for line in csv_files.read(RECORDS, name)}
 
 
+def _job(
+    function: Callable[Given, Any], *arguments: Given.args, **named: Given.kwargs
+) -> Callable[[], Any]:
+    """A `functools.partial` with all arguments: of one that lacks some mypy says nothing."""
+    return partial(function, *arguments, **named)
+
+
 def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
-    """Runs the jobs; the lines that one gives are recorded as soon as it has ended."""
+    """Runs the jobs; the lines that one gives are recorded as soon as it has ended.
+
+    Where one fails, those that have been handed to a process are recorded too, and no more are.
+    """
+    failure: BaseException | None = None
     # A process has one thread: networks this small gain nothing from a second.
     with ProcessPoolExecutor(processes, initializer=partial(torch.set_num_threads, 1)) as pool:
         tasks = [pool.submit(job) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), unit="run"):
-            lines = task.result()
-            if isinstance(lines, dict):
+            if task.cancelled():
+                continue
+            if error := task.exception():
+                failure = failure or error
+                pool.shutdown(wait=False, cancel_futures=True)
+            elif isinstance(lines := task.result(), dict):
                 csv_files.save(RECORDS, lines)
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":
