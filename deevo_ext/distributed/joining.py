@@ -64,23 +64,32 @@ def joined() -> Iterator[Ranks]:
 
 
 def require_own_gpus(devices: Collection[torch.device]) -> None:
-    """Raises RankError, on all ranks, where ranks of a machine crowd on some of its GPUs.
+    """Raises RankError, on all ranks, where some crowd on one GPU and see another that is free.
 
     devices: those that this rank works on. What was made before the ranks came together, on "cuda",
-    lies on the first GPU of all, unless the script had chosen one.
+    lies on the first GPU of all, unless the script had chosen one. A GPU is known by its UUID:
+    where CUDA_VISIBLE_DEVICES gives each rank its own, all of them are "cuda:0".
     """
-    gpus = sorted(str(device) for device in devices if device.type == "cuda")
-    count = torch.cuda.device_count() if gpus else 0
-    everyone = ranks().gather((socket.gethostname(), count, gpus))
-    for host in {host for host, *_ in everyone}:
-        there = [(count, gpus) for where, count, gpus in everyone if where == host and gpus]
-        used = {gpu for _, gpus in there for gpu in gpus}
-        if there and len(used) < (possible := min(len(there), there[0][0])):
-            raise RankError(
-                f"{len(there)} ranks on {host} work on {', '.join(sorted(used))}, but {possible} "
-                'GPUs could: call torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) before '
-                'population and evaluator are made on "cuda", or name each rank\'s own ("cuda:1")'
-            )
+    used = {_uuid(device): str(device) for device in devices if device.type == "cuda"}
+    seen = {_uuid(number) for number in range(torch.cuda.device_count())} if used else set()
+    everyone = [*enumerate(ranks().gather((socket.gethostname(), used, seen)))]
+    for rank, (host, own, _) in everyone:
+        for gpu, name in own.items():
+            there = [(r, gpus, sees) for r, (where, gpus, sees) in everyone if where == host]
+            crowd = [r for r, gpus, _ in there if gpu in gpus]
+            busy = {one for _, gpus, _ in there for one in gpus}
+            free = {one for r, _, sees in there if r in crowd for one in sees} - busy
+            if len(crowd) > 1 and free:
+                raise RankError(
+                    f"ranks {', '.join(map(str, crowd))} on {host} work on one GPU (rank {rank}'s "
+                    f"{name}), beside {len(free)} that nobody works on: call "
+                    'torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) before population and '
+                    'evaluator are made on "cuda", or name each rank\'s own ("cuda:1")'
+                )
+
+
+def _uuid(device: torch.device | int) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def _launched() -> bool:

@@ -14,8 +14,13 @@ _OUTCOME, _NUMBER = 4, 8  # bytes of an image's outcome or a logit, and of a fit
 # What a message has beside its numbers: an array's header, a rank's list.
 _OVERHEAD = 256
 _VIRTUAL = 320_000  # bytes of what one virtual evolution did, generation by generation
+# Rounds and linear models are made by packages that import this one: their numbers, once more.
 _RIDGES, _LENGTHS, _FOLDS, _WAVES, _PROPOSALS = 9, 3, 5, 2, 24
+_TESTS, _TOGETHER = 8, 64  # images that test, for one in the model; probes at a time
+_ALL, _KEPT, _DRAWN = 100, 21, 10  # classes of which all are kept; else so many, and of the rest
 _STEPS = 200  # of Newton's method in all fits of a round
+# Directions from which on a step is made of products with the matrix; so many, in the mean.
+_MANY, _PRODUCTS = 1024, 25
 _CANDIDATES, _GENERATIONS = 64, 300  # of a virtual evolution
 
 
@@ -75,21 +80,22 @@ def of_generation(sizes: Sizes, ranks: int, weight: int = 4) -> Scaling:
 def of_round(sizes: Sizes, ranks: int, weight: int = 4, on_gpu: bool = True) -> Scaling:
     """Returns what a round of a search of coefficients comes to, along coordinates.
 
-    on_gpu: whether the linear model lies on a GPU. Of more than 100 classes an image has 32
-    columns. A model that is shared (`slices`) leaves the columns of probes where they belong; its
-    sums and derivatives are exchanged. Of one that lies whole on every rank columns are gathered,
-    and rank 0 sends fits and what virtual evolutions did. Statistics of the networks that are
-    proved are gathered.
+    on_gpu: whether the linear model lies on a GPU. A model that is shared (`slices`) leaves the
+    columns of probes where they belong; its sums and derivatives are exchanged. Of one that lies
+    whole on every rank columns are gathered, and rank 0 sends fits and what virtual evolutions did.
+    Statistics of the networks that are proved are gathered.
     """
-    kept, columns = (sizes.classes,) * 2 if sizes.classes <= 100 else (21, 32)
+    few = sizes.classes <= _ALL
+    kept, columns = (sizes.classes,) * 2 if few else (_KEPT, _KEPT + _DRAWN)
+    slopes = columns if few else columns + 1  # those of the rest have the true class, too
     probes = sizes.blocks * (sizes.members - 1)
     directions = sizes.blocks * sizes.members
     device = torch.device("cuda" if on_gpu else "cpu")
     slices = Slices.of(sizes.images, directions * sizes.images * kept, device)
     held = slices.held(ranks)
-    together = min(64, probes)
+    together = min(_TOGETHER, probes)
     groups = -(-probes // together)
-    outcomes = _OUTCOME * ((_PROPOSALS + 1) * sizes.images + 2 * 8 * sizes.images)
+    outcomes = _OUTCOME * (_PROPOSALS + 1 + 2 * _TESTS) * sizes.images
     statistics = _OUTCOME * sizes.statistics * (_PROPOSALS + 3)
     received = _gathered(_OUTCOME * sizes.images * sizes.classes, ranks)  # of the present network
     received += _gathered(outcomes + statistics, ranks, _PROPOSALS + 8)
@@ -112,7 +118,7 @@ def of_round(sizes: Sizes, ranks: int, weight: int = 4, on_gpu: bool = True) -> 
     rows = (sizes.members + 2 * sizes.chunk) * sizes.weights * weight
     return Scaling(
         received,
-        rows + _OUTCOME * (directions * most * columns + sizes.images * sizes.classes),
+        rows + _OUTCOME * (directions * most * slopes + sizes.images * sizes.classes),
         units / ranks,
         units,
     )
@@ -123,18 +129,28 @@ def _fits(directions: int, images: int, slices: Slices, ranks: int) -> int:
     nodes = [len(slices.nodes(rank, ranks)) for rank in range(ranks)]
     room = room_of(ranks)
 
-    def summed(numbers: int) -> int:
+    def added(numbers: int) -> int:
         """A sum's nodes."""
         each = [max(0, n * (_NUMBER * numbers + _OVERHEAD // 2) - room) for n in nodes[1:]]
         return _heads(ranks) + sum(each)
 
-    numbers = directions * (directions + 3) // 2
-    mine = _NUMBER * len(slices.adding(numbers, ranks)[0])
-    step = 2 * _heads(ranks) + sum(nodes[1:]) * mine + _NUMBER * numbers - mine
-    step += _led(_NUMBER * directions, ranks) + 2 * summed(1)
+    def summed(numbers: int) -> int:
+        """The same, of which each rank adds some numbers, where they are many."""
+        mine = len(slices.adding(numbers, ranks)[0])
+        rest = numbers - mine
+        return added(mine) + (_heads(ranks) + _NUMBER * rest if rest else 0)
+
+    if directions < _MANY:
+        step = summed(directions * (directions + 3) // 2) + _led(_NUMBER * directions, ranks)
+    else:
+        # The gradient, then products: rank 0 receives sums, the others the next vector.
+        sums = 1 + _PRODUCTS
+        vectors = _led(_NUMBER * directions * (1 + sums), ranks, 1 + sums)
+        step = max(sums * summed(directions), sums * _heads(ranks) + vectors)
+    step += 2 * added(1)
     falls = _RIDGES * _gathered(_LENGTHS * images * (_OUTCOME + _NUMBER), ranks, 3)
     first = _led(_CANDIDATES * _OUTCOME * directions, ranks)
-    return _STEPS * step + falls + _WAVES * (first + (_GENERATIONS + 3) * summed(_CANDIDATES))
+    return _STEPS * step + falls + _WAVES * (first + (_GENERATIONS + 3) * added(_CANDIDATES))
 
 
 def _gathered(size: int, ranks: int, exchanges: int = 1) -> int:

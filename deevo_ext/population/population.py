@@ -45,6 +45,7 @@ class Population:
     """NP flat rows and all that turns them back into networks; made by the `from_` methods.
 
     rows: [NP, D] float32, bfloat16 or float16; their stride is `layout.stride`, their pads are +0.
+    all_rows: these, and behind them those that `append_average` may still fill.
     layout: where each evolved tensor lies in a row.
     statistics: [NP, S] float32, BatchNorm statistics held apart (S is 0 under "evolve").
     statistics_layout: where each of them lies in its row.
@@ -59,7 +60,7 @@ class Population:
 
     def __init__(self, members: MemberRows, options: NameOptions | None = None) -> None:
         size = len(members.names)
-        self._all_rows, self._all_statistics = members.rows, members.statistics
+        self.all_rows, self._all_statistics = members.rows, members.statistics
         self.rows, self.statistics = members.rows[:size], members.statistics[:size]
         self.layout, self.statistics_layout = members.layout, members.statistics_layout
         self.fixed, self.names, self.sources = members.fixed, members.names, members.sources
@@ -231,7 +232,7 @@ class Population:
         """
         check_arguments(Population.append_average, locals())
         size = self.size
-        if size == len(self._all_rows):
+        if size == len(self.all_rows):
             raise DeevoError(
                 f"no row is left for {name!r}: give spare= when the population is made"
             )
@@ -240,7 +241,7 @@ class Population:
         if not self.pristine:
             raise DeevoError(f"{name!r} cannot be appended to a population that has been evolved")
         row, statistics = self.mean(members), self.mean_statistics(members)
-        self.rows, self.statistics = self._all_rows[: size + 1], self._all_statistics[: size + 1]
+        self.rows, self.statistics = self.all_rows[: size + 1], self._all_statistics[: size + 1]
         self.rows[size], self.statistics[size] = row, statistics
         self.names.append(name)
         self.averages.append([int(i) for i in members])

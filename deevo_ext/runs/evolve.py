@@ -24,6 +24,7 @@ from deevo_ext.networks.arguments import evaluating_device
 from deevo_ext.options import documented
 from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import Inventory
+from deevo_ext.population.one_copy import read_once_a_machine
 from deevo_ext.population.population import Population
 from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.given import GROUPS, Keywords, OptionGroup, Options
@@ -119,8 +120,9 @@ def evolve(
     place = _place(model, files, chosen)
     if chosen.run.basin != "ignore":
         class_map_of(files, chosen.run.basin)
-    with ranks().one_a_node_first():
-        population = Population.from_checkpoints(
+
+    def read() -> Population:
+        return Population.from_checkpoints(
             model,
             paths,
             dtype=members.dtype,
@@ -133,6 +135,12 @@ def evolve(
             device=place,
             spare=SOUPS if chosen.soups else 0,
         )
+
+    if chosen.search == "coefficients":  # never writes into them
+        population = read_once_a_machine(read)
+    else:
+        with ranks().one_a_node_first():
+            population = read()
     images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))

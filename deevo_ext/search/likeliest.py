@@ -149,6 +149,18 @@ class LikeliestModel(LinearModel):
             predicted.masked_fill_(broken, -1),
         )
 
+    def terms(self, images: slice) -> tuple[Tensor, Tensor]:
+        """Returns some own images' logits and slopes whose softmax gives the loss, float32.
+
+        Their shapes are [n, columns] and [d, n, columns].
+        """
+        z0, slopes = super().terms(images)
+        own = self.own[images, None]
+        rest = self._rest[images, 1:] + z0.gather(1, own)
+        rest_slopes = self._slopes_of(self._rest_slopes[..., 1:], images)
+        rest_slopes = rest_slopes + slopes.gather(2, own.expand(len(slopes), -1, 1))
+        return torch.cat([z0, rest], dim=1), torch.cat([slopes, rest_slopes], dim=2)
+
     def _clear(self, directions: int) -> None:
         """Leaves out all of so many directions."""
         super()._clear(directions)
@@ -174,15 +186,6 @@ class LikeliestModel(LinearModel):
         rest = columns[:, self.z0.shape[1] :]
         rest += (self._rest_logit(logits, images) - rest.logsumexp(dim=1))[:, None]
         return columns
-
-    def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
-        """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
-        z0, slopes = super()._terms(images)
-        own = self.own[images, None]
-        rest = self._rest[images, 1:] + z0.gather(1, own)
-        rest_slopes = self._slopes_of(self._rest_slopes[..., 1:], images)
-        rest_slopes = rest_slopes + slopes.gather(2, own.expand(len(slopes), -1, 1))
-        return torch.cat([z0, rest], dim=1), torch.cat([slopes, rest_slopes], dim=2)
 
     def _rest_logit(self, logits: Tensor, images: slice = slice(None)) -> Tensor:
         """Log sum exp of the rest, less the true class's logit, [n], of images' logits."""

@@ -6,9 +6,8 @@ costs one matrix product (`torch.ops.deevo.linear_scores`), whatever the metric.
 
 Steps are written in scaled coordinates q = C * scale, in which every direction moves the logits by
 1 in the root mean square; the model keeps slopes of that size. So a ridge |q|^2 weighs every
-direction by what it does to the logits. The convex fit of the cross-entropy is a damped
-Gauss-Newton method (DFO-GN: Cartis & Roberts, Math. Prog. Comp. 11, 2019); corrections by networks
-that were evaluated are Broyden's (Math. Comp. 19, 1965).
+direction by what it does to the logits. Corrections by networks that were evaluated are Broyden's
+(Math. Comp. 19, 1965).
 
 Several ranks hold slopes of some images each, where these are many (`distributed.slices`), and what
 is known of the present network of all. All call the same methods, and get the same of each.
@@ -23,10 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.slices import Slices
+from deevo_ext.search.cross_entropy import CrossEntropy
+from deevo_ext.search.newton import least
 
-_NEWTON_STEPS, _ENOUGH = 12, 1e-6
 # Bytes of float32 slopes that the fit works on at a time: on the CPU they stay in a core's cache,
 # on a GPU they are enough to keep it busy.
 _CACHED_BYTES, _CACHED_BYTES_OF_GPUS = 8 << 20, 256 << 20
@@ -184,7 +183,7 @@ class LinearModel:
         """
         q = q.double().cpu() * (self.scale > 0)
         missed = torch.empty_like(self.present)
-        for images in self._cached():
+        for images in self.cached():
             held = self._held(images)
             afar = self._columns_afar(logits[held].to(self.z0), images)
             missed[held] = afar - self._columns_at(q, images)
@@ -207,63 +206,26 @@ class LinearModel:
         share = torch.full((n,), 1.0 / n) if weights is None else weights / weights.sum()
         share = share.to(self.z0)
         q = torch.zeros(self.directions, dtype=torch.float64) if start is None else start.clone()
-        value = self._value(q, share, ridge)
-        for _ in range(_NEWTON_STEPS):
-            newton = self._newton_step(q, share, ridge)
-            length = 1.0
-            while not (trial := self._value(q - length * newton, share, ridge)) <= value:
-                length /= 2
-                if length < 1e-3:
-                    return q
-            q, decrease, value = q - length * newton, value - trial, trial
-            if decrease < _ENOUGH:
-                break
-        return q
+        loss = CrossEntropy(self, share, ridge)
+        return least(loss.value, loss.newton_step, q)
 
-    def _value(self, q: Tensor, share: Tensor, ridge: float) -> float:
-        losses, weight = self.losses_and_ranks(q[None])[0], share[self.slices.own]
-        seen = torch.where(weight > 0, losses, 0.0)  # 0 times +inf would be NaN
-        sums, length = self.slices.added(seen.double() * weight.double(), (q @ q)[None])
-        return float(sums) + ridge * float(length)
+    def terms(self, images: slice) -> tuple[Tensor, Tensor]:
+        """Returns some own images' logits and slopes whose softmax gives the loss, float32.
 
-    def _newton_step(self, q: Tensor, share: Tensor, ridge: float) -> Tensor:
-        """The Gauss-Newton step of `_value`, float64 [d]."""
-        d = self.directions
-        row, column = torch.triu_indices(d, d)
+        Their shapes are [n, columns] and [d, n, columns].
+        """
+        return self.z0[images], self._slopes_of(self.slopes, images)
 
-        def packed(derivatives: Tensor) -> Tensor:
-            return torch.cat([derivatives[:, 0], derivatives[row, 1 + column]])
+    def cached(self, images: slice | None = None) -> Iterator[slice]:
+        """Yields own images, or some, slice by slice: float32 slopes that stay in a cache.
 
-        sums = self.slices.summed(
-            d + len(row), lambda images: self._derivatives(q, share, images), packed
-        )
-
-        def step() -> Tensor:
-            assert sums is not None
-            gradient, curvature = sums[:d] + 2 * ridge * q, torch.zeros(d, d, dtype=torch.float64)
-            curvature[row, column] = curvature[column, row] = sums[d:]
-            curvature.diagonal().add_(2 * ridge + 1e-9)
-            return torch.linalg.solve(curvature, gradient)
-
-        return ranks().lead(step)
-
-    def _derivatives(self, q: Tensor, share: Tensor, images: slice) -> Tensor:
-        """Gradient and Gauss-Newton matrix of some images' loss, float64 [d, 1 + d] on the CPU."""
-        d = self.directions
-        gradient = torch.zeros(d, dtype=torch.float64, device=self.z0.device)
-        curvature = torch.zeros(d, d, dtype=torch.float64, device=self.z0.device)
-        for part in self._cached(images):
-            (z0, slopes), weight = self._terms(part), share[part]
-            z = z0 + torch.einsum("d,dnc->nc", q.to(slopes), slopes)
-            odds = torch.softmax(z, dim=1)
-            residual = odds.clone()
-            residual.scatter_add_(1, self.own[part, None], -torch.ones_like(odds[:, :1]))
-            gradient += (slopes.flatten(1) @ (residual * weight[:, None]).flatten()).double()
-            # The matrix is J' (diag(p) - p p') J, weighted, summed over images.
-            root = (slopes * (odds * weight[:, None]).sqrt()).flatten(1)
-            means = (slopes * odds).sum(dim=2) * weight.sqrt()
-            curvature += (root @ root.T - means @ means.T).double()
-        return torch.cat([gradient[:, None], curvature], dim=1).cpu()
+        A slice of the ranks' is cut by itself, so that its results' bits are the same on any rank.
+        """
+        held = _CACHED_BYTES if self.z0.device.type == "cpu" else _CACHED_BYTES_OF_GPUS
+        size = max(1, held // (4 * max(1, self.directions) * self.z0.shape[1]))
+        for part in self.slices.each() if images is None else [images]:
+            for start in range(part.start, part.stop, size):
+                yield slice(start, min(start + size, part.stop))
 
     def _clear(self, directions: int) -> None:
         """Leaves out all of so many directions."""
@@ -284,10 +246,6 @@ class LinearModel:
         """The columns [n, columns] of images' logits that may lie far from the network's."""
         return logits
 
-    def _terms(self, images: slice) -> tuple[Tensor, Tensor]:
-        """Logits [n, columns] and slopes [d, n, columns], float32, whose softmax gives the loss."""
-        return self.z0[images], self._slopes_of(self.slopes, images)
-
     def _slopes_of(self, slopes: Tensor, images: slice) -> Tensor:
         """Slopes of some of own images, float32; their bits are not to depend on where they lie.
 
@@ -300,17 +258,6 @@ class LinearModel:
         """Where some of own images lie among all of them."""
         first = self.slices.own.start
         return slice(images.start - first, images.stop - first)
-
-    def _cached(self, images: slice | None = None) -> Iterator[slice]:
-        """Yields own images, or some, slice by slice: float32 slopes that stay in a cache.
-
-        A slice of the ranks' is cut by itself, so that its results' bits are the same on any rank.
-        """
-        held = _CACHED_BYTES if self.z0.device.type == "cpu" else _CACHED_BYTES_OF_GPUS
-        size = max(1, held // (4 * max(1, self.directions) * self.z0.shape[1]))
-        for part in self.slices.each() if images is None else [images]:
-            for start in range(part.start, part.stop, size):
-                yield slice(start, min(start + size, part.stop))
 
 
 def linear(z0: Tensor, slopes: Tensor, q: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from deevo_ext import backends
 from deevo_ext.networks.forward import PopulationForward
+from deevo_ext.search import cross_entropy
 from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 from support.convolutional import CifarResNet
@@ -76,8 +77,8 @@ def test_recipes(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("likeliest", [None, 5])
-def test_a_linear_model_of_logits(likeliest: int | None) -> None:
-    """Scores and the convex fit on the GPU come close to the CPU's."""
+def test_a_linear_model_of_logits(likeliest: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and convex fits on the GPU come close to the CPU's."""
     draw = torch.Generator().manual_seed(0)
     classes = 10 if likeliest is None else 40
     z0 = torch.randn(300, classes, generator=draw)
@@ -94,6 +95,10 @@ def test_a_linear_model_of_logits(likeliest: int | None) -> None:
         model.correct(q[0], at + moves[0])
         model.leave_out(3)
         results.append((model.losses_and_ranks(q)[0].cpu(), model.fit(0.1)))
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_entropy, "MANY", 1)
+            # Both lie within 2e-6 of the least loss, whose curvature is at least 2 * 0.1.
+            assert float((model.fit(0.1) - results[-1][1]).norm()) <= 2 * (2e-6 / 0.1) ** 0.5
     (losses, fitted), (on_gpu, fitted_on_gpu) = results
     assert torch.allclose(on_gpu, losses, atol=1e-4)
     assert torch.allclose(fitted_on_gpu, fitted, atol=1e-3)

@@ -26,15 +26,18 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-@pytest.mark.parametrize(("images", "likeliest"), [(200, None), (200, 6), (3, 6)])
+@pytest.mark.parametrize(
+    ("images", "likeliest", "many"),
+    [(200, None, False), (200, None, True), (200, 6, False), (3, 6, True)],
+)
 def test_ranks_hold_their_slices_and_say_what_one_process_says(
-    images: int, likeliest: int | None
+    images: int, likeliest: int | None, many: bool
 ) -> None:
-    (alone,) = on_ranks(1, model_on_ranks, images, likeliest)
+    (alone,) = on_ranks(1, model_on_ranks, images, likeliest, many)
     expected = _flat(alone["said"])
     assert alone["held"][1] == images and not alone["held"][2]
     for count in (2, 3) if images > 3 else (4,):  # of which two hold nothing then
-        found = on_ranks(count, model_on_ranks, images, likeliest)
+        found = on_ranks(count, model_on_ranks, images, likeliest, many)
         for one in found:
             assert _flat(one["said"]) == expected
         numbers, held, traffic = zip(*(one["held"] for one in found), strict=True)

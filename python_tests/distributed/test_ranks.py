@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,38 +59,71 @@ def test_values_are_gathered_and_led(count: int) -> None:
 
 
 class _Placed(Ranks):
-    """Ranks that work on given GPUs: (machine, GPUs there, those that the rank works on)."""
+    """Ranks on machines, each of which works on some of the GPUs that it sees."""
 
-    def __init__(self, everyone: list[Any]) -> None:
-        self.everyone = everyone
+    def __init__(self, everyone: list[tuple[str, str, list[int]]], patch: pytest.MonkeyPatch):
+        self.count, self._everyone, self._said = len(everyone), everyone, list[Any]()
+        patch.setattr("torch.cuda.get_device_properties", self._properties)
+        patch.setattr("torch.cuda.device_count", lambda: len(self._here[1]))
+        patch.setattr("socket.gethostname", lambda: self._here[0])
+
+    @property
+    def _here(self) -> tuple[str, str, list[int]]:
+        return self._everyone[self.rank]
+
+    def _properties(self, device: torch.device | int) -> SimpleNamespace:
+        number = device.index if isinstance(device, torch.device) else device
+        return SimpleNamespace(uuid=f"{self._here[0]}-{self._here[1][number]}")
 
     def gather(self, value: Any) -> list[Any]:
-        return self.everyone
+        self._said.append(value)
+        if len(self._said) < self.count:
+            raise _Next
+        return self._said
+
+    def check(self) -> None:
+        for rank in range(self.count):
+            self.rank = rank
+            with active(self), suppress(_Next):
+                devices = {torch.device("cuda", number) for number in self._here[2]}
+                require_own_gpus({torch.device("cpu"), *devices})
+
+
+class _Next(Exception):
+    """That the next rank is to say something before there is an answer."""
 
 
 @pytest.mark.parametrize(
     ("everyone", "message"),
     [
-        ([("a", 0, [])] * 4, None),  # all on CPUs
-        ([("a", 8, [f"cuda:{i}"]) for i in range(4)], None),
-        ([("a", 2, [f"cuda:{i % 2}"]) for i in range(4)], None),  # two on each
-        ([("a", 1, ["cuda:0"])] * 3, None),  # each sees its own, or there is one
-        ([(host, 4, [f"cuda:{i}"]) for host in "ab" for i in range(2)], None),
-        ([("a", 4, ["cuda:0"])] * 2, "2 ranks on a work on cuda:0, but 2 GPUs could"),
+        ([("a", "", [])] * 4, None),  # all on CPUs
+        ([("a", "ABCDEFGH", [k]) for k in range(4)], None),
+        ([("a", "AB", [k % 2]) for k in range(4)], None),  # two on each
+        ([("a", "A", [0])] * 3, None),  # there is one
+        ([("a", gpu, [0]) for gpu in "ABC"], None),  # each sees its own alone
+        ([("a", "A", [0]), ("a", "A", [0]), ("a", "ABC", [1])], None),  # two see no other
+        ([(host, "ABCD", [k]) for host in "ab" for k in range(2)], None),
+        ([("a", "ABC", [0, 1]), ("a", "ABC", [2])], None),
+        ([("a", "", []), ("a", "AB", [0])], None),
         (
-            [("a", 4, ["cuda:0"]), ("b", 4, ["cuda:0"]), ("b", 4, ["cuda:0"])],
-            "2 ranks on b work on cuda:0",
+            [("a", "ABCD", [0])] * 2,
+            r"ranks 0, 1 on a work on one GPU \(rank 0's cuda:0\), beside 3 that nobody",
         ),
         (
-            [("a", 4, [f"cuda:{i}"]) for i in (0, 0, 1)],
-            "3 ranks on a work on cuda:0, cuda:1, but 3 GPUs could",
+            [("a", "ABCD", [0]), ("b", "ABCD", [0]), ("b", "ABCD", [0])],
+            "ranks 1, 2 on b work on one GPU",
         ),
+        ([("a", "ABCD", [k]) for k in (0, 0, 1)], "ranks 0, 1 on a work on one GPU"),
+        # Their own names for it differ, and one alone sees another.
+        ([("a", "B", [0]), ("a", "AB", [1])], r"ranks 0, 1 on a .* \(rank 0's cuda:0\), beside 1"),
     ],
 )
-def test_ranks_do_not_crowd_on_the_first_gpu(everyone: list[Any], message: str | None) -> None:
+def test_ranks_do_not_crowd_on_a_gpu_beside_a_free_one(
+    everyone: list[tuple[str, str, list[int]]], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = nullcontext() if message is None else pytest.raises(RankError, match=message)
-    with active(_Placed(everyone)), expected:
-        require_own_gpus({torch.device("cpu")})
+    with expected:
+        _Placed(everyone, monkeypatch).check()
 
 
 def test_shares_are_all_units_once_in_order() -> None:

@@ -15,6 +15,7 @@ from deevo_ext.distributed import slices
 from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import ranks
 from deevo_ext.distributed.scaling import Sizes
+from deevo_ext.distributed.slices import Slices
 from deevo_ext.fitness.class_weights import image_weights
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
@@ -25,7 +26,7 @@ from deevo_ext.fitness.virtual import guided_fitness, own_scores, virtual_fitnes
 from deevo_ext.networks.blocks import blocks_of
 from deevo_ext.population.recipes import uniform
 from deevo_ext.runs.rounds import RoundSearch
-from deevo_ext.search import held_out
+from deevo_ext.search import cross_entropy, held_out, newton
 from deevo_ext.search.likeliest import LikeliestModel
 from deevo_ext.search.linear_model import LinearModel
 from deevo_ext.search.presets import configure
@@ -64,9 +65,14 @@ METRICS = (
 )
 
 
-def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
-    """What a model of so many images says, and what of it this rank holds."""
+def model_on_ranks(images: int, likeliest: int | None, many: bool) -> dict[str, Any]:
+    """What a model of so many images says, and what of it this rank holds.
+
+    many: whether it is fitted as one of many directions.
+    """
     share_all_models()
+    if many:
+        cross_entropy.MANY = 1
     directions, classes = 7, 5 if likeliest is None else 40
     generator = torch.Generator().manual_seed(images)
     z0 = torch.randn(images, classes, generator=generator)
@@ -134,16 +140,16 @@ def killed_in_a_fit(folder: Path, checkpoints: Path, plain: Path, name: str) -> 
     """Does a run whose rank 1 is killed in the midst of its 20th step; what the others say."""
     share_all_models()
     run = runs_of(folder, checkpoints, plain)[name]()
-    derivatives, calls = LinearModel._derivatives, 0
+    summed, calls = Slices.summed, 0
 
-    def struck(model: LinearModel, *some: Any) -> Tensor:
+    def struck(*some: Any) -> Tensor | None:
         nonlocal calls
         calls += 1
-        if calls == 20 * sum(1 for _ in model.slices.each()) and os.environ["RANK"] == "1":
+        if calls == 20 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
-        return derivatives(model, *some)
+        return summed(*some)
 
-    LinearModel._derivatives = struck  # type: ignore[method-assign]
+    Slices.summed = struck  # type: ignore[method-assign]
     try:
         run.run()
     except DeevoError as error:
@@ -151,13 +157,23 @@ def killed_in_a_fit(folder: Path, checkpoints: Path, plain: Path, name: str) -> 
     return "nothing"
 
 
-def traffic_of_a_round(shared: bool) -> tuple[Sizes, int]:
-    """A round's sizes, and the bytes that this rank received for it.
+def traffic_of_a_round(shared: bool, many: bool) -> tuple[Sizes, int, int]:
+    """A round's sizes, the bytes that this rank received for it, and its products in fits.
 
-    shared: whether the ranks share its model.
+    shared: whether the ranks share its model. many: whether it is fitted as one of many directions.
     """
     if shared:
         slices.WORTH = slices.NUMBERS = 1
+    if many:
+        cross_entropy.MANY = 1
+    following, products = newton._Solution.next, 0
+
+    def counted(*some: Any) -> Tensor | None:
+        nonlocal products
+        products += 1
+        return following(*some)
+
+    newton._Solution.next = counted  # type: ignore[method-assign]
     members = population(5, batchnorm="recalibrate")
     some = drawn_images(3600, 1)  # 300 make the model, as many choose, 2,400 test
     evaluator = Evaluator(
@@ -176,4 +192,4 @@ def traffic_of_a_round(shared: bool) -> tuple[Sizes, int]:
         rounds.run(uniform(len(blocks), 5, range(5)), 1, 1.0)
         received = ranks().traffic
     statistics = members.statistics_layout.dim
-    return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received
+    return Sizes(members.dim, statistics, 3, 5, 300, 32, 4, len(blocks)), received, products
