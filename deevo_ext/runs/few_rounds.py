@@ -81,11 +81,11 @@ class FewRounds(RoundSearch):
 
         networks: passes of one network for its statistics.
         """
-        real = 1 + 2 * WAVES  # beside those of the folds
+        real = 1 + 2 * WAVES  # beside those of the folds, and those that correct the model
         # Lengths of steps from the present network, and from the folds' networks, which see all
-        # images before their steps and after.
+        # images before their steps and after, and once more as probes do.
         lengths = 2 * len(LENGTHS)
-        passes = (real + lengths + 2 * FOLDS) * len(self.images)
+        passes = (real + WAVES - 1 + lengths + 3 * FOLDS) * len(self.images)
         return passes + (real + FOLDS * (lengths + 2)) * networks
 
     def run(
@@ -123,7 +123,7 @@ class FewRounds(RoundSearch):
             bases = self.apart
             logits = self.probing.logits(list(bases), images)
             steps = led(model, lambda: self._fits(choices, logits, folds, weights, recipe.shape))
-            known, tested, apart = self._gone_on(bases, steps, logits, folds, radius)
+            known, tested, apart = self._gone_on(bases, steps, folds, radius)
             score = min(score, ranks().lead(lambda: float(metric.fitness(tested, labels))))
             further, its_error = self._gain(known, tested)
             if not gain > error and further > its_error:
@@ -214,29 +214,23 @@ class FewRounds(RoundSearch):
         return steps
 
     def _gone_on(
-        self,
-        bases: Tensor,
-        steps: list[Tensor],
-        logits: Tensor,
-        folds: list[Tensor],
-        radius: float,
+        self, bases: Tensor, steps: list[Tensor], folds: list[Tensor], radius: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The outcomes [n, ...] by the folds' networks before and after their steps; their recipes.
 
         A network stays where the step does not better it on the images that it was fitted to: the
         slopes, which are not its own, do not hold there.
         """
-        images, labels = self.images, self.images.labels
+        labels = self.images.labels.cpu()
         outcomes, ends, _ = self._nested(bases, steps, folds, radius)
-        ended = self._scores(ends, images)
+        # Not by the logits that probes have: with BatchNorm these are of other statistics.
+        both = torch.stack([self._scores(some, self.images) for some in (bases, ends)])
 
         def gone_on() -> tuple[Tensor, Tensor, Tensor]:
             before = torch.empty_like(outcomes)
-            for k, (fold, own) in enumerate(zip(folds, logits, strict=True)):
-                started = self.metric.of_images(own, labels).cpu()
-                before[fold], rest = started[fold], numbers_but(fold, len(started))
-                both = torch.stack([started[rest], ended[k][rest]])
-                stays, goes = self.metric.fitness(both, labels.cpu()[rest]).tolist()
+            for k, fold in enumerate(folds):
+                before[fold], rest = both[0, k, fold], numbers_but(fold, len(labels))
+                stays, goes = self.metric.fitness(both[:, k, rest], labels[rest]).tolist()
                 if not goes < stays:
                     outcomes[fold], ends[k] = before[fold], bases[k]
             return before, outcomes, ends

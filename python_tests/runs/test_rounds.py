@@ -48,6 +48,18 @@ def held_out_loss(problem: Problem, recipe: Tensor, images: ImageSet) -> float:
     return problem.evaluator.score(row, images)
 
 
+def loss_of_folds(problem: Problem, recipes: Tensor) -> float:
+    """The loss of each fold by its own network."""
+    numbers = fold_numbers(problem.images.labels, 5, problem.seed)
+    losses = torch.empty(len(numbers))
+    for k, one in enumerate(recipes):
+        row = problem.blocks.blocks.compose(problem.population, one[None])
+        fold = problem.images.subset((numbers == k).nonzero().flatten())
+        used = problem.evaluator.used_statistics(row, None)
+        losses[numbers == k] = problem.evaluator.image_scores(row, fold, problem.metric, used)[0]
+    return float(losses.double().mean())
+
+
 def test_the_parts_of_a_round_are_disjoint_balanced_and_drawn_anew() -> None:
     problem = Problem(images=10)
     labels = torch.arange(3000) % 5
@@ -228,19 +240,31 @@ def test_no_image_tests_a_network_that_was_fitted_to_it(
     assert same == [False, False, True, False, False] * (1 + later)
 
 
-def test_networks_of_folds_stay_where_a_step_does_them_no_good() -> None:
-    """Slopes of the present network hold badly far from it, and steps along them may do harm."""
+@pytest.mark.parametrize("normed", [False, True])
+def test_networks_of_folds_stay_where_a_step_does_them_no_good(normed: bool) -> None:
+    """Slopes of the present network hold badly far from it, and steps along them may do harm.
+
+    normed: probes have the statistics of groups of images, networks that are scored others.
+    """
     stayed, went = 0, 0
     for seed in range(4):
-        problem = Problem(seed=seed, images=200, generations=2)
-        recipe, numbers = uniform(3, 4, [0]), fold_numbers(problem.images.labels, 5, problem.seed)
-        steps = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed))
+        if normed:
+            problem = Problem(Normed, seed=seed, images=300, generations=2, batchnorm="recalibrate")
+        else:
+            problem = Problem(seed=seed, images=200, generations=2)
+        blocks = len(problem.blocks.blocks)
+        numbers = fold_numbers(problem.images.labels, 5, problem.seed)
+        recipe = uniform(blocks, 4, [0])
+        steps = torch.randn(5, blocks, 4, generator=torch.Generator().manual_seed(seed))
         apart = torch.stack(
             [after(recipe, one - one.mean(dim=1, keepdim=True), 1.0) for one in steps]
         )
-        outcome = replace(problem.rounds(few=True), apart=apart).run(recipe, 1, 1.0)
+        search = replace(problem.rounds(few=True), score=math.inf, apart=apart)
+        outcome = search.run(recipe, 1, 1.0)
         if outcome.folds is None:
             continue
+        # Without a score of the present network that of the folds counts.
+        assert outcome.score == pytest.approx(loss_of_folds(problem, outcome.folds), abs=1e-5)
         for k, (start, end) in enumerate(zip(apart, outcome.folds, strict=True)):
             known = problem.images.subset((numbers != k).nonzero().flatten())
             before, behind = (held_out_loss(problem, one, known) for one in (start, end))
@@ -250,35 +274,35 @@ def test_networks_of_folds_stay_where_a_step_does_them_no_good() -> None:
     assert stayed and went
 
 
-def test_later_rounds_count_what_either_way_of_measuring_gains() -> None:
-    problem = Problem(seed=0, images=300, spread=0.4)
-    search, recipe = problem.rounds(few=True), uniform(3, 4, [0])
-    numbers = fold_numbers(problem.images.labels, 5, problem.seed)
-
-    def apart(recipes: Tensor) -> float:
-        """The loss of each fold by its own network."""
-        losses = torch.empty(300)
-        for k, one in enumerate(recipes):
-            row = problem.blocks.blocks.compose(problem.population, one[None])
-            fold = problem.images.subset((numbers == k).nonzero().flatten())
-            losses[numbers == k] = problem.evaluator.image_scores(
-                row, fold, Metric.of("loss"), None
-            )[0]
-        return float(losses.double().mean())
-
+@pytest.mark.parametrize("normed", [False, True])
+def test_later_rounds_count_what_either_way_of_measuring_gains(
+    normed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take as many passes as was said before."""
+    monkeypatch.setattr(probing, "_LARGE", math.inf)  # second probes come to what is said
+    if normed:
+        problem = Problem(Normed, images=300, generations=4, batchnorm="recalibrate")
+    else:
+        problem = Problem(images=300)
+    search, recipe = problem.rounds(few=True), uniform(len(problem.blocks.blocks), 4, [0])
     start = held_out_loss(problem, recipe, problem.images)
     first = replace(search, score=start).run(recipe, 1, 1.0)
     assert first.accepted and first.step is not None and first.folds is not None
     assert first.score == pytest.approx(start - first.gain, abs=1e-6)
-    assert first.score == pytest.approx(apart(first.folds), abs=1e-5)
+    assert first.score == pytest.approx(loss_of_folds(problem, first.folds), abs=1e-5)
     length = first.proposals[first.best].length
     present = after(recipe, first.step.view_as(recipe), length)
+    passes = problem.evaluator.forward_passes
     second = replace(search, score=first.score, apart=first.folds).run(present, 2, 1.0)
     assert second.accepted and second.folds is not None
-    alone = apart(second.folds)
+    said = search.probing.passes(4, problem.images, search.classes)
+    said += search.proving(problem.evaluator.policy.passes)
+    assert problem.evaluator.forward_passes - passes == said
+    alone = loss_of_folds(problem, second.folds)
     assert second.score <= alone + 1e-5
     by_its_step = second.score == pytest.approx(min(alone, first.score - second.gain), abs=1e-5)
-    assert by_its_step or second.gain == pytest.approx(apart(first.folds) - alone, abs=1e-5)
+    before = loss_of_folds(problem, first.folds)
+    assert by_its_step or second.gain == pytest.approx(before - alone, abs=1e-5)
 
 
 def test_what_few_images_say_of_a_step_is_what_new_ones_say_in_the_mean() -> None:
