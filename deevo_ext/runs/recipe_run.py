@@ -289,10 +289,11 @@ class RecipeRun(Run):
             remove_kept(self.run_dir)
 
     def _score(self, row: torch.Tensor, outcome: Outcome) -> float:
-        """A network's score on validation images; by folds where these are fitness images."""
-        if self._validation.by_folds:
-            return outcome.score
-        return self._validation.score(row, None)
+        """A network's score on validation images, or on such as the fit to them has not seen."""
+        if not self._validation.by_folds:
+            return self._validation.score(row, None)
+        # For want of memory a part of few images may have made the model, and another tested.
+        return outcome.score if self.rounds.few else self.state.score - outcome.gain
 
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""

@@ -32,12 +32,13 @@ from deevo_ext.runs.few_rounds import FewRounds
 from deevo_ext.runs.folder import TENSORS, VIRTUAL
 from deevo_ext.runs.kept_probes import KeptProbes
 from deevo_ext.runs.old_images import Keep
-from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget
+from deevo_ext.runs.recipe_run import RECIPE_FILE, Budget, RecipeRun
 from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.records import (
     GenerationRecord,
     to_json,
 )
+from deevo_ext.runs.validation import Validation
 from support.killed import run_killed
 from support.rounds import Normed, Plain, Problem, copies, labelled, off_centre, teacher
 
@@ -483,6 +484,20 @@ def test_few_labels_score_what_is_made_without_each_fold(
     gain = evolved.score - treated.score
     assert gain == pytest.approx(float(plain.mean() - refitted.mean()), abs=1e-4)
     assert abs(gain) > 1e-3
+
+
+def test_few_labels_whose_slopes_do_not_fit_choose_by_what_tested_images_gain() -> None:
+    one = problem()
+    validation = Validation(one.evaluator, one.images, one.metric, by_folds=True)
+    run = RecipeRun(one.rounds(), validation, Budget(2), unit="layer", progress=False)
+    run.run()
+    score = min(candidate.score for candidate in run.state.initial.values())
+    taken = [m for m in run.history if m["accepted"]]
+    assert taken
+    for metrics in taken:
+        score -= metrics["gain"]
+        assert metrics["validation/recipe"] == pytest.approx(score, abs=1e-9)
+    assert run.chosen is not None and run.chosen.generation
 
 
 def test_re_estimated_statistics_are_judged_by_folds_too() -> None:

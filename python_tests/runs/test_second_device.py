@@ -15,10 +15,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import deevo_ext as deevo
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.probes import ProbeForward
 from deevo_ext.fitness.probing import Probing
+from deevo_ext.fitness.resampling import Gain
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.recipes import uniform
+from deevo_ext.runs import few_rounds, rounds
+from deevo_ext.search.presets import configure
 from support.evolution import images, population, save_members
 from support.networks import Net
 from support.second_device import DEVICE, Reads, second_device
@@ -129,3 +133,28 @@ def test_probes_wait_twice_a_block(reads: Reads, batchnorm: str) -> None:
     before = reads.count
     probing.model(uniform(len(blocks), 5, range(5)), images(60))
     assert reads.count - before <= 2 * len(blocks) + 2
+
+
+@pytest.mark.usefixtures("reads")
+@pytest.mark.filterwarnings("ignore")
+def test_later_rounds_on_few_images_keep_devices_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    gain = Gain(1.0, 0.1)  # nothing is computed there: all gains would be 0
+    monkeypatch.setattr(few_rounds, "gain_of", lambda *_: gain)
+    monkeypatch.setattr(rounds, "gains_of", lambda _, before, after, labels: [gain] * len(after))
+    pop = population(5)
+    evaluator = deevo.Evaluator(
+        Net(), pop, micro_batch=20, device=DEVICE, engine="eager", precision="float32"
+    )
+    blocks = Blocks.by_tensor(pop.layout)
+    recipe = uniform(len(blocks), 5, range(5))
+    search = few_rounds.FewRounds(
+        Probing(ProbeForward(evaluator), blocks, 0.3, 8),
+        images(60),
+        Metric.of("loss"),
+        60,
+        configure("sa-shade-tri-ensin", generations=2),
+        0,
+        apart=recipe.repeat(5, 1, 1),
+    )
+    outcome = search.run(recipe, 2, 1.0)
+    assert len(outcome.proposals) == 2 * rounds.WAVES and outcome.folds is not None
