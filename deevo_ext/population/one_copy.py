@@ -72,9 +72,10 @@ class _Kept:
 
     def opened(self) -> Population:
         """Returns the population; raises OSError where there is no such file."""
+        # It may be a pipe of another process, which would be waited for.
+        if self.name not in (found := os.readlink(self.path)):
+            raise FileNotFoundError(f"{self.path} is {found}, not {self.name}")
         with open(self.path, "rb") as file:
-            if self.name not in (found := os.readlink(self.path)):
-                raise FileNotFoundError(f"{self.path} is {found}, not {self.name}")
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         count, width = self.shape
         numbers = torch.frombuffer(pages, dtype=self.dtype, count=count * self.stride)

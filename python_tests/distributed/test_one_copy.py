@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -115,3 +117,22 @@ def test_a_rank_that_may_not_open_them_has_a_copy() -> None:
     (said,) = found[1]["warned"]
     assert said.startswith("rank 1 cannot open the population that its machine's first rank")
     assert not found[0]["warned"]
+
+
+def test_another_process_file_is_not_opened(tmp_path: Path) -> None:
+    """Who opens a pipe waits for somebody who writes into it."""
+
+    def waits(*_: Any) -> None:
+        raise AssertionError("it is opened")
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "7").symlink_to(tmp_path / "pipe")
+    kept = one_copy._Kept(str(tmp_path / "7"), "deevo-rows", (1, 1), 1, torch.float32, 1)
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.alarm(5)
+    try:
+        with pytest.raises(FileNotFoundError, match=r"7 is .*pipe, not deevo-rows"):
+            kept.opened()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
