@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -294,7 +294,9 @@ def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
                 continue
             if error := task.exception():
                 failure = failure or error
-                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, BrokenExecutor):  # then all of them fail
+                    for other in tasks:  # not by shutdown(): as_completed would wait for them
+                        other.cancel()
             elif isinstance(lines := task.result(), dict):
                 csv_files.save(RECORDS, lines)
     if failure is not None:

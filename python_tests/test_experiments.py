@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -298,7 +299,8 @@ def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(commands, "RECORDS", tmp_path)
     commands._all([partial(dict, {"vgg-wide": [line | {"population": 1}]})], 1)
-    jobs = [partial(int, "none"), partial(dict, {"vgg-wide": [line | {"population": 2}]})]
+    two, three = (partial(dict, {"vgg-wide": [line | {"population": n}]}) for n in (2, 3))
+    jobs = [partial(int, "none"), two, *[partial(time.sleep, 0.2)] * 8, three]
     with pytest.raises(ValueError, match="none"):
         commands._all(jobs, 1)
     assert [row["population"] for row in csv_files.read(tmp_path, "vgg-wide")] == [0, 1, 2]
