@@ -12,6 +12,7 @@ there: images that a step was fitted to say nothing of what is made of it.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +92,9 @@ class Treatments:
                     return self._scored(again)
                 others.extend(self._reestimated(one) for one in apart)
                 gain = self._by_folds(apart) - self._by_folds(others)
-                return replace(again, score=candidate.score - gain)
+                # Of a network that had no finite score before, nothing tells what it gained.
+                known = math.isfinite(gain)
+                return replace(again, score=candidate.score - gain if known else math.inf)
 
             treated = self._accounted(reestimated, before)
             made.append(treated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import shutil
 import types
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from deevo_ext.runs.records import (
     GenerationRecord,
     to_json,
 )
+from deevo_ext.runs.treatments import Treatments
 from deevo_ext.runs.validation import Validation
 from support.killed import run_killed
 from support.rounds import Normed, Plain, Problem, copies, labelled, off_centre, teacher
@@ -513,6 +515,18 @@ def test_re_estimated_statistics_are_judged_by_folds_too() -> None:
         losses[fold == k] = one.evaluator.losses(row, one.images)[0][fold == k]
     assert treated.score == pytest.approx(float(losses.mean()), abs=1e-6)
     assert treated.score != pytest.approx(one.evaluator.score(treated.row, one.images), abs=1e-3)
+
+
+@pytest.mark.parametrize("after", [1.0, math.inf])
+def test_what_had_no_finite_score_by_folds_is_not_best_after(
+    after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = problem(Normed, **TWO_STEPS, batchnorm="evolve").run(few=True, budget=Budget(1))
+    scores = iter([math.inf, after])
+    monkeypatch.setattr(Treatments, "_by_folds", lambda *_: next(scores))
+    run.run()
+    treated = next(c for c in run.state.treated if c.generation and c.treatment == "statistics")
+    assert treated.score == math.inf and run.chosen is not None and run.chosen.score < math.inf
 
 
 def test_a_journal_without_the_folds_is_read_but_not_gone_on_with(
