@@ -18,14 +18,15 @@ from .figures import Run, better, counts, p_value, save
 from .same import REFITTED
 
 PICTURE = "evidence-other-images.png"
-Cell = tuple[str, str, int, int]
-"""Setting, kind, severity, labels."""
+Cell = tuple[str, str, int | None, int]
+"""Setting, kind, severity where it has one, labels."""
 
 
 def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture."""
-    cells, pretrained = _cells(records, "adaptation"), _cells(records, "pretrained")
-    if not cells and not pretrained:
+    names = ("adaptation", "digits", "pretrained")
+    cells, digits, pretrained = (_cells(records, name) for name in names)
+    if not (cells or digits or pretrained):
         return []
     other = {cell: runs for cell, runs in cells.items() if cell[1] != SAME}
     same = {cell: runs for cell, runs in cells.items() if cell[1] == SAME}
@@ -36,6 +37,8 @@ def chapter(records: Path, docs: Path) -> list[str]:
     if other:
         _plot(other, docs / PICTURE)
         parts += [f"![Gains on other images]({PICTURE})", ""]
+    if digits:
+        parts += ["### Digits of another source", "", _gains(digits), "", _costs(digits), ""]
     if pretrained:
         parts += ["### A pretrained network", "", _gains(pretrained), "", _costs(pretrained), ""]
         for cell, runs in pretrained.items():
@@ -72,7 +75,7 @@ def _cells(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
     for line in read(records, name):
-        cell = tuple(line[key] for key in ("setting", "kind", "severity", "labels"))
+        cell = (line["setting"], line["kind"], line.get("severity"), line["labels"])
         runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
         runs.setdefault(line["draw"], {})[line["network"]] = line
     return {
@@ -185,7 +188,9 @@ _HEADER = ("population", "images", "labels", "n")
 
 def _about(cell: Cell, runs: dict[int, Any]) -> tuple[str, ...]:
     setting, kind, severity, labels = cell
-    called = kind if kind == SAME else f"{kind}, {('mild', 'strong')[severity - 1]}"
+    called = kind
+    if severity is not None and kind != SAME:
+        called += f", {('mild', 'strong')[severity - 1]}"
     return setting, called, f"{labels:,}", str(len(runs))
 
 
