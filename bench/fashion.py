@@ -59,8 +59,8 @@ _SEED = 19
 def resnet18() -> nn.Module:
     """ResNet-18 for small images of one channel: a 3x3 stem of stride 1, no pool behind it."""
     model = ResNet(BASIC, (2, 2, 2, 2))
-    model.conv1, model.maxpool = nn.Conv2d(1, 64, 3, 1, 1, bias=False), nn.Identity()
-    model.fc = nn.Linear(512, 10)
+    model.conv1, model.fc = nn.Conv2d(1, 64, 3, 1, 1, bias=False), nn.Linear(512, 10)
+    model.add_module("maxpool", nn.Identity())
     return model
 
 

@@ -46,7 +46,8 @@ def fits(rows: list[Row]) -> list[str]:
         lines.append(text)
     at, points = series(rows, "memory", "np", "peak_bytes")
     if len(points) > 1:
-        slope, start = np.polyfit(*np.array(points).T, 1)
+        members, peaks = np.array(points).T
+        slope, start = np.polyfit(members, peaks, 1)
         row_bytes = at * 4
         lines.append(
             f"peak memory is {start / 2**20:.0f} MiB and {slope / row_bytes:.3f} float32 rows a "

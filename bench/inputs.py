@@ -13,6 +13,7 @@ from bench.job import Job
 from deevo_ext import backends, ops  # noqa: F401  (importing ops registers torch.ops.deevo)
 from deevo_ext.ops.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, NUM_PARAMETER_COLUMNS
 from deevo_ext.population.allocation import zero_rows
+from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy, compile_pool
 
@@ -45,7 +46,8 @@ class Adaptation:
     """
 
     def __init__(self, members: int, seed: int, pool: tuple[Strategy, ...] = ()) -> None:
-        configuration = configure("sa-shade-tri-ensin", **({"strategies": pool} if pool else {}))
+        changes: Parameters = {"strategies": pool} if pool else {}
+        configuration = configure("sa-shade-tri-ensin", **changes)
         draw = torch.Generator().manual_seed(seed)
         self.seed = seed
         self.settings = configuration.settings()

@@ -94,8 +94,9 @@ def _exact(
     if isinstance(layer, Linear):
         output = torch.nn.functional.linear(*inputs)
     else:
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        output = torch.nn.functional.conv2d(*inputs, *geometry)
+        output = torch.nn.functional.conv2d(
+            *inputs, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
         if layer.shortcut is not None and second is not None:
             stride = layer.shortcut.stride
             second = torch.nn.functional.conv2d(second.double(), weights[1].double(), None, stride)

@@ -56,14 +56,14 @@ class Copy:
         if size < 1 << 20:
             parts = 1
         cuts = [size * part // parts // 64 * 64 for part in range(parts)] + [size]
-        source, target = self.source.data_ptr(), self.target.data_ptr()
+        start, end = self.source.data_ptr(), self.target.data_ptr()
         workers = [
-            threading.Thread(target=_memcpy, args=(target + a, source + a, b - a))
+            threading.Thread(target=_memcpy, args=(end + a, start + a, b - a))
             for a, b in pairwise(cuts[1:])
         ]
         for worker in workers:
             worker.start()
-        _memcpy(target, source, cuts[1])
+        _memcpy(end, start, cuts[1])
         for worker in workers:
             worker.join()
 

@@ -257,8 +257,8 @@ def graph_of(job: Job, engine: str = "auto") -> tuple[NetworkGraph, Subject]:
 def work_of(job: Job) -> Work:
     """What a job's network needs, by its network graph."""
     micro_batch = min(batch_of(job), MOST_MICRO_BATCH[job.device])
-    alike = {"case": "layers", "backend": "fused", "members": 1, "isa": "", "seed": 0}
-    return _work(replace(job, batch=micro_batch, repetitions=5, budget_s=1.0, **alike))
+    alike = replace(job, case="layers", backend="fused", members=1, isa="", seed=0)
+    return _work(replace(alike, batch=micro_batch, repetitions=5, budget_s=1.0))
 
 
 @cache

@@ -101,7 +101,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     result: dict[Job, None] = {}
     for name in dict.fromkeys(options.case or standard()):
         case = CASES[name]
-        fixed = {
+        fixed: dict[str, Any] = {
             axis: tuple(dict.fromkeys(value))
             for axis in case.axes
             if (value := getattr(options, axis)) is not None

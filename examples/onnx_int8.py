@@ -12,7 +12,6 @@ imitate the rounding, it takes back more (docs/evidence.md). Needs onnx and onnx
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import sys
 import tempfile
@@ -54,7 +53,7 @@ class Quantised:
         weights: quantization.QuantType = quantization.QuantType.QInt4,
     ) -> None:
         self.model, self.weights = copy.deepcopy(model).eval(), weights
-        folded, exported = fuse(self.model), io.BytesIO()
+        folded, exported = fuse(self.model), folder / "float32.onnx"
         for number, tensor in enumerate(folded.state_dict().values()):
             tensor.fill_(number)  # of tensors that are equal the exporter keeps one
         with warnings.catch_warnings():
@@ -71,7 +70,7 @@ class Quantised:
                 output_names=["logits"],
                 dynamic_axes={"images": {0: "n"}},
             )
-        self.graph = onnx.load_from_string(exported.getvalue())
+        self.graph = onnx.load(exported)
         add_pre_process_metadata(self.graph)  # it is: BatchNorm is folded
         self.calibration, self.file = calibration, folder / "quantised.onnx"
         self._state: State | None = None

@@ -13,14 +13,14 @@ from typing import NamedTuple
 from torch import nn
 
 from deevo_ext.cli.demo import members, noisy, setting_of
-from deevo_ext.data import ImageSet, ImageSets, load
+from deevo_ext.data import ImageSet, SourceSets, load
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 
 
 class SmallPopulation(NamedTuple):
     """Image sets, a module of the architecture, and the members' files."""
 
-    sets: ImageSets
+    sets: SourceSets
     model: nn.Module
     paths: list[Path]
 
@@ -36,10 +36,8 @@ def small_population(folder: Path | None = None) -> SmallPopulation:
     return SmallPopulation(sets, model, paths)
 
 
-def noisy_images(sets: ImageSets, count: int = 400) -> tuple[ImageSet, ImageSet]:
+def noisy_images(sets: SourceSets, count: int = 400) -> tuple[ImageSet, ImageSet]:
     """Returns some labelled images with noise, which nobody was trained on, and others to test."""
-    assert sets.train is not None
-    assert isinstance(sets.fitness, ImageSet) and isinstance(sets.test, ImageSet)
     test = sets.test.slice(0, min(2000, len(sets.test)))
     labelled = noisy(sets.fitness.slice(0, count), sets.train, 0.4, 0, 1)
     return labelled, noisy(test, sets.train, 0.4, 0, 2)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import torch
 import typer
@@ -39,6 +39,7 @@ Names = Annotated[list[str] | None, typer.Option(help="May be repeated; all of t
 Setting = Annotated[str, typer.Option(help="The populations' setting.")]
 Root = Annotated[Path, typer.Option(help="The folder where populations and runs lie.")]
 Processes = Annotated[int, typer.Option(min=1, help="How many processes run, a thread each.")]
+Given = ParamSpec("Given")
 DEFAULT_ROOT = Path("experiments-populations")
 RECORDS = HERE / "records"
 STUDIES = {"virtual": virtual.compare_optimizers, "linearity": virtual.linearity}
@@ -54,7 +55,7 @@ def populate(
     """Train the populations that are missing."""
     chosen = _of(setting, SETTINGS)
     _all(
-        [partial(populations.make, root, SETTINGS[s], n) for n in _numbers(seeds) for s in chosen],
+        [_job(populations.make, root, SETTINGS[s], n) for n in _numbers(seeds) for s in chosen],
         processes,
     )
 
@@ -71,7 +72,7 @@ def run(
     chosen = _of(setting, SETTINGS)
     done = {name: _recorded(name) for name in chosen}
     jobs = [
-        partial(runs.run, root, SETTINGS[name], seed, what)
+        _job(runs.run, root, SETTINGS[name], seed, what)
         for what in _of(variant, [*VARIANTS, *PEERS, *BOUNDS])
         for name in chosen
         for seed in _numbers(seeds)
@@ -102,9 +103,9 @@ def adapt(
         _numbers(draws),
     )
     jobs = [
-        partial(adaptation.adapt, root, SETTINGS[name], seed, *what)
-        for seed, name, *what in each
-        if (name, seed, *what) not in done
+        _job(adaptation.adapt, root, SETTINGS[name], seed, what, strength, count, draw)
+        for seed, name, what, strength, count, draw in each
+        if (name, seed, what, strength, count, draw) not in done
     ]
     _all(jobs, processes)
 
@@ -121,7 +122,7 @@ def adapt_pretrained(
     """Do the same with fine-tunings of a network that was trained on ImageNet."""
     done = _recorded("pretrained")
     jobs = [
-        partial(pretrained.adapt, root, seed, what, severity, labels)
+        _job(pretrained.adapt, root, seed, what, severity, labels)
         for seed in _numbers(seeds)
         for what in _of(kind, [*kinds.KINDS, kinds.SAME])
         if (pretrained.NAME, seed, what, severity, labels, 0) not in done
@@ -144,7 +145,7 @@ def adapt_digits(
         _numbers(seeds), _of(setting, digits.SETTINGS), _numbers(labels), _numbers(draws)
     )
     jobs = [
-        partial(digits.adapt, root, name, seed, count, draw)
+        _job(digits.adapt, root, name, seed, count, draw)
         for seed, name, count, draw in each
         if (name, seed, digits.kind_of(name), count, draw) not in done
     ]
@@ -164,7 +165,7 @@ def compare_metrics(
     done = _recorded("metrics")
     (kind,) = _of([kind], [*kinds.KINDS, kinds.SAME])
     jobs = [
-        partial(metrics.measure, root, SETTINGS[name], seed, kind, what)
+        _job(metrics.measure, root, SETTINGS[name], seed, kind, what)
         for seed in _numbers(seeds)
         for name in _of([setting], SETTINGS)
         for what in _of(metric, metrics.METRICS)
@@ -184,7 +185,7 @@ def compare_quantised(
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime has warnings for each network
     done = _recorded("quantised")
     jobs = [
-        partial(quantised.compare, root, SETTINGS[name], seed)
+        _job(quantised.compare, root, SETTINGS[name], seed)
         for seed in _numbers(seeds)
         for name in (_of(setting, SETTINGS) if setting else ["vgg-tight", "resnet-tight"])
         if (name, seed) not in done
@@ -201,7 +202,7 @@ def why(
 ) -> None:
     """Compare optimizers on linear models, and what these promise with what networks do."""
     jobs = [
-        partial(study, root, SETTINGS[name], seed)
+        _job(study, root, SETTINGS[name], seed)
         for seed in _numbers(seeds)
         for name in _of([setting], SETTINGS)
         for file, study in STUDIES.items()
@@ -221,7 +222,7 @@ def race(
 ) -> None:
     """Measure what races save, and whether they decide otherwise than full evaluations."""
     jobs = [
-        partial(racing.measure, root, SETTINGS[name], seed, generations, error)
+        _job(racing.measure, root, SETTINGS[name], seed, generations, error)
         for name in _of([setting], SETTINGS)
         for seed in _numbers(seeds)
     ]
@@ -239,7 +240,7 @@ def compare_policies(
     """Measure what each evaluation policy does to a population."""
     done = _recorded("policies")
     jobs = [
-        partial(policies.measure, root, SETTINGS[name], seed, what)
+        _job(policies.measure, root, SETTINGS[name], seed, what)
         for name in _of([setting], SETTINGS)
         for seed in _numbers(seeds)
         for what in _of(policy, policies.POLICIES)
@@ -259,7 +260,7 @@ def compare_on_functions(
 
     done = _recorded("functions")
     jobs = [
-        partial(functions.measure, year, number, runs, evaluations)
+        _job(functions.measure, year, number, runs, evaluations)
         for year, number in functions.FUNCTIONS
         if (year, number, evaluations) not in done
     ]
@@ -293,6 +294,13 @@ def _numbers(text: str) -> list[int]:
 def _recorded(name: str) -> set[tuple[Any, ...]]:
     """The runs that a file of the records has lines of."""
     return {csv_files.key_of(name, line) for line in csv_files.read(RECORDS, name)}
+
+
+def _job(
+    function: Callable[Given, Any], *arguments: Given.args, **named: Given.kwargs
+) -> Callable[[], Any]:
+    """A `functools.partial` with all arguments: of one that lacks some mypy says nothing."""
+    return partial(function, *arguments, **named)
 
 
 def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:

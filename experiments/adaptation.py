@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import nn
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.runs.contenders import compare_run
+from deevo_ext.runs.given import Keywords
 from deevo_ext.runs.state import Candidate
 from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
@@ -56,7 +57,11 @@ def adapt(
 
 
 def adapted(
-    case: Case, images: Images, draw: int, lengths: Sequence[int], **options: Any
+    case: Case,
+    images: Images,
+    draw: int,
+    lengths: Sequence[int],
+    **options: Unpack[Keywords],
 ) -> list[Line]:
     """The lines of a population that is at hand, without what names it.
 
@@ -71,17 +76,9 @@ def adapted(
                    key=lambda images: _scores(case.network, images)["loss"])  # fmt: skip
     again = labelled is not as_they_come
     asked = renormalised(test, as_they_come) if again else test
+    common: Keywords = {"seed": seed, "precision": "float32", "basin": "ignore", "progress": False}
     began = time.process_time()
-    result = deevo.evolve(
-        case.network,
-        case.paths,
-        labelled,
-        seed=seed,
-        precision="float32",
-        basin="ignore",
-        progress=False,
-        **options,
-    )
+    result = deevo.evolve(case.network, case.paths, labelled, **(common | options))
     seconds = time.process_time() - began
     lines = [
         _untouched(case.network, result, test, old),
@@ -105,11 +102,11 @@ def adapted(
 
 
 def images_of(case: Case, kind: str, severity: int, labels: int, draw: int) -> Images:
-    """Images of a kind of `kinds`: the labelled ones are of the fitness images of the population's
-    own source, test and old ones parts of its test images."""
+    """Returns images of a kind of `kinds`, made from those of the population's own source.
+
+    The labelled ones are fitness images; test and old ones are parts of its test images.
+    """
     fitness, test, train = case.sets.fitness, case.sets.test, case.sets.train
-    assert isinstance(fitness, ImageSet) and isinstance(train, ImageSet)
-    assert isinstance(test, ImageSet)
     seed = derived_seed(case.seed, _LABELLED + draw)
     labelled = fitness.slice(draw * labels, (draw + 1) * labels)
     few = min(TEST, len(test) // 2)

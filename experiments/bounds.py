@@ -33,6 +33,9 @@ _LEAST_VARIANCE = 1e-4
 class _Normalise(nn.Module):
     """BatchNorm in eval mode, differentiable in its statistics too."""
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps

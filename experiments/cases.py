@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from deevo_ext.data import ImageSets
+from deevo_ext.data import SourceSets
 from deevo_ext.data.images import ImageSet
 
 from .populations import Setting, folder_of, images_of, make, new_network
@@ -29,12 +29,12 @@ class Case:
     folder: Path
     seed: int
     paths: list[Path]
-    sets: ImageSets
+    sets: SourceSets
     validation: ImageSet
     network: nn.Module
 
 
-def case_of(root: Path, setting: Setting, seed: int, sets: ImageSets | None = None) -> Case:
+def case_of(root: Path, setting: Setting, seed: int, sets: SourceSets | None = None) -> Case:
     """Loads a population and its images; trains the members that are missing.
 
     sets: as in `make`.

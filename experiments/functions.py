@@ -19,6 +19,7 @@ from scipy.stats import mannwhitneyu
 import deevo_ext as deevo
 from deevo_ext.ops.tables import Setting
 from deevo_ext.search.configuration import Configuration
+from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.presets import configure
 
 from .csv_files import Line, Lines
@@ -60,7 +61,7 @@ class _Switched(Configuration):
 
 def configuration_of(program: str, evaluations: int) -> Configuration:
     """The configuration that a preset, or one of `CAUSES`, stands for."""
-    options: dict[str, Any] = {
+    options: Parameters = {
         "archive_size": round(ARCHIVE_RATE * MEMBERS),
         "lower": -BOUND,
         "upper": BOUND,
@@ -71,9 +72,11 @@ def configuration_of(program: str, evaluations: int) -> Configuration:
         return configure("shade", **options)
     if clock == "generations":  # that many spend the evaluations
         options["generations"] = 2 * (evaluations - MEMBERS) // (MEMBERS + LEAST)
-        found = configure("shade", population_min=LEAST, **options)
+        options["population_min"] = LEAST
+        found = configure("shade", **options)
     else:
-        found = configure("l-shade", evaluations=evaluations, **options)
+        options["evaluations"] = evaluations
+        found = configure("l-shade", **options)
     if (clock, archive) in (("generations", "shrinking archive"), ("evaluations", "whole archive")):
         return _Switched(**{field.name: getattr(found, field.name) for field in fields(found)})
     return found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,8 @@ from torch import Tensor
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
-from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.metrics import Metric, Scores
+from deevo_ext.runs.given import Keywords
 from deevo_ext.runs.state import SOUP
 from deevo_ext.training import few_labels
 from deevo_ext.training.few_labels import logits_of
@@ -57,7 +57,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return float(sums.abs().sum() / len(labels))
 
 
-METRICS: dict[str, Any] = {
+METRICS: dict[str, str | Scores] = {
     "worst-class": "worst-class",
     "macro-f1": "macro-f1",
     "cost": cost,
@@ -122,44 +122,37 @@ def _images(case: Case, kind: str) -> tuple[ImageSet, ImageSet | None, ImageSet]
         labels = min(LABELS, len(case.sets.fitness))
         labelled, test, _ = adaptation.images_of(case, kind, SEVERITY, labels, 0)
         return labelled, None, test
-    fitness, test = case.sets.fitness, case.sets.test
-    assert isinstance(fitness, ImageSet) and isinstance(test, ImageSet)
-    assert isinstance(case.validation, ImageSet)
-    return fitness, case.validation, test
+    return case.sets.fitness, case.validation, case.sets.test
 
 
 def _evolved(
     case: Case,
-    metric: Any,
+    metric: str | Scores,
     search: str,
     fitness: ImageSet,
     validation: ImageSet | None,
     test: ImageSet,
 ) -> deevo.Result:
-    options: dict[str, Any] = {"passes": PASSES}
-    if search == "weights":
-        options = {
+    options: Keywords = {
+        "search": search,
+        "metric": metric,
+        "seed": case.seed,
+        "micro_batch": cases.MICRO_BATCH if validation is not None else 100,
+        "precision": "float32",
+        "chunk": len(case.paths) + 2,
+        "basin": "ignore",
+        "progress": False,
+    }
+    if search == "coefficients":
+        options["passes"] = PASSES
+    else:
+        options |= {
             "generations": cases.GENERATIONS,
             "images_per_batch": min(cases.IMAGES_PER_BATCH, len(fitness)),
             "generations_per_batch": cases.GENERATIONS_PER_BATCH,
             "validate_every": cases.VALIDATE_EVERY,
         }
-    return deevo.evolve(
-        case.network,
-        case.paths,
-        fitness,
-        validation,
-        test,
-        search=search,
-        metric=metric,
-        seed=case.seed,
-        micro_batch=cases.MICRO_BATCH if validation is not None else 100,
-        precision="float32",
-        chunk=len(case.paths) + 2,
-        basin="ignore",
-        progress=False,
-        **options,
-    )
+    return deevo.evolve(case.network, case.paths, fitness, validation, test, **options)
 
 
 def _lines(result: deevo.Result) -> list[Line]:

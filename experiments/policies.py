@@ -9,12 +9,13 @@ the plain average.
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
 from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.runs.given import Keywords
 from deevo_ext.runs.soups import average
 from deevo_ext.runs.state import SOUP
 
@@ -26,7 +27,7 @@ from .runs import evolve
 GENERATIONS, IMAGES, MICRO_BATCH = 10, 1000, 250
 VALIDATION, CALIBRATION = 1000, 512
 
-POLICIES: dict[str, dict[str, Any]] = {
+POLICIES: dict[str, Keywords] = {
     "batchnorm=evolve": {},
     "batchnorm=inherit": {"batchnorm": "inherit"},
     "batchnorm=recalibrate": {"batchnorm": "recalibrate"},
@@ -42,9 +43,9 @@ POLICIES: dict[str, dict[str, Any]] = {
 def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
     """Evolves a population by a policy; returns its line of `policies.csv`."""
     case, policy = case_of(root, setting, seed), POLICIES[name]
-    options: dict[str, Any] = {
-        "validation_images": _validation(case),
-        "calibration_images": _calibration(case) if name == "batchnorm=recalibrate" else None,
+    case = replace(case, validation=case.sets.validation.subset(range(VALIDATION)))
+    calibration = _calibration(case) if name == "batchnorm=recalibrate" else None
+    options: Keywords = {
         "generations": GENERATIONS,
         "validate_every": GENERATIONS,
         "images_per_batch": IMAGES,
@@ -53,11 +54,12 @@ def measure(root: Path, setting: Setting, seed: int, name: str) -> Lines:
         "inject_soups": False,
         "seed": 0,
     }
-    result = evolve(case, f"policy-{name}", options | policy)
-    assert result.comparison is not None
-    networks = {network.name: network for network in result.comparison.networks}
-    evolved = networks[result.comparison.evolved]
-    rival = result.comparison.rival
+    result = evolve(case, f"policy-{name}", options | policy, calibration)
+    comparison = result.comparison
+    assert comparison is not None and comparison.rival is not None
+    assert comparison.evolved is not None
+    networks = {network.name: network for network in comparison.networks}
+    evolved, rival = networks[comparison.evolved], comparison.rival
     low, high = rival.interval
     line = {
         "setting": setting.name,
@@ -88,25 +90,20 @@ def _first_trials(case: Case, batchnorm: str) -> Line:
     evaluator = deevo.Evaluator(
         case.network, members, micro_batch=MICRO_BATCH, calibration=_calibration(case)
     )
-    images = _validation(case)
     de = deevo.DifferentialEvolution(members, strategies="interp", generations=GENERATIONS, seed=0)
     inherited = Inherited(members.statistics)
-    parents = [s.loss for s in evaluator.scores(members.rows, images, inherited)]
+    parents = [s.loss for s in evaluator.scores(members.rows, case.validation, inherited)]
     de.ask()
     de.tell(parents)
     rows = de.ask().rows(range(members.size))
-    trials = [s.loss for s in evaluator.scores(rows, images, inherited)]
+    trials = [s.loss for s in evaluator.scores(rows, case.validation, inherited)]
     mean, mean_statistics = average(members, range(members.size))
     return {
         "parents_loss": statistics.mean(parents),
         "trials_loss": statistics.mean(trials),
         "worst_trial_loss": max(trials),
-        "mean_loss": evaluator.score(mean, images, mean_statistics),
+        "mean_loss": evaluator.score(mean, case.validation, mean_statistics),
     }
-
-
-def _validation(case: Case) -> ImageSet:
-    return case.sets.validation.subset(range(VALIDATION))
 
 
 def _calibration(case: Case) -> ImageSet:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deevo_ext.data import ImageSets, load
+from deevo_ext.data import SourceSets, load
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, variation
 from deevo_ext.training.populate import populate
 from deevo_ext.training.trainings import Trainings
@@ -58,7 +58,7 @@ _STEPS = {"tight": 700, "wide": 200}
 _LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def trainings(setting: Setting, sets: ImageSets, seed: int) -> Trainings:
+def trainings(setting: Setting, sets: SourceSets, seed: int) -> Trainings:
     """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
     wide = setting.spread == "wide"
     peak = _RATE[setting.architecture]
@@ -86,12 +86,12 @@ def trainings(setting: Setting, sets: ImageSets, seed: int) -> Trainings:
     return Trainings(base, members)
 
 
-def images_of(seed: int) -> ImageSets:
+def images_of(seed: int) -> SourceSets:
     """The four sets of the population `seed`: its own split of the train file, one test file."""
     return load(SOURCE, derived_seed(seed, 1_000) % 2**31)
 
 
-def new_network(setting: Setting, sets: ImageSets, seed: int = 0) -> nn.Module:
+def new_network(setting: Setting, sets: SourceSets, seed: int = 0) -> nn.Module:
     """An untrained network of the setting's architecture."""
     generator = torch.Generator().manual_seed(seed)
     factory = ARCHITECTURES[setting.architecture]
@@ -102,7 +102,7 @@ def folder_of(root: Path, setting: Setting, seed: int) -> Path:
     return root / setting.name / f"{seed:02d}"
 
 
-def make(root: Path, setting: Setting, seed: int, sets: ImageSets | None = None) -> list[Path]:
+def make(root: Path, setting: Setting, seed: int, sets: SourceSets | None = None) -> list[Path]:
     """Trains what is missing of a population; the members' paths.
 
     sets: which hold what they learn from; those of `images_of` by default.

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deevo_ext.data import ImageSets
+from deevo_ext.data import SourceSets
 from deevo_ext.data.arrays import ArrayPictures, open_idx
 from deevo_ext.data.images import ImageSet, split_class_balanced
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
@@ -59,7 +59,7 @@ def network() -> nn.Module:
     return nn.Sequential(enlarged, net).eval()
 
 
-def images_of(seed: int) -> ImageSets:
+def images_of(seed: int) -> SourceSets:
     """The sets of the population `seed`, 28x28, with mean 0 and deviation 1 on the train images."""
     pictures = open_idx(DEBIAN_FASHION_MNIST)
     sizes = (TRAIN, HELD_OUT, HELD_OUT)
@@ -74,7 +74,7 @@ def images_of(seed: int) -> ImageSets:
         )
     )  # fmt: skip
     names = [str(label) for label in range(CLASSES)]
-    return ImageSets(fitness, validation, test, names, learned, name="fashion-mnist", mirror=True)
+    return SourceSets(fitness, validation, test, names, learned, name="fashion-mnist", mirror=True)
 
 
 def _part(pictures: ArrayPictures, part: str) -> ImageSet:
@@ -114,9 +114,7 @@ def case_of(root: Path, seed: int) -> Case:
     sets, start = images_of(seed), network()
     folder = root / NAME / f"{seed:02d}"
     origin = {"setting": NAME, "seed": seed, "data": "fashion-mnist"}
-    assert sets.train is not None
     paths = populate(start, sets.train, trainings(seed), folder, origin=origin)
-    assert isinstance(sets.validation, ImageSet)
     return Case(folder, seed, paths, sets, sets.validation, start)
 
 

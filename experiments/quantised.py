@@ -14,7 +14,6 @@ import copy
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from torch.nn.utils import parametrize
 
 import deevo_ext as deevo
 from deevo_ext.data.images import ImageSet
+from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.runs.state import SOUP
 from deevo_ext.training import few_labels
 
-from .cases import case_of
+from .cases import Case, case_of
 from .csv_files import Line, Lines
 from .populations import Setting
 from .training import careful
@@ -98,18 +98,16 @@ def compare(root: Path, setting: Setting, seed: int) -> Lines:
     folds say, and losses on test images, quantised and in float32.
     """
     case = case_of(root, setting, seed)
-    fitness, test = case.sets.fitness, case.sets.test
-    assert isinstance(fitness, ImageSet) and isinstance(test, ImageSet)
-    labelled, test = fitness.slice(0, LABELS), test.slice(0, min(TEST, len(test)))
+    labelled = case.sets.fitness.slice(0, LABELS)
+    test = case.sets.test.slice(0, min(TEST, len(case.sets.test)))
     calibration = labelled.images[:CALIBRATION]
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
         engine = engine_of(case.network, calibration, Path(folder))
         soup = None
         for search in SEARCHES:
-            options = {} if search == FLOAT else {"engine": engine}
             began = time.process_time()
-            result = _evolved(case.network, case.paths, labelled, seed, options)
+            result = _evolved(case, labelled, "auto" if search == FLOAT else engine)
             seconds = round(time.process_time() - began, 2)
             lines += [
                 {"search": search, **line, "forward_passes": result.run.forward_passes,
@@ -138,7 +136,7 @@ def compare(root: Path, setting: Setting, seed: int) -> Lines:
 
 def engine_of(
     network: nn.Module, calibration: Tensor, folder: Path, weights: str = "QInt4"
-) -> Callable[[dict[str, Tensor], Tensor], Any]:
+) -> EngineFunction:
     """Returns the example's engine, which quantises what it is given by onnxruntime.
 
     calibration: images whose ranges of activations count. weights: their type, as in onnxruntime.
@@ -152,25 +150,23 @@ def engine_of(
     return example.Quantised(network, calibration, folder, QuantType[weights])
 
 
-def _evolved(
-    network: nn.Module, paths: list[Path], labelled: ImageSet, seed: int, options: dict[str, Any]
-) -> deevo.Result:
+def _evolved(case: Case, labelled: ImageSet, engine: str | EngineFunction) -> deevo.Result:
     return deevo.evolve(
-        network,
-        paths,
+        case.network,
+        case.paths,
         labelled,
-        seed=seed,
+        seed=case.seed,
         passes=PASSES,
         precision="float32",
         micro_batch=len(labelled),
         basin="ignore",
         progress=False,
-        **options,
+        engine=engine,
     )
 
 
 def _candidates(
-    network: nn.Module, result: deevo.Result, engine: Callable[..., Any], test: ImageSet
+    network: nn.Module, result: deevo.Result, engine: EngineFunction, test: ImageSet
 ) -> list[Line]:
     """The lines of the networks that a run considered, each with its score by the run's folds."""
     state = result.run.state
@@ -185,7 +181,7 @@ def _candidates(
 
 
 def _both(
-    network: nn.Module, weights: dict[str, Tensor], engine: Callable[..., Any], test: ImageSet
+    network: nn.Module, weights: dict[str, Tensor], engine: EngineFunction, test: ImageSet
 ) -> Line:
     exact = _scores(few_labels.logits_of(network, test), test)
     return {

@@ -6,9 +6,10 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import deevo_ext as deevo
+from deevo_ext.data import ImageSet
+from deevo_ext.runs.given import Keywords
 
 from . import cases, recipes
 from .cases import Case, case_of
@@ -48,22 +49,25 @@ def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     }
 
 
-def evolve(case: Case, name: str, options: dict[str, Any]) -> deevo.Result:
+def evolve(
+    case: Case, name: str, options: Keywords, calibration: ImageSet | None = None
+) -> deevo.Result:
     """Runs `deevo.evolve` on a population; a run of this name that was cut off goes on."""
+    common: Keywords = {
+        "run_dir": case.folder / "runs" / name,
+        "search": "weights",
+        "seed": case.seed,
+        "basin": "ignore",
+        "progress": False,
+    }
     return deevo.evolve(
         case.network,
         case.paths,
         case.sets.fitness,
-        run_dir=case.folder / "runs" / name,
-        test_images=case.sets.test,
-        basin="ignore",
-        progress=False,
-        **{
-            "search": "weights",
-            "validation_images": case.validation,
-            "seed": case.seed,
-            **options,
-        },
+        case.validation,
+        case.sets.test,
+        calibration_images=calibration,
+        **(common | options),
     )
 
 
@@ -75,7 +79,7 @@ def _evolved(case: Case, name: str) -> Lines:
     has its difference to the best initial one; where nothing was evolved, what was returned counts.
     Generations are kept of the variants that the plots show.
     """
-    options: dict[str, Any] = {
+    options: Keywords = {
         "micro_batch": cases.MICRO_BATCH,
         "precision": "float32",
         "chunk": len(case.paths) + 2,

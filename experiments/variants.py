@@ -6,8 +6,8 @@ All variants search weights but `RECIPES`, which are the other search as it stan
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from deevo_ext.runs.given import Keywords
 from deevo_ext.search.pools import difference_pool, sade_pool, shade_pool, trigonometric
 
 from .rivals import RIVALS
@@ -33,11 +33,11 @@ class Variant:
 
     name: str
     question: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Keywords = field(default_factory=Keywords)
     members: int = 12
 
 
-_RECIPE = dict(search="coefficients", passes=1_300_000)
+_RECIPE: Keywords = dict(search="coefficients", passes=1_300_000)
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import deevo_ext as deevo
+from deevo_ext.data import ImageSet
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.virtual import guided_fitness, virtual_fitness
 from deevo_ext.population.recipes import uniform
@@ -60,9 +61,9 @@ class Neighbourhood:
     recipe: Tensor
     model: LinearModel
     other: LinearModel
-    images: Any
+    images: ImageSet
 
-    def real(self, steps: list[Tensor], images: Any, metric: Metric) -> list[float]:
+    def real(self, steps: list[Tensor], images: ImageSet, metric: Metric) -> list[float]:
         """The metric's fitness of the networks that steps [directions] lead to."""
         probing, evaluator = self.search.probing, self.search.evaluator
         recipes = torch.stack([probing.after(self.recipe, step, 1.0) for step in steps])
@@ -74,7 +75,7 @@ class Neighbourhood:
         return found
 
 
-def neighbourhood(root: Path, setting: Setting, seed: int) -> tuple[Neighbourhood, Any]:
+def neighbourhood(root: Path, setting: Setting, seed: int) -> tuple[Neighbourhood, ImageSet]:
     """Probes around a population's greedy soup; also returns other images, which judge."""
     case = case_of(root, setting, seed)
     result = deevo.evolve(
@@ -98,8 +99,8 @@ def neighbourhood(root: Path, setting: Setting, seed: int) -> tuple[Neighbourhoo
     fitness = case.sets.fitness
     few = min(IMAGES, len(fitness) // 2)
     sets = [fitness.slice(0, few), fitness.slice(few, 2 * few)]
-    models = [search.probing.model(recipe, images)[0] for images in sets]
-    return Neighbourhood(search, recipe, *models, sets[0]), case.validation
+    model, other = (search.probing.model(recipe, images)[0] for images in sets)
+    return Neighbourhood(search, recipe, model, other, sets[0]), case.validation
 
 
 def compare_optimizers(root: Path, setting: Setting, seed: int) -> Lines:

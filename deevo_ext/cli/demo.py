@@ -12,7 +12,7 @@ import typer
 from torch import nn
 
 from deevo_ext.cli.options import Progress
-from deevo_ext.data import ImageSet, ImageSets, LabelledImages, load
+from deevo_ext.data import ImageSet, SourceSets, load
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.small_vgg import SmallVGG
 from deevo_ext.progress import progress_bar
@@ -50,11 +50,10 @@ class Setting:
     population: PopulationOptions
 
 
-def setting_of(sets: ImageSets, seed: int) -> Setting:
+def setting_of(sets: SourceSets, seed: int) -> Setting:
     """Returns the demo's setting for a source of images."""
     small = sets.name == "digits"
     batch_size = 16 if small else 128
-    assert sets.train is not None
     epoch = max(1, len(sets.train) // batch_size)  # its steps
     population = PopulationOptions(
         members=8,
@@ -92,8 +91,6 @@ def demo(
     setting = setting_of(sets, seed)
     folder = out or Path(f"deevo-demo-{sets.name}")
     train = sets.train
-    assert isinstance(train, ImageSet)
-    assert isinstance(sets.fitness, ImageSet) and isinstance(sets.test, ImageSet)
     labelled = noisy(sets.fitness.slice(0, setting.labels), train, setting.noise, seed, _LABELLED)
     test = noisy(sets.test, train, setting.noise, seed, _TEST)
     log.info(
@@ -140,13 +137,12 @@ def demo(
     return {"run_dir": folder, "comparison": comparison.to_json()}
 
 
-def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, index: int) -> ImageSet:
+def noisy(images: ImageSet, train: ImageSet, noise: float, seed: int, index: int) -> ImageSet:
     """Returns images with normal noise, in the range from black to white of the train images.
 
     noise: its standard deviation, black to white being 1; it is drawn by `seed` and `index`.
     """
-    pixels = train.pixels(0, len(train))
-    black, white = float(pixels.min()), float(pixels.max())
+    black, white = float(train.images.min()), float(train.images.max())
     generator = torch.Generator().manual_seed(derived_seed(seed, index))
     drawn = torch.randn(images.images.shape, generator=generator)
     changed = images.images + drawn * (noise * (white - black))
@@ -154,11 +150,10 @@ def noisy(images: ImageSet, train: LabelledImages, noise: float, seed: int, inde
 
 
 def members(
-    sets: ImageSets, setting: Setting, folder: Path, seed: int, progress: bool = True
+    sets: SourceSets, setting: Setting, folder: Path, seed: int, progress: bool = True
 ) -> tuple[nn.Module, list[Path]]:
     """Trains the networks that the folder lacks; returns a model, and all files."""
     train = sets.train
-    assert train is not None
     trainings = trainings_of(len(train), setting.population)
     assert trainings.base is not None
     generator = torch.Generator().manual_seed(trainings.base.seed)

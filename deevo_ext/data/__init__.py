@@ -8,7 +8,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.opening import open_pictures
 from deevo_ext.data.pictures import DatasetPictures
 from deevo_ext.data.sets import ImageSets, image_sets
-from deevo_ext.data.sources import load
+from deevo_ext.data.sources import SourceSets, load
 from deevo_ext.data.transform import Transform
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ImageSet",
     "ImageSets",
     "LabelledImages",
+    "SourceSets",
     "Transform",
     "build_cache",
     "image_sets",

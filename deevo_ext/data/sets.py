@@ -41,31 +41,21 @@ class ImageSets:
     """Disjoint sets: each image serves one purpose, so that no number is read from what chose it.
 
     fitness: drives evolution. validation: builds soups and chooses the candidate that is returned.
-    test: read once, by the report. class_names: in the labels' order. train: for backpropagation,
-    where that is a set of its own. name: of the source. note: a sentence about what was done to the
-    images. mirror: whether a mirrored image keeps its class (clothes do, digits do not).
+    test: read once, by the report. class_names: in the labels' order.
     """
 
     fitness: LabelledImages
     validation: LabelledImages
     test: LabelledImages
     class_names: list[str]
-    train: LabelledImages | None = None
-    name: str = ""
-    note: str = ""
-    mirror: bool = False
 
     def describe(self) -> str:
-        """Returns one line with sizes and image shape, then the note."""
-        sets = {"train": self.train, "fitness": self.fitness, "validation": self.validation}
-        sizes = [f"{len(images):,} {name}" for name, images in sets.items() if images is not None]
+        """Returns one line with sizes and image shape."""
         shape = "x".join(str(side) for side in self.fitness.image_shape)
-        line = (
-            f"{', '.join(sizes)}, {len(self.test):,} test images, {shape}, "
-            f"{len(self.class_names)} classes"
+        return (
+            f"{len(self.fitness):,} fitness, {len(self.validation):,} validation, "
+            f"{len(self.test):,} test images, {shape}, {len(self.class_names)} classes"
         )
-        source, note = self.name and f"{self.name}: ", self.note and f". {self.note}"
-        return f"{source}{line}{note}"
 
 
 def validation_size(images: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,29 @@ IDX_HELD_OUT = 10_000
 """Images of the train file set aside for fitness, and again for validation."""
 
 
-def load(name_or_dir: str | Path, seed: int = 0) -> ImageSets:
+@dataclass(frozen=True)
+class SourceSets(ImageSets):
+    """The sets of a source, in memory, with one more: what backpropagation is to see.
+
+    name: of the source. note: a sentence about what was done to the images. mirror: whether a
+    mirrored image keeps its class (clothes do, digits do not).
+    """
+
+    fitness: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    train: ImageSet
+    name: str
+    note: str = ""
+    mirror: bool = False
+
+    def describe(self) -> str:
+        """Returns one line with name, sizes and image shape, then the note."""
+        note = self.note and f". {self.note}"
+        return f"{self.name}: {len(self.train):,} train, {super().describe()}{note}"
+
+
+def load(name_or_dir: str | Path, seed: int = 0) -> SourceSets:
     """Returns the four sets of a source.
 
     name_or_dir: "digits" (1,797 images of 8x8; needs scikit-learn), "fashion-mnist" (Debian's
@@ -71,7 +94,7 @@ def digits() -> ImageSet:
     return ImageSet(images, torch.from_numpy(found.target.astype(np.int64)), "digits")
 
 
-def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> ImageSets:
+def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> SourceSets:
     pictures = open_idx(folder)
     classes = len(pictures.class_names)
     train = _image_set(pictures, "train", name)
@@ -103,11 +126,11 @@ def _image_set(pictures: ArrayPictures, part: str, name: str) -> ImageSet:
 
 def normalised(
     parts: list[ImageSet], classes: int, name: str, note: str = "", mirror: bool = False
-) -> ImageSets:
+) -> SourceSets:
     """Returns sets shifted and scaled by the mean and deviation of the train images.
 
     parts: train, fitness, validation and test images, of one channel. classes: their number. name,
-    note, mirror: as in `ImageSets`. Raises DeevoError where all train pixels are equal.
+    note, mirror: as in `SourceSets`. Raises DeevoError where all train pixels are equal.
     """
     pixels = parts[0].images.double()
     mean, deviation = float(pixels.mean()), float(pixels.std())
@@ -117,6 +140,4 @@ def normalised(
         ImageSet((part.images - mean) / deviation, part.labels, part.name) for part in parts
     )
     class_names = [str(label) for label in range(classes)]
-    return ImageSets(
-        fitness, validation, test, class_names, train, name=name, note=note, mirror=mirror
-    )
+    return SourceSets(fitness, validation, test, class_names, train, name, note, mirror)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from .figures import Run, better, counts, p_value, save
 from .same import REFITTED
 
 PICTURE = "evidence-other-images.png"
-Cell = tuple[str, str, int | None, int]
-"""Setting, kind, severity where it has one, labels."""
+Cell = tuple[str, str, int, int]
+"""Setting, kind, severity (0 for a kind that has none), labels."""
+Pick = Callable[[Run], Line]
+"""Which network of a run."""
 
 
 def chapter(records: Path, docs: Path) -> list[str]:
@@ -75,7 +78,7 @@ def _cells(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
     for line in read(records, name):
-        cell = (line["setting"], line["kind"], line.get("severity"), line["labels"])
+        cell = (line["setting"], line["kind"], line.get("severity", 0), line["labels"])
         runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
         runs.setdefault(line["draw"], {})[line["network"]] = line
     return {
@@ -89,17 +92,26 @@ def _of(runs: dict[int, list[Run]], figure: Callable[[Run], float]) -> list[floa
     return [statistics.mean(figure(run) for run in some) for some in runs.values()]
 
 
-def _below_soup(pick: Callable[[Run], Line], key: str) -> Callable[[Run], float]:
-    return lambda run: pick(run)[key] - run[SOUP][key]
+def _figure(pick: Pick, key: str) -> Callable[[Run], float]:
+    return lambda run: pick(run)[key] or 0
 
 
-def _named(name: str) -> Callable[[Run], Line]:
+def _difference(pick: Pick, other: Pick, key: str) -> Callable[[Run], float]:
+    return lambda run: pick(run)[key] - other(run)[key]
+
+
+def _points(pick: Pick, key: str) -> Callable[[Run], float]:
+    """Points of a share, against the soup as it was."""
+    return lambda run: 100 * (pick(run)[key] - run[UNTOUCHED][key])
+
+
+def _named(name: str) -> Pick:
     return lambda run: run.get(name, run[SOUP])
 
 
-def _middle(runs: dict[int, list[Run]], pick: Callable[[Run], Line]) -> str:
-    loss = statistics.median(_of(runs, _below_soup(pick, "loss")))
-    points = statistics.median(100 * d for d in _of(runs, _below_soup(pick, "top1")))
+def _middle(runs: dict[int, list[Run]], pick: Pick) -> str:
+    loss = statistics.median(_of(runs, _difference(pick, _named(SOUP), "loss")))
+    points = statistics.median(100 * d for d in _of(runs, _difference(pick, _named(SOUP), "top1")))
     return f"{loss:+.3f} / {points:+.1f}"
 
 
@@ -111,15 +123,15 @@ def _gains(cells: dict[Cell, dict[int, list[Run]]]) -> str:
     for cell, runs in cells.items():
         claims: list[str] = []
         for pick in (evolved, back):
-            differences = _of(runs, lambda run, pick=pick: pick(run)["loss"] - initial(run)["loss"])
+            differences = _of(runs, _difference(pick, initial, "loss"))
             claims += [
                 f"{statistics.median(differences):+.4f}",
                 counts(differences),
                 p_value(better(differences)),
             ]
         untouched, soup = (
-            f"{statistics.median(_of(runs, lambda run, name=name: run[name]['top1'])):.1%}"
-            for name in (UNTOUCHED, SOUP)
+            f"{statistics.median(_of(runs, _figure(pick, 'top1'))):.1%}"
+            for pick in (itemgetter(UNTOUCHED), itemgetter(SOUP))
         )
         picks = (_named(REFITTED), _named(ENSEMBLE), evolved, back, _named(TRAINED))
         lines.append(
@@ -142,7 +154,10 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
                 [
                     (ours, other)
                     for ours, other in zip(
-                        *(_of(runs, _below_soup(pick, key)) for pick in (evolved, _named(TRAINED))),
+                        *(
+                            _of(runs, _difference(pick, _named(SOUP), key))
+                            for pick in (evolved, _named(TRAINED))
+                        ),
                         strict=True,
                     )
                     if sign * other > 0
@@ -150,11 +165,11 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
             ]
         ]
         lost = [
-            f"{statistics.median(_of(runs, _lost(pick))):+.1f}"
+            f"{statistics.median(_of(runs, _points(pick, 'old_top1'))):+.1f}"
             for pick in (_named(SOUP), back, _named(TRAINED))
         ]
         costs = [
-            f"{statistics.median(_of(runs, lambda run, p=pick, k=key: p(run)[k] or 0)):,.0f}"
+            f"{statistics.median(_of(runs, _figure(pick, key))):,.0f}"
             for key, ours in (("forward_passes", evolved), ("seconds", back))
             for pick in (ours, _named(TRAINED))
         ]
@@ -188,15 +203,9 @@ _HEADER = ("population", "images", "labels", "n")
 
 def _about(cell: Cell, runs: dict[int, Any]) -> tuple[str, ...]:
     setting, kind, severity, labels = cell
-    called = kind
-    if severity is not None and kind != SAME:
-        called += f", {('mild', 'strong')[severity - 1]}"
+    strengths = ("", ", mild", ", strong")
+    called = kind if kind == SAME else kind + strengths[severity]
     return setting, called, f"{labels:,}", str(len(runs))
-
-
-def _lost(pick: Callable[[Run], Line]) -> Callable[[Run], float]:
-    """Points of top-1 on old images, against the soup as it was."""
-    return lambda run: 100 * (pick(run)["old_top1"] - run[UNTOUCHED]["old_top1"])
 
 
 def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
@@ -209,7 +218,7 @@ def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
     figure = Figure(figsize=(6 * max(1, len(groups)), 3.6), layout="constrained")
     if not groups:
         return
-    ways: Sequence[tuple[str, Callable[[Run], Line]]] = (
+    ways: Sequence[tuple[str, Pick]] = (
         ("statistics, normalisation, soup anew", _named(SOUP)),
         ("classifier refitted, too", _named(REFITTED)),
         ("evolved", evolved),
@@ -225,10 +234,7 @@ def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
         }
         for i, (label, pick) in enumerate(ways):
             heights = [
-                statistics.median(
-                    _of(runs, lambda run, p=pick: 100 * (p(run)["top1"] - run[UNTOUCHED]["top1"]))
-                )
-                for runs in some.values()
+                statistics.median(_of(runs, _points(pick, "top1"))) for runs in some.values()
             ]
             axis.bar([x + 0.2 * i for x in range(len(some))], heights, 0.2, label=label)
         axis.set_xticks([x + 0.3 for x in range(len(some))], list(some))

@@ -77,7 +77,16 @@ EXTREMES: dict[Any, list[Any]] = {
     Path: [Path("/dev/null"), Path("/proc/self/mem"), Path("."), Path("/etc/shadow/x")],
 }
 # What functions return, or users derive from: made by nobody from arguments.
-RESULTS = {"ImageSets", "LabelledImages", "Fitness", "Losses", "Merged", "Result", "Trials"}
+RESULTS = {
+    "ImageSets",
+    "LabelledImages",
+    "Fitness",
+    "Losses",
+    "Merged",
+    "Result",
+    "SourceSets",
+    "Trials",
+}
 SECONDS = 10  # after which a call hangs
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import deevo_ext.cli.demo as module
 from deevo_ext.cli import main
 from deevo_ext.cli.demo import setting_of
-from deevo_ext.data import ImageSet, ImageSets, load
+from deevo_ext.data import ImageSet, SourceSets, load
 from deevo_ext.data.sources import DIGITS_SIZES
 from deevo_ext.training.trainings import trainings_of
 from support.networks import Net, members
@@ -52,7 +52,7 @@ def short_demo(folder: Path) -> str:
     return said.getvalue()
 
 
-def short_setting(sets: ImageSets, seed: int) -> module.Setting:
+def short_setting(sets: SourceSets, seed: int) -> module.Setting:
     whole = setting_of(sets, seed)
     training = replace(whole.population, members=3, epochs=0.3, learning_rate=0.005)
     return module.Setting(width=4, noise=0.3, labels=100, population=training)
@@ -115,7 +115,6 @@ def test_the_demo_is_repeatable_and_trains_only_what_is_missing(
 
 def test_noise_stays_in_range_and_is_drawn_by_seed_and_index() -> None:
     sets = load("digits", 0)
-    assert isinstance(sets.train, ImageSet) and isinstance(sets.test, ImageSet)
     black, white = float(sets.train.images.min()), float(sets.train.images.max())
     noise = 0.2
     one, same, other, further = (
@@ -140,7 +139,7 @@ def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision
     images = torch.zeros(300, 1, 8, 8)
     one = ImageSet(images, torch.arange(300) % 3, "images")
     for name in ("digits", "clothes"):
-        sets = ImageSets(one, one, one, ["0", "1", "2"], one, name=name, mirror=name == "clothes")
+        sets = SourceSets(one, one, one, ["0", "1", "2"], one, name, mirror=name == "clothes")
         trainings = trainings_of(300, setting_of(sets, 5).population)
         assert trainings.base is not None and len(trainings.members) == 8
         members = trainings.members.values()

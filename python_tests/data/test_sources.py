@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deevo_ext.data import ImageSet, ImageSets, load, sources, split_class_balanced
+from deevo_ext.data import ImageSet, SourceSets, load, sources, split_class_balanced
 from deevo_ext.data.arrays import open_idx, read_idx
 from deevo_ext.errors import DeevoError
 
@@ -164,7 +164,7 @@ def test_idx_folder_names_what_is_wrong(tmp_path: Path) -> None:
         open_idx(tmp_path)
 
 
-def _check_sets(sets: ImageSets) -> None:
+def _check_sets(sets: SourceSets) -> None:
     train = sets.train.images.double()
     assert abs(float(train.mean())) < 1e-5 and abs(float(train.std()) - 1) < 1e-5
     assert f"{len(sets.test):,} test" in sets.describe()
