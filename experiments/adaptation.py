@@ -105,8 +105,10 @@ def adapted(
 
 
 def images_of(case: Case, kind: str, severity: int, labels: int, draw: int) -> Images:
-    """Images of a kind of `kinds`: the labelled ones are of the fitness images of the population's
-    own source, test and old ones parts of its test images."""
+    """Returns images of a kind of `kinds`, made from those of the population's own source.
+
+    The labelled ones are fitness images; test and old ones are parts of its test images.
+    """
     fitness, test, train = case.sets.fitness, case.sets.test, case.sets.train
     assert isinstance(fitness, ImageSet) and isinstance(train, ImageSet)
     assert isinstance(test, ImageSet)

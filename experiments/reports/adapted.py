@@ -18,8 +18,8 @@ from .figures import Run, better, counts, p_value, save
 from .same import REFITTED
 
 PICTURE = "evidence-other-images.png"
-Cell = tuple[str, str, int | None, int]
-"""Setting, kind, severity where it has one, labels."""
+Cell = tuple[str, str, int, int]
+"""Setting, kind, severity (0 for a kind that has none), labels."""
 
 
 def chapter(records: Path, docs: Path) -> list[str]:
@@ -75,7 +75,7 @@ def _cells(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
     for line in read(records, name):
-        cell = (line["setting"], line["kind"], line.get("severity"), line["labels"])
+        cell = (line["setting"], line["kind"], line.get("severity", 0), line["labels"])
         runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
         runs.setdefault(line["draw"], {})[line["network"]] = line
     return {
@@ -188,9 +188,8 @@ _HEADER = ("population", "images", "labels", "n")
 
 def _about(cell: Cell, runs: dict[int, Any]) -> tuple[str, ...]:
     setting, kind, severity, labels = cell
-    called = kind
-    if severity is not None and kind != SAME:
-        called += f", {('mild', 'strong')[severity - 1]}"
+    strengths = ("", ", mild", ", strong")
+    called = kind if kind == SAME else kind + strengths[severity]
     return setting, called, f"{labels:,}", str(len(runs))
 
 
