@@ -304,14 +304,24 @@ def _job(
 
 
 def _all(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
-    """Runs the jobs; the lines that one gives are recorded as soon as it has ended."""
+    """Runs the jobs; the lines that one gives are recorded as soon as it has ended.
+
+    Where one fails, those that have been handed to a process are recorded too, and no more are.
+    """
+    failure: BaseException | None = None
     # A process has one thread: networks this small gain nothing from a second.
     with ProcessPoolExecutor(processes, initializer=partial(torch.set_num_threads, 1)) as pool:
         tasks = [pool.submit(job) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), unit="run"):
-            lines = task.result()
-            if isinstance(lines, dict):
+            if task.cancelled():
+                continue
+            if error := task.exception():
+                failure = failure or error
+                pool.shutdown(wait=False, cancel_futures=True)
+            elif isinstance(lines := task.result(), dict):
                 csv_files.save(RECORDS, lines)
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

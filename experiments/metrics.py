@@ -61,7 +61,7 @@ METRICS: dict[str, str | Scores] = {
     "worst-class": "worst-class",
     "macro-f1": "macro-f1",
     "cost": cost,
-    "calibration": calibration_error,
+    "calibration": Metric.of(calibration_error, whole=True),
 }
 SEARCHES = ("coefficients", "weights")
 TRAINED, COOLED = "trained by the loss", "temperature fitted"

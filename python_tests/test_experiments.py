@@ -298,4 +298,7 @@ def test_what_is_recorded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(commands, "RECORDS", tmp_path)
     commands._all([partial(dict, {"vgg-wide": [line | {"population": 1}]})], 1)
-    assert [row["population"] for row in csv_files.read(tmp_path, "vgg-wide")] == [0, 1]
+    jobs = [partial(int, "none"), partial(dict, {"vgg-wide": [line | {"population": 2}]})]
+    with pytest.raises(ValueError, match="none"):
+        commands._all(jobs, 1)
+    assert [row["population"] for row in csv_files.read(tmp_path, "vgg-wide")] == [0, 1, 2]
