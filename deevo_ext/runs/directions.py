@@ -21,7 +21,7 @@ def directed(
     It begins at the recipe [blocks, members], or along differences at its changes [genes, members].
     """
     if isinstance(rounds, FewRounds):
-        rounds = replace(rounds, apart=state.folds)
+        rounds = replace(rounds, score=state.score, apart=state.folds)
     probing = rounds.probing
     if state.directions == CHANNELS:
         along = Differences.of(probing, state.genes, state.recipe, number, rounds.seed)

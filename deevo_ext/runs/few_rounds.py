@@ -4,13 +4,17 @@ Which blocks move together, which ridge holds a step and how long it is, is chos
 four fifths of the images do on the fifth, on the linear model. What a step gains is then measured
 by five real networks, each made without one fifth of the images, whose choices included, and scored
 on it. So no image tests a network that it was fitted to; the step that is taken is fitted to all.
-The five go on from round to round beside the network that is fitted to all: their next steps start
-where they are, along slopes that they share with it.
+
+After the first step the present network knows all images, so that five of its steps gain less on
+what they are tested on than a new image would show. The networks of the round before go on, too,
+along slopes that they share with the present one, which may hold badly where they are. Both ways
+of measuring say too little, if anything: one that sees a gain is enough.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +46,10 @@ class _Unit:
             self.model = whole.together(torch.arange(whole.directions) % members)
             self.model.scale = ranks().lead(lambda: self.model.scale)
 
+    def step_of(self, q: Tensor, shape: torch.Size) -> Tensor:
+        """Returns the step float32 of a recipe's shape for coordinates [d] of the unit's."""
+        return self.whole.step_of(self.lifted(q)).reshape(shape).float()
+
     def lifted(self, q: Tensor) -> Tensor:
         """Returns coordinates [..., d] of the whole model for those of the unit's."""
         if self.model is self.whole:
@@ -55,11 +63,13 @@ class _Unit:
 class FewRounds(RoundSearch):
     """What all rounds of a run on up to `FEW` fitness images have in common.
 
-    apart: the recipes float32 [folds, blocks, members] that the rounds before came to without the
-    labels of one fold each; None before the first step, when all are the present recipe.
+    score: of the present network on images that it does not know, as far as that is known. apart:
+    the recipes float32 [folds, blocks, members] that the rounds before came to without the labels
+    of one fold each; None before the first step, when all are the present recipe.
     """
 
     few = True
+    score: float = math.nan
     apart: Tensor | None = None
 
     def sizes(self) -> tuple[int, int, int]:
@@ -72,9 +82,11 @@ class FewRounds(RoundSearch):
         networks: passes of one network for its statistics.
         """
         real = 1 + 2 * WAVES  # beside those of the folds
-        lengths = len(LENGTHS) + 1  # and where they start
-        passes = (real + lengths + 1 + FOLDS) * len(self.images)
-        return passes + (real + FOLDS * lengths) * networks
+        # Lengths of steps from the present network, and from the folds' networks, which see all
+        # images before their steps and after.
+        lengths = 2 * len(LENGTHS)
+        passes = (real + lengths + 2 * FOLDS) * len(self.images)
+        return passes + (real + FOLDS * (lengths + 2)) * networks
 
     def run(
         self, recipe: Tensor, number: int, radius: float, keep: KeepColumns | None = None
@@ -90,23 +102,10 @@ class FewRounds(RoundSearch):
         folds = self._folds(labels)
         with threads_of(model):
             units = self._units(model, recipe)
-        bases, logits = recipe.expand(FOLDS, *recipe.shape), None
-        if self.apart is not None:
-            bases, logits = self.apart, self.probing.logits(list(self.apart), images)
-            for base, fold in zip(bases, folds, strict=True):
-                present[fold] = self._scores(base[None], images.subset(fold))[0]
 
         def held_out() -> tuple[Tensor | None, list[list[HeldOut]]]:
             weights = image_weights(model, metric)
-            return weights, [
-                self._held_out(
-                    unit.model,
-                    folds,
-                    weights,
-                    None if logits is None else [unit.model.at(one) for one in logits],
-                )
-                for unit in units
-            ]
+            return weights, [self._held_out(unit.model, folds, weights) for unit in units]
 
         weights, fits = led(model, held_out)
         found = [(unit, fit) for unit, some in zip(units, fits, strict=True) for fit in some]
@@ -114,8 +113,21 @@ class FewRounds(RoundSearch):
         nothing = Outcome.nothing(likely, left_out, [], model)
         if not likely.gain > likely.standard_error:  # NaN is no gain
             return nothing
-        tested, apart, length = self._nested(bases, found, folds, radius, present)
-        gain, error = ranks().lead(lambda: gain_of(metric, present, tested, labels))
+        choices = [found[one] for one in ranks().lead(lambda: _likeliest(found, folds))]
+        steps = [unit.step_of(fit.fits[k], recipe.shape) for k, (unit, fit) in enumerate(choices)]
+        start = recipe.expand(FOLDS, *recipe.shape)
+        tested, apart, length = self._nested(start, steps, folds, radius)
+        gain, error = self._gain(present, tested)
+        score = self.score - gain
+        if self.apart is not None:
+            bases = self.apart
+            logits = self.probing.logits(list(bases), images)
+            steps = led(model, lambda: self._fits(choices, logits, folds, weights, recipe.shape))
+            known, tested, apart = self._gone_on(bases, steps, logits, folds, radius)
+            score = min(score, ranks().lead(lambda: float(metric.fitness(tested, labels))))
+            further, its_error = self._gain(known, tested)
+            if not gain > error and further > its_error:
+                gain, error = further, its_error
         nothing = replace(nothing, gain=gain, standard_error=error)
         if not gain > error:
             return nothing
@@ -126,7 +138,7 @@ class FewRounds(RoundSearch):
                 self._correct(model, recipe, proposals[best_of(proposals)], images)
                 unit = _Unit(model, None if unit.model is unit.whole else recipe.shape[1])
             propose = functools.partial(
-                self._likeliest, unit, weights, likely.ridge, length, 2 * number + wave
+                self._proposed, unit, weights, likely.ridge, length, 2 * number + wave
             )
             new, evolved = led(model, propose)
             virtual.append(evolved)
@@ -141,52 +153,97 @@ class FewRounds(RoundSearch):
             accepted=proposals[best].score < 0.0,
             virtual=virtual,
             folds=apart,
+            score=score,
         )
 
     def _units(self, model: LinearModel, recipe: Tensor) -> list[_Unit]:
         blocks, members = recipe.shape
         return [_Unit(model, None), *([_Unit(model, members)] if blocks > 1 else [])]
 
-    def _nested(
-        self,
-        bases: Tensor,
-        found: list[tuple[_Unit, HeldOut]],
-        folds: list[Tensor],
-        radius: float,
-        present: Tensor,
-    ) -> tuple[Tensor, Tensor, float]:
-        """Returns each image's outcome [n, ...] by a network that was not fitted to it.
+    def _gain(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+        """The gain of the metric on the images, by their outcomes, and its standard error."""
+        labels = self.images.labels.cpu()
+        return ranks().lead(lambda: gain_of(self.metric, before, after, labels))
 
-        A fold's network is the fit to the other folds whose unit and ridge did best on these by the
-        linear model, at the length that did best on these by real networks. bases: the recipes that
-        its step starts from. The other results are the folds' recipes and the length that did best
-        on all.
+    def _nested(
+        self, bases: Tensor, steps: list[Tensor], folds: list[Tensor], radius: float
+    ) -> tuple[Tensor, Tensor, float]:
+        """Each image's outcome [n, ...] by a network that was not fitted to it.
+
+        bases, steps: where each fold's network starts, and its step; it is taken at the length that
+        does best on the other folds' images by their networks. The other results are the folds'
+        recipes and the length that does best on all.
         """
         lengths = [radius * length for length in LENGTHS]
-        rests = [numbers_but(fold, len(present)) for fold in folds]
-
-        def likeliest() -> list[int]:
-            gains = [[float(fit.images[rest].mean()) for _, fit in found] for rest in rests]
-            return [one.index(max(one)) for one in gains]
-
-        every, made = present.new_empty(len(lengths), *present.shape), []
-        for k, (fold, best) in enumerate(zip(folds, ranks().lead(likeliest), strict=True)):
-            unit, fit = found[best]
-            step = unit.whole.step_of(unit.lifted(fit.fits[k])).reshape(bases[k].shape).float()
-            made.append(torch.stack([after(bases[k], step, length) for length in lengths]))
-            every[:, fold] = self._scores(made[k], self.images.subset(fold))
         labels = self.images.labels.cpu()
+        made = [
+            torch.stack([after(base, step, length) for length in lengths])
+            for base, step in zip(bases, steps, strict=True)
+        ]
+        parts = [
+            self._scores(recipes, self.images.subset(fold))
+            for recipes, fold in zip(made, folds, strict=True)
+        ]
 
         def tested() -> tuple[Tensor, Tensor, float]:
-            outcomes, recipes = torch.empty_like(present), torch.empty_like(bases)
-            for k, (fold, rest) in enumerate(zip(folds, rests, strict=True)):
+            every = torch.cat(parts, dim=1)[:, torch.cat(folds).argsort()]
+            outcomes, recipes = torch.empty_like(every[0]), torch.empty_like(bases)
+            for k, fold in enumerate(folds):
+                rest = numbers_but(fold, len(labels))
                 best = int(self.metric.fitness(every[:, rest], labels[rest]).argmin())
                 outcomes[fold], recipes[k] = every[best, fold], made[k][best]
             return outcomes, recipes, lengths[int(self.metric.fitness(every, labels).argmin())]
 
         return ranks().lead(tested)
 
-    def _likeliest(
+    def _fits(
+        self,
+        choices: list[tuple[_Unit, HeldOut]],
+        logits: Tensor,
+        folds: list[Tensor],
+        weights: Tensor | None,
+        shape: torch.Size,
+    ) -> list[Tensor]:
+        """The steps of each fold's fit to the other folds, from its own network's logits."""
+        steps = []
+        for (unit, fit), own, fold in zip(choices, logits, folds, strict=True):
+            others = torch.ones(len(own)) if weights is None else weights.clone()
+            others[fold] = 0.0
+            q = unit.model.at(own).fit(fit.ridge, weights=others)
+            steps.append(unit.step_of(q, shape))
+        return steps
+
+    def _gone_on(
+        self,
+        bases: Tensor,
+        steps: list[Tensor],
+        logits: Tensor,
+        folds: list[Tensor],
+        radius: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The outcomes [n, ...] by the folds' networks before and after their steps; their recipes.
+
+        A network stays where the step does not better it on the images that it was fitted to: the
+        slopes, which are not its own, do not hold there.
+        """
+        images, labels = self.images, self.images.labels
+        outcomes, ends, _ = self._nested(bases, steps, folds, radius)
+        ended = self._scores(ends, images)
+
+        def gone_on() -> tuple[Tensor, Tensor, Tensor]:
+            before = torch.empty_like(outcomes)
+            for k, (fold, own) in enumerate(zip(folds, logits, strict=True)):
+                started = self.metric.of_images(own, labels).cpu()
+                before[fold], rest = started[fold], numbers_but(fold, len(started))
+                both = torch.stack([started[rest], ended[k][rest]])
+                stays, goes = self.metric.fitness(both, labels.cpu()[rest]).tolist()
+                if not goes < stays:
+                    outcomes[fold], ends[k] = before[fold], bases[k]
+            return before, outcomes, ends
+
+        return ranks().lead(gone_on)
+
+    def _proposed(
         self, unit: _Unit, weights: Tensor | None, ridge: float, length: float, number: int
     ) -> tuple[list[Proposal], Virtual]:
         """The convex fit to all images, and a virtual evolution, as the folds would have them.
@@ -211,6 +268,13 @@ class FewRounds(RoundSearch):
             Proposal(name, ridge, length, q, gain)
             for name, q, gain in zip(("convex", "de"), lifted, predicted, strict=True)
         ], evolved
+
+
+def _likeliest(found: list[tuple[_Unit, HeldOut]], folds: list[Tensor]) -> list[int]:
+    """For each fold the place of the fit that does best on the others, by the linear model."""
+    rests = [numbers_but(fold, len(found[0][1].images)) for fold in folds]
+    gains = [[float(fit.images[rest].mean()) for _, fit in found] for rest in rests]
+    return [one.index(max(one)) for one in gains]
 
 
 def numbers_but(some: Tensor, count: int) -> Tensor:

@@ -39,8 +39,9 @@ class Outcome:
     tested it. accepted: whether the step is taken, at best's length. left_out: directions without
     slopes. held_out: what the folds said of the best fit. virtual: what the virtual evolutions did.
     folds: the recipes float32 [folds, blocks, members] of the networks that tested the step, each
-    made without the labels of one fold; None where images were enough to do without. slices: of
-    the linear model's images, None where it was too small to be shared.
+    made without the labels of one fold, and score: what the step's network comes to by those; None
+    and NaN where images were enough to do without. slices: of the linear model's images, None where
+    it was too small to be shared.
     """
 
     step: Tensor | None
@@ -53,6 +54,7 @@ class Outcome:
     held_out: HeldOut
     virtual: list[Virtual]
     folds: Tensor | None = None
+    score: float = math.nan
     slices: int | None = None
 
     @classmethod

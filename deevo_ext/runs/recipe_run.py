@@ -289,16 +289,10 @@ class RecipeRun(Run):
             remove_kept(self.run_dir)
 
     def _score(self, row: torch.Tensor, outcome: Outcome) -> float:
-        """A network's score on the validation images.
-
-        Where these are the fitness images, it is the score before less what the folds' networks
-        gained on images that they knew nothing of: their scores there, as gains add up.
-        """
-        if not self._validation.by_folds:
-            return self._validation.score(row, None)
-        known = self.state.evolved or self.state.initial
-        present = min(candidate.score for candidate in known.values())
-        return present - outcome.gain
+        """A network's score on validation images; by folds where these are fitness images."""
+        if self._validation.by_folds:
+            return outcome.score
+        return self._validation.score(row, None)
 
     def write_more(self, chosen: Candidate) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -40,10 +41,11 @@ class RecipeState(Candidates):
     """The present recipe, and the candidates so far.
 
     blocks: of the recipes. recipe: float32 [blocks, members] of the present network; at first that
-    of the initial candidate of least score. genes: what differences move. changes: float32 [genes,
-    members], what differences have added to the recipe; None before they have. seed: of the run,
-    by which they are drawn. round: the rounds done. paths: how it went along coordinates ("blocks")
-    and differences ("channels"). best, best_changes: recipe and changes of the evolved candidate.
+    of the initial candidate of least score. score: of the present network. genes: what differences
+    move. changes: float32 [genes, members], what differences have added to the recipe; None before
+    they have. seed: of the run, by which they are drawn. round: the rounds done. paths: how it went
+    along coordinates ("blocks") and differences ("channels"). best, best_changes: recipe and
+    changes of the evolved candidate.
     folds, best_folds: where folds test steps, the recipes float32 [folds, blocks, members] that the
     same steps came to without the labels of one fold each, of the present network and of that
     candidate; None before a step.
@@ -58,7 +60,7 @@ class RecipeState(Candidates):
     ) -> None:
         super().__init__(population, statistics_of)
         self.blocks, self.seed = blocks, seed
-        self.recipe = torch.empty(0)
+        self.recipe, self.score = torch.empty(0), math.nan
         self.changes: torch.Tensor | None = None
         self.best: torch.Tensor | None = None
         self.best_changes: torch.Tensor | None = None
@@ -91,7 +93,7 @@ class RecipeState(Candidates):
             raise ValueError("the initial candidates have no scores")
         self.keep(record.validation, 0)
         start = min(self.initial.values(), key=lambda candidate: candidate.score)
-        size = self.population.initial_size
+        size, self.score = self.population.initial_size, start.score
         self.recipe = uniform(len(self.blocks), size, start.members)
 
     @property
@@ -127,7 +129,7 @@ class RecipeState(Candidates):
                 step = record.step.reshape(self.recipe.shape)
                 self.recipe = after(self.recipe, step, taken.length)
             self.folds = None if record.folds is None else self._folds_of(record.folds)
-            path.failures = 0
+            self.score, path.failures = record.score, 0
             if taken.score <= _TRUSTED * taken.predicted:
                 path.radius = min(1.0, 2 * path.radius)
             self._consider(record)

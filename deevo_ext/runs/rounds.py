@@ -195,21 +195,16 @@ class RoundSearch:
         return [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
 
     def _held_out(
-        self,
-        model: LinearModel,
-        folds: Sequence[Tensor],
-        weights: Tensor | None,
-        apart: Sequence[LinearModel] | None = None,
+        self, model: LinearModel, folds: Sequence[Tensor], weights: Tensor | None
     ) -> list[HeldOut]:
         """What fits gain on images that they were not fitted to, by the run's metric."""
         labels = model.labels.cpu()
         return held_out(
             model,
             folds,
-            lambda one, q: own_scores(one, self.metric, q),
+            lambda q: own_scores(model, self.metric, q),
             lambda before, after: gains_of(self.metric, before, after, labels),
             weights,
-            apart,
         )
 
     def _propose(

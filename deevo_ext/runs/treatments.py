@@ -86,8 +86,12 @@ class Treatments:
             others: list[Candidate] = []
 
             def reestimated() -> Candidate:
+                again = self._reestimated(candidate)
+                if not apart:
+                    return self._scored(again)
                 others.extend(self._reestimated(one) for one in apart)
-                return self._scored(self._reestimated(candidate), others)
+                gain = self._by_folds(apart) - self._by_folds(others)
+                return replace(again, score=candidate.score - gain)
 
             treated = self._accounted(reestimated, before)
             made.append(treated)
@@ -182,22 +186,27 @@ class Treatments:
         except DeevoError as error:  # of features that are not finite
             return str(error)
 
-    def _scored(self, candidate: Candidate, apart: Sequence[Candidate] = ()) -> Candidate:
-        """Scores a candidate, or each of those apart on its fold, with the statistics they have."""
-        validation, images = self._validation, self._validation.images
-        if apart:
-            folds = fold_numbers(images.labels, FOLDS, self._seed)
-            places = [(folds == k).nonzero().flatten() for k in range(FOLDS)]
-            parts = [
-                self._outcomes(one, images.subset(some))
-                for one, some in zip(apart, places, strict=True)
-            ]
-            outcomes = torch.cat(parts)[torch.cat(places).argsort()]
-        else:
-            outcomes = self._outcomes(candidate, images)
-        labels, size = images.labels, validation.evaluator.micro_batch
-        fitness = ranks().lead(lambda: float(validation.metric.fitness(outcomes, labels, size)))
-        return replace(candidate, score=fitness)
+    def _scored(self, candidate: Candidate) -> Candidate:
+        """Scores a candidate with the statistics it has."""
+        outcomes = self._outcomes(candidate, self._validation.images)
+        return replace(candidate, score=self._fitness(outcomes))
+
+    def _by_folds(self, apart: Sequence[Candidate]) -> float:
+        """The fitness of the folds, each by the network that was made without it."""
+        images = self._validation.images
+        folds = fold_numbers(images.labels, FOLDS, self._seed)
+        places = [(folds == k).nonzero().flatten() for k in range(FOLDS)]
+        parts = [
+            self._outcomes(one, images.subset(some))
+            for one, some in zip(apart, places, strict=True)
+        ]
+        return self._fitness(torch.cat(parts)[torch.cat(places).argsort()])
+
+    def _fitness(self, outcomes: Tensor) -> float:
+        """The fitness of all validation images' outcomes [n, ...]."""
+        metric, labels = self._validation.metric, self._validation.images.labels
+        size = self._validation.evaluator.micro_batch
+        return ranks().lead(lambda: float(metric.fitness(outcomes, labels, size)))
 
     def _outcomes(self, candidate: Candidate, images: LabelledImages) -> Tensor:
         """The outcome of each image [n, ...], on the CPU."""

@@ -40,33 +40,25 @@ class HeldOut:
 def held_out(
     model: LinearModel,
     folds: Sequence[Tensor],
-    score: Callable[[LinearModel, Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
     gains: Gains,
     weights: Tensor | None = None,
-    apart: Sequence[LinearModel] | None = None,
 ) -> list[HeldOut]:
     """Returns what fits to the other folds gain on each, for all RIDGES and LENGTHS.
 
-    folds: the positions int64 of each fold's images. score: function(model, q [P, d]) -> the
-    metric's outcome of each of own images, [P, n] or [P, n, classes]; gains: what they come to,
-    of all. weights: of the images in the cross-entropy, float32 [n], of mean 1. apart: the
-    model that a fold's fit and gain are of (`at`), each with the scale of this one, by default
-    this one.
+    folds: the positions int64 of each fold's images. score: function(q [P, d]) -> the
+    metric's outcome of each of own images, [P, n] or [P, n, classes]; gains: what they come to, of
+    all. weights: of the images in the cross-entropy, float32 [n], of mean 1.
     """
     slices, own = model.slices, model.slices.own
     share = torch.ones(len(model.z0)) if weights is None else weights
-    models = [model] * len(folds) if apart is None else apart
     places = [fold[(fold >= own.start) & (fold < own.stop)] - own.start for fold in folds]
 
-    def losses(one: LinearModel, q: Tensor) -> Tensor:
-        return one.losses_and_ranks(q)[0].double().cpu() * share[own]
+    def losses(q: Tensor) -> Tensor:
+        return model.losses_and_ranks(q)[0].double().cpu() * share[own]
 
     none = torch.zeros(1, model.directions)
-    base, before = losses(model, none)[0], score(model, none)[0].cpu()
-    if apart is not None:
-        for at, one in zip(places, models, strict=True):
-            base[at] = losses(one, none)[0][at]
-            before[at] = score(one, none)[0].cpu()[at]
+    base, before = losses(none)[0], score(none)[0].cpu()
     whole = slices.gathered(before)
     lengths = torch.tensor(LENGTHS)[:, None]
     starts: list[Tensor | None] = [None] * len(folds)
@@ -75,12 +67,12 @@ def held_out(
         falls = base.new_empty(len(LENGTHS), len(base))
         after = before.new_empty(len(LENGTHS), *before.shape)
         fits = torch.empty(len(folds), model.directions, dtype=torch.float64)
-        for i, (fold, at, one) in enumerate(zip(folds, places, models, strict=True)):
+        for i, (fold, at) in enumerate(zip(folds, places, strict=True)):
             others = share.clone()
             others[fold] = 0.0
-            q = fits[i] = starts[i] = one.fit(ridge, starts[i], others)
-            falls[:, at] = (base - losses(one, lengths * q))[:, at]
-            after[:, at] = score(one, lengths * q).cpu()[:, at]
+            q = fits[i] = starts[i] = model.fit(ridge, starts[i], others)
+            falls[:, at] = (base - losses(lengths * q))[:, at]
+            after[:, at] = score(lengths * q).cpu()[:, at]
         falls, after = (slices.gathered(one, dim=1) for one in (falls, after))
         found = ranks().lead(functools.partial(_judged, falls, gains, whole, after))
         results += [

@@ -194,7 +194,8 @@ def test_no_image_tests_a_network_that_was_fitted_to_it(
 ) -> None:
     """Wrong labels of one fold change the networks that are fitted to it, not the one it tests.
 
-    later: the folds' networks have taken steps of their own before.
+    later: the folds' networks have taken steps of their own before, and take further ones, beside
+    those that start from the present network.
     """
     monkeypatch.setattr(held_out, "RIDGES", (0.1,))
     monkeypatch.setattr(held_out, "LENGTHS", (1.0,))
@@ -220,14 +221,64 @@ def test_no_image_tests_a_network_that_was_fitted_to_it(
         found.append([])
         outcome = replace(search, images=one).run(recipe, 1, 1.0)
         assert outcome.accepted and outcome.folds is not None
-        if later:
-            assert torch.equal(torch.cat(found[-1][:5]), search.apart)
-            del found[-1][:5]
-        assert len(found[-1]) == 5
-        for made, kept in zip(found[-1], outcome.folds, strict=True):
-            assert bool((made == kept).all(dim=(1, 2)).any())
+        own = recipe.expand(5, 1, 4) if search.apart is None else search.apart
+        for start, made, kept in zip(own, found[-1][-5:], outcome.folds, strict=True):
+            assert bool((torch.cat([start[None], made]) == kept).all(dim=(1, 2)).any())
     same = [torch.equal(a, b) for a, b in zip(*found, strict=True)]
-    assert same == [False, False, True, False, False]
+    assert same == [False, False, True, False, False] * (1 + later)
+
+
+def test_networks_of_folds_stay_where_a_step_does_them_no_good() -> None:
+    """Slopes of the present network hold badly far from it, and steps along them may do harm."""
+    stayed, went = 0, 0
+    for seed in range(4):
+        problem = Problem(seed=seed, images=200, generations=2)
+        recipe, numbers = uniform(3, 4, [0]), fold_numbers(problem.images.labels, 5, problem.seed)
+        steps = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed))
+        apart = torch.stack(
+            [after(recipe, one - one.mean(dim=1, keepdim=True), 1.0) for one in steps]
+        )
+        outcome = replace(problem.rounds(few=True), apart=apart).run(recipe, 1, 1.0)
+        if outcome.folds is None:
+            continue
+        for k, (start, end) in enumerate(zip(apart, outcome.folds, strict=True)):
+            known = problem.images.subset((numbers != k).nonzero().flatten())
+            before, behind = (held_out_loss(problem, one, known) for one in (start, end))
+            assert torch.equal(start, end) or behind < before
+            stayed += torch.equal(start, end)
+            went += behind < before
+    assert stayed and went
+
+
+def test_later_rounds_count_what_either_way_of_measuring_gains() -> None:
+    problem = Problem(seed=0, images=300, spread=0.4)
+    search, recipe = problem.rounds(few=True), uniform(3, 4, [0])
+    numbers = fold_numbers(problem.images.labels, 5, problem.seed)
+
+    def apart(recipes: Tensor) -> float:
+        """The loss of each fold by its own network."""
+        losses = torch.empty(300)
+        for k, one in enumerate(recipes):
+            row = problem.blocks.blocks.compose(problem.population, one[None])
+            fold = problem.images.subset((numbers == k).nonzero().flatten())
+            losses[numbers == k] = problem.evaluator.image_scores(
+                row, fold, Metric.of("loss"), None
+            )[0]
+        return float(losses.double().mean())
+
+    start = held_out_loss(problem, recipe, problem.images)
+    first = replace(search, score=start).run(recipe, 1, 1.0)
+    assert first.accepted and first.step is not None and first.folds is not None
+    assert first.score == pytest.approx(start - first.gain, abs=1e-6)
+    assert first.score == pytest.approx(apart(first.folds), abs=1e-5)
+    length = first.proposals[first.best].length
+    present = after(recipe, first.step.view_as(recipe), length)
+    second = replace(search, score=first.score, apart=first.folds).run(present, 2, 1.0)
+    assert second.accepted and second.folds is not None
+    alone = apart(second.folds)
+    assert second.score <= alone + 1e-5
+    by_its_step = second.score == pytest.approx(min(alone, first.score - second.gain), abs=1e-5)
+    assert by_its_step or second.gain == pytest.approx(apart(first.folds) - alone, abs=1e-5)
 
 
 def test_what_few_images_say_of_a_step_is_what_new_ones_say_in_the_mean() -> None:

@@ -162,31 +162,25 @@ def test_a_correction_is_exact_where_it_was_made_and_changes_nothing_across() ->
     assert torch.equal(model.slopes, kept)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_folds_score_what_a_fit_has_not_seen(apart: bool) -> None:
-    """Apart: a fold's fit starts from a network of its own."""
+def test_folds_score_what_a_fit_has_not_seen() -> None:
     z0, slopes, labels, _ = drawn(n=60)
     model = model_of(z0, slopes, labels)
     folds = [torch.arange(k, 60, 5) for k in range(5)]
-    noise = torch.randn(5, *z0.shape, generator=torch.Generator().manual_seed(1))
-    starts = z0 + noise if apart else z0.expand(5, *z0.shape)
 
-    def wrong(one: LinearModel, q: Tensor) -> Tensor:
-        return (one.logits(q).argmax(dim=2) != labels).float()
+    def wrong(q: Tensor) -> Tensor:
+        return (model.logits(q).argmax(dim=2) != labels).float()
 
     def paired(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
         falls = (before - after).double()
         return [(float(fall.mean()), float(fall.std()) / len(fall) ** 0.5) for fall in falls]
 
-    models = [model.at(z) for z in starts] if apart else None
-    found = held_out(model, folds, wrong, paired, apart=models)
-    assert torch.equal(model.z0, z0)
+    found = held_out(model, folds, wrong, paired)
     assert [(fit.ridge, fit.length) for fit in found] == [(r, s) for r in RIDGES for s in LENGTHS]
     for ridge in (RIDGES[0], RIDGES[-1]):
         fits = {}
         for k in range(5):
             rest = torch.tensor([i for i in range(60) if i % 5 != k])
-            part = LinearModel(starts[k][rest], labels[rest], 6)
+            part = LinearModel(z0[rest], labels[rest], 6)
             # The whole model's coordinates: the part's slopes have another root mean square.
             part.slopes.copy_(model.slopes[:, rest])
             part.scale.copy_(model.scale)
@@ -194,8 +188,7 @@ def test_folds_score_what_a_fit_has_not_seen(apart: bool) -> None:
         for length in LENGTHS:
             loss, gain = torch.empty(60), torch.empty(60)
             for k, fold in enumerate(folds):
-                start = starts[k][fold]
-                z = (model.logits(length * fits[k][None])[0] - z0)[fold] + start
+                start, z = z0[fold], model.logits(length * fits[k][None])[0][fold]
                 loss[fold] = cross_entropy(start, labels[fold], reduction="none")
                 loss[fold] -= cross_entropy(z, labels[fold], reduction="none")
                 before, after = (x.argmax(dim=1) != labels[fold] for x in (start, z))
@@ -208,6 +201,15 @@ def test_folds_score_what_a_fit_has_not_seen(apart: bool) -> None:
             if one.gain == pytest.approx(float(gain.mean()), abs=1e-9):
                 expected = float(gain.double().std()) / 60**0.5
                 assert one.standard_error == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_slopes_serve_another_network() -> None:
+    z0, slopes, labels, _ = drawn(n=60)
+    model = model_of(z0, slopes, labels)
+    z = z0 + torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
+    fit = model.at(z).fit(0.1)
+    assert torch.equal(model.z0, z0) and not torch.equal(fit, model.fit(0.1))
+    assert torch.equal(fit, model_of(z, slopes, labels).fit(0.1))
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)])

@@ -83,9 +83,9 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         finite = model.put({k: one - model.present for k, one in enumerate(columns)}, 1e-6)
         said: dict[str, Any] = {"finite": finite, "scale": model.scale}
         folds = [torch.arange(k, images, 2) for k in range(2)]
-        apart = [model.at(z0 + 0.1 * one) for one in moved[:2]]
+        said["at"] = model.at(z0 + 0.1 * moved[0]).fit(0.1)
         for metric in METRICS:
-            said[f"{metric.describe()}"] = _asked(model, metric, folds, apart)
+            said[f"{metric.describe()}"] = _asked(model, metric, folds)
         before = group.traffic
         model.fit(0.1)
         held = [model.slopes.numel(), own.stop - own.start, group.traffic - before]
@@ -97,22 +97,16 @@ def model_on_ranks(images: int, likeliest: int | None) -> dict[str, Any]:
         return {"said": said, "held": held}
 
 
-def _asked(
-    model: LinearModel, metric: Metric, folds: list[Tensor], apart: list[LinearModel]
-) -> list[Any]:
-    """All that a round asks of a model by one metric.
-
-    apart: the folds' own models, for one of the metrics.
-    """
+def _asked(model: LinearModel, metric: Metric, folds: list[Tensor]) -> list[Any]:
+    """All that a round asks of a model by one metric."""
     weights = image_weights(model, metric) if metric.name == "worst-class" else None
     found = []
     if metric.name == "top1" or metric.keeps_logits:
         found = held_out.held_out(
             model,
             folds,
-            lambda one, q: own_scores(one, metric, q),
+            lambda q: own_scores(model, metric, q),
             lambda before, after: gains_of(metric, before, after, model.labels),
-            apart=apart if metric.keeps_logits else None,
         )
     fit = model.fit(0.1, weights=weights)
     some = torch.stack([fit, 0.3 * fit, -fit]).float()
