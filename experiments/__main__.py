@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from . import (
     adaptation,
     csv_files,
+    digits,
     kinds,
     metrics,
     policies,
@@ -125,6 +126,28 @@ def adapt_pretrained(
         for seed in _numbers(seeds)
         for what in _of(kind, [*kinds.KINDS, kinds.SAME])
         if (pretrained.NAME, seed, what, severity, labels, 0) not in done
+    ]
+    _all(jobs, processes)
+
+
+@app.command("digits")
+def adapt_digits(
+    setting: Names = None,
+    labels: Annotated[str, typer.Option(help="How many images are labelled.")] = "500",
+    draws: Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")] = "0",
+    seeds: Seeds = "0-11",
+    root: Root = DEFAULT_ROOT,
+    processes: Processes = 2,
+) -> None:
+    """Do the same with digits of one source, and networks that were trained on another's."""
+    done = _recorded("digits")
+    each = itertools.product(
+        _numbers(seeds), _of(setting, digits.SETTINGS), _numbers(labels), _numbers(draws)
+    )
+    jobs = [
+        _job(digits.adapt, root, name, seed, count, draw)
+        for seed, name, count, draw in each
+        if (name, seed, digits.kind_of(name), count, draw) not in done
     ]
     _all(jobs, processes)
 

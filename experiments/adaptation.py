@@ -34,6 +34,8 @@ from .populations import Setting
 from .training import careful
 
 TRAINED, UNTOUCHED = "trained by Adam", "soup on the images as they come"
+Images = tuple[ImageSet, ImageSet, ImageSet]
+"""Labelled and test images of a kind, and old ones; nobody was trained on any of them."""
 TEST, OLD = 4000, 2000
 _TEST, _LABELLED = 1, 2  # what seeds of changes are derived for
 
@@ -49,24 +51,24 @@ def adapt(
     case = case_of(root, setting, seed)
     about = {"setting": setting.name, "population": seed, "kind": kind, "severity": severity,
              "labels": labels, "draw": draw}  # fmt: skip
-    found = adapted(case, kind, severity, labels, draw, few_labels.LENGTHS)
+    images = images_of(case, kind, severity, labels, draw)
+    found = adapted(case, images, draw, few_labels.LENGTHS)
     return {"adaptation": [about | line for line in found]}
 
 
 def adapted(
     case: Case,
-    kind: str,
-    severity: int,
-    labels: int,
+    images: Images,
     draw: int,
     lengths: Sequence[int],
     **options: Unpack[Keywords],
 ) -> list[Line]:
     """The lines of a population that is at hand, without what names it.
 
-    lengths: of the trainings that are tried on the same labels, in steps. options: of the run.
+    draw: of the labels, which seeds of run and training are derived for. lengths: of the trainings
+    that are tried on the same labels, in steps. options: of the run.
     """
-    as_they_come, test, old = images_of(case, kind, severity, labels, draw)
+    as_they_come, test, old = images
     seed = derived_seed(case.seed, draw)
     population = deevo.Population.from_checkpoints(case.network, case.paths)
     case.network.load_state_dict(population.state_dict_of(population.mean(range(population.size))))
@@ -99,10 +101,11 @@ def adapted(
     return [{"renormalised": int(again), **line} for line in lines]
 
 
-def images_of(
-    case: Case, kind: str, severity: int, labels: int, draw: int
-) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Labelled and test images of a kind, and old ones; nobody was trained on any of them."""
+def images_of(case: Case, kind: str, severity: int, labels: int, draw: int) -> Images:
+    """Returns images of a kind of `kinds`, made from those of the population's own source.
+
+    The labelled ones are fitness images; test and old ones are parts of its test images.
+    """
     fitness, test, train = case.sets.fitness, case.sets.test, case.sets.train
     seed = derived_seed(case.seed, _LABELLED + draw)
     labelled = fitness.slice(draw * labels, (draw + 1) * labels)

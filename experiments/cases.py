@@ -34,9 +34,13 @@ class Case:
     network: nn.Module
 
 
-def case_of(root: Path, setting: Setting, seed: int) -> Case:
-    """Loads a population and its images; trains the members that are missing."""
-    paths, sets = make(root, setting, seed), images_of(seed)
-    validation = sets.validation.subset(range(VALIDATION))
+def case_of(root: Path, setting: Setting, seed: int, sets: SourceSets | None = None) -> Case:
+    """Loads a population and its images; trains the members that are missing.
+
+    sets: as in `make`.
+    """
+    sets = images_of(seed) if sets is None else sets
+    paths = make(root, setting, seed, sets)
+    validation = sets.validation.subset(range(min(VALIDATION, len(sets.validation))))
     folder = folder_of(root, setting, seed)
     return Case(folder, seed, paths, sets, validation, new_network(setting, sets))

@@ -2,8 +2,8 @@
 
 `records/<setting>.csv` has a line for each network of each run, `curves.csv` one for each
 generation of the runs that the plots show, `rounds.csv` one for each round of the searches of
-coefficients, `adaptation.csv` and `pretrained.csv` one for each network on labelled images of a
-kind, `racing.csv` and `policies.csv` one for each measurement of these experiments.
+coefficients, `adaptation.csv`, `pretrained.csv` and `digits.csv` one for each network on labelled
+images of a kind, `racing.csv` and `policies.csv` one for each measurement of these experiments.
 Numbers are written so that reading them gives the same numbers again; a cell without a value is
 empty.
 """
@@ -24,6 +24,7 @@ Lines = dict[str, list[Line]]
 _ADAPTED = ("setting", "population", "kind", "severity", "labels", "draw")
 _KEYS = {
     "adaptation": _ADAPTED,
+    "digits": ("setting", "population", "kind", "labels", "draw"),
     "pretrained": _ADAPTED,
     "curves": ("setting", "variant", "population"),
     "functions": ("year", "function", "evaluations"),

@@ -102,11 +102,14 @@ def folder_of(root: Path, setting: Setting, seed: int) -> Path:
     return root / setting.name / f"{seed:02d}"
 
 
-def make(root: Path, setting: Setting, seed: int) -> list[Path]:
-    """Trains what is missing of a population; the members' paths."""
-    sets = images_of(seed)
+def make(root: Path, setting: Setting, seed: int, sets: SourceSets | None = None) -> list[Path]:
+    """Trains what is missing of a population; the members' paths.
+
+    sets: which hold what they learn from; those of `images_of` by default.
+    """
+    sets = images_of(seed) if sets is None else sets
     whole = trainings(setting, sets, seed)
     assert whole.base is not None
     network = new_network(setting, sets, whole.base.seed)
-    origin = {"setting": setting.name, "seed": seed, "data": SOURCE}
+    origin = {"setting": setting.name, "seed": seed, "data": sets.name}
     return populate(network, sets.train, whole, folder_of(root, setting, seed), origin=origin)

@@ -21,7 +21,7 @@ from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed, v
 from deevo_ext.training.populate import populate
 from deevo_ext.training.trainings import Trainings
 
-from .adaptation import adapted
+from . import adaptation
 from .cases import Case
 from .csv_files import Lines
 
@@ -123,5 +123,6 @@ def adapt(root: Path, seed: int, kind: str, severity: int, labels: int) -> Lines
     about = {"setting": NAME, "population": seed, "kind": kind, "severity": severity,
              "labels": labels, "draw": 0}  # fmt: skip
     case = case_of(root, seed)
-    found = adapted(case, kind, severity, labels, 0, _LENGTHS, rounds=_ROUNDS)
+    images = adaptation.images_of(case, kind, severity, labels, 0)
+    found = adaptation.adapted(case, images, 0, _LENGTHS, rounds=_ROUNDS)
     return {"pretrained": [about | line for line in found]}

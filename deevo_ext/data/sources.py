@@ -64,7 +64,8 @@ def load(name_or_dir: str | Path, seed: int = 0) -> SourceSets:
     """
     check_arguments(load, locals())
     if str(name_or_dir) == "digits":
-        return _digits(seed)
+        names = ("train", "fitness", "validation", "test")
+        return normalised(split_class_balanced(digits(), DIGITS_SIZES, seed, names), 10, "digits")
     if str(name_or_dir) == "fashion-mnist":
         if not DEBIAN_FASHION_MNIST.is_dir():
             raise DeevoError(
@@ -78,18 +79,19 @@ def load(name_or_dir: str | Path, seed: int = 0) -> SourceSets:
     return _idx_folder(folder, folder.resolve().name, seed, mirror=False)
 
 
-def _digits(seed: int) -> SourceSets:
-    """Source: Alpaydin and Kaynak, UCI optical recognition of handwritten digits (1998)."""
+def digits() -> ImageSet:
+    """Returns scikit-learn's 1,797 digits: images [1797, 1, 8, 8] from 0 for paper to 1 for ink.
+
+    Source: Alpaydin and Kaynak, UCI optical recognition of handwritten digits (1998). Raises
+    DeevoError where scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DeevoError('the digits need scikit-learn: pip install "deevo_ext[demo]"') from error
-    digits = load_digits()
-    images = torch.from_numpy(digits.images.astype(np.float32)).unsqueeze(1) / 16
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    names = ("train", "fitness", "validation", "test")
-    parts = split_class_balanced(ImageSet(images, labels, "digits"), DIGITS_SIZES, seed, names)
-    return _normalised(parts, 10, "digits")
+    found = load_digits()
+    images = torch.from_numpy(found.images.astype(np.float32)).unsqueeze(1) / 16
+    return ImageSet(images, torch.from_numpy(found.target.astype(np.int64)), "digits")
 
 
 def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> SourceSets:
@@ -104,7 +106,7 @@ def _idx_folder(folder: Path, name: str, seed: int, mirror: bool) -> SourceSets:
     parts.append(_image_set(pictures, "val", "test"))
     pooled = pictures.images.shape[1:] == (28, 28)
     note = "28x28 averaged to 14x14; test is the whole t10k file" if pooled else ""
-    return _normalised(parts, classes, name, note, mirror)
+    return normalised(parts, classes, name, note, mirror)
 
 
 def _image_set(pictures: ArrayPictures, part: str, name: str) -> ImageSet:
@@ -122,10 +124,14 @@ def _image_set(pictures: ArrayPictures, part: str, name: str) -> ImageSet:
     return ImageSet(torch.from_numpy(scaled).unsqueeze(1), labels, name)
 
 
-def _normalised(
+def normalised(
     parts: list[ImageSet], classes: int, name: str, note: str = "", mirror: bool = False
 ) -> SourceSets:
-    """Every part shifted and scaled by what the train images, the first part, say."""
+    """Returns sets shifted and scaled by the mean and deviation of the train images.
+
+    parts: train, fitness, validation and test images, of one channel. classes: their number. name,
+    note, mirror: as in `SourceSets`. Raises DeevoError where all train pixels are equal.
+    """
     pixels = parts[0].images.double()
     mean, deviation = float(pixels.mean()), float(pixels.std())
     if deviation == 0:

@@ -20,15 +20,16 @@ from .same import REFITTED
 
 PICTURE = "evidence-other-images.png"
 Cell = tuple[str, str, int, int]
-"""Setting, kind, severity, labels."""
+"""Setting, kind, severity (0 for a kind that has none), labels."""
 Pick = Callable[[Run], Line]
 """Which network of a run."""
 
 
 def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture."""
-    cells, pretrained = cells_of(records, "adaptation"), cells_of(records, "pretrained")
-    if not cells and not pretrained:
+    names = ("adaptation", "digits", "pretrained")
+    cells, digits, pretrained = (cells_of(records, name) for name in names)
+    if not (cells or digits or pretrained):
         return []
     other = {cell: runs for cell, runs in cells.items() if cell[1] != SAME}
     same = {cell: runs for cell, runs in cells.items() if cell[1] == SAME}
@@ -39,6 +40,8 @@ def chapter(records: Path, docs: Path) -> list[str]:
     if other:
         _plot(other, docs / PICTURE)
         parts += [f"![Gains on other images]({PICTURE})", ""]
+    if digits:
+        parts += ["### Digits of another source", "", _gains(digits), "", _costs(digits), ""]
     if pretrained:
         parts += ["### A pretrained network", "", _gains(pretrained), "", _costs(pretrained), ""]
         for cell, runs in pretrained.items():
@@ -75,7 +78,7 @@ def cells_of(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     """By cell and population, the runs of all draws of labels."""
     cells: dict[Cell, dict[int, dict[int, Run]]] = {}
     for line in read(records, name):
-        cell = tuple(line[key] for key in ("setting", "kind", "severity", "labels"))
+        cell = (line["setting"], line["kind"], line.get("severity", 0), line["labels"])
         runs = cells.setdefault(cell, {}).setdefault(line["population"], {})
         runs.setdefault(line["draw"], {})[line["network"]] = line
     return {
@@ -200,7 +203,8 @@ _HEADER = ("population", "images", "labels", "n")
 
 def _about(cell: Cell, runs: dict[int, Any]) -> tuple[str, ...]:
     setting, kind, severity, labels = cell
-    called = kind if kind == SAME else f"{kind}, {('mild', 'strong')[severity - 1]}"
+    strengths = ("", ", mild", ", strong")
+    called = kind if kind == SAME else kind + strengths[severity]
     return setting, called, f"{labels:,}", str(len(runs))
 
 
