@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 from deevo_ext.runs.state import SOUP
 from deevo_ext.text import markdown_table
 
 from ..adaptation import TRAINED
-from ..csv_files import Line
 from ..kinds import SAME
-from .adapted import Cell, back, cells_of, evolved, initial
+from .adapted import Cell, Pick, back, cells_of, evolved, initial
 from .figures import Run, counts, save
 from .same import REFITTED
 
 PICTURE = "evidence-labels.png"
-_WAYS: tuple[tuple[str, Callable[[Run], Line]], ...] = (
+_WAYS: tuple[tuple[str, Pick], ...] = (
     ("classifier refitted", lambda run: run.get(REFITTED, run[SOUP])),
     ("evolved", evolved),
     ("returned", back),
@@ -69,7 +67,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
             f"![Loss by labels]({PICTURE})"]  # fmt: skip
 
 
-def _middle(runs: list[Run], pick: Callable[[Run], Line]) -> str:
+def _middle(runs: list[Run], pick: Pick) -> str:
     """Medians of loss and points of top-1 against the soup, its statistics re-estimated."""
     loss = statistics.median(pick(run)["loss"] - run[SOUP]["loss"] for run in runs)
     points = statistics.median(100 * (pick(run)["top1"] - run[SOUP]["top1"]) for run in runs)
