@@ -67,6 +67,12 @@ def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(numbers)
 
 
+def fold_places(labels: torch.Tensor, folds: int, seed: int) -> list[torch.Tensor]:
+    """Returns the positions int64 of each fold's images, by `fold_numbers`."""
+    numbers = fold_numbers(labels, folds, seed)
+    return [(numbers == k).nonzero().flatten() for k in range(folds)]
+
+
 def inclusion_probabilities(difficulty: np.ndarray, size: int) -> np.ndarray:
     """Returns probabilities float64 [N] in (0, 1], of sum `size`, in proportion to difficulty.
 

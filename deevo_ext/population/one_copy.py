@@ -30,8 +30,8 @@ from deevo_ext.population.population import Population
 def read_once_a_machine(read: Callable[[], Population]) -> Population:
     """Returns read()'s population, whose rows lie once in a machine's memory; not those on GPUs.
 
-    All ranks call it. One that may not open what the first of its machine has made warns of that,
-    and reads a copy of its own.
+    All ranks call it. Where the first of a machine cannot make the file, or another one may not
+    open it, a warning says so, and ranks read copies of their own.
     """
     group, host = ranks(), socket.gethostname()
     if group.count == 1:
@@ -40,19 +40,27 @@ def read_once_a_machine(read: Callable[[], Population]) -> Population:
     with contextlib.ExitStack() as until_all_have_opened:
         kept = None
         if population is not None and group.on_node > 1 and population.rows.device.type == "cpu":
-            kept, population = _kept(population, until_all_have_opened), None
+            try:
+                kept, population = _kept(population, until_all_have_opened), None
+            except OSError as error:
+                _warn(f"rank {group.rank} cannot put the population into memory that its", error)
+        # More than one where machines have the same name.
         firsts = [k for where, k in group.gather((host, kept)) if where == host and k is not None]
-        try:
-            if firsts:
-                population = firsts[0].opened()
-        except OSError as error:
-            warnings.warn(
-                f"rank {group.rank} cannot open the population that its machine's first rank has "
-                f"read ({error}): it holds a copy of its own",
-                stacklevel=2,
-            )
+        for place, one in enumerate(firsts, start=1):
+            try:
+                population = one.opened()
+                break
+            except OSError as error:
+                if place == len(firsts):
+                    _warn(f"rank {group.rank} cannot open the population that its", error)
         group.wait()
     return read() if population is None else population
+
+
+def _warn(what: str, error: OSError) -> None:
+    warnings.warn(
+        f"{what} machine's ranks could share ({error}): it holds a copy of its own", stacklevel=3
+    )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from deevo_ext.fitness.probes import Wanted
 from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
-from deevo_ext.fitness.sampling import batch_order, fold_numbers
+from deevo_ext.fitness.sampling import batch_order, fold_places
 from deevo_ext.fitness.virtual import (
     guided_fitness,
     own_scores,
@@ -191,8 +191,7 @@ class RoundSearch:
 
     def _folds(self, labels: Tensor) -> list[Tensor]:
         """The positions int64 of the images of each fold."""
-        numbers = fold_numbers(labels, FOLDS, self.seed)
-        return [(numbers == k).nonzero().flatten() for k in range(FOLDS)]
+        return fold_places(labels, FOLDS, self.seed)
 
     def _held_out(
         self, model: LinearModel, folds: Sequence[Tensor], weights: Tensor | None

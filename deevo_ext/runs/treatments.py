@@ -25,7 +25,7 @@ from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.classifier import Classifier, changes_of, features, find_classifier
 from deevo_ext.fitness.refit import FOLDS, Refit, refit, why_no_refit
-from deevo_ext.fitness.sampling import batch_indices, fold_numbers
+from deevo_ext.fitness.sampling import batch_indices, fold_places
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.population.composed import changed
 from deevo_ext.runs.state import Candidate, Candidates, with_tensors
@@ -197,8 +197,7 @@ class Treatments:
     def _by_folds(self, apart: Sequence[Candidate]) -> float:
         """The fitness of the folds, each by the network that was made without it."""
         images = self._validation.images
-        folds = fold_numbers(images.labels, FOLDS, self._seed)
-        places = [(folds == k).nonzero().flatten() for k in range(FOLDS)]
+        places = fold_places(images.labels, FOLDS, self._seed)
         parts = [
             self._outcomes(one, images.subset(some))
             for one, some in zip(apart, places, strict=True)

@@ -10,7 +10,7 @@ from deevo_ext.text import markdown_table
 
 from ..adaptation import TRAINED
 from ..kinds import SAME
-from .adapted import Cell, Pick, back, cells_of, evolved, initial
+from .adapted import Pick, back, cells_of, evolved, initial
 from .figures import Run, counts, save
 from .same import REFITTED
 
@@ -27,20 +27,22 @@ def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture.
 
     Runs on strong changes are put together over the kinds, those of the images trained on apart;
-    of the populations that all numbers of labels have.
+    of the kinds and populations that all numbers of labels have.
     """
-    cells = cells_of(records, "adaptation").items()
-    strong = {cell: runs for cell, runs in cells if cell[1] == SAME or cell[2] == 2}
-    panels: dict[tuple[str, str], list[Cell]] = {}
-    for cell in strong:
-        panels.setdefault((cell[0], SAME if cell[1] == SAME else "other kinds"), []).append(cell)
+    panels: dict[tuple[str, str], dict[int, dict[tuple[str, int], list[Run]]]] = {}
+    for (setting, kind, severity, labels), some in cells_of(records, "adaptation").items():
+        if kind == SAME or severity == 2:
+            panel = panels.setdefault((setting, SAME if kind == SAME else "other kinds"), {})
+            panel.setdefault(labels, {}).update(
+                {(kind, population): draws for population, draws in some.items()}
+            )
     runs: dict[tuple[str, str, int], list[Run]] = {}
-    for panel, some in panels.items():
-        common = set.intersection(*(set(strong[cell]) for cell in some))
-        for cell in some:
-            found = [run for one in sorted(common) for run in strong[cell][one]]
-            runs.setdefault((*panel, cell[3]), []).extend(found)
-    if len({labels for _, _, labels in runs}) < 2:
+    for key, panel in panels.items():
+        common = sorted(set.intersection(*map(set, panel.values())))
+        if common and len(panel) > 1:
+            for labels, draws_of in panel.items():
+                runs[*key, labels] = [run for one in common for run in draws_of[one]]
+    if not runs:
         return []
     header = ("population", "images", "labels", "runs", *(name for name, _ in _WAYS),
               "evolved - best initial: better / equal / worse",

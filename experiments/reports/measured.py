@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.runs.state import SOUP
 from deevo_ext.text import markdown_table
 
 from ..csv_files import Line, read
 from ..metrics import COOLED, METRICS, SEARCHES, TRAINED
 from .figures import better, counts, p_value
-
-_HIGHER = ("worst-class", "macro-f1")
-"""Metrics that are better when higher; the others are better when lower."""
 
 
 def chapter(records: Path, docs: Path) -> list[str]:
@@ -38,7 +36,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
                  (SEARCHES[0], "classifier refitted"), (SEARCHES[0], None), (SEARCHES[1], None),
                  (None, TRAINED), (None, f"{TRAINED}, {COOLED}")]  # fmt: skip
         found = [[_of(run, *name) for run in runs.values()] for name in names]
-        sign = -1 if metric in _HIGHER else 1
+        sign = -1 if Metric.of(METRICS[metric]).higher_is_better else 1
         claims: list[str] = []
         for rival in (found[2], found[4], found[5]):
             differences = [

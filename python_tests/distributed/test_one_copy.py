@@ -58,8 +58,12 @@ def _same(one: Population, other: Population) -> bool:
     )
 
 
-def _shared(dtype: torch.dtype, refused: bool) -> dict[str, Any]:
-    """What a rank has; refused: whether rank 1 may not open what rank 0 has."""
+def _no_memory(name: str) -> int:
+    raise OSError(28, "No space left on device")
+
+
+def _shared(dtype: torch.dtype, refused: int | None) -> dict[str, Any]:
+    """What a rank has; refused: rank 0, which may make no file, or 1, which may not open it."""
     reads = 0
 
     def read() -> Population:
@@ -69,7 +73,9 @@ def _shared(dtype: torch.dtype, refused: bool) -> dict[str, Any]:
 
     with joined() as group, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if refused and group.rank == 1:
+        if refused == group.rank == 0:
+            one_copy.os.memfd_create = _no_memory  # type: ignore[attr-defined]
+        if refused == group.rank == 1:
             one_copy.os.readlink = lambda path: f"{path} of another"  # type: ignore[attr-defined]
         population = one_copy.read_once_a_machine(read)
         same = _same(population, _read(dtype))  # every page is touched
@@ -97,7 +103,7 @@ def _shared(dtype: torch.dtype, refused: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_lie_once_in_memory_and_are_each_ranks_own(dtype: torch.dtype) -> None:
     row = dtype.itemsize * _WIDTH
-    found = on_ranks(3, _shared, dtype, False)
+    found = on_ranks(3, _shared, dtype, None)
     assert [one["reads"] for one in found] == [1, 0, 0]
     for rank, one in enumerate(found):
         assert one["same"] and not one["warned"]
@@ -110,13 +116,15 @@ def test_rows_lie_once_in_memory_and_are_each_ranks_own(dtype: torch.dtype) -> N
         assert written <= after["Private_Dirty"] <= written + (1 << 16)
 
 
-def test_a_rank_that_may_not_open_them_has_a_copy() -> None:
-    found = on_ranks(2, _shared, torch.float32, True)
+@pytest.mark.parametrize("refused", [0, 1])
+def test_ranks_that_cannot_share_have_copies(refused: int) -> None:
+    found = on_ranks(2, _shared, torch.float32, refused)
     assert [one["reads"] for one in found] == [1, 1]
     assert all(one["same"] for one in found)
-    (said,) = found[1]["warned"]
-    assert said.startswith("rank 1 cannot open the population that its machine's first rank")
-    assert not found[0]["warned"]
+    (said,) = found[refused]["warned"]
+    what = ("cannot put the population into memory", "cannot open the population")[refused]
+    assert said.startswith(f"rank {refused} {what} that its machine's ranks could share")
+    assert not found[1 - refused]["warned"]
 
 
 def test_another_process_file_is_not_opened(tmp_path: Path) -> None:
