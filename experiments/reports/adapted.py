@@ -21,6 +21,7 @@ from .same import REFITTED
 PICTURE = "evidence-other-images.png"
 Cell = tuple[str, str, int, int]
 """Setting, kind, severity (0 for a kind that has none), labels."""
+_SOME = 0.002  # gain in loss or top-1 of which a share says something
 Pick = Callable[[Run], Line]
 """Which network of a run."""
 
@@ -160,7 +161,7 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
                         ),
                         strict=True,
                     )
-                    if sign * other > 0
+                    if sign * other > _SOME
                 ]
             ]
         ]
