@@ -162,7 +162,8 @@ def test_replay_of_a_search_of_coefficients_and_of_its_recipe(
         return error or out
 
     said = replay(run, "--out", tmp_path / "w.safetensors")
-    assert said.startswith(f"2 rounds replayed (finished): {chosen.name} of round 1, score ")
+    made = f"{chosen.name} of round {chosen.generation}"
+    assert said.startswith(f"2 rounds replayed (finished): {made}, score ")
     assert chosen.digest in said
     evolved = (run / "evolved.safetensors").read_bytes()
     assert (tmp_path / "w.safetensors").read_bytes() == evolved
