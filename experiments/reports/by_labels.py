@@ -27,7 +27,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
     """The chapter's Markdown; it draws its picture.
 
     Runs on strong changes are put together over the kinds, those of the images trained on apart;
-    of the kinds and populations that all numbers of labels have.
+    of the kinds and populations that all numbers of labels have, and of the first draw of labels.
     """
     panels: dict[tuple[str, str], dict[int, dict[tuple[str, int], list[Run]]]] = {}
     for (setting, kind, severity, labels), some in cells_of(records, "adaptation").items():
@@ -41,7 +41,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
         common = sorted(set.intersection(*map(set, panel.values())))
         if common and len(panel) > 1:
             for labels, draws_of in panel.items():
-                runs[*key, labels] = [run for one in common for run in draws_of[one]]
+                runs[*key, labels] = [draws_of[one][0] for one in common]
     if not runs:
         return []
     header = ("population", "images", "labels", "runs", *(name for name, _ in _WAYS),
