@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 Seeds = Annotated[str, typer.Option(help='Which populations, as "0-11" or "0,3,5".')]
+Labels = Annotated[str, typer.Option(help="How many images are labelled.")]
+Draws = Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")]
 Names = Annotated[list[str] | None, typer.Option(help="May be repeated; all of them by default.")]
 Setting = Annotated[str, typer.Option(help="The populations' setting.")]
 Root = Annotated[Path, typer.Option(help="The folder where populations and runs lie.")]
@@ -86,8 +88,8 @@ def adapt(
     setting: Names = None,
     kind: Names = None,
     severity: Annotated[str, typer.Option(help="1 for mild, 2 for strong.")] = "2",
-    labels: Annotated[str, typer.Option(help="How many images are labelled.")] = "500",
-    draws: Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")] = "0",
+    labels: Labels = "500",
+    draws: Draws = "0",
     seeds: Seeds = "0-11",
     root: Root = DEFAULT_ROOT,
     processes: Processes = 2,
@@ -133,8 +135,8 @@ def adapt_pretrained(
 @app.command("digits")
 def adapt_digits(
     setting: Names = None,
-    labels: Annotated[str, typer.Option(help="How many images are labelled.")] = "500",
-    draws: Annotated[str, typer.Option(help="Which of the disjoint sets of so many.")] = "0",
+    labels: Labels = "500",
+    draws: Draws = "0",
     seeds: Seeds = "0-11",
     root: Root = DEFAULT_ROOT,
     processes: Processes = 2,

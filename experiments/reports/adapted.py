@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def cells_of(records: Path, name: str) -> dict[Cell, dict[int, list[Run]]]:
     }
 
 
-def _of(runs: dict[int, list[Run]], figure: Callable[[Run], float]) -> list[float]:
+def _of(runs: Mapping[Any, list[Run]], figure: Callable[[Run], float]) -> list[float]:
     """A figure of each population, the mean over its draws."""
     return [statistics.mean(figure(run) for run in some) for some in runs.values()]
 
@@ -106,13 +106,15 @@ def _points(pick: Pick, key: str) -> Callable[[Run], float]:
     return lambda run: 100 * (pick(run)[key] - run[UNTOUCHED][key])
 
 
-def _named(name: str) -> Pick:
+def named(name: str) -> Pick:
+    """The network of a name; the soup where a run has none."""
     return lambda run: run.get(name, run[SOUP])
 
 
-def _middle(runs: dict[int, list[Run]], pick: Pick) -> str:
-    loss = statistics.median(_of(runs, _difference(pick, _named(SOUP), "loss")))
-    points = statistics.median(100 * d for d in _of(runs, _difference(pick, _named(SOUP), "top1")))
+def middle(runs: Mapping[Any, list[Run]], pick: Pick) -> str:
+    """Medians of loss and points of top-1 against the soup, its statistics re-estimated."""
+    loss = statistics.median(_of(runs, _difference(pick, named(SOUP), "loss")))
+    points = statistics.median(100 * d for d in _of(runs, _difference(pick, named(SOUP), "top1")))
     return f"{loss:+.3f} / {points:+.1f}"
 
 
@@ -134,9 +136,9 @@ def _gains(cells: dict[Cell, dict[int, list[Run]]]) -> str:
             f"{statistics.median(_of(runs, _figure(pick, 'top1'))):.1%}"
             for pick in (itemgetter(UNTOUCHED), itemgetter(SOUP))
         )
-        picks = (_named(REFITTED), _named(ENSEMBLE), evolved, back, _named(TRAINED))
+        picks = (named(REFITTED), named(ENSEMBLE), evolved, back, named(TRAINED))
         lines.append(
-            (*_about(cell, runs), untouched, soup, *(_middle(runs, pick) for pick in picks),
+            (*_about(cell, runs), untouched, soup, *(middle(runs, pick) for pick in picks),
              *claims)
         )  # fmt: skip
     return markdown_table(header, lines)
@@ -156,8 +158,8 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
                     (ours, other)
                     for ours, other in zip(
                         *(
-                            _of(runs, _difference(pick, _named(SOUP), key))
-                            for pick in (evolved, _named(TRAINED))
+                            _of(runs, _difference(pick, named(SOUP), key))
+                            for pick in (evolved, named(TRAINED))
                         ),
                         strict=True,
                     )
@@ -167,12 +169,12 @@ def _costs(cells: dict[Cell, dict[int, list[Run]]]) -> str:
         ]
         lost = [
             f"{statistics.median(_of(runs, _points(pick, 'old_top1'))):+.1f}"
-            for pick in (_named(SOUP), back, _named(TRAINED))
+            for pick in (named(SOUP), back, named(TRAINED))
         ]
         costs = [
             f"{statistics.median(_of(runs, _figure(pick, key))):,.0f}"
             for key, ours in (("forward_passes", evolved), ("seconds", back))
-            for pick in (ours, _named(TRAINED))
+            for pick in (ours, named(TRAINED))
         ]
         lines.append((*_about(cell, runs), *shares, *lost, *costs))
     return markdown_table(header, lines)
@@ -220,10 +222,10 @@ def _plot(cells: dict[Cell, dict[int, list[Run]]], path: Path) -> None:
     if not groups:
         return
     ways: Sequence[tuple[str, Pick]] = (
-        ("statistics, normalisation, soup anew", _named(SOUP)),
-        ("classifier refitted, too", _named(REFITTED)),
+        ("statistics, normalisation, soup anew", named(SOUP)),
+        ("classifier refitted, too", named(REFITTED)),
         ("evolved", evolved),
-        ("trained by Adam", _named(TRAINED)),
+        ("trained by Adam", named(TRAINED)),
     )
     for axis, (setting, severity) in zip(
         figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True

@@ -1,4 +1,4 @@
-"""How many labels: what refits, recipes and training gain from 50 to 2,000 of them."""
+"""How many labels: what refits, recipes and training gain from few of them and from more."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from deevo_ext.text import markdown_table
 
 from ..adaptation import TRAINED
 from ..kinds import SAME
-from .adapted import Pick, back, cells_of, evolved, initial
+from .adapted import Pick, back, cells_of, evolved, initial, middle, named
 from .figures import Run, counts, save
 from .same import REFITTED
 
 PICTURE = "evidence-labels.png"
+Drawn = dict[tuple[str, int], list[Run]]
+"""Runs by kind and population."""
 _WAYS: tuple[tuple[str, Pick], ...] = (
-    ("classifier refitted", lambda run: run.get(REFITTED, run[SOUP])),
+    ("classifier refitted", named(REFITTED)),
     ("evolved", evolved),
     ("returned", back),
-    ("trained by Adam", lambda run: run[TRAINED]),
+    ("trained by Adam", named(TRAINED)),
 )
 
 
@@ -29,19 +31,19 @@ def chapter(records: Path, docs: Path) -> list[str]:
     Runs on strong changes are put together over the kinds, those of the images trained on apart;
     of the kinds and populations that all numbers of labels have, and of the first draw of labels.
     """
-    panels: dict[tuple[str, str], dict[int, dict[tuple[str, int], list[Run]]]] = {}
+    panels: dict[tuple[str, str], dict[int, Drawn]] = {}
     for (setting, kind, severity, labels), some in cells_of(records, "adaptation").items():
         if kind == SAME or severity == 2:
             panel = panels.setdefault((setting, SAME if kind == SAME else "other kinds"), {})
             panel.setdefault(labels, {}).update(
                 {(kind, population): draws for population, draws in some.items()}
             )
-    runs: dict[tuple[str, str, int], list[Run]] = {}
+    runs: dict[tuple[str, str, int], Drawn] = {}
     for key, panel in panels.items():
         common = sorted(set.intersection(*map(set, panel.values())))
         if common and len(panel) > 1:
             for labels, draws_of in panel.items():
-                runs[*key, labels] = [draws_of[one][0] for one in common]
+                runs[*key, labels] = {one: draws_of[one][:1] for one in common}
     if not runs:
         return []
     header = ("population", "images", "labels", "runs", *(name for name, _ in _WAYS),
@@ -49,7 +51,8 @@ def chapter(records: Path, docs: Path) -> list[str]:
               "returned - best initial: better / equal / worse", "the worst",
               "Adam - returned: better / equal / worse")  # fmt: skip
     lines = []
-    for (setting, what, labels), found in sorted(runs.items()):
+    for (setting, what, labels), drawn in sorted(runs.items()):
+        found = [run for (run,) in drawn.values()]
         returned = [back(run)["loss"] - initial(run)["loss"] for run in found]
         lines.append(
             (
@@ -57,7 +60,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
                 what,
                 f"{labels:,}",
                 str(len(found)),
-                *(_middle(found, pick) for _, pick in _WAYS),
+                *(middle(drawn, pick) for _, pick in _WAYS),
                 counts(evolved(run)["loss"] - initial(run)["loss"] for run in found),
                 counts(returned),
                 f"{max(returned):+.4f}",
@@ -69,14 +72,7 @@ def chapter(records: Path, docs: Path) -> list[str]:
             f"![Loss by labels]({PICTURE})"]  # fmt: skip
 
 
-def _middle(runs: list[Run], pick: Pick) -> str:
-    """Medians of loss and points of top-1 against the soup, its statistics re-estimated."""
-    loss = statistics.median(pick(run)["loss"] - run[SOUP]["loss"] for run in runs)
-    points = statistics.median(100 * (pick(run)["top1"] - run[SOUP]["top1"]) for run in runs)
-    return f"{loss:+.3f} / {points:+.1f}"
-
-
-def _plot(runs: dict[tuple[str, str, int], list[Run]], path: Path) -> None:
+def _plot(runs: dict[tuple[str, str, int], Drawn], path: Path) -> None:
     """Lines of the median loss against the soup's."""
     from matplotlib.figure import Figure
 
@@ -86,7 +82,9 @@ def _plot(runs: dict[tuple[str, str, int], list[Run]], path: Path) -> None:
         some = {key[2]: found for key, found in runs.items() if key[:2] == panel}
         for label, pick in _WAYS:
             medians = [
-                statistics.median(pick(run)["loss"] - run[SOUP]["loss"] for run in found)
+                statistics.median(
+                    pick(run)["loss"] - run[SOUP]["loss"] for (run,) in found.values()
+                )
                 for found in some.values()
             ]
             axis.plot(list(some), medians, marker="o", markersize=3, label=label)
