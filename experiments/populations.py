@@ -58,8 +58,11 @@ _STEPS = {"tight": 700, "wide": 200}
 _LONG, _SHORT = 120, (120, 60, 150, 90)
 
 
-def trainings(setting: Setting, sets: SourceSets, seed: int) -> Trainings:
-    """The base's hyper-parameters and the members', which vary as `deevo populate` has it."""
+def trainings(setting: Setting, sets: SourceSets, seed: int, count: int | None = None) -> Trainings:
+    """The base's hyper-parameters and the members', which vary as `deevo populate` has it.
+
+    count: of the members; None for `MEMBERS`.
+    """
     wide = setting.spread == "wide"
     peak = _RATE[setting.architecture]
     base = HyperParameters(
@@ -71,7 +74,7 @@ def trainings(setting: Setting, sets: SourceSets, seed: int) -> Trainings:
         anneal=0.0 if wide else 0.5,
     )
     members = {}
-    for index in range(MEMBERS):
+    for index in range(count or MEMBERS):
         line, rate, decay, smoothing = variation(index)
         members[f"member_{index:02d}"] = HyperParameters(
             seed=derived_seed(seed, index + 1),
@@ -98,18 +101,27 @@ def new_network(setting: Setting, sets: SourceSets, seed: int = 0) -> nn.Module:
     return factory(sets.train.image_shape[0], len(sets.class_names), WIDTH, generator)
 
 
-def folder_of(root: Path, setting: Setting, seed: int) -> Path:
-    return root / setting.name / f"{seed:02d}"
+def folder_of(root: Path, setting: Setting, seed: int, count: int | None = None) -> Path:
+    name = setting.name if count is None else f"{setting.name}-{count}"
+    return root / name / f"{seed:02d}"
 
 
-def make(root: Path, setting: Setting, seed: int, sets: SourceSets | None = None) -> list[Path]:
+def make(
+    root: Path,
+    setting: Setting,
+    seed: int,
+    sets: SourceSets | None = None,
+    count: int | None = None,
+) -> list[Path]:
     """Trains what is missing of a population; the members' paths.
 
-    sets: which hold what they learn from; those of `images_of` by default.
+    sets: which hold what they learn from; those of `images_of` by default. count: of the members,
+    for a larger population, in a folder of its own, whose first ones are those of the usual one.
     """
     sets = images_of(seed) if sets is None else sets
-    whole = trainings(setting, sets, seed)
+    whole = trainings(setting, sets, seed, count)
     assert whole.base is not None
     network = new_network(setting, sets, whole.base.seed)
     origin = {"setting": setting.name, "seed": seed, "data": sets.name}
-    return populate(network, sets.train, whole, folder_of(root, setting, seed), origin=origin)
+    folder = folder_of(root, setting, seed, count)
+    return populate(network, sets.train, whole, folder, origin=origin)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import deevo_ext as deevo
@@ -34,9 +33,8 @@ _OF_A_ROUND = {
 
 def run(root: Path, setting: Setting, seed: int, what: str) -> Lines:
     """Runs a variant, peer or bound on a population and returns its lines of the records."""
-    case = case_of(root, setting, seed)
-    if what in VARIANTS:
-        case = replace(case, paths=case.paths[: VARIANTS[what].members])
+    members = VARIANTS[what].members if what in VARIANTS else None
+    case = case_of(root, setting, seed, members=members)
     about = {"variant": what, "population": seed}
     lines = _evolved(case, what) if what in VARIANTS else {NETWORKS: fitted(case, what)}
     return {

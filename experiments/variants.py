@@ -28,13 +28,13 @@ SADE_2009 = (
 class Variant:
     """What differs from the default: options of `deevo.evolve`, and the question they answer.
 
-    members: how many of the population's, the first ones.
+    members: how many, as in `case_of`.
     """
 
     name: str
     question: str
     options: Keywords = field(default_factory=Keywords)
-    members: int = 12
+    members: int | None = None
 
 
 _RECIPE: Keywords = dict(search="coefficients", passes=1_300_000)
@@ -45,7 +45,8 @@ VARIANTS: dict[str, Variant] = {
         Variant("paper", "the authors' last programs", dict(preset="paper")),
         Variant("default", "what this table supports"),
         Variant("coefficients", "a recipe in place of weights", _RECIPE),
-        Variant("coefficients-8", "how many members does it take?", _RECIPE, members=8),
+        Variant("coefficients-24", "do more than twelve members help?", _RECIPE, members=24),
+        Variant("coefficients-8", "how many does it take?", _RECIPE, members=8),
         Variant("coefficients-4", "fewer still", _RECIPE, members=4),
         Variant("no-soups", "does it matter that soups are members?", dict(inject_soups=False)),
         Variant(
@@ -143,6 +144,6 @@ PEERS = ("random-soups", *RIVALS)
 # The variants whose generations are kept for the plot of diversity, which has room for a few, and
 # those whose successes by strategy are kept too.
 DEFAULT, PAPER, RECIPE = "default", "paper", "coefficients"
-RECIPES = (RECIPE, "coefficients-8", "coefficients-4")
+RECIPES = (RECIPE, "coefficients-24", "coefficients-8", "coefficients-4")
 PLOTTED = (PAPER, DEFAULT, "no-soups", "trig-adapted", "archive", "tensor")
 RATED = (PAPER, DEFAULT)

@@ -129,6 +129,9 @@ def test_a_population_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.stat().st_mtime_ns for path in paths] == stamps
     other = populations.make(tmp_path, setting, 4)
     assert set(contents.values()).isdisjoint(path.read_bytes() for path in other)
+    more = populations.make(tmp_path, setting, 3, count=MEMBERS + 2)
+    assert [path.read_bytes() for path in more[:MEMBERS]] == list(contents.values())
+    assert len(more) == MEMBERS + 2 and populations.make(tmp_path, setting, 3) == paths
 
 
 def test_the_rank_test_is_one_sided() -> None:

@@ -44,8 +44,13 @@ def chapter(records: Path, docs: Path) -> list[str]:
         parts += [f"### {name}", "", _networks(variants[RECIPE]), ""]
         ours = [line for line in rounds if line["setting"] == name]
         parts += [_populations(variants[RECIPE], of_variant(ours, RECIPE)), ""]
-        if fewer := [_members(variants, what) for what in RECIPES if what in variants][1:]:
-            parts += ["Of fewer members, against the refit of their own soup:", "", *fewer, ""]
+        if others := [_members(variants, what) for what in RECIPES if what in variants][1:]:
+            parts += [
+                "Of more or fewer members, against the refit of their own soup:",
+                "",
+                *others,
+                "",
+            ]
     _plot(every, rounds, docs / PICTURE)
     return [*parts, f"![Validation loss by forward passes]({PICTURE})"]
 
@@ -168,7 +173,7 @@ def _populations(runs: Runs, rounds: list[Line]) -> str:
 
 
 def _members(variants: dict[str, Runs], what: str) -> str:
-    """One line on runs with fewer members, beside the whole populations' on the same ones."""
+    """One line on runs with more or fewer members, beside twelve of the same seeds."""
     runs = {seed: run for seed, run in variants[what].items() if seed in variants[RECIPE]}
     whole = variants[RECIPE]
     few, all_ = (
@@ -178,8 +183,8 @@ def _members(variants: dict[str, Runs], what: str) -> str:
     losses = [returned(runs[s])["loss"] - returned(whole[s])["loss"] for s in runs]
     return (
         f"- `{what}` (n = {len(runs)}): returned less refitted "
-        f"{statistics.median(few):+.4f}, with all members {statistics.median(all_):+.4f}; "
-        f"loss against that with all members {statistics.median(losses):+.4f}."
+        f"{statistics.median(few):+.4f}, with twelve members {statistics.median(all_):+.4f}; "
+        f"loss against that with twelve {statistics.median(losses):+.4f}."
     )
 
 
