@@ -85,7 +85,7 @@ VARIANTS: dict[str, Variant] = {
         Variant(
             "shade",
             "SHADE, with an archive of replaced parents",
-            dict(preset="shade", archive_size=14),
+            dict(preset="shade"),
         ),
         Variant(
             "l-shade",

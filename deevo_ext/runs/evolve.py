@@ -189,7 +189,8 @@ def _place(model: nn.Module, files: Sequence[Path], options: Options) -> torch.d
         return members.population_device
     rows = len(files) + evaluation.chunk
     if options.search == "weights":
-        copies = options.configuration(1).archive_size + (SOUPS if options.soups else 0)
+        soups = SOUPS if options.soups else 0
+        copies = soups + options.configuration(1).for_members(len(files) + soups).archive_size
     else:
         copies = evaluation.chunk
     return default_place(

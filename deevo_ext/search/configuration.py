@@ -8,7 +8,7 @@ Sources: D/E, the two last versions of the authors' program for SA-SHADE-tri-ens
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -156,8 +156,9 @@ class Configuration:
     )
     archive_size: int = option(
         0,
-        'the number of replaced parents that stay available to strategies that name "archive"',
-        "SHADE",
+        'the number of replaced parents that stay available to strategies that name "archive", '
+        "each as large as a member; at 0 as many as members, where a strategy names it",
+        "SHADE: as many as members; L-SHADE: 2.6 times as many",
         within=(0, 10**6),
     )
     crossover_unit: str = option(
@@ -214,12 +215,6 @@ class Configuration:
                 "the population's reduction: give the number of members to be left, too (L-SHADE: "
                 "4), or limit a run by generations"
             )
-        uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
-        if uses_archive and self.archive_size == 0:
-            raise DeevoError(
-                "a strategy names archive, but archive_size is 0; give its number of rows, each as "
-                "large as a member (SHADE: as many as members; L-SHADE: 2.6 times as many)"
-            )
         compile_pool(self.strategies)
 
     def _check_bounds(self) -> None:
@@ -240,6 +235,13 @@ class Configuration:
     def members_needed(self) -> int:
         """The smallest population that the pool can work on."""
         return max(members_needed(parse(strategy.formula)) for strategy in self.strategies)
+
+    def for_members(self, count: int) -> Configuration:
+        """Returns it for a population of `count` members: with the archive that its pool needs."""
+        uses_archive = any("archive" in parse(s.formula).parents for s in self.strategies)
+        if self.archive_size or not uses_archive:
+            return self
+        return replace(self, archive_size=count)
 
     def settings(self, weights: int = 0, genes: int = 0) -> torch.Tensor:
         """Returns the operators' `settings` tensor, float64 [len(Setting)].

@@ -79,7 +79,7 @@ class DifferentialEvolution:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise DeevoError(f"seed is {seed!r}; expected an integer in 0..2^63-1")
         self.population = population
-        self.configuration = configuration
+        self.configuration = configuration = configuration.for_members(population.size)
         self.seed = seed
         self.callbacks = list(callbacks)
         self.pending: Trials | None = None

@@ -50,7 +50,7 @@ def sade_pool() -> tuple[Strategy, ...]:
 
 
 def shade_pool() -> tuple[Strategy, ...]:
-    """Returns SHADE's strategy, its second row from the archive (which needs `archive_size`)."""
+    """Returns SHADE's strategy, whose last row is one of the members or of the archive."""
     return (Strategy("current-to-pbest/1/a", "target + F*(pbest - target) + F*(r1 - archive)"),)
 
 

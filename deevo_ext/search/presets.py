@@ -62,9 +62,9 @@ def configure(preset: str | Configuration, **changes: Unpack[Parameters]) -> Con
         raise DeevoError(f"unknown parameter {name!r}; the nearest is {nearest(name, known)!r}")
     if isinstance(preset, Configuration):
         return replace(preset, **changes)  # type: ignore[arg-type]  # strategies in any form
-    if preset == "l-shade" and "evaluations" not in changes:
+    if preset == "l-shade" and not {"evaluations", "archive_size"} <= changes.keys():
         raise DeevoError(
-            'preset "l-shade" shrinks the population as evaluations are spent; give their number '
-            "as evaluations"
+            'preset "l-shade" shrinks population and archive as evaluations are spent; give their '
+            "number as evaluations, and archive_size, 2.6 times the number of members"
         )
     return Configuration(**{**PRESETS[preset], **changes})

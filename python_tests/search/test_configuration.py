@@ -34,7 +34,7 @@ def test_paper_preset_has_the_authors_values() -> None:
     assert (c.strategies[-1].cap, c.odds_floor, c.switch, c.archive_size) == (0.8, 0.01, 0.5, 0)
 
 
-NEEDED = {"shade": {"archive_size": 9}, "l-shade": {"archive_size": 23, "evaluations": 400}}
+NEEDED = {"l-shade": {"archive_size": 23, "evaluations": 400}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -109,10 +109,16 @@ def test_breadth_is_checked(changes: dict[str, object], message: str) -> None:
 
 
 def test_what_presets_leave_open_is_asked_for() -> None:
-    with pytest.raises(DeevoError, match="archive_size is 0; give its number of rows"):
-        configure("shade")
-    with pytest.raises(DeevoError, match="give their number as evaluations"):
-        configure("l-shade", archive_size=31)
+    for given in ({}, {"archive_size": 31}, {"evaluations": 400}):
+        with pytest.raises(DeevoError, match="number as evaluations, and archive_size"):
+            configure("l-shade", **given)
+
+
+def test_an_archive_is_as_large_as_the_population_where_one_is_read() -> None:
+    assert configure("shade").for_members(9) == configure("shade", archive_size=9)
+    given = configure("shade", archive_size=3)
+    assert given.for_members(9) is given
+    assert configure("paper").for_members(9) == configure("paper")
 
 
 def test_initial_state() -> None:
@@ -168,7 +174,6 @@ def test_strategies_may_be_given_in_short() -> None:
         ({"f_distribution": "levy"}, "expected one of normal, cauchy"),
         ({"cr_mean": "median"}, "expected one of lehmer, arithmetic"),
         ({"sinusoid": "both"}, "expected one of ensemble"),
-        ({"strategies": SHADE}, "archive_size is 0"),
         ({"strategies": []}, "strategies is empty"),
         ({"strategies": ["r1"]}, "a strategy is 'r1'"),
         ({"strategies": [Strategy("a", "r1 + r2")]}, "must sum to 1"),

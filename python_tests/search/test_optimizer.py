@@ -42,10 +42,8 @@ def assert_same(a: deevo.DifferentialEvolution, b: deevo.DifferentialEvolution) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_falls_and_never_rises(preset: str, dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"generations": 40, "seed": 3}
-    if preset in ("shade", "l-shade"):
-        options["archive_size"] = 8
-    if preset == "l-shade":
-        options["evaluations"] = 10**5  # none is taken out so early
+    if preset == "l-shade":  # none is taken out so early
+        options |= {"archive_size": 8, "evaluations": 10**5}
     de = deevo.DifferentialEvolution(population(8, dtype=dtype), preset, **options)
     advance(de, 1)
     first = de.fitness
