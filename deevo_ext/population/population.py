@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
+from deevo_ext.population.finding import sha256
 from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
@@ -284,16 +285,25 @@ class Population:
         return save_members(self, Path(folder))
 
     def reread(self, i: int) -> tuple[Tensor, Tensor]:
-        """Reads member `i` again as its file has it: row [D], statistics [S].
+        """Returns member `i` as it was read: row [D], statistics [S], which are copies.
 
-        They have the dtypes and the device of `rows` and `statistics`. Raises DeevoError for a
-        member that was not made from a file.
+        They have the dtypes and the device of `rows` and `statistics`. Once an optimizer has
+        changed these, the member's file is read again. Raises DeevoError for a member that was not
+        made from a file, and for a file that was changed since.
         """
         i = self._member(i)
+        if self.pristine:
+            return self.rows[i].clone(), self.statistics[i].clone()
         if self.sources is None or i >= self.initial_size:
             raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
-        [source] = in_files([self.sources[i][0]], self.options)
+        path, expected = self.sources[i]
+        [source] = in_files([path], self.options)
         state, _ = source.load(self.inventory.order)
+        if (actual := sha256(path)) != expected:
+            raise DeevoError(
+                f"{path} has SHA-256 {actual}, it had {expected} when the population was read: it "
+                "was changed since; restore it, or copy checkpoints of a training that goes on"
+            )
         row, statistics = torch.zeros_like(self.rows[i]), torch.zeros_like(self.statistics[i])
         self.layout.flatten(state, row, source=source.label)
         self.statistics_layout.flatten(state, statistics, source=source.label)
