@@ -36,6 +36,12 @@ def write_weights(
         write_network((folder / EVOLVED).with_suffix(suffix), naming, state, provenance)
 
 
+def require_writable(naming: Naming, population: Population) -> None:
+    """Raises DeevoError where the first member, and so a run's result, cannot be written."""
+    first = population.state_dict_of(population.rows[0].cpu(), population.statistics[0])
+    serialise(naming.named(first), {})
+
+
 def read_tensors(folder: Path, expected: str | None) -> dict[str, torch.Tensor]:
     """Reads the run folder's file of tensors, whose SHA-256 the journal gives; {} where it is None.
 
