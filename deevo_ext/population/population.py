@@ -22,7 +22,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
 from deevo_ext.population.saving import save_members
-from deevo_ext.population.tensors import converted, dtype_name, dtype_of
+from deevo_ext.population.tensors import converted, dtype_name, dtype_of, rounded
 
 _MANIFEST_VERSION = 1
 
@@ -258,19 +258,27 @@ class Population:
         The tensors are independent copies on the row's device, in the model's order and the
         checkpoints' dtypes (the wider one where members differ), with the fixed ones. Tied names
         get a copy each: safetensors saves no tensors that share memory. `statistics` ([S]) are
-        needed when they are held apart.
+        needed when they are held apart. Raises DeevoError for weights that such a dtype is too
+        narrow for, as float16 is for 1e5.
         """
+        return {
+            name: rounded(value, dtype, row.device, name)
+            for name, value, dtype in self.tensors_of(row, statistics)
+        }
+
+    def tensors_of(
+        self, row: Tensor, statistics: Tensor | None = None
+    ) -> Iterator[tuple[str, Tensor, torch.dtype]]:
+        """Yields names, values and checkpoints' dtypes, of which `state_dict_of` makes its own."""
         values = dict(self.fixed)
         dtypes: dict[str, str] = {}
         for layout, flat in ((self.layout, row), (self.statistics_layout, statistics)):
             if layout.dim:
                 values.update(layout.views(self._statistics_or_refuse(flat)))
             dtypes.update({name: entry.dtype for entry in layout.entries for name in entry.names})
-        result: dict[str, Tensor] = {}
         for name in self.inventory.order:
-            dtype = dtype_of(dtypes[name]) if name in dtypes else values[name].dtype
-            result[name] = values[name].detach().to(row.device, dtype, copy=True)
-        return result
+            value = values[name].detach()
+            yield name, value, dtype_of(dtypes[name]) if name in dtypes else value.dtype
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the members into a new folder, member_000.safetensors, ...; returns the paths.

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.population.tensors import dtype_name
+from deevo_ext.population.tensors import dtype_name, wider
 
 if TYPE_CHECKING:
     from deevo_ext.population.population import Population
@@ -61,12 +61,8 @@ def save_members(population: Population, folder: Path) -> list[Path]:
 
 def _exact(population: Population, i: int) -> dict[str, torch.Tensor]:
     """A member's state dict in dtypes that hold every bit of its row and statistics."""
-    state = population.state_dict(i)
-    for layout, flat in (
-        (population.layout, population.rows[i]),
-        (population.statistics_layout, population.statistics[i]),
-    ):
-        for name, tensor in layout.views(flat).items():
-            dtype = torch.promote_types(state[name].dtype, tensor.dtype)
-            state[name] = tensor.detach().to("cpu", dtype, copy=True)
-    return {name: tensor.cpu() for name, tensor in state.items()}
+    tensors = population.tensors_of(population.rows[i], population.statistics[i])
+    return {
+        name: value.to("cpu", wider(dtype, value.dtype), copy=True)
+        for name, value, dtype in tensors
+    }
