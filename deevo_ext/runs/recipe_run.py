@@ -194,7 +194,8 @@ class RecipeRun(Run):
                 self.account(record)
             if isinstance(record, RoundRecord):
                 assert self.run_dir is not None
-                read = functools.partial(virtual_files.read, self.run_dir, record.round)
+                place = self.run_dir, record.round, self._strategies()
+                read = functools.partial(virtual_files.read, *place)
                 self.virtual.append(ranks().lead(read))
                 self._observe(record)
         self._resuming = False
@@ -330,10 +331,12 @@ class RecipeRun(Run):
             },
         )
 
+    def _strategies(self) -> list[str]:
+        return [strategy.name for strategy in self.configuration.strategies]
+
     def _observe(self, record: RoundRecord) -> str:
         """Keeps a round's metrics; returns what the progress says of it."""
         best = None if record.best is None else record.proposals[record.best]
-        strategies = [strategy.name for strategy in self.configuration.strategies]
         shown = self._validation.metric.shown
         metrics = {
             "round": float(record.round),
@@ -347,7 +350,7 @@ class RecipeRun(Run):
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
             "validation/recipe": math.nan if record.score is None else shown(record.score),
-            **virtual_files.summary(self.virtual[-1], strategies),
+            **virtual_files.summary(self.virtual[-1], self._strategies()),
             "traffic": float(record.traffic or 0),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),
