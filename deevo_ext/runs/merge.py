@@ -243,7 +243,7 @@ def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    return read_wrapped(path)
+    return checkpoints.unwrap(read_wrapped(path), None, path)[0]
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:
