@@ -180,11 +180,11 @@ class Run(ABC):
             if self.run_dir is not None and naming is not None and group.leads:
                 weights, about = self.chosen.state_dict(self.population), self.chosen.record()
                 write_weights(naming, weights, about, self.run_dir)
-                self.write_more(self.chosen)
+                self.write_more(self.chosen, naming)
             return self.chosen
 
-    def write_more(self, chosen: Candidate) -> None:  # noqa: B027 (most have no more)
-        """Writes further files about what is returned."""
+    def write_more(self, chosen: Candidate, naming: Naming) -> None:  # noqa: B027 (most have none)
+        """Writes further files about what is returned; naming: the first checkpoint's."""
 
     @property
     def unit_of_work(self) -> str:

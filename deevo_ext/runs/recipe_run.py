@@ -17,6 +17,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
+from deevo_ext.population.naming import Naming
 from deevo_ext.population.recipes import uniform
 from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
@@ -296,7 +297,7 @@ class RecipeRun(Run):
         # For want of memory a part of few images may have made the model, and another tested.
         return outcome.score if self.rounds.few else self.state.score - outcome.gain
 
-    def write_more(self, chosen: Candidate) -> None:
+    def write_more(self, chosen: Candidate, naming: Naming) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
         shown = self._validation.metric.shown
@@ -318,6 +319,7 @@ class RecipeRun(Run):
             self.run_dir / RECIPE_FILE,
             self.population,
             network,
+            naming=naming,
             unit=self.unit,
             fitted_on={
                 "images": self.rounds.images.name,
