@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.runs.comparison import Comparison, Measured
 from deevo_ext.runs.paired import Difference, bootstrap_interval, mcnemar
 from deevo_ext.runs.soups import average, greedy_soup
@@ -85,6 +86,47 @@ def test_verdicts() -> None:
         "best parent on test: loss 0.2500 against 0.5500, a difference of -0.30000 [-0.40000, "
         "-0.20000], the 95 % paired bootstrap interval in brackets." + ENSEMBLE
     )
+
+
+def test_nothing_is_said_of_differences_that_are_not_finite() -> None:
+    def minus_log(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        right = (logits.argmax(dim=1) == labels).double()
+        return -torch.stack([right[labels == c].mean() for c in range(2)]).min().log()
+
+    # A class of which both networks get few images right, and in some resamples none.
+    labels = torch.arange(200) % 20 == 0
+    sure = torch.nn.functional.one_hot(labels.long(), 2).float()
+    few, fewer = (sure.clone() for _ in range(2))
+    for one, right in ((few, 2), (fewer, 1)):
+        places = labels.nonzero().flatten()[right:]
+        one[places] = one[places].flip(1)
+    metric = Metric.of(minus_log, whole=True)
+    for both in ((few, fewer), (fewer, few)):
+        difference = Difference.of("best parent", metric, *both, labels.long())
+        assert math.isfinite(difference.mean) and not difference.finite
+        assert difference.finding == "shows no measurable difference to"
+    for higher in (False, True):  # a bound that is known decides, the other is the same or infinite
+        for interval, low in (((0.1, math.nan), higher), ((math.nan, -0.1), not higher)):
+            said = Difference("best parent", 0.0, interval, higher).finding
+            assert said == ("is better than" if low else "is worse than")
+        unknown = Difference("best parent", 0.0, (-0.762, math.nan), higher).finding
+        assert "no measurable difference" in unknown
+
+    whole = comparison(-0.2, -0.1)
+    for mean, interval in ((0.2, (-0.762, math.nan)), (math.nan, (math.nan, math.nan))):
+        rival = Difference("classifier refitted", mean, interval)
+        parent = Difference("best parent", mean, interval)
+        text = dataclasses.replace(whole, rival=rival).verdict
+        assert "cannot be compared with the best initial one" in text and "nan" not in text
+        text = dataclasses.replace(whole, parent=parent).verdict
+        assert "is better than the best initial one" in text and "nan" not in text
+        assert "; it cannot be compared with the best parent: a loss, or that of a" in text
+        nothing = dataclasses.replace(whole, evolved=None, rival=None, parent=parent)
+        assert nothing.verdict == (
+            "No step of the search was taken; the evolved soup is returned, which cannot be "
+            "compared with the best parent on test: a loss, or that of a resample of the images, "
+            "is not finite." + ENSEMBLE
+        )
 
 
 def test_verdicts_are_in_the_users_metric() -> None:
