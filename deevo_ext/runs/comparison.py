@@ -176,7 +176,9 @@ class Comparison:
             networks = []
             for line in saved["rows"]:
                 values = {name: number(line[name]) for name in names}
-                networks.append(Measured(**{**values, "metric": line["metric"]}))
+                if saved["metric"] in IN_EVERY_TABLE:
+                    values["metric"] = None  # there is none, and none that is not finite
+                networks.append(Measured(**values))
             texts = (str(saved[key]) for key in ("metric", "images", "note"))
             rival = None if saved["rival"] is None else Difference.load(saved["rival"])
             parent = Difference.load(saved["parent"])
@@ -204,7 +206,7 @@ class Comparison:
                 network.name,
                 f"{network.loss:.4f}",
                 f"{network.top1:.4f}",
-                *(() if network.metric is None else (f"{network.metric:.4f}",)),
+                *(() if self.metric in IN_EVERY_TABLE else (f"{network.by(self.metric):.4f}",)),
                 str(network.gained),
                 str(network.lost),
                 f"{network.mcnemar:.2g}",

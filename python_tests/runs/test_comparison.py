@@ -153,7 +153,7 @@ def test_verdicts_are_in_the_users_metric() -> None:
 
 def test_table_as_text_and_json(tmp_path: Path) -> None:
     c = comparison(-0.2, -0.1)
-    text = c.format()
+    rows, text = c.networks, c.format()
     assert "> evolved soup" in text and "5,000" in text and c.verdict in text
     table, legend, verdict = text.split("\n\n")
     assert len(table.splitlines()) == 1 + len(c.networks) and verdict == c.verdict
@@ -175,6 +175,13 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     assert "margin" in by_margin.format().splitlines()[0] and "1.5000" in by_margin.format()
     by_margin.save(tmp_path / "margin.json")
     assert Comparison.load(tmp_path / "margin.json") == by_margin
+    broken = dataclasses.replace(by_margin.networks[0], metric=-math.inf)
+    broken = dataclasses.replace(by_margin, networks=[broken, *by_margin.networks[1:]])
+    broken.save(tmp_path / "broken_margin.json")
+    for table in (broken, Comparison.load(tmp_path / "broken_margin.json")):
+        cells = [line.split()[-7] for line in table.format().splitlines()[1 : 1 + len(rows)]]
+        assert cells[0] in ("-inf", "nan") and cells[1:] == ["1.5000"] * (len(rows) - 1)
+        assert cells[0] in table._repr_html_()
     assert saved["rows"][3]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
     assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
 
