@@ -227,12 +227,18 @@ class Metric:
         if not bool(torch.isfinite(logits).all()):
             return math.inf
         value = self.function(logits, labels)
-        if isinstance(value, Tensor) and value.numel() != 1:
+        try:
+            found = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            found = torch.zeros(0)
+        if found.numel() != 1 or found.is_complex():
+            what = list(value.shape) if isinstance(value, Tensor) else repr(value)
             raise DeevoError(
-                f"metric {self.name} gave {list(value.shape)} for {len(labels)} images; expected "
-                "one number of the whole set"
+                f"metric {self.name} gave {what} for {len(labels)} images; expected one number of "
+                "the whole set"
             )
-        fitness = 1.0 - float(value) if self.higher_is_better else float(value)
+        number = float(found)
+        fitness = 1.0 - number if self.higher_is_better else number
         return fitness if math.isfinite(fitness) else math.inf
 
 
