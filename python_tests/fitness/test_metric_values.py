@@ -1,4 +1,4 @@
-"""What metrics' functions give and are given: kinds of one number."""
+"""What metrics' functions give and are given: kinds of one number, and sets that are none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.metric_checks import settled
-from deevo_ext.fitness.metrics import Metric
+from deevo_ext.fitness.metrics import METRICS, Metric
 from support.evolution import images, population
 from support.metrics import brier_of_set
 from support.networks import Net
@@ -64,3 +64,23 @@ def test_what_is_no_number_of_a_whole_set_is_refused(value: Any, match: str) -> 
     with pytest.raises(DeevoError, match=r"metric .*score (failed on|gave a tensor)"):
         settled(Metric.of(score), evaluator, [images(80)])
     assert evaluator.forward_passes == 0
+
+
+@pytest.mark.parametrize("metric", [*METRICS, brier_of_set])
+def test_images_that_no_metric_has_a_value_of_are_refused(metric: Any) -> None:
+    one = Metric.of(metric, **({} if isinstance(metric, str) else {"whole": True}))
+    one(LOGITS, LABELS)
+    for shift, match in ((-1, "from -1 to 4"), (1, "from 1 to 6")):
+        with pytest.raises(DeevoError, match=f"labels go {match}, but the .* 6 classes; exp"):
+            one(LOGITS, LABELS + shift)
+    for logits, labels, match in (
+        (LOGITS, LABELS[:-1], r"\[40, 6\] and labels int64 \[39\]; expected"),
+        (LOGITS, LABELS[:, None], r"\[40, 6\] and labels int64 \[40, 1\]; expected"),
+        (LOGITS[:0], LABELS[:0], r"\[0, 6\] and labels int64 \[0\]; expected"),
+        (LOGITS, LABELS.float(), r"\[40, 6\] and labels float32 \[40\]; expected"),
+        (LOGITS[0], LABELS[:6], r"\[6\] and labels int64 \[6\]; expected"),
+    ):
+        with pytest.raises(DeevoError, match=f"logits are {match}"):
+            one(logits, labels)
+    with pytest.raises(DeevoError, match="labels is of type ndarray; expected"):
+        one(LOGITS, LABELS.numpy())
