@@ -15,9 +15,9 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.refit import Refit
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.networks.execution.feed import ImageFeed, MicroBatch
+from deevo_ext.networks.execution.modules import Modules, logits_of
 from deevo_ext.networks.execution.preprocessing import Preprocessing
-from deevo_ext.networks.execution.runner import logits_of
-from deevo_ext.networks.execution.workers import Modules, Workers
+from deevo_ext.networks.execution.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Features:
     ) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], Tensor]:
         """Returns inputs and outputs of each call of the layers, by name, and the logits."""
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-        with self._modules.take() as model:
+        with self._modules.take(batch.images) as (model, own):
             handles = []
             for name in names:
 
@@ -155,7 +155,7 @@ class _Features:
                 handles.append(model.get_submodule(name).register_forward_hook(keep))
             try:
                 call = functools.partial(functional_call, model, tensors)
-                logits = logits_of(call, batch.images, "images")
+                logits = logits_of(call, own, "images")
             finally:
                 for handle in handles:
                     handle.remove()

@@ -17,9 +17,10 @@ from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import Chooser, EngineTable
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.modules import contiguous, logits_of
 from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram, Program
-from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
+from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner
 from deevo_ext.networks.execution.sinks import LogitsSink
 from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
@@ -204,7 +205,7 @@ class Builder:
             }
             return logits_of(
                 lambda x: functional_call(self.module, exact, (x,), tie_weights=False),
-                images.float(),
+                contiguous(images.float()),
                 name,
             )
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.networks.engines import Bound
+from deevo_ext.networks.execution.modules import Modules
 from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.weights import Staged, Stager
-from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.networks.graph.network_graph import Aten, Layer, NetworkGraph, Parameter, Register
 
 Registers = list[Any]
@@ -194,5 +194,5 @@ class ModuleProgram:
 
     def run(self, prepared: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits of one micro-batch."""
-        with self._modules.take() as module:
-            return self._call(module, prepared, (images,))
+        with self._modules.take(images) as (module, own):
+            return self._call(module, prepared, (own,))
