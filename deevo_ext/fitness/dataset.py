@@ -173,7 +173,9 @@ class DatasetFitness(Fitness):
         outputs = []
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for i in chosen:
-            arguments, named, targets = _call(self.batches[i])
+            # A copy, since the model may write to it.
+            batch = tree_map_only(Tensor, Tensor.clone, self.batches[i])
+            arguments, named, targets = _call(batch)
             output = functional_call(self.model, views, arguments, named)
             if self.whole_set:
                 outputs.append((output, targets))

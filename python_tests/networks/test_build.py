@@ -77,6 +77,34 @@ def test_chance_in_eval_mode_is_refused() -> None:
         PopulationForward(model, population, engine="eager")(population.rows, pictures(), LABELS)
 
 
+class Writing(nn.Module):
+    """Normalises images in their own memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5)
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:Writing is served unfused")
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_a_model_that_writes_to_its_images_writes_to_a_copy(micro_batch: int, engine: str) -> None:
+    model, images = Writing().eval(), pictures()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine=engine, micro_batch=micro_batch)
+    losses = forward(population.rows, images, LABELS).losses
+    assert torch.equal(images, pictures())
+    for k, found in enumerate(losses):
+        model.load_state_dict(population.state_dict(k))
+        with torch.no_grad():
+            expected = functional.cross_entropy(model(pictures()), LABELS, reduction="none")
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_an_overflow_leaves_the_check_to_later_calls() -> None:
     model = Mixing("mean").eval()
     population = two_of(model)

@@ -30,18 +30,17 @@ class Modules:
 
     @contextlib.contextmanager
     def take(self, images: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-        """A module that nobody else uses until the with-block ends, and images as it takes them.
+        """A module that nobody else uses until the with-block ends, and a copy of images for it.
 
-        images: [n, C, H, W] in any memory format, in which they stay where the module takes
-        channels-last ones.
+        It may write to the copy, which has the images' memory format, whatever that is, unless the
+        module does not take channels-last ones.
         """
         module, shape = self._idle.get(), images.shape[1:]
         try:
             if shape not in self._formats:
                 self._formats[shape] = memory_format_of(module, images)
-            if self._formats[shape] == torch.contiguous_format:
-                images = contiguous(images)
-            yield module, images
+            fits = self._formats[shape] == torch.channels_last
+            yield module, images.clone() if fits else contiguous(images)
         finally:
             self._idle.put(module)
 
