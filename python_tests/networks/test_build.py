@@ -105,6 +105,40 @@ def test_a_model_that_writes_to_its_images_writes_to_a_copy(micro_batch: int, en
         assert torch.allclose(found, expected, atol=1e-5)
 
 
+class Filtering(nn.Module):
+    """A filter of frequencies, as FFT networks and rotary embeddings hold: complex, not evolved."""
+
+    factors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+        angles = torch.randn((4, 3), generator=torch.Generator().manual_seed(1))
+        factors = torch.polar(torch.ones_like(angles), angles)
+        self.register_buffer("factors", factors, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.factors, s=(4, 4)).to(x.dtype)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_complex_buffers_keep_their_imaginary_parts(
+    engine: str, precision: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = Filtering().eval()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine=engine, precision=precision)
+    logits = forward.logits(population.rows[0], pictures())
+    with torch.no_grad():
+        expected = model(pictures())
+    atol = {"float32": 1e-5, "bfloat16": 0.02 * float(expected.abs().max())}[precision]
+    assert torch.allclose(logits, expected, atol=atol)
+    assert not recwarn.list
+
+
 def test_an_overflow_leaves_the_check_to_later_calls() -> None:
     model = Mixing("mean").eval()
     population = two_of(model)
