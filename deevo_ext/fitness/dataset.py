@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only
 from torch.utils.data import (
     DataLoader,
@@ -27,6 +26,7 @@ from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.sampling import image_keys
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.identity import full_name, function_identity
+from deevo_ext.networks.execution.modules import call
 from deevo_ext.population.population import Population
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -176,7 +176,7 @@ class DatasetFitness(Fitness):
             # A copy, since the model may write to it.
             batch = tree_map_only(Tensor, Tensor.clone, self.batches[i])
             arguments, named, targets = _call(batch)
-            output = functional_call(self.model, views, arguments, named)
+            output = call(self.model, views, arguments, named)
             if self.whole_set:
                 outputs.append((output, targets))
             else:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.ranks import ranks, warn
@@ -29,7 +28,7 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import Used, group_size, norms_in_training
 from deevo_ext.networks.build import DEVIATION, Built
 from deevo_ext.networks.execution.feed import MicroBatch, slices
-from deevo_ext.networks.execution.modules import Modules
+from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.prefixes import Changed, PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import MemberRunner, Runner
@@ -305,7 +304,7 @@ class _InTraining:
         """Logits of one group."""
         tensors, norms = prepared
         with self._modules.take(images) as (model, own), norms_in_training(model, norms):
-            return functional_call(model, tensors, (own,))
+            return call(model, tensors, (own,))
 
 
 class _Logits:

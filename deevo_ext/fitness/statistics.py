@@ -11,13 +11,12 @@ from typing import NewType
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.shares import each
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import slices
-from deevo_ext.networks.execution.modules import Modules
+from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.placement import Placement
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Workers
@@ -191,4 +190,4 @@ class StatisticsPolicy:
                 self._modules.take(normalise(pixels, self.device)) as (model, own),
                 norms_in_training(model, norms),
             ):
-                functional_call(model, tensors, (own,))
+                call(model, tensors, (own,))

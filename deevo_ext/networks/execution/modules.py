@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from deevo_ext.errors import DeevoError
 
@@ -43,6 +44,29 @@ class Modules:
             yield module, images.clone() if fits else contiguous(images)
         finally:
             self._idle.put(module)
+
+
+def call(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    arguments: tuple[Any, ...],
+    named: dict[str, Any] | None = None,
+    *,
+    by: Callable[..., Any] = functional_call,
+) -> Any:
+    """Returns module(*arguments, **named), computed with other tensors; by: functional_call.
+
+    tensors: by name, tied ones under all of their names. A submodule that has several names gets
+    its tensors under the first: functional_call would put those of the others back in their place.
+    """
+    names = [
+        name
+        for prefix, part in module.named_modules()
+        for members in (part.named_parameters, part.named_buffers)
+        for name, _ in members(prefix, recurse=False, remove_duplicate=False)
+    ]
+    own = {name: tensors[name] for name in names if name in tensors}
+    return by(module, own, arguments, named, tie_weights=False)
 
 
 @torch.no_grad()
