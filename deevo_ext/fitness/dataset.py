@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.sampling import image_keys
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.identity import full_name, function_identity
-from deevo_ext.networks.execution.modules import call
+from deevo_ext.networks.execution.modules import call, copy_of
 from deevo_ext.population.population import Population
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -105,7 +104,7 @@ class DatasetFitness(Fitness):
         self.sizes = [_items(batch) for batch in self.batches]
         few = micro_batches is not None and micro_batches < len(self.batches)
         self.micro_batches = micro_batches if few else None
-        self.model = copy.deepcopy(model).to(self._device).eval()
+        self.model = copy_of(model).to(self._device).eval()
         self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
 
     @property

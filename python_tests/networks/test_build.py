@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
-from deevo_ext import DeevoError, Population
+from deevo_ext import DatasetFitness, DeevoError, Population
+from deevo_ext.data import ImageSet
 from deevo_ext.networks import build
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Convolution, NetworkGraph
+from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 LABELS = torch.arange(12) % 3
 
@@ -239,3 +244,30 @@ def test_lazy_modules_are_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(DeevoError, match=r"'1.weight' has no shape yet"):
         Population.from_state_dicts(model, [{}, {}])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_named_with_the_remedy(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(108, 3)))
+    population = two_of(model)
+    images = ImageSet(pictures(), LABELS, "pictures")
+    trained = trainings_of(12, PopulationOptions(members=2, epochs=1, batch_size=4))
+    data = TensorDataset(pictures(), LABELS)
+    for refused in (
+        lambda: PopulationForward(model, population),
+        lambda: DatasetFitness(model, population, data, nn.CrossEntropyLoss()),
+        lambda: populate(model, images, trained, tmp_path, origin={}, workers=0),
+    ):
+        with pytest.raises(DeevoError, match=r"model is a Sequential .*utils\.parametrizations"):
+            refused()
+    assert not list(tmp_path.iterdir())
+    nn.utils.remove_weight_norm(model[1])
+    forward = PopulationForward(model, two_of(model), engine="eager")
+    logits = forward.logits(two_of(model).rows[0], pictures())
+    assert torch.allclose(logits, model(pictures()), atol=1e-5)
+
+
+def test_the_module_is_asked_for_where_a_wrapper_is_given() -> None:
+    wrapper = nn.DataParallel(Mixing("none"))
+    with pytest.raises(DeevoError, match=r"model is a DataParallel.*give model\.module"):
+        PopulationForward(wrapper, two_of(wrapper))

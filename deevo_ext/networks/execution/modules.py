@@ -46,6 +46,21 @@ class Modules:
             self._idle.put(module)
 
 
+def copy_of(model: nn.Module) -> nn.Module:
+    """Returns a copy of a user's model; DeevoError where torch refuses to copy it."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        if "deepcopy" not in str(error):
+            raise
+        raise DeevoError(
+            f"model is a {type(model).__name__} that cannot be copied ({str(error).split('.')[0]}):"
+            " it keeps tensors computed from its parameters. Instead of torch.nn.utils.weight_norm "
+            "or spectral_norm use those of torch.nn.utils.parametrizations, or take it off first "
+            "(torch.nn.utils.remove_weight_norm); detach other such tensors"
+        ) from error
+
+
 def call(
     module: nn.Module,
     tensors: Mapping[str, Tensor],

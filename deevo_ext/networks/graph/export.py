@@ -9,7 +9,6 @@ values of the images.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.networks.execution.modules import copy_of
 
 # Unlike nn.Module.to, these leave complex tensors alone.
 _CAST = {
@@ -55,7 +55,7 @@ class Capture:
 
 def as_dtype(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Returns a copy in eval mode whose floating tensors have a dtype; complex ones keep theirs."""
-    return _CAST[dtype](copy.deepcopy(model).eval().to(device))
+    return _CAST[dtype](copy_of(model).eval().to(device))
 
 
 def capture(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Capture:
