@@ -271,3 +271,14 @@ def test_the_module_is_asked_for_where_a_wrapper_is_given() -> None:
     wrapper = nn.DataParallel(Mixing("none"))
     with pytest.raises(DeevoError, match=r"model is a DataParallel.*give model\.module"):
         PopulationForward(wrapper, two_of(wrapper))
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("size", range(4))
+def test_images_without_a_pixel_are_refused(size: int, engine: str) -> None:
+    model = Mixing("none").eval()
+    forward = PopulationForward(model, two_of(model), engine=engine)
+    shape = [12, 3, 6, 6]
+    shape[size] = 0
+    with pytest.raises(DeevoError, match=r"images have shape .*; expected \[N, C, H, W\], none"):
+        forward.logits(two_of(model).rows[0], torch.zeros(shape))
