@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.refit import Refit
 from deevo_ext.fitness.statistics import Used
 from deevo_ext.networks.execution.feed import ImageFeed, MicroBatch
+from deevo_ext.networks.execution.modules import Modules, call, logits_of
 from deevo_ext.networks.execution.preprocessing import Preprocessing
-from deevo_ext.networks.execution.runner import logits_of
-from deevo_ext.networks.execution.workers import Modules, Workers
+from deevo_ext.networks.execution.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class _Features:
     ) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], Tensor]:
         """Returns inputs and outputs of each call of the layers, by name, and the logits."""
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-        with self._modules.take() as model:
+        with self._modules.take(batch.images) as (model, own):
             handles = []
             for name in names:
 
@@ -154,8 +152,7 @@ class _Features:
 
                 handles.append(model.get_submodule(name).register_forward_hook(keep))
             try:
-                call = functools.partial(functional_call, model, tensors)
-                logits = logits_of(call, batch.images, "images")
+                logits = logits_of(lambda x: call(model, tensors, (x,)), own, "images")
             finally:
                 for handle in handles:
                     handle.remove()

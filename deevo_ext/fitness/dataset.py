@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only
 from torch.utils.data import (
     DataLoader,
@@ -27,6 +25,7 @@ from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.sampling import image_keys
 from deevo_ext.fitness.statistics import Inherited
 from deevo_ext.identity import full_name, function_identity
+from deevo_ext.networks.execution.modules import call, copy_of
 from deevo_ext.population.population import Population
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -105,7 +104,7 @@ class DatasetFitness(Fitness):
         self.sizes = [_items(batch) for batch in self.batches]
         few = micro_batches is not None and micro_batches < len(self.batches)
         self.micro_batches = micro_batches if few else None
-        self.model = copy.deepcopy(model).to(self._device).eval()
+        self.model = copy_of(model).to(self._device).eval()
         self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
 
     @property
@@ -173,8 +172,10 @@ class DatasetFitness(Fitness):
         outputs = []
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for i in chosen:
-            arguments, named, targets = _call(self.batches[i])
-            output = functional_call(self.model, views, arguments, named)
+            # A copy, since the model may write to it.
+            batch = tree_map_only(Tensor, Tensor.clone, self.batches[i])
+            arguments, named, targets = _call(batch)
+            output = call(self.model, views, arguments, named)
             if self.whole_set:
                 outputs.append((output, targets))
             else:

@@ -27,7 +27,7 @@ from deevo_ext.fitness.statistics import Inherited, StatisticsPolicy, Used
 from deevo_ext.identity import function_identity
 from deevo_ext.networks.arguments import check_rows
 from deevo_ext.networks.engines.choose import EngineTable, device_name
-from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.execution.modules import logits_of
 from deevo_ext.networks.execution.user_engine import EngineFunction
 from deevo_ext.networks.forward import Losses, PopulationForward
 from deevo_ext.population.allocation import sent

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.ranks import ranks, warn
@@ -29,11 +28,11 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.statistics import Used, group_size, norms_in_training
 from deevo_ext.networks.build import DEVIATION, Built
 from deevo_ext.networks.execution.feed import MicroBatch, slices
+from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.prefixes import Changed, PrefixRunner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.runner import MemberRunner, Runner
 from deevo_ext.networks.execution.sinks import FunctionSink, LogitsSink, TakeLogits
-from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.population.allocation import sent
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.layout import Layout
@@ -304,8 +303,8 @@ class _InTraining:
     def run(self, prepared: tuple[dict[str, Tensor], set[str]], images: Tensor) -> Tensor:
         """Logits of one group."""
         tensors, norms = prepared
-        with self._modules.take() as model, norms_in_training(model, norms):
-            return functional_call(model, tensors, (images,))
+        with self._modules.take(images) as (model, own), norms_in_training(model, norms):
+            return call(model, tensors, (own,))
 
 
 class _Logits:

@@ -11,15 +11,15 @@ from typing import NewType
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.distributed.shares import each
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import slices
+from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.placement import Placement
 from deevo_ext.networks.execution.preprocessing import Preprocessing
-from deevo_ext.networks.execution.workers import Modules, Workers
+from deevo_ext.networks.execution.workers import Workers
 from deevo_ext.population.inventory import ModelTensor
 from deevo_ext.population.population import Population
 
@@ -185,6 +185,9 @@ class StatisticsPolicy:
         normalise = Preprocessing(images.mean, images.std).normalise
         groups = [(start, start + starts.step) for start in starts]
         placed = self.placement.of(images)
-        with self._modules.take() as model, norms_in_training(model, norms):
-            for _, pixels in slices(placed, groups, self.device):
-                functional_call(model, tensors, (normalise(pixels, self.device),))
+        for _, pixels in slices(placed, groups, self.device):
+            with (
+                self._modules.take(normalise(pixels, self.device)) as (model, own),
+                norms_in_training(model, norms),
+            ):
+                call(model, tensors, (own,))

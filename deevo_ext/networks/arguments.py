@@ -28,6 +28,11 @@ def check_options(
             f"model is a {type(model).__name__} and layout a {type(layout).__name__}; expected "
             "a torch.nn.Module and a population or its layout"
         )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise DeevoError(
+            f"model is a {type(model).__name__}, which is for training; expected the module in it: "
+            "give model.module, also where the population is made"
+        )
     if callable(engine) and precision not in ("auto", "float32"):
         raise DeevoError(
             f"precision is {precision!r}, but the engine is a function, which computes as it does: "

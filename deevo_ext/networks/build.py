@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
@@ -17,9 +16,10 @@ from deevo_ext.networks.batched.runner import BatchedRunner
 from deevo_ext.networks.engines.choose import Chooser, EngineTable
 from deevo_ext.networks.execution.cuda_graphs import GraphedProgram
 from deevo_ext.networks.execution.feed import MicroBatch
+from deevo_ext.networks.execution.modules import call, contiguous, logits_of
 from deevo_ext.networks.execution.prefixes import PrefixRunner
 from deevo_ext.networks.execution.program import FusedProgram, ModuleProgram, Program
-from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner, logits_of
+from deevo_ext.networks.execution.runner import Execution, MemberRunner, Runner
 from deevo_ext.networks.execution.sinks import LogitsSink
 from deevo_ext.networks.execution.user_engine import EngineFunction, FunctionRunner
 from deevo_ext.networks.execution.weight_table import Tensors
@@ -203,8 +203,8 @@ class Builder:
                 for key, tensor in self.tensors.views(row.to(device), where).items()
             }
             return logits_of(
-                lambda x: functional_call(self.module, exact, (x,), tie_weights=False),
-                images.float(),
+                lambda x: call(self.module, exact, (x,)),
+                contiguous(images.float()),
                 name,
             )
 

@@ -108,7 +108,8 @@ class PopulationForward:
         self._with_statistics: dict[tuple[Hashable, ...], Built | None] = {}
         self.use_table(EngineTable(self.device) if table is None else table)
         self._model = as_dtype(model, torch.float32, self.device)
-        state = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        state: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
+        state.update(self._model.named_buffers(remove_duplicate=False))
         elsewhere = {*layout.names, *(statistics_layout.names if statistics_layout else ())}
         apart = {name: tensor.detach() for name, tensor in state.items() if name not in elsewhere}
         self._tensors = Tensors(layout, statistics_layout, {**apart, **(fixed or {})})

@@ -25,7 +25,7 @@ from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra, import_named
 from deevo_ext.networks import hugging_face
-from deevo_ext.networks.execution.runner import logits_of
+from deevo_ext.networks.execution.modules import logits_of
 from deevo_ext.networks.transforms import transform_of
 from deevo_ext.population.checkpoints import load_matched
 from deevo_ext.population.finding import PathLike

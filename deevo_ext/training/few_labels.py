@@ -12,6 +12,7 @@ from torch import nn
 
 from deevo_ext.data.images import split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.networks.execution.modules import Modules
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
@@ -31,7 +32,8 @@ class Trained:
 
     network: in eval mode. learning_rate, steps: those that did best on the images left out; no step
     where no training was better than none. loss: on these images. images: those put through
-    networks for it, all trainings and looks included; those of a step went back through it, too.
+    networks for it, all trainings and looks included, save two that try memory formats before each;
+    those of a step went back through it, too.
     """
 
     network: nn.Module
@@ -90,10 +92,10 @@ def logits_of(network: nn.Module, images: LabelledImages) -> torch.Tensor:
     """Returns logits float32 [N, classes]; the network is put into eval mode."""
     device = next(network.parameters()).device
     normalise = Preprocessing(images.mean, images.std).normalise
-    network.eval()
+    modules, parts = Modules(network.eval(), 1), []
     with torch.inference_mode():
-        parts = [
-            network(normalise(images.pixels(start, min(start + _BATCH, len(images))), device))
-            for start in range(0, len(images), _BATCH)
-        ]
+        for start in range(0, len(images), _BATCH):
+            pixels = images.pixels(start, min(start + _BATCH, len(images)))
+            with modules.take(normalise(pixels, device)) as (module, own):
+                parts.append(module(own))
     return torch.cat(parts).float().to(images.labels.device)

@@ -21,6 +21,7 @@ from deevo_ext.data.cache import default_workers
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.networks.execution.modules import contiguous, memory_format_of
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.training.batches import TrainingBatches, batch_mixing, changes_pictures
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
@@ -96,7 +97,11 @@ def fine_tune(
     mixing = batch_mixing(hyper, int(images.labels.max()) + 1)
     normalise = Preprocessing(images.mean, images.std).normalise
     memory_format = _memory_format(network, device)
-    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    network.eval().to(memory_format=memory_format)  # type: ignore[call-overload]
+    if memory_format == torch.channels_last:
+        two = normalise(images.pixels(0, min(2, len(images))), device)
+        memory_format = memory_format_of(network, two)
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = _optimizer(network, hyper)
     first = 0 if state is None else state.load(network, optimizer)
     if on_step is not None:
@@ -125,8 +130,12 @@ def fine_tune(
             targets = labels.to(device, non_blocking=True)
             if mixing is not None:
                 x, targets = mixing(x, targets)
+            if memory_format == torch.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            else:
+                x = contiguous(x)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = network(x.contiguous(memory_format=memory_format))
+                logits = network(x)
             loss = _loss(logits.float(), targets, hyper.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.networks.execution.modules import copy_of
 from deevo_ext.population.finding import sha256
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
@@ -55,10 +56,10 @@ def populate(
 
     population.json records hyper-parameters and digests; hyper_parameters.csv is a table of them.
 
-    Raises DeevoError: the folder holds another population or cannot be written; a loss that is not
-    finite.
+    Raises DeevoError: the network cannot be copied; the folder holds another population or cannot
+    be written; a loss that is not finite.
     """
-    device = next(network.parameters()).device
+    start, device = copy_of(network), next(network.parameters()).device
     base = trainings.base
     members = MembersFolder(
         Path(folder),
@@ -76,7 +77,6 @@ def populate(
     csv.writer(table, lineterminator="\n").writerows(trainings.table())
     write_whole(Path(folder) / TABLE, table.getvalue().encode())
     trainer = _Trainer(members, images, save_every, workers, progress, trainings.steps)
-    start = copy.deepcopy(network)
     if base is not None:
         trainer.train_missing("base", start, base)
         start.load_state_dict(load_file(members.path("base"), str(device)))

@@ -45,6 +45,17 @@ class Named(nn.Module):
         return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Writing(nn.Module):
+    """Writes to its input, as some do to normalise it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.head(values.sub_(0.5))
+
+
 class Rows(IterableDataset):  # type: ignore[type-arg]
     """The rows of a table, one after the other."""
 
@@ -112,6 +123,22 @@ def test_a_fitness_is_the_loss_of_the_module(form: str, batchnorm: str) -> None:
         inherited = population.statistics[i] if batchnorm == "inherit" else None
         assert fitness.score(population.rows[i], inherited) == found[i]
     assert model.training  # the module is left alone
+
+
+def test_a_model_that_writes_to_its_input_writes_to_a_copy() -> None:
+    data = table(lambda values: (values[:, 0] > 0).long())
+    model, loss = Writing(), nn.CrossEntropyLoss()
+    states = networks(Writing)
+    population = deevo.Population.from_state_dicts(model, states)
+    fitness = deevo.DatasetFitness(model, population, data, loss, micro_batch=16)
+    digest = fitness.describe()["sha256"]
+    found = fitness(population.rows, torch.arange(6), 0)
+    for value, state in zip(found, states, strict=True):
+        model.load_state_dict(state)
+        with torch.no_grad():
+            expected = float(loss(model(data.tensors[0].clone()), data.tensors[1]))
+        assert value == pytest.approx(expected, rel=1e-5)  # as above
+    assert fitness.describe()["sha256"] == digest
 
 
 def test_other_outputs_and_inputs() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
-from deevo_ext import DeevoError, Population
+from deevo_ext import DatasetFitness, DeevoError, Population
+from deevo_ext.data import ImageSet
 from deevo_ext.networks import build
 from deevo_ext.networks.forward import PopulationForward
 from deevo_ext.networks.graph.fuse import fuse
 from deevo_ext.networks.graph.network_graph import Convolution, NetworkGraph
+from deevo_ext.training.populate import populate
+from deevo_ext.training.trainings import PopulationOptions, trainings_of
 
 LABELS = torch.arange(12) % 3
 
@@ -75,6 +80,68 @@ def test_chance_in_eval_mode_is_refused() -> None:
     population = two_of(model)
     with pytest.raises(DeevoError, match="draws random numbers in eval mode"):
         PopulationForward(model, population, engine="eager")(population.rows, pictures(), LABELS)
+
+
+class Writing(nn.Module):
+    """Normalises images in their own memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5)
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:Writing is served unfused")
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_a_model_that_writes_to_its_images_writes_to_a_copy(micro_batch: int, engine: str) -> None:
+    model, images = Writing().eval(), pictures()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine=engine, micro_batch=micro_batch)
+    losses = forward(population.rows, images, LABELS).losses
+    assert torch.equal(images, pictures())
+    for k, found in enumerate(losses):
+        model.load_state_dict(population.state_dict(k))
+        with torch.no_grad():
+            expected = functional.cross_entropy(model(pictures()), LABELS, reduction="none")
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+class Filtering(nn.Module):
+    """A filter of frequencies, as FFT networks and rotary embeddings hold: complex, not evolved."""
+
+    factors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+        angles = torch.randn((4, 3), generator=torch.Generator().manual_seed(1))
+        factors = torch.polar(torch.ones_like(angles), angles)
+        self.register_buffer("factors", factors, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.factors, s=(4, 4)).to(x.dtype)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_complex_buffers_keep_their_imaginary_parts(
+    engine: str, precision: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = Filtering().eval()
+    population = two_of(model)
+    forward = PopulationForward(model, population, engine=engine, precision=precision)
+    logits = forward.logits(population.rows[0], pictures())
+    with torch.no_grad():
+        expected = model(pictures())
+    atol = {"float32": 1e-5, "bfloat16": 0.02 * float(expected.abs().max())}[precision]
+    assert torch.allclose(logits, expected, atol=atol)
+    assert not recwarn.list
 
 
 def test_an_overflow_leaves_the_check_to_later_calls() -> None:
@@ -177,3 +244,41 @@ def test_lazy_modules_are_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(DeevoError, match=r"'1.weight' has no shape yet"):
         Population.from_state_dicts(model, [{}, {}])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_named_with_the_remedy(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(108, 3)))
+    population = two_of(model)
+    images = ImageSet(pictures(), LABELS, "pictures")
+    trained = trainings_of(12, PopulationOptions(members=2, epochs=1, batch_size=4))
+    data = TensorDataset(pictures(), LABELS)
+    for refused in (
+        lambda: PopulationForward(model, population),
+        lambda: DatasetFitness(model, population, data, nn.CrossEntropyLoss()),
+        lambda: populate(model, images, trained, tmp_path, origin={}, workers=0),
+    ):
+        with pytest.raises(DeevoError, match=r"model is a Sequential .*utils\.parametrizations"):
+            refused()
+    assert not list(tmp_path.iterdir())
+    nn.utils.remove_weight_norm(model[1])
+    forward = PopulationForward(model, two_of(model), engine="eager")
+    logits = forward.logits(two_of(model).rows[0], pictures())
+    assert torch.allclose(logits, model(pictures()), atol=1e-5)
+
+
+def test_the_module_is_asked_for_where_a_wrapper_is_given() -> None:
+    wrapper = nn.DataParallel(Mixing("none"))
+    with pytest.raises(DeevoError, match=r"model is a DataParallel.*give model\.module"):
+        PopulationForward(wrapper, two_of(wrapper))
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("size", range(4))
+def test_images_without_a_pixel_are_refused(size: int, engine: str) -> None:
+    model = Mixing("none").eval()
+    forward = PopulationForward(model, two_of(model), engine=engine)
+    shape = [12, 3, 6, 6]
+    shape[size] = 0
+    with pytest.raises(DeevoError, match=r"images have shape .*; expected \[N, C, H, W\], none"):
+        forward.logits(two_of(model).rows[0], torch.zeros(shape))

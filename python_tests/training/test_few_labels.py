@@ -16,7 +16,10 @@ from support.training import noise, same
 
 
 class Counting(nn.Module):
-    """A linear layer that counts the images it sees, its copies' included."""
+    """A linear layer that counts the images it sees, its copies' included.
+
+    Batches of two, on which memory formats are tried, are not counted.
+    """
 
     seen = 0
 
@@ -27,7 +30,7 @@ class Counting(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        Counting.seen += len(x)
+        Counting.seen += len(x) if len(x) > 2 else 0
         return self.fc(x.flatten(1))
 
 

@@ -32,8 +32,10 @@ class Preprocessing:
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
         """Refuses images that are not [N, C, H, W] of a dtype and channels that fit."""
-        if len(shape) != 4 or not shape[0]:
-            raise DeevoError(f"{name} have shape {list(shape)}; expected [N, C, H, W]")
+        if len(shape) != 4 or not all(shape):
+            raise DeevoError(
+                f"{name} have shape {list(shape)}; expected [N, C, H, W], none of it 0"
+            )
         if dtype != torch.uint8 and not dtype.is_floating_point:
             raise DeevoError(f"{name} are {dtype}; expected uint8 or floating point")
         if dtype == torch.uint8 and self.mean is None:

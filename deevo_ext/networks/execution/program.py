@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deevo_ext.networks.engines import Bound
+from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.weights import Staged, Stager
-from deevo_ext.networks.execution.workers import Modules
 from deevo_ext.networks.graph.network_graph import Aten, Layer, NetworkGraph, Parameter, Register
 
 Registers = list[Any]
@@ -177,16 +177,16 @@ class ModuleProgram:
     ) -> None:
         self._views, self._dtype = views, dtype
         self._modules = Modules(model, 1 if compiled else count)
-        self._call: Callable[..., Tensor] = functional_call
+        self._by: Callable[..., Any] = functional_call
         if compiled:
-            self._call = torch.compile(functional_call, dynamic=False)
+            self._by = torch.compile(functional_call, dynamic=False)
 
     def prepare(self, row: Tensor, statistics: Tensor | None) -> dict[str, Tensor]:
         """Views of the row, or copies in the dtype to compute in."""
         copies: dict[int, Tensor] = {}
         result = {}
         for name, tensor in self._views(row, statistics).items():
-            if id(tensor) not in copies:  # tied names stay one object, as functional_call asks
+            if id(tensor) not in copies:  # tied names are copied once
                 floating = tensor.is_floating_point()
                 copies[id(tensor)] = tensor.to(self._dtype) if floating else tensor
             result[name] = copies[id(tensor)]
@@ -194,5 +194,5 @@ class ModuleProgram:
 
     def run(self, prepared: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits of one micro-batch."""
-        with self._modules.take() as module:
-            return self._call(module, prepared, (images,))
+        with self._modules.take(images) as (module, own):
+            return call(module, prepared, (own,), by=self._by)

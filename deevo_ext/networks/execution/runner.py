@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deevo_ext.errors import DeevoError
 from deevo_ext.networks.execution.feed import MicroBatch
 from deevo_ext.networks.execution.float32 import float32_products
+from deevo_ext.networks.execution.modules import logits_of
 from deevo_ext.networks.execution.preprocessing import with_channels
 from deevo_ext.networks.execution.program import Program
 from deevo_ext.networks.execution.sinks import Sink
@@ -186,23 +186,3 @@ class MemberRunner(SliceRunner):
     def _logits(self, weights: Any, batch: MicroBatch) -> Tensor:
         """A micro-batch's logits; raises DeevoError where the model gives something else."""
         return logits_of(lambda images: self.program.run(weights, images), batch.images, batch.name)
-
-
-def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
-    """Returns run(images) for images called `name`; DeevoError where it gives no logits.
-
-    Of an output with `logits`, as an attribute or a key, these are taken.
-    """
-    try:
-        logits = run(images)
-        if isinstance(logits, Mapping):
-            logits = logits.get("logits", logits)
-        elif not isinstance(logits, Tensor):
-            logits = getattr(logits, "logits", logits)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = tuple(images.shape[1:])
-        raise DeevoError(f"the model failed on {name} of shape {shape}: {error}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
-    return logits

@@ -6,17 +6,13 @@ machines pay dearly, and their number would change the last bits. So each task h
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import os
-import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from deevo_ext.threads import one_thread
 
@@ -99,25 +95,6 @@ def _work(
             errors[index] = error
             waiting.clear()
         del task  # before the next one: it may hold a member's weights
-
-
-class Modules:
-    """Copies of a module that share its tensors, since functional_call swaps tensors in and out."""
-
-    def __init__(self, model: nn.Module, count: int) -> None:
-        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        self._idle: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
-        for _ in range(count):
-            self._idle.put(copy.deepcopy(model, dict(shared)))
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[nn.Module]:
-        """A module that nobody else uses until the with-block ends."""
-        module = self._idle.get()
-        try:
-            yield module
-        finally:
-            self._idle.put(module)
 
 
 def _one_thread() -> None:

@@ -9,7 +9,6 @@ values of the images.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,14 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.networks.execution.modules import copy_of
 
+# Unlike nn.Module.to, these leave complex tensors alone.
+_CAST = {
+    torch.float32: nn.Module.float,
+    torch.float16: nn.Module.half,
+    torch.bfloat16: nn.Module.bfloat16,
+}
 # What a module may raise when traced is open; these are no failures of tracing.
 _NOT_OURS = (KeyboardInterrupt, SystemExit, MemoryError)
 
@@ -48,8 +54,8 @@ class Capture:
 
 
 def as_dtype(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Returns a copy in eval mode whose floating tensors have a dtype."""
-    return copy.deepcopy(model).eval().to(device).to(dtype)
+    """Returns a copy in eval mode whose floating tensors have a dtype; complex ones keep theirs."""
+    return _CAST[dtype](copy_of(model).eval().to(device))
 
 
 def capture(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Capture:
