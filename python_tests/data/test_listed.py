@@ -69,6 +69,17 @@ def test_numbers_are_the_classes_own(tmp_path: Path) -> None:
     assert [numbers[c] for c in colours(pictures)] == labelled(pictures)
 
 
+def test_whole_numbers_may_be_written_as_floating_ones(tmp_path: Path) -> None:
+    rows = write(tmp_path / "flat", 12)
+    texts = [(name, f"{number}.0") for number, (name, _) in enumerate(rows)]
+    texts[4] = (texts[4][0], "4")
+    table = csv_of(tmp_path / "l.csv", "file,label", texts)
+    pictures = open_pictures(tmp_path / "flat", labels=table)
+    assert pictures.class_names == [str(i) for i in range(12)] and pictures.labels is not None
+    numbers = dict(zip(pictures.files, pictures.labels.tolist(), strict=True))
+    assert numbers == {name: number for number, (name, _) in enumerate(rows)}
+
+
 def test_parts_by_a_column_make_the_sets_of_a_run(tmp_path: Path) -> None:
     rows = write(tmp_path / "flat", 60)
     split = [(*row, "train" if i < 30 else "test") for i, row in enumerate(rows)]
