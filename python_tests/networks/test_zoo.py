@@ -173,6 +173,26 @@ def test_names_find_their_networks() -> None:
         by_function.needs_transform()
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_normalise_do_so_as_torchvisions_with_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    whole = models.get_model(name, aux_logits=True, init_weights=False).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: whole)
+    own = models.get_model(name, weights="DEFAULT").eval()
+    plain = {"init_weights": False, "aux_logits": False}
+    made = architecture(name, model_args=plain)
+    made.model.load_state_dict(own.state_dict(), strict=False)
+    image = zoo.pictures(1, 96)
+    with torch.no_grad():
+        assert torch.equal(made.model(image), own(image))
+    assert made.arguments["transform_input"] is True  # for whoever makes it again
+    told = architecture(name, model_args={**plain, "transform_input": False})
+    assert told.arguments["transform_input"] is False
+
+
 def test_weights_name_their_transform(tmp_path: Path) -> None:
     old = architecture("resnet50", transform="IMAGENET1K_V1").transform
     new = architecture("resnet50").transform
