@@ -176,7 +176,7 @@ def check_fit(
     except (DeevoError, AssertionError) as error:
         wrong.append(str(error).splitlines()[0])
     highest = int(images.labels.max())
-    if classes is not None and class_names is not None and len(class_names) != classes:
+    if classes is not None and class_names and len(class_names) != classes:
         wrong.append(
             f"it has {classes} classes, but the images have {len(class_names)} "
             f"({class_names[0]} .. {class_names[-1]})"

@@ -268,6 +268,7 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     images = ImageSet(torch.zeros(5, 3, 32, 32), torch.tensor([0, 1, 2, 9, 3]), "photos")
     good = architecture(f"{__name__}:of_one_size")
     check_fit(good, images, [str(i) for i in range(10)])
+    check_fit(good, images, [])  # of a dataset that names no classes
     with pytest.raises(DeevoError, match="10 classes, but the images have 12"):
         check_fit(good, images, [str(i) for i in range(12)])
     small = architecture(f"{__name__}:of_classes", num_classes=4)
