@@ -157,7 +157,8 @@ def image_sets(
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
     val and test that. One folder without parts is halved, class-balanced: fitness, and what is
-    treated like val. The order of each set is a seeded, class-balanced one.
+    treated like val; so is val, or a lone test, where there is no train. The order of each set is a
+    seeded, class-balanced one.
 
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ.
     """
@@ -209,7 +210,7 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
         fitness = train.subset(balanced_order(train.labels, seed), "fitness")
         val = parts.get("val")
     else:
-        whole = next(iter(parts.values()))
+        whole = parts.get("val", next(iter(parts.values())))
         half = len(whole) // 2
         if not half:
             raise DeevoError(f"{whole.name}: one image cannot be divided into sets")
@@ -218,12 +219,12 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
         )
     if val is None:
         return {"fitness": fitness}  # validation and test have to be named
-    if "test" in parts:
+    if "test" in parts and "val" in parts:
         return {
             "fitness": fitness,
             **{
-                purpose: parts[part].subset(balanced_order(parts[part].labels, seed), purpose)
-                for purpose, part in (("validation", "val"), ("test", "test"))
+                purpose: images.subset(balanced_order(images.labels, seed), purpose)
+                for purpose, images in (("validation", val), ("test", parts["test"]))
             },
         }
     size = validation_size(len(val))
