@@ -234,7 +234,14 @@ class MembersFolder:
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]
     ) -> None:
         """Writes the file first, then its entry, so that an entry speaks of a file that exists."""
-        tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+        tensors: dict[str, Tensor] = {}
+        stored: set[int] = set()
+        for key, value in state.items():
+            tensor = value.cpu().contiguous()
+            # Tied weights have two names, and safetensors writes no memory twice.
+            memory = tensor.untyped_storage().data_ptr()
+            tensors[key] = tensor.clone() if memory in stored else tensor
+            stored.add(memory)
         metadata = {"format": "pt"}
         if names := self._record.get("class_names"):
             metadata["class_names"] = json.dumps(names)
