@@ -12,6 +12,7 @@ from torch import nn
 
 from deevo_ext.data.images import split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.networks.execution import runner
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
@@ -92,8 +93,8 @@ def logits_of(network: nn.Module, images: LabelledImages) -> torch.Tensor:
     normalise = Preprocessing(images.mean, images.std).normalise
     network.eval()
     with torch.inference_mode():
-        parts = [
-            network(normalise(images.pixels(start, min(start + _BATCH, len(images))), device))
-            for start in range(0, len(images), _BATCH)
-        ]
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            pixels = images.pixels(start, min(start + _BATCH, len(images)))
+            parts.append(runner.logits_of(network, normalise(pixels, device), images.name))
     return torch.cat(parts).float().to(images.labels.device)

@@ -22,6 +22,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.networks.execution.preprocessing import Preprocessing
+from deevo_ext.networks.execution.runner import logits_of
 from deevo_ext.training.batches import TrainingBatches, batch_mixing, changes_pictures
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 
@@ -89,7 +90,8 @@ def fine_tune(
     images, 0 for none; by default as many as there are processors where that is work, and none for
     plain images in memory.
 
-    Raises DeevoError when the loss is not finite: the learning rate is too high.
+    Raises DeevoError when the loss is not finite: the learning rate is too high; and where the
+    network returns no logits [N, classes], neither as they are nor as `logits` of its output.
     """
     device = next(network.parameters()).device
     batches = TrainingBatches(images, hyper)
@@ -126,7 +128,8 @@ def fine_tune(
             if mixing is not None:
                 x, targets = mixing(x, targets)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = network(x.contiguous(memory_format=memory_format))
+                x = x.contiguous(memory_format=memory_format)
+                logits = logits_of(network, x, images.name)
             loss = _loss(logits.float(), targets, hyper.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
