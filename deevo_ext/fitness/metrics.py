@@ -144,8 +144,13 @@ class Metric:
                 "is resumed: make it a function with a name (def), or give metric_name=, which "
                 "names it and its version"
             )
-        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        return {"metric": self.name if self.identity is None else self.identity, **smoothing}
+        own = self.name if self.identity is None else self.identity
+        described: dict[str, Any] = {"metric": own}
+        if self.label_smoothing:
+            described["label_smoothing"] = self.label_smoothing
+        if self.function is not None and self.higher_is_better:  # built-in ones say it by name
+            described["higher_is_better"] = True
+        return described
 
     def shown(self, fitness: float) -> float:
         """Returns the metric in its user's direction, from its fitness."""
