@@ -7,6 +7,7 @@ settings, `preprocessor_config.json`, say the transform.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,10 @@ def _settings(folder: Path) -> dict[str, Any]:
         )
         settings: dict[str, Any] = made.to_dict()
     except Exception as error:  # transformers raises anything for settings that it cannot read
-        what = str(error).partition("\n")[0][:200]
+        what = re.split(r"[.:]\s", str(error), maxsplit=1)[0]
         raise DeevoError(
-            f"{folder / PROCESSOR}: transformers makes no image processor of it ({what}); give "
-            "--transform FILE"
+            f"{folder / PROCESSOR}: transformers makes no image processor of it ({what}); expected "
+            "an image_processor_type that it knows, here or by the model_type of "
+            f"{CONFIG}, and settings of that; or give --transform FILE"
         ) from error
     return settings

@@ -94,8 +94,11 @@ def test_what_no_transform_does_is_refused(
         transform_of(write(tmp_path, kind, **settings))
 
 
-def test_a_folder_may_say_nothing(tmp_path: Path) -> None:
+def test_a_folder_may_say_nothing_or_little(tmp_path: Path) -> None:
     assert transform_of(tmp_path) is None
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32}))
     with pytest.raises(DeevoError, match=r"image_processor_type.*--transform FILE"):
         transform_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))  # says the kind
+    transform = transform_of(tmp_path)
+    assert transform is not None and transform.resize == (32, 32)
