@@ -240,7 +240,7 @@ def test_kinds_are_found_or_declared_and_sets_must_suit_them() -> None:
         deevo.ClassificationFitness(
             evaluator, data, metric=brier_of_set, sampling="importance", images_per_batch=20
         )
-    with pytest.raises(DeevoError, match="images_per_batch is 2, of which class"):
+    with pytest.raises(DeevoError, match="images_per_batch is 2, but class"):
         deevo.ClassificationFitness(evaluator, data, metric="macro-f1", images_per_batch=2)
     with pytest.raises(DeevoError, match="metric is top5, but the network has 3 classes"):
         settled(Metric.of("top5"), evaluator, [data])
