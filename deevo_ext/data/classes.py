@@ -63,7 +63,7 @@ def require_order(names: Sequence[str], order: ClassOrder, source: str) -> None:
             raise DeevoError(
                 f"{source}: label {label} is class {name!r}, but the class order has {other!r} "
                 "there; make another cache with this order, or give the one it was made with "
-                "(--class-order)"
+                "(--class-order, class_order=)"
             )
 
 

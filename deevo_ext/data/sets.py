@@ -148,11 +148,12 @@ def image_sets(
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
     default below DEEVO_CACHE_DIR, where one whose pictures have changed is made anew. class_order:
-    of class folders, see `ClassOrder`. labels: a table of the labels of `data`, as in
-    `open_pictures`. classes: how many the network has, of which pictures of another number are
-    refused undecoded. train_images: how many are cached, class-balanced; None for all. fitness,
-    validation, test: a set, or a cache file or folder (its train part for fitness, else its val
-    part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
+    of class folders, see `ClassOrder`; a cache whose classes are sorted in another is refused.
+    labels: a table of the labels of `data`, as in `open_pictures`. classes: how many the network
+    has, of which pictures of another number are refused undecoded. train_images: how many are
+    cached, class-balanced; None for all. fitness, validation, test: a set, or a cache file or
+    folder (its train part for fitness, else its val part, or all of it). workers, skip_corrupt,
+    progress: of `build_cache`.
 
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
