@@ -22,7 +22,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.population.averages import average_rows
+from deevo_ext.population.finding import sha256
 from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
 from deevo_ext.population.saving import save_members
-from deevo_ext.population.tensors import converted, dtype_name, dtype_of
+from deevo_ext.population.tensors import converted, dtype_name, dtype_of, rounded
 
 _MANIFEST_VERSION = 1
 
@@ -257,19 +258,27 @@ class Population:
         The tensors are independent copies on the row's device, in the model's order and the
         checkpoints' dtypes (the wider one where members differ), with the fixed ones. Tied names
         get a copy each: safetensors saves no tensors that share memory. `statistics` ([S]) are
-        needed when they are held apart.
+        needed when they are held apart. Raises DeevoError for weights that such a dtype is too
+        narrow for, as float16 is for 1e5.
         """
+        return {
+            name: rounded(value, dtype, row.device, name)
+            for name, value, dtype in self.tensors_of(row, statistics)
+        }
+
+    def tensors_of(
+        self, row: Tensor, statistics: Tensor | None = None
+    ) -> Iterator[tuple[str, Tensor, torch.dtype]]:
+        """Yields names, values and checkpoints' dtypes, of which `state_dict_of` makes its own."""
         values = dict(self.fixed)
         dtypes: dict[str, str] = {}
         for layout, flat in ((self.layout, row), (self.statistics_layout, statistics)):
             if layout.dim:
                 values.update(layout.views(self._statistics_or_refuse(flat)))
             dtypes.update({name: entry.dtype for entry in layout.entries for name in entry.names})
-        result: dict[str, Tensor] = {}
         for name in self.inventory.order:
-            dtype = dtype_of(dtypes[name]) if name in dtypes else values[name].dtype
-            result[name] = values[name].detach().to(row.device, dtype, copy=True)
-        return result
+            value = values[name].detach()
+            yield name, value, dtype_of(dtypes[name]) if name in dtypes else value.dtype
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the members into a new folder, member_000.safetensors, ...; returns the paths.
@@ -284,16 +293,25 @@ class Population:
         return save_members(self, Path(folder))
 
     def reread(self, i: int) -> tuple[Tensor, Tensor]:
-        """Reads member `i` again as its file has it: row [D], statistics [S].
+        """Returns member `i` as it was read: row [D], statistics [S], which are copies.
 
-        They have the dtypes and the device of `rows` and `statistics`. Raises DeevoError for a
-        member that was not made from a file.
+        They have the dtypes and the device of `rows` and `statistics`. Once an optimizer has
+        changed these, the member's file is read again. Raises DeevoError for a member that was not
+        made from a file, and for a file that was changed since.
         """
         i = self._member(i)
+        if self.pristine:
+            return self.rows[i].clone(), self.statistics[i].clone()
         if self.sources is None or i >= self.initial_size:
             raise DeevoError(f"member {self.names[i]!r} was not made from a file that can be read")
-        [source] = in_files([self.sources[i][0]], self.options)
+        path, expected = self.sources[i]
+        [source] = in_files([path], self.options)
         state, _ = source.load(self.inventory.order)
+        if (actual := sha256(path)) != expected:
+            raise DeevoError(
+                f"{path} has SHA-256 {actual}, it had {expected} when the population was read: it "
+                "was changed since; restore it, or copy checkpoints of a training that goes on"
+            )
         row, statistics = torch.zeros_like(self.rows[i]), torch.zeros_like(self.statistics[i])
         self.layout.flatten(state, row, source=source.label)
         self.statistics_layout.flatten(state, statistics, source=source.label)

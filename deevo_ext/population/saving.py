@@ -11,15 +11,34 @@ from safetensors.torch import save
 
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
+from deevo_ext.population.tensors import dtype_name, wider
 
 if TYPE_CHECKING:
     from deevo_ext.population.population import Population
 
 
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
-    """Returns a state dict as .safetensors, with where it came from as metadata."""
-    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-    return save(contiguous, metadata={"deevo": json.dumps(provenance)})
+    """Returns a state dict as .safetensors, with where it came from as metadata.
+
+    Tensors that share memory are written one by one, as the format asks. Raises DeevoError, naming
+    the tensor, for one that the format does not hold.
+    """
+    whole: dict[str, torch.Tensor] = {}
+    seen: set[tuple[torch.device, int]] = set()
+    for name, tensor in state.items():
+        try:
+            own = tensor.contiguous()
+            save({name: own.new_empty(0)})  # knows the dtype or not
+        except (KeyError, RuntimeError) as error:
+            raise DeevoError(
+                f"tensor {name!r} ({dtype_name(tensor.dtype)}) cannot be written as .safetensors "
+                f"({error!r}); expected a dense tensor of at most 64 bits a value: save the "
+                "checkpoints with such a one, or without it"
+            ) from error
+        memory = own.device, own.untyped_storage().data_ptr()
+        whole[name] = own.clone() if memory in seen else own
+        seen.add(memory)
+    return save(whole, metadata={"deevo": json.dumps(provenance)})
 
 
 def save_members(population: Population, folder: Path) -> list[Path]:
@@ -42,12 +61,8 @@ def save_members(population: Population, folder: Path) -> list[Path]:
 
 def _exact(population: Population, i: int) -> dict[str, torch.Tensor]:
     """A member's state dict in dtypes that hold every bit of its row and statistics."""
-    state = population.state_dict(i)
-    for layout, flat in (
-        (population.layout, population.rows[i]),
-        (population.statistics_layout, population.statistics[i]),
-    ):
-        for name, tensor in layout.views(flat).items():
-            dtype = torch.promote_types(state[name].dtype, tensor.dtype)
-            state[name] = tensor.detach().to("cpu", dtype, copy=True)
-    return {name: tensor.cpu() for name, tensor in state.items()}
+    tensors = population.tensors_of(population.rows[i], population.statistics[i])
+    return {
+        name: value.to("cpu", wider(dtype, value.dtype), copy=True)
+        for name, value, dtype in tensors
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -37,6 +38,26 @@ def wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
         return torch.promote_types(a, b)
     except RuntimeError:  # float8 has no promotion
         return torch.float32
+
+
+def rounded(tensor: Tensor, dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
+    """Returns a copy of a tensor in a dtype.
+
+    Raises DeevoError, naming the tensor, where finite values are beyond the largest of a narrower
+    floating-point dtype.
+    """
+    whole = tensor.to(device)
+    if dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(whole.dtype).max:
+        kind = torch.finfo(dtype)
+        half = kind.eps * 2 ** math.floor(math.log2(kind.max)) / 2  # of its last bit
+        lost = int((torch.isfinite(whole) & (whole.abs() >= kind.max + half)).sum())
+        if lost:
+            raise DeevoError(
+                f"tensor {name!r} has {lost} of {whole.numel()} values beyond {kind.max:g}, the "
+                f"largest of {dtype_name(dtype)}, which the members' files hold: save the members "
+                "as bfloat16 or float32 and read those"
+            )
+    return whole.to(dtype, copy=True)
 
 
 def converted(tensors: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deevo_ext.arguments import check_arguments
@@ -52,9 +54,9 @@ def average(
 
     paths: at least two, as `expand_paths` takes them. output: a .safetensors or .pth file, which
     must not be there. count: how many are averaged, those whose "metric" (timm's training keeps it
-    in the file) is highest; files without one are left out, unless all are. None averages all, in
-    their order. use_ema: whether the moving averages of the weights are taken, where all files have
-    them.
+    in the file) is highest; files without one, or with NaN, are left out, unless all are. None
+    averages all, in their order. use_ema: whether the moving averages of the weights are taken,
+    where all files have them.
 
     Floating-point tensors are averaged in float32, BatchNorm's statistics among them; others are
     the first file's. Raises DeevoError for files that do not fit each other, and before anything is
@@ -77,8 +79,8 @@ def average(
         metrics, chosen = tuple(metric for metric, _ in best), [i for _, i in best]
     elif count is not None and len(files) > count:
         raise DeevoError(
-            f"none of {len(files)} checkpoints holds a metric, by which the best {count} are "
-            "chosen; name those to be averaged, or average all (--no-sort)"
+            f"none of {len(files)} checkpoints holds a metric that is a number, by which the best "
+            f"{count} are chosen; name those to be averaged, or average all (--no-sort)"
         )
     keys = {facts[i][1] for i in chosen}
     key = keys.pop() if use_ema and len(keys) == 1 else None
@@ -99,6 +101,15 @@ def _facts(file: Path) -> tuple[float | None, str | None]:
     content: Any = read_wrapped(file, mapped=True)
     if not isinstance(content, Mapping):
         return None, None
-    metric = content.get("metric")
     key = next((key for key in EMA if isinstance(content.get(key), Mapping)), None)
-    return (float(metric) if isinstance(metric, (int, float)) else None), key
+    return _number(content.get("metric")), key
+
+
+def _number(said: Any) -> float | None:
+    """A metric as trainers keep it: a number, NumPy's, or a tensor of one; NaN is none."""
+    if isinstance(said, (torch.Tensor, np.ndarray, np.generic)):
+        values = said.reshape(-1).tolist()
+        said = values[0] if len(values) == 1 else None
+    if isinstance(said, bool) or not isinstance(said, (int, float)) or math.isnan(said):
+        return None
+    return float(said)

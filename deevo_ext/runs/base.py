@@ -28,6 +28,7 @@ from deevo_ext.runs.folder import (
     MetricsFile,
     initial_checkpoints,
     read_tensors,
+    require_writable,
     write_initial,
     write_weights,
 )
@@ -164,6 +165,8 @@ class Run(ABC):
                 if self._journal is None:
                     self._journal = stack.enter_context(open_journal(self.run_dir))
                 naming = Naming.of_population(self.population)  # while its files are there
+                if group.leads:
+                    require_writable(naming, self.population)
                 recording = self._journal.begin(header)
             if self.run_dir is not None and header is not None and group.leads:
                 for written in (self.run_dir, self.run_dir / VIRTUAL):
@@ -177,11 +180,11 @@ class Run(ABC):
             if self.run_dir is not None and naming is not None and group.leads:
                 weights, about = self.chosen.state_dict(self.population), self.chosen.record()
                 write_weights(naming, weights, about, self.run_dir)
-                self.write_more(self.chosen)
+                self.write_more(self.chosen, naming)
             return self.chosen
 
-    def write_more(self, chosen: Candidate) -> None:  # noqa: B027 (most have no more)
-        """Writes further files about what is returned."""
+    def write_more(self, chosen: Candidate, naming: Naming) -> None:  # noqa: B027 (most have none)
+        """Writes further files about what is returned; naming: the first checkpoint's."""
 
     @property
     def unit_of_work(self) -> str:

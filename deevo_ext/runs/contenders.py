@@ -64,10 +64,10 @@ def compare(
 ) -> Comparison:
     """Compares networks on images, in their order; the logit ensemble follows the initial ones.
 
-    The population of the evaluator must have been read from files, for the ensemble. The verdict
-    is on the evolved contender of least score against the initial one of least score, and against
-    the best parent; where nothing was evolved, on that initial one against the best parent. metric:
-    what these scores are of; note: the comparison's.
+    The members of an evolved population are read from their files again, for the ensemble. The
+    verdict is on the evolved contender of least score against the initial one of least score, and
+    against the best parent; where nothing was evolved, on that initial one against the best parent.
+    metric: what these scores are of; note: the comparison's.
     """
     rival, evolved = (
         min(
@@ -215,7 +215,7 @@ def _measure(
 
 
 def _ensemble(evaluator: Evaluator, images: LabelledImages, metric: Metric) -> PerImage:
-    """Measures the logit ensemble (mean logits) of the initial members, read again one by one."""
+    """Measures the logit ensemble (mean logits) of the initial members, one by one."""
     population, total = evaluator.population, torch.zeros(())
     for i in range(population.initial_size):
         row, statistics = population.reread(i)
@@ -223,7 +223,8 @@ def _ensemble(evaluator: Evaluator, images: LabelledImages, metric: Metric) -> P
         total = total + evaluator.logits(row, images, used).double()
     mean = (total / population.initial_size).float()
     losses = nn.functional.cross_entropy(mean, images.labels, reduction="none")
-    correct = mean.argmax(dim=1) == images.labels
+    # The argmax of NaN is a class, too.
+    correct = (mean.argmax(dim=1) == images.labels) & mean.isfinite().all(dim=1)
     outcomes = metric.of_images(mean, images.labels)
     fitness = float(metric.fitness(outcomes, images.labels, evaluator.micro_batch))
     return PerImage(losses, correct, None, fitness)

@@ -36,6 +36,12 @@ def write_weights(
         write_network((folder / EVOLVED).with_suffix(suffix), naming, state, provenance)
 
 
+def require_writable(naming: Naming, population: Population) -> None:
+    """Raises DeevoError where the first member, and so a run's result, cannot be written."""
+    first = population.state_dict_of(population.rows[0].cpu(), population.statistics[0])
+    serialise(naming.named(first), {})
+
+
 def read_tensors(folder: Path, expected: str | None) -> dict[str, torch.Tensor]:
     """Reads the run folder's file of tensors, whose SHA-256 the journal gives; {} where it is None.
 
@@ -106,12 +112,19 @@ def locate_checkpoints(
             check_digest(path, expected, said, "say where it is with --checkpoints DIR")
         return files
     below = [p for p in Path(checkpoint_dir).rglob("*") if is_checkpoint(p)]
-    by_digest = {sha256(path): path for path in sorted(below) if path.is_file()}
+    by_digest: dict[str, Path] = {}
+    unread: list[str] = []
+    for path in sorted(below):
+        if path.is_file():
+            try:
+                by_digest[sha256(path)] = path
+            except (DeevoError, OSError) as error:  # another network's, perhaps
+                unread.append(f"; not looked at: {error}")
     for name, expected in sources:
         if expected not in by_digest:
             raise DeevoError(
                 f"no file below {checkpoint_dir} has the SHA-256 {expected} that {said} expects "
-                f"of checkpoint {name}"
+                f"of checkpoint {name}{''.join(unread[:1])}"
             )
     return [by_digest[expected] for _, expected in sources]
 

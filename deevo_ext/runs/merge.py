@@ -47,6 +47,7 @@ def write_recipe(
     population: Population,
     network: ComposedNetwork,
     *,
+    naming: Naming | None = None,
     unit: str | None = None,
     fitted_on: Mapping[str, Any],
     scores: Mapping[str, Any],
@@ -54,8 +55,8 @@ def write_recipe(
     """Writes a network as a recipe, from which `merge` makes every bit of it again.
 
     Statistics and classifier go into a .safetensors file beside it, changes by channel into a
-    second; members that were read from no file are written, too. unit: of the blocks. fitted_on,
-    scores: plain values, for readers.
+    second; members that were read from no file are written, too. naming: the first checkpoint's,
+    read where it is not given. unit: of the blocks. fitted_on, scores: plain values, for readers.
     """
     path = Path(path)
     if population.statistics_layout.dim and network.statistics is None:
@@ -78,7 +79,7 @@ def write_recipe(
         genes = Genes.of(population.layout, network.blocks)
         parts = genes.by_tensor(network.changes.cpu())
         moves = save({name: part.contiguous() for name, part in parts.items() if part.any()})
-    inventory, first = population.inventory, Naming.of_population(population)
+    inventory, first = population.inventory, naming or Naming.of_population(population)
     counters = [tensor.name for tensor in inventory.tensors if tensor.counter is not None]
     absent = [name for name in counters if name not in first.names]
     options = population.options
@@ -243,7 +244,7 @@ def _tensors(file: Named | None, folder: Path) -> dict[str, Tensor]:
     if file.sha256 is not None:
         mend = "restore it, or delete its entry in the recipe"
         check_digest(path, file.sha256, "the recipe", mend)
-    return read_wrapped(path)
+    return checkpoints.unwrap(read_wrapped(path), None, path)[0]
 
 
 def _inventory(said: RecipeFile, first: Path) -> Inventory:

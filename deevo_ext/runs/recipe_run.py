@@ -17,6 +17,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.networks.engines.choose import device_name
 from deevo_ext.population.composed import ComposedNetwork
+from deevo_ext.population.naming import Naming
 from deevo_ext.population.recipes import uniform
 from deevo_ext.progress import begin_at, progress_bar
 from deevo_ext.runs import virtual_files
@@ -194,7 +195,8 @@ class RecipeRun(Run):
                 self.account(record)
             if isinstance(record, RoundRecord):
                 assert self.run_dir is not None
-                read = functools.partial(virtual_files.read, self.run_dir, record.round)
+                place = self.run_dir, record.round, self._strategies()
+                read = functools.partial(virtual_files.read, *place)
                 self.virtual.append(ranks().lead(read))
                 self._observe(record)
         self._resuming = False
@@ -295,7 +297,7 @@ class RecipeRun(Run):
         # For want of memory a part of few images may have made the model, and another tested.
         return outcome.score if self.rounds.few else self.state.score - outcome.gain
 
-    def write_more(self, chosen: Candidate) -> None:
+    def write_more(self, chosen: Candidate, naming: Naming) -> None:
         """Writes recipe.yaml, which `deevo merge` makes the same network of."""
         assert self.run_dir is not None
         shown = self._validation.metric.shown
@@ -317,6 +319,7 @@ class RecipeRun(Run):
             self.run_dir / RECIPE_FILE,
             self.population,
             network,
+            naming=naming,
             unit=self.unit,
             fitted_on={
                 "images": self.rounds.images.name,
@@ -330,10 +333,12 @@ class RecipeRun(Run):
             },
         )
 
+    def _strategies(self) -> list[str]:
+        return [strategy.name for strategy in self.configuration.strategies]
+
     def _observe(self, record: RoundRecord) -> str:
         """Keeps a round's metrics; returns what the progress says of it."""
         best = None if record.best is None else record.proposals[record.best]
-        strategies = [strategy.name for strategy in self.configuration.strategies]
         shown = self._validation.metric.shown
         metrics = {
             "round": float(record.round),
@@ -347,7 +352,7 @@ class RecipeRun(Run):
             "by_de": math.nan if best is None else float(best.proposer == "de"),
             "left_out": float(len(record.left_out)),
             "validation/recipe": math.nan if record.score is None else shown(record.score),
-            **virtual_files.summary(self.virtual[-1], strategies),
+            **virtual_files.summary(self.virtual[-1], self._strategies()),
             "traffic": float(record.traffic or 0),
             "round_passes": float(record.forward_passes),
             "forward_passes": float(self.forward_passes),

@@ -133,7 +133,7 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class ProposalRecord:
-    """A step that a round proved with a real network, as `runs.rounds.Proposal` explains it."""
+    """A step that a round proved with a real network, as `runs.proposals.Proposal` explains it."""
 
     proposer: str
     ridge: float
@@ -144,17 +144,17 @@ class ProposalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """One round of the coefficients' search, as `runs.rounds.Outcome` explains it.
+    """One round of the coefficients' search, as `runs.proposals.Outcome` explains it.
 
     directions: "channels" where they are differences by channel, None where they are blocks.
     images: how many made the model, chose and tested. radius: of its steps. left_out: directions
-    without slopes. held_out: the greatest gain of the fits on held-out images, in nats. proposals,
-    best, gain, standard_error, accepted: the outcome; step: float32 [directions], where it was
-    taken. recipe_sha256: of the recipe after the round. score: the network's on the validation
-    images, where it is new. folds: float32, the recipes of the folds' networks after the step,
-    where folds tested it. slices: of the linear model's images, over which its sums are shared out;
-    None where it was too small for that. engines, traffic, forward_passes, seconds: as of a
-    generation.
+    without slopes. held_out: what the best of the fits gains on held-out images, by the run's
+    metric. proposals, best, gain, standard_error, accepted: the outcome; step: float32
+    [directions], where it was taken. recipe_sha256: of the recipe after the round. score: the
+    network's on the validation images, where it is new. folds: float32, the recipes of the folds'
+    networks after the step, where folds tested it. slices: of the linear model's images, over which
+    its sums are shared out; None where it was too small for that. engines, traffic, forward_passes,
+    seconds: as of a generation.
     """
 
     round: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,19 +41,27 @@ def write(run_dir: Path, number: int, lines: Lines) -> None:
     write_whole(_file(run_dir, number), csv_table(lines).encode())
 
 
-def read(run_dir: Path, number: int) -> Lines:
-    """Reads a round's file; there is none where a round had no virtual generation."""
+def read(run_dir: Path, number: int, strategies: Sequence[str] = ()) -> Lines:
+    """Reads a round's file; there is none where a round had no virtual generation.
+
+    strategies: those of which it must tell. Raises DeevoError for a file that is not a round's.
+    """
     path = _file(run_dir, number)
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            return [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
-        except (ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise DeevoError(
-                f"{path} is damaged ({error}); delete it, and the round's virtual generations are "
-                "missing in reports"
-            ) from error
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [{k: float(v) for k, v in line.items()} for line in csv.DictReader(file)]
+        kept = itertools.product(strategies, ("trials", "successes", "odds"))
+        columns = ["evolution", "diversity", *(f"strategy/{name}/{what}" for name, what in kept)]
+        if lines and (missing := [column for column in columns if column not in lines[0]]):
+            raise ValueError(f"it has no column {missing[0]!r}")
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise DeevoError(
+            f"{path} is damaged ({error}); delete it, and the round's virtual generations are "
+            "missing in reports"
+        ) from error
+    return lines
 
 
 def summary(lines: Lines, strategies: Sequence[str]) -> dict[str, float]:

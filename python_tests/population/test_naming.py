@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import deevo_ext as deevo
+from deevo_ext.errors import DeevoError
 from deevo_ext.runs.replay import write_candidate
 from support.evolution import images
 from support.networks import Net, members
@@ -105,3 +106,33 @@ def test_safetensors_with_prefixes_keep_them(tmp_path: Path) -> None:
     model.load_state_dict(load_file(tmp_path / "run" / "evolved.safetensors"))
     model.load_state_dict(torch.load(tmp_path / "run" / "evolved.pth", weights_only=True))
     assert torch.equal(model.module.fc.weight, result.state_dict["fc.weight"])
+
+
+def test_what_only_the_files_have_may_share_memory(tmp_path: Path) -> None:
+    """As a student's checkpoint that has its teacher in it, whose decoder is its embedding."""
+    (tmp_path / "c").mkdir()
+    teacher = torch.arange(6.0)
+    for i, state in enumerate(members(Net, 6)):
+        beside = {"teacher.embed": teacher, "teacher.head": teacher}
+        student = {f"student.{name}": tensor for name, tensor in state.items()}
+        torch.save({**student, **beside}, tmp_path / "c" / f"m{i}.pth")
+    result = run(tmp_path / "c", tmp_path / "run")
+    for found in (
+        load_file(tmp_path / "run" / "evolved.safetensors"),
+        torch.load(tmp_path / "run" / "evolved.pth", weights_only=True),
+    ):
+        assert torch.equal(found["teacher.embed"], teacher)
+        assert torch.equal(found["teacher.head"], teacher)
+        assert torch.equal(found["student.fc.weight"], result.state_dict["fc.weight"])
+
+
+def test_what_cannot_be_written_is_refused_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c").mkdir()
+    for i, state in enumerate(members(Net, 6)):
+        angles = {"teacher.angles": torch.ones(2, dtype=torch.complex128)}
+        torch.save({**state, **angles}, tmp_path / "c" / f"m{i}.pth")
+    monkeypatch.setattr("deevo_ext.runs.run.Evolution.advance", lambda *_: pytest.fail("searched"))
+    with pytest.raises(DeevoError, match=r"'teacher\.angles' \(complex128\) cannot be written"):
+        run(tmp_path / "c", tmp_path / "run")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors.torch import load, load_file, safe_open
 
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
+from deevo_ext.population.saving import serialise
 from support.evolution import sphere
 from support.networks import Net, members
 
@@ -57,3 +58,19 @@ def test_files_are_never_mixed_with_others(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match="cannot be a folder"):
         population.save(tmp_path / "other.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["other.pth"]
+
+
+def test_tensors_that_share_memory_are_written_one_by_one() -> None:
+    table = torch.arange(12.0).view(3, 4)
+    parts = {"embed": table, "head": table, "turned": table.T, "row": table[1], "none": table[:0]}
+    found = load(serialise(parts, {}))
+    assert found.keys() == parts.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(3, dtype=torch.complex128), torch.eye(3).to_sparse()]
+)
+def test_what_the_format_does_not_hold_is_named(tensor: torch.Tensor) -> None:
+    with pytest.raises(DeevoError, match=r"tensor 'b' \(.*\) cannot be written as \.safetensors"):
+        serialise({"a": torch.zeros(1), "b": tensor}, {})

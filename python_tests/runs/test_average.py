@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -71,8 +72,23 @@ def test_files_without_metric_or_moving_average(tmp_path: Path) -> None:
     made = average(tmp_path, tmp_path / "out.safetensors")
     assert made.metrics == () and made.checkpoint_key is None
     check(made.path, expected(list(range(6))))
-    with pytest.raises(DeevoError, match=r"none of 6 checkpoints holds a metric.*--no-sort"):
+    with pytest.raises(DeevoError, match=r"none of 6 checkpoints holds a metric that.*--no-sort"):
         average(tmp_path / "*.tar", tmp_path / "few.pth", count=3)
+
+
+def test_metrics_that_are_no_plain_numbers(tmp_path: Path) -> None:
+    """NaN and True say nothing; a number is one in whatever it was kept."""
+    kept = [0.9, torch.nan, np.float32(0.5), torch.tensor(0.75), torch.tensor([0.25]), True]
+    write(tmp_path, ema=False, metrics=kept)
+    made = average(tmp_path, tmp_path / "two.safetensors", count=2)
+    assert made.metrics == (0.75, 0.9) and [file.name[11] for file in made.files] == ["3", "0"]
+    check(made.path, expected([3, 0]))
+    made = average(tmp_path / "*.tar", tmp_path / "four.pth", count=6)
+    assert made.metrics == (0.25, 0.5, 0.75, 0.9)
+    (tmp_path / "nan").mkdir()
+    write(tmp_path / "nan", ema=False, metrics=[torch.nan] * 6)
+    with pytest.raises(DeevoError, match="none of 6 checkpoints holds a metric that is a number"):
+        average(tmp_path / "nan", tmp_path / "few.pth", count=3)
 
 
 def test_what_cannot_be_averaged(tmp_path: Path) -> None:

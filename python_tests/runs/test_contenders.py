@@ -82,3 +82,12 @@ def test_a_run_without_a_step_says_so(tmp_path: Path) -> None:
     )
     comparison.save(tmp_path / "table.json")
     assert Comparison.load(tmp_path / "table.json") == comparison
+
+
+def test_logits_that_are_not_finite_are_right_in_no_network(tmp_path: Path) -> None:
+    run = recipe_run(save_checkpoints(tmp_path / "members"), None, rounds=0)
+    run.run()
+    test = images(90, 3, "test")
+    test.images[test.labels == 0] = torch.nan
+    for line in compare_run(run, test).networks:
+        assert line.top1 <= float((test.labels != 0).double().mean()), line.name

@@ -109,3 +109,16 @@ def test_an_unfinished_run_gives_its_best_network_so_far(tmp_path: Path, batchno
         write_trials(after_one, tmp_path / "trials.csv")
     assert list((tmp_path / "run" / "virtual").glob("*.csv"))
     assert not (tmp_path / "trials.csv").exists()
+
+
+def test_a_members_file_may_be_moved_while_a_run_goes_on(tmp_path: Path) -> None:
+    checkpoints = save_checkpoints(tmp_path / "members")
+    first, away = checkpoints / "m0.safetensors", tmp_path / "away"
+
+    def moved(_: object) -> None:
+        first.rename(away)
+
+    run = recipe_run(checkpoints, tmp_path / "run", rounds=1, callbacks=(moved,))
+    returned = run.run()
+    away.rename(first)
+    assert_all_give_the_same_bits(tmp_path / "run", returned)
