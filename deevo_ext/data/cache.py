@@ -7,18 +7,12 @@ one builds it, while the others wait.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import functools
 import itertools
-import logging
 import multiprocessing
 import os
-import stat
 import threading
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,12 +21,12 @@ from pathlib import Path
 
 from deevo_ext.arguments import check_arguments
 from deevo_ext.data.cache_file import Cache, Description, Slots, open_cache
+from deevo_ext.data.locked import locked
 from deevo_ext.data.pictures import Pictures
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.progress import progress_bar
 
-log = logging.getLogger("deevo_ext")
 _TASK = 32  # pictures a worker takes at a time
 _AHEAD = 4  # tasks waiting for each worker
 _NAMED = 50  # unusable pictures in one message
@@ -81,7 +75,7 @@ def build_cache(
             return _existing(path, description)
         warnings.warn(f"{path}: its pictures have changed since; it is made anew", stacklevel=2)
     partial = path.with_name(path.name + ".partial")
-    with _locked(partial) as file:
+    with locked(partial) as file:
         if path.exists() and not (renew and _is_stale(path, description)):  # another was faster
             if not os.fstat(file).st_size:
                 partial.unlink(missing_ok=True)
@@ -160,33 +154,6 @@ def _existing(path: Path, expected: Description) -> Cache:
     return cache
 
 
-@contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[int]:
-    """Opens the partial file and keeps it for this process alone."""
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        # A link there, which others may have put into a shared folder, is not followed.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        file = os.open(partial, flags, 0o666)
-    except OSError as error:
-        reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
-        raise DeevoError(f"cannot write {partial}: {reason}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise DeevoError(
-                f"cannot write {partial}: it is no file, but a pipe or device; remove it, or "
-                "choose another file for the cache"
-            )
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which builds %s", partial)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-    finally:
-        os.close(file)
-
-
 def _prepare(file: int, partial: Path, description: Description) -> None:
     """Gives the file its header and size, unless it has those of this very cache."""
     header = description.header()
@@ -196,7 +163,7 @@ def _prepare(file: int, partial: Path, description: Description) -> None:
         try:
             os.posix_fallocate(file, 0, size)
         except OSError as error:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
             raise DeevoError(
                 f"no room for {partial}: {size / 1e9:.1f} GB are needed ({error.strerror}); choose "
                 "another disk, a smaller image, or fewer train images (--train-images)"

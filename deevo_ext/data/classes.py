@@ -53,9 +53,9 @@ def require_order(names: Sequence[str], order: ClassOrder, source: str) -> None:
     Classes that were sorted neither way, such as CIFAR's, have an order of their own. Those without
     names, or with their numbers for names, cannot be compared.
     """
-    if order == "text" or (order == "natural" and list(names) != sorted(names)):
-        return
     expected = ordered(names, order, source) if isinstance(order, str) else order
+    if isinstance(order, str) and list(names) not in [ordered(names, o, source) for o in ORDERS]:
+        return
     if list(names) == [str(n) for n in range(len(names))] and len(names) in (0, len(expected)):
         return
     for label, (name, other) in enumerate(itertools.zip_longest(names, expected)):
@@ -63,7 +63,7 @@ def require_order(names: Sequence[str], order: ClassOrder, source: str) -> None:
             raise DeevoError(
                 f"{source}: label {label} is class {name!r}, but the class order has {other!r} "
                 "there; make another cache with this order, or give the one it was made with "
-                "(--class-order)"
+                "(--class-order, class_order=)"
             )
 
 

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 _FILE = ("file_name", "file", "filename", "path", "image", "image_id", "id")
 _LABEL = ("label", "class", "target", "labels", "category")
 _PART = ("split", "part", "subset")
+_WHOLE = re.compile(r"[0-9]+(\.0+)?")
+"""A whole number, also as a table of floating-point numbers has it: 3.0."""
 
 
 @dataclass
@@ -155,14 +158,14 @@ def _pictures(
     if "" in said and len(said) > 1:
         raise DeevoError(f"{source}: some pictures are of a part and some of none; say all of them")
     texts = {label for _, _, label in rows}
-    if all(text.isascii() and text.isdigit() for text in texts):
-        count = max(map(int, texts)) + 1
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        numbers = {text: int(text.partition(".")[0]) for text in texts}
+        count = max(numbers.values()) + 1
         names = list(map(str, range(count)))
         if not isinstance(class_order, str):
             names = list(class_order)
         if count > len(names):
             raise DeevoError(f"{source}: label {count - 1}, but the class order has {len(names)}")
-        numbers = {text: int(text) for text in texts}
     else:
         names = ordered(texts, class_order, source)
         numbers = {name: number for number, name in enumerate(names)}

@@ -148,16 +148,18 @@ def image_sets(
     data: a cache file, or what `open_pictures` takes, which is cached first. seed: of choice and
     division, 0 or more; runs that are to be compared share it. cache: where the cache goes, or is;
     default below DEEVO_CACHE_DIR, where one whose pictures have changed is made anew. class_order:
-    of class folders, see `ClassOrder`. labels: a table of the labels of `data`, as in
-    `open_pictures`. classes: how many the network has, of which pictures of another number are
-    refused undecoded. train_images: how many are cached, class-balanced; None for all. fitness,
-    validation, test: a set, or a cache file or folder (its train part for fitness, else its val
-    part, or all of it). workers, skip_corrupt, progress: of `build_cache`.
+    of class folders, see `ClassOrder`; a cache whose classes are sorted in another is refused.
+    labels: a table of the labels of `data`, as in `open_pictures`. classes: how many the network
+    has, of which pictures of another number are refused undecoded. train_images: how many are
+    cached, class-balanced; None for all. fitness, validation, test: a set, or a cache file or
+    folder (its train part for fitness, else its val part, or all of it). workers, skip_corrupt,
+    progress: of `build_cache`.
 
     Of a train/val tree, fitness is all (cached) train images, validation a class-balanced part of
     val by `validation_size`, test the rest; where there is test/ beside them, validation is all of
     val and test that. One folder without parts is halved, class-balanced: fitness, and what is
-    treated like val. The order of each set is a seeded, class-balanced one.
+    treated like val; so is val, or a lone test, where there is no train. The order of each set is a
+    seeded, class-balanced one.
 
     Raises DeevoError: as `build_cache`; no images for a set; class names that differ.
     """
@@ -209,7 +211,7 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
         fitness = train.subset(balanced_order(train.labels, seed), "fitness")
         val = parts.get("val")
     else:
-        whole = next(iter(parts.values()))
+        whole = parts.get("val", next(iter(parts.values())))
         half = len(whole) // 2
         if not half:
             raise DeevoError(f"{whole.name}: one image cannot be divided into sets")
@@ -218,12 +220,12 @@ def _divided(parts: dict[str, LabelledImages], seed: int) -> dict[str, LabelledI
         )
     if val is None:
         return {"fitness": fitness}  # validation and test have to be named
-    if "test" in parts:
+    if "test" in parts and "val" in parts:
         return {
             "fitness": fitness,
             **{
-                purpose: parts[part].subset(balanced_order(parts[part].labels, seed), purpose)
-                for purpose, part in (("validation", "val"), ("test", "test"))
+                purpose: images.subset(balanced_order(images.labels, seed), purpose)
+                for purpose, images in (("validation", val), ("test", parts["test"]))
             },
         }
     size = validation_size(len(val))

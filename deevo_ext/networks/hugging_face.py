@@ -7,6 +7,7 @@ settings, `preprocessor_config.json`, say the transform.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from deevo_ext.extras import import_extra
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters by their numbers."""
+_KINDS = (
+    *("Beit", "Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "MobileNetV1", "MobileNetV2"),
+    *("MobileViT", "Pvt", "Segformer", "Siglip", "ViT"),
+)
+"""Image processors that do what their settings say, and nothing else."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -63,32 +69,89 @@ def maker(folder: Path) -> Callable[..., nn.Module]:
 
 
 def transform_of(folder: Path) -> Transform | None:
-    """Reads what an image processor does to a picture; None where the folder does not say."""
+    """Reads what an image processor does to a picture; None where the folder does not say.
+
+    What it leaves out is as transformers has it for its kind. Raises DeevoError where it does
+    anything that a `Transform` does not.
+    """
     if not (folder / PROCESSOR).exists():
         return None
-    said = read_json(folder / PROCESSOR)
+    said = _settings(folder)
+
+    def refused(name: str) -> DeevoError:
+        return DeevoError(
+            f"{folder / PROCESSOR}: {name} is {said.get(name)!r}, which cannot be translated; give "
+            "--transform FILE"
+        )
 
     def sides(name: str) -> int | tuple[int, int]:
         value = said.get(name)
-        if isinstance(value, int):
-            return value
-        if isinstance(value, dict) and "shortest_edge" in value and len(value) == 1:
+        if isinstance(value, dict) and value.keys() == {"shortest_edge"}:
             return int(value["shortest_edge"])
         if isinstance(value, dict) and value.keys() == {"height", "width"}:
             return int(value["height"]), int(value["width"])
-        raise DeevoError(f"{folder / PROCESSOR}: {name} is {value!r}; give --transform FILE")
+        raise refused(name)
 
-    resize, crop = sides("size"), None
+    def channels(name: str) -> list[float]:
+        value = said.get(name)
+        values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+        if len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+            raise refused(name)
+        return values
+
+    kind = said["image_processor_type"].partition("ImageProcessor")[0]
+    if kind not in _KINDS:
+        raise refused("image_processor_type")
+    for name in ("do_flip_channel_order", "do_pad"):
+        if said.get(name):
+            raise refused(name)
+    resize = sides("size") if said.get("do_resize") else None
+    crop: tuple[int, int] | None = None
     if said.get("do_center_crop"):
-        side = sides("crop_size")
-        crop = (side, side) if isinstance(side, int) else side
-    normalised = said.get("do_normalize", True)
-    mean = said["image_mean"] if normalised else (0.0, 0.0, 0.0)
-    std = said["image_std"] if normalised else (1.0, 1.0, 1.0)
+        kept = sides("crop_size")
+        crop = (kept, kept) if isinstance(kept, int) else kept
+    if kind == "ConvNext" and resize is not None:
+        if crop is not None or not isinstance(resize, int):
+            raise refused("size" if crop is None else "do_center_crop")
+        # From 384 on a picture is bent; below, more of it is resized than is kept.
+        square = (resize, resize)
+        resize, crop = (int(resize / said["crop_pct"]), square) if resize < 384 else (square, None)
+    method = 2 if said.get("resample") is None else said["resample"]
+    if method not in range(len(_RESAMPLING)):
+        raise refused("resample")
+    mean, std = [0.0] * 3, [1.0] * 3
+    if said.get("do_normalize"):
+        mean, std = channels("image_mean"), channels("image_std")
+    # Of a pixel x it makes (x * factor - offset - mean) / std, where a Transform begins with x/255.
+    scale, offset = 255.0, 0
+    if said.get("do_rescale"):
+        scale, offset = 255 * said["rescale_factor"], int(said.get("rescale_offset", False))
+    if said.get("include_top"):  # EfficientNet's, which divides once more
+        std = [a * b for a, b in zip(std, channels("image_std"), strict=True)]
     return Transform(
-        resize if said.get("do_resize", True) else None,
+        resize,
         crop,
-        _RESAMPLING[said.get("resample", 2)],
-        tuple(mean),
-        tuple(std),
+        _RESAMPLING[method],
+        tuple((value + offset) / scale for value in mean),
+        tuple(value / scale for value in std),
     )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """All settings of a folder's image processor, in the words of today's transformers."""
+    read_json(folder / PROCESSOR)
+    import_extra("torchvision", "transformers")
+    processors = import_extra("transformers", "transformers").AutoImageProcessor
+    try:
+        made = processors.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        settings: dict[str, Any] = made.to_dict()
+    except Exception as error:  # transformers raises anything for settings that it cannot read
+        what = re.split(r"[.:]\s", str(error), maxsplit=1)[0]
+        raise DeevoError(
+            f"{folder / PROCESSOR}: transformers makes no image processor of it ({what}); expected "
+            "an image_processor_type that it knows, here or by the model_type of "
+            f"{CONFIG}, and settings of that; or give --transform FILE"
+        ) from error
+    return settings

@@ -40,6 +40,9 @@ _HOW = (
 _LOCAL = "local-dir:"
 """How timm calls a network that a folder describes."""
 
+_NORMALISING = ("googlenet", "inception_v3")
+"""torchvision's, which normalise images once more where torchvision makes them with weights."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -95,17 +98,20 @@ def architecture(
 
     checkpoint: one that must fit the network; its classifier says the number of classes. options:
     how weights are found in it. num_classes: that number, if not the checkpoint's or the
-    architecture's own. model_args: what else the network is made with, as {"img_size": 96}.
-    transform: a Transform, a JSON or TOML file, the name of torchvision weights ("IMAGENET1K_V1";
-    without it their default ones), or None for the model's own. seed: of the initial weights; the
-    global generators are left as they are.
+    architecture's own. model_args: what else the network is made with, as {"img_size": 96};
+    torchvision's googlenet and inception_v3 have transform_input=True unless told otherwise, as
+    torchvision makes them with weights. transform: a Transform, a JSON or TOML file, the name of
+    torchvision weights ("IMAGENET1K_V1"; without it their default ones), or None for the model's
+    own. seed: of the initial weights; the global generators are left as they are.
 
     Raises DeevoError: unknown name, missing package, a factory that fails, unreadable transform, a
     checkpoint whose tensors are not the network's.
     """
     source, name, make = _find(arch)
     full_name = f"{source}:{name}" if source in ("torchvision", "timm") else arch
-    given = dict(model_args or {})
+    given: dict[str, Any] = dict(model_args or {})
+    if source == "torchvision" and name in _NORMALISING:
+        given = {"transform_input": True} | given
     sizes = {} if num_classes is None else {"num_classes": num_classes}
     model = _made(make, full_name, given | sizes, seed)
     names = ""
@@ -153,7 +159,7 @@ def check_fit(
 ) -> None:
     """Refuses images whose size or classes do not fit the network, everything in one DeevoError.
 
-    One image is put through the network.
+    One image is put through the network. class_names: none where nobody named them.
     """
     wrong = []
     shape = images.image_shape
@@ -170,7 +176,7 @@ def check_fit(
     except (DeevoError, AssertionError) as error:
         wrong.append(str(error).splitlines()[0])
     highest = int(images.labels.max())
-    if classes is not None and class_names is not None and len(class_names) != classes:
+    if classes is not None and class_names and len(class_names) != classes:
         wrong.append(
             f"it has {classes} classes, but the images have {len(class_names)} "
             f"({class_names[0]} .. {class_names[-1]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> bytes:
     """Returns a state dict as .safetensors, with where it came from as metadata.
 
-    Tensors that share memory are written one by one, as the format asks. Raises DeevoError, naming
-    the tensor, for one that the format does not hold.
+    Raises DeevoError as `writable`.
+    """
+    return save(writable(state), metadata={"deevo": json.dumps(provenance)})
+
+
+def writable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns contiguous tensors of which no two share memory, as .safetensors asks.
+
+    Raises DeevoError, naming the tensor, for one that the format does not hold.
     """
     whole: dict[str, torch.Tensor] = {}
     seen: set[tuple[torch.device, int]] = set()
@@ -38,7 +46,7 @@ def serialise(state: dict[str, torch.Tensor], provenance: dict[str, Any]) -> byt
         memory = own.device, own.untyped_storage().data_ptr()
         whole[name] = own.clone() if memory in seen else own
         seen.add(memory)
-    return save(whole, metadata={"deevo": json.dumps(provenance)})
+    return whole
 
 
 def save_members(population: Population, folder: Path) -> list[Path]:

@@ -82,13 +82,16 @@ def images_text(images: LabelledImages | None, transform: Transform | None) -> s
 
 def pictures_text(transform: Transform) -> str:
     """Says in a sentence what a transform does to a picture."""
-    steps = []
+    steps = ["turned as their EXIF orientation says"] if transform.exif else []
     if isinstance(transform.resize, int):
         steps.append(f"resized to {transform.resize} (shorter side, {transform.interpolation})")
     elif transform.resize is not None:
-        steps.append(f"resized to {_sides(transform.resize)} ({transform.interpolation})")
+        how = {"bend": "to", "cover": "to cover", "contain": "to be contained in"}[transform.fit]
+        steps.append(f"resized {how} {_sides(transform.resize)} ({transform.interpolation})")
     if transform.crop is not None:
-        steps.append(f"cropped to {_sides(transform.crop)}")
+        fill = list(transform.fill or ())
+        ground = f" (what is missing is {fill})" if any(fill) else ""
+        steps.append(f"cropped to {_sides(transform.crop)}{ground}")
     steps.append(_normalised(transform.mean, transform.std))
     return f"Pictures are {', '.join(steps)}."
 

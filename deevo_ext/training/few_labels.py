@@ -12,7 +12,7 @@ from torch import nn
 
 from deevo_ext.data.images import split_class_balanced
 from deevo_ext.data.labelled import LabelledImages
-from deevo_ext.networks.execution.modules import Modules
+from deevo_ext.networks.execution import modules
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.training.fine_tune import fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
@@ -92,10 +92,10 @@ def logits_of(network: nn.Module, images: LabelledImages) -> torch.Tensor:
     """Returns logits float32 [N, classes]; the network is put into eval mode."""
     device = next(network.parameters()).device
     normalise = Preprocessing(images.mean, images.std).normalise
-    modules, parts = Modules(network.eval(), 1), []
+    copies, parts = modules.Modules(network.eval(), 1), []
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
             pixels = images.pixels(start, min(start + _BATCH, len(images)))
-            with modules.take(normalise(pixels, device)) as (module, own):
-                parts.append(module(own))
+            with copies.take(normalise(pixels, device)) as (module, own):
+                parts.append(modules.logits_of(module, own, images.name))
     return torch.cat(parts).float().to(images.labels.device)

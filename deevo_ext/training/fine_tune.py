@@ -21,7 +21,7 @@ from deevo_ext.data.cache import default_workers
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
-from deevo_ext.networks.execution.modules import contiguous, memory_format_of
+from deevo_ext.networks.execution.modules import contiguous, logits_of, memory_format_of
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.training.batches import TrainingBatches, batch_mixing, changes_pictures
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
@@ -90,7 +90,8 @@ def fine_tune(
     images, 0 for none; by default as many as there are processors where that is work, and none for
     plain images in memory.
 
-    Raises DeevoError when the loss is not finite: the learning rate is too high.
+    Raises DeevoError when the loss is not finite: the learning rate is too high; and where the
+    network returns no logits [N, classes], neither as they are nor as `logits` of its output.
     """
     device = next(network.parameters()).device
     batches = TrainingBatches(images, hyper)
@@ -135,7 +136,7 @@ def fine_tune(
             else:
                 x = contiguous(x)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = network(x)
+                logits = logits_of(network, x, images.name)
             loss = _loss(logits.float(), targets, hyper.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

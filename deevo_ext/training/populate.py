@@ -21,6 +21,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.networks.execution.modules import copy_of
 from deevo_ext.population.finding import sha256
+from deevo_ext.population.saving import writable
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters
 from deevo_ext.training.trainings import Trainings
@@ -234,7 +235,7 @@ class MembersFolder:
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]
     ) -> None:
         """Writes the file first, then its entry, so that an entry speaks of a file that exists."""
-        tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+        tensors = writable({key: value.cpu() for key, value in state.items()})
         metadata = {"format": "pt"}
         if names := self._record.get("class_names"):
             metadata["class_names"] = json.dumps(names)

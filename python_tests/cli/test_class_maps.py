@@ -123,9 +123,8 @@ def test_pictures_of_some_classes_have_the_labels_of_the_network(
     assert code == 0, err
     assert "12 classes in the order of 'classes' in" in out and are_right(out)
     # Both searches go to their end without images of those classes.
-    sets = image_sets(
-        place / "c.safetensors", Transform(2, (2, 2), "bilinear", (0.0,) * 3, (1.0,) * 3)
-    )
+    pixels = Transform(2, (2, 2), "bilinear", (0.0,) * 3, (1.0,) * 3)
+    sets = image_sets(place / "c.safetensors", pixels, class_order=NAMES)
     for search in ("coefficients", "weights"):
         short: dict[str, Any] = {"rounds": 1} if search == "coefficients" else {"generations": 2}
         result = deevo.evolve(

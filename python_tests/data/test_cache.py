@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from deevo_ext.cli import main
+from deevo_ext.data import locked
 from deevo_ext.data.cache import build_cache
 from deevo_ext.data.cache_file import Slots, open_cache
 from deevo_ext.data.opening import open_pictures
@@ -224,8 +226,6 @@ def test_kill_9_loses_only_what_is_in_flight(tmp_path: Path) -> None:
 
 
 def test_one_process_builds_while_another_waits(tree: Path, tmp_path: Path) -> None:
-    import threading
-
     caches: list[Any] = []
     out = tmp_path / "c.safetensors"
     threads = [threading.Thread(target=lambda: caches.append(_build(tree, out))) for _ in range(3)]
@@ -261,6 +261,35 @@ def test_no_room_is_said_before_anything_is_decoded(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DeevoError, match=r"no room.*0\.0 GB are needed.*--train-images"):
         _build(tree, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+def test_those_who_wait_are_told_of_no_room_too(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BaseException] = []
+    waits = threading.Event()
+
+    def build() -> None:
+        try:
+            _build(tree, tmp_path / "c")
+        except BaseException as error:
+            errors.append(error)
+
+    second = threading.Thread(target=build)
+
+    def full(*_: object) -> None:
+        if second.ident is None:
+            second.start()
+            assert waits.wait(60)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(locked.log, "info", lambda *_: waits.set())
+    build()
+    second.join()
+    assert len(errors) == 2
+    assert all(isinstance(error, DeevoError) and "no room" in str(error) for error in errors)
     assert not list(tmp_path.iterdir())
 
 

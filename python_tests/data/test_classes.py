@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deevo_ext.data.cache import build_cache
-from deevo_ext.data.classes import class_order_of
+from deevo_ext.data.classes import ORDERS, class_order_of, require_order
 from deevo_ext.data.opening import open_pictures
 from deevo_ext.data.sets import image_sets, open_data
 from deevo_ext.data.transform import Transform
@@ -66,8 +66,20 @@ def test_a_cache_in_another_order_is_refused(tree: Path, tmp_path: Path) -> None
     for order in ("natural", NAMES):
         with pytest.raises(DeevoError, match=r"label 1 is class '10', .* '2'"):
             open_data(file, SMALL, class_order=order)
+    natural = tmp_path / "natural.safetensors"
+    build_cache(open_pictures(tree, "natural"), natural, SMALL, **QUIET)  # type: ignore[arg-type]
+    open_data(natural, SMALL, class_order="natural")
+    with pytest.raises(DeevoError, match=r"label 1 is class '2', .* '10'"):
+        open_data(natural, SMALL, class_order="text")
     caches = {open_data(tree, SMALL, class_order=o, **QUIET).path for o in ("text", "natural")}  # type: ignore[arg-type]
     assert len(caches) == 2
+
+
+def test_numbers_and_orders_of_their_own_are_taken_as_they_are() -> None:
+    for order in ORDERS:
+        require_order([str(n) for n in range(12)], order, "numbers")
+        require_order(["frog", "cat2", "cat10", "dog"], order, "neither")
+        require_order([], order, "none")
 
 
 def test_orders_are_read_from_files(tmp_path: Path) -> None:

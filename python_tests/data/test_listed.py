@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_numbers_are_the_classes_own(tmp_path: Path) -> None:
     assert [numbers[c] for c in colours(pictures)] == labelled(pictures)
 
 
+def test_whole_numbers_may_be_written_as_floating_ones(tmp_path: Path) -> None:
+    rows = write(tmp_path / "flat", 12)
+    texts = [(name, f"{number}.0") for number, (name, _) in enumerate(rows)]
+    texts[4] = (texts[4][0], "4")
+    table = csv_of(tmp_path / "l.csv", "file,label", texts)
+    pictures = open_pictures(tmp_path / "flat", labels=table)
+    assert pictures.class_names == [str(i) for i in range(12)] and pictures.labels is not None
+    numbers = dict(zip(pictures.files, pictures.labels.tolist(), strict=True))
+    assert numbers == {name: number for number, (name, _) in enumerate(rows)}
+
+
 def test_parts_by_a_column_make_the_sets_of_a_run(tmp_path: Path) -> None:
     rows = write(tmp_path / "flat", 60)
     split = [(*row, "train" if i < 30 else "test") for i, row in enumerate(rows)]
@@ -85,6 +97,31 @@ def test_parts_by_a_column_make_the_sets_of_a_run(tmp_path: Path) -> None:
         assert images.labels.tolist() == expected
     with pytest.raises(DeevoError, match=r"labels are .*l\.csv, but .*c\.safetensors is a file"):
         image_sets(tmp_path / "c.safetensors", PLAIN, labels=table)
+
+
+@pytest.mark.parametrize(
+    ("splits", "sizes"),
+    [(["val"], (20, 10, 10)), (["test"], (20, 10, 10)), (["val", "test"], (20, 20, 40))],
+)
+def test_splits_without_train_make_disjoint_sets(
+    tmp_path: Path, splits: list[str], sizes: tuple[int, ...]
+) -> None:
+    rows = []
+    (tmp_path / "flat").mkdir()
+    for i in range(40 * len(splits)):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "flat" / f"{i}.png")
+        rows.append((f"{i}.png", "ab"[i % 2], splits[i // 40]))
+    table = csv_of(tmp_path / "l.csv", "file,label,split", rows)
+    sets = image_sets(
+        tmp_path / "flat", PLAIN, labels=table, cache=tmp_path / "c.safetensors",
+        workers=0, progress=False,
+    )  # fmt: skip
+    three = (sets.fitness, sets.validation, sets.test)
+    assert tuple(map(len, three)) == sizes
+    red = [images.pixels(0, len(images))[:, 0, 0, 0].tolist() for images in three]
+    assert sorted(itertools.chain(*red)) == list(range(len(rows)))
+    if len(splits) == 2:
+        assert min(red[2]) == 40
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -93,7 +93,7 @@ def test_each_set_can_be_given_instead(tree: Path, tmp_path: Path) -> None:
     assert len(set(_keys(halved.fitness, halved.validation, halved.test))) == len(
         set(_keys(usual.fitness))
     )
-    with pytest.raises(DeevoError, match="no pictures"):
+    with pytest.raises(DeevoError, match="in no class folder"):
         _sets(tree, test=own / "train" / "thing")
     with pytest.raises(DeevoError, match="data is missing"):
         image_sets(None, SMALL, fitness=cache)

@@ -173,6 +173,26 @@ def test_names_find_their_networks() -> None:
         by_function.needs_transform()
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_normalise_do_so_as_torchvisions_with_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    whole = models.get_model(name, aux_logits=True, init_weights=False).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: whole)
+    own = models.get_model(name, weights="DEFAULT").eval()
+    plain = {"init_weights": False, "aux_logits": False}
+    made = architecture(name, model_args=plain)
+    made.model.load_state_dict(own.state_dict(), strict=False)
+    image = zoo.pictures(1, 96)
+    with torch.no_grad():
+        assert torch.equal(made.model(image), own(image))
+    assert made.arguments["transform_input"] is True  # for whoever makes it again
+    told = architecture(name, model_args={**plain, "transform_input": False})
+    assert told.arguments["transform_input"] is False
+
+
 def test_weights_name_their_transform(tmp_path: Path) -> None:
     old = architecture("resnet50", transform="IMAGENET1K_V1").transform
     new = architecture("resnet50").transform
@@ -248,6 +268,7 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     images = ImageSet(torch.zeros(5, 3, 32, 32), torch.tensor([0, 1, 2, 9, 3]), "photos")
     good = architecture(f"{__name__}:of_one_size")
     check_fit(good, images, [str(i) for i in range(10)])
+    check_fit(good, images, [])  # of a dataset that names no classes
     with pytest.raises(DeevoError, match="10 classes, but the images have 12"):
         check_fit(good, images, [str(i) for i in range(12)])
     small = architecture(f"{__name__}:of_classes", num_classes=4)

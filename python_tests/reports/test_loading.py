@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,4 +72,12 @@ def test_size_and_normalisation_are_said() -> None:
         "Pictures are resized to 40 (shorter side, bicubic), cropped to 32 x 30, normalised: mean "
         "[0.5], deviation [0.25] of values in 0..1."
     )
+    bent = Transform((40, 36), (32, 30), "bicubic", (0.5,), (0.25,))
+    assert "Pictures are resized to 40 x 36 (bicubic), cropped" in pictures_text(bent)
+    for fit, how in (("cover", "to cover"), ("contain", "to be contained in")):
+        framed = replace(bent, fit=fit, fill=(9,), exif=True)
+        assert pictures_text(framed).startswith(
+            f"Pictures are turned as their EXIF orientation says, resized {how} 40 x 36 (bicubic), "
+            "cropped to 32 x 30 (what is missing is [9]), normalised"
+        )
     assert images_text(None, None) == ""

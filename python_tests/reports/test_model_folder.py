@@ -141,7 +141,7 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path, card: Path) -> None
     for i, model in enumerate(models):
         model.save_pretrained(tmp_path / "runs" / f"checkpoint-{i}")
     first = tmp_path / "runs" / "checkpoint-0"
-    transformers.ConvNextImageProcessor(size={"height": 40, "width": 40}).save_pretrained(first)
+    transformers.ViTImageProcessor(size={"height": 40, "width": 40}).save_pretrained(first)
     file = expand_paths(tmp_path / "runs")[0]
     network = architecture(f"hf:{first}", checkpoint=file)
     population = Population.from_checkpoints(network.model, tmp_path / "runs")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deevo_ext.data import CachedImages, ImageSet
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.small_resnet import SmallResNet
 from deevo_ext.training import fine_tune as loop
 from deevo_ext.training.batches import TrainingBatches, batch_mixing
+from deevo_ext.training.few_labels import logits_of
 from deevo_ext.training.fine_tune import State, fine_tune
 from deevo_ext.training.hyper_parameters import HyperParameters, derived_seed
 from support.networks import DropNet, drop_net
@@ -177,6 +179,40 @@ def test_training_learns_and_leaves_the_global_generator_alone() -> None:
     assert not network.training
     with torch.inference_mode():
         assert float((network(brighter).argmax(1) == labels).float().mean()) > 0.9
+
+
+class Outputs(NamedTuple):
+    """As torchvision's googlenet and inception_v3 return while they train."""
+
+    logits: Tensor
+    aux_logits: Tensor
+
+
+class Wrapped(nn.Module):
+    """A linear layer, and what becomes of its logits."""
+
+    def __init__(self, output: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 8 * 8, 3)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        return self.output(self.fc(x.flatten(1)))
+
+
+def test_logits_are_found_in_what_networks_return() -> None:
+    images = noise()
+    plain = Wrapped(lambda logits: logits)
+    fine_tune(plain, images, _hyper(), workers=0)
+    for output in (lambda logits: {"logits": logits}, lambda logits: Outputs(logits, 2 * logits)):
+        network = Wrapped(output)
+        fine_tune(network, images, _hyper(), workers=0)
+        assert same(network.state_dict(), plain.state_dict())
+        assert torch.equal(logits_of(network, images), logits_of(plain, images))
+    with pytest.raises(DeevoError, match="returned tuple; expected logits"):
+        fine_tune(Wrapped(lambda logits: (logits, 2 * logits)), images, _hyper(), workers=0)
 
 
 def test_narrow_strided_shortcuts_are_not_trained_in_channels_last_on_the_cpu() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import deevo_ext as deevo
 from deevo_ext.cli import main
@@ -119,6 +120,27 @@ def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match="--learning-rate"):
         _populate(_trainings(2, learning_rate=1e30), tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+class Tied(nn.Module):
+    """Two layers of the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = self.first
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(x).relu()).mean((2, 3)))
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path: Path) -> None:
+    trainings = _trainings(2, epochs=1.0)
+    for path in populate(Tied(), noise(), trainings, tmp_path, origin=ORIGIN, workers=0):
+        member = load_file(path)
+        assert torch.equal(member["first.weight"], member["second.weight"])
+        Tied().load_state_dict(member)
 
 
 def _deevo(*arguments: object) -> str:
