@@ -23,14 +23,14 @@ class ImageSet(LabelledImages):
     """Normalised images and their labels, in memory.
 
     images: float32 [N, C, H, W], finite, N, C, H, W > 0. labels: int64 [N], not negative, on the
-    same device. name: for messages and reports.
+    same device. name: of the set, for messages and reports.
 
     Raises DeevoError: a shape, dtype, length or value is not as above.
     """
 
     images: Tensor
     labels: Tensor
-    name: str
+    name: str = "images"
 
     def __post_init__(self) -> None:
         check_arguments(ImageSet, vars(self))

@@ -12,7 +12,7 @@ from deevo_ext.data.arrays import open_arrays
 from deevo_ext.data.classes import ClassOrder, ordered
 from deevo_ext.data.listed import open_listed, open_metadata
 from deevo_ext.data.pictures import PARTS, FolderPictures, Pictures
-from deevo_ext.data.tree import Trees, class_folders
+from deevo_ext.data.tree import Trees, class_folders, is_picture
 from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 
@@ -90,6 +90,12 @@ def _open_folders(root: Path, class_order: ClassOrder) -> FolderPictures:
             labels.extend([label] * len(pictures))
         parts[part] = (start, len(files))
     if not files:
+        loose = sum(is_picture(name) for name in os.listdir(root))
+        if loose:
+            raise DeevoError(
+                f"{root}: pictures in it are in no class folder ({loose:,}); expected CLASS/*.jpg, "
+                "or a table of labels (--labels FILE, labels=)"
+            )
         raise DeevoError(
             f"{root}: no pictures found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, "
             "CLASS/*.jpg, CIFAR's Python version (data_batch_1, ...), or IDX files "

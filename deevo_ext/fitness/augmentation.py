@@ -34,6 +34,9 @@ def parse_parts(text: str, flag: str) -> dict[str, float]:
     return values
 
 
+_MOST_PIXELS = 10_000
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What may be done to an image.
@@ -54,10 +57,11 @@ class Augmentation:
         values = parse_parts(text, "mirror")
         shift, crop = values.get("shift", 0.0), values.get("crop", 1.0)
         known = values.keys() <= {"mirror", "shift", "crop"} and values.get("mirror", 1.0) == 1.0
-        if not known or shift != max(0, int(shift if shift == shift else -1)) or not 0 < crop <= 1:
+        whole = 0 <= shift <= _MOST_PIXELS and shift == int(shift)
+        if not known or not whole or not 0 < crop <= 1:
             raise DeevoError(
-                f"augment is {text!r}; expected mirror, shift:PIXELS (a whole number) and "
-                "crop:SHARE (above 0, at most 1), with commas between"
+                f"augment is {text!r}; expected mirror, shift:PIXELS (a whole number, at most "
+                f"{_MOST_PIXELS:,}) and crop:SHARE (above 0, at most 1), with commas between"
             )
         return cls("mirror" in values, int(shift), crop)
 

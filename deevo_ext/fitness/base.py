@@ -97,7 +97,7 @@ class FunctionFitness(Fitness):
     def _number(self, value: object) -> float:
         try:
             return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             name = self._identity["function"]
             raise DeevoError(
                 f"the fitness function {name} returned {value!r}; expected a number"

@@ -19,7 +19,13 @@ from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import settled
 from deevo_ext.fitness.metrics import Metric, Scores
 from deevo_ext.fitness.racing import Racing
-from deevo_ext.fitness.sampling import batch_indices, batch_order, importance_order
+from deevo_ext.fitness.sampling import (
+    batch_indices,
+    batch_order,
+    importance_order,
+    rarest,
+    size_of_whole_batches,
+)
 from deevo_ext.fitness.statistics import Inherited, Used
 from deevo_ext.population.allocation import sent
 
@@ -108,15 +114,18 @@ class ClassificationFitness(Fitness):
         evaluator.check_precision(images)
 
     def _require_classes(self) -> None:
-        """Raises DeevoError where a metric judges classes that the first batch has no image of."""
-        if self.metric.of_classes and self.images_per_batch is not None:
-            batch = batch_indices(self.images.labels, self.images_per_batch, 0, self.seed)
-            lacking = set(self.images.labels.tolist()) - set(self.images.labels[batch].tolist())
-            if lacking:
-                raise DeevoError(
-                    f"images_per_batch is {self.images_per_batch}, of which class {min(lacking)} "
-                    f"has none; metric {self.metric.name} judges every class: give more"
-                )
+        """Raises DeevoError where a metric judges classes that a batch may have no image of."""
+        if not self.metric.of_classes or self.images_per_batch is None:
+            return
+        labels = self.images.labels
+        needed = size_of_whole_batches(labels)
+        if self.images_per_batch < needed:
+            label, count = rarest(labels)
+            raise DeevoError(
+                f"images_per_batch is {self.images_per_batch}, but class {label} has {count} of "
+                f"the {len(labels)} fitness images, so that a batch may have none of it; metric "
+                f"{self.metric.name} judges every class: give at least {needed}"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the fitness values, for the journal's header."""

@@ -129,7 +129,9 @@ class _Check:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 value: Any = self.metric.function(logits, labels)
-            found = torch.as_tensor(value).double().cpu()
+            found = torch.as_tensor(value)
+            if found.is_complex():
+                raise TypeError("it gave complex numbers; expected real ones")
         except DeevoError:
             raise
         except Exception as error:  # whatever the user's function raises
@@ -144,4 +146,4 @@ class _Check:
                 f"metric {name} writes into its arguments; expected it to leave logits and labels "
                 "as they are"
             )
-        return found
+        return found.double().cpu()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deevo_ext.arguments import check_arguments
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness import class_scores
 from deevo_ext.fitness.torch_metrics import TorchMetric, is_torch_metric
@@ -110,7 +111,12 @@ class Metric:
         return cls(name or full_name(metric), 0.0, metric, higher_is_better, whole, own)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> float:
-        """Returns the metric of logits float32 [n, classes] and labels int64 [n]."""
+        """Returns the metric of logits float32 [n, classes] and labels int64 [n], n at least 1.
+
+        Raises DeevoError for other shapes and for labels that are none of the classes.
+        """
+        check_arguments(Metric.__call__, locals())
+        _require_images(logits, labels)
         return self.shown(float(self.fitness(self.of_images(logits, labels), labels)))
 
     @property
@@ -144,8 +150,13 @@ class Metric:
                 "is resumed: make it a function with a name (def), or give metric_name=, which "
                 "names it and its version"
             )
-        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        return {"metric": self.name if self.identity is None else self.identity, **smoothing}
+        own = self.name if self.identity is None else self.identity
+        described: dict[str, Any] = {"metric": own}
+        if self.label_smoothing:
+            described["label_smoothing"] = self.label_smoothing
+        if self.function is not None and self.higher_is_better:  # built-in ones say it by name
+            described["higher_is_better"] = True
+        return described
 
     def shown(self, fitness: float) -> float:
         """Returns the metric in its user's direction, from its fitness."""
@@ -227,13 +238,40 @@ class Metric:
         if not bool(torch.isfinite(logits).all()):
             return math.inf
         value = self.function(logits, labels)
-        if isinstance(value, Tensor) and value.numel() != 1:
+        try:
+            found = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            found = torch.zeros(0)
+        if found.numel() != 1 or found.is_complex():
+            what = list(value.shape) if isinstance(value, Tensor) else repr(value)
             raise DeevoError(
-                f"metric {self.name} gave {list(value.shape)} for {len(labels)} images; expected "
-                "one number of the whole set"
+                f"metric {self.name} gave {what} for {len(labels)} images; expected one number of "
+                "the whole set"
             )
-        fitness = 1.0 - float(value) if self.higher_is_better else float(value)
+        number = float(found)
+        fitness = 1.0 - number if self.higher_is_better else number
         return fitness if math.isfinite(fitness) else math.inf
+
+
+def _require_images(logits: Tensor, labels: Tensor) -> None:
+    """Raises DeevoError unless there is a class's label for each image's logits."""
+    if (
+        logits.ndim != 2
+        or labels.shape != logits.shape[:1]
+        or labels.dtype != torch.int64
+        or not labels.numel()
+    ):
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise DeevoError(
+            f"logits are {list(logits.shape)} and labels {dtype} {list(labels.shape)}; expected "
+            "[n, classes] and int64 [n], the class of each of at least one image"
+        )
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise DeevoError(
+            f"labels go from {low} to {high}, but the logits are of {classes} classes; expected 0 "
+            f"to {classes - 1}"
+        )
 
 
 def mean_score(scores: Tensor, micro_batch: int) -> float:

@@ -93,6 +93,8 @@ class LogisticFit:
 
         start: a change to begin with. After 150 iterations the present change is returned.
         """
+        if not start.numel():  # features that are all 0, without a bias
+            return start
         odds = self.changed(start).softmax(dim=1)
         spread = (odds * (1.0 - odds)).mean(dim=0) + 1e-6
         # The square root of the diagonal of the curvature: in these units it is about 1 everywhere.

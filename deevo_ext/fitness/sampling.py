@@ -51,6 +51,38 @@ def batch_indices(labels: torch.Tensor, size: int, batch: int, seed: int) -> tor
     return batch_order(labels, size, batch, seed).sort().values
 
 
+def size_of_whole_batches(labels: torch.Tensor) -> int:
+    """Returns the least size of batches each of which has every class that has images.
+
+    It suffices for every draw of `batch_order`; less may not. Of the rarest class, of m images, the
+    first one stands before 1/m, or at 1/2 / m where it is not one of few images: behind as many
+    images of each other class as can stand before that.
+    """
+    sizes = np.unique(labels.cpu().numpy(), return_counts=True)[1]
+    m, few = sizes.min(), sizes < _FEW_OF_A_CLASS
+    if m < _FEW_OF_A_CLASS:  # ceil(n / m), less a half for classes that begin at 1/2
+        before = np.where(few, -(-sizes // m), -((m - 2 * sizes) // (2 * m)))
+    else:
+        before = (sizes + m) // (2 * m)  # with those that stand at the same place
+    return int(before.sum())
+
+
+def size_of_whole_slices(labels: torch.Tensor) -> int:
+    """Returns a size of slices of `batch_order`, each of which has every class that has images.
+
+    It suffices for every draw and wherever a slice begins. Between two images of the rarest class,
+    of m images, which are 1/m apart, are at most n // m + 1 of a class of n.
+    """
+    sizes = np.sort(np.unique(labels.cpu().numpy(), return_counts=True)[1])
+    return int((sizes[1:] // sizes[0] + 1).sum()) + 1
+
+
+def rarest(labels: torch.Tensor) -> tuple[int, int]:
+    """Returns the class with the fewest images, of those that have some, and their number."""
+    classes, counts = labels.unique(return_counts=True)
+    return int(classes[counts.argmin()]), int(counts.min())
+
+
 def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
     """Returns the fold 0..folds-1 of each image, int64 [N], for cross-validation.
 

@@ -115,12 +115,12 @@ class Scoring:
         """Puts the fitness of some members in its places."""
         if not len(some):  # there are more ranks than members
             return
-        begun: tuple[torch.Tensor, Callable[[], Sequence[float]]] | None = None
+        begun: tuple[torch.Tensor, Callable[[], list[float]]] | None = None
 
         def finish() -> None:
             if begun is not None:
                 for member, score in zip(begun[0].tolist(), begun[1](), strict=True):
-                    values[member] = _score(float(score), member)
+                    values[member] = _score(score, member)
 
         # A chunk is waited for when the next one has begun: a GPU need not wait for the host.
         for members, rows in waiting.chunks(self.chunk, self.fitness.device, members=some):
@@ -131,13 +131,30 @@ class Scoring:
 
     def _begin(
         self, rows: torch.Tensor, members: torch.Tensor, batch: int
-    ) -> Callable[[], Sequence[float]]:
+    ) -> Callable[[], list[float]]:
         """Begins to score rows; a fitness that scores them in a way of its own does it at once."""
         if type(self.fitness).__call__ is not Fitness.__call__:
             # What it returns may be a view of the rows, whose memory the next chunk takes.
-            values = [float(score) for score in self.fitness(rows, members, batch)]
+            values = self._numbers(self.fitness(rows, members, batch), len(members))
             return lambda: values
-        return self.fitness.begin(rows, members, batch)
+        wait = self.fitness.begin(rows, members, batch)
+        return lambda: self._numbers(wait(), len(members))
+
+    def _numbers(self, found: Sequence[float], count: int) -> list[float]:
+        """Returns what a fitness gave for `count` rows; DeevoError unless a number each."""
+        cause: Exception | None = None
+        try:
+            values = [float(score) for score in found]
+            if len(values) == count:
+                return values
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            cause = error
+        shape = getattr(found, "shape", None)
+        what = repr(found) if shape is None else f"values of shape {list(shape)}"
+        raise DeevoError(
+            f"the fitness {type(self.fitness).__name__} returned {what} for {count} rows; expected "
+            f"{count} numbers, the fitness of each row: mend its __call__ or begin"
+        ) from cause
 
     def _in_parts(
         self, waiting: Trials, batch: int, racing: Racing | None

@@ -118,7 +118,7 @@ def check_finite(tensor: Tensor, name: str, source: str) -> None:
         raise DeevoError(
             f"{source}: tensor {name!r} has {bad} of {tensor.numel()} values that are not finite "
             f"as {dtype_name(tensor.dtype)}; leave this checkpoint out, or if the tensor is a "
-            "constant buffer (an attention mask) keep it out of the rows with frozen="
+            "constant buffer (an attention mask) keep it out of the rows with frozen= (--frozen)"
         )
 
 

@@ -127,6 +127,7 @@ def contents(run: Run, comparison: Comparison | None, about: Mapping[str, str]) 
     return {
         "folder": folder,
         "search": run.search,
+        "reestimated": run.evaluator is not None and run.evaluator.policy.recalibrates,
         "chosen": chosen,
         "score": f"{_measure(run)} {_shown(run)(chosen.score):.5g}",
         "soup": SOUP,

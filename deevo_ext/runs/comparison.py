@@ -92,10 +92,13 @@ class Comparison:
     def verdict(self) -> str:
         """What was gained, in the table's metric; "no measurable difference" if that may be 0."""
         rival, what = self.rival, label_of(self.metric)
+        unknown = f"a {what}, or that of a resample of the images, is not finite"
         returned = next(network.name for network in self.networks if network.returned)
         if rival is None:
             text = f"No step of the search was taken; the {returned} is returned"
-            if returned != PARENT:
+            if returned != PARENT and not self.parent.finite:
+                text += f", which cannot be compared with the {PARENT} on {self.images}: {unknown}"
+            elif returned != PARENT:
                 text += (
                     f", which {self.parent.finding} the {PARENT} on {self.images}: "
                     f"{what} {self._against(self.parent, returned)}, {_INTERVAL}"
@@ -106,16 +109,18 @@ class Comparison:
         if returned != self.evolved:
             network = f"validation chose the {returned}, which is returned; {network}"
         start = f"{network[0].upper()}{network[1:]}"
-        if not (math.isfinite(rival.mean) and math.isfinite(self.parent.mean)):
+        if not rival.finite:
             return (
                 f"{start} cannot be compared with the best initial one, the {rival.name}, on "
-                f"{self.images}: a {what} is not finite."
+                f"{self.images}: {unknown}."
             )
         text = (
             f"{start} {rival.finding} the best initial one by validation, the {rival.name}, on "
             f"{self.images}: {what} {self._against(rival, self.evolved)}, {_INTERVAL}"
         )
-        if self.parent.name != rival.name:
+        if self.parent.name != rival.name and not self.parent.finite:
+            text += f"; it cannot be compared with the {PARENT}: {unknown}"
+        elif self.parent.name != rival.name:
             text += (
                 f"; it {self.parent.finding} the {PARENT}: "
                 f"{self._against(self.parent, self.evolved)}"
@@ -171,7 +176,9 @@ class Comparison:
             networks = []
             for line in saved["rows"]:
                 values = {name: number(line[name]) for name in names}
-                networks.append(Measured(**{**values, "metric": line["metric"]}))
+                if saved["metric"] in IN_EVERY_TABLE:
+                    values["metric"] = None  # there is none, and none that is not finite
+                networks.append(Measured(**values))
             texts = (str(saved[key]) for key in ("metric", "images", "note"))
             rival = None if saved["rival"] is None else Difference.load(saved["rival"])
             parent = Difference.load(saved["parent"])
@@ -199,7 +206,7 @@ class Comparison:
                 network.name,
                 f"{network.loss:.4f}",
                 f"{network.top1:.4f}",
-                *(() if network.metric is None else (f"{network.metric:.4f}",)),
+                *(() if self.metric in IN_EVERY_TABLE else (f"{network.by(self.metric):.4f}",)),
                 str(network.gained),
                 str(network.lost),
                 f"{network.mcnemar:.2g}",

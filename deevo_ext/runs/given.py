@@ -18,6 +18,7 @@ from deevo_ext.runs.shared_journal import holds_run
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.parameters import Parameters
 from deevo_ext.search.presets import configure
+from deevo_ext.search.virtual import GENERATIONS, require_fit
 
 
 class Keywords(Parameters, total=False):
@@ -119,6 +120,8 @@ class Options:
             if part.name in self.parameters:
                 _require_of(search, part)
         self.configuration(self.generations)
+        if search == "coefficients":
+            require_fit(self.configuration(GENERATIONS))
         if run.run_dir is not None:
             # Which refuses what a later start could not tell from others.
             fitness = self.fitness

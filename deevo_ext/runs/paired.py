@@ -45,7 +45,8 @@ class Difference:
             both = metric.fitness(torch.stack([evolved, other]), labels)
             mean = sign * float(both[0] - both[1])
             falls = resampled_falls(metric, other, evolved[None], labels, INTERVAL_RESAMPLES)
-            low, high = np.quantile(-sign * falls[:, 0].numpy(), [0.025, 0.975])
+            with np.errstate(invalid="ignore"):  # falls may be infinite: bounds are NaN then
+                low, high = np.quantile(-sign * falls[:, 0].numpy(), [0.025, 0.975])
             interval = float(low), float(high)
         return cls(name, mean, interval, metric.higher_is_better)
 
@@ -57,10 +58,15 @@ class Difference:
         return cls(saved["name"], mean, (number(low), number(high)), higher)
 
     @property
+    def finite(self) -> bool:
+        """Whether the difference is a number, and so are its interval's bounds."""
+        return all(math.isfinite(value) for value in (self.mean, *self.interval))
+
+    @property
     def finding(self) -> str:
         """What the interval says of the evolved network, up to the other's name."""
         low, high = self.interval
-        if low <= 0.0 <= high:
+        if not (low > 0.0 or high < 0.0):  # a bound may be NaN
             return "shows no measurable difference to"
         return "is better than" if (low > 0.0) == self.higher_is_better else "is worse than"
 

@@ -98,7 +98,8 @@ class MemberScores:
     """What each member comes to by itself, on `images` fitness images.
 
     own: by the run's metric, called `metric`, in its user's direction; empty for loss and top-1,
-    which `scores` has.
+    which `scores` has. reestimated: whether their BatchNorm statistics are those of the run's
+    images in place of their files'.
     """
 
     names: tuple[str, ...]
@@ -106,6 +107,7 @@ class MemberScores:
     own: tuple[float, ...]
     metric: str
     images: int
+    reestimated: bool
 
     def __str__(self) -> str:
         columns = [
@@ -115,7 +117,8 @@ class MemberScores:
             [f"loss {score.loss:.4f}" for score in self.scores],
         ]
         lines = list(zip(*filter(None, columns), strict=True))
-        return f"Members on {self.images:,} fitness images:\n{text_table((), lines, '<')}"
+        how = ", BatchNorm statistics re-estimated" if self.reestimated else ""
+        return f"Members on {self.images:,} fitness images{how}:\n{text_table((), lines, '<')}"
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,15 @@ def members_and_time(
             fitness = metric.fitness(outcomes, images.labels, evaluator.micro_batch)
             own += [metric.shown(value) for value in fitness.tolist()]
     names = tuple(evaluator.population.names)
-    return MemberScores(names, tuple(scores), tuple(own), metric.name, len(images)), per_pass
+    found = MemberScores(
+        names,
+        tuple(scores),
+        tuple(own),
+        metric.name,
+        len(images),
+        evaluator.policy.recalibrates,
+    )
+    return found, per_pass
 
 
 def _device_bytes(fitness: ClassificationFitness, chunk: int) -> dict[str, DeviceBytes]:

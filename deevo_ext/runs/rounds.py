@@ -28,7 +28,12 @@ from deevo_ext.fitness.probes import Wanted
 from deevo_ext.fitness.probing import KeepColumns, Probing
 from deevo_ext.fitness.refit import FOLDS
 from deevo_ext.fitness.resampling import gain_of, gains_of
-from deevo_ext.fitness.sampling import batch_order, fold_places
+from deevo_ext.fitness.sampling import (
+    batch_order,
+    fold_places,
+    rarest,
+    size_of_whole_slices,
+)
 from deevo_ext.fitness.virtual import (
     guided_fitness,
     own_scores,
@@ -113,6 +118,15 @@ class RoundSearch:
             raise DeevoError(
                 f"a round's linear model would be made of {size} of {len(labels)} fitness images; "
                 f"its {FOLDS} folds need at least {2 * FOLDS}: give more images or memory"
+            )
+        choice = self.sizes()[1]
+        if self.metric.of_classes and not self.few and choice < size_of_whole_slices(labels):
+            label, count = rarest(labels)
+            raise DeevoError(
+                f"class {label} has {count} of the {len(labels)} fitness images, so that of the "
+                f"{choice} which choose a round's step none may be of it; metric "
+                f"{self.metric.name} judges every class: give more images of the class, a larger "
+                "images_per_round, or a function that leaves such classes out"
             )
         counts = labels.bincount(minlength=self.classes)
         absent = (counts == 0).nonzero().flatten().tolist()

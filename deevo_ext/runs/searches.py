@@ -177,6 +177,7 @@ def search_coefficients(materials: Materials) -> RecipeRun:
         by_folds=materials.validation_images is None,
     )
     evaluator.settle(images)
+    evaluator.check_precision(images)
     blocks = blocks_of(evaluator.forward, evaluator.population, images.image_shape, wanted.blocks)
     budget = Budget(wanted.rounds, wanted.passes, wanted.seconds)
     share = options.fitness.keep

@@ -16,6 +16,7 @@ from deevo_ext.fitness.dataset import DatasetFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import Metric
 from deevo_ext.fitness.statistics import Inherited
+from deevo_ext.identity import full_name
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,15 @@ class FitnessValidation:
         """Scores a row, +inf where that is NaN, than which nothing would ever be better.
 
         inherited: its BatchNorm statistics, where they are held apart. Of several ranks rank 0
-        does, for all.
+        does, for all. Raises DeevoError for -inf.
         """
         score = ranks().lead(lambda: self.fitness.score(row, inherited))
+        if score == -math.inf:
+            raise DeevoError(
+                f"the loss {full_name(self.fitness.loss)} of a network on the validation data is "
+                "-inf; expected a number to be minimised, or +inf or NaN for a network that cannot "
+                "be scored"
+            )
         return math.inf if math.isnan(score) else score
 
     def shown(self, score: float) -> float:

@@ -181,8 +181,11 @@ class Configuration:
         "bound. A mutant beyond a bound is put half way to it from its parent. Bounds are rounded"
         " towards 0 to what the rows hold",
         "SHADE",
+        search="weights",
     )
-    upper: float | None = option(None, "the bound above 0 of the same weights, likewise")
+    upper: float | None = option(
+        None, "the bound above 0 of the same weights, likewise", search="weights"
+    )
     population_min: int = option(
         0,
         "the number of members left in the end by a linear reduction, in which the worst go first; "

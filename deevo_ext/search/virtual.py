@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deevo_ext.distributed.ranks import ranks
+from deevo_ext.errors import DeevoError
 from deevo_ext.ops.philox import draw, words
 from deevo_ext.ops.tables import POPULATION_MEMBER, Purpose
 from deevo_ext.population.population import Population
@@ -51,6 +52,17 @@ def first_individuals(known: Sequence[Tensor], number: int, seed: int) -> Tensor
         normal = torch.special.ndtri(torch.from_numpy(uniform)).float()
         first.append(spread * normal + (centre if i % 2 else 0.0))
     return torch.stack(first[:INDIVIDUALS])
+
+
+def require_fit(configuration: Configuration) -> None:
+    """Raises DeevoError for parameters that a virtual evolution's individuals do not fit."""
+    individuals = first_individuals([torch.zeros(1)], 0, 0)
+    try:
+        DifferentialEvolution(Population.from_rows(individuals), configuration)
+    except DeevoError as error:
+        raise DeevoError(
+            f"the virtual evolution of a recipe has {INDIVIDUALS} members: {error}"
+        ) from error
 
 
 def evolve_virtually(

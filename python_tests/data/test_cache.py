@@ -437,6 +437,9 @@ def test_pictures_of_different_sizes_need_a_crop(tree: Path, tmp_path: Path) -> 
         _build(tree, tmp_path / "c", transform)
     with pytest.raises(DeevoError, match="no pictures found; expected train/CLASS"):
         open_pictures(tmp_path)
+    (tmp_path / "loose.PNG").touch()
+    with pytest.raises(DeevoError, match=r"in no class folder \(1\); expected CLASS"):
+        open_pictures(tmp_path)
     with pytest.raises(DeevoError, match="no such folder"):
         open_pictures(tmp_path / "nowhere")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_what_cannot_race_or_score_is_refused() -> None:
     with pytest.raises(deevo.DeevoError, match="expected a Fitness or a function"):
         as_fitness(3.0)  # type: ignore[arg-type]
     assert as_fitness(sphere).describe()["function"] == "support.evolution.sphere"
-    for value in (None, (1.0, 2.0), "one", torch.ones(2), 1j, torch.tensor(1 + 1j)):
+    for value in (None, (1.0, 2.0), "one", torch.ones(2), 1j, torch.tensor(1 + 1j), 10**400):
         numbers = as_fitness(lambda row, value=value: value)  # type: ignore[misc]
         with pytest.raises(deevo.DeevoError, match=r"lambda.* returned .*; expected a number"):
             deevo.Evolution(de, numbers, progress=False).run()
@@ -75,6 +76,41 @@ def test_what_cannot_race_or_score_is_refused() -> None:
             de.tell([value] * 8)  # type: ignore[list-item]
     with pytest.raises(deevo.DeevoError, match="complex"):
         de.tell(torch.ones(8, dtype=torch.cfloat))
+
+
+GIVEN: list[tuple[Callable[[torch.Tensor], Any], str]] = [
+    (lambda rows: None, "None"),
+    (lambda rows: 1.0, "1.0"),
+    (lambda rows: [0.5] * (len(rows) - 1), r"\[0.5, 0.5\]"),
+    (lambda rows: [0.5] * (len(rows) + 1), r"\[0.5, 0.5, 0.5, 0.5\]"),
+    (lambda rows: rows.mean(), r"values of shape \[\]"),
+    (lambda rows: rows[:, :2], r"values of shape \[3, 2\]"),
+    (lambda rows: ["one"] * len(rows), r"\['one', 'one', 'one'\]"),
+    (lambda rows: [10**400] * len(rows), r"\[1000"),
+]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(("scores", "match"), GIVEN)
+def test_values_of_another_number_or_kind_than_the_rows_are_refused(
+    scores: Callable[[torch.Tensor], Any], match: str, at_once: bool
+) -> None:
+    class AtOnce(Distances):
+        def __call__(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Any:
+            return scores(rows)
+
+    class Begun(Distances):
+        def begin(self, rows: torch.Tensor, members: torch.Tensor, batch: int) -> Any:
+            return lambda: scores(rows)
+
+    fitness, pop = AtOnce() if at_once else Begun(), population()
+    before = pop.rows.clone()
+    de = deevo.DifferentialEvolution(pop, generations=1, seed=1)
+    name = type(fitness).__name__
+    match = f"the fitness {name} returned {match}.* for 3 rows; expected 3 numbers"
+    with pytest.raises(deevo.DeevoError, match=match):
+        Scoring(de, fitness, 3).parents(0)
+    assert torch.equal(pop.rows, before)
 
 
 def test_a_chunk_is_waited_for_when_the_next_has_begun() -> None:

@@ -298,3 +298,15 @@ def test_a_network_whose_validation_is_nan_is_never_chosen() -> None:
     record = whole.state.validate(validation.score)
     assert record.scores[0] == math.inf and record.member.members != [0]
     assert math.isfinite(whole.state.initial["soup"].score)
+
+
+def test_a_validation_of_minus_infinity_is_refused() -> None:
+    def log_of_error(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.zeros(()).log()  # as of a network without an error
+
+    whole = run(None)
+    validation = whole.validation
+    assert isinstance(validation, deevo.FitnessValidation)
+    validation.fitness.loss = log_of_error
+    with pytest.raises(DeevoError, match=r"the loss .*log_of_error of a network .* is -inf; exp"):
+        whole.run()

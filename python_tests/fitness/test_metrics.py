@@ -240,7 +240,7 @@ def test_kinds_are_found_or_declared_and_sets_must_suit_them() -> None:
         deevo.ClassificationFitness(
             evaluator, data, metric=brier_of_set, sampling="importance", images_per_batch=20
         )
-    with pytest.raises(DeevoError, match="images_per_batch is 2, of which class"):
+    with pytest.raises(DeevoError, match="images_per_batch is 2, but class"):
         deevo.ClassificationFitness(evaluator, data, metric="macro-f1", images_per_batch=2)
     with pytest.raises(DeevoError, match="metric is top5, but the network has 3 classes"):
         settled(Metric.of("top5"), evaluator, [data])
@@ -283,6 +283,9 @@ def test_a_lambda_has_no_identity_but_a_name_that_is_given() -> None:
         Metric.of(top2, name="loss")  # tables and fits would take it for the cross-entropy
     assert Metric.of(top2).describe()["metric"].keys() == {"function", "sha256"}
     assert Metric.of(made(2.0)).describe() == Metric.of(made(2.0)).describe()
+    # A run that minimised what is to be maximised does not go on as if it had not.
+    up = Metric.of(top2, higher_is_better=True).describe()
+    assert up == Metric.of(top2).describe() | {"higher_is_better": True}
     assert Metric.of(made(2.0)).describe() != Metric.of(made(3.0)).describe()
     assert Metric.of("macro-f1").describe() == {"metric": "macro-f1"}
 

@@ -203,7 +203,8 @@ def test_an_image_is_augmented_by_its_number_and_batch_alone() -> None:
     other = AugmentedImages(data, augmentation, torch.arange(50), 5, 9)
     assert not torch.equal(other.pixels(0, 50), whole.pixels(0, 50))
     assert len({whole.digest(), other.digest(), data.digest()}) == 3
-    for text in ("rotate", "shift:1.5", "shift:-1", "crop:0", "crop:1.2", "shift:x", "mirror:2"):
+    for text in ("rotate", "shift:1.5", "shift:-1", "shift:inf", "shift:1e30", "shift:x",
+                 "crop:0", "crop:1.2", "mirror:2"):  # fmt: skip
         with pytest.raises(deevo.DeevoError, match="augment is"):
             Augmentation.parse(text)
 

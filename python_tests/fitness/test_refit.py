@@ -211,6 +211,12 @@ def test_folds_are_equal_shares_of_each_class() -> None:
     assert not torch.equal(fold, fold_numbers(labels, 5, 4))
 
 
+def test_features_that_are_all_0_change_nothing() -> None:
+    _, logits, labels = task(60, 5, 3)
+    fit = refit(torch.zeros(60, 4), logits, labels, LOSS, 0, bias=False)
+    assert not fit.accepted or not fit.weight.any()
+
+
 def test_labels_that_no_refit_can_learn_from() -> None:
     assert why_no_refit(torch.tensor([0] * 30 + [1]), 2) == ""  # a class of one image will do
     assert "class 1, have no image" in why_no_refit(torch.tensor([0] * 30 + [2] * 30), 3)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from deevo_ext.errors import DeevoError
+from deevo_ext.fitness.metrics import Metric
 from deevo_ext.runs.comparison import Comparison, Measured
 from deevo_ext.runs.paired import Difference, bootstrap_interval, mcnemar
 from deevo_ext.runs.soups import average, greedy_soup
@@ -87,6 +88,47 @@ def test_verdicts() -> None:
     )
 
 
+def test_nothing_is_said_of_differences_that_are_not_finite() -> None:
+    def minus_log(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        right = (logits.argmax(dim=1) == labels).double()
+        return -torch.stack([right[labels == c].mean() for c in range(2)]).min().log()
+
+    # A class of which both networks get few images right, and in some resamples none.
+    labels = torch.arange(200) % 20 == 0
+    sure = torch.nn.functional.one_hot(labels.long(), 2).float()
+    few, fewer = (sure.clone() for _ in range(2))
+    for one, right in ((few, 2), (fewer, 1)):
+        places = labels.nonzero().flatten()[right:]
+        one[places] = one[places].flip(1)
+    metric = Metric.of(minus_log, whole=True)
+    for both in ((few, fewer), (fewer, few)):
+        difference = Difference.of("best parent", metric, *both, labels.long())
+        assert math.isfinite(difference.mean) and not difference.finite
+        assert difference.finding == "shows no measurable difference to"
+    for higher in (False, True):  # a bound that is known decides, the other is the same or infinite
+        for interval, low in (((0.1, math.nan), higher), ((math.nan, -0.1), not higher)):
+            said = Difference("best parent", 0.0, interval, higher).finding
+            assert said == ("is better than" if low else "is worse than")
+        unknown = Difference("best parent", 0.0, (-0.762, math.nan), higher).finding
+        assert "no measurable difference" in unknown
+
+    whole = comparison(-0.2, -0.1)
+    for mean, interval in ((0.2, (-0.762, math.nan)), (math.nan, (math.nan, math.nan))):
+        rival = Difference("classifier refitted", mean, interval)
+        parent = Difference("best parent", mean, interval)
+        text = dataclasses.replace(whole, rival=rival).verdict
+        assert "cannot be compared with the best initial one" in text and "nan" not in text
+        text = dataclasses.replace(whole, parent=parent).verdict
+        assert "is better than the best initial one" in text and "nan" not in text
+        assert "; it cannot be compared with the best parent: a loss, or that of a" in text
+        nothing = dataclasses.replace(whole, evolved=None, rival=None, parent=parent)
+        assert nothing.verdict == (
+            "No step of the search was taken; the evolved soup is returned, which cannot be "
+            "compared with the best parent on test: a loss, or that of a resample of the images, "
+            "is not finite." + ENSEMBLE
+        )
+
+
 def test_verdicts_are_in_the_users_metric() -> None:
     of_loss = comparison(0.1, 0.2)
     rows = [
@@ -111,7 +153,7 @@ def test_verdicts_are_in_the_users_metric() -> None:
 
 def test_table_as_text_and_json(tmp_path: Path) -> None:
     c = comparison(-0.2, -0.1)
-    text = c.format()
+    rows, text = c.networks, c.format()
     assert "> evolved soup" in text and "5,000" in text and c.verdict in text
     table, legend, verdict = text.split("\n\n")
     assert len(table.splitlines()) == 1 + len(c.networks) and verdict == c.verdict
@@ -133,6 +175,13 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     assert "margin" in by_margin.format().splitlines()[0] and "1.5000" in by_margin.format()
     by_margin.save(tmp_path / "margin.json")
     assert Comparison.load(tmp_path / "margin.json") == by_margin
+    broken = dataclasses.replace(by_margin.networks[0], metric=-math.inf)
+    broken = dataclasses.replace(by_margin, networks=[broken, *by_margin.networks[1:]])
+    broken.save(tmp_path / "broken_margin.json")
+    for table in (broken, Comparison.load(tmp_path / "broken_margin.json")):
+        cells = [line.split()[-7] for line in table.format().splitlines()[1 : 1 + len(rows)]]
+        assert cells[0] in ("-inf", "nan") and cells[1:] == ["1.5000"] * (len(rows) - 1)
+        assert cells[0] in table._repr_html_()
     assert saved["rows"][3]["mcnemar"] == pytest.approx(2 * 5 / 16)  # 3 gained, 1 lost
     assert {"loss", "top1", "images", "forward_passes"} <= saved["rows"][0].keys()
 

@@ -75,6 +75,9 @@ def test_a_keyword_replaces_what_a_group_says() -> None:
         ([RunOptions(search="weights")], {"rounds": 3}, "rounds belongs to search='coefficients'"),
         ((), {"generations": 3}, r"generations belongs to .* \(--search weights\)"),
         ((), {"crossover_unit": "weight"}, "crossover_unit belongs to search='weights'"),
+        ((), {"upper": 0.1}, "upper belongs to search='weights'"),
+        ((), {"population_min": 100}, "recipe has 64 members: population_min is 100"),
+        ((), {"population_min": 4, "evaluations": 10}, "64 members: evaluations is 10"),
         ((), {"seconds": -1.0}, "seconds is -1.0; expected a finite number, at least 1e-09"),
         ((), {"racing_first": 0.1, "search": "weights"}, "which nothing uses without racing"),
         (

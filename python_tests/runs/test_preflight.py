@@ -75,6 +75,9 @@ def test_members_are_scored_on_a_thousand_images(checkpoints: Path) -> None:
         error = float(whole.std()) * (1 / 1000 - 1 / 1500) ** 0.5
         assert abs(score.loss - float(whole.mean())) < 4 * error
         assert f"m{i}  top-1 {score.top1:.3f}" in str(found)
+    assert "Members on 1,000 fitness images:" in str(found)
+    again = str(look(checkpoints, batchnorm="recalibrate"))
+    assert "Members on 1,000 fitness images, BatchNorm statistics re-estimated:" in again
     assert found.basin is not None and str(found.basin) in str(found)
     assert found.device_bytes["host"].needed > pop.rows.numel() * 4
     with pytest.raises(
