@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, a cache of their own, workers.
+"""What all tests share: Triton's interpreter where there is no GPU, a cache, workers, threads.
 
 The marker `gpu`: skipped without a CUDA device, a failure instead when DEEVO_REQUIRE_GPU=1.
 """
@@ -46,6 +46,14 @@ def _engine_cache() -> Iterator[None]:
             del os.environ["DEEVO_CACHE_DIR"]
         else:
             os.environ["DEEVO_CACHE_DIR"] = before
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Gives torch, after a test, the number of threads that it had before."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

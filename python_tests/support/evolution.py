@@ -1,4 +1,4 @@
-"""A small population, images and a function for it to be evolved on."""
+"""A small population, images and a function for it to be evolved on, and a short run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import deevo_ext as deevo
 from deevo_ext import Population
 from deevo_ext.data.images import ImageSet
 from support.networks import Net, members
@@ -57,3 +58,34 @@ def sphere_until(count: int, then: Callable[[], None]) -> Callable[[torch.Tensor
 def top2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """1 where the true class is not among the first two."""
     return 1.0 - (logits.topk(2).indices == labels[:, None]).any(dim=1).float()
+
+
+def short_run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Result:
+    """A short whole run; eager, because the other engines export the network first."""
+    values: dict = {
+        "generations": 12,
+        "images_per_batch": 60,
+        "generations_per_batch": 3,
+        "validate_every": 4,
+        "micro_batch": 32,
+        "progress": False,
+        "seed": 3,
+        "inject_soups": False,
+        "engine": "eager",
+        **options,
+    }
+    return deevo.evolve(
+        Net(),
+        checkpoints,
+        images(150, 1),
+        images(90, 2),
+        images(70, 3, "test"),
+        search="weights",
+        run_dir=run_dir,
+        **values,
+    )
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts have the same names and values."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -178,3 +178,18 @@ class Problem:
             progress=False,
             **options,
         )
+
+
+GAINS = {"seed": 1, "generations": 4}  # of a problem where round 1 takes a step
+TWO_STEPS: dict[
+    Callable[[], nn.Module], dict[str, Any]
+] = {  # where both rounds do, with few labels
+    Plain: {"seed": 2, "images": 300, "spread": 0.6},
+    Normed: {"seed": 0, "images": 300, "spread": 0.4},
+}
+NORMED: dict[str, Any] = {**GAINS, "seed": 3, "spread": 0.3, "batchnorm": "recalibrate"}
+
+
+def problem(factory: Callable[[], nn.Module] = Plain, **values: Any) -> Problem:
+    """A problem where round 1 takes a step, unless values say otherwise."""
+    return Problem(factory, **{**(NORMED if factory is Normed else GAINS), **values})

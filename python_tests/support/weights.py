@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from deevo_ext import backends
 from deevo_ext.ops.tables import MAX_TERMS, NUM_CHOICE_COLUMNS, ChoiceColumn, gene_words
 from support.operators import OPERATORS
 
@@ -155,3 +157,14 @@ def random_weights(
         w.gene_mask = torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32)
         w.gene_mask[:, -1] &= (1 << genes % 32) - 1 if genes % 32 else -1
     return w
+
+
+@functools.cache
+def reference_trials(
+    dtype: torch.dtype, columns: int, members: int
+) -> tuple[Weights, torch.Tensor]:
+    """Random arguments, and what the reference makes of them; shared, so not to be changed."""
+    w = random_weights(members, columns, dtype, seed=7, draw=columns, nonneg=columns // 3 + 5)
+    w.nonneg_start = max(w.nonneg_start, 0)
+    with backends.use("reference"):
+        return w, w.trials()
