@@ -12,13 +12,8 @@ from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.runs import journal
-from support.evolution import images, population, save_members
+from support.evolution import images, population
 from support.networks import Net
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Path:
-    return save_members(tmp_path / "checkpoints", 8)
 
 
 def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Result:

@@ -18,14 +18,8 @@ from deevo_ext.runs.preflight import (
     Preflight,
     duration_text,
 )
-from support.evolution import images, save_members
+from support.evolution import images
 from support.networks import Net
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Path:
-    return save_members(tmp_path / "c", 8)
-
 
 SHORT: dict = {
     "images_per_batch": 96,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +17,11 @@ from deevo_ext.runs.recipe_run import Budget
 from deevo_ext.runs.run import Evolution
 from deevo_ext.runs.validation import Validation
 from support.evolution import images, population, save_members, sphere
+from support.journals import lines
 from support.networks import Net
 from support.rounds import Problem
 
 GENERATIONS = 10
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """A journal's lines without what a clock decides, and without checks, which depend on that."""
-    text = (folder / journal.FILE_NAME).read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "check")}
-        for line in text
-    ]
 
 
 def evolution(

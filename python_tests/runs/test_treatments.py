@@ -16,14 +16,8 @@ from deevo_ext.runs import journal
 from deevo_ext.runs.contenders import compare, contenders_of
 from deevo_ext.runs.folder import TENSORS
 from deevo_ext.runs.replay import write_candidate
-from support.evolution import images, save_members, top2
+from support.evolution import images, top2
 from support.networks import Net
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Path:
-    """A folder of eight checkpoints of the tiny network."""
-    return save_members(tmp_path / "checkpoints", 8)
 
 
 def run(checkpoints: Path, run_dir: Path, **options: object) -> deevo.Result:
