@@ -47,7 +47,7 @@ def write_recipe(
     population: Population,
     network: ComposedNetwork,
     *,
-    naming: Naming | None = None,
+    naming: Naming,
     unit: str | None = None,
     fitted_on: Mapping[str, Any],
     scores: Mapping[str, Any],
@@ -55,8 +55,8 @@ def write_recipe(
     """Writes a network as a recipe, from which `merge` makes every bit of it again.
 
     Statistics and classifier go into a .safetensors file beside it, changes by channel into a
-    second; members that were read from no file are written, too. naming: the first checkpoint's,
-    read where it is not given. unit: of the blocks. fitted_on, scores: plain values, for readers.
+    second; members that were read from no file are written, too. naming: the first checkpoint's.
+    unit: of the blocks. fitted_on, scores: plain values, for readers.
     """
     path = Path(path)
     if population.statistics_layout.dim and network.statistics is None:
@@ -79,11 +79,11 @@ def write_recipe(
         genes = Genes.of(population.layout, network.blocks)
         parts = genes.by_tensor(network.changes.cpu())
         moves = save({name: part.contiguous() for name, part in parts.items() if part.any()})
-    inventory, first = population.inventory, naming or Naming.of_population(population)
+    inventory = population.inventory
     counters = [tensor.name for tensor in inventory.tensors if tensor.counter is not None]
-    absent = [name for name in counters if name not in first.names]
+    absent = [name for name in counters if name not in naming.names]
     options = population.options
-    ignore = tuple(dict.fromkeys((*options.ignore, *map(glob.escape, first.ignored))))
+    ignore = tuple(dict.fromkeys((*options.ignore, *map(glob.escape, naming.ignored))))
     names = population.names[: population.initial_size]
     recipe = RecipeFile(
         members={name: Named(*file) for name, file in zip(names, files, strict=True)},

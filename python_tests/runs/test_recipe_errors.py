@@ -14,8 +14,7 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.population import Population
-from deevo_ext.runs.merge import write_recipe
-from support.merging import GOOD, drawn, network_of, save, written
+from support.merging import GOOD, drawn, network_of, save, save_recipe, written
 from support.networks import ConvNet, TiedNet, members
 
 # Written
@@ -48,7 +47,7 @@ def test_a_network_that_does_not_fit_is_not_written(
     good = network_of(population, Blocks.whole(population.layout))
     network = ComposedNetwork(**{**vars(good), **change})
     with pytest.raises(DeevoError, match=match):
-        write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+        save_recipe(tmp_path / "recipe.yaml", population, network)
     assert [path.name for path in tmp_path.iterdir()] == ["members"]
 
 
@@ -58,9 +57,7 @@ def test_what_recipes_cannot_say_is_refused(tmp_path: Path) -> None:
     evolved.pristine = False
     for population, match in ((inherit, "inherit"), (evolved, "were evolved")):
         with pytest.raises(DeevoError, match=match):
-            write_recipe(
-                tmp_path / "r.yaml", population, network_of(population), fitted_on={}, scores={}
-            )
+            save_recipe(tmp_path / "r.yaml", population, network_of(population))
     tied = Population.from_state_dicts(TiedNet(), members(TiedNet, 3))
     refit = {"decoder.weight": torch.zeros(11, 5)}
     blocks = Blocks.whole(tied.layout)
@@ -136,7 +133,7 @@ def test_members_that_changed_or_differ(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", states)
     population = Population.from_checkpoints(ConvNet(), folder, batchnorm="recalibrate")
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out.safetensors"
-    write_recipe(recipe, population, network_of(population), fitted_on={}, scores={})
+    save_recipe(recipe, population, network_of(population))
     for name in ("m/b.safetensors", "recipe.safetensors"):
         with pytest.raises(DeevoError, match=f"{name} is a part of the recipe"):
             deevo.merge(recipe, tmp_path / name)

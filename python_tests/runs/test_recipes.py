@@ -19,8 +19,15 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.population import Population
-from deevo_ext.runs.merge import write_recipe
-from support.merging import assert_merges, expected_of, network_of, save, weighed, written
+from support.merging import (
+    assert_merges,
+    expected_of,
+    network_of,
+    save,
+    save_recipe,
+    weighed,
+    written,
+)
 from support.networks import ConvNet, MaskedNet, SharedNorm, TiedNet, members
 from support.populations import State, assert_equal
 
@@ -39,7 +46,7 @@ def test_merge_makes_every_bit_again(
         ConvNet(), folder, dtype=dtype, frozen=frozen, batchnorm=policy
     )
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     made = assert_merges(tmp_path / "recipe.yaml", expected_of(population, network))
     assert made.as_recorded is True
     assert made.statistics == ("evolved" if policy == "evolve" else "given")
@@ -66,7 +73,7 @@ def test_tied_masked_and_shared_tensors_come_back(tmp_path: Path, dtype: torch.d
             factory(), folder / "members", dtype=dtype, frozen=frozen
         )
         network = network_of(population)
-        write_recipe(folder / "recipe.yaml", population, network, fitted_on={}, scores={})
+        save_recipe(folder / "recipe.yaml", population, network)
         made = assert_merges(folder / "recipe.yaml", expected_of(population, network))
         assert made.as_recorded is True
         factory().load_state_dict(load_file(made.path), strict=True)
@@ -101,7 +108,7 @@ def test_pth_comes_back_as_it_was_wrapped(tmp_path: Path, wrap: Callable[[State]
     key = "model_ema" if wrap is averaged else None
     population = Population.from_checkpoints(ConvNet(), folder, checkpoint_key=key)
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     assert deevo.merge(tmp_path / "recipe.yaml", tmp_path / "out.pth").as_recorded
     loaded, first = (torch.load(p) for p in (tmp_path / "out.pth", folder / "a.pth"))
     for wrapper in {
@@ -126,7 +133,7 @@ def test_a_models_own_prefix_stays(tmp_path: Path) -> None:
     states = [{f"module.{k}": v for k, v in s.items()} for s in members(ConvNet, 3)]
     population = Population.from_checkpoints(Outer(), save(tmp_path / "members", states))
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     assert "module.fc.weight" in (tmp_path / "recipe.yaml").read_text()
     assert assert_merges(tmp_path / "recipe.yaml", expected_of(population, network)).as_recorded
 
@@ -139,7 +146,7 @@ def test_counters_that_files_lack_or_hold_as_floats(tmp_path: Path) -> None:
     model.bn1.num_batches_tracked.fill_(12)
     population = Population.from_checkpoints(model, save(tmp_path / "members", states))
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     made = assert_merges(tmp_path / "recipe.yaml", expected_of(population, network))
     merged = load_file(made.path)
     assert [int(merged[f"bn{i}.num_batches_tracked"]) for i in (1, 2)] == [12, 41]
@@ -150,7 +157,7 @@ def test_members_of_two_dtypes_give_the_wider_one(tmp_path: Path) -> None:
     states = members(ConvNet, 1, dtype=torch.float16) + members(ConvNet, 2, seed=1)
     population = Population.from_checkpoints(ConvNet(), save(tmp_path / "members", states))
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     made = assert_merges(tmp_path / "recipe.yaml", expected_of(population, network))
     assert load_file(made.path)["fc.weight"].dtype == torch.float32
 
@@ -161,7 +168,7 @@ def test_members_of_two_dtypes_give_the_wider_one(tmp_path: Path) -> None:
 def test_members_in_memory_get_files_beside_the_recipe(tmp_path: Path) -> None:
     population = Population.from_state_dicts(ConvNet(), members(ConvNet, 3), names=NAMES)
     network = network_of(population)
-    write_recipe(tmp_path / "recipe.yaml", population, network, fitted_on={}, scores={})
+    save_recipe(tmp_path / "recipe.yaml", population, network)
     assert_merges(tmp_path / "recipe.yaml", expected_of(population, network))
 
 
@@ -171,7 +178,7 @@ def test_a_moved_run_finds_its_members_by_their_content(tmp_path: Path) -> None:
     population = Population.from_checkpoints(ConvNet(), folder)
     network = network_of(population)
     recipe = tmp_path / "run" / "recipe.yaml"
-    write_recipe(recipe, population, network, fitted_on={}, scores={})
+    save_recipe(recipe, population, network)
     moved = tmp_path / "moved"
     folder.rename(moved)
     for i, name in enumerate("cab"):
@@ -200,7 +207,7 @@ def test_statistics_and_classifier_lie_beside_the_recipe(
     refit = {"fc.weight": torch.randn(3, 5), "fc.bias": torch.randn(3)}
     network = ComposedNetwork(plain.blocks, plain.coefficients, plain.statistics, refit)
     recipe = tmp_path / "recipe.yaml"
-    write_recipe(recipe, population, network, unit="member", fitted_on={}, scores={})
+    save_recipe(recipe, population, network, unit="member")
     assert assert_merges(recipe, expected_of(population, network)).as_recorded
     beside = load_file(tmp_path / "recipe.safetensors")
     assert torch.equal(beside["fc.weight"], refit["fc.weight"])

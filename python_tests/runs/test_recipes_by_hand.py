@@ -15,8 +15,7 @@ from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.population import Population
 from deevo_ext.population.recipes import uniform
-from deevo_ext.runs.merge import write_recipe
-from support.merging import GOOD, assert_merges, expected_of, save, weighed, written
+from support.merging import GOOD, assert_merges, expected_of, save, save_recipe, weighed, written
 from support.networks import ConvNet, MaskedNet, members
 
 
@@ -83,7 +82,7 @@ def test_an_edited_coefficient_changes_its_block_alone(tmp_path: Path) -> None:
     blocks = Blocks.by_patterns(population.layout, ["fc.*", "*"])
     network = ComposedNetwork(blocks, torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.75, 0.0]]), None)
     recipe = tmp_path / "recipe.yaml"
-    write_recipe(recipe, population, network, fitted_on={}, scores={"loss": 0.5})
+    save_recipe(recipe, population, network)
     text = recipe.read_text()
     assert "{a: 0.5, b: 0.25, c: 0.25}" in text
     edited = text.replace("{a: 0.5, b: 0.25, c: 0.25}", "{a: 1, b: -3e-1, c: 0.3}")

@@ -16,6 +16,7 @@ from deevo_ext.population.blocks import Blocks
 from deevo_ext.population.composed import ComposedNetwork
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
+from deevo_ext.runs.merge import write_recipe
 from support.networks import ConvNet, members
 from support.populations import State, assert_equal
 
@@ -29,6 +30,14 @@ def drawn(blocks: int, size: int = 3, seed: int = 7) -> Tensor:
     recipe[torch.rand(blocks, size, generator=generator) < 0.2] = 0.0
     recipe[:, 0] = 1.0 - recipe[:, 1:].sum(dim=1)
     return recipe
+
+
+def save_recipe(
+    path: Path, population: Population, network: ComposedNetwork, unit: str | None = None
+) -> None:
+    """Writes a network as a run does at its end, without what that says of images and scores."""
+    naming = Naming.of_population(population)
+    write_recipe(path, population, network, naming=naming, unit=unit, fitted_on={}, scores={})
 
 
 def save(folder: Path, states: list[State], wrap: Callable[[State], Any] | None = None) -> Path:
