@@ -108,7 +108,12 @@ def names_in_file(path: Path) -> list[str]:
         value = sorted(value, key=value.__getitem__)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DeevoError(f"{path}: expected a list of the classes' names, or their numbers by name")
-    return [name.strip() for name in value if name.strip()]
+    names = [name.strip() for name in value]
+    if path.suffix != ".json":  # where a line may be empty
+        return [name for name in names if name]
+    if "" in names:
+        raise DeevoError(f"{path}: class {names.index('')} has an empty name; give it one")
+    return names
 
 
 def _natural(name: str) -> list[int | str]:

@@ -35,6 +35,8 @@ from deevo_ext.errors import DeevoError
 # Looks for each doubling of the images seen: more spend the error thinner, fewer drop later. On
 # stored scores of real populations two saved 1 to 2 % of the images over one.
 LOOKS_PER_DOUBLING = 2
+# Images of the first look at least: means of fewer are not normal, and `t_quantile` is too small.
+_FEWEST = 32
 # Images seen per parent before the parents' scores are used: fewer could be fitted by chance.
 _IMAGES_PER_PARENT = 8
 
@@ -68,7 +70,7 @@ class Racing:
     def looks(self, images: int, micro_batch: int) -> list[int]:
         """Returns the images seen at each look, ascending.
 
-        They are whole micro-batches; the last look is at all images.
+        They are whole micro-batches, of 32 images at least; the last look is at all images.
         """
         ends: list[int] = []
         for k in itertools.count():
@@ -76,7 +78,7 @@ class Racing:
             if share >= 1.0:
                 break
             end = math.ceil(share * images / micro_batch) * micro_batch
-            if end < images and end > (ends[-1] if ends else 1):
+            if end < images and end > (ends[-1] if ends else _FEWEST - 1):
                 ends.append(end)
         return [*ends, images]
 
@@ -145,7 +147,7 @@ def t_quantile(probability: float, freedom: int) -> float:
     """Returns a quantile of Student's t, by Cornish and Fisher's expansion about the normal one.
 
     Abramowitz & Stegun 26.7.5, four terms: for 63 degrees of freedom, one micro-batch of 64, the
-    error is below 1e-5 up to the quantile 0.9999.
+    error is below 1e-5 up to the quantile 0.9999, for 27, of 32 images and 4 parents, below 1e-4.
     """
     z = NormalDist().inv_cdf(probability)
     terms = (

@@ -90,7 +90,15 @@ def test_orders_are_read_from_files(tmp_path: Path) -> None:
     assert class_order_of(str(table), "") == ["b", "a"]
     table.write_text(json.dumps(["b", "a"]))
     assert class_order_of(str(table), "") == ["b", "a"]
-    for content in ('{"a": 1}', '{"a": true, "b": 0}', "[1]", "{", "[" * 10**5, "3"):
+    for content in (
+        '{"a": 1}',
+        '{"a": true, "b": 0}',
+        "[1]",
+        '["b", " ", "a"]',
+        "{",
+        "[" * 10**5,
+        "3",
+    ):
         table.write_text(content)
         with pytest.raises(DeevoError, match=r"names\.json"):
             class_order_of(str(table), "")

@@ -26,6 +26,7 @@ def test_quantiles_are_student_ts() -> None:
         for probability in (0.9, 0.99, 0.998, 0.9999):
             found = t_quantile(probability, freedom)
             assert abs(found - t.ppf(probability, freedom)) < 1e-5
+            assert abs(t_quantile(probability, 27) - t.ppf(probability, 27)) < 1e-4
 
 
 @pytest.mark.parametrize("size", [100, 4096, 10_000, 50_000])
@@ -34,12 +35,12 @@ def test_looks_grow_by_root_two_and_fall_on_micro_batches(size: int, micro_batch
     looks = Racing(0.01).looks(size, micro_batch)
     assert looks[-1] == size and looks == sorted(set(looks))
     for look in looks[:-1]:
-        assert look % micro_batch == 0 and look > 1
+        assert look % micro_batch == 0 and look >= 32
     shares = [2.0 ** -(k / 2) for k in range(10, 0, -1)]
     assert len(looks) <= len(shares) + 1
-    for share in shares:  # the first whole micro-batch, of at least two images, from there on
+    for share in shares:  # the first whole micro-batch, of at least 32 images, from there on
         next_look = next(look for look in looks if look >= share * size)
-        assert next_look < max(share * size + micro_batch, 3) or next_look == size
+        assert next_look < max(share * size, 32 * 2**0.5) + micro_batch or next_look == size
     assert Racing(0.01, first=1.0).looks(size, micro_batch) == [size]
 
 
