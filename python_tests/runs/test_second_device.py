@@ -130,9 +130,13 @@ def test_probes_wait_twice_a_block(reads: Reads, batchnorm: str) -> None:
     )
     blocks = Blocks.by_tensor(pop.layout)
     probing = Probing(ProbeForward(evaluator), blocks, 0.3, 8)
-    before = reads.count
-    probing.model(uniform(len(blocks), 5, range(5)), images(60))
-    assert reads.count - before <= 2 * len(blocks) + 2
+    recipe, counts = uniform(len(blocks), 5, range(5)), [reads.count]
+    for _ in range(2):
+        probing.model(recipe, images(60))
+        counts.append(reads.count)
+    first, again = counts[1] - counts[0], counts[2] - counts[1]
+    assert again <= 2 * len(blocks) + 2
+    assert first <= again + 1  # which memory format the module takes is found out once
 
 
 @pytest.mark.usefixtures("reads")
