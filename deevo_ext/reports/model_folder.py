@@ -4,7 +4,7 @@
     transformers.AutoModelForImageClassification.from_pretrained("FOLDER")
 
 Networks of timm get timm's config, which transformers reads, too; networks of a Hugging Face folder
-keep that folder's.
+get the config that they were made with, and keep that folder's image processor.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def write_model_folder(
     if source == "timm":
         config = _timm_config(folder, network, class_names)
     else:
-        config = _copied_config(folder, Path(name), class_names)
+        config = _config_of_transformers(network.model, class_names)
+        if (Path(name) / PROCESSOR).exists():
+            shutil.copyfile(Path(name) / PROCESSOR, folder / PROCESSOR)
     write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     # transformers asks for the metadata to say whose tensors these are.
@@ -85,9 +87,9 @@ def write_model_folder(
         shutil.copyfile(card.parent / picture, folder / picture)
     values = {
         "timm": source == "timm",
-        "name": name if source == "timm" else config.get("architectures", [folder.name])[0],
+        "name": name if source == "timm" else type(network.model).__name__,
         "title": folder.name,
-        "classes": len(class_names),
+        "classes": len(class_names) or network.num_classes,
         "takes": images_text(None, network.transform),
         "card": said,
     }
@@ -128,11 +130,11 @@ def _data_config(transform: Transform) -> dict[str, Any]:
     return {**data, "input_size": size, "crop_pct": share, "crop_mode": mode}
 
 
-def _copied_config(folder: Path, origin: Path, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns the origin's config with the names of the classes, and copies its processor's."""
-    config: dict[str, Any] = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
-    config["id2label"] = {str(i): name for i, name in enumerate(class_names)}
-    config["label2id"] = {name: i for i, name in enumerate(class_names)}
-    if (origin / PROCESSOR).exists():
-        shutil.copyfile(origin / PROCESSOR, folder / PROCESSOR)
+def _config_of_transformers(model: nn.Module, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the config that the model was made with, and the names of the classes if any."""
+    made: Any = model.config
+    config: dict[str, Any] = json.loads(made.to_json_string())
+    if class_names:  # transformers counts the classes by them, and would count none
+        config["id2label"] = {str(i): name for i, name in enumerate(class_names)}
+        config["label2id"] = {name: i for i, name in enumerate(class_names)}
     return config

@@ -151,3 +151,21 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path, card: Path) -> None
     images = torch.randn(2, 3, 40, 40)
     assert torch.equal(loaded(images).logits, models[1].eval()(images).logits)
     assert loaded.config.id2label[2] == "horse"
+
+
+@pytest.mark.parametrize("names", [NAMES, []])
+def test_transformers_loads_what_was_scored(names: list[str], tmp_path: Path, card: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(
+        **sizes, intermediate_size=32, image_size=16, patch_size=8, num_labels=5
+    )
+    config.save_pretrained(tmp_path / "origin")
+    arguments = {"hidden_act": "relu", "layer_norm_eps": 0.5}
+    network = architecture(f"hf:{tmp_path}/origin", num_classes=3, model_args=arguments)
+    write_model_folder(tmp_path / "out", network, network.model.state_dict(), names, card)
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(images).logits, network.model(images).logits)
+    assert [*model.config.id2label.values()] == (names or [f"LABEL_{i}" for i in range(3)])
+    assert "`ViTForImageClassification`, 3 classes." in (tmp_path / "out" / README).read_text()
