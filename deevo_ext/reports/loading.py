@@ -36,17 +36,18 @@ def _making(network: Architecture | None) -> tuple[list[str], str]:
     if network is None:
         return [], "model = ...  # made as for the checkpoints"
     source, _, name = network.name.partition(":")
-    options = "".join(f", {key}={value!r}" for key, value in network.arguments.items())
+    arguments = dict(network.arguments)
+    if source == "hf" and "num_classes" in arguments:  # as a config calls it
+        arguments = {"num_labels": arguments.pop("num_classes"), **arguments}
+    options = "".join(f", {key}={value!r}" for key, value in arguments.items())
     if source == "torchvision":
         return ["import torchvision"], f'model = torchvision.models.get_model("{name}"{options})'
     if source == "timm":
         return ["import timm"], f'model = timm.create_model("{name}"{options})'
     if source == "hf":
-        labels = network.arguments.get("num_classes")
-        more = "" if labels is None else f", num_labels={labels}"
         return (
             ["from transformers import AutoConfig, AutoModelForImageClassification"],
-            f'config = AutoConfig.from_pretrained("{name}"{more})\n'
+            f'config = AutoConfig.from_pretrained("{name}"{options})\n'
             "model = AutoModelForImageClassification.from_config(config)",
         )
     return [f"from {source} import {name}"], f"model = {name}({options.removeprefix(', ')})"

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.data.transform import Transform
-from deevo_ext.networks.zoo import Architecture, architecture
+from deevo_ext.networks.zoo import architecture
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.naming import Naming
 from deevo_ext.reports.loading import images_text, loading_code, pictures_text
+from support import zoo
 from support.evolution import images, save_members
 from support.networks import Net
 
@@ -53,10 +54,23 @@ def test_a_network_without_a_name_and_names_of_another_kind(tmp_path: Path) -> N
     assert "# The file's names are the checkpoints'" in loading_code(file, others, None)
     more = Naming({name: name for name in state}, {"n_averaged": torch.ones(1)}, ())
     assert "load_state_dict(state, strict=False)" in loading_code(file, more, None)
-    folder = Architecture("hf:some/folder", Net(), 7, None, arguments={"num_classes": 7})
-    assert 'AutoConfig.from_pretrained("some/folder", num_labels=7)' in loading_code(
-        file, more, folder
-    )
+
+
+def test_the_code_makes_a_network_of_transformers_as_it_was_made(tmp_path: Path) -> None:
+    zoo.torchvision()
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.ViTConfig(
+        **sizes, intermediate_size=32, image_size=16, patch_size=8
+    ).save_pretrained(tmp_path / "origin")
+    arguments = {"hidden_act": "relu", "layer_norm_eps": 0.5}
+    network = architecture(f"hf:{tmp_path}/origin", num_classes=3, model_args=arguments)
+    state, file = network.model.state_dict(), tmp_path / "evolved.safetensors"
+    save_file(state, file)
+    names: dict = {}
+    exec(loading_code(file, Naming.of_file(file, NameOptions(), state.keys()), network), names)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(names["model"](images).logits, network.model(images).logits)
 
 
 def test_size_and_normalisation_are_said() -> None:
