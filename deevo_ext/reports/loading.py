@@ -19,13 +19,13 @@ def loading_code(file: Path, naming: Naming, network: Architecture | None) -> st
     """
     imports, making = _making(network)
     lines = [*imports, "from safetensors.torch import load_file", "", making]
-    lines.append(f'state = load_file("{file}")')
+    lines.append(f"state = load_file({str(file)!r})")
     prefix = _prefix(naming.names)
     if prefix is None:
         lines.append("# The file's names are the checkpoints'; make them the model's as for those.")
     elif prefix:
         lines.append(
-            f'state = {{name.removeprefix("{prefix}"): tensor for name, tensor in state.items()}}'
+            f"state = {{name.removeprefix({prefix!r}): tensor for name, tensor in state.items()}}"
         )
     more = ", strict=False" if naming.extra else ""  # which the model does not have
     return "\n".join([*lines, f"model.load_state_dict(state{more})", "model.eval()"])
@@ -41,13 +41,13 @@ def _making(network: Architecture | None) -> tuple[list[str], str]:
         arguments = {"num_labels": arguments.pop("num_classes"), **arguments}
     options = "".join(f", {key}={value!r}" for key, value in arguments.items())
     if source == "torchvision":
-        return ["import torchvision"], f'model = torchvision.models.get_model("{name}"{options})'
+        return ["import torchvision"], f"model = torchvision.models.get_model({name!r}{options})"
     if source == "timm":
-        return ["import timm"], f'model = timm.create_model("{name}"{options})'
+        return ["import timm"], f"model = timm.create_model({name!r}{options})"
     if source == "hf":
         return (
             ["from transformers import AutoConfig, AutoModelForImageClassification"],
-            f'config = AutoConfig.from_pretrained("{name}"{options})\n'
+            f"config = AutoConfig.from_pretrained({name!r}{options})\n"
             "model = AutoModelForImageClassification.from_config(config)",
         )
     return [f"from {source} import {name}"], f"model = {name}({options.removeprefix(', ')})"

@@ -32,7 +32,7 @@ from support.networks import Net
 def test_the_code_loads_the_network(arch: str, prefix: str, tmp_path: Path) -> None:
     network = architecture(arch, num_classes=None if arch.startswith("support") else 4, seed=3)
     state = network.model.state_dict()
-    file = tmp_path / "evolved.safetensors"
+    file = tmp_path / """a "new" one\\nearly's.safetensors"""
     save_file({f"{prefix}{name}": tensor.contiguous() for name, tensor in state.items()}, file)
     naming = Naming.of_file(file, NameOptions(), state.keys())
     names: dict = {}
@@ -62,9 +62,9 @@ def test_the_code_makes_a_network_of_transformers_as_it_was_made(tmp_path: Path)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     transformers.ViTConfig(
         **sizes, intermediate_size=32, image_size=16, patch_size=8
-    ).save_pretrained(tmp_path / "origin")
+    ).save_pretrained(tmp_path / 'my "new" origin')
     arguments = {"hidden_act": "relu", "layer_norm_eps": 0.5}
-    network = architecture(f"hf:{tmp_path}/origin", num_classes=3, model_args=arguments)
+    network = architecture(f'hf:{tmp_path}/my "new" origin', num_classes=3, model_args=arguments)
     state, file = network.model.state_dict(), tmp_path / "evolved.safetensors"
     save_file(state, file)
     names: dict = {}
