@@ -24,7 +24,7 @@ from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
 from deevo_ext.files import write_whole
-from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR
+from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR, transform_of
 from deevo_ext.networks.transforms import of_timm
 from deevo_ext.networks.zoo import Architecture
 from deevo_ext.reports.card import render
@@ -37,7 +37,7 @@ WEIGHTS, README = "model.safetensors", "README.md"
 
 def check_format(form: str, network: Architecture) -> None:
     """Refuses a format that is none, or that a network or its transform cannot have."""
-    source = network.name.partition(":")[0]
+    source, _, name = network.name.partition(":")
     if form not in FORMATS:
         raise DeevoError(f"format is {form!r}; expected one of {', '.join(FORMATS)}")
     sources = {"checkpoint": (source,), "timm": ("timm",), "hf": ("timm", "hf")}
@@ -55,6 +55,25 @@ def check_format(form: str, network: Architecture) -> None:
                 f"format is {form!r}, but timm's config has no words for {transform}; expected a "
                 "crop, of which resize is one multiple, or leave --format out"
             )
+    if form == "hf" and source == "hf":
+        _check_processor(Path(name), network.transform)
+
+
+def _check_processor(origin: Path, transform: Transform | None) -> None:
+    """Refuses an image processor, which would be copied, that does other than the transform."""
+    try:
+        own = transform_of(origin)
+    except DeevoError as error:
+        why = str(error).removesuffix("; give --transform FILE")  # it was given
+        other = f"cannot be compared with the given transform ({why})"
+    else:
+        if own in (None, transform):  # without one the card alone says what images it takes
+            return
+        other = f"does {own}, but the network is given {transform}"
+    raise DeevoError(
+        f"format is 'hf', which copies {origin / PROCESSOR}, and that {other}; expected one that "
+        "does the same: mend or remove the file, or leave --format out"
+    )
 
 
 def write_model_folder(

@@ -169,3 +169,19 @@ def test_transformers_loads_what_was_scored(names: list[str], tmp_path: Path, ca
     assert torch.equal(model(images).logits, network.model(images).logits)
     assert [*model.config.id2label.values()] == (names or [f"LABEL_{i}" for i in range(3)])
     assert "`ViTForImageClassification`, 3 classes." in (tmp_path / "out" / README).read_text()
+
+
+def test_an_image_processor_that_does_other_than_the_transform_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size, name = {"height": 40, "width": 40}, f"hf:{tmp_path}"
+    check_format("hf", of(name, TRANSFORMS[1]))  # nothing is said that is not so
+    transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path)
+    same = Transform((40, 40), None, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    check_format("hf", of(name, same))
+    for other in (dataclasses.replace(same, std=HALF), dataclasses.replace(same, crop=(36, 36))):
+        with pytest.raises(DeevoError, match=r"format is 'hf'.*preprocessor_config\.json.* does "):
+            check_format("hf", of(name, other))
+        check_format("checkpoint", of(name, other))
+    transformers.MobileViTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(DeevoError, match=r"cannot be compared.*do_flip_channel_order is True"):
+        check_format("hf", of(name, same))
