@@ -125,7 +125,13 @@ def architecture(
         try:
             require_fit(Inventory.of(model), state, str(checkpoint))
         except DeevoError as error:
-            raise DeevoError(f"{error}. --arch and --model-arg decide the model") from error
+            hint = ". --arch and --model-arg decide the model"
+            if source == "hf" and not expected <= state.keys():
+                hint += (
+                    "; save_pretrained of transformers renames some models' tensors (ViT, Swin): "
+                    "what torch.save(model.state_dict(), FILE) writes has the model's own names"
+                )
+            raise DeevoError(f"{error}{hint}") from error
         names = matched.describe()
     size = given.get("img_size")
     chosen = transform_of(source, name, model, transform, size)
