@@ -108,7 +108,7 @@ def architecture(
     checkpoint whose tensors are not the network's.
     """
     source, name, make = _find(arch)
-    full_name = f"{source}:{name}" if source in ("torchvision", "timm") else arch
+    full_name = f"{source}:{name}"
     given: dict[str, Any] = dict(model_args or {})
     if source == "torchvision" and name in _NORMALISING:
         given = {"transform_input": True} | given

@@ -117,3 +117,12 @@ def test_names_that_transformers_writes_and_its_model_has_not_are_explained(tmp_
     assert not architecture(arch, checkpoint=own).names  # it fits as it is
     with pytest.raises(DeevoError, match=r"of another shape: .*decide the model$"):
         architecture(arch, checkpoint=own, model_args=wider)
+
+
+def test_a_name_has_the_folder_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    config.save_pretrained(tmp_path / "origin")
+    assert architecture("hf:~/origin").name == f"hf:{tmp_path}/origin"
