@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,9 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, config: Path | None, quiet: bool, json: str | None, **options: Any) -> None:
         if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
             raise DeevoError(f"json is {json}, but there is no folder {Path(json).parent}; make it")
+        for name, value in options.items():
+            if isinstance(value, Path):  # a shell expands ~, a file of options does not
+                options[name] = Path(os.path.expanduser(value))
         if quiet and "progress" in options:
             options["progress"] = False
         with speaking(quiet or not ranks().leads, json == "-"):
