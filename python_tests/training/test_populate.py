@@ -217,6 +217,9 @@ def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
     common += ("--epochs", 0.05, "--augment", "none", "--out", tmp_path / "out")  # type: ignore[assignment]
     assert _deevo(*common) == "1"
     assert "no --checkpoint to start from" in capsys.readouterr().err
+    for device in ("foo", "cuda:99"):  # before anything is asked that costs time
+        assert _deevo(*common, "--device", device) == "1"
+        assert f"device is '{device}', which torch cannot use" in capsys.readouterr().err
     seven, ten = tmp_path / "seven.safetensors", tmp_path / "ten.safetensors"
     pretrained = small_resnet(7).state_dict()
     save_file(pretrained, seven)
