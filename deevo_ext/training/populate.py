@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def populate(
             "made_with": {"torch": torch.__version__, "device": device.type},
         },
     )
-    members.require_no_more(list(trainings.members))
+    members.require_made_by(_values(trainings))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(trainings.table())
     write_whole(Path(folder) / TABLE, table.getvalue().encode())
@@ -103,29 +103,24 @@ class _Trainer:
 
     def train_missing(self, name: str, network: nn.Module, hyper: HyperParameters) -> None:
         """Trains one network in place and writes its file, unless that is there."""
-        values = dataclasses.asdict(hyper)
-        if not self.folder.has(name, values):
+        if not self.folder.has(name):
             state = self._train(name, network, hyper)
-            self.folder.save(name, values, _finite(name, network))
+            self.folder.save(name, dataclasses.asdict(hyper), _finite(name, network))
             state.remove()
         self.done += hyper.steps
 
     def take_snapshots(self, network: nn.Module, trainings: Trainings) -> None:
         """Takes all members from one training, each when its step comes."""
-        snapshots = {
-            step: (name, {**dataclasses.asdict(hyper), "taken_at_step": step})
-            for (name, hyper), step in zip(
-                trainings.members.items(), trainings.snapshots, strict=True
-            )
-        }
-        if all(self.folder.has(*snapshot) for snapshot in snapshots.values()):
+        names = dict(zip(trainings.snapshots, trainings.members, strict=True))
+        values = _values(trainings)
+        if all(map(self.folder.has, names.values())):
             return
 
         def take(step: int) -> None:
             # From an earlier state on, training passes snapshots that are there: the same bits.
-            if step in snapshots and not self.folder.has(*snapshots[step]):
-                name, values = snapshots[step]
-                self.folder.save(name, values, _finite(name, network))
+            name = names.get(step)
+            if name is not None and not self.folder.has(name):
+                self.folder.save(name, values[name], _finite(name, network))
 
         hyper = next(iter(trainings.members.values()))
         self._train("snapshots", network, hyper, take).remove()
@@ -146,6 +141,15 @@ class _Trainer:
         state = State(self.folder.path(name).with_suffix(".state"), self.save_every)
         fine_tune(network, self.images, hyper, state=state, on_step=on_step, workers=self.workers)
         return state
+
+
+def _values(trainings: Trainings) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters of each file, as the record has them."""
+    base = {} if trainings.base is None else {"base": dataclasses.asdict(trainings.base)}
+    members = {name: dataclasses.asdict(hyper) for name, hyper in trainings.members.items()}
+    for values, step in zip(members.values(), trainings.snapshots, strict=False):
+        values["taken_at_step"] = step
+    return base | members
 
 
 def _finite(name: str, network: nn.Module) -> dict[str, Tensor]:
@@ -207,29 +211,29 @@ class MembersFolder:
         """Returns the path of a network's file."""
         return self._folder / f"{name}.safetensors"
 
-    def has(self, name: str, hyper_parameters: Mapping[str, Any]) -> bool:
-        """Returns whether the file is recorded and whole.
-
-        Raises DeevoError where other hyper-parameters made it.
-        """
+    def has(self, name: str) -> bool:
+        """Returns whether the file is recorded and whole."""
         entry, path = self._record["files"].get(name), self.path(name)
-        if entry is None or not path.is_file():
-            return False
-        if entry["hyper_parameters"] != json.loads(json.dumps(hyper_parameters)):
-            raise DeevoError(
-                f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
-                "another folder"
-            )
-        return sha256(path) == entry["sha256"]
+        return entry is not None and path.is_file() and sha256(path) == entry["sha256"]
 
-    def require_no_more(self, members: Sequence[str]) -> None:
-        """Raises DeevoError where the folder holds further members, which a glob would take in."""
-        others = [name for name in self._record["files"] if name not in (*members, "base")]
-        if others:
-            raise DeevoError(
-                f"members is {len(members)}, but {self._folder} holds {others[0]} already; give "
-                "at least as many as there are, or choose another folder"
-            )
+    def require_made_by(self, hyper_parameters: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises DeevoError where the folder has files that others than these made.
+
+        hyper_parameters: of each file, by its name; further members would be taken in by a glob.
+        """
+        for name, entry in self._record["files"].items():
+            path, values = self.path(name), hyper_parameters.get(name)
+            if values is None:
+                raise DeevoError(
+                    f"members is {len(hyper_parameters.keys() - {'base'})}, but {self._folder} "
+                    f"holds {name} already; give at least as many as there are, or choose another "
+                    "folder"
+                )
+            if path.is_file() and entry["hyper_parameters"] != json.loads(json.dumps(values)):
+                raise DeevoError(
+                    f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
+                    "another folder"
+                )
 
     def save(
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]

@@ -21,7 +21,7 @@ from deevo_ext.cli import main
 from deevo_ext.data import Transform, open_cache
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices
-from deevo_ext.training.populate import RECORD, Progress, populate
+from deevo_ext.training.populate import RECORD, TABLE, Progress, populate
 from deevo_ext.training.trainings import PopulationOptions, Trainings, trainings_of
 from support.networks import drop_net, small_resnet
 from support.paths import child_environment
@@ -97,8 +97,12 @@ def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
     _populate(trainings, tmp_path)
     with pytest.raises(DeevoError, match=r"another population \(base is"):
         _populate(_trainings(2, epochs=0.2, base_epochs=0.4), tmp_path)
-    with pytest.raises(DeevoError, match="other hyper-parameters"):
-        _populate(_trainings(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+    table = (tmp_path / TABLE).read_bytes()
+    for missing in ("none", "member_00.safetensors"):  # which would be trained before the second
+        (tmp_path / missing).unlink(missing_ok=True)
+        with pytest.raises(DeevoError, match="other hyper-parameters"):
+            _populate(_trainings(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+        assert (tmp_path / TABLE).read_bytes() == table
     record = tmp_path / RECORD
     content = json.loads(record.read_text())
     for damaged in ("{", "[1]", "{}", json.dumps({**content, "files": {"base": {}}})):
