@@ -30,6 +30,7 @@ TABLE = "hyper_parameters.csv"
 RECORD = "population.json"
 """The file beside the checkpoints that says how they were made."""
 _FORMAT = 3
+_SNAPSHOTS = "snapshots"  # what the training is called that all of them are taken from
 
 Progress = Callable[[str, int, int], None]
 """Called after every step with what is trained, steps done and steps in all, kept ones included."""
@@ -74,15 +75,16 @@ def populate(
         },
     )
     members.require_made_by(_values(trainings))
+    trainer = _Trainer(members, images, trainings, save_every, workers, progress)
+    trainer.require_same_states()
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(trainings.table())
     write_whole(Path(folder) / TABLE, table.getvalue().encode())
-    trainer = _Trainer(members, images, save_every, workers, progress, trainings.steps)
     if base is not None:
         trainer.train_missing("base", start, base)
         start.load_state_dict(load_file(members.path("base"), str(device)))
     if trainings.snapshots:
-        trainer.take_snapshots(start, trainings)
+        trainer.take_snapshots(start)
     else:
         for name, hyper in trainings.members.items():
             trainer.train_missing(name, copy.deepcopy(start), hyper)
@@ -95,11 +97,21 @@ class _Trainer:
 
     folder: MembersFolder
     images: LabelledImages
+    trainings: Trainings
     save_every: float
     workers: int | None
     progress: Progress | None
-    steps: int
     done: int = 0
+
+    def require_same_states(self) -> None:
+        """Raises DeevoError where a training in progress has other hyper-parameters."""
+        trained = {} if self.trainings.base is None else {"base": self.trainings.base}
+        if self.trainings.snapshots:
+            trained[_SNAPSHOTS] = self._of_snapshots()
+        else:
+            trained |= self.trainings.members
+        for name, hyper in trained.items():
+            self._state(name, hyper).require_same()
 
     def train_missing(self, name: str, network: nn.Module, hyper: HyperParameters) -> None:
         """Trains one network in place and writes its file, unless that is there."""
@@ -109,10 +121,13 @@ class _Trainer:
             state.remove()
         self.done += hyper.steps
 
-    def take_snapshots(self, network: nn.Module, trainings: Trainings) -> None:
+    def _of_snapshots(self) -> HyperParameters:
+        return next(iter(self.trainings.members.values()))
+
+    def take_snapshots(self, network: nn.Module) -> None:
         """Takes all members from one training, each when its step comes."""
-        names = dict(zip(trainings.snapshots, trainings.members, strict=True))
-        values = _values(trainings)
+        names = dict(zip(self.trainings.snapshots, self.trainings.members, strict=True))
+        values = _values(self.trainings)
         if all(map(self.folder.has, names.values())):
             return
 
@@ -122,8 +137,13 @@ class _Trainer:
             if name is not None and not self.folder.has(name):
                 self.folder.save(name, values[name], _finite(name, network))
 
-        hyper = next(iter(trainings.members.values()))
-        self._train("snapshots", network, hyper, take).remove()
+        self._train(_SNAPSHOTS, network, self._of_snapshots(), take).remove()
+
+    def _state(self, name: str, hyper: HyperParameters) -> State:
+        values = dataclasses.asdict(hyper)
+        if name == _SNAPSHOTS:
+            values["taken_at_steps"] = list(self.trainings.snapshots)
+        return State(self.folder.path(name).with_suffix(".state"), self.save_every, values)
 
     def _train(
         self,
@@ -134,11 +154,11 @@ class _Trainer:
     ) -> State:
         def on_step(step: int) -> None:
             if self.progress is not None:
-                self.progress(name, self.done + step, self.steps)
+                self.progress(name, self.done + step, self.trainings.steps)
             if take is not None:
                 take(step)
 
-        state = State(self.folder.path(name).with_suffix(".state"), self.save_every)
+        state = self._state(name, hyper)
         fine_tune(network, self.images, hyper, state=state, on_step=on_step, workers=self.workers)
         return state
 

@@ -120,6 +120,34 @@ def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
         _populate(trainings, tmp_path / "file")
 
 
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_a_training_in_progress_does_not_go_on_with_other_hyper_parameters(
+    snapshots: bool, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    trainings = _trainings(2, snapshots=snapshots)
+    with pytest.raises(Killed):
+        _populate(trainings, tmp_path, save_every=0, progress=kill)
+    table = (tmp_path / TABLE).read_bytes()
+    others = [_trainings(2, snapshots=snapshots, learning_rate=0.5)]
+    if snapshots:  # of which the first could lie before the saved step
+        others.append(_trainings(3, snapshots=True))
+    for other in others:
+        with pytest.raises(DeevoError, match=r"\.state: .* is .*, not .*; give .* or delete it"):
+            _populate(other, tmp_path)
+        assert (tmp_path / TABLE).read_bytes() == table
+    resumed = _populate(trainings, tmp_path)
+    whole = _populate(trainings, tmp_path / "whole")
+    for a, b in zip(resumed, whole, strict=True):
+        assert same(load_file(a), load_file(b))
+
+
 def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeevoError, match="--learning-rate"):
         _populate(_trainings(2, learning_rate=1e30), tmp_path)
