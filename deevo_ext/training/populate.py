@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.locked import locked
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.networks.execution.modules import copy_of
@@ -31,6 +33,7 @@ RECORD = "population.json"
 """The file beside the checkpoints that says how they were made."""
 _FORMAT = 3
 _SNAPSHOTS = "snapshots"  # what the training is called that all of them are taken from
+_PATIENCE = 10.0  # seconds: readers of a killed process, which keep its lock, end within five
 
 Progress = Callable[[str, int, int], None]
 """Called after every step with what is trained, steps done and steps in all, kept ones included."""
@@ -58,37 +61,53 @@ def populate(
 
     population.json records hyper-parameters and digests; hyper_parameters.csv is a table of them.
 
-    Raises DeevoError: the network cannot be copied; the folder holds another population or cannot
-    be written; a loss that is not finite.
+    Raises DeevoError: the network cannot be copied; the folder holds another population, cannot be
+    written or is in use by another process; a loss that is not finite.
     """
     start, device = copy_of(network), next(network.parameters()).device
-    base = trainings.base
-    members = MembersFolder(
-        Path(folder),
-        {
-            "format": _FORMAT,
-            **origin,
-            "images": len(images),
-            "images_sha256": images.digest(),
-            "base": None if base is None else dataclasses.asdict(base),
-            "made_with": {"torch": torch.__version__, "device": device.type},
-        },
-    )
-    members.require_made_by(_values(trainings))
-    trainer = _Trainer(members, images, trainings, save_every, workers, progress)
-    trainer.require_same_states()
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(trainings.table())
-    write_whole(Path(folder) / TABLE, table.getvalue().encode())
-    if base is not None:
-        trainer.train_missing("base", start, base)
-        start.load_state_dict(load_file(members.path("base"), str(device)))
-    if trainings.snapshots:
-        trainer.take_snapshots(start)
-    else:
-        for name, hyper in trainings.members.items():
-            trainer.train_missing(name, copy.deepcopy(start), hyper)
-    return [members.path(name) for name in trainings.members]
+    base, folder = trainings.base, Path(folder)
+    with _alone(folder):
+        members = MembersFolder(
+            folder,
+            {
+                "format": _FORMAT,
+                **origin,
+                "images": len(images),
+                "images_sha256": images.digest(),
+                "base": None if base is None else dataclasses.asdict(base),
+                "made_with": {"torch": torch.__version__, "device": device.type},
+            },
+        )
+        members.require_made_by(_values(trainings))
+        trainer = _Trainer(members, images, trainings, save_every, workers, progress)
+        trainer.require_same_states()
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(trainings.table())
+        write_whole(folder / TABLE, table.getvalue().encode())
+        if base is not None:
+            trainer.train_missing("base", start, base)
+            start.load_state_dict(load_file(members.path("base"), str(device)))
+        if trainings.snapshots:
+            trainer.take_snapshots(start)
+        else:
+            for name, hyper in trainings.members.items():
+                trainer.train_missing(name, copy.deepcopy(start), hyper)
+        return [members.path(name) for name in trainings.members]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps it for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeevoError(f"{folder}: cannot be made ({error})") from error
+    lock = folder / ".lock"
+    with locked(lock, _PATIENCE):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -188,16 +207,12 @@ class MembersFolder:
     description: plain values that must agree before a file is reused; "made_with" is for the reader
     alone.
 
-    Raises DeevoError: the folder cannot be made, or holds something else.
+    Raises DeevoError: the folder, which is there, holds something else.
     """
 
     def __init__(self, folder: Path, description: dict[str, object]) -> None:
         self._folder = folder
         self._record: dict = {**description, "files": {}}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeevoError(f"{folder}: cannot be made ({error})") from error
         record = folder / RECORD
         if record.exists():
             self._record = self._continued(record, description)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
+import deevo_ext.training.populate as module
 from deevo_ext.cli import main
-from deevo_ext.data import Transform, open_cache
+from deevo_ext.data import Transform, locked, open_cache
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices
 from deevo_ext.training.populate import RECORD, TABLE, Progress, populate
@@ -146,6 +148,33 @@ def test_a_training_in_progress_does_not_go_on_with_other_hyper_parameters(
     whole = _populate(trainings, tmp_path / "whole")
     for a, b in zip(resumed, whole, strict=True):
         assert same(load_file(a), load_file(b))
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    trainings, refused = _trainings(2, augmentations=Choices.parse("none"), epochs=0.4), []
+
+    def second(what: str, done: int, total: int) -> None:
+        with pytest.raises(DeevoError, match="in use by another process") as error:
+            _populate(trainings, tmp_path)
+        refused.append(error)
+
+    _populate(trainings, tmp_path, progress=second)
+    assert refused and list(json.loads((tmp_path / RECORD).read_text())["files"]) == [
+        "member_00",
+        "member_01",
+    ]
+    _populate(trainings, tmp_path)  # nothing is left of the lock
+    assert not (tmp_path / ".lock").exists()
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locked.fcntl, "flock", without)
+    with pytest.raises(DeevoError, match=r"cannot lock .*\.lock: No locks available; choose"):
+        _populate(trainings, tmp_path)
 
 
 def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
