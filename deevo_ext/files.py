@@ -51,10 +51,13 @@ def require_place(path: Path, said: str) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that its name shows the old content or the new, whatever interrupts.
 
-    A kill may leave `.NAME.XXXXXXXX.partial` beside it, which `remove_partial` removes. Raises
-    DeevoError that names the file when it cannot be written.
+    A kill may leave `.NAME.XXXXXXXX.partial` beside it, which `remove_partial` removes. A pipe or a
+    device is written to as it is. Raises DeevoError that names the file when it cannot be written.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(data)
+            return
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL
         )

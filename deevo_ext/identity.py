@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import hashlib
@@ -59,11 +60,12 @@ class _Parts:
         """Yields the function's parts, then those of all that it is made of."""
         yield from self._value(function)
         if not isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
-            yield from self._value(getattr(function, "__dict__", {}))
+            yield from self._value(_attributes(function))
         for definition in self._definitions:  # which become more on the way
             if isinstance(definition, type):
                 yield from self._value({k: v for k, v in vars(definition).items() if k[:2] != "__"})
                 yield from self._value([vars(definition).get(k) for k in ("__init__", "__call__")])
+                yield from self._items(definition.__bases__)
             else:
                 yield from self._function(definition)
 
@@ -104,7 +106,7 @@ class _Parts:
         elif isinstance(value, (torch.Tensor, np.ndarray)):
             yield from _array(value)
         elif isinstance(value, types.MethodType):
-            yield from self._items((value.__func__, value.__self__, vars(value.__self__)))
+            yield from self._items((value.__func__, value.__self__, _attributes(value.__self__)))
         elif isinstance(value, functools.partial):
             yield from self._items((value.func, value.args, value.keywords))
         elif isinstance(value, (classmethod, staticmethod)):
@@ -113,19 +115,24 @@ class _Parts:
             yield from self._value(value.fget)
         elif isinstance(value, Mapping):
             yield from self._items([part for item in value.items() for part in item])
-        elif isinstance(value, list):
+        elif isinstance(value, (list, collections.deque)):
             yield from self._items(value)
         else:
             yield from self._defined(type(value))
+            if hasattr(value, "__wrapped__"):  # as what functools.lru_cache makes has
+                yield from self._value(value.__wrapped__)
 
     def _defined(self, value: Any) -> Iterator[bytes]:
         """Yields a definition's name; what it holds follows if it is of the package."""
         module = str(value.__module__)
         yield f"{module}.{value.__qualname__}".encode()
-        if module.partition(".")[0] != self._package or value in self._definitions:
+        if not self._owns(module) or value in self._definitions:
             return
         if isinstance(value, (types.FunctionType, type)):
             self._definitions.append(value)
+
+    def _owns(self, module: str) -> bool:
+        return module.partition(".")[0] == self._package
 
     def _function(self, function: types.FunctionType) -> Iterator[bytes]:
         yield from self._value(function.__code__)
@@ -136,15 +143,31 @@ class _Parts:
             except ValueError:  # of a name that has no value yet
                 continue
             yield from self._value(content)
-        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+        names = _names(function.__code__)
+        for name in sorted(names & function.__globals__.keys()):
+            value = function.__globals__[name]
             yield name.encode()
-            yield from self._value(function.__globals__[name])
+            yield from self._value(value)
+            if isinstance(value, types.ModuleType) and self._owns(value.__name__):
+                for attribute in sorted(names & vars(value).keys()):
+                    yield attribute.encode()
+                    yield from self._value(vars(value)[attribute])
 
     def _code(self, code: types.CodeType) -> Iterator[bytes]:
         yield code.co_code
         yield from self._value((code.co_names, code.co_varnames, code.co_freevars))
         yield from self._value((code.co_argcount, code.co_kwonlyargcount, code.co_flags))
         yield from self._value(code.co_consts)
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """Returns what an object holds, in its `__dict__` and in slots."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+    held = {
+        name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)
+    }
+    return held | getattr(value, "__dict__", {})
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -155,3 +155,34 @@ def test_a_version_stands_for_the_code() -> None:
     assert function_identity(other.score) == function_identity(module.score)
     other.score.version = "4"
     assert function_identity(other.score) != function_identity(module.score)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Base:\n def __call__(self, x): return x * {}\nclass Own(Base): pass\nmetric = Own()",
+        "class Base:\n def of(self, x): return x * {}\n"
+        "class Own(Base):\n def __call__(self, x): return self.of(x)\nmetric = Own()",
+        "import functools\n@functools.lru_cache\ndef of(x): return x * {}\n"
+        "def metric(x): return of(x)",
+        "class Own:\n __slots__ = ('share',)\n def __init__(self, share): self.share = share\n"
+        " def __call__(self, x): return self.share * x\nmetric = Own({})",
+        "import collections\nlast = collections.deque([{}])\ndef metric(x): return x * last[0]",
+    ],
+    ids=["inherited", "inherited helper", "cached helper", "slots", "deque"],
+)
+def test_what_a_function_is_made_of_by_other_ways_counts(source: str) -> None:
+    one, other, again = (made_of(source.format(share)).metric for share in (2, 3, 2))
+    assert function_identity(one) != function_identity(other)
+    assert function_identity(one) == function_identity(again)
+
+
+def test_what_is_called_by_a_module_of_the_package_counts_and_no_more_of_it() -> None:
+    def metric(helpers: str) -> dict[str, str]:
+        module = made_of("def metric(x): return helpers.of(x)", "users.metrics")
+        module.helpers = made_of(helpers, "users.helpers")
+        return function_identity(module.metric)
+
+    before = metric("def of(x): return x * 2\ndef unused(x): return x")
+    assert metric("def of(x): return x * 3\ndef unused(x): return x") != before
+    assert metric("def of(x): return x * 2\ndef unused(x): return -x") == before

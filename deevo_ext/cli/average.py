@@ -1,8 +1,10 @@
 """`deevo average`: the plain average of checkpoints, and what more there is to have."""
 
 import copy
+import glob
 import inspect
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -82,7 +84,7 @@ def average(
     if wildcard is not None:
         if len(checkpoints) > 1:
             raise DeevoError("--filter goes with one folder; the checkpoints are several")
-        checkpoints = [str(Path(checkpoints[0]) / wildcard)]
+        checkpoints = [os.path.join(glob.escape(checkpoints[0]), wildcard)]
     made = average_checkpoints(
         [file for path in checkpoints for file in expand_paths(path)],
         output,
@@ -100,5 +102,6 @@ def average(
             "checkpoint_key": made.checkpoint_key,
         }
         defaults = {name: part.default for name, part in _OPTIONS.items()}
-        result["evolved"] = evolve(**(defaults | options | own))
+        quiet = {"progress": log.isEnabledFor(logging.INFO)}  # --quiet is no option of its own
+        result["evolved"] = evolve(**(defaults | options | own | quiet))
     return result

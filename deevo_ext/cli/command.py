@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,9 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, config: Path | None, quiet: bool, json: str | None, **options: Any) -> None:
         if json is not None and json != "-":
             require_place(Path(json), "json")
+        for name, value in options.items():
+            if isinstance(value, Path):  # a shell expands ~, a file of options does not
+                options[name] = Path(os.path.expanduser(value))
         if quiet and "progress" in options:
             options["progress"] = False
         with speaking(quiet or not ranks().leads, json == "-"):

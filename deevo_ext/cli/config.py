@@ -1,5 +1,7 @@
 """Options of a command from a file: one that a user writes, or the one of a run folder."""
 
+import glob
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -50,7 +52,10 @@ def take_options(
                 f"{nearest(name, names)!r}"
             )
         if isinstance(value, dict):
-            value = [f"{left}={right}" for left, right in value.items()]
+            value = [
+                f"{left}={right if isinstance(right, str) else json.dumps(right)}"
+                for left, right in value.items()
+            ]
         several = getattr(named, "multiple", False) or named.nargs == -1
         if several and value is not None and not isinstance(value, list):
             value = [value]
@@ -112,7 +117,11 @@ def write_options(folder: Path, options: Mapping[str, Any]) -> None:
 
 def _anywhere(name: str, value: Any) -> Any:
     """Returns a value that means the same in another current folder."""
+    if name == "checkpoints" and isinstance(value, list):
+        return [_anywhere(name, one) for one in value]
     where = os.path.expanduser(str(value))
+    if name == "checkpoints" and not os.path.exists(where):  # a glob; the folder is none
+        return os.path.normpath(os.path.join(glob.escape(os.getcwd()), where))
     if isinstance(value, Path) or name == "checkpoints":
         return os.path.abspath(where)
     if name == "arch" and value.startswith("hf:"):

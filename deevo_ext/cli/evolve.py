@@ -5,6 +5,7 @@ alone, which stand here: what network and images are, and what is shown.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -174,8 +175,8 @@ def evolve(
     if options["search"] == "weights" and options["generations"] is not None:
         effective["seconds"] = None  # of a run that is lengthened: a new one takes one of them
     effective["modules"] = here = (modules or Path()).absolute()
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
+    # That folder first: another's module of the same name is another network.
+    sys.path[:0] = [p for p in dict.fromkeys((str(here), os.getcwd())) if p not in sys.path]
     if force:
         options |= {name: "warn" for name in ("basin", "overlap") if options[name] == "refuse"}
     keywords = keywords_of(options)

@@ -100,9 +100,17 @@ def model_args_of(texts: list[str] | None) -> dict[str, Any]:
     """Returns arguments of a model: numbers, truth values, lists and texts, as YAML reads them."""
     pairs = pairs_of(texts, "model_arg", "img_size=96")
     try:
-        return {name: yaml.safe_load(value) for name, value in pairs.items()}
+        return {name: _value_of(text) for name, text in pairs.items()}
     except yaml.YAMLError as error:
         raise DeevoError(f"model_arg has {pairs}, which YAML cannot read: {error}") from None
+
+
+def _value_of(text: str) -> Any:
+    """Returns what YAML reads, and a number where it takes 1e-6 for a text."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
 
 
 def bytes_of(text: str) -> int:

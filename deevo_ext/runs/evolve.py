@@ -16,6 +16,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
 from deevo_ext.distributed.joining import joined
 from deevo_ext.distributed.ranks import ranks
+from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import settled
 from deevo_ext.fitness.metrics import Metric
@@ -117,6 +118,7 @@ def evolve(
     }
     check_overlap(sets, chosen.run.overlap)
     members, files = chosen.members, expand_paths(paths)
+    _require_folder_of_its_own(chosen.run.run_dir, files)
     place = _place(model, files, chosen)
     if chosen.run.basin != "ignore":
         class_map_of(files, chosen.run.basin)
@@ -180,6 +182,17 @@ def evolve(
     )
     state = run.chosen.state_dict(population)
     return Result(state, run.chosen, comparison, old, run.history, run, model)
+
+
+def _require_folder_of_its_own(run_dir: str | Path | None, files: Sequence[Path]) -> None:
+    """Raises DeevoError for a run folder that holds members: its own networks would join them."""
+    if run_dir is not None:
+        folder = Path(run_dir).resolve()
+        if among := [path for path in files if path.resolve().parent == folder]:
+            raise DeevoError(
+                f"run_dir is {run_dir}, where {among[0].name} and other checkpoints lie, among "
+                "which the run's own networks would be taken for members; give a folder of its own"
+            )
 
 
 def _place(model: nn.Module, files: Sequence[Path], options: Options) -> torch.device | str:

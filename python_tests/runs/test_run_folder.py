@@ -17,10 +17,12 @@ import pytest
 import torch
 
 import deevo_ext as deevo
+from deevo_ext.errors import DeevoError
 from deevo_ext.files import read_regular, write_whole
 from deevo_ext.networks.engines.choose import device_cache
 from deevo_ext.runs import journal
 from deevo_ext.runs.journal import Journal
+from deevo_ext.runs.records import SEARCHES
 from deevo_ext.runs.replay import write_trials
 from deevo_ext.runs.switches import torch_switches
 from support.evolution import images, population, save_members, sphere, sphere_until
@@ -245,3 +247,14 @@ def test_only_files_are_read_whole(tmp_path: Path) -> None:
             read_regular(tmp_path / name)
     with pytest.raises(deevo.DeevoError, match="it is no file"):
         read_regular(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_folder_in_which_members_lie_is_refused(tmp_path: Path, search: str) -> None:
+    folder = save_members(tmp_path / "c", 5)
+    before = sorted(folder.iterdir())
+    with pytest.raises(DeevoError, match=r"where m0\.safetensors and other checkpoints lie"):
+        deevo.evolve(
+            Net(), folder, images(60, 1), images(30, 2), search=search, run_dir=tmp_path / "x/../c"
+        )
+    assert sorted(folder.iterdir()) == before
