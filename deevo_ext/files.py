@@ -37,6 +37,17 @@ def read_regular(path: Path) -> bytes:
         ) from error
 
 
+def require_place(path: Path, said: str) -> None:
+    """Raises DeevoError where no file can be put: at a folder's name, or in none.
+
+    said: what the file is called in the error, such as "the output file".
+    """
+    if os.path.isdir(path):
+        raise DeevoError(f"{said} is {path}, a folder; expected the name of a file")
+    if not os.path.isdir(path.absolute().parent):
+        raise DeevoError(f"{said} is {path}, but there is no folder {path.parent}; make it")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that its name shows the old content or the new, whatever interrupts.
 

@@ -17,8 +17,7 @@ import typer
 
 from deevo_ext.cli.config import COMMON, CONFIG
 from deevo_ext.distributed.ranks import ranks
-from deevo_ext.errors import DeevoError
-from deevo_ext.files import write_whole
+from deevo_ext.files import require_place, write_whole
 
 log = logging.getLogger("deevo_ext")
 
@@ -71,8 +70,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*, config: Path | None, quiet: bool, json: str | None, **options: Any) -> None:
-        if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-            raise DeevoError(f"json is {json}, but there is no folder {Path(json).parent}; make it")
+        if json is not None and json != "-":
+            require_place(Path(json), "json")
         for name, value in options.items():
             if isinstance(value, Path):  # a shell expands ~, a file of options does not
                 options[name] = Path(os.path.expanduser(value))

@@ -9,6 +9,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from deevo_ext.arguments import usable_device
 from deevo_ext.cli.options import (
     Arch,
     CacheFile,
@@ -102,7 +103,8 @@ def populate(
             f"augment is {augment}, but --snapshots takes all members from one training, which "
             "augments by --shift and --mirror alone; leave one of them out"
         )
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    where = usable_device(automatic if device == "auto" else device)
     if checkpoint is None and not options["base_epochs"]:
         raise DeevoError(
             "no --checkpoint to start from; give one, or --base-epochs to train a network from "

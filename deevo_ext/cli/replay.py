@@ -8,6 +8,8 @@ import typer
 
 from deevo_ext.cli.merge import merge
 from deevo_ext.errors import DeevoError
+from deevo_ext.files import require_place
+from deevo_ext.runs.folder import check_network_path
 from deevo_ext.runs.recipe_state import RecipeState
 from deevo_ext.runs.replay import replay as run_again
 from deevo_ext.runs.replay import write_candidate, write_trials
@@ -45,6 +47,10 @@ def replay(
         if out is None or trials is not None:
             raise DeevoError(f"{run_dir} is a recipe: give --out, and no --trials")
         return merge(run_dir, out, checkpoint_dir)
+    if out is not None:
+        check_network_path(out)
+    if trials is not None:
+        require_place(trials, "trials")
     result = run_again(run_dir, checkpoint_dir)
     candidate = result.candidate
     what = "round" if isinstance(result.state, RecipeState) else "generation"

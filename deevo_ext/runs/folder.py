@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.files import remove_partial, write_whole
+from deevo_ext.files import remove_partial, require_place, write_whole
 from deevo_ext.population.finding import is_checkpoint, sha256
 from deevo_ext.population.naming import Naming
 from deevo_ext.population.population import Population
@@ -141,11 +141,20 @@ def check_digest(path: Path, expected: str, said: str, mend: str) -> None:
         )
 
 
-def check_network_path(path: Path) -> None:
-    """Raises DeevoError for a name that a network cannot be written to."""
+def check_network_path(path: Path, sources: Iterable[str | Path] = ()) -> None:
+    """Raises DeevoError for a name that a network cannot be written to.
+
+    sources: the files that it is made from, which are not written over.
+    """
     if path.suffix not in (".safetensors", ".pth"):
         raise DeevoError(
             f"the output file is {path}; expected a name that ends in .safetensors or .pth"
+        )
+    require_place(path, "the output file")
+    present = filter(os.path.exists, sources)
+    if os.path.exists(path) and any(path.samefile(each) for each in present):
+        raise DeevoError(
+            f"the output file {path} is a part of what it is made from; choose another name"
         )
 
 

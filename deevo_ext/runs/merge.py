@@ -154,13 +154,10 @@ def merge(recipe: str | Path, out: str | Path, checkpoint_dir: str | Path | None
     path, out = Path(recipe), Path(out)
     said = recipe_file.read(path)
     check_network_path(out)
-    if not out.parent.is_dir():
-        raise DeevoError(f"the output file is {out}, but there is no folder {out.parent}; make it")
     files = _members(said, path.parent, checkpoint_dir)
     beside = (said.channels, said.statistics, said.classifier)
     side = [path.parent / each.file for each in beside if each]
-    if any(out.exists() and each.exists() and out.samefile(each) for each in (*files, *side)):
-        raise DeevoError(f"the output file {out} is a part of the recipe; choose another name")
+    check_network_path(out, (*files, *side))
     population, network, statistics = _rebuild(said, path.parent, files)
     state = network.state_dict(population)
     as_recorded = None

@@ -120,8 +120,8 @@ def _begun(
 
 def write_candidate(result: Replay, path: Path) -> None:
     """Writes the returned candidate as .safetensors or .pth, named as in the first checkpoint."""
-    check_network_path(path)
     population = result.state.population
+    check_network_path(path, [file for file, _ in population.sources or ()])
     if population.statistics_layout.dim and result.candidate.statistics is None:
         raise DeevoError(
             'the run is unfinished, and under batchnorm="recalibrate" its candidate\'s statistics '

@@ -11,6 +11,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,12 @@ _STEP = 2  # what a seed is derived for
 class State:
     """A file that holds a training's network, optimizer and step.
 
-    seconds: the time from one save to the next.
+    seconds: the time from one save to the next. hyper_parameters: plain values that the file keeps;
+    a training of others does not go on from it.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, seconds: float, hyper_parameters: dict[str, Any]) -> None:
+        self.path, self.seconds, self.hyper_parameters = path, seconds, hyper_parameters
         self._saved = time.monotonic()
 
     def due(self) -> bool:
@@ -47,7 +49,8 @@ class State:
         """Replaces the file, which is always whole."""
         content = io.BytesIO()
         parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({"step": step, **parts}, content)
+        kept = {"step": step, "hyper_parameters": self.hyper_parameters, **parts}
+        torch.save(kept, content)
         write_whole(self.path, content.getvalue())
         self._saved = time.monotonic()
 
@@ -55,16 +58,44 @@ class State:
         """Restores network and optimizer; returns the step to go on with, 0 without a file."""
         for torn in self.path.parent.glob(f".{self.path.name}.*"):
             torn.unlink(missing_ok=True)  # what a kill left of a save, as large as the network
-        if not self.path.is_file():
+        saved = self.require_same(next(network.parameters()).device)
+        if saved is None:
             return 0
-        device = next(network.parameters()).device
         try:
-            saved = torch.load(self.path, map_location=device, weights_only=True)
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
             return int(saved["step"])
+        except Exception as error:  # torch raises nearly anything where they do not fit
+            raise self._damaged(error) from error
+
+    def require_same(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+        """Returns what the file holds, None without one.
+
+        Raises DeevoError where it is of a training with other hyper-parameters.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            saved = dict(torch.load(self.path, map_location=device, weights_only=True))
         except Exception as error:  # torch raises nearly anything on a damaged file
-            raise DeevoError(f"{self.path}: not a whole state ({error}); delete it") from error
+            raise self._damaged(error) from error
+        told, own = saved.get("hyper_parameters"), self.hyper_parameters
+        if told is None:
+            raise DeevoError(
+                f"{self.path}: does not say what hyper-parameters its training has, as an earlier "
+                "release wrote it; delete it, and this training begins anew"
+            )
+        if told != own:
+            names = [name for name in {**told, **own} if told.get(name) != own.get(name)]
+            raise DeevoError(
+                f"{self.path}: of a training with other hyper-parameters ({names[0]} is "
+                f"{told.get(names[0])}, not {own.get(names[0])}); give those to go on with it, or "
+                "delete it, and this training begins anew"
+            )
+        return saved
+
+    def _damaged(self, error: Exception) -> DeevoError:
+        return DeevoError(f"{self.path}: not a whole state ({error}); delete it")
 
     def remove(self) -> None:
         """Deletes the file, if there is one."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from deevo_ext.data.labelled import LabelledImages
+from deevo_ext.data.locked import locked
 from deevo_ext.errors import DeevoError
 from deevo_ext.files import write_whole
 from deevo_ext.networks.execution.modules import copy_of
@@ -30,6 +32,8 @@ TABLE = "hyper_parameters.csv"
 RECORD = "population.json"
 """The file beside the checkpoints that says how they were made."""
 _FORMAT = 3
+_SNAPSHOTS = "snapshots"  # what the training is called that all of them are taken from
+_PATIENCE = 10.0  # seconds: readers of a killed process, which keep its lock, end within five
 
 Progress = Callable[[str, int, int], None]
 """Called after every step with what is trained, steps done and steps in all, kept ones included."""
@@ -57,36 +61,53 @@ def populate(
 
     population.json records hyper-parameters and digests; hyper_parameters.csv is a table of them.
 
-    Raises DeevoError: the network cannot be copied; the folder holds another population or cannot
-    be written; a loss that is not finite.
+    Raises DeevoError: the network cannot be copied; the folder holds another population, cannot be
+    written or is in use by another process; a loss that is not finite.
     """
     start, device = copy_of(network), next(network.parameters()).device
-    base = trainings.base
-    members = MembersFolder(
-        Path(folder),
-        {
-            "format": _FORMAT,
-            **origin,
-            "images": len(images),
-            "images_sha256": images.digest(),
-            "base": None if base is None else dataclasses.asdict(base),
-            "made_with": {"torch": torch.__version__, "device": device.type},
-        },
-    )
-    members.require_no_more(list(trainings.members))
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(trainings.table())
-    write_whole(Path(folder) / TABLE, table.getvalue().encode())
-    trainer = _Trainer(members, images, save_every, workers, progress, trainings.steps)
-    if base is not None:
-        trainer.train_missing("base", start, base)
-        start.load_state_dict(load_file(members.path("base"), str(device)))
-    if trainings.snapshots:
-        trainer.take_snapshots(start, trainings)
-    else:
-        for name, hyper in trainings.members.items():
-            trainer.train_missing(name, copy.deepcopy(start), hyper)
-    return [members.path(name) for name in trainings.members]
+    base, folder = trainings.base, Path(folder)
+    with _alone(folder):
+        members = MembersFolder(
+            folder,
+            {
+                "format": _FORMAT,
+                **origin,
+                "images": len(images),
+                "images_sha256": images.digest(),
+                "base": None if base is None else dataclasses.asdict(base),
+                "made_with": {"torch": torch.__version__, "device": device.type},
+            },
+        )
+        members.require_made_by(_values(trainings))
+        trainer = _Trainer(members, images, trainings, save_every, workers, progress)
+        trainer.require_same_states()
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(trainings.table())
+        write_whole(folder / TABLE, table.getvalue().encode())
+        if base is not None:
+            trainer.train_missing("base", start, base)
+            start.load_state_dict(load_file(members.path("base"), str(device)))
+        if trainings.snapshots:
+            trainer.take_snapshots(start)
+        else:
+            for name, hyper in trainings.members.items():
+                trainer.train_missing(name, copy.deepcopy(start), hyper)
+        return [members.path(name) for name in trainings.members]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps it for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeevoError(f"{folder}: cannot be made ({error})") from error
+    lock = folder / ".lock"
+    with locked(lock, _PATIENCE):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -95,40 +116,53 @@ class _Trainer:
 
     folder: MembersFolder
     images: LabelledImages
+    trainings: Trainings
     save_every: float
     workers: int | None
     progress: Progress | None
-    steps: int
     done: int = 0
+
+    def require_same_states(self) -> None:
+        """Raises DeevoError where a training in progress has other hyper-parameters."""
+        trained = {} if self.trainings.base is None else {"base": self.trainings.base}
+        if self.trainings.snapshots:
+            trained[_SNAPSHOTS] = self._of_snapshots()
+        else:
+            trained |= self.trainings.members
+        for name, hyper in trained.items():
+            self._state(name, hyper).require_same()
 
     def train_missing(self, name: str, network: nn.Module, hyper: HyperParameters) -> None:
         """Trains one network in place and writes its file, unless that is there."""
-        values = dataclasses.asdict(hyper)
-        if not self.folder.has(name, values):
+        if not self.folder.has(name):
             state = self._train(name, network, hyper)
-            self.folder.save(name, values, _finite(name, network))
+            self.folder.save(name, dataclasses.asdict(hyper), _finite(name, network))
             state.remove()
         self.done += hyper.steps
 
-    def take_snapshots(self, network: nn.Module, trainings: Trainings) -> None:
+    def _of_snapshots(self) -> HyperParameters:
+        return next(iter(self.trainings.members.values()))
+
+    def take_snapshots(self, network: nn.Module) -> None:
         """Takes all members from one training, each when its step comes."""
-        snapshots = {
-            step: (name, {**dataclasses.asdict(hyper), "taken_at_step": step})
-            for (name, hyper), step in zip(
-                trainings.members.items(), trainings.snapshots, strict=True
-            )
-        }
-        if all(self.folder.has(*snapshot) for snapshot in snapshots.values()):
+        names = dict(zip(self.trainings.snapshots, self.trainings.members, strict=True))
+        values = _values(self.trainings)
+        if all(map(self.folder.has, names.values())):
             return
 
         def take(step: int) -> None:
             # From an earlier state on, training passes snapshots that are there: the same bits.
-            if step in snapshots and not self.folder.has(*snapshots[step]):
-                name, values = snapshots[step]
-                self.folder.save(name, values, _finite(name, network))
+            name = names.get(step)
+            if name is not None and not self.folder.has(name):
+                self.folder.save(name, values[name], _finite(name, network))
 
-        hyper = next(iter(trainings.members.values()))
-        self._train("snapshots", network, hyper, take).remove()
+        self._train(_SNAPSHOTS, network, self._of_snapshots(), take).remove()
+
+    def _state(self, name: str, hyper: HyperParameters) -> State:
+        values = dataclasses.asdict(hyper)
+        if name == _SNAPSHOTS:
+            values["taken_at_steps"] = list(self.trainings.snapshots)
+        return State(self.folder.path(name).with_suffix(".state"), self.save_every, values)
 
     def _train(
         self,
@@ -139,13 +173,22 @@ class _Trainer:
     ) -> State:
         def on_step(step: int) -> None:
             if self.progress is not None:
-                self.progress(name, self.done + step, self.steps)
+                self.progress(name, self.done + step, self.trainings.steps)
             if take is not None:
                 take(step)
 
-        state = State(self.folder.path(name).with_suffix(".state"), self.save_every)
+        state = self._state(name, hyper)
         fine_tune(network, self.images, hyper, state=state, on_step=on_step, workers=self.workers)
         return state
+
+
+def _values(trainings: Trainings) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters of each file, as the record has them."""
+    base = {} if trainings.base is None else {"base": dataclasses.asdict(trainings.base)}
+    members = {name: dataclasses.asdict(hyper) for name, hyper in trainings.members.items()}
+    for values, step in zip(members.values(), trainings.snapshots, strict=False):
+        values["taken_at_step"] = step
+    return base | members
 
 
 def _finite(name: str, network: nn.Module) -> dict[str, Tensor]:
@@ -164,16 +207,12 @@ class MembersFolder:
     description: plain values that must agree before a file is reused; "made_with" is for the reader
     alone.
 
-    Raises DeevoError: the folder cannot be made, or holds something else.
+    Raises DeevoError: the folder, which is there, holds something else.
     """
 
     def __init__(self, folder: Path, description: dict[str, object]) -> None:
         self._folder = folder
         self._record: dict = {**description, "files": {}}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeevoError(f"{folder}: cannot be made ({error})") from error
         record = folder / RECORD
         if record.exists():
             self._record = self._continued(record, description)
@@ -207,29 +246,29 @@ class MembersFolder:
         """Returns the path of a network's file."""
         return self._folder / f"{name}.safetensors"
 
-    def has(self, name: str, hyper_parameters: Mapping[str, Any]) -> bool:
-        """Returns whether the file is recorded and whole.
-
-        Raises DeevoError where other hyper-parameters made it.
-        """
+    def has(self, name: str) -> bool:
+        """Returns whether the file is recorded and whole."""
         entry, path = self._record["files"].get(name), self.path(name)
-        if entry is None or not path.is_file():
-            return False
-        if entry["hyper_parameters"] != json.loads(json.dumps(hyper_parameters)):
-            raise DeevoError(
-                f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
-                "another folder"
-            )
-        return sha256(path) == entry["sha256"]
+        return entry is not None and path.is_file() and sha256(path) == entry["sha256"]
 
-    def require_no_more(self, members: Sequence[str]) -> None:
-        """Raises DeevoError where the folder holds further members, which a glob would take in."""
-        others = [name for name in self._record["files"] if name not in (*members, "base")]
-        if others:
-            raise DeevoError(
-                f"members is {len(members)}, but {self._folder} holds {others[0]} already; give "
-                "at least as many as there are, or choose another folder"
-            )
+    def require_made_by(self, hyper_parameters: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises DeevoError where the folder has files that others than these made.
+
+        hyper_parameters: of each file, by its name; further members would be taken in by a glob.
+        """
+        for name, entry in self._record["files"].items():
+            path, values = self.path(name), hyper_parameters.get(name)
+            if values is None:
+                raise DeevoError(
+                    f"members is {len(hyper_parameters.keys() - {'base'})}, but {self._folder} "
+                    f"holds {name} already; give at least as many as there are, or choose another "
+                    "folder"
+                )
+            if path.is_file() and entry["hyper_parameters"] != json.loads(json.dumps(values)):
+                raise DeevoError(
+                    f"{path}: made by other hyper-parameters, {entry['hyper_parameters']}; choose "
+                    "another folder"
+                )
 
     def save(
         self, name: str, hyper_parameters: Mapping[str, Any], state: Mapping[str, Tensor]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deevo_ext.cli.demo as module
+import deevo_ext.cli.replay as replay_command
 from deevo_ext.cli import main
 from deevo_ext.cli.demo import setting_of
 from deevo_ext.data import ImageSet, SourceSets, load
@@ -149,7 +150,7 @@ def test_the_demos_population_is_as_long_for_any_source_and_needs_no_torchvision
 
 
 def test_replay_of_a_search_of_coefficients_and_of_its_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     chosen = recipe_run(save_checkpoints(tmp_path / "members"), run).run()
@@ -173,6 +174,18 @@ def test_replay_of_a_search_of_coefficients_and_of_its_recipe(
     merged, ours = load_file(tmp_path / "m.safetensors"), load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(merged[name], tensor) for name, tensor in ours.items())
     assert "give --out, and no --trials" in replay(run / "recipe.yaml")
+    member = next((tmp_path / "members").glob("*.safetensors"))
+    before = member.read_bytes()
+    assert "is a part of what it is made from" in replay(run, "--out", member)
+    assert member.read_bytes() == before
+
+    def begun(*_: object) -> None:
+        raise AssertionError("replayed before it was known where the result goes")
+
+    monkeypatch.setattr(replay_command, "run_again", begun)
+    for option, name in (("--out", "none/w.pth"), ("--trials", "none/t.csv")):
+        assert "there is no folder" in replay(run, option, tmp_path / name)
+    assert "expected a name that ends in" in replay(run, "--out", tmp_path / "w.bin")
 
 
 def test_merge_says_in_one_sentence_what_it_made(tmp_path: Path) -> None:

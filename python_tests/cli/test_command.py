@@ -154,7 +154,9 @@ def test_a_result_is_json_on_stdout_alone_or_in_a_file(
     assert (code, out, err) == (0, "", "")
     assert len(json.loads((place / "m.json").read_text())["files"]) == 4
     code, _, err = run(capsys, "merge", "r.yaml", "--out", "x.pth", "--json", "none/x.json")
-    assert code == 1 and "there is no folder none" in err and not (place / "x.pth").exists()
+    assert code == 1 and "there is no folder none" in err
+    code, _, err = run(capsys, "merge", "r.yaml", "--out", "x.pth", "--json", ".")
+    assert code == 1 and "json is ., a folder" in err and not (place / "x.pth").exists()
     code, out, _ = run(capsys, "--version")
     assert (code, out) == (0, f"deevo_ext {deevo_ext.__version__}\n")
 

@@ -135,7 +135,7 @@ def test_members_that_changed_or_differ(tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out.safetensors"
     save_recipe(recipe, population, network_of(population))
     for name in ("m/b.safetensors", "recipe.safetensors"):
-        with pytest.raises(DeevoError, match=f"{name} is a part of the recipe"):
+        with pytest.raises(DeevoError, match=f"{name} is a part of what it is made"):
             deevo.merge(recipe, tmp_path / name)
     with pytest.raises(DeevoError, match=r"ends in \.safetensors or \.pth"):
         deevo.merge(recipe, tmp_path / "out.onnx")

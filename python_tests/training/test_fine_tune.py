@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -249,7 +250,7 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(more: dict[str, Any], tmp_path
     before = torch.get_rng_state()
     fine_tune(expected, noise(), hyper, workers=0)
     assert torch.equal(torch.get_rng_state(), before)
-    state = State(tmp_path / "x.state", 0)
+    state = State(tmp_path / "x.state", 0, dataclasses.asdict(hyper))
 
     class Killed(Exception):
         pass
@@ -265,6 +266,13 @@ def test_a_run_goes_on_from_its_state_bit_for_bit(more: dict[str, Any], tmp_path
     fine_tune(found, noise(), hyper, state=state, on_step=steps.append, workers=2)
     assert steps == list(range(7, 13)) and same(expected.state_dict(), found.state_dict())
     assert not found.training and isinstance(found, DropNet)
+    other = State(state.path, 0, {**state.hyper_parameters, "learning_rate": 0.5})
+    with pytest.raises(DeevoError, match=r"x\.state: .* \(learning_rate is 0\.05, not 0\.5\)"):
+        fine_tune(drop_net(), noise(), hyper, state=other)
+    kept = torch.load(state.path)
+    torch.save({name: kept[name] for name in ("step", "network", "optimizer")}, state.path)
+    with pytest.raises(DeevoError, match=r"x\.state: does not say .* delete it"):
+        fine_tune(drop_net(), noise(), hyper, state=state)
     (tmp_path / "x.state").write_bytes(b"torn")
     with pytest.raises(DeevoError, match=r"x\.state: not a whole state.*delete it"):
         fine_tune(drop_net(), noise(), hyper, state=state)

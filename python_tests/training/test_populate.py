@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
+import deevo_ext.training.populate as module
 from deevo_ext.cli import main
-from deevo_ext.data import Transform, open_cache
+from deevo_ext.data import Transform, locked, open_cache
 from deevo_ext.errors import DeevoError
 from deevo_ext.training.hyper_parameters import Choices
-from deevo_ext.training.populate import RECORD, Progress, populate
+from deevo_ext.training.populate import RECORD, TABLE, Progress, populate
 from deevo_ext.training.trainings import PopulationOptions, Trainings, trainings_of
 from support.networks import drop_net, small_resnet
 from support.paths import child_environment
@@ -97,8 +99,12 @@ def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
     _populate(trainings, tmp_path)
     with pytest.raises(DeevoError, match=r"another population \(base is"):
         _populate(_trainings(2, epochs=0.2, base_epochs=0.4), tmp_path)
-    with pytest.raises(DeevoError, match="other hyper-parameters"):
-        _populate(_trainings(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+    table = (tmp_path / TABLE).read_bytes()
+    for missing in ("none", "member_00.safetensors"):  # which would be trained before the second
+        (tmp_path / missing).unlink(missing_ok=True)
+        with pytest.raises(DeevoError, match="other hyper-parameters"):
+            _populate(_trainings(2, epochs=0.2, base_epochs=0.2, anneal=0.5), tmp_path)
+        assert (tmp_path / TABLE).read_bytes() == table
     record = tmp_path / RECORD
     content = json.loads(record.read_text())
     for damaged in ("{", "[1]", "{}", json.dumps({**content, "files": {"base": {}}})):
@@ -114,6 +120,61 @@ def test_a_folder_of_another_population_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeevoError, match="file"):
         _populate(trainings, tmp_path / "file")
+
+
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_a_training_in_progress_does_not_go_on_with_other_hyper_parameters(
+    snapshots: bool, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    trainings = _trainings(2, snapshots=snapshots)
+    with pytest.raises(Killed):
+        _populate(trainings, tmp_path, save_every=0, progress=kill)
+    table = (tmp_path / TABLE).read_bytes()
+    others = [_trainings(2, snapshots=snapshots, learning_rate=0.5)]
+    if snapshots:  # of which the first could lie before the saved step
+        others.append(_trainings(3, snapshots=True))
+    for other in others:
+        with pytest.raises(DeevoError, match=r"\.state: .* is .*, not .*; give .* or delete it"):
+            _populate(other, tmp_path)
+        assert (tmp_path / TABLE).read_bytes() == table
+    resumed = _populate(trainings, tmp_path)
+    whole = _populate(trainings, tmp_path / "whole")
+    for a, b in zip(resumed, whole, strict=True):
+        assert same(load_file(a), load_file(b))
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    trainings, refused = _trainings(2, augmentations=Choices.parse("none"), epochs=0.4), []
+
+    def second(what: str, done: int, total: int) -> None:
+        with pytest.raises(DeevoError, match="in use by another process") as error:
+            _populate(trainings, tmp_path)
+        refused.append(error)
+
+    _populate(trainings, tmp_path, progress=second)
+    assert refused and list(json.loads((tmp_path / RECORD).read_text())["files"]) == [
+        "member_00",
+        "member_01",
+    ]
+    _populate(trainings, tmp_path)  # nothing is left of the lock
+    assert not (tmp_path / ".lock").exists()
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locked.fcntl, "flock", without)
+    with pytest.raises(DeevoError, match=r"cannot lock .*\.lock: No locks available; choose"):
+        _populate(trainings, tmp_path)
 
 
 def test_a_rate_that_is_too_high_is_said(tmp_path: Path) -> None:
@@ -217,6 +278,9 @@ def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
     common += ("--epochs", 0.05, "--augment", "none", "--out", tmp_path / "out")  # type: ignore[assignment]
     assert _deevo(*common) == "1"
     assert "no --checkpoint to start from" in capsys.readouterr().err
+    for device in ("foo", "cuda:99"):  # before anything is asked that costs time
+        assert _deevo(*common, "--device", device) == "1"
+        assert f"device is '{device}', which torch cannot use" in capsys.readouterr().err
     seven, ten = tmp_path / "seven.safetensors", tmp_path / "ten.safetensors"
     pretrained = small_resnet(7).state_dict()
     save_file(pretrained, seven)
