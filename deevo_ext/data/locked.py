@@ -6,10 +6,8 @@ import contextlib
 import errno
 import fcntl
 import logging
-import math
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,46 +17,30 @@ log = logging.getLogger("deevo_ext")
 
 
 @contextlib.contextmanager
-def locked(partial: Path, patience: float = math.inf) -> Iterator[int]:
+def locked(partial: Path) -> Iterator[int]:
     """Opens the partial file, made if need be, and keeps it for this process alone.
 
-    patience: seconds for which it waits for another process. Yields its descriptor. Raises
-    DeevoError: it cannot be written, is no file, or another process keeps it.
+    Yields its descriptor. Raises DeevoError: it cannot be written or locked, or is no file.
     """
-    end = time.monotonic() + patience
     while True:
         file = _opened(partial)
         try:
-            waiting = False
-            while not _taken(file, partial):
-                if time.monotonic() >= end:
-                    raise DeevoError(
-                        f"{partial.parent} is in use by another process: wait for it or choose "
-                        "another folder"
-                    )
-                if not waiting:
-                    log.info("waiting for another process, which writes %s", partial)
-                waiting = True
-                time.sleep(0.1)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process, which writes %s", partial)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # some file systems of clusters have no locks
+                raise DeevoError(
+                    f"cannot lock {partial}: {error.strerror}; choose a folder of another file "
+                    "system"
+                ) from error
             # The process that had it has renamed it by now, or removed it for want of room.
             if _is_there(file, partial):
                 yield file
                 return
         finally:
             os.close(file)
-
-
-def _taken(file: int, partial: Path) -> bool:
-    """Locks an open file, unless another process has done so."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # some file systems of clusters have no locks
-        raise DeevoError(
-            f"cannot lock {partial}: {error.strerror}; choose a folder of another file system"
-        ) from error
-    return True
 
 
 def _opened(partial: Path) -> int:

@@ -33,7 +33,6 @@ RECORD = "population.json"
 """The file beside the checkpoints that says how they were made."""
 _FORMAT = 3
 _SNAPSHOTS = "snapshots"  # what the training is called that all of them are taken from
-_PATIENCE = 10.0  # seconds: readers of a killed process, which keep its lock, end within five
 
 Progress = Callable[[str, int, int], None]
 """Called after every step with what is trained, steps done and steps in all, kept ones included."""
@@ -62,7 +61,7 @@ def populate(
     population.json records hyper-parameters and digests; hyper_parameters.csv is a table of them.
 
     Raises DeevoError: the network cannot be copied; the folder holds another population, cannot be
-    written or is in use by another process; a loss that is not finite.
+    written or locked; a loss that is not finite.
     """
     start, device = copy_of(network), next(network.parameters()).device
     base, folder = trainings.base, Path(folder)
@@ -97,13 +96,13 @@ def populate(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps it for this process alone."""
+    """Makes the folder, and keeps it for this process alone; waits for another that does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeevoError(f"{folder}: cannot be made ({error})") from error
     lock = folder / ".lock"
-    with locked(lock, _PATIENCE):
+    with locked(lock):
         try:
             yield
         finally:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deevo_ext as deevo
-import deevo_ext.training.populate as module
 from deevo_ext.cli import main
 from deevo_ext.data import Transform, locked, open_cache
 from deevo_ext.errors import DeevoError
@@ -151,22 +152,27 @@ def test_a_training_in_progress_does_not_go_on_with_other_hyper_parameters(
 
 
 def test_a_folder_is_written_by_one_process_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    trainings, refused = _trainings(2, augmentations=Choices.parse("none"), epochs=0.4), []
+    caplog.set_level(logging.INFO)
+    trainings = _trainings(2, augmentations=Choices.parse("none"), epochs=0.4)
+    second: list[threading.Thread] = []
+    found: list[Path] = []
 
-    def second(what: str, done: int, total: int) -> None:
-        with pytest.raises(DeevoError, match="in use by another process") as error:
-            _populate(trainings, tmp_path)
-        refused.append(error)
+    def begin(what: str, done: int, total: int) -> None:
+        if not second:  # a second process waits, as another open file does
+            second.append(
+                threading.Thread(target=lambda: found.extend(_populate(trainings, tmp_path)))
+            )
+            second[0].start()
+            while "waiting for another process" not in caplog.text:
+                time.sleep(0.01)
 
-    _populate(trainings, tmp_path, progress=second)
-    assert refused and list(json.loads((tmp_path / RECORD).read_text())["files"]) == [
-        "member_00",
-        "member_01",
-    ]
-    _populate(trainings, tmp_path)  # nothing is left of the lock
+    made = _populate(trainings, tmp_path, progress=begin)
+    stamps = [path.stat().st_mtime_ns for path in made]
+    second[0].join(60)
+    assert found == made and [path.stat().st_mtime_ns for path in made] == stamps
+    assert len(json.loads((tmp_path / RECORD).read_text())["files"]) == 2
     assert not (tmp_path / ".lock").exists()
 
     def without(*_: object) -> None:
