@@ -7,8 +7,10 @@ import enum
 import functools
 import hashlib
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,9 @@ class _Parts:
 
     def __init__(self, package: str) -> None:
         self._package = package
+        # An installed library such as torch is large, and holds what differs between processes.
+        file = getattr(sys.modules.get(package), "__file__", None) or ""
+        self._installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
         self._seen: dict[int, Any] = {}  # kept, lest an address be used again
         self._definitions: list[types.FunctionType | type] = []
 
@@ -65,7 +70,8 @@ class _Parts:
             if isinstance(definition, type):
                 yield from self._value({k: v for k, v in vars(definition).items() if k[:2] != "__"})
                 yield from self._value([vars(definition).get(k) for k in ("__init__", "__call__")])
-                yield from self._items(definition.__bases__)
+                if not self._installed:
+                    yield from self._items(definition.__bases__)
             else:
                 yield from self._function(definition)
 
@@ -119,8 +125,9 @@ class _Parts:
             yield from self._items(value)
         else:
             yield from self._defined(type(value))
-            if hasattr(value, "__wrapped__"):  # as what functools.lru_cache makes has
-                yield from self._value(value.__wrapped__)
+            wrapped = getattr(value, "__dict__", {}).get("__wrapped__")
+            if wrapped is not None and not self._installed:  # by functools.lru_cache, say
+                yield from self._value(wrapped)
 
     def _defined(self, value: Any) -> Iterator[bytes]:
         """Yields a definition's name; what it holds follows if it is of the package."""
@@ -133,6 +140,9 @@ class _Parts:
 
     def _owns(self, module: str) -> bool:
         return module.partition(".")[0] == self._package
+
+    def _follows(self, module: str) -> bool:
+        return self._owns(module) and not self._installed
 
     def _function(self, function: types.FunctionType) -> Iterator[bytes]:
         yield from self._value(function.__code__)
@@ -148,7 +158,7 @@ class _Parts:
             value = function.__globals__[name]
             yield name.encode()
             yield from self._value(value)
-            if isinstance(value, types.ModuleType) and self._owns(value.__name__):
+            if isinstance(value, types.ModuleType) and self._follows(value.__name__):
                 for attribute in sorted(names & vars(value).keys()):
                     yield attribute.encode()
                     yield from self._value(vars(value)[attribute])

@@ -186,3 +186,13 @@ def test_what_is_called_by_a_module_of_the_package_counts_and_no_more_of_it() ->
     before = metric("def of(x): return x * 2\ndef unused(x): return x")
     assert metric("def of(x): return x * 3\ndef unused(x): return x") != before
     assert metric("def of(x): return x * 2\ndef unused(x): return -x") == before
+
+
+def test_an_installed_library_counts_by_the_function_and_not_by_all_that_it_calls() -> None:
+    before = function_identity(torch.nn.CrossEntropyLoss())
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:  # what torch holds differs between processes
+        assert function_identity(torch.nn.CrossEntropyLoss()) == before
+    finally:
+        hook.remove()
+    assert function_identity(torch.nn.CrossEntropyLoss(label_smoothing=0.1)) != before
