@@ -56,7 +56,7 @@ def _opened(partial: Path) -> int:
         os.close(file)
         raise DeevoError(
             f"cannot write {partial}: it is no file, but a pipe or device; remove it, or "
-            "choose another file for the cache"
+            "choose another place"
         )
     return file
 

@@ -12,24 +12,13 @@ from safetensors.torch import load_file
 
 import deevo_ext as deevo
 from deevo_ext.runs import journal
-from support.evolution import images, population
+from support.evolution import images, population, short_run
 from support.networks import Net
 
 
 def run(checkpoints: Path, run_dir: Path | None, **options: object) -> deevo.Result:
-    values: dict = {
-        "generations": 6,
-        "images_per_batch": 60,
-        "validate_every": 3,
-        "micro_batch": 32,
-        "progress": False,
-        "seed": 3,
-        "inject_soups": True,
-        "engine": "eager",
-        **options,
-    }
-    sets = (images(150, 1), images(90, 2), images(70, 3, "test"))
-    return deevo.evolve(Net(), checkpoints, *sets, search="weights", run_dir=run_dir, **values)
+    few = {"generations": 6, "validate_every": 3, "inject_soups": True}
+    return short_run(checkpoints, run_dir, **(few | options))
 
 
 def header(run_dir: Path) -> dict:
