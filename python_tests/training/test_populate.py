@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -152,9 +151,10 @@ def test_a_training_in_progress_does_not_go_on_with_other_hyper_parameters(
 
 
 def test_a_folder_is_written_by_one_process_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO)
+    waits = threading.Event()
+    monkeypatch.setattr(locked.log, "info", lambda *_: waits.set())
     trainings = _trainings(2, augmentations=Choices.parse("none"), epochs=0.4)
     second: list[threading.Thread] = []
     found: list[Path] = []
@@ -165,8 +165,7 @@ def test_a_folder_is_written_by_one_process_at_a_time(
                 threading.Thread(target=lambda: found.extend(_populate(trainings, tmp_path)))
             )
             second[0].start()
-            while "waiting for another process" not in caplog.text:
-                time.sleep(0.01)
+            assert waits.wait(60)
 
     made = _populate(trainings, tmp_path, progress=begin)
     stamps = [path.stat().st_mtime_ns for path in made]

@@ -6,6 +6,7 @@ how busy the machine was. A second table, in a file by device, saves new runs th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -117,6 +118,8 @@ def device_cache(device: torch.device) -> EngineTable:
     try:
         return EngineTable(device, path)
     except DeevoError:
+        with contextlib.suppress(OSError):  # to write to a pipe would never end
+            path.unlink()
         empty = EngineTable(device)
         empty.path = path
         return empty
