@@ -40,6 +40,7 @@ from deevo_ext.population.finding import expand_paths
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import check_files
+from deevo_ext.population.saved_names import with_saved_names
 from deevo_ext.reports.card import CARD, write_documents
 from deevo_ext.reports.model_folder import check_format, write_model_folder
 from deevo_ext.reports.trackers import TensorBoard, Tracker
@@ -208,7 +209,8 @@ def evolve(
     if network.names:
         log.info("Names in %s: %s", files[0], network.names)
     check_format(form, network)
-    check_files(Inventory.of(network.model, members.frozen), files, names)
+    inventory = Inventory.of(network.model, members.frozen)
+    check_files(inventory, files, with_saved_names(names, network.model))
     action = settled.run.basin
     own = class_map_of(files, "ignore" if action == "warn" else action)  # the run itself warns
     pixels = network.needs_transform()

@@ -32,6 +32,7 @@ from deevo_ext.networks.zoo import architecture, check_fit, classes_in
 from deevo_ext.population.checkpoints import load_matched
 from deevo_ext.population.finding import sha256
 from deevo_ext.population.matching import NameOptions
+from deevo_ext.population.saved_names import with_saved_names
 from deevo_ext.progress import progress_bar
 from deevo_ext.text import text_table
 from deevo_ext.training.batches import require_torchvision
@@ -186,7 +187,7 @@ def populate(
 def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """Reads a checkpoint that has all of the model's tensors, its classifier of any size."""
     names = model.state_dict().keys()
-    state = load_matched(path, names, NameOptions())[0]
+    state = load_matched(path, names, with_saved_names(NameOptions(), model))[0]
     missing = [name for name in names if name not in state and "num_batches_tracked" not in name]
     if missing:
         raise DeevoError(f"{path}: lacks {missing[0]}; is it a checkpoint of another --arch?")

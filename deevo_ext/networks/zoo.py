@@ -32,6 +32,7 @@ from deevo_ext.population.finding import PathLike
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.mismatch import require_fit
+from deevo_ext.population.saved_names import with_saved_names
 
 _HOW = (
     'expected "torchvision:NAME", "timm:NAME", a bare name of either, "hf:FOLDER" or '
@@ -117,7 +118,8 @@ def architecture(
     names = ""
     if checkpoint is not None:
         expected = model.state_dict().keys()
-        state, matched = load_matched(checkpoint, expected, options or NameOptions(), mapped=True)
+        options = with_saved_names(options or NameOptions(), model)
+        state, matched = load_matched(checkpoint, expected, options, mapped=True)
         if num_classes is None:
             num_classes = classes_in(state, model)
             if num_classes is not None:
@@ -125,13 +127,7 @@ def architecture(
         try:
             require_fit(Inventory.of(model), state, str(checkpoint))
         except DeevoError as error:
-            hint = ". --arch and --model-arg decide the model"
-            if source == "hf" and not expected <= state.keys():
-                hint += (
-                    "; save_pretrained of transformers renames some models' tensors (ViT, Swin): "
-                    "what torch.save(model.state_dict(), FILE) writes has the model's own names"
-                )
-            raise DeevoError(f"{error}{hint}") from error
+            raise DeevoError(f"{error}. --arch and --model-arg decide the model") from error
         names = matched.describe()
     size = given.get("img_size")
     chosen = transform_of(source, name, model, transform, size)

@@ -36,6 +36,7 @@ from deevo_ext.population.finding import sha256
 from deevo_ext.population.inventory import Inventory, ModelTensor
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.reading import MemberRows, Paths, in_files, in_memory, read_members
+from deevo_ext.population.saved_names import with_saved_names
 from deevo_ext.population.saving import save_members
 from deevo_ext.population.tensors import converted, dtype_name, dtype_of, rounded
 
@@ -101,7 +102,8 @@ class Population:
             begin with it is left out. None finds it: the one under which most names are the
             model's.
         key_map: names of the files, without prefix, and the model's in their place; keys and
-            values that end in a dot are beginnings of names.
+            values that end in a dot are beginnings of names. Those that transformers' models are
+            saved under are known.
         ignore: fnmatch patterns of names in the files that are left out, e.g. "criterion.*".
         device: where the rows lie.
         spare: the number of members that `append_average` may add.
@@ -115,7 +117,7 @@ class Population:
         check_arguments(
             Population.from_checkpoints, given
         )  # what paths are is said where they are found
-        options = NameOptions.of(checkpoint_key, prefix, key_map, ignore)
+        options = with_saved_names(NameOptions.of(checkpoint_key, prefix, key_map, ignore), model)
         files = in_files(paths, options)
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, files, dtype, device, spare), options)

@@ -105,20 +105,6 @@ def test_a_folder_may_say_nothing_or_little(tmp_path: Path) -> None:
     assert transform is not None and transform.resize == (32, 32)
 
 
-def test_names_that_transformers_writes_and_its_model_has_not_are_explained(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.ViTConfig(**sizes, intermediate_size=32, image_size=16, patch_size=8)
-    model = transformers.ViTForImageClassification(config)
-    model.save_pretrained(tmp_path)
-    arch, own, wider = f"hf:{tmp_path}", tmp_path / "own.pth", {"intermediate_size": 64}
-    with pytest.raises(DeevoError, match=r"missing: .*torch\.save\(model\.state_dict\(\), FILE\)"):
-        architecture(arch, checkpoint=tmp_path / "model.safetensors")
-    torch.save(model.state_dict(), own)
-    assert not architecture(arch, checkpoint=own).names  # it fits as it is
-    with pytest.raises(DeevoError, match=r"of another shape: .*decide the model$"):
-        architecture(arch, checkpoint=own, model_args=wider)
-
-
 def test_a_name_has_the_folder_that_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,12 +132,16 @@ def test_transformers_loads_it(tmp_path: Path, card: Path) -> None:
     assert [model.config.id2label[i] for i in range(3)] == NAMES
 
 
-def test_a_folder_of_transformers_comes_back(tmp_path: Path, card: Path) -> None:
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_a_folder_of_transformers_comes_back(kind: str, tmp_path: Path, card: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
-    )
-    models = [transformers.ResNetForImageClassification(config) for _ in range(2)]
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    if kind == "vit":  # whose saved names are not the model's
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 32, "image_size": 40, "patch_size": 8}
+    config = transformers.AutoConfig.for_model(kind, **sizes, num_labels=3)
+    make = transformers.AutoModelForImageClassification
+    models = [make.from_config(config) for _ in range(2)]
     for i, model in enumerate(models):
         model.save_pretrained(tmp_path / "runs" / f"checkpoint-{i}")
     first = tmp_path / "runs" / "checkpoint-0"
