@@ -160,6 +160,12 @@ def short_names(files: Sequence[Path]) -> list[str]:
     return [f"{stem}#{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
 
 
+def stamp(path: PathLike) -> list[tuple[int, int, int]]:
+    """Returns what changes with a file's content, or with that of an index or one of its shards."""
+    files = [Path(path), *(shards(Path(path)) if str(path).endswith(INDEX) else [])]
+    return [(facts.st_ino, facts.st_size, facts.st_mtime_ns) for facts in map(os.stat, files)]
+
+
 def sha256(path: PathLike) -> str:
     """Returns the SHA-256 of a file's bytes, as 64 hex digits.
 

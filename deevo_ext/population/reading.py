@@ -18,7 +18,7 @@ from deevo_ext.distributed.ranks import warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.population import checkpoints
 from deevo_ext.population.allocation import zero_rows
-from deevo_ext.population.finding import PathLike, expand_paths, sha256, short_names
+from deevo_ext.population.finding import PathLike, expand_paths, sha256, short_names, stamp
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.matching import Match, NameOptions, match
@@ -171,6 +171,8 @@ def read_members(
     # A state dict alone does not tell parameters from buffers.
     told = any(tensor.parameter for tensor in inventory.tensors)
 
+    stamps = [stamp(source.file) if source.file else None for source in sources]
+
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         label = labels[i]
         state, matched = sources[i].load(expected)
@@ -200,6 +202,13 @@ def read_members(
 
     for i in range(len(sources)):
         read_one(i)
+    digests = [(str(source.file), sha256(source.file)) for source in sources if source.file]
+    for source, before in zip(sources, stamps, strict=True):
+        if source.file and stamp(source.file) != before:
+            raise DeevoError(
+                f"{source.file} was changed while it was read; copy checkpoints of a training that "
+                "goes on, and give the copies"
+            )
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)
     everywhere = ["all members"]
@@ -213,7 +222,7 @@ def read_members(
     return MemberRows(
         inventory=inventory,
         names=[source.name for source in sources],
-        sources=[(str(s.file), sha256(s.file)) for s in sources if s.file] or None,
+        sources=digests or None,
         rows=rows,
         layout=layout.with_dtypes(dtypes),
         statistics=statistics[:, : statistics_layout.dim],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import deevo_ext as deevo
 from deevo_ext.errors import DeevoError
+from deevo_ext.population import checkpoints
 from support.evolution import save_members, sphere
 from support.networks import Net
 
@@ -24,6 +26,32 @@ def test_a_member_is_returned_as_it_was_read(tmp_path: Path, dtype: torch.dtype)
     for i, expected in enumerate(before):
         for found, wanted in zip(population.reread(i), expected, strict=True):
             assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights would be of one file, and what vouches for them of another."""
+    files = save_members(tmp_path / "members", 4)
+    other = (files / "m1.safetensors").read_bytes()
+    load = checkpoints.load_matched
+
+    def changing(path: Path, *rest: Any, **options: Any) -> Any:
+        def change() -> None:
+            if path.stem == "m0":
+                path.write_bytes(other)
+
+        if when == "before":
+            change()
+        read = load(path, *rest, **options)
+        if when == "after":
+            change()
+        return read
+
+    monkeypatch.setattr(checkpoints, "load_matched", changing)
+    with pytest.raises(DeevoError, match=r"m0\.safetensors was changed while it was read; copy"):
+        deevo.Population.from_checkpoints(Net(), files)
 
 
 def test_a_file_that_was_changed_is_not_taken_for_the_member(tmp_path: Path) -> None:
