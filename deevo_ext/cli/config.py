@@ -51,6 +51,8 @@ def take_options(
                 f"config {path}: there is no option {name!r}; the nearest is "
                 f"{nearest(name, names)!r}"
             )
+        if named.is_eager:
+            raise DeevoError(f"config {path}: {name} is taken from the command line alone")
         if isinstance(value, dict):
             value = [
                 f"{left}={right if isinstance(right, str) else json.dumps(right)}"

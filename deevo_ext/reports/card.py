@@ -84,7 +84,9 @@ def write_documents(
         write_whole(folder / name, render(f"{name}.j2", values).encode())
     pictures = [folder / picture.file for picture in values["pictures"]]
     written = [folder / CARD, folder / REPORT, *pictures]
-    if comparison is not None:
+    if comparison is None:
+        (folder / TABLE).unlink(missing_ok=True)  # of the run before it was lengthened
+    else:
         assert run.chosen is not None
         returned = run.chosen.record()
         more = {} if old is None else {"old": old.to_json()}

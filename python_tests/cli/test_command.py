@@ -110,6 +110,7 @@ def test_a_run_from_a_file_goes_on_from_its_folder_alone_anywhere(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.yaml", "config: b.yaml", "a.yaml: config is taken from the command line alone"),
         ("a.yaml", "round: 3", "a.yaml: there is no option 'round'; the nearest is 'rounds'"),
         (
             "a.toml",

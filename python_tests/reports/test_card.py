@@ -120,6 +120,8 @@ def test_documents_say_what_the_run_says(tmp_path: Path, files: bool) -> None:
     assert saved["returned"]["weights_sha256"] == result.candidate.digest
     model = Net()
     model.load_state_dict(torch.load(folder / "evolved.pth", weights_only=True))
+    write_documents(result.run, None)  # as where the run went on without test images
+    assert not (folder / "table.json").exists()
 
 
 @pytest.mark.parametrize("count", [300, 2100])
