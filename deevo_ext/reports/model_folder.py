@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from deevo_ext.data.transform import Transform
 from deevo_ext.errors import DeevoError
 from deevo_ext.extras import import_extra
-from deevo_ext.files import write_whole
+from deevo_ext.files import read_regular, write_whole
 from deevo_ext.networks.hugging_face import CONFIG, PROCESSOR, transform_of
 from deevo_ext.networks.transforms import of_timm
 from deevo_ext.networks.zoo import Architecture
@@ -96,14 +95,14 @@ def write_model_folder(
     else:
         config = _config_of_transformers(network.model, class_names)
         if (Path(name) / PROCESSOR).exists():
-            shutil.copyfile(Path(name) / PROCESSOR, folder / PROCESSOR)
+            write_whole(folder / PROCESSOR, read_regular(Path(name) / PROCESSOR))
     write_whole(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     # transformers asks for the metadata to say whose tensors these are.
     write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     said = card.read_text(encoding="utf-8")
     for picture in re.findall(r"^!\[.*?\]\((.+)\)$", said, re.MULTILINE):
-        shutil.copyfile(card.parent / picture, folder / picture)
+        write_whole(folder / picture, read_regular(card.parent / picture))
     values = {
         "timm": source == "timm",
         "name": name if source == "timm" else type(network.model).__name__,

@@ -97,10 +97,6 @@ def populate(
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps it for this process alone; waits for another that does."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeevoError(f"{folder}: cannot be made ({error})") from error
     lock = folder / ".lock"
     with locked(lock):
         try:
