@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,11 +28,7 @@ from support.weights import BROKEN_CHOICES, Weights, random_weights
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
 
-
-@pytest.fixture(params=serving("trials", "commit"))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("trials", "commit")
 
 
 def outcome(w: Weights, draw: int) -> tuple[torch.Tensor, torch.Tensor]:

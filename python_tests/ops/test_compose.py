@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,11 +31,7 @@ OTHER_SHAPE = r"out is of shape \(3, 700\); expected shape \({}, {}\)"
 # Around vectors and tiles of every instruction set.
 COLUMNS = (1, 3, 15, 16, 17, 31, 33, 64, 1023, 1024, 1025, 1055, 1057, 2047, 2079, 2**16 + 1)
 
-
-@pytest.fixture(params=serving("compose"))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("compose")
 
 
 def oracle(r: Recipes) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,11 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORCED = int(ChoiceColumn.FORCED)
 THRESHOLD = int(ChoiceColumn.THRESHOLD)
 
-
-@pytest.fixture(params=serving(*GENERATION))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving(*GENERATION)
 
 
 def bits(mask: torch.Tensor, genes: int) -> list[bool]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from deevo_ext import backends
 from deevo_ext.errors import DeevoError
 from deevo_ext.ops.tables import ChoiceColumn, StrategyColumn
 from deevo_ext.search.presets import configure
@@ -18,11 +16,7 @@ from support.told import PAPER
 
 NAN = math.nan
 
-
-@pytest.fixture(params=serving("plan", "tell", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", "tell", among=NATIVE_BACKENDS)
 
 
 def broken(**changes: Any) -> Evolution:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Source
 from deevo_ext.search.presets import configure
 from support.operators import NATIVE_BACKENDS, evolution, serving
 from support.plans import FITNESS, assert_frequencies, planned
 
-
-@pytest.fixture(params=serving("plan", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", among=NATIVE_BACKENDS)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
@@ -30,11 +29,7 @@ from support.plans import FITNESS, planned, scrambled_state
 CONFIGURATIONS = configurations()
 INF, NAN = math.inf, math.nan
 
-
-@pytest.fixture(params=serving("plan", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", among=NATIVE_BACKENDS)
 
 
 def uniform(word: int) -> float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from statistics import NormalDist
 
 import pytest
 import torch
 
-from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn, ParameterColumn, Setting, Source, TermCode
 from deevo_ext.search.presets import configure
 from support.operators import (
@@ -24,11 +22,7 @@ from support.plans import FITNESS, planned, scrambled_state
 
 CONFIGURATIONS = configurations()
 
-
-@pytest.fixture(params=serving("plan", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", among=NATIVE_BACKENDS)
 
 
 def linear_f(run: Evolution, source: Source) -> torch.Tensor:

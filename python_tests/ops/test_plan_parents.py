@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from deevo_ext import backends
 from deevo_ext.ops.tables import ChoiceColumn
 from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy
@@ -20,11 +18,7 @@ from support.plans import FITNESS, assert_frequencies
 INF, NAN = math.inf, math.nan
 ALL_R = Strategy("all", "r1 + F*(r2 - r3) + F*(r4 - r5)")
 
-
-@pytest.fixture(params=serving("plan", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", among=NATIVE_BACKENDS)
 
 
 # Random parents

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from deevo_ext import backends
 from deevo_ext.ops.tables import Source
 from deevo_ext.search.presets import configure
 from deevo_ext.search.strategies import Strategy
@@ -18,11 +17,7 @@ from support.told import PAPER, told
 INF, NAN = math.inf, math.nan
 S1, S2, MEMORY, NONE = Source.SINUSOID_1, Source.SINUSOID_2, Source.MEMORY, Source.NONE
 
-
-@pytest.fixture(params=serving("plan", "tell", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", "tell", among=NATIVE_BACKENDS)
 
 
 def memories(run: Evolution) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
-from deevo_ext import backends
 from deevo_ext.ops.tables import Source
 from deevo_ext.search.configuration import Configuration
 from deevo_ext.search.presets import configure
@@ -16,11 +15,7 @@ from support.told import PAPER, PLAIN, told
 
 S1, S2 = Source.SINUSOID_1, Source.SINUSOID_2
 
-
-@pytest.fixture(params=serving("plan", "tell", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", "tell", among=NATIVE_BACKENDS)
 
 
 def odds(run: Evolution) -> list[float]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 
-from deevo_ext import backends
 from deevo_ext.search.presets import configure
 from support.operators import NATIVE_BACKENDS, serving
 from support.oracles import words
@@ -15,11 +13,7 @@ from support.told import PAPER, PLAIN, told
 
 INF, NAN = math.inf, math.nan
 
-
-@pytest.fixture(params=serving("plan", "tell", among=NATIVE_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("plan", "tell", among=NATIVE_BACKENDS)
 
 
 @pytest.mark.parametrize(

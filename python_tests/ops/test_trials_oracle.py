@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -34,11 +32,7 @@ SETS = instruction_sets()
 SMALL = (1, 3, 7, 8, 9, 31, 64, 127, 129)
 LARGE = (2**16 - 1, 2**16 + 1)
 
-
-@pytest.fixture(params=serving("trials"))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("trials")
 
 
 def test_bfloat16_rounding_of_the_oracle() -> None:

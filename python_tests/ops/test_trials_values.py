@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,11 +15,7 @@ from support.weights import Weights, random_weights
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SETS = instruction_sets()
 
-
-@pytest.fixture(params=serving("trials"))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backends.use(request.param):
-        yield request.param
+SERVING = serving("trials")
 
 
 def two_rows(
