@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from deevo_ext.data.transform import Transform
@@ -49,7 +50,8 @@ def is_timm(folder: Path) -> bool:
 def maker(folder: Path) -> Callable[..., nn.Module]:
     """Returns a constructor of transformers' image classifier that takes `num_classes`.
 
-    Further options are settings of its config, which must have them.
+    Further options are settings of its config, which must have them. Parameters are float32; the
+    dtype that the config names stays there.
     """
     import_extra("torchvision", "transformers")  # which transformers would import by itself
     transformers = import_extra("transformers", "transformers")
@@ -62,7 +64,9 @@ def maker(folder: Path) -> Callable[..., nn.Module]:
             if not hasattr(config, name):
                 raise DeevoError(f"{folder / CONFIG} has no setting {name!r}")
             setattr(config, name, value)
-        model: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+        said, factory = config.dtype, transformers.AutoModelForImageClassification
+        model: nn.Module = factory.from_config(config, dtype=torch.float32)
+        config.dtype = said
         return model
 
     return make

@@ -112,3 +112,14 @@ def test_a_name_has_the_folder_that_was_found(
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
     config.save_pretrained(tmp_path / "origin")
     assert architecture("hf:~/origin").name == f"hf:{tmp_path}/origin"
+
+
+def test_a_config_of_half_precision_makes_a_float32_network(tmp_path: Path) -> None:
+    config = transformers.ConvNextConfig(hidden_sizes=[8], depths=[1], num_stages=1, num_labels=3)
+    halved = transformers.ConvNextForImageClassification(config).half()
+    halved.save_pretrained(tmp_path)
+    model = architecture(f"hf:{tmp_path}", checkpoint=tmp_path / "model.safetensors").model
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert model(torch.randn(2, 3, 16, 16)).logits.shape == (2, 3)
+    # The config, which an exported folder has, goes on saying how the weights are kept.
+    assert json.loads(model.config.to_json_string())["dtype"] == "float16"

@@ -63,15 +63,16 @@ def test_files_that_transformers_writes_fit_its_models(
     assert same(named, load_file(saved[1]))
 
 
+@pytest.mark.parametrize("failure", [RuntimeError(), AttributeError("of an older class")])
 def test_names_are_the_models_own_where_it_cannot_be_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**_PLAIN))
     torch.save(model.state_dict(), tmp_path / "own.pth")
     model.save_pretrained(tmp_path)
 
     def cannot(*_: object, **__: object) -> None:
-        raise RuntimeError
+        raise failure
 
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", cannot)
     arch = f"hf:{tmp_path}"
