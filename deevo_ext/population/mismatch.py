@@ -39,7 +39,14 @@ def require_fit(inventory: Inventory, state: Mapping[str, Tensor], label: str) -
         [(has_classes, wants_classes)] = classes
         hint = f"it has {has_classes[0]} classes where the model has {wants_classes[0]}"
     elif missing and unexpected:
-        hint += "; where only names differ, give prefix= (--prefix) or key_map= (--key-map)"
+        head = inventory.order[0].partition(".")[0]
+        if any(f"{head}.{name}" in known for name in state):
+            hint = (
+                f"the model's names begin with {head!r}, as torch.compile and DataParallel make "
+                f"them, and the file's do not: give the network itself, model.{head}"
+            )
+        else:
+            hint += "; where only names differ, give prefix= (--prefix) or key_map= (--key-map)"
     elif unexpected and not other:
         hint += "; what is no part of it can be left out by ignore= (--ignore)"
     raise DeevoError(f"{label}: does not fit the model; {listed}; {hint}")

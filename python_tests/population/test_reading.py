@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,21 @@ def test_frozen_tensors_that_differ_are_told_once(tmp_path: Path) -> None:
     assert text.endswith(f"'fc.weight' in {tmp_path}/run2.pth")
     assert f"kept from {tmp_path}/run0.pth" in text
     assert torch.equal(population.state_dict(2)["fc.weight"], states[0]["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inner"),
+    [(partial(torch.compile, backend="eager"), "_orig_mod"), (torch.nn.DataParallel, "module")],
+)
+def test_a_wrapped_model_for_files_of_the_network_is_refused_by_what_it_wraps(
+    wrap: Callable[[torch.nn.Module], torch.nn.Module], inner: str, tmp_path: Path
+) -> None:
+    for i, state in enumerate(members(ConvNet, 2)):
+        torch.save(state, tmp_path / f"{i}.pth")
+    model = wrap(ConvNet())
+    with pytest.raises(DeevoError, match=rf"begin with '{inner}', .* itself, model\.{inner}$"):
+        Population.from_checkpoints(model, tmp_path)
+    assert Population.from_checkpoints(getattr(model, inner), tmp_path).size == 2
 
 
 def nan_at_4(tensor: Tensor) -> Tensor:
