@@ -10,6 +10,7 @@ from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.transform import Transform
 from deevo_ext.networks.zoo import Architecture
 from deevo_ext.population.naming import Naming
+from deevo_ext.population.saved_names import saved_names
 
 
 def loading_code(file: Path, naming: Naming, network: Architecture | None) -> str:
@@ -21,6 +22,9 @@ def loading_code(file: Path, naming: Naming, network: Architecture | None) -> st
     lines = [*imports, "from safetensors.torch import load_file", "", making]
     lines.append(f"state = load_file({str(file)!r})")
     prefix = _prefix(naming.names)
+    if network is not None and network.name.startswith("hf:") and _as_saved(naming, network):
+        lines.append("model = type(model).from_pretrained(None, config=config, state_dict=state)")
+        return "\n".join([*lines, "model.eval()"])
     if prefix is None:
         lines.append("# The file's names are the checkpoints'; make them the model's as for those.")
     elif prefix:
@@ -63,6 +67,13 @@ def _prefix(names: Mapping[str, str]) -> str | None:
         for name, in_file in names.items()
     }
     return prefixes.pop() if len(prefixes) == 1 else None
+
+
+def _as_saved(naming: Naming, network: Architecture) -> bool:
+    """Whether some of the file's names are those that transformers alone makes the model's."""
+    renamed = saved_names(network.model)
+    others = {in_file: name for name, in_file in naming.names.items() if in_file != name}
+    return bool(others) and others.items() <= renamed.items()
 
 
 def images_text(images: LabelledImages | None, transform: Transform | None) -> str:

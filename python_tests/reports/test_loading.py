@@ -14,6 +14,7 @@ from deevo_ext.data.transform import Transform
 from deevo_ext.networks.zoo import architecture
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.naming import Naming
+from deevo_ext.population.saved_names import with_saved_names
 from deevo_ext.reports.loading import images_text, loading_code, pictures_text
 from support import zoo
 from support.evolution import images, save_members
@@ -71,6 +72,24 @@ def test_the_code_makes_a_network_of_transformers_as_it_was_made(tmp_path: Path)
     exec(loading_code(file, Naming.of_file(file, NameOptions(), state.keys()), network), names)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(names["model"](images).logits, network.model(images).logits)
+
+
+def test_the_code_takes_files_under_the_names_that_transformers_saves(tmp_path: Path) -> None:
+    zoo.torchvision()
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, intermediate_size=32, image_size=16, patch_size=8)
+    given = transformers.ViTForImageClassification(config).eval()
+    given.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    network = architecture(f"hf:{tmp_path}", checkpoint=file)
+    model = network.model
+    naming = Naming.of_file(file, with_saved_names(NameOptions(), model), model.state_dict().keys())
+    names: dict = {}
+    exec(loading_code(file, naming, network), names)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(names["model"](images).logits, given(images).logits)
+    assert not names["model"].training
 
 
 def test_size_and_normalisation_are_said() -> None:
