@@ -30,7 +30,7 @@ from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit, classes_in
 from deevo_ext.population.checkpoints import load_matched
-from deevo_ext.population.finding import sha256
+from deevo_ext.population.finding import one_network, sha256
 from deevo_ext.population.matching import NameOptions
 from deevo_ext.population.saved_names import with_saved_names
 from deevo_ext.progress import progress_bar
@@ -65,7 +65,10 @@ def populate(
         typer.Option(help="The folder of the members. What it holds already is not trained again."),
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="The pretrained network that all members start from.")
+        Path | None,
+        typer.Option(
+            help="The pretrained network that all members start from: a file, or a folder of one."
+        ),
     ] = None,
     augment: Annotated[
         str,
@@ -117,6 +120,7 @@ def populate(
     expected = untrained.needs_transform()
     state, own, classes = None, None, None
     if checkpoint is not None:
+        checkpoint = one_network(checkpoint)
         state = _read(checkpoint, untrained.model)
         if not made.base_epochs:  # which make a new classifier
             own = class_map_of([checkpoint], "warn")

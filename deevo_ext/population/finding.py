@@ -64,7 +64,7 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
                 raise _no_paths(path)
         if not paths:
             raise DeevoError("the list of checkpoints is empty; give at least two files")
-        return [_one(Path(os.path.expanduser(path))) for path in paths]
+        return [one_network(Path(os.path.expanduser(path))) for path in paths]
     path = Path(os.path.expanduser(paths))
     if os.path.isfile(path):
         return [path]
@@ -72,7 +72,7 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
         folders = sorted(each for each in path.iterdir() if each.is_dir())
         saved = [each for each in folders if re.fullmatch(r"checkpoint-\d+", each.name)]
         files = [] if saved else _networks(path)
-        files = files or [_one(each) for each in saved or folders if _networks(each)]
+        files = files or [one_network(each) for each in saved or folders if _networks(each)]
         if not files:
             raise DeevoError(
                 f"folder {path} holds no checkpoint, nor do its folders; expected files ending in "
@@ -83,7 +83,7 @@ def expand_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     files = [file for file in map(_index_of, found) if file.is_file() and not _is_beside(file)]
     for folder in filter(Path.is_dir, found):
         if not set(_networks(folder)).issubset(files):
-            files.append(_one(folder))
+            files.append(one_network(folder))
     if not files:
         raise DeevoError(
             f"no file, folder or glob match at {path}; expected checkpoints ending in "
@@ -99,8 +99,11 @@ def _no_paths(given: object) -> DeevoError:
     )
 
 
-def _one(path: Path) -> Path:
-    """Returns a file, or the file of the one network that a folder holds."""
+def one_network(path: Path) -> Path:
+    """Returns a file, or the file of the one network that a folder holds.
+
+    Raises DeevoError where there is none, or several.
+    """
     if os.path.isfile(path):
         return path
     files = _networks(path) if os.path.isdir(path) else []

@@ -286,7 +286,8 @@ def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
     for device in ("foo", "cuda:99"):  # before anything is asked that costs time
         assert _deevo(*common, "--device", device) == "1"
         assert f"device is '{device}', which torch cannot use" in capsys.readouterr().err
-    seven, ten = tmp_path / "seven.safetensors", tmp_path / "ten.safetensors"
+    (tmp_path / "folder").mkdir()
+    seven, ten = tmp_path / "folder/seven.safetensors", tmp_path / "ten.safetensors"
     pretrained = small_resnet(7).state_dict()
     save_file(pretrained, seven)
     save_file(small_resnet(10).state_dict(), ten)
@@ -297,7 +298,7 @@ def test_a_checkpoint_of_other_classes_gets_a_new_classifier_or_is_refused(
     assert "lacks conv1.weight" in capsys.readouterr().err
     # A rate of next to nothing shows what training begins with.
     slow = ("--base-epochs", 0.05, "--base-learning-rate", 1e-12, "--learning-rate", 1e-12)
-    assert _deevo(*common, "--checkpoint", seven, *slow) == "0"
+    assert _deevo(*common, "--checkpoint", seven.parent, *slow) == "0"  # which holds it alone
     member = load_file(tmp_path / "out" / "member_00.safetensors")
     torch.testing.assert_close(member["conv1.weight"], pretrained["conv1.weight"])
     assert member["fc.weight"].shape == (10, 32)
