@@ -31,7 +31,8 @@ def loading_code(file: Path, naming: Naming, network: Architecture | None) -> st
         lines.append(
             f"state = {{name.removeprefix({prefix!r}): tensor for name, tensor in state.items()}}"
         )
-    more = ", strict=False" if naming.extra else ""  # which the model does not have
+    # What the model does not have; of other names strict=False would load none, and not say so.
+    more = ", strict=False" if naming.extra and prefix is not None else ""
     return "\n".join([*lines, f"model.load_state_dict(state{more})", "model.eval()"])
 
 

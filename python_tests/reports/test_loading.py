@@ -55,6 +55,9 @@ def test_a_network_without_a_name_and_names_of_another_kind(tmp_path: Path) -> N
     assert "# The file's names are the checkpoints'" in loading_code(file, others, None)
     more = Naming({name: name for name in state}, {"n_averaged": torch.ones(1)}, ())
     assert "load_state_dict(state, strict=False)" in loading_code(file, more, None)
+    # Names that are not the model's must not pass for tensors that it does not have.
+    others = Naming(others.names, {"n_averaged": torch.ones(1)}, ())
+    assert "load_state_dict(state)" in loading_code(file, others, None)
 
 
 def test_the_code_makes_a_network_of_transformers_as_it_was_made(tmp_path: Path) -> None:
