@@ -15,7 +15,7 @@ from deevo_ext.data.images import image_set
 from deevo_ext.data.labelled import LabelledImages
 from deevo_ext.data.overlap import check_overlap
 from deevo_ext.distributed.joining import joined
-from deevo_ext.distributed.ranks import ranks
+from deevo_ext.distributed.ranks import ranks, warn
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metric_checks import settled
@@ -27,6 +27,7 @@ from deevo_ext.population.finding import PathLike, expand_paths
 from deevo_ext.population.inventory import Inventory
 from deevo_ext.population.one_copy import read_once_a_machine
 from deevo_ext.population.population import Population
+from deevo_ext.population.tensors import dtype_name, dtype_of
 from deevo_ext.runs.contenders import compare_run
 from deevo_ext.runs.given import GROUPS, Keywords, OptionGroup, Options
 from deevo_ext.runs.population_place import default_place
@@ -143,6 +144,7 @@ def evolve(
     else:
         with ranks().one_a_node_first():
             population = read()
+    _warn_of_rounding(population)
     images = sets["fitness"]
     if calibration_images is None:
         count = min(CALIBRATION_IMAGES, len(images))
@@ -193,6 +195,20 @@ def _require_folder_of_its_own(run_dir: str | Path | None, files: Sequence[Path]
                 f"run_dir is {run_dir}, where {among[0].name} and other checkpoints lie, among "
                 "which the run's own networks would be taken for members; give a folder of its own"
             )
+
+
+def _warn_of_rounding(population: Population) -> None:
+    """Warns where checkpoints are narrower than rows: the network that is returned is like them."""
+    rows = population.rows.dtype
+    kept = {dtype_of(entry.dtype) for entry in population.layout.entries}
+    eps = torch.finfo(rows).eps
+    if narrow := sorted(dtype_name(dtype) for dtype in kept if torch.finfo(dtype).eps > eps):
+        warn(
+            f"the checkpoints hold {' and '.join(narrow)}, to which the returned network is "
+            f"rounded, while networks are scored as {dtype_name(rows)}: save the members as "
+            f"{dtype_name(rows)}, and that comes back which was scored",
+            stacklevel=4,
+        )
 
 
 def _place(model: nn.Module, files: Sequence[Path], options: Options) -> torch.device | str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 import deevo_ext as deevo
 from deevo_ext.data.cached import CachedImages
 from deevo_ext.reports.tables import Table
-from support.evolution import images, population, save_members
+from support import evolution
+from support.evolution import images, population, save_members, short_run
 from support.networks import Net
+
+HALF = {torch.float32: torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,25 @@ def test_model_has_the_returned_weights(result: deevo.Result, given: Net) -> Non
     for name, tensor in given.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert any(bool(tensor.any()) for tensor in result.state_dict.values())  # no memory is shared
+
+
+def test_rounding_to_the_checkpoints_dtype_is_said(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = save_members(tmp_path / "members", 4)
+    options: dict = {"inject_soups": True, "basin": "ignore", "generations": 1}
+    short_run(folder, None, **options)
+    assert not [w for w in recwarn if "rounded" in str(w.message)]
+    for file in folder.iterdir():
+        save_file({n: t.to(HALF.get(t.dtype, t.dtype)) for n, t in load_file(file).items()}, file)
+    text = "hold bfloat16, to which the returned network is rounded, while .* as float32: save"
+    with pytest.warns(UserWarning, match=text) as caught:
+        result = short_run(folder, None, **options)
+    assert {caught.pop(UserWarning).filename} == {evolution.__file__}  # that of the caller
+    assert result.state_dict["fc.weight"].dtype == torch.bfloat16
+    recwarn.clear()
+    short_run(folder, None, **options, dtype=torch.bfloat16)
+    assert not [w for w in recwarn if "rounded" in str(w.message)]
 
 
 def test_history_is_flat(result: deevo.Result) -> None:
