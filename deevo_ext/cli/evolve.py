@@ -29,7 +29,7 @@ from deevo_ext.cli.options import (
 )
 from deevo_ext.cli.parameters import class_order_shown, keywords_of, model_args_of
 from deevo_ext.data import ImageSets, image_sets
-from deevo_ext.data.class_maps import class_map_of
+from deevo_ext.data.class_maps import class_map_of, require_same_as_configs
 from deevo_ext.data.other_kind import NewKind, new_kind, one_set
 from deevo_ext.data.sets import TRAIN_IMAGES
 from deevo_ext.distributed.ranks import ranks
@@ -241,6 +241,8 @@ def evolve(
             )
         if old is not None:
             keywords["old_images"] = one_set(old, "old", pixels, sets.class_names, **opening)
+    if own is None and sets.class_names:
+        require_same_as_configs(files, sets.class_names, action)
     check_fit(network, sets.fitness, sets.class_names)
     log.info(
         "%s\n%s checkpoints: engines are timed and every member is scored, which takes minutes "

@@ -25,7 +25,7 @@ from deevo_ext.cli.options import (
     with_options,
 )
 from deevo_ext.cli.parameters import class_order_shown, model_args_of
-from deevo_ext.data.class_maps import class_map_of
+from deevo_ext.data.class_maps import class_map_of, require_same_as_configs
 from deevo_ext.data.sets import TRAIN_IMAGES, open_data
 from deevo_ext.errors import DeevoError
 from deevo_ext.networks.zoo import architecture, check_fit, classes_in
@@ -137,6 +137,8 @@ def populate(
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
+    if checkpoint is not None and own is None and not made.base_epochs:
+        require_same_as_configs([checkpoint], cached.class_names, "warn")
     images = cached.part("train", expected)
     network = architecture(
         arch,

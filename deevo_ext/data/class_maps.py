@@ -39,7 +39,12 @@ class ClassMap:
     names: tuple[str, ...]
     where: str
 
-    def require_same(self, order: ClassOrder, action: str) -> None:
+    def require_same(
+        self,
+        order: ClassOrder,
+        action: str,
+        mend: str = "leave out --class-order, or correct it",
+    ) -> None:
         """Compares an order that was asked for; "refuse" raises DeevoError, "warn" warns.
 
         Named classes that the map does not know, such as names in another language, say nothing.
@@ -50,7 +55,7 @@ class ClassMap:
             if numbers.get(name, number) != number:
                 _object(
                     f"class order gives {name!r} the label {numbers[name]}, but by {self.where} it "
-                    f"is output {number} of the network: leave out --class-order, or correct it",
+                    f"is output {number} of the network: {mend}",
                     action,
                 )
                 return
@@ -79,6 +84,27 @@ def class_map_of(files: Sequence[Path], action: str) -> ClassMap | None:
                 action,
             )
     return first
+
+
+def require_same_as_configs(files: Sequence[Path], order: Sequence[str], action: str) -> None:
+    """Compares the order of the classes with the `config.json` of each network that is a folder.
+
+    transformers' and timm's have names of classes, which need not be those of class folders, so
+    they decide no order; the names that both know must have the same numbers.
+    """
+    for config in dict.fromkeys(file.with_name("config.json") for file in files):
+        if config.is_file() and (found := _in_config(config)):
+            found.require_same(order, action, f"give --class-order {config}")
+
+
+def _in_config(config: Path) -> ClassMap | None:
+    content = _parsed(config.read_text(encoding="utf-8", errors="replace"))
+    if not isinstance(content, dict):
+        return None
+    for key, kind in (("label2id", "label2id"), ("label_names", "class_names")):
+        if names := _names(kind, content.get(key)):
+            return ClassMap(names, f"{key!r} in {config}")
+    return None
 
 
 def _object(what: str, action: str) -> None:

@@ -91,14 +91,17 @@ def class_order_of(text: str, architecture: str, names: Sequence[str] | None = N
 def names_in_file(path: Path) -> list[str]:
     """Reads the names of classes, in the order of the network's outputs.
 
-    The file has a name a line, or is .json: a list of names, or an object of their numbers 0, 1,
-    ... by name. Raises DeevoError where it is neither.
+    The file has a name a line, or is .json: a list of names, an object of their numbers 0, 1, ...
+    by name, or a config.json of transformers' or timm's that has one. Raises DeevoError where it is
+    none of them.
     """
     try:
         content = path.read_text(encoding="utf-8")
         value = json.loads(content) if path.suffix == ".json" else content.split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise DeevoError(f"{path}: cannot be read ({error}); expected names, one a line") from None
+    if isinstance(value, dict):
+        value = value.get("label2id") or value.get("label_names") or value
     if isinstance(value, dict):
         numbers = list(value.values())
         if not all(type(n) is int for n in numbers) or sorted(numbers) != [*range(len(numbers))]:

@@ -161,6 +161,38 @@ def test_members_with_other_maps_are_refused_before_pictures_are_read(
         deevo.evolve(KnowsColours(), place / "runs", images, basin="refuse", progress=False)
 
 
+@pytest.mark.parametrize("key", ["label2id", "label_names"])
+def test_configs_of_folders_are_compared_where_their_names_are_known(
+    key: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = {name: k for k, name in enumerate(NAMES)}
+    known: Any = numbers if key == "label2id" else NAMES
+    for member in range(4):
+        folder = place / "runs" / f"m{member}"
+        folder.mkdir(parents=True)
+        save_file(state_dict(member), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"model_type": "own", key: known}))
+    config = place / "runs" / "m0" / "config.json"
+    code, _, err = evolve(place, capsys)
+    assert code == 1
+    said = f"class order gives '2' the label 4, but by {key!r} in {config} it is output 1 of"
+    assert said in err and f"give --class-order {config}" in err and "guessing" not in err
+    (place / "c.safetensors").unlink()
+    code, out, err = evolve(place, capsys, f"--class-order={config}")
+    assert code == 0 and are_right(out), err
+    # populate says it, too; other names, as transformers' placeholders, say nothing.
+    line = ["populate", "--arch=cli.test_class_maps:KnowsColours", f"--data={place}/data"]
+    line += [f"--transform={place}/t.json", f"--cache={place}/p.safetensors", "--members=2"]
+    line += ["--epochs=0.1", "--augment=none", "--workers=0", f"--checkpoint={config.parent}"]
+    for names, warned in ((NAMES, True), ([f"LABEL_{k}" for k in range(CLASSES)], False)):
+        other: Any = {name: k for k, name in enumerate(names)} if key == "label2id" else names
+        config.write_text(json.dumps({key: other}))
+        with pytest.raises(SystemExit) as end:
+            main([*line, f"--out={place}/members{warned}"])
+        assert not end.value.code
+        assert ("it is output 1 of the network" in capsys.readouterr().err) == warned
+
+
 def test_a_name_or_a_shape_that_does_not_fit_is_found_before_pictures_are_read(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
