@@ -183,6 +183,11 @@ class Comparison:
             rival = None if saved["rival"] is None else Difference.load(saved["rival"])
             parent = Difference.load(saved["parent"])
             return cls(networks, saved["evolved"], rival, parent, *texts)
+        except FileNotFoundError as error:
+            raise DeevoError(
+                f"{path} does not exist: expected the folder of a finished run with test images; "
+                "--resume FOLDER --test IMAGES gives a run its table"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DeevoError(
                 f"{path} is not the table of a run ({error!r}); expected what deevo evolve or "

@@ -165,6 +165,8 @@ def test_table_as_text_and_json(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(DeevoError, match="not the table of a run"):
         Comparison.load(tmp_path / "broken.json")
+    with pytest.raises(DeevoError, match=r"none\.json does not exist: .* --test IMAGES gives"):
+        Comparison.load(tmp_path / "none.json")
     assert saved["data"] == "digits" and saved["rival"]["interval"] == [-0.2, -0.1]
     assert "margin" not in text
     by_margin = dataclasses.replace(
