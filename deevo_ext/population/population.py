@@ -141,7 +141,7 @@ class Population:
         """
         given = {name: value for name, value in locals().items() if name != "state_dicts"}
         check_arguments(Population.from_state_dicts, given)  # of those `in_memory` says more
-        sources = in_memory(state_dicts, names)
+        sources = in_memory(state_dicts, names, with_saved_names(NameOptions(), model))
         inventory = Inventory.of(model, frozen, batchnorm)
         return cls(read_members(inventory, sources, dtype, device, spare))
 

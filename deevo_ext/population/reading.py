@@ -96,9 +96,14 @@ def check_files(inventory: Inventory, files: Sequence[Path], options: NameOption
 
 
 def in_memory(
-    state_dicts: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None = None
+    state_dicts: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str] | None = None,
+    options: NameOptions | None = None,
 ) -> list[Source]:
-    """Returns state dicts as sources called `names`, by default member0, member1, ..."""
+    """Returns state dicts as sources called `names`, by default member0, member1, ...
+
+    options: how tensors' names are made the model's.
+    """
     if isinstance(state_dicts, Mapping) or not isinstance(state_dicts, Sequence):
         raise DeevoError(
             f"state_dicts are a {type(state_dicts).__name__}; expected a list of state dicts"
@@ -122,7 +127,7 @@ def in_memory(
 
     def source(name: str, state: Mapping[str, Tensor]) -> Source:
         def load(expected: Collection[str]) -> tuple[Mapping[str, Tensor], Match]:
-            found = match(state, expected, NameOptions(), name)
+            found = match(state, expected, options or NameOptions(), name)
             return found.renamed(state), found
 
         return Source(name, name, load)

@@ -57,6 +57,9 @@ def test_files_that_transformers_writes_fit_its_models(
         population = Population.from_checkpoints(network, files)
         for i, model in enumerate(models):
             assert same(population.state_dict(i), model.state_dict())
+    for states in ([load_file(file) for file in saved], [model.state_dict() for model in models]):
+        population = Population.from_state_dicts(network, states)
+        assert same(population.state_dict(1), models[1].state_dict())
     # What comes back is under the first file's names.
     population = Population.from_checkpoints(network, saved)
     named = Naming.of_population(population).named(population.state_dict(1))
