@@ -47,6 +47,8 @@ def saved_names(model: nn.Module) -> Mapping[str, str]:
     config = model.config
     try:
         model.config = copy.deepcopy(config)  # which saving changes
+        # Of several ranks it lets only the first one save; each asks here for itself.
+        vars(model)["should_save_on_this_rank"] = lambda *_, **__: True
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder, state_dict=numbers)
             saved = load_file(Path(folder) / "model.safetensors")
@@ -54,6 +56,7 @@ def saved_names(model: nn.Module) -> Mapping[str, str]:
         return {}  # the file's names are compared with the model's own
     finally:
         model.config = config
+        vars(model).pop("should_save_on_this_rank", None)
         if shown:
             bars.enable_progress_bar()
     found = {name: own[int(value)] for name, value in saved.items() if value.numel() == 1}

@@ -84,6 +84,16 @@ def test_names_are_the_models_own_where_it_cannot_be_saved(
         architecture(arch, checkpoint=tmp_path / "model.safetensors")
 
 
+def test_every_rank_is_told_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**_PLAIN))
+    alone, before = saved_names(model), set(vars(model))
+    mixin = pytest.importorskip("transformers.distributed.mixin")
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    assert alone and saved_names(model) == alone
+    assert set(vars(model)) == before
+
+
 def test_a_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**_PLAIN))
     model.save_pretrained(tmp_path)
