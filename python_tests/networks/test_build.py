@@ -282,3 +282,40 @@ def test_images_without_a_pixel_are_refused(size: int, engine: str) -> None:
     shape[size] = 0
     with pytest.raises(DeevoError, match=r"images have shape .*; expected \[N, C, H, W\], none"):
         forward.logits(two_of(model).rows[0], torch.zeros(shape))
+
+
+class Typed(Mixing):
+    """Gives its logits in another dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__("none")
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_logits_of_another_dtype_are_rounded_or_refused(engine: str) -> None:
+    model = Typed(torch.float64).eval()
+    population = two_of(model)
+    losses = PopulationForward(model, population, engine=engine)(
+        population.rows[:1], pictures(), LABELS
+    ).losses[0]
+    with torch.no_grad():
+        expected = functional.cross_entropy(model(pictures()), LABELS, reduction="none")
+    assert torch.allclose(losses, expected.float(), atol=1e-5)
+    for dtype in (torch.int64, torch.complex64):
+        forward = PopulationForward(Typed(dtype), population, engine=engine)
+        with pytest.raises(DeevoError, match=rf"the model returned {dtype} .*; expected logits"):
+            forward(population.rows, pictures(), LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:.*is served by functional_call:UserWarning")
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_an_operator_that_a_dtype_lacks_is_named(engine: str) -> None:
+    linear = nn.utils.parametrizations.orthogonal(nn.Linear(108, 3))
+    model = nn.Sequential(nn.Flatten(), linear)
+    forward = PopulationForward(model, two_of(model), engine=engine, precision="bfloat16")
+    with pytest.raises(DeevoError, match=r"the model failed on images .*not implemented for"):
+        forward.logits(two_of(model).rows[0], pictures())

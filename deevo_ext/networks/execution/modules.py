@@ -114,7 +114,8 @@ def contiguous(images: Tensor) -> Tensor:
 def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
     """Returns run(images) for images called `name`; DeevoError where it gives no logits.
 
-    Of an output with `logits`, as an attribute or a key, these are taken.
+    Of an output with `logits`, as an attribute or a key, these are taken; float64 is rounded to
+    float32.
     """
     try:
         logits = run(images)
@@ -128,4 +129,9 @@ def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
-    return logits
+    if not logits.is_floating_point():
+        raise DeevoError(
+            f"the model returned {logits.dtype} {tuple(logits.shape)}; expected logits of a "
+            "floating-point dtype, not classes that are decided on or complex numbers"
+        )
+    return logits.float() if logits.dtype == torch.float64 else logits
