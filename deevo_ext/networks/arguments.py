@@ -33,6 +33,11 @@ def check_options(
             f"model is a {type(model).__name__}, which is for training; expected the module in it: "
             "give model.module, also where the population is made"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise DeevoError(
+            "model is made by torch.jit, which keeps its weights to itself; expected the "
+            "torch.nn.Module that it was made of"
+        )
     if callable(engine) and precision not in ("auto", "float32"):
         raise DeevoError(
             f"precision is {precision!r}, but the engine is a function, which computes as it does: "

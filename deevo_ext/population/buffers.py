@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -29,12 +30,14 @@ def other_norms(model: nn.Module, statistics: Collection[str]) -> dict[str, str]
 
     Training mode averages the statistics of BatchNorms alone over batches: InstanceNorm's has no
     such average, frozen norms have no training mode, and of norms written by hand nothing is known.
+    What torch.jit has made of a norm is refused where it is called.
     """
+    known = (_BatchNorm, torch.jit.ScriptModule)
     owners = {name.rpartition(".")[0] for name in statistics}
     return {
         path: type(module).__name__
         for path, module in model.named_modules(remove_duplicate=False)
-        if path in owners and not isinstance(module, _BatchNorm)
+        if path in owners and not isinstance(module, known)
     }
 
 

@@ -192,6 +192,7 @@ def test_a_graph_that_is_wrong_is_left_for_the_module(
         return graph
 
     monkeypatch.setattr(build, "fuse", wrong)
+    torch.manual_seed(0)  # of some weights half of the logits is little
     model = Mixing("none").eval()
     population = two_of(model)
     forward = PopulationForward(model, population, engine="fused", precision=precision)
@@ -319,3 +320,20 @@ def test_an_operator_that_a_dtype_lacks_is_named(engine: str) -> None:
     forward = PopulationForward(model, two_of(model), engine=engine, precision="bfloat16")
     with pytest.raises(DeevoError, match=r"the model failed on images .*not implemented for"):
         forward.logits(two_of(model).rows[0], pictures())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_models_without_values_or_made_by_jit_are_named() -> None:
+    population = two_of(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    data = TensorDataset(pictures(), LABELS)
+    for refused in (
+        lambda: PopulationForward(model, population),
+        lambda: DatasetFitness(model, population, data, nn.CrossEntropyLoss()),
+    ):
+        with pytest.raises(DeevoError, match=r"whose '1\.weight' is on the meta device"):
+            refused()
+    scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), pictures())
+    with pytest.raises(DeevoError, match=r"model is made by torch\.jit"):
+        PopulationForward(scripted, population)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -48,6 +49,13 @@ class Modules:
 
 def copy_of(model: nn.Module) -> nn.Module:
     """Returns a copy of a user's model; DeevoError where torch refuses to copy it."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise DeevoError(
+                f"model is a {type(model).__name__} whose {name!r} is on the meta device, which "
+                "keeps no values; a population is made with that, networks are evaluated with a "
+                "model on a real device: make it without torch.device('meta')"
+            )
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
