@@ -337,3 +337,21 @@ def test_models_without_values_or_made_by_jit_are_named() -> None:
     scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), pictures())
     with pytest.raises(DeevoError, match=r"model is made by torch\.jit"):
         PopulationForward(scripted, population)
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("policy", ["evolve", "inherit"])
+def test_a_model_without_a_tensor_of_the_rows_is_refused(engine: str, policy: str) -> None:
+    def network(classes: int, **options: bool) -> nn.Sequential:
+        norm = nn.BatchNorm1d(108, track_running_stats=not options.pop("plain", False))
+        return nn.Sequential(nn.Flatten(), norm, nn.Linear(108, classes, **options))
+
+    states = [network(3).state_dict() for _ in "12"]
+    population = Population.from_state_dicts(network(3), states, batchnorm=policy)
+    for other, match in (
+        (network(3, bias=False), r"'2\.bias' \[3\], but the model has none of that name"),
+        (network(4), r"'2\.weight' \[3, 108\], but the model has \[4, 108\]"),
+        (network(3, plain=True), r"'1\.running_mean' \[108\], but the model has none"),
+    ):
+        with pytest.raises(DeevoError, match=match):
+            PopulationForward(other, population, engine=engine)
