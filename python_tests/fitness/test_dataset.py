@@ -393,3 +393,21 @@ def test_a_validation_of_minus_infinity_is_refused() -> None:
     validation.fitness.loss = log_of_error
     with pytest.raises(DeevoError, match=r"the loss .*log_of_error of a network .* is -inf; exp"):
         whole.run()
+
+
+@pytest.mark.parametrize("part", ["fitness", "validation"])
+def test_a_fitness_of_another_population_is_refused(part: str) -> None:
+    states = networks(lambda: mlp(1))
+    own, other = (
+        deevo.Population.from_state_dicts(mlp(1), some, batchnorm="inherit")
+        for some in (states, states[::-1])
+    )
+    made = {
+        name: deevo.DatasetFitness(
+            mlp(1), other if name == part else own, regression(), nn.MSELoss()
+        )
+        for name in ("fitness", "validation")
+    }
+    de = deevo.DifferentialEvolution(own, generations=1)
+    with pytest.raises(DeevoError, match=r"the DatasetFitness was made for another population"):
+        deevo.Evolution(de, made["fitness"], validation=deevo.FitnessValidation(made["validation"]))
