@@ -71,8 +71,8 @@ def _networks(rows: list[Row]) -> list[Line]:
 
 def _runs(rows: list[Row]) -> list[Line]:
     lines: list[Line] = []
-    for mine in _select(rows, case="evolve", backend="fused"):
-        same = {name: mine[name] for name in ("size", "np", "dtype", "batch")}
+    for mine in _with_most_threads(_select(rows, case="evolve", backend="fused")):
+        same = {name: mine[name] for name in ("size", "np", "dtype", "batch", "threads")}
         others = {
             "by hand in PyTorch": _fastest(rows, case="evolve", backend="eager", **same),
             "with racing": _fastest(rows, case="racing", backend="fused", **same),

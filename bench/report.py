@@ -89,7 +89,8 @@ def report(devices: dict[str, list[Row]], results: Path) -> str:
     ]
     for name, rows in devices.items():
         lines += ["", f"## {name}", "", *_machine(rows), ""]
-        lines += [f"- {what}: {value} ({beside})" for what, value, beside in headlines(rows)]
+        for what, value, beside in headlines(rows):
+            lines.append(f"- {what}: {value} ({beside})" if beside else f"- {what}: {value}")
         lines += [f"- {line}" for line in fits(rows)]
         for picture in ("bandwidth", "peers", "roofline"):
             if (results / name / f"{picture}.png").exists():

@@ -138,3 +138,20 @@ def test_exponents_are_those_of_the_law_behind_the_points():
     assert "grow as D^1.50 from 10 to 9000 at NP = 8" in lines[0]
     assert "grow as NP^1.00 from 16 to 64 at D = 500" in lines[1]
     assert "is 1 MiB and 1.100 float32 rows a member" in lines[2]
+
+
+def test_a_run_is_held_against_what_has_as_many_threads():
+    from bench.headlines import headlines
+
+    def evolve(backend, threads, median, case="evolve"):
+        return some_row(
+            case=case, backend=backend, threads=threads, median_s=median, size="resnet8",
+            np=12, batch=512,
+        )  # fmt: skip
+
+    rows = [evolve("fused", 1, 0.7), evolve("fused", 2, 0.4), evolve("eager", 1, 0.9)]
+    [(_, value, beside)] = headlines(rows)
+    assert (value, beside) == ("400.00 ms", "")
+    rows += [evolve("eager", 2, 1.5), evolve("fused", 2, 0.3, case="racing")]
+    [(_, value, beside)] = headlines(rows)
+    assert beside == "by hand in PyTorch 1.50 s, with racing 300.00 ms"
