@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deevo_ext.errors import DeevoError
@@ -42,7 +43,9 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
             value = values[name]
             shown = f"{reprlib.repr(value)}, " if isinstance(value, _SHOWN) else ""
             kind = type(value).__qualname__
-            raise DeevoError(f"{name} is {shown}of type {kind}; expected {_text(hint)}")
+            plain = isinstance(value, np.generic) and _fits(value.item(), hint)
+            mend = f": give {name}.item()" if plain else ""
+            raise DeevoError(f"{name} is {shown}of type {kind}; expected {_text(hint)}{mend}")
 
 
 def usable_device(device: torch.device | str) -> torch.device:

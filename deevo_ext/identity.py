@@ -65,7 +65,7 @@ class _Parts:
         """Yields the function's parts, then those of all that it is made of."""
         yield from self._value(function)
         if not isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
-            yield from self._value(_attributes(function))
+            yield from self._value(attributes_of(function))
         for definition in self._definitions:  # which become more on the way
             if isinstance(definition, type):
                 yield from self._value({k: v for k, v in vars(definition).items() if k[:2] != "__"})
@@ -112,7 +112,7 @@ class _Parts:
         elif isinstance(value, (torch.Tensor, np.ndarray)):
             yield from _array(value)
         elif isinstance(value, types.MethodType):
-            yield from self._items((value.__func__, value.__self__, _attributes(value.__self__)))
+            yield from self._items((value.__func__, value.__self__, attributes_of(value.__self__)))
         elif isinstance(value, functools.partial):
             yield from self._items((value.func, value.args, value.keywords))
         elif isinstance(value, (classmethod, staticmethod)):
@@ -170,7 +170,7 @@ class _Parts:
         yield from self._value(code.co_consts)
 
 
-def _attributes(value: object) -> dict[str, Any]:
+def attributes_of(value: object) -> dict[str, Any]:
     """Returns what an object holds, in its `__dict__` and in slots."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]

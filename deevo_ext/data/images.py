@@ -34,7 +34,7 @@ class ImageSet(LabelledImages):
 
     def __post_init__(self) -> None:
         check_arguments(ImageSet, vars(self))
-        images = self.images
+        images = self.images = self.images.detach()  # some are learned
         if images.ndim != 4 or images.dtype != torch.float32:
             raise DeevoError(
                 f"{self.name}: images must be float32 [N, C, H, W], "

@@ -24,10 +24,11 @@ from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness
 from deevo_ext.fitness.sampling import image_keys
 from deevo_ext.fitness.statistics import Inherited
-from deevo_ext.identity import full_name, function_identity
+from deevo_ext.identity import attributes_of, full_name, function_identity
 from deevo_ext.networks.execution.modules import call, copy_of
 from deevo_ext.population.population import Population
 
+_PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -181,8 +182,22 @@ class DatasetFitness(Fitness):
             else:
                 total += self._loss(output, targets) * self.sizes[i]
         if self.whole_set:
-            return self._loss(*tree_map(_end_to_end, *outputs))
+            return self._loss(*self._joined(outputs))
         return total / sum(self.sizes[i] for i in chosen)
+
+    def _joined(self, outputs: list[Any]) -> Any:
+        """Returns outputs and targets of all micro-batches, end to end."""
+        try:
+            return tree_map(_end_to_end, *outputs)
+        except DeevoError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise DeevoError(
+                f"whole_set=True joins the outputs and the targets of all micro-batches end to end,"
+                f" which these do not let it ({error}); let model and collate_fn give tensors of "
+                "one shape beyond the first dimension, and as many each time, or leave whole_set "
+                "out"
+            ) from error
 
     def _loss(self, output: Any, targets: Any) -> Tensor:
         value = self.loss(output, targets)
@@ -240,16 +255,31 @@ def _items(batch: Any) -> int:
     raise DeevoError("the data's micro-batches hold no tensor; expected inputs and targets")
 
 
-def _update(digest: Any, batch: Any) -> None:
-    """Adds a micro-batch to a digest: tensors by content, anything else by its text."""
+def _update(digest: Any, batch: Any, around: tuple[int, ...] = ()) -> None:
+    """Adds a micro-batch to a digest: tensors and arrays by content, objects by what they hold.
+
+    A text of an object is none of its content: it may leave out much, or name an address.
+    around: the objects that hold this one.
+    """
     leaves, form = tree_flatten(batch)
     digest.update(repr(form).encode())
     for leaf in leaves:
-        if isinstance(leaf, Tensor):
+        if hasattr(leaf, "__array_interface__") and not isinstance(leaf, Tensor):
+            leaf = np.asarray(leaf)  # a picture, too
+            if leaf.dtype.hasobject:
+                _update(digest, leaf.tolist(), around)
+                continue
+            leaf = np.ascontiguousarray(leaf)
+            digest.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
+            digest.update(leaf.tobytes())
+        elif isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
             digest.update(leaf.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
+        elif isinstance(leaf, _PLAIN) or not (held := attributes_of(leaf)):
             digest.update(repr(leaf).encode())
+        elif id(leaf) not in around:
+            digest.update(full_name(type(leaf)).encode())
+            _update(digest, held, (*around, id(leaf)))
 
 
 def _end_to_end(*parts: Any) -> Any:

@@ -20,6 +20,7 @@ from deevo_ext.networks.execution.modules import Modules, call
 from deevo_ext.networks.execution.placement import Placement
 from deevo_ext.networks.execution.preprocessing import Preprocessing
 from deevo_ext.networks.execution.workers import Workers
+from deevo_ext.population.buffers import other_norms
 from deevo_ext.population.inventory import ModelTensor
 from deevo_ext.population.population import Population
 
@@ -74,7 +75,8 @@ class StatisticsPolicy:
     own activations on the calibration images, whatever it inherited (SWA's update_bn).
 
     module: float32, in eval mode, on the device. placement: of the images that networks in training
-    mode see. forward_passes: images put through a network for their statistics so far.
+    mode see. forward_passes: images put through a network for their statistics so far. any: whether
+    the networks have statistics that are not frozen, all of them BatchNorm's.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class StatisticsPolicy:
                 "row; give a few hundred training images (evolve: calibration_images=)"
             )
         self.population, self.calibration, self.device = population, calibration, device
+        names = [name for tensor in self.statistics() for name in tensor.names]
+        self.any = bool(names) and not other_norms(module, names)
         self.micro_batch = micro_batch
         self.forward_passes = 0
         self.placement = Placement(device)
@@ -167,11 +171,6 @@ class StatisticsPolicy:
             return 0
         size = group_size(self.calibration, self.micro_batch)
         return len(self.calibration) // size * size
-
-    @property
-    def any(self) -> bool:
-        """Whether the networks have statistics that are not frozen."""
-        return bool(self.statistics())
 
     def statistics(self) -> list[ModelTensor]:
         """Returns the networks' statistics that are not frozen."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,11 @@ def check_options(
             f"model is a {type(model).__name__}, which is for training; expected the module in it: "
             "give model.module, also where the population is made"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise DeevoError(
+            "model is made by torch.jit, which keeps its weights to itself; expected the "
+            "torch.nn.Module that it was made of"
+        )
     if callable(engine) and precision not in ("auto", "float32"):
         raise DeevoError(
             f"precision is {precision!r}, but the engine is a function, which computes as it does: "
@@ -49,6 +56,19 @@ def check_options(
         raise DeevoError(
             f"micro_batch is {micro_batch}; expected at least 1 image, at most {_LARGEST_BATCH:,}"
         )
+
+
+def check_tensors(state: Mapping[str, Tensor], layout: Layout, statistics: Layout | None) -> None:
+    """Refuses a model, by its tensors, that does not have those of the rows and statistics."""
+    for entry in (*layout.entries, *(statistics.entries if statistics is not None else ())):
+        for name in entry.names:
+            own = tuple(state[name].shape) if name in state else None
+            if own != tuple(entry.shape):
+                has = "has none of that name" if own is None else f"has {list(own)}"
+                raise DeevoError(
+                    f"the rows hold a tensor {name!r} {list(entry.shape)}, but the model {has}; "
+                    "give the module of the architecture that the population was made with"
+                )
 
 
 def evaluating_device(device: torch.device | str, precision: str) -> torch.device:

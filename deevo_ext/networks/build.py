@@ -174,7 +174,7 @@ class Builder:
 
         try:
             deviation = deviation_of(built.runner)
-        except DeevoError as error:
+        except (DeevoError, RuntimeError) as error:  # torch's own, too: of weights made of others
             return f"the network graph of {name} fails ({error})"
         size = float(expected[sound].abs().max())
         # An overflow is the network's, and its loss is +inf.

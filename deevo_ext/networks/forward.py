@@ -18,6 +18,7 @@ from deevo_ext.networks.arguments import (
     check_rows,
     check_smoothing,
     check_statistics,
+    check_tensors,
     evaluating_device,
 )
 from deevo_ext.networks.build import Builder, Built
@@ -110,6 +111,7 @@ class PopulationForward:
         self._model = as_dtype(model, torch.float32, self.device)
         state: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
         state.update(self._model.named_buffers(remove_duplicate=False))
+        check_tensors(state, layout, statistics_layout)
         elsewhere = {*layout.names, *(statistics_layout.names if statistics_layout else ())}
         apart = {name: tensor.detach() for name, tensor in state.items() if name not in elsewhere}
         self._tensors = Tensors(layout, statistics_layout, {**apart, **(fixed or {})})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 
@@ -21,6 +23,22 @@ def norm_tensors(model: nn.Module) -> tuple[set[str], set[str]]:
                 name for name in buffers if name.rpartition(".")[2] == "num_batches_tracked"
             }
     return statistics, counters
+
+
+def other_norms(model: nn.Module, statistics: Collection[str]) -> dict[str, str]:
+    """Returns the layers of these statistics that are no BatchNorm, and their types, by path.
+
+    Training mode averages the statistics of BatchNorms alone over batches: InstanceNorm's has no
+    such average, frozen norms have no training mode, and of norms written by hand nothing is known.
+    What torch.jit has made of a norm is refused where it is called.
+    """
+    known = (_BatchNorm, torch.jit.ScriptModule)
+    owners = {name.rpartition(".")[0] for name in statistics}
+    return {
+        path: type(module).__name__
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path in owners and not isinstance(module, known)
+    }
 
 
 def kept_buffers(model: nn.Module) -> set[str]:

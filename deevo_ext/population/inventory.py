@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deevo_ext.errors import DeevoError
-from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors
+from deevo_ext.population.buffers import kept_buffers, kept_by_name, norm_tensors, other_norms
 from deevo_ext.population.layout import Layout
 from deevo_ext.population.tensors import (
     check_finite,
@@ -129,12 +129,23 @@ class Inventory:
         """Takes the inventory of `model`, which is not modified and may be on the meta device.
 
         `frozen` are fnmatch patterns on full tensor names, e.g. `"fc.*"`; one of a tied
-        tensor's names is enough. Raises DeevoError for a pattern that matches nothing.
+        tensor's names is enough. Raises DeevoError for a pattern that matches nothing, and for
+        statistics to be recalibrated of a norm that is no BatchNorm.
         """
         if not isinstance(model, nn.Module):
             raise DeevoError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         state = model.state_dict(keep_vars=True)
-        return cls._of(state, norm_tensors(model), kept_buffers(model), frozen, batchnorm)
+        found = cls._of(state, norm_tensors(model), kept_buffers(model), frozen, batchnorm)
+        if batchnorm == "recalibrate":
+            apart = [t.name for t in found.tensors if t.role == "statistic"]
+            for path, kind in other_norms(model, apart).items():
+                raise DeevoError(
+                    f'batchnorm is "recalibrate", but layer {path!r} is of type {kind}, and only '
+                    'BatchNorm\'s statistics can be re-estimated; give batchnorm="evolve", which '
+                    f"combines them like weights, or frozen={f'{path}.running_*'.lstrip('.')!r} "
+                    "(--batchnorm evolve, --frozen)"
+                )
+        return found
 
     @classmethod
     def of_state_dict(

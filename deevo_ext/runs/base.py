@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from deevo_ext import _version
@@ -317,7 +318,8 @@ class Run(ABC):
         if self._metrics is not None:
             self._metrics.append(metrics)
         callbacks = self.callbacks if ranks().leads else ()
-        stops = [callback(metrics) is True for callback in callbacks]
+        said = [callback(metrics) for callback in callbacks]
+        stops = [isinstance(one, (bool, np.bool_)) and bool(one) for one in said]
         if any(stops) and not self._resuming:
             self.stop()
 

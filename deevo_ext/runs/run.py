@@ -16,6 +16,7 @@ from deevo_ext.distributed.ranks import ranks
 from deevo_ext.errors import DeevoError
 from deevo_ext.fitness.base import Fitness, as_fitness
 from deevo_ext.fitness.classification import ClassificationFitness
+from deevo_ext.fitness.dataset import DatasetFitness
 from deevo_ext.fitness.evaluator import Evaluator
 from deevo_ext.fitness.metrics import label_of
 from deevo_ext.fitness.scoring import Scoring
@@ -95,11 +96,15 @@ class Evolution(Run):
         self.patience, self._target = patience, de.configuration.generations
         self._waited, self._least = 0, math.inf  # validations since the best evolved score
         self.state = RunState(de, self.evaluator.used_statistics if self.evaluator else None)
-        for evaluator in self.evaluators():
-            if evaluator.population is not de.population:
+        chosen_by = validation.fitness if isinstance(validation, FitnessValidation) else None
+        on_data = [one for one in (self.fitness, chosen_by) if isinstance(one, DatasetFitness)]
+        scorers: list[Evaluator | DatasetFitness] = [*self.evaluators(), *on_data]
+        for scorer in scorers:
+            if scorer.population is not de.population:
+                kind = type(scorer).__name__
                 raise DeevoError(
-                    "an evaluator was made for another population than de's; make it with "
-                    "Evaluator(model, de.population)"
+                    f"the {kind} was made for another population than de's, whose statistics and "
+                    f"frozen tensors it would take: make it with {kind}(model, de.population, ...)"
                 )
         if isinstance(validation, Validation) and isinstance(self.fitness, ClassificationFitness):
             self.treatments = Treatments(validation, self.fitness.images, self.fitness.seed)

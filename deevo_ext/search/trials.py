@@ -88,7 +88,7 @@ class Trials:
         source = self._source
         chosen = self.members if members is None else self._chosen(members)
         there = source.rows.device if device is None else usable_device(device)
-        most = min(size, self.members.numel())
+        most = min(size, max(self.members.numel(), chosen.numel()))
         unchanged: list[torch.Tensor] = []
         for some in chosen.split(size):
             if there != source.rows.device:

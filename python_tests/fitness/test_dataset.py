@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -141,6 +143,43 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy() -> None:
     assert fitness.describe()["sha256"] == digest
 
 
+class Held:
+    """Holds targets as a graph or a list of boxes does, and says little of them."""
+
+    def __init__(self, targets: Any) -> None:
+        self.targets, self.owner = targets, self
+
+    def __repr__(self) -> str:
+        return f"Held of {len(self.targets)}"
+
+
+@pytest.mark.parametrize(
+    "collected",
+    [
+        lambda targets: targets,
+        lambda targets: targets.numpy(),
+        lambda targets: np.array([*targets.tolist(), None]),
+        lambda targets: Image.fromarray(targets.to(torch.uint8).reshape(40, 50).numpy()),
+        Held,
+        lambda targets: {"names": ["a"], "held": [Held(targets.numpy())]},
+    ],
+    ids=["tensor", "array", "array-of-objects", "picture", "object", "nested"],
+)
+def test_the_digest_is_of_what_targets_hold(collected: Callable[[Tensor], Any]) -> None:
+    population = deevo.Population.from_state_dicts(mlp(1), networks(lambda: mlp(1)))
+
+    def digest(targets: Tensor) -> str:
+        data = DataLoader([(torch.zeros(N, 3), collected(targets))], batch_size=None)
+        fitness = deevo.DatasetFitness(mlp(1), population, data, nn.MSELoss())
+        return str(fitness.describe()["sha256"])
+
+    targets = torch.arange(2000) % 7
+    assert digest(targets) == digest(targets.clone())
+    other = targets.clone()
+    other[1000] += 1  # far from what a text of them shows
+    assert digest(other) != digest(targets)
+
+
 def test_other_outputs_and_inputs() -> None:
     symbols = torch.randint(7, (N, 9), generator=torch.Generator().manual_seed(4))
     lengths = 1 + symbols[:, 0]
@@ -218,6 +257,23 @@ def test_a_loss_of_the_whole_set_sees_it_whole() -> None:
             expected = float(correlation(model.eval()(data.tensors[0]), data.tensors[1]))
         assert whole[i] == pytest.approx(expected, abs=1e-5)
         assert abs(parts[i] - expected) > 1e-3
+
+
+@pytest.mark.parametrize("micro_batch", [25, 8])  # N is a multiple of one of them
+def test_what_cannot_be_joined_is_refused(micro_batch: int) -> None:
+    def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Any]:
+        return torch.stack([x for x, _ in items]), [f"item {float(y)}" for _, y in items]
+
+    def wide(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        values = torch.stack([x for x, _ in items])
+        return values, torch.zeros(len(items), round(1e3 * float(values.abs().max())))
+
+    population = deevo.Population.from_state_dicts(mlp(1), networks(lambda: mlp(1)))
+    for way in (collate, wide):
+        data = DataLoader(regression(), batch_size=micro_batch, collate_fn=way)
+        fitness = deevo.DatasetFitness(mlp(1), population, data, correlation, whole_set=True)
+        with pytest.raises(DeevoError, match="whole_set=True joins"):
+            fitness(population.rows, torch.arange(6), 0)
 
 
 def test_micro_batches_take_turns() -> None:
@@ -337,3 +393,21 @@ def test_a_validation_of_minus_infinity_is_refused() -> None:
     validation.fitness.loss = log_of_error
     with pytest.raises(DeevoError, match=r"the loss .*log_of_error of a network .* is -inf; exp"):
         whole.run()
+
+
+@pytest.mark.parametrize("part", ["fitness", "validation"])
+def test_a_fitness_of_another_population_is_refused(part: str) -> None:
+    states = networks(lambda: mlp(1))
+    own, other = (
+        deevo.Population.from_state_dicts(mlp(1), some, batchnorm="inherit")
+        for some in (states, states[::-1])
+    )
+    made = {
+        name: deevo.DatasetFitness(
+            mlp(1), other if name == part else own, regression(), nn.MSELoss()
+        )
+        for name in ("fitness", "validation")
+    }
+    de = deevo.DifferentialEvolution(own, generations=1)
+    with pytest.raises(DeevoError, match=r"the DatasetFitness was made for another population"):
+        deevo.Evolution(de, made["fitness"], validation=deevo.FitnessValidation(made["validation"]))

@@ -291,3 +291,13 @@ def test_labels_beyond_the_models_classes_are_named() -> None:
     wrong = deevo.ImageSet(torch.zeros(4, 1, 10, 10), torch.tensor([0, 1, 2, 7]), "photos")
     with pytest.raises(deevo.DeevoError, match="photos have label 7, but the model has 3 classes"):
         deevo.Evaluator(Net(), pop).score(pop.rows[0], wrong)
+
+
+def test_images_that_were_learned_are_images_like_others() -> None:
+    plain = images(20)
+    learned = deevo.ImageSet(plain.images.clone().requires_grad_(), plain.labels)
+    assert learned.digest() == plain.digest()
+    assert not learned.subset([0, 2]).images.requires_grad
+    evaluator = deevo.Evaluator(Net(), (networks := population(4)), engine="eager")
+    rows = networks.rows
+    assert evaluator.scores(rows, learned) == evaluator.scores(rows, plain)

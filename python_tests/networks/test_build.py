@@ -192,6 +192,7 @@ def test_a_graph_that_is_wrong_is_left_for_the_module(
         return graph
 
     monkeypatch.setattr(build, "fuse", wrong)
+    torch.manual_seed(0)  # of some weights half of the logits is little
     model = Mixing("none").eval()
     population = two_of(model)
     forward = PopulationForward(model, population, engine="fused", precision=precision)
@@ -282,3 +283,75 @@ def test_images_without_a_pixel_are_refused(size: int, engine: str) -> None:
     shape[size] = 0
     with pytest.raises(DeevoError, match=r"images have shape .*; expected \[N, C, H, W\], none"):
         forward.logits(two_of(model).rows[0], torch.zeros(shape))
+
+
+class Typed(Mixing):
+    """Gives its logits in another dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__("none")
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_logits_of_another_dtype_are_rounded_or_refused(engine: str) -> None:
+    model = Typed(torch.float64).eval()
+    population = two_of(model)
+    losses = PopulationForward(model, population, engine=engine)(
+        population.rows[:1], pictures(), LABELS
+    ).losses[0]
+    with torch.no_grad():
+        expected = functional.cross_entropy(model(pictures()), LABELS, reduction="none")
+    assert torch.allclose(losses, expected.float(), atol=1e-5)
+    for dtype in (torch.int64, torch.complex64):
+        forward = PopulationForward(Typed(dtype), population, engine=engine)
+        with pytest.raises(DeevoError, match=rf"the model returned {dtype} .*; expected logits"):
+            forward(population.rows, pictures(), LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:.*is served by functional_call:UserWarning")
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_an_operator_that_a_dtype_lacks_is_named(engine: str) -> None:
+    linear = nn.utils.parametrizations.orthogonal(nn.Linear(108, 3))
+    model = nn.Sequential(nn.Flatten(), linear)
+    forward = PopulationForward(model, two_of(model), engine=engine, precision="bfloat16")
+    with pytest.raises(DeevoError, match=r"the model failed on images .*not implemented for"):
+        forward.logits(two_of(model).rows[0], pictures())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_models_without_values_or_made_by_jit_are_named() -> None:
+    population = two_of(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)))
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    data = TensorDataset(pictures(), LABELS)
+    for refused in (
+        lambda: PopulationForward(model, population),
+        lambda: DatasetFitness(model, population, data, nn.CrossEntropyLoss()),
+    ):
+        with pytest.raises(DeevoError, match=r"whose '1\.weight' is on the meta device"):
+            refused()
+    scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), pictures())
+    with pytest.raises(DeevoError, match=r"model is made by torch\.jit"):
+        PopulationForward(scripted, population)
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("policy", ["evolve", "inherit"])
+def test_a_model_without_a_tensor_of_the_rows_is_refused(engine: str, policy: str) -> None:
+    def network(classes: int, **options: bool) -> nn.Sequential:
+        norm = nn.BatchNorm1d(108, track_running_stats=not options.pop("plain", False))
+        return nn.Sequential(nn.Flatten(), norm, nn.Linear(108, classes, **options))
+
+    states = [network(3).state_dict() for _ in "12"]
+    population = Population.from_state_dicts(network(3), states, batchnorm=policy)
+    for other, match in (
+        (network(3, bias=False), r"'2\.bias' \[3\], but the model has none of that name"),
+        (network(4), r"'2\.weight' \[3, 108\], but the model has \[4, 108\]"),
+        (network(3, plain=True), r"'1\.running_mean' \[108\], but the model has none"),
+    ):
+        with pytest.raises(DeevoError, match=match):
+            PopulationForward(other, population, engine=engine)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,13 @@ def test_a_stopped_run_goes_on_to_the_bits_of_a_whole_one(
     assert run.run().digest == expected.digest and not run.stopped
     assert lines(folder) == lines(whole.run_dir)  # type: ignore[arg-type]
     assert evolved.read_bytes() == (tmp_path / "whole" / "evolved.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("said", [np.bool_(True), np.bool_(False), 1, "yes"])
+def test_a_callback_stops_by_numpys_true_and_by_no_other_value(said: object) -> None:
+    run = evolution(None, generations=3, callbacks=[lambda _: said])
+    run.run()
+    assert run.stopped == (isinstance(said, np.bool_) and bool(said))
 
 
 def test_a_run_of_a_call_stops_and_has_a_table(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import deevo_ext as deevo
 from deevo_ext.fitness.statistics import Used
@@ -17,7 +19,7 @@ from deevo_ext.runs.contenders import compare, contenders_of
 from deevo_ext.runs.folder import TENSORS
 from deevo_ext.runs.replay import write_candidate
 from support.evolution import images, top2
-from support.networks import Net
+from support.networks import Net, members
 
 
 def run(checkpoints: Path, run_dir: Path, **options: object) -> deevo.Result:
@@ -48,6 +50,51 @@ def scores(result: deevo.Result, *, initial: bool) -> dict[str, float]:
     state = result.run.state
     everyone = [*state.initial.values(), *state.evolved.values(), *state.treated]
     return {one.name: one.score for one in everyone if (one.generation == 0) == initial}
+
+
+class Frozen(nn.Module):
+    """Statistics that training leaves alone, as in torchvision's FrozenBatchNorm2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, variance = self.running_mean[:, None, None], self.running_var[:, None, None]
+        return (x - mean) / (variance + 1e-5).sqrt()
+
+
+def instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, track_running_stats=True)
+
+
+@pytest.mark.parametrize("kind", [Frozen, instance_norm])
+@pytest.mark.parametrize("search", ["weights", "coefficients"])
+def test_statistics_of_other_norms_are_combined_and_never_reestimated(
+    kind: Callable[[int], nn.Module], search: str, tmp_path: Path
+) -> None:
+    def network() -> nn.Module:
+        layers = [nn.Conv2d(1, 4, 3), kind(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)]
+        return nn.Sequential(*layers, nn.BatchNorm1d(3))
+
+    for i, state in enumerate(members(network, 5)):
+        save_file(state, tmp_path / f"m{i}.safetensors")
+    sets, test = (images(60, 1), images(60, 2)), images(60, 3)
+    length = {"generations": 2} if search == "weights" else {"rounds": 1}
+    options: dict = {"search": search, "progress": False, "engine": "eager", **length}
+    with pytest.raises(deevo.DeevoError, match=r"layer '1' .* only BatchNorm's .*'1\.running_\*'"):
+        deevo.evolve(network(), tmp_path, *sets, test, batchnorm="recalibrate", **options)
+    for given in ({"batchnorm": "evolve"}, {"batchnorm": "recalibrate", "frozen": "1.running_*"}):
+        result = deevo.evolve(network(), tmp_path, *sets, test, **given, **options)
+        with torch.no_grad():
+            logits = result.model()(test.images)
+        loss = float(nn.functional.cross_entropy(logits, test.labels))
+        assert result.comparison is not None
+        [returned] = [one for one in result.comparison.networks if one.returned]
+        assert loss == pytest.approx(returned.loss, rel=1e-4)  # float32 sums of 256 products
+        named = [one.name for one in result.comparison.networks]
+        assert not any("re-estimated" in name for name in named)
 
 
 @pytest.mark.parametrize("batchnorm", ["evolve", "inherit", "recalibrate"])

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,3 +175,9 @@ def test_members_are_whole_numbers(members: object) -> None:
     with pytest.raises(DeevoError, match=r"^members are"):
         trials.rows(members)  # type: ignore[arg-type]
     assert trials.rows([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("value, mend", [(np.int64(3), r": give seed\.item\(\)"), ([3], "")])
+def test_numpys_numbers_are_named_with_the_remedy(value: object, mend: str) -> None:
+    with pytest.raises(DeevoError, match=rf"^seed is .*expected a whole number{mend}$"):
+        DifferentialEvolution(population(), seed=value)  # type: ignore[arg-type]

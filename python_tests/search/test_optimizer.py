@@ -88,6 +88,17 @@ def test_chunk_size_and_repetition_do_not_change_trials() -> None:
     assert torch.equal(trials.rows([6, 1]), whole[[6, 1]])
 
 
+@pytest.mark.parametrize("device", [None, "cpu:0"])
+def test_a_chunk_may_hold_more_rows_than_there_are_members(device: str | None) -> None:
+    de = deevo.DifferentialEvolution(population(), seed=5)
+    for _ in range(2):  # the parents, then trials
+        trials = de.ask()
+        asked = torch.arange(8).repeat(5)
+        ((chosen, rows),) = trials.chunks(64, device, members=asked)
+        assert torch.equal(chosen, asked) and torch.equal(rows, trials.rows(asked))
+        de.tell(torch.ones(8))
+
+
 def test_accepted_trials_become_the_members_and_others_stay() -> None:
     de = deevo.DifferentialEvolution(population(), seed=1)
     advance(de, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import queue
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -48,6 +49,13 @@ class Modules:
 
 def copy_of(model: nn.Module) -> nn.Module:
     """Returns a copy of a user's model; DeevoError where torch refuses to copy it."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise DeevoError(
+                f"model is a {type(model).__name__} whose {name!r} is on the meta device, which "
+                "keeps no values; a population is made with that, networks are evaluated with a "
+                "model on a real device: make it without torch.device('meta')"
+            )
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
@@ -114,7 +122,8 @@ def contiguous(images: Tensor) -> Tensor:
 def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor:
     """Returns run(images) for images called `name`; DeevoError where it gives no logits.
 
-    Of an output with `logits`, as an attribute or a key, these are taken.
+    Of an output with `logits`, as an attribute or a key, these are taken; float64 is rounded to
+    float32.
     """
     try:
         logits = run(images)
@@ -128,4 +137,9 @@ def logits_of(run: Callable[[Tensor], Any], images: Tensor, name: str) -> Tensor
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DeevoError(f"the model returned {what}; expected logits [N, classes]")
-    return logits
+    if not logits.is_floating_point():
+        raise DeevoError(
+            f"the model returned {logits.dtype} {tuple(logits.shape)}; expected logits of a "
+            "floating-point dtype, not classes that are decided on or complex numbers"
+        )
+    return logits.float() if logits.dtype == torch.float64 else logits
