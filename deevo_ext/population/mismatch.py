@@ -38,30 +38,16 @@ def require_fit(inventory: Inventory, state: Mapping[str, Tensor], label: str) -
     if not (missing or unexpected) and len(classes) == 1 and len(other) <= 2:
         [(has_classes, wants_classes)] = classes
         hint = f"it has {has_classes[0]} classes where the model has {wants_classes[0]}"
-    elif wrapper := _wrapper(inventory, state):
-        hint = f"the model is in a wrapper that its members are not in: give {wrapper}"
     elif missing and unexpected:
         head = inventory.order[0].partition(".")[0]
         if any(f"{head}.{name}" in known for name in state):
-            hint = (
-                f"the model's names begin with {head!r}, as torch.compile and DataParallel make "
-                f"them, and the file's do not: give the network itself, model.{head}"
-            )
+            # As torch.compile and DataParallel make names.
+            hint = f"the model is in a wrapper that its members are not in: give model.{head}"
         else:
             hint += "; where only names differ, give prefix= (--prefix) or key_map= (--key-map)"
     elif unexpected and not other:
         hint += "; what is no part of it can be left out by ignore= (--ignore)"
     raise DeevoError(f"{label}: does not fit the model; {listed}; {hint}")
-
-
-def _wrapper(inventory: Inventory, state: Mapping[str, Tensor]) -> str | None:
-    """Returns what to take the model out of, where its names then are the state's."""
-    for attribute in ("module", "_orig_mod"):  # DataParallel's, torch.compile's
-        names = [name.removeprefix(f"{attribute}.") for name in inventory.order]
-        counted = [name for name in names if not name.endswith("num_batches_tracked")]
-        if names != list(inventory.order) and state.keys() >= set(counted):
-            return f"model.{attribute}"
-    return None
 
 
 def _some(names: Sequence[str]) -> str:

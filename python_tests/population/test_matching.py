@@ -165,16 +165,3 @@ def test_files_of_frameworks_are_read_as_they_are(name: str, tmp_path: Path) -> 
     population = Population.from_checkpoints(ConvNet(), tmp_path)
     assert_equal(population.state_dict(0), STATES[0])
     assert torch.equal(population.rows, Population.from_state_dicts(ConvNet(), STATES).rows)
-
-
-@pytest.mark.parametrize("attribute", ["module", "_orig_mod"])
-def test_a_model_in_a_wrapper_is_to_be_taken_out_of_it(attribute: str) -> None:
-    wrapper = nn.Module()
-    setattr(wrapper, attribute, nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
-    states = [nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict() for _ in range(2)]
-    del states[0]["1.num_batches_tracked"]
-    with pytest.raises(DeevoError, match=rf"in a wrapper .*: give model\.{attribute}$"):
-        Population.from_state_dicts(wrapper, states)
-    states[0]["0.other"] = states[0].pop("0.bias")
-    with pytest.raises(DeevoError, match="prefix="):
-        Population.from_state_dicts(wrapper, states)
