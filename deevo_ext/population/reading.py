@@ -176,7 +176,7 @@ def read_members(
     # A state dict alone does not tell parameters from buffers.
     told = any(tensor.parameter for tensor in inventory.tensors)
 
-    stamps = [stamp(source.file) if source.file else None for source in sources]
+    stamps = {source.file: stamp(source.file) for source in sources if source.file}
 
     def read_one(i: int) -> None:  # a function, so that its state dict is dropped before the next
         label = labels[i]
@@ -208,11 +208,11 @@ def read_members(
     for i in range(len(sources)):
         read_one(i)
     digests = [(str(source.file), sha256(source.file)) for source in sources if source.file]
-    for source, before in zip(sources, stamps, strict=True):
-        if source.file and stamp(source.file) != before:
+    for file, before in stamps.items():
+        if stamp(file) != before:
             raise DeevoError(
-                f"{source.file} was changed while it was read; copy checkpoints of a training that "
-                "goes on, and give the copies"
+                f"{file} was changed while it was read; copy checkpoints of a training that goes "
+                "on, and give the copies"
             )
     rows = rows[:, : layout.dim]
     _check_duplicates(rows[: len(sources)], labels)

@@ -34,7 +34,8 @@ def saved_names(model: nn.Module) -> Mapping[str, str]:
     """Returns the model's name of each tensor that `save_pretrained` renames, by that in its file.
 
     It is made to save one number for each tensor, which says where that went. Tensors that it
-    splits or joins are left out, and so is every model but transformers'.
+    splits or joins are left out, and so is every model but transformers'. Of one that cannot be
+    saved, for whatever reason, none are known: files must have its own names, or do not fit it.
     """
     transformers: Any = sys.modules.get("transformers")
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
@@ -53,7 +54,7 @@ def saved_names(model: nn.Module) -> Mapping[str, str]:
             model.save_pretrained(folder, state_dict=numbers)
             saved = load_file(Path(folder) / "model.safetensors")
     except Exception:  # its class may be somebody's own, and of an older transformers
-        return {}  # the file's names are compared with the model's own
+        return {}
     finally:
         model.config = config
         vars(model).pop("should_save_on_this_rank", None)
